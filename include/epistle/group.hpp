@@ -1,0 +1,83 @@
+// EP groups: the ranks that share one set of experts.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "epistle/types.hpp"
+
+namespace epistle {
+
+class GroupImpl;
+
+struct GroupOptions {
+  /// Longest wait for another rank in any one step. 0 = the setting EPISTLE_TIMEOUT_MS (30 s unless set).
+  std::chrono::milliseconds timeout{0};
+};
+
+/// One rank's membership of an EP group. Collective calls must be made by every rank in the same order; a rank's own
+/// calls come from one thread at a time. After a kPeerLost or kTimeout error the group is broken: every later
+/// collective call throws the same error at once. After any other error nothing was sent and the group can be used on.
+class Group {
+ public:
+  explicit Group(std::shared_ptr<GroupImpl> impl);
+  ~Group();
+  Group(Group&&) noexcept;
+  Group& operator=(Group&&) noexcept;
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+
+  [[nodiscard]] int rank() const noexcept;
+  [[nodiscard]] int size() const noexcept;
+  [[nodiscard]] GroupKind kind() const noexcept;
+  [[nodiscard]] std::chrono::milliseconds timeout() const noexcept;
+
+  /// Returns when every rank has called it.
+  void barrier();
+
+  /// Gathers `num_bytes` (equal on all ranks, any size) of every rank, in rank order, into `output`
+  /// (size() * num_bytes bytes).
+  void all_gather(const void* input, std::size_t num_bytes, void* output);
+
+  /// For dispatchers; not part of the stable API.
+  [[nodiscard]] GroupImpl& impl() const noexcept { return *impl_; }
+
+ private:
+  std::shared_ptr<GroupImpl> impl_;
+};
+
+/// Creates a group whose ranks are threads of this process: element r belongs to the thread that plays rank r.
+[[nodiscard]] std::vector<Group> make_thread_groups(int num_ranks, const GroupOptions& options = {});
+
+/// Runs `body` as every rank of a thread group, one thread per rank, and waits for all of them. A rank that throws or
+/// returns early counts as lost for the ranks that still wait for it. Rethrows the error of the rank that failed first
+/// of itself (not one that only reports another rank's loss).
+void run_thread_ranks(int num_ranks, const std::function<void(Group&)>& body, const GroupOptions& options = {});
+
+/// Where a process stands among the ranks that a launcher started.
+struct LaunchInfo {
+  int rank = 0;
+  int num_ranks = 1;
+  int local_rank = 0;
+  std::string job;       ///< names the rendezvous; equal on all ranks of a job, different between jobs
+  std::string launcher;  ///< which variables it was read from: epistle, torchrun, openmpi, pmi, slurm
+};
+
+/// True when this process was started as one of several ranks.
+[[nodiscard]] bool is_launched() noexcept;
+
+/// Reads the launcher's variables: `epistle run`; torchrun (RANK, WORLD_SIZE, LOCAL_RANK); Open MPI; PMI (MPICH, Intel
+/// MPI); Slurm. Throws kNotFound where there are none, kInvalidArgument where they are malformed, kUnsupported where
+/// the job spans several hosts.
+[[nodiscard]] LaunchInfo read_launch_info();
+
+/// Joins the process group that the launcher described. Collective over its processes, all on one host. Memory shared
+/// between ranks is anonymous (memfd): it has no name and is gone when the last process is, however it ends.
+[[nodiscard]] Group join_process_group(const GroupOptions& options = {});
+[[nodiscard]] Group join_process_group(const LaunchInfo& info, const GroupOptions& options = {});
+
+}  // namespace epistle

@@ -1,0 +1,265 @@
+// The dispatch layout: the one place that computes counts, offsets, padding and buffer bytes. Plain values, usable from
+// host and device code; the planner uses the same object as the dispatchers, so what it predicts is what is allocated.
+#pragma once
+
+#include <cstdint>
+
+#include "epistle/types.hpp"
+
+namespace epistle {
+
+/// Which rank holds which expert: contiguous blocks, the first (num_experts mod num_ranks) ranks hold one more.
+struct ExpertPartition {
+  std::int32_t num_experts = 0;
+  std::int32_t num_ranks = 1;
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t first_expert(std::int32_t rank) const noexcept {
+    const std::int32_t base = num_experts / num_ranks;
+    const std::int32_t extra = num_experts % num_ranks;
+    return rank * base + (rank < extra ? rank : extra);
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t num_local_experts(std::int32_t rank) const noexcept {
+    return num_experts / num_ranks + (rank < num_experts % num_ranks ? 1 : 0);
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t max_local_experts() const noexcept {
+    return num_local_experts(0);
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t rank_of(std::int32_t expert) const noexcept {
+    const std::int32_t base = num_experts / num_ranks;
+    const std::int32_t extra = num_experts % num_ranks;
+    const std::int32_t wide_end = extra * (base + 1);
+    return expert < wide_end ? expert / (base + 1) : extra + (expert - wide_end) / base;
+  }
+};
+
+/// How a dispatcher moves rows; decides which buffers it needs.
+enum class Transport : std::int32_t {
+  kReference,  ///< every rank publishes its whole input
+  kAllToAll,   ///< packed send buffer, all-to-all-v, receive buffer
+  kDirect,     ///< senders write into the receiver's rows
+};
+
+/// Everything the layout depends on. The same on all ranks.
+struct LayoutParams {
+  std::int32_t num_ranks = 1;
+  std::int32_t num_experts = 0;
+  std::int32_t top_k = 0;
+  std::int64_t max_tokens = 0;
+  std::int64_t row_bytes = 0;
+  std::int64_t scale_bytes = 0;        ///< per row
+  std::int64_t combine_row_bytes = 0;  ///< 0 = nothing is ever combined
+  OutputLayout layout = OutputLayout::kTokenMajor;
+  std::int32_t alignment = 1;
+  Sizing sizing = Sizing::kExact;
+  std::int64_t capacity_rows = 0;
+  CombineMode combine = CombineMode::kHierarchical;
+  Transport transport = Transport::kDirect;
+  std::int64_t page_bytes = 4096;  ///< granularity of memory commitment
+};
+
+/// The buffers of one rank.
+enum class BufferSection : std::int32_t {
+  kCounts,       ///< posts and counts exchanged by prepare
+  kRecords,      ///< descriptions of received rows
+  kReceiveRows,  ///< dispatch output
+  kReceiveScales,
+  kCombineRows,  ///< expert outputs, read by the ranks the tokens came from
+  kGradWeights,  ///< gradients of the weights, likewise
+  kSendRows,     ///< packed rows on their way (alltoall), the whole input (reference)
+  kSendScales,
+  kStageRows,  ///< rows as the all-to-all-v delivered them, before they are sorted or summed
+  kStageScales,
+};
+inline constexpr std::int32_t kNumBufferSections = 10;
+
+/// The rows that one call needs on one rank; buffers are committed for the largest of each.
+struct RowDemand {
+  std::int64_t tokens = 0;       ///< tokens this rank routes
+  std::int64_t output_rows = 0;  ///< rows of the output layout, padding included
+  std::int64_t send_rows =
+      0;  ///< rows this rank packs: per (token, rank) or per (token, expert), as its transport sends
+  std::int64_t receive_rows = 0;   ///< rows this rank is sent, counted likewise
+  std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends
+  std::int64_t receive_pairs = 0;  ///< (token, rank) pairs this rank is sent
+};
+
+/// Describes one output row (expert_major, expert_slots). Written by the sender.
+struct RowRecord {
+  std::int32_t src_rank = -1;  ///< -1 at padding
+  std::int32_t src_token = -1;
+  std::int32_t topk_idx = -1;     ///< position in the token's top-k
+  std::int32_t primary_row = -1;  ///< the row of the same token on this rank that the sender writes
+  std::int32_t next_row = -1;     ///< the token's next row on this rank in top-k order; -1 = last
+  float weight = 0.0F;
+};
+
+/// Token-major record: {src_rank, src_token} followed by top_k local expert ids and top_k weights.
+struct TokenRecordHeader {
+  std::int32_t src_rank = -1;
+  std::int32_t src_token = -1;
+};
+
+class DispatchLayout {
+ public:
+  DispatchLayout() = default;
+  EPISTLE_HOST_DEVICE constexpr explicit DispatchLayout(const LayoutParams& params) noexcept : params_(params) {}
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr const LayoutParams& params() const noexcept { return params_; }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr ExpertPartition partition() const noexcept {
+    return {params_.num_experts, params_.num_ranks};
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool token_major() const noexcept {
+    return params_.layout == OutputLayout::kTokenMajor;
+  }
+
+  // ---- Rows -------------------------------------------------------------------------------------------------------
+
+  /// Rows that a group of `count` rows takes in the output: padded to the alignment, or the fixed slots.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t group_rows(std::int64_t count) const noexcept {
+    if (params_.layout == OutputLayout::kExpertSlots) return params_.capacity_rows;
+    const std::int64_t alignment = params_.layout == OutputLayout::kExpertMajor ? params_.alignment : 1;
+    return (count + alignment - 1) / alignment * alignment;
+  }
+
+  /// Output rows at and beyond this index do not fit (token_major and expert_major under kCapacity).
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t row_limit() const noexcept {
+    if (params_.layout == OutputLayout::kExpertSlots) return params_.capacity_rows * partition().max_local_experts();
+    return params_.sizing == Sizing::kCapacity ? params_.capacity_rows : max_output_rows_unlimited();
+  }
+
+  /// True when row `idx_in_group` of a group that begins at `group_begin` has a place in the output.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool fits(std::int64_t group_begin,
+                                                        std::int64_t idx_in_group) const noexcept {
+    if (params_.layout == OutputLayout::kExpertSlots) return idx_in_group < params_.capacity_rows;
+    return params_.sizing == Sizing::kExact || group_begin + idx_in_group < params_.capacity_rows;
+  }
+
+  /// Output rows on one rank from its group counts [num_local_experts] (expert layouts); writes group_begin
+  /// [num_local_experts + 1]. Under kCapacity the result is cut at, or filled up to, the static size.
+  EPISTLE_HOST_DEVICE constexpr std::int64_t expert_group_begins(const std::int64_t* counts,
+                                                                 std::int32_t num_local_experts,
+                                                                 std::int64_t* group_begin) const noexcept {
+    std::int64_t row = 0;
+    for (std::int32_t expert = 0; expert < num_local_experts; ++expert) {
+      group_begin[expert] = row;
+      row += group_rows(counts[expert]);
+    }
+    group_begin[num_local_experts] = row;
+    return static_output_rows(row);
+  }
+
+  /// Rows of the output when its content takes `rows`: kCapacity has one size, whatever the content.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t static_output_rows(std::int64_t rows) const noexcept {
+    if (params_.layout == OutputLayout::kExpertSlots || params_.sizing == Sizing::kExact) return rows;
+    return params_.capacity_rows;
+  }
+
+  /// Most output rows that any rank can ever need.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_output_rows() const noexcept {
+    return params_.sizing == Sizing::kCapacity || params_.layout == OutputLayout::kExpertSlots
+               ? row_limit()
+               : max_output_rows_unlimited();
+  }
+
+  /// Most rows that one rank's tokens can put on one rank: 1 per token in token_major, else one per local expert.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_rows_per_token() const noexcept {
+    if (token_major()) return 1;
+    const std::int32_t local = partition().max_local_experts();
+    return params_.top_k < local ? params_.top_k : local;
+  }
+
+  /// Most distinct ranks that a token can go to.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_ranks_per_token() const noexcept {
+    return params_.top_k < params_.num_ranks ? params_.top_k : params_.num_ranks;
+  }
+
+  // ---- Bytes ------------------------------------------------------------------------------------------------------
+
+  /// Bytes of one record of a received row.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t record_bytes() const noexcept {
+    return token_major() ? static_cast<std::int64_t>(sizeof(TokenRecordHeader)) + params_.top_k * 8
+                         : static_cast<std::int64_t>(sizeof(RowRecord));
+  }
+
+  /// Bytes that `section` needs for `demand`, rounded up to pages.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t section_bytes(BufferSection section,
+                                                                         const RowDemand& demand) const noexcept {
+    return round_to_page(section_content_bytes(section, demand));
+  }
+
+  /// Bytes committed on a rank for `demand`: the sum of its sections.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t buffer_bytes(const RowDemand& demand) const noexcept {
+    std::int64_t bytes = 0;
+    for (std::int32_t section = 0; section < kNumBufferSections; ++section) {
+      bytes += section_bytes(static_cast<BufferSection>(section), demand);
+    }
+    return bytes;
+  }
+
+  /// The largest demand that any routing within the parameters can make.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr RowDemand max_demand() const noexcept {
+    RowDemand demand;
+    const std::int64_t sent_per_token =
+        sends_per_expert() ? static_cast<std::int64_t>(params_.top_k) : max_ranks_per_token();
+    const std::int64_t received_per_token = sends_per_expert() ? max_rows_per_token() : 1;
+    demand.tokens = params_.max_tokens;
+    demand.output_rows = max_output_rows();
+    demand.send_rows = params_.max_tokens * sent_per_token;
+    demand.receive_rows = params_.max_tokens * params_.num_ranks * received_per_token;
+    demand.send_pairs = params_.max_tokens * max_ranks_per_token();
+    demand.receive_pairs = params_.max_tokens * params_.num_ranks;
+    return demand;
+  }
+
+  /// Demand of static shapes, known before any count: what kCapacity commits when the dispatcher is created.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr RowDemand initial_demand() const noexcept {
+    return params_.sizing == Sizing::kCapacity ? max_demand() : RowDemand{};
+  }
+
+  /// True when the transport sends one row per (token, expert) instead of one per (token, rank).
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool sends_per_expert() const noexcept {
+    return params_.transport == Transport::kAllToAll && !token_major();
+  }
+
+  /// Offset of a section in a rank's address range, placed for the largest demand.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t section_offset(BufferSection section) const noexcept {
+    std::int64_t offset = 0;
+    for (std::int32_t before = 0; before < static_cast<std::int32_t>(section); ++before) {
+      offset += section_bytes(static_cast<BufferSection>(before), max_demand());
+    }
+    return offset;
+  }
+
+  /// Bytes of address range a rank reserves (committed only as needed).
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t reserved_bytes() const noexcept {
+    return buffer_bytes(max_demand());
+  }
+
+  // ---- Counts section: two generations, so that one exchange can be read while the next is written -----------------
+
+  /// int32 entries of one generation: rows to each rank, then assignments to each expert, then drops per expert.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_entries() const noexcept {
+    return static_cast<std::int64_t>(params_.num_ranks) + 2 * static_cast<std::int64_t>(params_.num_experts);
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset(std::int64_t generation) const noexcept {
+    return (generation & 1) * counts_entries() * 4;
+  }
+
+ private:
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_output_rows_unlimited() const noexcept {
+    const std::int64_t rows = params_.max_tokens * params_.num_ranks * max_rows_per_token();
+    if (params_.layout != OutputLayout::kExpertMajor) return rows;
+    return rows + static_cast<std::int64_t>(partition().max_local_experts()) * (params_.alignment - 1);
+  }
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t round_to_page(std::int64_t bytes) const noexcept {
+    return (bytes + params_.page_bytes - 1) / params_.page_bytes * params_.page_bytes;
+  }
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t section_content_bytes(
+      BufferSection section, const RowDemand& demand) const noexcept;
+
+  LayoutParams params_;
+};
+
+}  // namespace epistle
