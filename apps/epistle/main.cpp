@@ -1,1 +1,95 @@
-int main() { return 0; }
+// The epistle command: one subcommand per file, one line on stderr per error, an exit code that says what went wrong.
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+#include "epistle/version.hpp"
+
+#include "commands.hpp"
+#include "exit_codes.hpp"
+
+namespace epistle::cli {
+namespace {
+
+constexpr std::string_view kExamples =
+    "Examples:\n"
+    "  epistle models                               shapes of published models\n"
+    "  epistle models qwen3-30b-a3b                 one of them, in full\n"
+    "  epistle trace routing.jsonl.gz               how skewed a recorded routing is\n"
+    "  epistle trace routing.jsonl.gz --layer 3     tokens of every expert of one layer\n"
+    "  epistle run -n 8 -- ./train --epochs 1       eight ranks of a program on this host\n"
+    "  epistle settings                             environment variables and their values\n";
+
+// The order of --help, behind run.
+constexpr void (*kCommands[])(CLI::App&, int&) = {
+    add_trace_command,
+    add_models_command,
+    add_settings_command,
+};
+
+int report(const std::string& message, int exit_code) {
+  fmt::print(stderr, "epistle: error: {}\n", message);
+  return exit_code;
+}
+
+int report_usage(const CLI::App& app, const CLI::ParseError& error) {
+  std::string command = "epistle";
+  for (const CLI::App* const used : app.get_subcommands()) command += " " + used->get_name();
+  std::string message = error.what();
+  for (char& c : message) {
+    if (c == '\n') c = ' ';
+  }
+  return report(fmt::format("{}; see '{} --help'", message, command), kExitUsage);
+}
+
+/// The position of the "--" behind `epistle run`, or `argc`. CLI11 would take an argument "[a,b]" apart, so the program
+/// that run starts gets its arguments without passing through it.
+int find_program_mark(int argc, char** argv) {
+  if (argc < 2 || std::string_view(argv[1]) != "run") return argc;
+  return static_cast<int>(std::find(argv, argv + argc, std::string_view("--")) - argv);
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Expert-parallel dispatch and combine for mixture-of-experts models.", "epistle");
+  app.set_version_flag("--version", "epistle " EPISTLE_VERSION, "Print the version");
+  app.require_subcommand(1);
+  app.footer(fmt::format("{}\n{}", kExamples, exit_code_help()));
+  app.get_formatter()->column_width(30);
+  int exit_code = kExitOk;
+  const int own_argc = find_program_mark(argc, argv);
+  const std::vector<std::string> program(argv + std::min(own_argc + 1, argc), argv + argc);
+  add_run_command(app, program, exit_code);
+  for (const auto add_command : kCommands) add_command(app, exit_code);
+  try {
+    app.parse(own_argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // --help and --version arrive as errors with exit code 0.
+    if (error.get_exit_code() == 0) return app.exit(error);
+    return report_usage(app, error);
+  }
+  return exit_code;
+}
+
+}  // namespace
+}  // namespace epistle::cli
+
+int main(int argc, char** argv) {
+  using namespace epistle::cli;
+  try {
+    return run(argc, argv);
+  } catch (const epistle::Error& error) {
+    return report(error.what(), exit_code_for(error.code()));
+  } catch (const std::bad_alloc&) {
+    return report("out of memory; use a smaller problem or a machine with more", kExitSystem);
+  } catch (const std::exception& error) {
+    return report(error.what(), kExitSystem);
+  }
+}

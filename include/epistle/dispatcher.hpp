@@ -18,8 +18,8 @@
 //     hierarchical   out[t] = round( sum over r in R(t), r ascending: W[r,t] * y[r,t] )
 //     flat           the same, ranks in the order of their first appearance in the token's top-k
 //
-// Without weights the products are left out (w = W = 1, no multiplication). A token without experts gives +0. A NaN is
-// carried through as a NaN: the payload bits of a NaN that an addition makes are those of the quiet NaN of its type.
+// Without weights the products are left out (no multiplication). A token without experts gives +0. A NaN that a sum or
+// a product yields is stored as the quiet NaN of its type with no other bits set (bf16 7fc0, fp16 7e00, fp32 7fc00000).
 //
 // Backward. The backward pass of dispatch is combine of the gradients without weights, in the same order; the backward
 // pass of combine is dispatch of the gradients with the cached handle, each row times its weight (round(w * g)) where
@@ -76,8 +76,8 @@ struct Payload {
 struct DispatchOutput {
   std::byte* rows = nullptr;    ///< [num_rows, row_bytes]; padding rows are zero
   std::byte* scales = nullptr;  ///< [num_rows, scale_bytes]; null without scales; zero at padding rows
-  std::int64_t num_rows = 0;    ///< rows of the layout: token_major rows received, expert_major padding included,
-                                ///< expert_slots num_local_experts * capacity_rows
+  std::int64_t num_rows = 0;    ///< rows of the layout, padding included: what was received (exact), capacity_rows
+                                ///< (capacity), or num_local_experts * capacity_rows (expert_slots)
   std::int64_t row_bytes = 0;
   std::int64_t scale_bytes = 0;
   /// Where the caller may write expert outputs [num_rows, combine_hidden] of combine_dtype to save combine a copy.

@@ -45,6 +45,7 @@ class Group {
 
   /// For dispatchers; not part of the stable API.
   [[nodiscard]] GroupImpl& impl() const noexcept { return *impl_; }
+  [[nodiscard]] std::shared_ptr<GroupImpl> share() const noexcept { return impl_; }
 
  private:
   std::shared_ptr<GroupImpl> impl_;
@@ -63,8 +64,8 @@ struct LaunchInfo {
   int rank = 0;
   int num_ranks = 1;
   int local_rank = 0;
-  std::string job;       ///< names the rendezvous; equal on all ranks of a job, different between jobs
-  std::string launcher;  ///< which variables it was read from: epistle, torchrun, openmpi, pmi, slurm
+  std::string job = {};       ///< names the rendezvous; equal on all ranks of a job, different between jobs
+  std::string launcher = {};  ///< which variables it was read from: epistle, torchrun, openmpi, pmi, slurm
 };
 
 /// True when this process was started as one of several ranks.

@@ -59,7 +59,7 @@ struct LayoutParams {
 
 /// The buffers of one rank.
 enum class BufferSection : std::int32_t {
-  kCounts,       ///< posts and counts exchanged by prepare
+  kControl,      ///< barrier, posts, counts that prepare exchanges
   kRecords,      ///< descriptions of received rows
   kReceiveRows,  ///< dispatch output
   kReceiveScales,
@@ -67,20 +67,31 @@ enum class BufferSection : std::int32_t {
   kGradWeights,  ///< gradients of the weights, likewise
   kSendRows,     ///< packed rows on their way (alltoall), the whole input (reference)
   kSendScales,
-  kStageRows,  ///< rows as the all-to-all-v delivered them, before they are sorted or summed
+  kStageRows,  ///< rows as the all-to-all-v delivered them, before they are sorted or summed (alltoall)
   kStageScales,
 };
 inline constexpr std::int32_t kNumBufferSections = 10;
 
-/// The rows that one call needs on one rank; buffers are committed for the largest of each.
+/// The rows that calls need on one rank; buffers are committed for the largest of each.
 struct RowDemand {
-  std::int64_t tokens = 0;       ///< tokens this rank routes
-  std::int64_t output_rows = 0;  ///< rows of the output layout, padding included
-  std::int64_t send_rows =
-      0;  ///< rows this rank packs: per (token, rank) or per (token, expert), as its transport sends
+  std::int64_t tokens = 0;         ///< tokens this rank routes
+  std::int64_t output_rows = 0;    ///< rows of the output layout, padding included
+  std::int64_t grad_rows = 0;      ///< output rows for which gradients of the weights are asked
+  std::int64_t send_rows = 0;      ///< rows this rank packs: one per (token, rank), or per (token, expert) where the
+                                   ///< transport sends those
   std::int64_t receive_rows = 0;   ///< rows this rank is sent, counted likewise
   std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends
   std::int64_t receive_pairs = 0;  ///< (token, rank) pairs this rank is sent
+
+  EPISTLE_HOST_DEVICE constexpr void raise_to(const RowDemand& other) noexcept {
+    tokens = tokens > other.tokens ? tokens : other.tokens;
+    output_rows = output_rows > other.output_rows ? output_rows : other.output_rows;
+    grad_rows = grad_rows > other.grad_rows ? grad_rows : other.grad_rows;
+    send_rows = send_rows > other.send_rows ? send_rows : other.send_rows;
+    receive_rows = receive_rows > other.receive_rows ? receive_rows : other.receive_rows;
+    send_pairs = send_pairs > other.send_pairs ? send_pairs : other.send_pairs;
+    receive_pairs = receive_pairs > other.receive_pairs ? receive_pairs : other.receive_pairs;
+  }
 };
 
 /// Describes one output row (expert_major, expert_slots). Written by the sender.
@@ -127,13 +138,6 @@ class DispatchLayout {
     return params_.sizing == Sizing::kCapacity ? params_.capacity_rows : max_output_rows_unlimited();
   }
 
-  /// True when row `idx_in_group` of a group that begins at `group_begin` has a place in the output.
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool fits(std::int64_t group_begin,
-                                                        std::int64_t idx_in_group) const noexcept {
-    if (params_.layout == OutputLayout::kExpertSlots) return idx_in_group < params_.capacity_rows;
-    return params_.sizing == Sizing::kExact || group_begin + idx_in_group < params_.capacity_rows;
-  }
-
   /// Output rows on one rank from its group counts [num_local_experts] (expert layouts); writes group_begin
   /// [num_local_experts + 1]. Under kCapacity the result is cut at, or filled up to, the static size.
   EPISTLE_HOST_DEVICE constexpr std::int64_t expert_group_begins(const std::int64_t* counts,
@@ -146,6 +150,18 @@ class DispatchLayout {
     }
     group_begin[num_local_experts] = row;
     return static_output_rows(row);
+  }
+
+  /// Of `count` rows that begin at `idx_in_group` of a group, how many have a place. Rows that do not fit are always
+  /// the last ones.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t kept_rows(std::int64_t group_begin,
+                                                                     std::int64_t idx_in_group,
+                                                                     std::int64_t count) const noexcept {
+    if (params_.layout != OutputLayout::kExpertSlots && params_.sizing == Sizing::kExact) return count;
+    const std::int64_t end =
+        params_.layout == OutputLayout::kExpertSlots ? params_.capacity_rows : params_.capacity_rows - group_begin;
+    const std::int64_t room = end - idx_in_group;
+    return room < 0 ? 0 : room < count ? room : count;
   }
 
   /// Rows of the output when its content takes `rows`: kCapacity has one size, whatever the content.
@@ -174,6 +190,11 @@ class DispatchLayout {
   }
 
   // ---- Bytes ------------------------------------------------------------------------------------------------------
+
+  /// fp32 weights that describe one output row.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t weights_per_row() const noexcept {
+    return token_major() ? params_.top_k : 1;
+  }
 
   /// Bytes of one record of a received row.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t record_bytes() const noexcept {
@@ -204,6 +225,7 @@ class DispatchLayout {
     const std::int64_t received_per_token = sends_per_expert() ? max_rows_per_token() : 1;
     demand.tokens = params_.max_tokens;
     demand.output_rows = max_output_rows();
+    demand.grad_rows = demand.output_rows;
     demand.send_rows = params_.max_tokens * sent_per_token;
     demand.receive_rows = params_.max_tokens * params_.num_ranks * received_per_token;
     demand.send_pairs = params_.max_tokens * max_ranks_per_token();
@@ -211,9 +233,13 @@ class DispatchLayout {
     return demand;
   }
 
-  /// Demand of static shapes, known before any count: what kCapacity commits when the dispatcher is created.
+  /// What is committed when a dispatcher is created: under kCapacity everything but the gradients of the weights, so
+  /// that no later call allocates.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr RowDemand initial_demand() const noexcept {
-    return params_.sizing == Sizing::kCapacity ? max_demand() : RowDemand{};
+    if (params_.sizing != Sizing::kCapacity) return RowDemand{};
+    RowDemand demand = max_demand();
+    demand.grad_rows = 0;
+    return demand;
   }
 
   /// True when the transport sends one row per (token, expert) instead of one per (token, rank).
@@ -235,15 +261,29 @@ class DispatchLayout {
     return buffer_bytes(max_demand());
   }
 
-  // ---- Counts section: two generations, so that one exchange can be read while the next is written -----------------
+  // ---- Control section: barrier, then two generations of posts and of counts, so that one exchange can be read while
+  //      the next is written ------------------------------------------------------------------------------------------
 
-  /// int32 entries of one generation: rows to each rank, then assignments to each expert, then drops per expert.
+  /// int32 entries of one generation. First round: tokens for each rank, assignments for each expert. Second round,
+  /// when places are known: pairs that fit for each rank, drops for each expert.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_entries() const noexcept {
-    return static_cast<std::int64_t>(params_.num_ranks) + 2 * static_cast<std::int64_t>(params_.num_experts);
+    return 2 * (static_cast<std::int64_t>(params_.num_ranks) + static_cast<std::int64_t>(params_.num_experts));
   }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset(std::int64_t generation) const noexcept {
-    return (generation & 1) * counts_entries() * 4;
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t post_offset(std::uint64_t generation) const noexcept {
+    return barrier_bytes() + static_cast<std::int64_t>(generation & 1) * kPostBytes;
   }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset(std::uint64_t generation) const noexcept {
+    return barrier_bytes() + 2 * kPostBytes +
+           static_cast<std::int64_t>(generation & 1) * counts_entries() * kCountBytes;
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t barrier_bytes() const noexcept {
+    return kCounterBytes * (kNumBarrierCounters + params_.num_ranks);
+  }
+
+  static constexpr std::int64_t kPostBytes = 512;    ///< room for one rank's announcement of a call
+  static constexpr std::int64_t kCounterBytes = 64;  ///< a cache line per counter
+  static constexpr std::int64_t kNumBarrierCounters = 3;
+  static constexpr std::int64_t kCountBytes = sizeof(std::int32_t);
 
  private:
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_output_rows_unlimited() const noexcept {
@@ -256,8 +296,53 @@ class DispatchLayout {
     return (bytes + params_.page_bytes - 1) / params_.page_bytes * params_.page_bytes;
   }
 
+  [[nodiscard]] EPISTLE_HOST_DEVICE static constexpr std::int64_t larger(std::int64_t a, std::int64_t b) noexcept {
+    return a > b ? a : b;
+  }
+
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t section_content_bytes(
-      BufferSection section, const RowDemand& demand) const noexcept;
+      BufferSection section, const RowDemand& demand) const noexcept {
+    const bool alltoall = params_.transport == Transport::kAllToAll;
+    const bool reference = params_.transport == Transport::kReference;
+    // Backward dispatches move rows of the combine type.
+    const std::int64_t widest_row_bytes = larger(params_.row_bytes, params_.combine_row_bytes);
+    const bool sums_before_wire = params_.combine == CombineMode::kHierarchical;
+    switch (section) {
+      case BufferSection::kControl:
+        return counts_offset(0) + 2 * counts_entries() * kCountBytes;
+      case BufferSection::kRecords:
+        return demand.output_rows * record_bytes();
+      case BufferSection::kReceiveRows:
+        return demand.output_rows * params_.row_bytes;
+      case BufferSection::kReceiveScales:
+        return demand.output_rows * params_.scale_bytes;
+      case BufferSection::kCombineRows:
+        return demand.output_rows * params_.combine_row_bytes;
+      case BufferSection::kGradWeights:
+        return demand.grad_rows * weights_per_row() * static_cast<std::int64_t>(sizeof(float));
+      case BufferSection::kSendRows: {
+        if (reference) return demand.tokens * widest_row_bytes;
+        if (!alltoall) return 0;
+        // token_major rows already lie in the order in which combine sends them.
+        const std::int64_t combined_rows = token_major()      ? 0
+                                           : sums_before_wire ? demand.receive_pairs
+                                                              : demand.receive_rows;
+        return larger(demand.send_rows * widest_row_bytes, combined_rows * params_.combine_row_bytes);
+      }
+      case BufferSection::kSendScales:
+        if (reference) return demand.tokens * params_.scale_bytes;
+        return alltoall ? demand.send_rows * params_.scale_bytes : 0;
+      case BufferSection::kStageRows: {
+        if (!alltoall) return 0;
+        const std::int64_t dispatched_rows = token_major() ? 0 : demand.receive_rows;
+        const std::int64_t combined_rows = token_major() || sums_before_wire ? demand.send_pairs : demand.send_rows;
+        return larger(dispatched_rows * widest_row_bytes, combined_rows * params_.combine_row_bytes);
+      }
+      case BufferSection::kStageScales:
+        return alltoall && !token_major() ? demand.receive_rows * params_.scale_bytes : 0;
+    }
+    return 0;
+  }
 
   LayoutParams params_;
 };

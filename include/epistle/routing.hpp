@@ -40,7 +40,8 @@ struct RoutingTable {
 
 enum class RoutingKind : std::int32_t {
   kUniform,       ///< top_k distinct experts, every set equally likely
-  kBalanced,      ///< exact round robin: over all tokens of all ranks the expert counts differ by at most one
+  kBalanced,      ///< exact round robin: over all tokens of all ranks, which must have equally many, the expert
+                  ///< counts differ by at most one
   kForcedRandom,  ///< Megatron-style forced load balancing: random scores, then top-k (balanced in expectation only);
                   ///< group-limited where the model limits groups
   kZipf,          ///< expert popularity i^-A over a seeded shuffle of the experts, drawn without replacement
@@ -52,7 +53,7 @@ enum class RoutingKind : std::int32_t {
 struct RoutingSpec {
   RoutingKind kind = RoutingKind::kUniform;
   double parameter = 0.0;  ///< A of zipf, S of lognormal
-  std::string trace_path;
+  std::string trace_path = {};
 
   /// Throws Error(kInvalidArgument) that names the accepted forms.
   [[nodiscard]] static RoutingSpec parse(std::string_view text);
@@ -72,10 +73,10 @@ struct RoutingRequest {
 };
 
 /// Generates one rank's table. The same request gives the same bits on every machine: random numbers come from
-/// Philox4x32-10 keyed by (seed, global token), and popularities are rounded to integers before they are drawn from.
-/// Weights are positive, descending along a row and sum to 1 up to fp32 rounding (trace: as recorded).
-/// kTrace: rank r takes tokens [r*num_tokens, (r+1)*num_tokens) of the layer, wrapping round at its end.
-/// Throws kInvalidArgument for impossible requests (top_k > num_experts, ...), kCorruptInput or kNotFound for traces.
+/// Philox4x32-10 keyed by (seed, stream, rank, token), and popularities are rounded to integers before they are drawn
+/// from. Weights are positive, descending along a row and sum to 1 up to fp32 rounding (trace: as recorded). kTrace:
+/// rank r takes tokens [r*num_tokens, (r+1)*num_tokens) of the layer, wrapping round at its end. Throws
+/// kInvalidArgument for impossible requests (top_k > num_experts, ...), kCorruptInput or kNotFound for traces.
 [[nodiscard]] RoutingTable generate_routing(const RoutingSpec& spec, const RoutingRequest& request);
 
 /// How a group is scored in group-limited top-k.

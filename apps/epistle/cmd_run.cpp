@@ -1,0 +1,80 @@
+// epistle run: the ranks of a program as processes of this host.
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+#include "commands.hpp"
+#include "exit_codes.hpp"
+#include "group/launcher.hpp"
+#include "group/limits.hpp"
+
+namespace epistle::cli {
+namespace {
+
+constexpr double kAutomaticGrace = -1.0;
+constexpr double kMaxGraceSeconds = 86400.0;  // as long as the longest timeout
+
+struct RunOptions {
+  LaunchOptions launch;
+  double grace_s = kAutomaticGrace;
+};
+
+constexpr const char* kFooter =
+    "epistle run -n N [OPTIONS] -- PROGRAM [ARGUMENTS]\n"
+    "\n"
+    "Every rank gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and EPISTLE_JOB. Rank 0 reads standard input "
+    "unless\n"
+    "it is a terminal. All ranks end when this command ends, however it ends.\n"
+    "\n"
+    "When a rank fails, the others have the grace period to notice and report it; then they get SIGTERM, and SIGKILL "
+    "two\n"
+    "seconds later. The exit code is that of the first rank that failed, 128 + N where signal N killed it, and 127 "
+    "where\n"
+    "PROGRAM cannot be executed.\n"
+    "\n"
+    "Examples:\n"
+    "  epistle run -n 8 -- ./train --epochs 1\n"
+    "  epistle run -n 4 --label --grace 2 -- python3 train.py";
+
+}  // namespace
+
+void add_run_command(CLI::App& app, const std::vector<std::string>& program, int& exit_code) {
+  CLI::App* const command = app.add_subcommand("run", "Run a program as several ranks on this host");
+  command->allow_extras();
+  const auto options = std::make_shared<RunOptions>();
+  command->add_option("-n,--ranks", options->launch.num_ranks, "Number of ranks")
+      ->required()
+      ->check(CLI::Range(1, kMaxRanks).description(""))
+      ->type_name("N");
+  command->add_flag("--label", options->launch.label_output, "Put '[rank R] ' before every line of output");
+  command
+      ->add_option("--grace", options->grace_s,
+                   "Time for the other ranks to end by themselves after one failed (default: EPISTLE_TIMEOUT_MS + 5 s)")
+      ->check(CLI::Range(0.0, kMaxGraceSeconds).description(""))
+      ->type_name("SECONDS");
+  command->footer(kFooter);
+  command->callback([command, options, &program, &exit_code] {
+    const std::vector<std::string> extras = command->remaining();
+    if (!extras.empty() || program.empty()) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("{}; the program and its arguments stand behind '--': epistle run -n {} -- PROGRAM ...",
+                              extras.empty() ? "no program to run" : fmt::format("unexpected '{}'", extras.front()),
+                              options->launch.num_ranks));
+    }
+    options->launch.command = program;
+    if (options->grace_s >= 0.0) {
+      options->launch.grace =
+          std::chrono::round<std::chrono::milliseconds>(std::chrono::duration<double>(options->grace_s));
+    }
+    options->launch.peer_lost_exit_code = kExitPeerLost;
+    exit_code = launch_ranks(options->launch);
+  });
+}
+
+}  // namespace epistle::cli

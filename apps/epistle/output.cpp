@@ -1,0 +1,45 @@
+#include "output.hpp"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+namespace epistle::cli {
+namespace {
+
+[[noreturn]] void throw_cannot_write(std::string_view target) {
+  const int error = errno;
+  throw Error(ErrorCode::kSystem,
+              fmt::format("cannot write to {}: {}; check the path, its permissions and the free space", target,
+                          std::strerror(error)));
+}
+
+void write_all(std::FILE* file, std::string_view text, std::string_view target) {
+  // Flushed at once: a full disk must be an error of this command, not a silent loss at its exit.
+  if (std::fwrite(text.data(), 1, text.size(), file) != text.size() || std::fflush(file) != 0) {
+    throw_cannot_write(target);
+  }
+}
+
+}  // namespace
+
+void print(std::string_view text) { write_all(stdout, text, "standard output"); }
+
+void write_output(const std::string& target, std::string_view text) {
+  const std::string content = fmt::format("{}\n", text);
+  if (target == kStdout) {
+    print(content);
+    return;
+  }
+  const auto close = [](std::FILE* file) { std::fclose(file); };
+  const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(target.c_str(), "w"), close);
+  if (!file) throw_cannot_write(target);
+  write_all(file.get(), content, target);
+}
+
+}  // namespace epistle::cli

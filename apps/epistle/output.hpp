@@ -1,0 +1,18 @@
+// Where results go.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace epistle::cli {
+
+/// The target that stands for standard output.
+inline constexpr std::string_view kStdout = "-";
+
+/// Writes to standard output. Throws kSystem where it does not take all of it.
+void print(std::string_view text);
+
+/// Writes `text` and a newline to the file `target`, or to standard output for "-". Throws kSystem.
+void write_output(const std::string& target, std::string_view text);
+
+}  // namespace epistle::cli

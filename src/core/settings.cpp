@@ -1,0 +1,173 @@
+#include "core/settings.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cctype>
+#include <charconv>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <variant>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+namespace epistle {
+namespace {
+
+constexpr std::int64_t kDayInMs = 24 * 60 * 60 * 1000;
+constexpr std::int64_t kDayInUs = kDayInMs * 1000;
+constexpr std::string_view kAutomaticTarget = "auto";
+
+struct IntegerKind {
+  std::int64_t SettingValues::*member;
+  std::int64_t min;
+  std::int64_t max;
+  bool has_automatic;
+};
+struct LogLevelKind {};
+struct SimdTargetKind {};
+
+struct SettingDefinition {
+  std::string_view name;
+  std::string_view default_value;
+  std::string_view summary;
+  std::variant<IntegerKind, LogLevelKind, SimdTargetKind> kind;
+};
+
+constexpr std::array<SettingDefinition, 5> kDefinitions = {{
+    {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
+     IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
+    {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
+     IntegerKind{&SettingValues::spin_us, 0, kDayInUs, true}},
+    {"EPISTLE_LOG", "warn", "least severe messages that go to stderr", LogLevelKind{}},
+    {"EPISTLE_STREAM_BYTES", "-1", "transfers of at least this many bytes use non-temporal stores; -1 = automatic",
+     IntegerKind{&SettingValues::stream_bytes, 0, std::numeric_limits<std::int64_t>::max(), true}},
+    {"EPISTLE_SIMD", kAutomaticTarget, "limits SIMD targets to this one and narrower ones; auto = the best there is",
+     SimdTargetKind{}},
+}};
+
+constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,
+                                                LogLevel::kDebug};
+
+// What a kind accepts, and how text becomes a value. Both stand together so that the message and the check agree.
+struct Describe {
+  std::string operator()(const IntegerKind& kind) const {
+    return fmt::format("{}{} to {}", kind.has_automatic ? "-1 or " : "", kind.min, kind.max);
+  }
+  std::string operator()(LogLevelKind) const {
+    std::string text;
+    for (const LogLevel level : kLogLevels) text += fmt::format("{}{}", text.empty() ? "" : ", ", to_string(level));
+    return text;
+  }
+  std::string operator()(SimdTargetKind) const { return "auto, or a target name such as AVX2, SSE4 or NEON"; }
+};
+
+struct Assign {
+  SettingValues& values;
+  std::string_view text;
+
+  bool operator()(const IntegerKind& kind) const {
+    std::int64_t value = 0;
+    const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (status != std::errc{} || end != text.data() + text.size()) return false;
+    const bool automatic = kind.has_automatic && value == kAutomatic;
+    if (!automatic && (value < kind.min || value > kind.max)) return false;
+    values.*kind.member = value;
+    return true;
+  }
+  bool operator()(LogLevelKind) const {
+    const auto* const found =
+        std::find_if(kLogLevels.begin(), kLogLevels.end(), [&](LogLevel level) { return to_string(level) == text; });
+    if (found == kLogLevels.end()) return false;
+    values.log_level = *found;
+    return true;
+  }
+  // Which targets exist depends on the SIMD library and the machine; only the form of a name is checked here.
+  bool operator()(SimdTargetKind) const {
+    const auto is_name_char = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; };
+    if (text.empty() || !std::all_of(text.begin(), text.end(), is_name_char)) return false;
+    values.simd = text;
+    return true;
+  }
+};
+
+struct Snapshots {
+  std::mutex mutex;
+  std::atomic<const Settings*> current{nullptr};
+  // Replaced snapshots are kept: settings() hands out references without a lock.
+  std::vector<std::unique_ptr<const Settings>> all;
+};
+
+Snapshots& snapshots() {
+  static Snapshots instance;
+  return instance;
+}
+
+}  // namespace
+
+std::string_view to_string(LogLevel level) noexcept {
+  switch (level) {
+    case LogLevel::kOff:
+      return "off";
+    case LogLevel::kError:
+      return "error";
+    case LogLevel::kWarn:
+      return "warn";
+    case LogLevel::kInfo:
+      return "info";
+    case LogLevel::kDebug:
+      return "debug";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(SettingOrigin origin) noexcept {
+  return origin == SettingOrigin::kDefault ? "default" : "environment";
+}
+
+Settings::Settings() {
+  infos_.reserve(kDefinitions.size());
+  for (const SettingDefinition& definition : kDefinitions) {
+    SettingInfo info{.name = definition.name,
+                     .default_value = definition.default_value,
+                     .accepted = std::visit(Describe{}, definition.kind),
+                     .summary = definition.summary,
+                     .value = std::string(definition.default_value),
+                     .origin = SettingOrigin::kDefault};
+    // An empty variable is the shell's usual way to switch a setting off, so it counts as not set.
+    const char* const text = std::getenv(info.name.data());
+    if (text != nullptr && *text != '\0') {
+      info.value = text;
+      info.origin = SettingOrigin::kEnvironment;
+    }
+    if (!std::visit(Assign{values_, info.value}, definition.kind)) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("{} is '{}', but must be {}; correct it, or unset it for the default ({})", info.name,
+                              info.value, info.accepted, info.default_value));
+    }
+    infos_.push_back(std::move(info));
+  }
+}
+
+const Settings& settings() {
+  Snapshots& store = snapshots();
+  // pairs with the release stores below: the snapshot is complete before its address is seen
+  if (const Settings* const current = store.current.load(std::memory_order_acquire)) return *current;
+  const std::lock_guard lock(store.mutex);
+  if (const Settings* const current = store.current.load(std::memory_order_relaxed)) return *current;
+  store.all.push_back(std::make_unique<const Settings>());
+  store.current.store(store.all.back().get(), std::memory_order_release);  // pairs with the acquire load above
+  return *store.all.back();
+}
+
+void reload_settings_for_testing() {
+  Snapshots& store = snapshots();
+  const std::lock_guard lock(store.mutex);
+  store.current.store(nullptr, std::memory_order_release);  // pairs with the acquire load in settings()
+}
+
+}  // namespace epistle

@@ -1,0 +1,74 @@
+// Environment settings. One registry knows every EPISTLE_* variable that changes behaviour: its default, the values it
+// takes, what it does, its current value and where that came from. `epistle settings` prints it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace epistle {
+
+/// The most severe level comes first: a message is written when its level is not above the configured one.
+enum class LogLevel : std::int32_t { kOff, kError, kWarn, kInfo, kDebug };
+
+[[nodiscard]] std::string_view to_string(LogLevel level) noexcept;
+
+/// A numeric setting whose value is left to the code that uses it.
+inline constexpr std::int64_t kAutomatic = -1;
+
+enum class SettingOrigin : std::int32_t { kDefault, kEnvironment };
+
+[[nodiscard]] std::string_view to_string(SettingOrigin origin) noexcept;
+
+/// One row of the registry, as text.
+struct SettingInfo {
+  std::string_view name;
+  std::string_view default_value;
+  std::string accepted;
+  std::string_view summary;
+  std::string value;
+  SettingOrigin origin = SettingOrigin::kDefault;
+};
+
+struct SettingValues {
+  std::int64_t timeout_ms = 0;
+  std::int64_t spin_us = 0;
+  std::int64_t stream_bytes = 0;
+  LogLevel log_level = LogLevel::kWarn;
+  std::string simd;
+};
+
+/// A snapshot of all settings; never changes once made.
+class Settings {
+ public:
+  /// Reads the environment. Throws kInvalidArgument that names the variable, its value and the values it takes.
+  Settings();
+
+  /// Longest wait for another rank in any one step.
+  [[nodiscard]] std::int64_t timeout_ms() const noexcept { return values_.timeout_ms; }
+  /// How long a waiting rank spins before it sleeps; kAutomatic leaves it to the barrier.
+  [[nodiscard]] std::int64_t spin_us() const noexcept { return values_.spin_us; }
+  /// Smallest transfer that uses non-temporal stores; kAutomatic leaves it to the copy routine.
+  [[nodiscard]] std::int64_t stream_bytes() const noexcept { return values_.stream_bytes; }
+  [[nodiscard]] LogLevel log_level() const noexcept { return values_.log_level; }
+  /// "auto", or the name of the best SIMD target that may be used.
+  [[nodiscard]] const std::string& simd() const noexcept { return values_.simd; }
+
+  /// Every setting, in the order of the registry.
+  [[nodiscard]] const std::vector<SettingInfo>& infos() const noexcept { return infos_; }
+
+ private:
+  SettingValues values_;
+  std::vector<SettingInfo> infos_;
+};
+
+/// The settings of this process, read at the first call. Thread-safe. Throws as Settings() does, at every call until
+/// the environment is mended.
+[[nodiscard]] const Settings& settings();
+
+/// Reads the environment again. For tests, with no other thread running: references handed out before stay valid but
+/// keep the old values.
+void reload_settings_for_testing();
+
+}  // namespace epistle

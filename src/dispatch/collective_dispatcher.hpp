@@ -1,0 +1,151 @@
+// What all dispatchers on a group with shared memory have in common: checking inputs, agreeing on every call before the
+// first byte moves, exchanging counts, giving rows their places, committing buffers. How rows travel is left to the
+// transport that derives from this class.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+
+#include "dispatch/handle_state.hpp"
+#include "group/group_impl.hpp"
+
+namespace epistle {
+
+/// Rows on their way from tokens to experts.
+struct MoveJob {
+  const HandleState* handle = nullptr;
+  const std::byte* rows = nullptr;  ///< [num_tokens, row_bytes]
+  const std::byte* scales = nullptr;
+  std::int64_t row_bytes = 0;
+  std::int64_t scale_bytes = 0;
+  BufferSection target = BufferSection::kReceiveRows;
+};
+
+/// Rows on their way back, in the combine section of every rank.
+struct SumRequest {
+  const HandleState* handle = nullptr;
+  bool weighted = false;
+  std::byte* out = nullptr;  ///< [num_tokens, combine_row_bytes]
+};
+
+class CollectiveDispatcher : public Dispatcher {
+ public:
+  [[nodiscard]] const DispatcherConfig& config() const noexcept final { return config_; }
+  [[nodiscard]] const DispatchLayout& layout() const noexcept final { return layout_; }
+  [[nodiscard]] std::int64_t buffer_bytes() const noexcept final { return layout_.buffer_bytes(committed_); }
+  [[nodiscard]] std::int64_t resident_bytes() const final { return region_.resident_bytes(); }
+
+  [[nodiscard]] Handle prepare(const RoutingView& routing) final;
+  void dispatch_send(const Handle& handle, const Payload& payload) final;
+  const DispatchOutput& dispatch_receive(const Handle& handle) final;
+  void combine_send(const Handle& handle, const void* rows) final;
+  void combine_receive(const Handle& handle, void* out, std::int64_t out_bytes) final;
+  void dispatch_backward(const Handle& handle, const void* grad_rows, const float* grad_weights, void* grad_out,
+                         std::int64_t grad_out_bytes, float* grad_topk_weights) final;
+  const std::byte* combine_backward(const Handle& handle, const void* grad_out, const void* saved_rows,
+                                    float* grad_weights) final;
+
+ protected:
+  /// Collective. `config` must be resolved and agreed upon.
+  CollectiveDispatcher(Group& group, const DispatcherConfig& config, Transport transport);
+
+  // ---- The transport ------------------------------------------------------------------------------------------------
+
+  /// Fills in what the transport keeps per handle, when everything else in it is known.
+  virtual void plan_transport(HandleState& handle) = 0;
+  /// Puts this rank's rows on their way. Nobody else touches this rank's send and stage sections.
+  virtual void send_rows(const MoveJob& job) = 0;
+  /// All ranks have sent: completes this rank's output rows except padding.
+  virtual void receive_rows(const MoveJob& job) = 0;
+  /// All expert outputs of this rank are in its combine section; the other ranks may not be ready.
+  virtual void send_sums(const SumRequest& request) = 0;
+  /// All ranks have called send_sums: sums this rank's tokens.
+  virtual void receive_sums(const SumRequest& request) = 0;
+  /// Copies `num_rows` rows of the combine type from the caller's memory.
+  virtual void copy_rows(const std::byte* source, std::byte* target, std::int64_t num_rows) = 0;
+  /// Gradients of the weights (unless `grad_weights` is null) from saved and gradient rows, then every gradient row
+  /// times its weight, in place.
+  virtual void apply_row_weights(const HandleState& handle, const std::byte* saved_rows, std::byte* grad_rows,
+                                 float* grad_weights) = 0;
+
+  // ---- For transports -----------------------------------------------------------------------------------------------
+
+  [[nodiscard]] int rank() const noexcept { return group_->rank(); }
+  [[nodiscard]] int num_ranks() const noexcept { return group_->num_ranks(); }
+  /// A section of a rank's buffers, as this process sees it.
+  [[nodiscard]] std::byte* section(int rank, BufferSection section) const noexcept {
+    return region_.base(rank) + layout_.section_offset(section);
+  }
+  [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank(), wanted); }
+
+ private:
+  enum class Call : std::int32_t { kNone, kPrepare, kDispatch, kCombine, kDispatchBackward, kCombineBackward };
+  struct Post;
+  using Complaint = std::optional<Error>;
+
+  // collective_dispatcher.cpp: calls and agreement
+  [[nodiscard]] Post& post(int rank, std::uint64_t generation) const noexcept;
+  void announce(Call call, std::uint64_t handle_id, std::int64_t value, const Complaint& complaint);
+  void check_announcements(Phase phase, const Complaint& complaint) const;
+  /// Every rank announces its call and waits for the others; throws on all of them if one complains or differs.
+  void agree(Call call, Phase phase, std::uint64_t handle_id, std::int64_t value, const Complaint& complaint);
+  void arrive_and_wait(Phase phase);
+  [[nodiscard]] HandleState* own_state(const Handle& handle, Complaint& complaint) const;
+  void check_call_open(Call call, const Handle& handle) const;
+  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
+  [[nodiscard]] Complaint try_commit(const RowDemand& demand);
+  void commit(const RowDemand& demand);
+  void stage_combine_rows(const HandleState& state, const void* rows);
+  void zero_padding(const HandleState& state, BufferSection section, std::int64_t row_bytes) const;
+  void finish_move(const MoveJob& job);
+  [[nodiscard]] Complaint check_gradients(const HandleState& state, const void* grad_rows, const float* grad_weights,
+                                          const void* grad_out, std::int64_t grad_out_bytes,
+                                          const float* grad_topk_weights) const;
+  void gather_weight_gradients(const HandleState& state, float* grad_topk_weights) const;
+
+  // prepare.cpp: routing to places
+  [[nodiscard]] Complaint read_routing(const RoutingView& routing, HandleState& state);
+  template <typename Id>
+  [[nodiscard]] Complaint read_tokens(const RoutingView& routing, HandleState& state);
+  [[nodiscard]] CountsView<std::int32_t> own_counts() const noexcept;
+  void check_capacity(const HandleState& state) const;
+  void compute_demand(HandleState& state) const;
+  void place_rows(HandleState& state);
+  void write_token_records(const HandleState& state) const;
+  void write_row_records(const HandleState& state);
+  void read_token_records(HandleState& state) const;
+  void read_row_records(HandleState& state) const;
+  void finish_counts(HandleState& state);
+
+  DispatcherConfig config_;
+  DispatchLayout layout_;
+  std::shared_ptr<GroupImpl> group_owner_;
+  GroupImpl* group_;
+  SymmetricRegion region_;
+  Barrier barrier_;
+  RowDemand committed_;
+  bool control_committed_ = false;
+  std::uint64_t dispatcher_id_;
+  std::uint64_t generation_ = 0;                    ///< agreements so far; its last bit chooses the post slot
+  std::uint64_t num_prepared_ = 0;                  ///< its last bit chooses the counts slot
+  std::vector<std::int64_t> max_output_rows_seen_;  ///< [num_ranks] of all prepares: who has to grow
+  HandlePool handles_;
+  Call open_call_ = Call::kNone;  ///< a send half whose receive half is still to come
+  const HandleState* open_state_ = nullptr;
+  MoveJob open_move_;
+  // Scratch of prepare, sized once.
+  std::vector<ConstCountsView> count_views_;
+  std::vector<std::int32_t> rank_of_expert_;
+  std::vector<std::int64_t> last_token_of_expert_;
+  std::vector<std::int64_t> last_token_to_rank_;
+  std::vector<std::int32_t> num_placed_;   ///< [columns] rows placed so far
+  std::vector<std::int32_t> row_of_rank_;  ///< [num_ranks] valid for the token in last_token_to_rank_
+};
+
+}  // namespace epistle

@@ -1,0 +1,120 @@
+// What the dispatchers of the host device share: worker threads, vectorised row loops, and sums over a token's rows.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "dispatch/collective_dispatcher.hpp"
+#include "dispatch/host/row_kernels.hpp"
+#include "dispatch/host/worker_pool.hpp"
+
+namespace epistle::host {
+
+/// From this many bytes on, a transfer's rows are written past the caches.
+[[nodiscard]] std::int64_t streaming_threshold_bytes();
+
+/// Terms of one token's sum, in the order of the contract. Reused from token to token.
+class TermList {
+ public:
+  void clear() noexcept {
+    terms_.clear();
+    ranks_.clear();
+    group_ends_.clear();
+  }
+  /// Appends a term.
+  void append(int rank, const SumTerm& term) {
+    terms_.push_back(term);
+    ranks_.push_back(rank);
+  }
+  /// Inserts a term behind the terms of the same and of lower ranks.
+  void insert_by_rank(int rank, const SumTerm& term);
+  /// Makes every run of equal ranks a group.
+  void group_by_rank();
+
+  [[nodiscard]] std::span<const SumTerm> terms() const noexcept { return terms_; }
+  [[nodiscard]] std::span<const std::int32_t> group_ends() const noexcept { return group_ends_; }
+
+ private:
+  std::vector<SumTerm> terms_;
+  std::vector<int> ranks_;
+  std::vector<std::int32_t> group_ends_;
+};
+
+class HostDispatcher : public CollectiveDispatcher {
+ protected:
+  HostDispatcher(Group& group, const DispatcherConfig& config, Transport transport);
+
+  void copy_rows(const std::byte* source, std::byte* target, std::int64_t num_rows) override;
+  void apply_row_weights(const HandleState& handle, const std::byte* saved_rows, std::byte* grad_rows,
+                         float* grad_weights) override;
+
+  /// Whether a transfer of `num_bytes` should go past the caches.
+  [[nodiscard]] static StoreMode store_mode(std::int64_t num_bytes);
+
+  /// Sums every token of the request. `row_of(position, send_idx)` gives the address of a term's row: for token rows
+  /// position is unused, for expert rows send_idx is.
+  template <typename TokenRow>
+  void sum_token_rows(const SumRequest& request, const TokenRow& row_of_send);
+  template <typename ExpertRow>
+  void sum_expert_rows(const SumRequest& request, const ExpertRow& row_of_entry);
+
+  [[nodiscard]] std::int32_t rank_of_entry(const HandleState& handle, std::size_t entry) const noexcept {
+    return expert_ranks_[static_cast<std::size_t>(handle.expert_ids[entry])];
+  }
+  [[nodiscard]] WorkerPool& pool() noexcept { return pool_; }
+
+ private:
+  /// Per thread, so that nothing is allocated in steady state and workers do not share.
+  static TermList& term_list();
+  [[nodiscard]] SumJob sum_job(const SumRequest& request, const TermList& terms, std::int64_t token) const noexcept;
+
+  WorkerPool pool_;
+  std::vector<std::int32_t> expert_ranks_;
+};
+
+template <typename TokenRow>
+void HostDispatcher::sum_token_rows(const SumRequest& request, const TokenRow& row_of_send) {
+  const HandleState& handle = *request.handle;
+  const bool by_rank = config().combine == CombineMode::kHierarchical;
+  pool().parallel_for(handle.stats.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+    TermList& list = term_list();
+    for (std::int64_t token = begin; token < end; ++token) {
+      list.clear();
+      const auto t = static_cast<std::size_t>(token);
+      for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
+           idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
+        const SendEntry& send = handle.sends[idx];
+        const SumTerm term{.row = row_of_send(idx), .weight = send.weight_sum};
+        by_rank ? list.insert_by_rank(send.dst_rank, term) : list.append(send.dst_rank, term);
+      }
+      sum_rows(sum_job(request, list, token));
+    }
+    store_fence();
+  });
+}
+
+template <typename ExpertRow>
+void HostDispatcher::sum_expert_rows(const SumRequest& request, const ExpertRow& row_of_entry) {
+  const HandleState& handle = *request.handle;
+  const bool by_rank = config().combine == CombineMode::kHierarchical;
+  const auto top_k = static_cast<std::size_t>(config().top_k);
+  pool().parallel_for(handle.stats.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+    TermList& list = term_list();
+    for (std::int64_t token = begin; token < end; ++token) {
+      list.clear();
+      const std::size_t first_entry = static_cast<std::size_t>(token) * top_k;
+      for (std::size_t entry = first_entry; entry < first_entry + top_k; ++entry) {
+        if (handle.dst_row[entry] < 0) continue;
+        const SumTerm term{.row = row_of_entry(entry), .weight = handle.weights[entry]};
+        const std::int32_t rank = rank_of_entry(handle, entry);
+        by_rank ? list.insert_by_rank(rank, term) : list.append(rank, term);
+      }
+      if (by_rank) list.group_by_rank();
+      sum_rows(sum_job(request, list, token));
+    }
+    store_fence();
+  });
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,354 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "dispatch/host/row_kernels.cpp"
+#include "dispatch/host/row_kernels.hpp"
+
+#include <hwy/foreach_target.h>  // compiles the rest of this file once per instruction set
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace epistle::host {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Rows are processed as 32-bit words: one fp32, or two 16-bit elements (the even one in the low half). Every function
+// below works on "wide" vectors and, with the same code, on the 16-byte blocks that are left at the end of a row.
+using Wide = hn::ScalableTag<std::uint32_t>;
+using Block = hn::CappedTag<std::uint32_t, 4>;
+inline constexpr std::size_t kBlockBytes = 16;
+
+template <class D>
+using Words = hn::Vec<D>;
+template <class D>
+using Floats = hn::Vec<hn::RebindToFloat<D>>;
+
+template <class D>
+HWY_INLINE Words<D> splat(D d, std::uint32_t value) {
+  return hn::Set(d, value);
+}
+
+template <class D>
+HWY_INLINE Words<D> replace_nan(D d, Floats<D> value, Words<D> bits, std::uint32_t nan) {
+  return hn::IfThenElse(hn::RebindMask(d, hn::IsNaN(value)), splat(d, nan), bits);
+}
+
+/// The elements of a vector of words: one vector of floats (fp32) or two (16-bit types: even, odd).
+struct Fp32Format {
+  static constexpr int kParts = 1;
+  template <class D>
+  static HWY_INLINE Floats<D> unpack(D /*d*/, Words<D> words, int /*part*/) {
+    return hn::BitCast(hn::RebindToFloat<D>(), words);
+  }
+  template <class D>
+  static HWY_INLINE Words<D> pack(D d, Floats<D> even, Floats<D> /*odd*/) {
+    return replace_nan(d, even, hn::BitCast(d, even), 0x7fc00000);
+  }
+};
+
+struct Bf16Format {
+  static constexpr int kParts = 2;
+  template <class D>
+  static HWY_INLINE Floats<D> unpack(D d, Words<D> words, int part) {
+    const Words<D> bits = part == 0 ? hn::ShiftLeft<16>(words) : hn::And(words, splat(d, 0xffff0000));
+    return hn::BitCast(hn::RebindToFloat<D>(), bits);
+  }
+  /// Rounded bits in the upper half of each word; the lower half is left over.
+  template <class D>
+  static HWY_INLINE Words<D> round(D d, Floats<D> value) {
+    const Words<D> bits = hn::BitCast(d, value);
+    const Words<D> last_kept = hn::And(hn::ShiftRight<16>(bits), splat(d, 1));
+    const Words<D> rounded = hn::Add(hn::Add(bits, splat(d, 0x7fff)), last_kept);
+    return replace_nan(d, value, rounded, 0x7fc00000);
+  }
+  template <class D>
+  static HWY_INLINE Words<D> pack(D d, Floats<D> even, Floats<D> odd) {
+    return hn::Or(hn::ShiftRight<16>(round(d, even)), hn::And(round(d, odd), splat(d, 0xffff0000)));
+  }
+};
+
+struct Fp16Format {
+  static constexpr int kParts = 2;
+  // Exponent biases are 15 (fp16) and 127 (fp32); 13 more mantissa bits in fp32.
+  template <class D>
+  static HWY_INLINE Floats<D> unpack(D d, Words<D> words, int part) {
+    const hn::RebindToFloat<D> df;
+    const Words<D> half = part == 0 ? hn::And(words, splat(d, 0xffff)) : hn::ShiftRight<16>(words);
+    const Words<D> shifted = hn::ShiftLeft<13>(hn::And(half, splat(d, 0x7fff)));
+    const Words<D> exponent = hn::And(shifted, splat(d, 0x7c00U << 13));
+    const Words<D> rebiased = hn::Add(shifted, splat(d, (127U - 15U) << 23));
+    // Infinity and NaN: move the exponent to all ones.
+    const Words<D> special = hn::Add(rebiased, splat(d, (128U - 16U) << 23));
+    // Subnormal: build 2^-14 * (1 + mantissa) and take the 2^-14 away again, exactly.
+    const Words<D> with_one = hn::Add(rebiased, splat(d, 1U << 23));
+    const Words<D> subnormal =
+        hn::BitCast(d, hn::Sub(hn::BitCast(df, with_one), hn::BitCast(df, splat(d, 113U << 23))));
+    const Words<D> magnitude = hn::IfThenElse(hn::Eq(exponent, splat(d, 0x7c00U << 13)), special,
+                                              hn::IfThenElse(hn::Eq(exponent, hn::Zero(d)), subnormal, rebiased));
+    const Words<D> sign = hn::ShiftLeft<16>(hn::And(half, splat(d, 0x8000)));
+    return hn::BitCast(df, hn::Or(magnitude, sign));
+  }
+  template <class D>
+  static HWY_INLINE Words<D> round(D d, Floats<D> value) {
+    const hn::RebindToFloat<D> df;
+    const Words<D> bits = hn::BitCast(d, value);
+    const Words<D> sign = hn::And(bits, splat(d, 0x80000000U));
+    const Words<D> magnitude = hn::Xor(bits, sign);
+    // Subnormal results: adding 0.5 lets the adder round at 2^-24, the last bit of 0.5.
+    const Words<D> half_one = splat(d, 126U << 23);
+    const Words<D> subnormal =
+        hn::Sub(hn::BitCast(d, hn::Add(hn::BitCast(df, magnitude), hn::BitCast(df, half_one))), half_one);
+    const Words<D> last_kept = hn::And(hn::ShiftRight<13>(magnitude), splat(d, 1));
+    // Rebias the exponent (modulo 2^32) and round ties to even; a carry out of the mantissa is right as it is.
+    const Words<D> normal =
+        hn::ShiftRight<13>(hn::Add(hn::Add(magnitude, splat(d, 0xfffU - ((127U - 15U) << 23))), last_kept));
+    const Words<D> finite = hn::IfThenElse(hn::Lt(magnitude, splat(d, 113U << 23)), subnormal, normal);
+    const Words<D> rounded = hn::IfThenElse(hn::Lt(magnitude, splat(d, (127U + 16U) << 23)), finite, splat(d, 0x7c00));
+    return replace_nan(d, value, hn::Or(rounded, hn::ShiftRight<16>(sign)), 0x7e00);
+  }
+  template <class D>
+  static HWY_INLINE Words<D> pack(D d, Floats<D> even, Floats<D> odd) {
+    return hn::Or(round(d, even), hn::ShiftLeft<16>(round(d, odd)));
+  }
+};
+
+template <class D>
+HWY_INLINE Words<D> load(D d, const std::byte* row, std::size_t offset) {
+  return hn::LoadU(d, reinterpret_cast<const std::uint32_t*>(row + offset));
+}
+
+template <bool kStream, class D>
+HWY_INLINE void store(D d, Words<D> words, std::byte* row, std::size_t offset) {
+  auto* target = reinterpret_cast<std::uint32_t*>(row + offset);
+  if constexpr (kStream) {
+    hn::Stream(words, d, target);
+  } else {
+    hn::StoreU(words, d, target);
+  }
+}
+
+/// Calls `step(tag, offset, streaming)` over a row: blocks until `out` is aligned for streaming stores, then wide
+/// vectors, then the blocks that are left. A row of an odd size ends with bytes that the caller handles.
+template <class Step>
+HWY_INLINE std::size_t for_each_part(const std::byte* out, std::size_t num_bytes, StoreMode mode, Step step) {
+  const Wide wide;
+  const std::size_t wide_bytes = hn::Lanes(wide) * sizeof(std::uint32_t);
+  std::size_t offset = 0;
+  const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(out) % wide_bytes;
+  if (mode == StoreMode::kStreaming && misaligned % kBlockBytes == 0) {
+    if (misaligned != 0) {
+      for (; offset + kBlockBytes <= num_bytes && offset < wide_bytes - misaligned; offset += kBlockBytes) {
+        step(Block(), offset, std::false_type());
+      }
+    }
+    for (; offset + wide_bytes <= num_bytes; offset += wide_bytes) step(wide, offset, std::true_type());
+  } else {
+    for (; offset + wide_bytes <= num_bytes; offset += wide_bytes) step(wide, offset, std::false_type());
+  }
+  for (; offset + kBlockBytes <= num_bytes; offset += kBlockBytes) step(Block(), offset, std::false_type());
+  return offset;
+}
+
+void CopyRow(const std::byte* source, std::byte* target, std::size_t num_bytes, StoreMode mode) {
+  std::size_t done = for_each_part(target, num_bytes, mode, [&](auto d, std::size_t offset, auto streaming) HWY_ATTR {
+    store<decltype(streaming)::value>(d, load(d, source, offset), target, offset);
+  });
+  for (; done < num_bytes; ++done) target[done] = source[done];
+}
+
+template <class Format, bool kWeighted, class D>
+HWY_INLINE Floats<D> sum_group(D d, const SumTerm* begin, const SumTerm* end, std::size_t offset, int part) {
+  const hn::RebindToFloat<D> df;
+  Floats<D> sum = hn::Zero(df);
+  for (const SumTerm* term = begin; term != end; ++term) {
+    Floats<D> value = Format::unpack(d, load(d, term->row, offset), part);
+    if constexpr (kWeighted) value = hn::Mul(hn::Set(df, term->weight), value);
+    sum = hn::Add(sum, value);
+  }
+  return sum;
+}
+
+template <class Format, bool kWeighted>
+void SumRowsAs(const SumJob& job) {
+  const SumTerm* terms = job.terms.data();
+  const std::size_t num_terms = job.terms.size();
+  const std::size_t num_groups = job.group_ends.size();
+  for_each_part(job.out, job.num_bytes, job.mode, [&](auto d, std::size_t offset, auto streaming) HWY_ATTR {
+    using D = decltype(d);
+    const hn::RebindToFloat<D> df;
+    Floats<D> even = hn::Zero(df);
+    Floats<D> odd = hn::Zero(df);
+    if (num_groups == 0) {
+      even = sum_group<Format, kWeighted>(d, terms, terms + num_terms, offset, 0);
+      if constexpr (Format::kParts == 2) odd = sum_group<Format, kWeighted>(d, terms, terms + num_terms, offset, 1);
+    } else {
+      std::int32_t begin = 0;
+      for (const std::int32_t end : job.group_ends) {
+        const Floats<D> group_even = sum_group<Format, kWeighted>(d, terms + begin, terms + end, offset, 0);
+        Floats<D> group_odd = group_even;
+        if constexpr (Format::kParts == 2) {
+          group_odd = sum_group<Format, kWeighted>(d, terms + begin, terms + end, offset, 1);
+        }
+        const Words<D> rounded = Format::pack(d, group_even, group_odd);
+        even = hn::Add(even, Format::unpack(d, rounded, 0));
+        if constexpr (Format::kParts == 2) odd = hn::Add(odd, Format::unpack(d, rounded, 1));
+        begin = end;
+      }
+    }
+    store<decltype(streaming)::value>(d, Format::pack(d, even, odd), job.out, offset);
+  });
+}
+
+template <class Format>
+void ScaleRowAs(const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) {
+  for_each_part(target, num_bytes, StoreMode::kCached, [&](auto d, std::size_t offset, auto /*streaming*/) HWY_ATTR {
+    using D = decltype(d);
+    const auto factor = hn::Set(hn::RebindToFloat<D>(), weight);
+    const Words<D> words = load(d, source, offset);
+    const Floats<D> even = hn::Mul(factor, Format::unpack(d, words, 0));
+    Floats<D> odd = even;
+    if constexpr (Format::kParts == 2) odd = hn::Mul(factor, Format::unpack(d, words, 1));
+    store<false>(d, Format::pack(d, even, odd), target, offset);
+  });
+}
+
+// The lanes of the contract (element i to lane i mod 16) are 16 floats here; a vector of words covers some of them, and
+// which ones depends only on the element's position, so any vector width gives the same sums.
+template <class Format>
+float DotRowsAs(const std::byte* a, const std::byte* b, std::size_t num_bytes) {
+  constexpr std::size_t kLanes = 16;
+  const Block d;
+  const hn::RebindToFloat<Block> df;
+  constexpr std::size_t kBlockElements = 4 * Format::kParts;
+  constexpr std::size_t kBlocks = kLanes / kBlockElements;
+  HWY_ALIGN float sums[kBlocks][Format::kParts][4] = {};
+  std::size_t block = 0;
+  for (std::size_t offset = 0; offset < num_bytes; offset += kBlockBytes) {
+    const Words<Block> words_a = load(d, a, offset);
+    const Words<Block> words_b = load(d, b, offset);
+    for (int part = 0; part < Format::kParts; ++part) {
+      const auto product = hn::Mul(Format::unpack(d, words_a, part), Format::unpack(d, words_b, part));
+      float* target = sums[block][part];
+      hn::Store(hn::Add(hn::Load(df, target), product), df, target);
+    }
+    block = (block + 1) % kBlocks;
+  }
+  float lanes[kLanes];
+  for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    const std::size_t in_block = lane % kBlockElements;
+    lanes[lane] = sums[lane / kBlockElements][in_block % Format::kParts][in_block / Format::kParts];
+  }
+  for (std::size_t stride = kLanes / 2; stride > 0; stride /= 2) {
+    for (std::size_t lane = 0; lane < stride; ++lane) lanes[lane] += lanes[lane + stride];
+  }
+  return lanes[0];
+}
+
+void SumRows(const SumJob& job) {
+  const auto run = [&](auto format) HWY_ATTR {
+    using Format = decltype(format);
+    return job.weighted ? SumRowsAs<Format, true>(job) : SumRowsAs<Format, false>(job);
+  };
+  switch (job.dtype) {
+    case DType::kBf16:
+      return run(Bf16Format());
+    case DType::kFp16:
+      return run(Fp16Format());
+    default:
+      return run(Fp32Format());
+  }
+}
+
+void ScaleRow(DType dtype, const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) {
+  switch (dtype) {
+    case DType::kBf16:
+      return ScaleRowAs<Bf16Format>(source, weight, target, num_bytes);
+    case DType::kFp16:
+      return ScaleRowAs<Fp16Format>(source, weight, target, num_bytes);
+    default:
+      return ScaleRowAs<Fp32Format>(source, weight, target, num_bytes);
+  }
+}
+
+float DotRows(DType dtype, const std::byte* a, const std::byte* b, std::size_t num_bytes) {
+  switch (dtype) {
+    case DType::kBf16:
+      return DotRowsAs<Bf16Format>(a, b, num_bytes);
+    case DType::kFp16:
+      return DotRowsAs<Fp16Format>(a, b, num_bytes);
+    default:
+      return DotRowsAs<Fp32Format>(a, b, num_bytes);
+  }
+}
+
+const char* TargetName() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace epistle::host
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+#include <atomic>
+#include <mutex>
+
+#include <hwy/cache_control.h>
+#include <hwy/targets.h>
+
+#include "epistle/error.hpp"
+
+#include "core/numeric.hpp"
+#include "core/settings.hpp"
+
+namespace epistle::host {
+namespace {
+
+HWY_EXPORT(CopyRow);
+HWY_EXPORT(SumRows);
+HWY_EXPORT(ScaleRow);
+HWY_EXPORT(DotRows);
+HWY_EXPORT(TargetName);
+
+}  // namespace
+
+void copy_row(const std::byte* source, std::byte* target, std::size_t num_bytes, StoreMode mode) noexcept {
+  HWY_DYNAMIC_DISPATCH(CopyRow)(source, target, num_bytes, mode);
+}
+
+void store_fence() noexcept { hwy::FlushStream(); }
+
+void sum_rows(const SumJob& job) noexcept { HWY_DYNAMIC_DISPATCH(SumRows)(job); }
+
+void scale_row(DType dtype, const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) noexcept {
+  HWY_DYNAMIC_DISPATCH(ScaleRow)(dtype, source, weight, target, num_bytes);
+}
+
+float dot_rows(DType dtype, const std::byte* a, const std::byte* b, std::size_t num_bytes) noexcept {
+  return numeric::canonical_fp32(HWY_DYNAMIC_DISPATCH(DotRows)(dtype, a, b, num_bytes));
+}
+
+std::string simd_target_name() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
+
+std::vector<std::string> simd_target_names() {
+  std::vector<std::string> names;
+  for (const auto target : hwy::SupportedAndGeneratedTargets()) names.emplace_back(hwy::TargetName(target));
+  return names;
+}
+
+void use_simd_target(const std::string& name) {
+  std::int64_t chosen = 0;
+  for (const auto target : hwy::SupportedAndGeneratedTargets()) {
+    if (name == hwy::TargetName(target)) chosen = target;
+  }
+  if (!name.empty() && chosen == 0) {
+    std::string known;
+    for (const std::string& target : simd_target_names()) known += (known.empty() ? "" : ", ") + target;
+    throw Error(ErrorCode::kInvalidArgument,
+                "SIMD target '" + name + "' is not available here (EPISTLE_SIMD); available: auto, " + known);
+  }
+  hwy::SetSupportedTargetsForTest(chosen);  // 0 = every target again
+  hwy::GetChosenTarget().DeInit();
+}
+
+}  // namespace epistle::host
+
+#endif  // HWY_ONCE

@@ -1,0 +1,241 @@
+#include "dispatch/reference/oracle.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string>
+
+#include "core/numeric.hpp"
+
+namespace epistle::reference {
+namespace {
+
+bool is_on_rank(const ExpertPartition& partition, std::int32_t expert, int rank) {
+  return expert != kNoExpert && partition.rank_of(expert) == rank;
+}
+
+float round_to(DType dtype, float value) {
+  std::array<std::byte, sizeof(float)> bits{};
+  write_element(dtype, bits.data(), 0, value);
+  return read_element(dtype, bits.data(), 0);
+}
+
+/// Rows in output order, as if there were room for all.
+void list_token_rows(const ExpertPartition& partition, std::span<const RoutingTable> tables, int rank,
+                     std::vector<OutputRow>& rows) {
+  for (std::size_t src = 0; src < tables.size(); ++src) {
+    const RoutingTable& table = tables[src];
+    for (std::int64_t token = 0; token < table.num_tokens; ++token) {
+      const auto* ids = &table.expert_ids[static_cast<std::size_t>(token * table.top_k)];
+      const bool is_here =
+          std::any_of(ids, ids + table.top_k, [&](std::int32_t expert) { return is_on_rank(partition, expert, rank); });
+      if (is_here) rows.push_back({static_cast<std::int32_t>(src), static_cast<std::int32_t>(token), -1});
+    }
+  }
+}
+
+void list_expert_rows(std::span<const RoutingTable> tables, std::int32_t expert, std::vector<OutputRow>& rows) {
+  for (std::size_t src = 0; src < tables.size(); ++src) {
+    const RoutingTable& table = tables[src];
+    for (std::int64_t token = 0; token < table.num_tokens; ++token) {
+      for (std::int32_t position = 0; position < table.top_k; ++position) {
+        if (table.expert_ids[static_cast<std::size_t>(token * table.top_k + position)] == expert) {
+          rows.push_back({static_cast<std::int32_t>(src), static_cast<std::int32_t>(token), position});
+        }
+      }
+    }
+  }
+}
+
+RankLayout rank_layout(const DispatcherConfig& config, std::span<const RoutingTable> tables, int rank) {
+  const ExpertPartition partition{config.num_experts, static_cast<std::int32_t>(tables.size())};
+  const std::int32_t first = partition.first_expert(rank);
+  const std::int32_t num_local = partition.num_local_experts(rank);
+  const auto capacity = static_cast<std::size_t>(config.capacity_rows);
+  RankLayout result;
+  if (config.layout == OutputLayout::kTokenMajor) {
+    list_token_rows(partition, tables, rank, result.rows);
+  } else {
+    for (std::int32_t local = 0; local < num_local; ++local) {
+      std::vector<OutputRow> group;
+      list_expert_rows(tables, first + local, group);
+      if (config.layout == OutputLayout::kExpertSlots) {
+        group.resize(capacity);
+      } else {
+        const auto alignment = static_cast<std::size_t>(config.alignment);
+        group.resize((group.size() + alignment - 1) / alignment * alignment);
+      }
+      result.expert_begin.push_back(static_cast<std::int64_t>(result.rows.size()));
+      result.rows.insert(result.rows.end(), group.begin(), group.end());
+    }
+    result.expert_begin.push_back(static_cast<std::int64_t>(result.rows.size()));
+  }
+  if (config.sizing == Sizing::kCapacity && config.layout != OutputLayout::kExpertSlots) {
+    result.rows.resize(capacity);
+    for (std::int64_t& begin : result.expert_begin) begin = std::min(begin, config.capacity_rows);
+  }
+  return result;
+}
+
+}  // namespace
+
+std::vector<RankLayout> layout_of(const DispatcherConfig& config, std::span<const RoutingTable> tables) {
+  const ExpertPartition partition{config.num_experts, static_cast<std::int32_t>(tables.size())};
+  const auto top_k = static_cast<std::size_t>(config.top_k);
+  std::vector<RankLayout> ranks;
+  for (std::size_t rank = 0; rank < tables.size(); ++rank) {
+    ranks.push_back(rank_layout(config, tables, static_cast<int>(rank)));
+  }
+  for (std::size_t src = 0; src < tables.size(); ++src) {
+    ranks[src].dst_row.assign(static_cast<std::size_t>(tables[src].num_tokens) * top_k, -1);
+  }
+  // Every row that made it into an output belongs to one assignment (expert layouts) or to all of the token's
+  // assignments on that rank (token_major).
+  for (std::size_t dst = 0; dst < tables.size(); ++dst) {
+    for (std::size_t row = 0; row < ranks[dst].rows.size(); ++row) {
+      const OutputRow& origin = ranks[dst].rows[row];
+      if (origin.src_rank < 0) continue;
+      const auto src = static_cast<std::size_t>(origin.src_rank);
+      for (std::size_t position = 0; position < top_k; ++position) {
+        const std::size_t entry = static_cast<std::size_t>(origin.src_token) * top_k + position;
+        const bool belongs = config.layout == OutputLayout::kTokenMajor
+                                 ? is_on_rank(partition, tables[src].expert_ids[entry], static_cast<int>(dst))
+                                 : static_cast<std::int32_t>(position) == origin.topk_idx;
+        if (belongs) ranks[src].dst_row[entry] = static_cast<std::int32_t>(row);
+      }
+    }
+  }
+  for (std::size_t dst = 0; dst < tables.size(); ++dst) {
+    const auto num_local = static_cast<std::size_t>(partition.num_local_experts(static_cast<int>(dst)));
+    ranks[dst].expert_counts.assign(num_local, 0);
+    ranks[dst].expert_dropped.assign(num_local, 0);
+  }
+  for (std::size_t src = 0; src < tables.size(); ++src) {
+    for (std::size_t entry = 0; entry < ranks[src].dst_row.size(); ++entry) {
+      const std::int32_t expert = tables[src].expert_ids[entry];
+      if (expert == kNoExpert) continue;
+      const std::int32_t dst = partition.rank_of(expert);
+      RankLayout& receiver = ranks[static_cast<std::size_t>(dst)];
+      const auto local = static_cast<std::size_t>(expert - partition.first_expert(dst));
+      ++(ranks[src].dst_row[entry] >= 0 ? receiver.expert_counts : receiver.expert_dropped)[local];
+    }
+  }
+  return ranks;
+}
+
+void combine_token(const DispatcherConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
+                   bool weighted, std::byte* out) {
+  const ExpertPartition partition{config.num_experts, num_ranks};
+  const auto hidden = static_cast<std::size_t>(config.combine_hidden);
+  const bool hierarchical = config.combine == CombineMode::kHierarchical;
+  std::vector<float> total(hidden, 0.0F);
+  std::vector<float> row;
+  const auto add = [&](std::vector<float>& sum, float weight) {
+    for (std::size_t idx = 0; idx < hidden; ++idx) {
+      const float term = weighted ? weight * row[idx] : row[idx];
+      sum[idx] = sum[idx] + term;
+    }
+  };
+  const auto expert_rank = [&](std::size_t position) {
+    return token.dst_row[position] < 0 ? -1 : partition.rank_of(token.expert_ids[position]);
+  };
+  const auto weight_on = [&](int rank) {
+    float weight = 0.0F;
+    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
+      if (expert_rank(position) == rank) weight = weight + token.weights[position];
+    }
+    return weight;
+  };
+  const auto row_on = [&](int rank) {
+    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
+      if (expert_rank(position) == rank) return token.dst_row[position];
+    }
+    return std::int32_t{-1};
+  };
+
+  if (config.layout == OutputLayout::kTokenMajor) {
+    std::vector<int> ranks;  // in the order in which their rows are added
+    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
+      const int rank = expert_rank(position);
+      if (rank >= 0 && std::find(ranks.begin(), ranks.end(), rank) == ranks.end()) ranks.push_back(rank);
+    }
+    if (hierarchical) std::sort(ranks.begin(), ranks.end());
+    for (const int rank : ranks) {
+      read_row(rank, row_on(rank), row);
+      add(total, weight_on(rank));
+    }
+  } else if (hierarchical) {
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      if (row_on(rank) < 0) continue;
+      std::vector<float> partial(hidden, 0.0F);
+      for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
+        if (expert_rank(position) != rank) continue;
+        read_row(rank, token.dst_row[position], row);
+        add(partial, token.weights[position]);
+      }
+      for (std::size_t idx = 0; idx < hidden; ++idx) {
+        total[idx] = total[idx] + round_to(config.combine_dtype, partial[idx]);
+      }
+    }
+  } else {
+    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
+      const int rank = expert_rank(position);
+      if (rank < 0) continue;
+      read_row(rank, token.dst_row[position], row);
+      add(total, token.weights[position]);
+    }
+  }
+  for (std::size_t idx = 0; idx < hidden; ++idx) {
+    write_element(config.combine_dtype, out, static_cast<std::int64_t>(idx), total[idx]);
+  }
+}
+
+float dot_in_lanes(std::span<const float> a, std::span<const float> b) {
+  constexpr std::size_t kLanes = 16;
+  std::array<float, kLanes> lanes{};
+  for (std::size_t idx = 0; idx < a.size(); ++idx) {
+    const float product = a[idx] * b[idx];
+    lanes[idx % kLanes] = lanes[idx % kLanes] + product;
+  }
+  for (const std::size_t stride : {8U, 4U, 2U, 1U}) {
+    for (std::size_t lane = 0; lane < stride; ++lane) lanes[lane] = lanes[lane] + lanes[lane + stride];
+  }
+  return numeric::canonical_fp32(lanes[0]);
+}
+
+float read_element(DType dtype, const std::byte* row, std::int64_t idx) {
+  const std::byte* element = row + idx * dtype_bytes(dtype);
+  std::uint16_t half = 0;
+  float single = 0.0F;
+  switch (dtype) {
+    case DType::kBf16:
+      std::memcpy(&half, element, sizeof(half));
+      return numeric::bf16_to_fp32(half);
+    case DType::kFp16:
+      std::memcpy(&half, element, sizeof(half));
+      return numeric::fp16_to_fp32(half);
+    case DType::kFp32:
+      std::memcpy(&single, element, sizeof(single));
+      return single;
+    case DType::kFp8E4m3:
+      return numeric::fp8_e4m3_to_fp32(static_cast<std::uint8_t>(*element));
+    case DType::kRaw:
+      break;
+  }
+  throw Error(ErrorCode::kUnsupported, "dtype " + std::string(to_string(dtype)) + " has no elements to read");
+}
+
+void write_element(DType dtype, std::byte* row, std::int64_t idx, float value) {
+  std::byte* element = row + idx * dtype_bytes(dtype);
+  if (dtype == DType::kFp32) {
+    const float stored = numeric::canonical_fp32(value);
+    std::memcpy(element, &stored, sizeof(stored));
+  } else if (dtype == DType::kBf16 || dtype == DType::kFp16) {
+    const std::uint16_t stored = dtype == DType::kBf16 ? numeric::fp32_to_bf16(value) : numeric::fp32_to_fp16(value);
+    std::memcpy(element, &stored, sizeof(stored));
+  } else {
+    throw Error(ErrorCode::kUnsupported, "rows of dtype " + std::string(to_string(dtype)) + " are not summed");
+  }
+}
+
+}  // namespace epistle::reference

@@ -1,0 +1,58 @@
+// What dispatch and combine must give, computed in a single address space by the shortest loops that follow the text of
+// the contract. Slow on purpose. Everything else is compared with this, bit for bit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+#include "epistle/routing.hpp"
+
+namespace epistle::reference {
+
+/// Where an output row comes from; all -1 at padding.
+struct OutputRow {
+  std::int32_t src_rank = -1;
+  std::int32_t src_token = -1;
+  std::int32_t topk_idx = -1;  ///< expert layouts
+
+  friend bool operator==(const OutputRow&, const OutputRow&) = default;
+};
+
+/// One rank's share of the layout.
+struct RankLayout {
+  std::vector<OutputRow> rows;
+  std::vector<std::int64_t> expert_counts;
+  std::vector<std::int64_t> expert_begin;  ///< [num_local_experts + 1]; expert layouts
+  std::vector<std::int64_t> expert_dropped;
+  std::vector<std::int32_t> dst_row;  ///< [num_tokens, top_k] of this rank as a source; -1 = none or dropped
+};
+
+/// The layout of all ranks from all their tables. `config` must be resolved (capacity_rows where needed).
+[[nodiscard]] std::vector<RankLayout> layout_of(const DispatcherConfig& config, std::span<const RoutingTable> tables);
+
+/// Reads one expert output row of a rank as floats.
+using RowReader = std::function<void(int rank, std::int32_t row, std::vector<float>& values)>;
+
+/// One token's place in the layout.
+struct TokenPlaces {
+  std::span<const std::int32_t> expert_ids;  ///< [top_k]
+  std::span<const float> weights;            ///< [top_k]
+  std::span<const std::int32_t> dst_row;     ///< [top_k]
+};
+
+/// What combine gives for one token: combine_hidden elements of combine_dtype. `num_ranks` ranks hold the experts.
+void combine_token(const DispatcherConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
+                   bool weighted, std::byte* out);
+
+/// Dot product of two rows in the order that Dispatcher::combine_backward documents.
+[[nodiscard]] float dot_in_lanes(std::span<const float> a, std::span<const float> b);
+
+/// One element of a row, as a float; and back, rounded. kBf16, kFp16, kFp32, and kFp8E4m3 for reading.
+[[nodiscard]] float read_element(DType dtype, const std::byte* row, std::int64_t idx);
+void write_element(DType dtype, std::byte* row, std::int64_t idx, float value);
+
+}  // namespace epistle::reference

@@ -1,0 +1,53 @@
+#include "group/barrier.hpp"
+
+#include <climits>
+#include <ctime>
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace epistle {
+
+namespace {
+constexpr std::int64_t kMicrosPerSecond = 1'000'000;
+constexpr std::int64_t kNanosPerMicro = 1'000;
+}  // namespace
+
+// The futexes are not "private": ranks may be processes.
+void futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected, std::int64_t max_wait_us) noexcept {
+  timespec timeout{};
+  timeout.tv_sec = static_cast<std::time_t>(max_wait_us / kMicrosPerSecond);
+  timeout.tv_nsec = static_cast<long>(max_wait_us % kMicrosPerSecond * kNanosPerMicro);
+  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, &timeout, nullptr, 0);
+}
+
+void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept {
+  ::syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+void Barrier::arrive() noexcept {
+  ++awaited_;
+  // For diagnosis only (has_arrived); the order of data is carried by num_arrived and generation.
+  block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
+  // acq_rel: the last arrival gathers what all others released here, and hands it on through `generation`.
+  const std::uint32_t before = block_->num_arrived.value.fetch_add(1, std::memory_order_acq_rel);
+  if (before + 1 != static_cast<std::uint32_t>(num_ranks_)) return;
+  // Nobody arrives again before the generation moves on, so the counter can be reset first.
+  block_->num_arrived.value.store(0, std::memory_order_relaxed);
+  // seq_cst: pairs with sleep(), where the number of sleepers is raised before the generation is read again. One of the
+  // two sides sees the other, so no sleeper is missed.
+  block_->generation.value.fetch_add(1, std::memory_order_seq_cst);
+  if (block_->num_sleepers.value.load(std::memory_order_seq_cst) != 0) futex_wake_all(block_->generation.value);
+}
+
+void Barrier::sleep(std::int64_t max_wait_us) noexcept {
+  block_->num_sleepers.value.fetch_add(1, std::memory_order_seq_cst);
+  const std::uint32_t generation = block_->generation.value.load(std::memory_order_seq_cst);
+  if (static_cast<std::int32_t>(generation - awaited_) < 0) {
+    futex_wait(block_->generation.value, generation, max_wait_us);
+  }
+  block_->num_sleepers.value.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace epistle

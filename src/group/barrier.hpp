@@ -1,0 +1,77 @@
+// A split barrier in shared memory: arrive, do something else, wait. Waiting ranks spin briefly and then sleep on a
+// futex, so that more ranks than cores work well.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace epistle {
+
+inline constexpr std::size_t kCacheLineBytes = 64;
+
+struct alignas(kCacheLineBytes) PaddedCounter {
+  std::atomic<std::uint32_t> value;
+};
+static_assert(std::atomic<std::uint32_t>::is_always_lock_free, "counters are shared between processes");
+
+/// Lies in zero-initialised shared memory; followed there by one PaddedCounter per rank.
+struct BarrierBlock {
+  PaddedCounter num_arrived;   ///< ranks that arrived in the current generation
+  PaddedCounter generation;    ///< completed generations; ranks sleep on it
+  PaddedCounter num_sleepers;  ///< ranks that sleep or are about to
+
+  [[nodiscard]] PaddedCounter* arrivals() noexcept { return reinterpret_cast<PaddedCounter*>(this + 1); }
+
+  [[nodiscard]] static constexpr std::int64_t bytes(int num_ranks) noexcept {
+    return static_cast<std::int64_t>(sizeof(BarrierBlock)) +
+           static_cast<std::int64_t>(sizeof(PaddedCounter)) * num_ranks;
+  }
+};
+
+/// Sleeps until `*word` is no longer `expected`, a wake-up, or `max_wait_us`; may return early.
+void futex_wait(const std::atomic<std::uint32_t>& word, std::uint32_t expected, std::int64_t max_wait_us) noexcept;
+void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept;
+
+/// Tells the processor that this is a spin loop.
+inline void spin_pause() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// One rank's end of a barrier. Ranks pass it in the same order; a rank waits before it arrives again.
+class Barrier {
+ public:
+  Barrier() = default;
+  Barrier(BarrierBlock* block, int rank, int num_ranks) noexcept : block_(block), rank_(rank), num_ranks_(num_ranks) {}
+
+  /// Everything this rank wrote before is visible to every rank whose wait for this generation has returned.
+  void arrive() noexcept;
+
+  /// True when all ranks have arrived in the generation of this rank's last arrive().
+  [[nodiscard]] bool passed() const noexcept {
+    // pairs with the release of the last arrival in arrive()
+    const std::uint32_t generation = block_->generation.value.load(std::memory_order_acquire);
+    return static_cast<std::int32_t>(generation - awaited_) >= 0;
+  }
+
+  /// True when `rank` has arrived in the generation this rank waits for.
+  [[nodiscard]] bool has_arrived(int rank) const noexcept {
+    const std::uint32_t seen = block_->arrivals()[rank].value.load(std::memory_order_acquire);
+    return static_cast<std::int32_t>(seen - awaited_) >= 0;
+  }
+
+  /// Sleeps until the barrier passes or `max_wait_us` is over.
+  void sleep(std::int64_t max_wait_us) noexcept;
+
+ private:
+  BarrierBlock* block_ = nullptr;
+  int rank_ = 0;
+  int num_ranks_ = 1;
+  std::uint32_t awaited_ = 0;
+};
+
+}  // namespace epistle

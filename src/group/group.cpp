@@ -1,0 +1,23 @@
+#include "epistle/group.hpp"
+
+#include <utility>
+
+#include "group/group_impl.hpp"
+
+namespace epistle {
+
+Group::Group(std::shared_ptr<GroupImpl> impl) : impl_(std::move(impl)) {}
+Group::~Group() = default;
+Group::Group(Group&&) noexcept = default;
+Group& Group::operator=(Group&&) noexcept = default;
+
+int Group::rank() const noexcept { return impl_->rank(); }
+int Group::size() const noexcept { return impl_->num_ranks(); }
+GroupKind Group::kind() const noexcept { return impl_->kind(); }
+std::chrono::milliseconds Group::timeout() const noexcept { return impl_->timeout(); }
+void Group::barrier() { impl_->barrier(); }
+void Group::all_gather(const void* input, std::size_t num_bytes, void* output) {
+  impl_->all_gather(input, num_bytes, output);
+}
+
+}  // namespace epistle

@@ -1,0 +1,46 @@
+// Starts the ranks of a job as processes of this host and looks after them until the last one has ended.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace epistle {
+
+/// What launch_ranks returns where the command cannot be executed, as shells do.
+inline constexpr int kExitCannotExecute = 127;
+
+struct LaunchOptions {
+  int num_ranks = 1;
+  std::vector<std::string> command;  ///< program and arguments; the program is looked up in PATH
+  std::string executable;            ///< the file to execute where it is not command[0]; empty = look up command[0]
+  /// Time for the other ranks to notice and report a failed rank before they are stopped. Negative = the setting
+  /// EPISTLE_TIMEOUT_MS, after which every survivor has noticed, and 5 s to report it.
+  std::chrono::milliseconds grace{-1};
+  bool label_output = false;  ///< put "[rank r] " before every line that a rank writes
+  /// The exit code by which ranks report the loss of another one; -1 = there is none. A rank that ends so is blamed
+  /// only where no rank failed in another way.
+  int peer_lost_exit_code = -1;
+  std::vector<std::pair<std::string, std::string>> environment;  ///< more variables, for every rank
+};
+
+/// Runs `command` as ranks 0 to num_ranks - 1 and waits for all of them. Each gets RANK, WORLD_SIZE, LOCAL_RANK,
+/// LOCAL_WORLD_SIZE and an EPISTLE_JOB that no other job has; variables of other launchers are removed. Rank 0 reads
+/// this process's standard input unless that is a terminal; the others read nothing.
+///
+/// Returns 0 when all ranks end well; otherwise the exit code of the first rank that failed (128 + signal for a
+/// signal), after a line on stderr that names it; 128 + signal when SIGINT, SIGTERM or SIGHUP ended the job; and
+/// kExitCannotExecute, with a line on stderr, where the command cannot be executed.
+///
+/// Every rank leads a process group of its own, which is stopped as a whole. Signals for this process are passed on.
+/// Ranks die with the calling thread, however it ends. To be called before the process starts other threads, which
+/// would take the signals.
+///
+/// Throws kInvalidArgument for impossible options and kSystem where processes cannot be created.
+[[nodiscard]] int launch_ranks(const LaunchOptions& options);
+
+/// Options that run this program again, with the arguments it was given, as `num_ranks` ranks.
+[[nodiscard]] LaunchOptions relaunch_options(int num_ranks);
+
+}  // namespace epistle

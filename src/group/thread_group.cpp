@@ -1,0 +1,112 @@
+// Groups whose ranks are threads of one process. A region is mapped once and shared by all ranks, so every rank sees
+// the same addresses (and the thread sanitizer sees every access).
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+#include "epistle/group.hpp"
+
+#include "group/group_impl.hpp"
+#include "group/limits.hpp"
+
+namespace epistle {
+namespace {
+
+class ThreadWorld final : public World {
+ public:
+  explicit ThreadWorld(int num_ranks) : num_ranks_(num_ranks) {}
+
+  [[nodiscard]] GroupKind kind() const noexcept override { return GroupKind::kThreads; }
+
+  // Collective by contract, but no rank has to wait: whoever comes first maps the region for all.
+  [[nodiscard]] SymmetricRegion create_region(int rank, int region_idx, std::int64_t reserved_bytes,
+                                              std::chrono::milliseconds /*timeout*/) override {
+    const std::lock_guard lock(mutex_);
+    const auto idx = static_cast<std::size_t>(region_idx);
+    if (regions_.size() <= idx) regions_.resize(idx + 1);
+    PendingRegion& region = regions_[idx];
+    if (region.num_joined == 0) region.mapping = map_region(reserved_bytes);
+    SymmetricRegion view(region.mapping, rank);
+    // The last rank to join leaves the mapping to the views, so that it goes when they do.
+    if (++region.num_joined == num_ranks_) region.mapping.reset();
+    return view;
+  }
+
+  // A thread cannot die alone: a rank that leaves says so (GroupImpl::depart).
+  [[nodiscard]] bool is_alive(int /*rank*/) const noexcept override { return true; }
+
+ private:
+  struct PendingRegion {
+    std::shared_ptr<RegionMapping> mapping;
+    int num_joined = 0;
+  };
+
+  [[nodiscard]] std::shared_ptr<RegionMapping> map_region(std::int64_t reserved_bytes) const {
+    const auto num_ranks = static_cast<std::size_t>(num_ranks_);
+    std::vector<UniqueFd> files;
+    files.reserve(num_ranks);
+    for (std::size_t rank = 0; rank < num_ranks; ++rank) files.push_back(create_shared_file(reserved_bytes));
+    return std::make_shared<RegionMapping>(std::move(files), std::vector<bool>(num_ranks, true), reserved_bytes);
+  }
+
+  int num_ranks_;
+  std::mutex mutex_;
+  std::vector<PendingRegion> regions_;
+};
+
+/// True for errors that only report what happened to another rank.
+bool is_secondary(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    return e.code() == ErrorCode::kPeerLost || e.code() == ErrorCode::kPeerRejected || e.code() == ErrorCode::kTimeout;
+  } catch (...) {
+    return false;
+  }
+}
+
+}  // namespace
+
+std::vector<Group> make_thread_groups(int num_ranks, const GroupOptions& options) {
+  check_num_ranks(num_ranks);
+  auto world = std::make_shared<ThreadWorld>(num_ranks);
+  std::vector<Group> groups;
+  groups.reserve(static_cast<std::size_t>(num_ranks));
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    groups.emplace_back(std::make_shared<GroupImpl>(world, rank, num_ranks, options.timeout));
+  }
+  return groups;
+}
+
+void run_thread_ranks(int num_ranks, const std::function<void(Group&)>& body, const GroupOptions& options) {
+  std::vector<Group> groups = make_thread_groups(num_ranks, options);
+  std::vector<std::exception_ptr> errors(groups.size());
+  std::mutex order_mutex;
+  std::vector<std::size_t> failed_order;
+  std::vector<std::thread> threads;
+  threads.reserve(groups.size());
+  for (std::size_t rank = 0; rank < groups.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      try {
+        body(groups[rank]);
+      } catch (...) {
+        errors[rank] = std::current_exception();
+        const std::lock_guard lock(order_mutex);
+        failed_order.push_back(rank);
+      }
+      groups[rank].impl().depart();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::size_t rank : failed_order) {
+    if (!is_secondary(errors[rank])) std::rethrow_exception(errors[rank]);
+  }
+  if (!failed_order.empty()) std::rethrow_exception(errors[failed_order.front()]);
+}
+
+}  // namespace epistle

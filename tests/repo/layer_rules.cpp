@@ -1,0 +1,203 @@
+#include "repo/layer_rules.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <regex>
+#include <set>
+
+namespace repo_test {
+namespace {
+
+using Prefixes = std::vector<std::string_view>;
+
+// A group of headers that only some files may include.
+struct ThirdPartyRule {
+  Prefixes headers;     // prefixes of includes
+  Prefixes folders;     // where they are allowed; "" is everywhere
+  Prefixes extensions;  // in which files they are allowed; "" is all
+  std::string_view reason;
+};
+
+const std::vector<ThirdPartyRule>& third_party_rules() {
+  static const std::vector<ThirdPartyRule> rules = {
+      {{"fmt/"}, {""}, {".cpp"}, "fmt belongs into .cpp files: it does not compile under nvcc"},
+      {{"CLI/"}, {"apps", "tests"}, {""}, "the command line is parsed in apps only"},
+      {{"gtest/", "gmock/", "rapidcheck"}, {"tests"}, {""}, "test frameworks belong into tests only"},
+      {{"benchmark/"}, {"bench"}, {""}, "Google Benchmark belongs into bench only"},
+      {{"cuda", "nccl", "nvml", "cub/", "cooperative_groups", "cute/"},
+       {"src/topology", "src/group", "src/dispatch", "src/measure", "apps", "tests", "bench"},
+       {""},
+       "core, routing, the decisions and reports build without CUDA"},
+  };
+  return rules;
+}
+
+// Quoted includes of these are third-party, not folders of the project.
+const Prefixes& quoted_third_party() {
+  static const Prefixes prefixes = {"hwy/"};
+  return prefixes;
+}
+
+const std::set<std::string_view>& standard_headers() {
+  static const std::set<std::string_view> headers = {"algorithm",     "any",
+                                                     "array",         "atomic",
+                                                     "barrier",       "bit",
+                                                     "bitset",        "charconv",
+                                                     "chrono",        "climits",
+                                                     "cmath",         "compare",
+                                                     "complex",       "concepts",
+                                                     "cstddef",       "cstdint",
+                                                     "cstdio",        "cstdlib",
+                                                     "cstring",       "deque",
+                                                     "exception",     "filesystem",
+                                                     "fstream",       "functional",
+                                                     "future",        "initializer_list",
+                                                     "iosfwd",        "iostream",
+                                                     "istream",       "iterator",
+                                                     "limits",        "list",
+                                                     "map",           "memory",
+                                                     "mutex",         "new",
+                                                     "numbers",       "numeric",
+                                                     "optional",      "ostream",
+                                                     "random",        "ranges",
+                                                     "ratio",         "regex",
+                                                     "set",           "span",
+                                                     "sstream",       "stdexcept",
+                                                     "string",        "string_view",
+                                                     "system_error",  "thread",
+                                                     "tuple",         "type_traits",
+                                                     "typeindex",     "unordered_map",
+                                                     "unordered_set", "utility",
+                                                     "variant",       "vector",
+                                                     "version"};
+  return headers;
+}
+
+struct Include {
+  std::size_t line = 0;
+  std::string path;
+  bool quoted = false;
+};
+
+std::vector<Include> find_includes(const SourceFile& file) {
+  static const std::regex pattern(R"(^\s*#\s*include\s*([<"])([^>"]+)[>"].*)");
+  std::vector<Include> includes;
+  std::size_t line_number = 0;
+  for (const std::string_view line : file.lines()) {
+    ++line_number;
+    if (line.find("include") == std::string_view::npos) continue;
+    std::match_results<std::string_view::const_iterator> match;
+    if (!std::regex_match(line.begin(), line.end(), match, pattern)) continue;
+    includes.push_back({.line = line_number, .path = match[2].str(), .quoted = match[1].str() == "\""});
+  }
+  return includes;
+}
+
+bool starts_with_any(std::string_view text, const Prefixes& prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(),
+                     [&](std::string_view prefix) { return text.starts_with(prefix); });
+}
+
+bool contains(const Prefixes& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+const Layer* find_layer(const SourceFile& file) {
+  // The longest folder wins: dispatch/reference has rules of its own.
+  const Layer* best = nullptr;
+  for (const Layer& layer : layers()) {
+    if (file.is_in(layer.folder) && (best == nullptr || layer.folder.size() > best->folder.size())) best = &layer;
+  }
+  return best;
+}
+
+std::optional<std::string> check_third_party(const SourceFile& file, const Include& include) {
+  for (const ThirdPartyRule& rule : third_party_rules()) {
+    if (!starts_with_any(include.path, rule.headers)) continue;
+    const bool folder_ok =
+        contains(rule.folders, "") || std::any_of(rule.folders.begin(), rule.folders.end(),
+                                                  [&](std::string_view folder) { return file.is_in(folder); });
+    const bool extension_ok = std::any_of(rule.extensions.begin(), rule.extensions.end(),
+                                          [&](std::string_view extension) { return file.path.ends_with(extension); });
+    if (!folder_ok || !extension_ok) return std::string(rule.reason);
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> check_project_include(const Layer& layer, const Include& include) {
+  if (starts_with_any(include.path, quoted_third_party())) return std::nullopt;
+  const std::size_t slash = include.path.find('/');
+  if (slash == std::string::npos || include.path.starts_with('.')) {
+    // The command's own headers lie beside each other; everything else is named from src.
+    if (layer.folder == "apps/epistle" && slash == std::string::npos) return std::nullopt;
+    return "write the path relative to src, folder first (\"core/settings.hpp\")";
+  }
+  const std::string_view folder = std::string_view(include.path).substr(0, slash);
+  if (!contains(layer.may_use, folder)) return std::string(layer.folder) + " may not use " + std::string(folder);
+  if (starts_with_any(include.path, layer.must_not)) return std::string(layer.folder) + " may not use this header";
+  return std::nullopt;
+}
+
+std::optional<std::string> check_include(const SourceFile& file, const Layer* layer, const Include& include) {
+  if (auto reason = check_third_party(file, include)) return reason;
+  if (layer == nullptr) return std::nullopt;
+  if (include.quoted) return check_project_include(*layer, include);
+  if (include.path.starts_with("epistle/")) return "quote the project's own headers";
+  if (layer->folder == "include" && !standard_headers().contains(include.path)) {
+    return "public headers use the standard library only";
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+const std::vector<Layer>& layers() {
+  static const std::vector<Layer> table = {
+      {"include", {"epistle"}, {}},
+      {"examples", {"epistle"}, {}},
+      {"src/core", {"epistle", "core"}, {}},
+      {"src/topology", {"epistle", "core", "topology"}, {}},
+      {"src/routing", {"epistle", "core", "topology", "routing"}, {}},
+      {"src/group", {"epistle", "core", "topology", "routing", "group"}, {}},
+      {"src/dispatch", {"epistle", "core", "topology", "routing", "group", "dispatch"}, {}},
+      // The oracle stands on its own: a mistake in a fast path must not reach it.
+      {"src/dispatch/reference",
+       {"epistle", "core", "topology", "routing", "group", "dispatch"},
+       {"dispatch/host/", "dispatch/cuda/", "dispatch/nccl/"}},
+      {"src/measure", {"epistle", "core", "topology", "routing", "group", "dispatch", "measure"}, {}},
+      {"src/cost", {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost"}, {}},
+      // The decisions share a row: none may use another, and none may see CUDA.
+      {"src/select",
+       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "select"},
+       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
+      {"src/tune",
+       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "tune"},
+       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
+      {"src/plan",
+       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "plan"},
+       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
+      {"src/balance",
+       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "balance"},
+       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
+      // Tables and JSON know values, not dispatchers.
+      {"src/report", {"epistle", "core", "report"}, {}},
+      {"apps/epistle",
+       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "select", "tune", "plan",
+        "balance", "report"},
+       {}},
+  };
+  return table;
+}
+
+std::vector<std::string> check_includes(const SourceFile& file) {
+  const Layer* layer = find_layer(file);
+  std::vector<std::string> violations;
+  for (const Include& include : find_includes(file)) {
+    if (const auto reason = check_include(file, layer, include)) {
+      violations.push_back(file.path + ":" + std::to_string(include.line) + ": \"" + include.path + "\": " + *reason);
+    }
+  }
+  return violations;
+}
+
+}  // namespace repo_test
