@@ -106,10 +106,17 @@ struct RoutingStats {
   std::int64_t sent_remote_rows = 0;  ///< of these, to other ranks
   std::int64_t received_rows = 0;     ///< rows this rank receives, once per (token, rank)
   std::int64_t received_remote_rows = 0;
-  std::int64_t output_rows = 0;  ///< rows of the output layout without padding
+  std::int64_t sent_remote_assignments = 0;  ///< (token, expert) assignments of this rank to other ranks' experts
+  std::int64_t output_rows = 0;              ///< rows of the output layout without padding
   std::int64_t padding_rows = 0;
   std::int64_t dropped_by_this_rank = 0;  ///< this rank's own assignments that did not fit somewhere
   std::int64_t dropped_in_group = 0;      ///< over all ranks
+};
+
+/// Bytes that cross from one rank's memory to another's for one rank's tokens, rows and scales.
+struct WireBytes {
+  std::int64_t dispatch = 0;  ///< sent
+  std::int64_t combine = 0;   ///< received back
 };
 
 class HandleState;
@@ -155,6 +162,9 @@ class Dispatcher {
   [[nodiscard]] virtual std::int64_t buffer_bytes() const noexcept = 0;
   /// The same as the operating system counts it.
   [[nodiscard]] virtual std::int64_t resident_bytes() const = 0;
+
+  /// What one dispatch and one combine with `handle` put on the wire, as this dispatcher moves rows.
+  [[nodiscard]] virtual WireBytes wire_bytes(const Handle& handle) const = 0;
 
   /// Exchanges counts and gives every row its place. Throws kInvalidArgument (ids out of range or repeated in a row,
   /// more tokens than max_tokens, wrong top_k), kCapacityExceeded, kPeerRejected, kPeerLost, kTimeout.

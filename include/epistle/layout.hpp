@@ -247,6 +247,12 @@ class DispatchLayout {
     return params_.transport == Transport::kAllToAll && !token_major();
   }
 
+  /// True when combine brings back one partial sum per (token, rank) instead of one row per (token, expert).
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool combines_per_rank() const noexcept {
+    return token_major() ||
+           (params_.transport == Transport::kAllToAll && params_.combine == CombineMode::kHierarchical);
+  }
+
   /// Offset of a section in a rank's address range, placed for the largest demand.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t section_offset(BufferSection section) const noexcept {
     std::int64_t offset = 0;

@@ -108,6 +108,9 @@ void CollectiveDispatcher::check_announcements(Phase phase, const Complaint& com
 void CollectiveDispatcher::agree(Call call, Phase phase, std::uint64_t handle_id, std::int64_t value,
                                  const Complaint& complaint) {
   group_->check_usable();
+  // A send half whose receive half was left out has arrived and not waited; arriving twice would let the others go on
+  // before all ranks have sent.
+  if (open_call_ != Call::kNone) group_->wait(barrier_, phase);
   // Two generations of posts: this slot was last read before the agreement in between, which every rank has passed.
   ++generation_;
   announce(call, handle_id, value, complaint);
@@ -124,18 +127,18 @@ Error CollectiveDispatcher::complain(ErrorCode code, Phase phase, const std::str
   return {code, message, {.rank = rank(), .phase = phase}};
 }
 
-HandleState* CollectiveDispatcher::own_state(const Handle& handle, Complaint& complaint) const {
+HandleState* CollectiveDispatcher::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
   HandleState* state = handle.state();
   if (state == nullptr) {
-    complaint = complain(ErrorCode::kHandleMismatch, Phase::kNone,
+    complaint = complain(ErrorCode::kHandleMismatch, phase,
                          "the handle is empty (moved from, or never prepared); call prepare first");
   } else if (state->dispatcher_id != dispatcher_id_) {
     complaint = complain(
-        ErrorCode::kHandleMismatch, Phase::kNone,
+        ErrorCode::kHandleMismatch, phase,
         fmt::format("the handle was prepared by another dispatcher than this one ({}); prepare it here", name()));
   }
   if (!complaint && open_call_ != Call::kNone) {
-    complaint = complain(ErrorCode::kInvalidArgument, Phase::kNone,
+    complaint = complain(ErrorCode::kInvalidArgument, phase,
                          fmt::format("the receive half of the last {} is missing; call it first, or use a second "
                                      "dispatcher for overlapping batches",
                                      kCallNames[static_cast<std::size_t>(open_call_)]));
@@ -145,7 +148,7 @@ HandleState* CollectiveDispatcher::own_state(const Handle& handle, Complaint& co
 
 void CollectiveDispatcher::check_call_open(Call call, const Handle& handle) const {
   if (open_call_ == call && handle.state() == open_state_) return;
-  throw complain(ErrorCode::kInvalidArgument, Phase::kNone,
+  throw complain(ErrorCode::kInvalidArgument, call == Call::kDispatch ? Phase::kDispatch : Phase::kCombine,
                  fmt::format("{}_receive needs the {}_send of the same handle before it",
                              kCallNames[static_cast<std::size_t>(call)], kCallNames[static_cast<std::size_t>(call)]));
 }
@@ -174,11 +177,20 @@ void CollectiveDispatcher::commit(const RowDemand& demand) {
   committed_ = raised;
 }
 
+WireBytes CollectiveDispatcher::wire_bytes(const Handle& handle) const {
+  const RoutingStats& stats = handle.stats();
+  const LayoutParams& params = layout_.params();
+  const std::int64_t dispatched = layout_.sends_per_expert() ? stats.sent_remote_assignments : stats.sent_remote_rows;
+  const std::int64_t combined = layout_.combines_per_rank() ? stats.sent_remote_rows : stats.sent_remote_assignments;
+  return {.dispatch = dispatched * (params.row_bytes + params.scale_bytes),
+          .combine = combined * params.combine_row_bytes};
+}
+
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 void CollectiveDispatcher::dispatch_send(const Handle& handle, const Payload& payload) {
   Complaint complaint;
-  const HandleState* state = own_state(handle, complaint);
+  const HandleState* state = own_state(handle, Phase::kDispatch, complaint);
   const LayoutParams& params = layout_.params();
   if (state != nullptr) {
     const bool has_tokens = state->stats.num_tokens > 0;
@@ -251,7 +263,7 @@ void CollectiveDispatcher::stage_combine_rows(const HandleState& state, const vo
 
 void CollectiveDispatcher::combine_send(const Handle& handle, const void* rows) {
   Complaint complaint;
-  const HandleState* state = own_state(handle, complaint);
+  const HandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr && layout_.params().combine_row_bytes == 0) {
     complaint = complain(ErrorCode::kUnsupported, Phase::kCombine,
                          "a dispatcher of raw rows combines only with combine_hidden set in its configuration");
@@ -318,7 +330,7 @@ CollectiveDispatcher::Complaint CollectiveDispatcher::check_gradients(const Hand
 void CollectiveDispatcher::dispatch_backward(const Handle& handle, const void* grad_rows, const float* grad_weights,
                                              void* grad_out, std::int64_t grad_out_bytes, float* grad_topk_weights) {
   Complaint complaint;
-  const HandleState* state = own_state(handle, complaint);
+  const HandleState* state = own_state(handle, Phase::kCombine, complaint);
   const bool gives = state != nullptr && state->output.num_rows > 0 && grad_weights != nullptr;
   const bool takes = state != nullptr && state->stats.num_tokens > 0 && grad_topk_weights != nullptr;
   // All ranks give and take gradients of the weights, or none; one that has neither rows nor tokens goes with either.
@@ -363,7 +375,7 @@ void CollectiveDispatcher::gather_weight_gradients(const HandleState& state, flo
 const std::byte* CollectiveDispatcher::combine_backward(const Handle& handle, const void* grad_out,
                                                         const void* saved_rows, float* grad_weights) {
   Complaint complaint;
-  const HandleState* state = own_state(handle, complaint);
+  const HandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr) {
     if (layout_.params().combine_row_bytes == 0) {
       complaint =

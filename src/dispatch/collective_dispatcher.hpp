@@ -41,6 +41,8 @@ class CollectiveDispatcher : public Dispatcher {
   [[nodiscard]] std::int64_t buffer_bytes() const noexcept final { return layout_.buffer_bytes(committed_); }
   [[nodiscard]] std::int64_t resident_bytes() const final { return region_.resident_bytes(); }
 
+  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const final;
+
   [[nodiscard]] Handle prepare(const RoutingView& routing) final;
   void dispatch_send(const Handle& handle, const Payload& payload) final;
   const DispatchOutput& dispatch_receive(const Handle& handle) final;
@@ -96,7 +98,7 @@ class CollectiveDispatcher : public Dispatcher {
   /// Every rank announces its call and waits for the others; throws on all of them if one complains or differs.
   void agree(Call call, Phase phase, std::uint64_t handle_id, std::int64_t value, const Complaint& complaint);
   void arrive_and_wait(Phase phase);
-  [[nodiscard]] HandleState* own_state(const Handle& handle, Complaint& complaint) const;
+  [[nodiscard]] HandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
   void check_call_open(Call call, const Handle& handle) const;
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
   [[nodiscard]] Complaint try_commit(const RowDemand& demand);
@@ -113,7 +115,7 @@ class CollectiveDispatcher : public Dispatcher {
   [[nodiscard]] Complaint read_routing(const RoutingView& routing, HandleState& state);
   template <typename Id>
   [[nodiscard]] Complaint read_tokens(const RoutingView& routing, HandleState& state);
-  [[nodiscard]] CountsView<std::int32_t> own_counts() const noexcept;
+  [[nodiscard]] CountsView<std::int32_t> own_counts(const HandleState& state) const noexcept;
   void check_capacity(const HandleState& state) const;
   void compute_demand(HandleState& state) const;
   void place_rows(HandleState& state);

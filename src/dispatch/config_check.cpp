@@ -16,6 +16,7 @@ constexpr std::int32_t kMaxWorkers = 1024;
 // Far beyond any model; keep every product of sizes within 64 bits.
 constexpr std::int64_t kMaxHidden = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;
+constexpr std::int32_t kMaxExperts = std::int32_t{1} << 20;
 
 [[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
@@ -35,7 +36,9 @@ void check_row_bytes(std::int64_t elements, DType dtype, std::string_view field)
 bool can_be_summed(DType dtype) { return dtype == DType::kBf16 || dtype == DType::kFp16 || dtype == DType::kFp32; }
 
 void check_ranges(const DispatcherConfig& config, int num_ranks) {
-  if (config.num_experts < 1) reject(fmt::format("num_experts is {}; it must be at least 1", config.num_experts));
+  if (config.num_experts < 1 || config.num_experts > kMaxExperts) {
+    reject(fmt::format("num_experts is {}; it must be between 1 and {}", config.num_experts, kMaxExperts));
+  }
   if (config.top_k < 1 || config.top_k > config.num_experts) {
     reject(fmt::format("top_k is {}; it must be between 1 and num_experts = {}", config.top_k, config.num_experts));
   }
@@ -59,29 +62,33 @@ void check_ranges(const DispatcherConfig& config, int num_ranks) {
         "number of rows, exact sizing takes 0",
         config.capacity_rows, to_string(config.sizing), to_string(config.layout)));
   }
+  constexpr std::int64_t kMaxRows = std::numeric_limits<std::int32_t>::max();
+  if (config.capacity_rows > kMaxRows) {
+    reject(fmt::format("capacity_rows is {}; row numbers end at {}", config.capacity_rows, kMaxRows));
+  }
   const std::int64_t max_assignments =
       config.max_tokens * static_cast<std::int64_t>(num_ranks) * static_cast<std::int64_t>(config.top_k);
   const std::int64_t capacity_blocks = config.layout == OutputLayout::kExpertSlots ? config.num_experts : 1;
   const std::int64_t max_rows = std::max(max_assignments, config.capacity_rows * capacity_blocks) +
                                 static_cast<std::int64_t>(config.num_experts) * config.alignment;
-  if (max_rows > std::numeric_limits<std::int32_t>::max()) {
-    reject(
-        fmt::format("max_tokens {} x {} ranks x top_k {} (or capacity_rows {} x {}) makes {} rows; row numbers "
-                    "end at {}: use fewer tokens per call",
-                    config.max_tokens, num_ranks, config.top_k, config.capacity_rows, capacity_blocks, max_rows,
-                    std::numeric_limits<std::int32_t>::max()));
+  if (max_rows > kMaxRows) {
+    reject(fmt::format(
+        "max_tokens {} x {} ranks x top_k {} (or capacity_rows {} x {}) makes {} rows; row numbers "
+        "end at {}: use fewer tokens per call",
+        config.max_tokens, num_ranks, config.top_k, config.capacity_rows, capacity_blocks, max_rows, kMaxRows));
   }
 }
 
 /// The fields that must agree, by name. num_workers may differ.
 using Field = std::pair<std::string_view, std::int64_t>;
 constexpr std::size_t kNumFields = 17;
+constexpr std::size_t kNameField = 0;  ///< holds a hash; the name itself is sent as text
 
 std::array<Field, kNumFields> fields_of(const DispatcherConfig& config, std::string_view dispatcher_name) {
-  std::int64_t name_code = 0;
+  std::uint64_t name_code = 0;
   for (const char c : dispatcher_name) name_code = name_code * 31 + static_cast<unsigned char>(c);
   const auto code = [](auto value) { return static_cast<std::int64_t>(value); };
-  return {{{"dispatcher", name_code},
+  return {{{"dispatcher", code(name_code)},
            {"hidden", config.hidden},
            {"dtype", code(config.dtype)},
            {"raw_scale_bytes", config.raw_scale_bytes},
@@ -106,7 +113,7 @@ constexpr std::size_t kMessageBytes = 512;
 struct ConfigPost {
   std::array<std::int64_t, kNumFields> values;
   ErrorCode status;
-  std::array<char, kMessageBytes> message;
+  std::array<char, kMessageBytes> message;  ///< the complaint, or the dispatcher's name
 };
 
 }  // namespace
@@ -155,10 +162,9 @@ void agree_on_config(GroupImpl& group, const DispatcherConfig& config, std::stri
   const auto own_fields = fields_of(config, dispatcher_name);
   ConfigPost own{};
   for (std::size_t field = 0; field < kNumFields; ++field) own.values[field] = own_fields[field].second;
-  if (error != nullptr) {
-    own.status = error->code();
-    std::strncpy(own.message.data(), error->what(), kMessageBytes - 1);
-  }
+  if (error != nullptr) own.status = error->code();
+  const std::string text(error != nullptr ? std::string_view(error->what()) : dispatcher_name);
+  std::strncpy(own.message.data(), text.c_str(), kMessageBytes - 1);
   std::vector<ConfigPost> posts(num_ranks);
   group.all_gather(&own, sizeof(own), posts.data(), Phase::kCreate);
   if (error != nullptr) throw Error(*error);
@@ -173,9 +179,13 @@ void agree_on_config(GroupImpl& group, const DispatcherConfig& config, std::stri
     for (std::size_t field = 0; field < kNumFields; ++field) {
       // Compared with rank 0 rather than with this rank, so that every rank reports the same pair.
       if (posts[peer].values[field] == posts[0].values[field]) continue;
+      const auto value_text = [&posts, field](std::size_t rank) {
+        return field == kNameField ? std::string(posts[rank].message.data())
+                                   : std::to_string(posts[rank].values[field]);
+      };
       throw Error(ErrorCode::kShapeMismatch,
                   fmt::format("{} differs: rank 0 has {}, rank {} has {}; all ranks must give the same configuration",
-                              own_fields[field].first, posts[0].values[field], peer, posts[peer].values[field]),
+                              own_fields[field].first, value_text(0), peer, value_text(peer)),
                   context);
     }
   }

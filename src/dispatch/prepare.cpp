@@ -14,7 +14,8 @@ Handle CollectiveDispatcher::prepare(const RoutingView& routing) {
   std::shared_ptr<HandleState> owned = handles_.acquire();
   HandleState& state = *owned;
   state.dispatcher_id = dispatcher_id_;
-  state.handle_id = ++num_prepared_;
+  // Counts only once all ranks agree: a prepare that meets another call must not set this rank apart from the others.
+  state.handle_id = num_prepared_ + 1;
   state.num_ranks = static_cast<std::size_t>(num_ranks());
 
   Complaint complaint;
@@ -25,6 +26,7 @@ Handle CollectiveDispatcher::prepare(const RoutingView& routing) {
     complaint = read_routing(routing, state);
   }
   agree(Call::kPrepare, Phase::kLayout, state.handle_id, 0, complaint);
+  num_prepared_ = state.handle_id;
 
   for (int peer = 0; peer < num_ranks(); ++peer) {
     const auto* entries = reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
@@ -63,8 +65,8 @@ Handle CollectiveDispatcher::prepare(const RoutingView& routing) {
   return Handle(std::move(owned));
 }
 
-CountsView<std::int32_t> CollectiveDispatcher::own_counts() const noexcept {
-  std::byte* entries = own_section(BufferSection::kControl) + layout_.counts_offset(num_prepared_);
+CountsView<std::int32_t> CollectiveDispatcher::own_counts(const HandleState& state) const noexcept {
+  std::byte* entries = own_section(BufferSection::kControl) + layout_.counts_offset(state.handle_id);
   return counts_view(layout_.params(), reinterpret_cast<std::int32_t*>(entries));
 }
 
@@ -101,7 +103,7 @@ CollectiveDispatcher::Complaint CollectiveDispatcher::read_tokens(const RoutingV
   const auto reject = [this](const std::string& message) {
     return complain(ErrorCode::kInvalidArgument, Phase::kLayout, message);
   };
-  CountsView<std::int32_t> own = own_counts();
+  CountsView<std::int32_t> own = own_counts(state);
   std::fill(own.tokens_to_rank.begin(), own.tokens_to_rank.end(), 0);
   std::fill(own.rows_to_expert.begin(), own.rows_to_expert.end(), 0);
   std::fill(last_token_of_expert_.begin(), last_token_of_expert_.end(), -1);
@@ -175,7 +177,7 @@ void CollectiveDispatcher::compute_demand(HandleState& state) const {
 
 void CollectiveDispatcher::place_rows(HandleState& state) {
   const bool token_major = layout_.token_major();
-  CountsView<std::int32_t> own = own_counts();
+  CountsView<std::int32_t> own = own_counts(state);
   std::fill(own.pairs_to_rank.begin(), own.pairs_to_rank.end(), 0);
   std::fill(own.dropped_of_expert.begin(), own.dropped_of_expert.end(), 0);
   std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
@@ -216,6 +218,7 @@ void CollectiveDispatcher::place_rows(HandleState& state) {
         continue;
       }
       state.dst_row[entry] = row;
+      if (dst_rank != rank()) ++state.stats.sent_remote_assignments;
       const auto first = state.sends.begin() + static_cast<std::ptrdiff_t>(first_send);
       const auto send =
           std::find_if(first, state.sends.end(), [dst_rank](const SendEntry& s) { return s.dst_rank == dst_rank; });

@@ -64,6 +64,7 @@ std::unique_ptr<Dispatcher> make_dispatcher(std::string_view name, Group& group,
       throw Error(ErrorCode::kNotFound, fmt::format("there is no dispatcher '{}'; known:{}", name, known));
     }
     resolved = resolve_config(config, group.size());
+    host::configure_simd();
   } catch (const Error& e) {
     error = e;
   }

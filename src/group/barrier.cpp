@@ -28,17 +28,19 @@ void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept {
 
 void Barrier::arrive() noexcept {
   ++awaited_;
-  // For diagnosis only (has_arrived); the order of data is carried by num_arrived and generation.
-  block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
   // acq_rel: the last arrival gathers what all others released here, and hands it on through `generation`.
   const std::uint32_t before = block_->num_arrived.value.fetch_add(1, std::memory_order_acq_rel);
-  if (before + 1 != static_cast<std::uint32_t>(num_ranks_)) return;
-  // Nobody arrives again before the generation moves on, so the counter can be reset first.
-  block_->num_arrived.value.store(0, std::memory_order_relaxed);
-  // seq_cst: pairs with sleep(), where the number of sleepers is raised before the generation is read again. One of the
-  // two sides sees the other, so no sleeper is missed.
-  block_->generation.value.fetch_add(1, std::memory_order_seq_cst);
-  if (block_->num_sleepers.value.load(std::memory_order_seq_cst) != 0) futex_wake_all(block_->generation.value);
+  if (before + 1 == static_cast<std::uint32_t>(num_ranks_)) {
+    // Nobody arrives again before the generation moves on, so the counter can be reset first.
+    block_->num_arrived.value.store(0, std::memory_order_relaxed);
+    // seq_cst: pairs with sleep(), where the number of sleepers is raised before the generation is read again. One of
+    // the two sides sees the other, so no sleeper is missed.
+    block_->generation.value.fetch_add(1, std::memory_order_seq_cst);
+    if (block_->num_sleepers.value.load(std::memory_order_seq_cst) != 0) futex_wake_all(block_->generation.value);
+  }
+  // For diagnosis only (has_arrived); the order of data is carried by num_arrived and generation. Stored last: a rank
+  // that dies anywhere above is seen as missing, and a barrier that all ranks have marked has passed.
+  block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
 }
 
 void Barrier::sleep(std::int64_t max_wait_us) noexcept {

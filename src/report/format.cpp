@@ -42,7 +42,7 @@ std::string with_unit(double value, std::span<const Unit> units) {
 std::string format_bytes(std::int64_t num_bytes) {
   constexpr double kStep = 1024.0;
   constexpr double kNextUnit = 1023.95;  // one decimal would write it as 1024.0
-  double value = static_cast<double>(num_bytes);
+  auto value = static_cast<double>(num_bytes);
   if (std::fabs(value) < kStep) return fmt::format("{} B", num_bytes);
   value /= kStep;
   std::size_t unit = 0;

@@ -30,6 +30,7 @@ void Table::add_row(std::vector<std::string> cells) {
 
 std::string Table::render() const {
   std::vector<std::size_t> widths;
+  widths.reserve(columns_.size());
   for (std::size_t i = 0; i < columns_.size(); ++i) {
     std::size_t width = display_width(columns_[i].header);
     for (const auto& row : rows_) width = std::max(width, display_width(row[i]));
@@ -50,6 +51,7 @@ std::string Table::render() const {
   };
 
   std::vector<std::string> rules;
+  rules.reserve(widths.size());
   for (const std::size_t width : widths) rules.emplace_back(width, '-');
   append_line([&](std::size_t i) -> const std::string& { return columns_[i].header; });
   append_line([&](std::size_t i) -> const std::string& { return rules[i]; });

@@ -43,6 +43,7 @@ TEST(LayerChecker, AcceptsWhatStandsAbove) {
   EXPECT_EQ(count_violations("apps/epistle/bench.cpp", "#include \"arguments.hpp\"\n#include \"report/table.hpp\"\n"),
             0U);
   EXPECT_EQ(count_violations("tests/unit/a.cpp", "#include \"dispatch/host/a.hpp\"\n#include <gtest/gtest.h>\n"), 0U);
+  EXPECT_EQ(count_violations("tests/support/a.hpp", "#include <fmt/format.h>\n"), 0U);
   EXPECT_EQ(count_violations("src/core/a.cpp", "// #include \"group/group.hpp\"\n"), 0U);
 }
 

@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include <unistd.h>
+
 
 #include "core/settings.hpp"
+#include "topology/machine.hpp"
 
 namespace epistle::host {
 namespace {
@@ -20,7 +21,7 @@ std::int64_t streaming_threshold_bytes() {
   if (configured >= 0) return configured;
   // A transfer that fills a good part of the last-level cache would push out what its reader needs next. A quarter was
   // the best of 1/8 .. 1 in docs/tuning/host-streaming.md.
-  const long cache_bytes = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
+  const std::int64_t cache_bytes = machine_info().last_level_cache_bytes;
   return (cache_bytes > 0 ? cache_bytes : kDefaultLastLevelCacheBytes) / 4;
 }
 

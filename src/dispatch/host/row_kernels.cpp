@@ -302,6 +302,8 @@ HWY_AFTER_NAMESPACE();
 namespace epistle::host {
 namespace {
 
+constexpr const char* kAutomaticTarget = "auto";
+
 HWY_EXPORT(CopyRow);
 HWY_EXPORT(SumRows);
 HWY_EXPORT(ScaleRow);
@@ -335,6 +337,7 @@ std::vector<std::string> simd_target_names() {
 }
 
 void use_simd_target(const std::string& name) {
+  hwy::SetSupportedTargetsForTest(0);  // every target again, so that the names below are those of the processor
   std::int64_t chosen = 0;
   for (const auto target : hwy::SupportedAndGeneratedTargets()) {
     if (name == hwy::TargetName(target)) chosen = target;
@@ -345,8 +348,19 @@ void use_simd_target(const std::string& name) {
     throw Error(ErrorCode::kInvalidArgument,
                 "SIMD target '" + name + "' is not available here (EPISTLE_SIMD); available: auto, " + known);
   }
-  hwy::SetSupportedTargetsForTest(chosen);  // 0 = every target again
+  hwy::SetSupportedTargetsForTest(chosen);
   hwy::GetChosenTarget().DeInit();
+}
+
+void configure_simd() {
+  static std::mutex mutex;
+  static std::string applied = kAutomaticTarget;
+  const std::lock_guard lock(mutex);
+  const std::string& wanted = settings().simd();
+  // Dispatchers that exist already may be running: nothing is touched unless the setting has changed.
+  if (wanted == applied) return;
+  use_simd_target(wanted == kAutomaticTarget ? "" : wanted);
+  applied = wanted;
 }
 
 }  // namespace epistle::host

@@ -52,6 +52,10 @@ void scale_row(DType dtype, const std::byte* source, float weight, std::byte* ta
 /// Dot product in fp32, 16 lanes (see Dispatcher::combine_backward).
 [[nodiscard]] float dot_rows(DType dtype, const std::byte* a, const std::byte* b, std::size_t num_bytes) noexcept;
 
+/// Applies the setting EPISTLE_SIMD, once per value. Throws kInvalidArgument that lists the names this processor has.
+/// Called before rows are moved; the loops above only use what was chosen.
+void configure_simd();
+
 /// The instruction set in use ("AVX3", "NEON", ...).
 [[nodiscard]] std::string simd_target_name();
 

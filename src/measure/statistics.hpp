@@ -1,0 +1,18 @@
+// Order statistics of repeated measurements.
+#pragma once
+
+#include <vector>
+
+namespace epistle {
+
+struct Summary {
+  double min = 0.0;
+  double median = 0.0;
+  double p99 = 0.0;  ///< nearest rank: with fewer than 100 samples the largest one
+  double max = 0.0;
+};
+
+/// All zero without samples.
+[[nodiscard]] Summary summarize(std::vector<double> samples);
+
+}  // namespace epistle

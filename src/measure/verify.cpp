@@ -1,0 +1,131 @@
+#include "measure/verify.hpp"
+
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace epistle {
+namespace {
+
+template <typename Value>
+Mismatch compare(const Value& actual, const Value& expected, std::string_view what, std::size_t idx) {
+  if (actual == expected) return std::nullopt;
+  return fmt::format("{}[{}] is {}, expected {}", what, idx, actual, expected);
+}
+
+Mismatch compare_counts(const std::int64_t* actual, const std::vector<std::int64_t>& expected, std::string_view what) {
+  for (std::size_t idx = 0; idx < expected.size(); ++idx) {
+    if (Mismatch mismatch = compare(actual[idx], expected[idx], what, idx)) return mismatch;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Mismatch compare_bytes(const void* actual, const void* expected, std::size_t num_bytes, const std::string& what) {
+  if (num_bytes == 0 || std::memcmp(actual, expected, num_bytes) == 0) return std::nullopt;
+  const auto* a = static_cast<const unsigned char*>(actual);
+  const auto* e = static_cast<const unsigned char*>(expected);
+  std::size_t first = 0;
+  while (a[first] == e[first]) ++first;
+  return fmt::format("{}: byte {} of {} is {:02x}, expected {:02x}", what, first, num_bytes, a[first], e[first]);
+}
+
+Expectation::Expectation(const DispatcherConfig& config, std::vector<RoutingTable> tables)
+    : config_(config), tables_(std::move(tables)), layout_(reference::layout_of(config_, tables_)) {}
+
+Mismatch Expectation::check_description(int rank, const DispatchOutput& output) const {
+  const reference::RankLayout& expected = layout(rank);
+  if (output.num_rows != static_cast<std::int64_t>(expected.rows.size())) {
+    return fmt::format("num_rows is {}, expected {}", output.num_rows, expected.rows.size());
+  }
+  if (static_cast<std::size_t>(output.num_local_experts) != expected.expert_counts.size()) {
+    return fmt::format("num_local_experts is {}, expected {}", output.num_local_experts, expected.expert_counts.size());
+  }
+  for (std::size_t row = 0; row < expected.rows.size(); ++row) {
+    if (Mismatch mismatch = check_row_description(rank, output, row)) return mismatch;
+  }
+  if (Mismatch mismatch = compare_counts(output.expert_counts, expected.expert_counts, "expert_counts"))
+    return mismatch;
+  if (Mismatch mismatch = compare_counts(output.expert_dropped, expected.expert_dropped, "expert_dropped")) {
+    return mismatch;
+  }
+  return compare_counts(output.expert_begin, expected.expert_begin, "expert_begin");
+}
+
+Mismatch Expectation::check_row_description(int rank, const DispatchOutput& output, std::size_t row) const {
+  const ExpertPartition partition{config_.num_experts, num_ranks()};
+  const reference::OutputRow& origin = layout(rank).rows[row];
+  const bool token_major = config_.layout == OutputLayout::kTokenMajor;
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  if (Mismatch mismatch = compare(output.src_rank[row], origin.src_rank, "src_rank", row)) return mismatch;
+  if (Mismatch mismatch = compare(output.src_token[row], origin.src_token, "src_token", row)) return mismatch;
+  const std::size_t num_weights = token_major ? top_k : 1;
+  for (std::size_t column = 0; column < num_weights; ++column) {
+    float weight = 0.0F;
+    std::int32_t local_expert = kNoExpert;
+    if (origin.src_rank >= 0) {
+      const RoutingTable& source = table(origin.src_rank);
+      const std::size_t entry = static_cast<std::size_t>(origin.src_token) * top_k +
+                                (token_major ? column : static_cast<std::size_t>(origin.topk_idx));
+      const std::int32_t expert = source.expert_ids[entry];
+      if (expert != kNoExpert && partition.rank_of(expert) == rank) {
+        weight = source.weights[entry];
+        local_expert = expert - partition.first_expert(rank);
+      }
+    }
+    const std::size_t idx = row * num_weights + column;
+    // As bytes: a NaN weight must come through unchanged.
+    if (Mismatch mismatch =
+            compare_bytes(&output.weights[idx], &weight, sizeof(weight), fmt::format("weights[{}]", idx))) {
+      return mismatch;
+    }
+    if (!token_major) continue;
+    if (Mismatch mismatch = compare(output.local_expert_ids[idx], local_expert, "local_expert_ids", idx)) {
+      return mismatch;
+    }
+  }
+  return std::nullopt;
+}
+
+Mismatch Expectation::check_rows(int rank, const std::byte* rows, std::int64_t row_bytes, const SourceRow& source_row,
+                                 const std::string& what) const {
+  const auto& expected = layout(rank).rows;
+  std::vector<std::byte> row(static_cast<std::size_t>(row_bytes));
+  for (std::size_t idx = 0; idx < expected.size(); ++idx) {
+    if (expected[idx].src_rank >= 0) {
+      source_row(expected[idx].src_rank, expected[idx].src_token, row.data());
+    } else {
+      std::fill(row.begin(), row.end(), std::byte{0});
+    }
+    if (Mismatch mismatch = compare_bytes(rows + static_cast<std::int64_t>(idx) * row_bytes, row.data(), row.size(),
+                                          fmt::format("{} row {}", what, idx))) {
+      return mismatch;
+    }
+  }
+  return std::nullopt;
+}
+
+Mismatch Expectation::check_combined(int rank, const reference::RowReader& read_row, bool weighted,
+                                     const std::byte* out, const std::string& what) const {
+  const RoutingTable& own = table(rank);
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  const std::int64_t row_bytes = config_.combine_hidden * dtype_bytes(config_.combine_dtype);
+  std::vector<std::byte> expected(static_cast<std::size_t>(row_bytes));
+  for (std::int64_t token = 0; token < own.num_tokens; ++token) {
+    const std::size_t first = static_cast<std::size_t>(token) * top_k;
+    reference::combine_token(config_, num_ranks(),
+                             {.expert_ids = {&own.expert_ids[first], top_k},
+                              .weights = {&own.weights[first], top_k},
+                              .dst_row = {&layout(rank).dst_row[first], top_k}},
+                             read_row, weighted, expected.data());
+    if (Mismatch mismatch = compare_bytes(out + token * row_bytes, expected.data(), expected.size(),
+                                          fmt::format("{} of token {}", what, token))) {
+      return mismatch;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace epistle

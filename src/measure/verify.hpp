@@ -1,0 +1,58 @@
+// Compares what a dispatcher gave with the oracle, bit for bit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+#include "epistle/routing.hpp"
+
+#include "dispatch/reference/oracle.hpp"
+
+namespace epistle {
+
+/// The first difference found, or nothing.
+using Mismatch = std::optional<std::string>;
+
+[[nodiscard]] Mismatch compare_bytes(const void* actual, const void* expected, std::size_t num_bytes,
+                                     const std::string& what);
+
+/// What every rank puts in, and where the oracle puts it.
+class Expectation {
+ public:
+  /// `config` must be resolved. Keeps no reference to the arguments.
+  Expectation(const DispatcherConfig& config, std::vector<RoutingTable> tables);
+
+  [[nodiscard]] const DispatcherConfig& config() const noexcept { return config_; }
+  [[nodiscard]] const RoutingTable& table(int rank) const { return tables_[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] const reference::RankLayout& layout(int rank) const { return layout_[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(tables_.size()); }
+
+  /// The description of the rows that `rank` received: origins, weights, local experts, counts, begins, drops.
+  [[nodiscard]] Mismatch check_description(int rank, const DispatchOutput& output) const;
+
+  /// Writes the source's row.
+  using SourceRow = std::function<void(int src_rank, std::int64_t src_token, std::byte* row)>;
+
+  /// All received rows of `rank`, padding (zero) included.
+  [[nodiscard]] Mismatch check_rows(int rank, const std::byte* rows, std::int64_t row_bytes,
+                                    const SourceRow& source_row, const std::string& what) const;
+
+  /// The sums that combine gave for all tokens of `rank`.
+  [[nodiscard]] Mismatch check_combined(int rank, const reference::RowReader& read_row, bool weighted,
+                                        const std::byte* out, const std::string& what) const;
+
+ private:
+  [[nodiscard]] Mismatch check_row_description(int rank, const DispatchOutput& output, std::size_t row) const;
+
+  DispatcherConfig config_;
+  std::vector<RoutingTable> tables_;
+  std::vector<reference::RankLayout> layout_;
+};
+
+}  // namespace epistle

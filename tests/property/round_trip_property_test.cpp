@@ -1,0 +1,125 @@
+// Random scenarios against the oracle, over thread groups.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <rapidcheck.h>
+
+#include <gtest/gtest.h>
+
+#include "epistle/group.hpp"
+
+#include "support/property.hpp"
+#include "support/sanitizers.hpp"
+#include "support/scenario.hpp"
+#include "support/scenario_text.hpp"
+
+namespace epistle::testing {
+namespace {
+
+// Elements (rows of all ranks times their length) of one scenario: bounds its time. The rows are drawn first and the
+// row size is cut to what is left.
+constexpr bool kInstrumented = kThreadSanitizer || kAddressSanitizer;
+constexpr std::int64_t kMaxElements = kInstrumented ? 20'000 : 100'000;
+constexpr int kNumCases = kInstrumented ? 150 : 800;
+
+/// Elements of a row: the shortest, the 2880 of gpt-oss, or any number that makes a multiple of 16 bytes.
+std::int64_t any_row_elements(DType dtype, std::int64_t max_elements) {
+  constexpr std::int64_t kAwkwardHidden = 2880;
+  const std::int64_t step = kRowAlignmentBytes / dtype_bytes(dtype);
+  const std::int64_t largest = std::max<std::int64_t>(max_elements / step, 1);
+  const std::int64_t drawn = *rc::gen::weightedOneOf<std::int64_t>(
+      {{1, rc::gen::just<std::int64_t>(1)},
+       {4, rc::gen::inRange<std::int64_t>(1, std::min<std::int64_t>(largest, 64) + 1)},
+       {2, rc::gen::just(kAwkwardHidden / step)}});
+  return std::min(drawn, largest) * step;
+}
+
+void draw_sizing(DispatcherConfig& config, std::int64_t num_ranks, std::int64_t num_assignments) {
+  config.sizing = *rc::gen::element(Sizing::kExact, Sizing::kCapacity);
+  config.overflow = *rc::gen::element(OverflowPolicy::kError, OverflowPolicy::kDrop);
+  const bool slots = config.layout == OutputLayout::kExpertSlots;
+  if (config.sizing == Sizing::kExact && !slots) return;
+  // Room for all, so that nothing can overflow; with kDrop also too little of it.
+  std::int64_t room = slots ? config.max_tokens * num_ranks
+                            : num_assignments + static_cast<std::int64_t>(config.num_experts) * config.alignment;
+  room = std::max<std::int64_t>(room, 1);
+  const bool tight =
+      config.overflow == OverflowPolicy::kDrop && *rc::gen::weightedElement<bool>({{3, true}, {1, false}});
+  config.capacity_rows = tight ? *rc::gen::inRange<std::int64_t>(1, std::max<std::int64_t>(room / 4, 2)) : room;
+}
+
+Scenario any_scenario() {
+  Scenario scenario;
+  DispatcherConfig& config = scenario.config;
+  const int num_ranks = *rc::gen::weightedOneOf<int>({{3, rc::gen::inRange(1, 6)}, {1, rc::gen::inRange(6, 17)}});
+  config.num_experts = *rc::gen::weightedOneOf<std::int32_t>(
+      {{1, rc::gen::inRange<std::int32_t>(1, num_ranks + 1)}, {4, rc::gen::inRange<std::int32_t>(1, 70)}});
+  config.top_k = *rc::gen::inRange<std::int32_t>(1, std::min(22, config.num_experts) + 1);
+  const std::int64_t most_tokens = std::max<std::int64_t>(2, 600 / (num_ranks * config.top_k));
+  std::int64_t num_tokens = 0;
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    scenario.tokens_per_rank.push_back(*rc::gen::weightedOneOf<std::int64_t>(
+        {{1, rc::gen::just<std::int64_t>(0)}, {4, rc::gen::inRange<std::int64_t>(0, most_tokens + 1)}}));
+    num_tokens += scenario.tokens_per_rank.back();
+    config.max_tokens = std::max(config.max_tokens, scenario.tokens_per_rank.back());
+  }
+  config.max_tokens += *rc::gen::element<std::int64_t>(0, 3);
+
+  config.layout = *rc::gen::element(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots);
+  config.alignment = *rc::gen::element(1, 2, 8, 16, 100);
+  const std::int64_t num_assignments = num_tokens * config.top_k;
+  draw_sizing(config, num_ranks, num_assignments);
+  std::int64_t num_rows = num_assignments;
+  if (config.layout == OutputLayout::kExpertMajor) num_rows += config.num_experts * (config.alignment - 1);
+  if (config.capacity_rows > 0) {
+    num_rows = config.capacity_rows * (config.layout == OutputLayout::kExpertSlots ? config.num_experts : num_ranks);
+  }
+  const std::int64_t max_elements = kMaxElements / std::max<std::int64_t>(num_rows, 1);
+
+  config.dtype = *rc::gen::element(DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw);
+  config.hidden = any_row_elements(config.dtype, max_elements);
+  if (config.dtype == DType::kRaw) config.raw_scale_bytes = *rc::gen::element<std::int64_t>(0, 1, 4, 28);
+  // kRaw: the default type of expert outputs, with the payload's width, or (raw payloads) no combine at all.
+  config.combine_dtype = *rc::gen::element(DType::kRaw, DType::kBf16, DType::kFp16, DType::kFp32);
+  if (config.combine_dtype != DType::kRaw) config.combine_hidden = any_row_elements(config.combine_dtype, max_elements);
+  config.combine = *rc::gen::element(CombineMode::kHierarchical, CombineMode::kFlat);
+  config.apply_weights = *rc::gen::arbitrary<bool>();
+  config.num_workers = *rc::gen::inRange(1, 4);
+
+  scenario.seed = *rc::gen::arbitrary<std::uint64_t>();
+  scenario.missing_probability = *rc::gen::element(0.0, 0.1, 0.6, 1.0);
+  scenario.hot_experts = *rc::gen::arbitrary<bool>();
+  scenario.odd_values = *rc::gen::arbitrary<bool>();
+  scenario.id_type = *rc::gen::element(IdType::kInt32, IdType::kInt64);
+  scenario.stage_combine = *rc::gen::arbitrary<bool>();
+  scenario.num_rounds = *rc::gen::inRange(1, 3);
+  return scenario;
+}
+
+void check_against_oracle(const std::string& dispatcher) {
+  const Scenario scenario = any_scenario();
+  RC_LOG() << dispatcher << ": " << to_text(scenario) << std::endl;
+  std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
+  run_thread_ranks(static_cast<int>(mismatches.size()), [&](Group& group) {
+    mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, scenario);
+  });
+  for (std::size_t rank = 0; rank < mismatches.size(); ++rank) {
+    if (mismatches[rank]) RC_FAIL(fmt::format("rank {}: {}", rank, *mismatches[rank]));
+  }
+}
+
+TEST(RoundTripProperty, DirectMatchesTheOracle) {
+  check_property(kNumCases, [] { check_against_oracle("direct"); });
+}
+
+TEST(RoundTripProperty, AllToAllMatchesTheOracle) {
+  check_property(kNumCases, [] { check_against_oracle("alltoall"); });
+}
+
+TEST(RoundTripProperty, ReferenceMatchesTheOracle) {
+  check_property(kNumCases / 2, [] { check_against_oracle("reference"); });
+}
+
+}  // namespace
+}  // namespace epistle::testing

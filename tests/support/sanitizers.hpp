@@ -1,0 +1,26 @@
+// Which sanitizer this program is built with: instrumented code is slower, and some tests do not work under it.
+#pragma once
+
+namespace epistle::testing {
+
+#if defined(__has_feature)
+#define EPISTLE_HAS_FEATURE(name) __has_feature(name)
+#else
+#define EPISTLE_HAS_FEATURE(name) 0
+#endif
+
+#if defined(__SANITIZE_THREAD__) || EPISTLE_HAS_FEATURE(thread_sanitizer)
+inline constexpr bool kThreadSanitizer = true;
+#else
+inline constexpr bool kThreadSanitizer = false;
+#endif
+
+#if defined(__SANITIZE_ADDRESS__) || EPISTLE_HAS_FEATURE(address_sanitizer)
+inline constexpr bool kAddressSanitizer = true;
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
+
+#undef EPISTLE_HAS_FEATURE
+
+}  // namespace epistle::testing
