@@ -5,6 +5,7 @@
 
 #include <sys/stat.h>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "cli/epistle_command.hpp"
@@ -82,6 +83,7 @@ TEST(Run, ArgumentsArriveUnchanged) {
   const CommandResult result = run_epistle(command);
   ASSERT_EQ(result.exit_code, 0) << result.describe();
   std::vector<std::string> expected;
+  expected.reserve(arguments.size());
   for (const std::string& argument : arguments) expected.push_back("<" + argument + ">");
   EXPECT_EQ(split_lines(result.out), expected);
 }
@@ -170,8 +172,7 @@ TEST(Run, LabelledLinesAreNeitherMixedNorLost) {
     ASSERT_GT(line.size(), 6U) << line;
     const auto rank = static_cast<std::size_t>(line[6] - '0');
     ASSERT_LT(rank, next.size()) << line;
-    const std::string r = std::to_string(rank);
-    EXPECT_EQ(line, "[rank " + r + "] begin-" + r + "-" + std::to_string(next[rank]) + "-of-" + r + "-end");
+    EXPECT_EQ(line, fmt::format("[rank {0}] begin-{0}-{1}-of-{0}-end", rank, next[rank]));
     ++next[rank];
   }
   EXPECT_EQ(next, std::vector<int>(3, kLines));

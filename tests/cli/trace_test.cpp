@@ -22,7 +22,7 @@ constexpr const char* kTrace =
     "\"weights\":[[0.5,0.5],[1.0,0.0]]}\n";
 
 std::string write_gzip(const TempDir& dir, const std::string& name, const std::string& content) {
-  const std::string path = dir.file(name);
+  std::string path = dir.file(name);
   gzFile file = gzopen(path.c_str(), "wb");
   EXPECT_EQ(gzwrite(file, content.data(), static_cast<unsigned>(content.size())), static_cast<int>(content.size()));
   gzclose(file);

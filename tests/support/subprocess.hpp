@@ -51,6 +51,7 @@ class Subprocess {
     dir_.write("out", "");
     dir_.write("err", "");
     std::vector<char*> arguments;
+    arguments.reserve(command.size() + 1);
     for (const std::string& argument : command) arguments.push_back(const_cast<char*>(argument.c_str()));
     arguments.push_back(nullptr);
     pid_ = ::fork();

@@ -36,7 +36,7 @@ class TempDir {
 
   /// Writes a file and returns its path.
   std::string write(std::string_view name, std::string_view content) const {
-    const std::string path = file(name);
+    std::string path = file(name);
     std::ofstream stream(path, std::ios::binary);
     stream << content;
     if (!stream.flush()) throw std::runtime_error("cannot write " + path);

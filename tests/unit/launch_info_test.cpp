@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "epistle/error.hpp"
@@ -247,7 +248,7 @@ TEST_F(LaunchInfoTest, MalformedNumbersNameTheVariable) {
     EXPECT_TRUE(is_launched());
     const auto [code, message] = read_error();
     EXPECT_EQ(code, ErrorCode::kInvalidArgument) << name << "=" << value;
-    EXPECT_NE(message.find(name + " is '" + value + "'"), std::string::npos) << message;
+    EXPECT_NE(message.find(fmt::format("{} is '{}'", name, value)), std::string::npos) << message;
   }
 }
 

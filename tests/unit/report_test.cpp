@@ -131,7 +131,8 @@ TEST(Progress, RendersFractionElapsedAndLeft) {
 }
 
 // A terminal and the end of it that a program writes to.
-struct Terminal {
+class Terminal {
+ public:
   Terminal() : master(::posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK)) {
     if (master >= 0 && ::grantpt(master) == 0 && ::unlockpt(master) == 0) {
       slave = ::open(::ptsname(master), O_RDWR | O_NOCTTY);
@@ -141,6 +142,9 @@ struct Terminal {
     ::close(slave);
     ::close(master);
   }
+  Terminal(const Terminal&) = delete;
+  Terminal& operator=(const Terminal&) = delete;
+
   [[nodiscard]] std::string written() const {
     std::string text(4096, '\0');
     const ssize_t num_read = ::read(master, text.data(), text.size());

@@ -24,7 +24,7 @@ class SettingsTest : public testing::Test {
     for (const std::string& name : kNames) environment_.unset(name);
     reload_settings_for_testing();
   }
-  ~SettingsTest() override { reload_settings_for_testing(); }
+  void TearDown() override { reload_settings_for_testing(); }
 
   void set(const std::string& name, const std::string& value) {
     environment_.set(name, value);
