@@ -22,6 +22,14 @@ constexpr std::int64_t kAnyValue = -1;
 constexpr std::array<std::string_view, 6> kCallNames = {"nothing", "prepare",           "dispatch",
                                                         "combine", "dispatch_backward", "combine_backward"};
 
+std::array<std::int64_t, kNumBufferSections> section_offsets_of(const DispatchLayout& layout) {
+  std::array<std::int64_t, kNumBufferSections> offsets{};
+  for (std::int32_t section = 0; section < kNumBufferSections; ++section) {
+    offsets[static_cast<std::size_t>(section)] = layout.section_offset(static_cast<BufferSection>(section));
+  }
+  return offsets;
+}
+
 }  // namespace
 
 /// What a rank announces before a call; lies in its control section.
@@ -39,6 +47,7 @@ CollectiveDispatcher::CollectiveDispatcher(Group& group, const DispatcherConfig&
       layout_(to_layout_params(config, group.size(), transport)),
       group_owner_(group.share()),
       group_(group_owner_.get()),
+      section_offsets_(section_offsets_of(layout_)),
       region_(group_->create_region(layout_.reserved_bytes())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
   static_assert(sizeof(Post) <= DispatchLayout::kPostBytes);
@@ -59,7 +68,9 @@ CollectiveDispatcher::CollectiveDispatcher(Group& group, const DispatcherConfig&
   last_token_of_expert_.resize(experts);
   last_token_to_rank_.resize(ranks);
   num_placed_.resize(layout_.token_major() ? ranks : experts);
-  row_of_rank_.resize(ranks);
+  send_of_rank_.resize(ranks);
+  next_row_.resize(ranks);
+  rank_of_position_.resize(static_cast<std::size_t>(config.top_k));
   agree(Call::kNone, Phase::kCreate, 0, 0, complaint);
 }
 

@@ -3,6 +3,7 @@
 // transport that derives from this class.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -82,7 +83,7 @@ class CollectiveDispatcher : public Dispatcher {
   [[nodiscard]] int num_ranks() const noexcept { return group_->num_ranks(); }
   /// A section of a rank's buffers, as this process sees it.
   [[nodiscard]] std::byte* section(int rank, BufferSection section) const noexcept {
-    return region_.base(rank) + layout_.section_offset(section);
+    return region_.base(rank) + section_offsets_[static_cast<std::size_t>(section)];
   }
   [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank(), wanted); }
 
@@ -119,7 +120,7 @@ class CollectiveDispatcher : public Dispatcher {
   void check_capacity(const HandleState& state) const;
   void compute_demand(HandleState& state) const;
   void place_rows(HandleState& state);
-  void write_token_records(const HandleState& state) const;
+  void write_token_records(const HandleState& state);
   void write_row_records(const HandleState& state);
   void read_token_records(HandleState& state) const;
   void read_row_records(HandleState& state) const;
@@ -129,6 +130,7 @@ class CollectiveDispatcher : public Dispatcher {
   DispatchLayout layout_;
   std::shared_ptr<GroupImpl> group_owner_;
   GroupImpl* group_;
+  std::array<std::int64_t, kNumBufferSections> section_offsets_;
   SymmetricRegion region_;
   Barrier barrier_;
   RowDemand committed_;
@@ -146,8 +148,11 @@ class CollectiveDispatcher : public Dispatcher {
   std::vector<std::int32_t> rank_of_expert_;
   std::vector<std::int64_t> last_token_of_expert_;
   std::vector<std::int64_t> last_token_to_rank_;
-  std::vector<std::int32_t> num_placed_;   ///< [columns] rows placed so far
-  std::vector<std::int32_t> row_of_rank_;  ///< [num_ranks] valid for the token in last_token_to_rank_
+  std::vector<std::int32_t> num_placed_;  ///< [columns] rows placed so far
+  std::vector<std::int32_t>
+      send_of_rank_;                    ///< [num_ranks] entry of `sends`, -1 = dropped; valid for last_token_to_rank_
+  std::vector<std::int32_t> next_row_;  ///< [num_ranks] likewise
+  std::vector<std::int32_t> rank_of_position_;  ///< [top_k] of one token; -1 = none
 };
 
 }  // namespace epistle

@@ -191,8 +191,7 @@ void CollectiveDispatcher::place_rows(HandleState& state) {
 
   std::size_t entry = 0;
   for (std::size_t token = 0; token < num_tokens; ++token) {
-    const std::size_t first_send = state.sends.size();
-    state.send_begin[token] = static_cast<std::int32_t>(first_send);
+    state.send_begin[token] = static_cast<std::int32_t>(state.sends.size());
     for (std::size_t position = 0; position < top_k; ++position, ++entry) {
       state.dst_row[entry] = -1;
       const std::int32_t expert = state.expert_ids[entry];
@@ -200,34 +199,30 @@ void CollectiveDispatcher::place_rows(HandleState& state) {
       const std::int32_t dst_rank = rank_of_expert_[static_cast<std::size_t>(expert)];
       const auto dst = static_cast<std::size_t>(dst_rank);
       const bool pair_seen = last_token_to_rank_[dst] == static_cast<std::int64_t>(token);
+      std::int32_t send = pair_seen ? send_of_rank_[dst] : -1;
       std::int32_t row = -1;
       if (token_major && pair_seen) {
-        row = row_of_rank_[dst];
+        row = send < 0 ? -1 : state.sends[static_cast<std::size_t>(send)].row;
       } else {
         const std::int32_t column = token_major ? dst_rank : expert;
         const std::int32_t idx = num_placed_[static_cast<std::size_t>(column)]++;
         if (idx < state.tables.num_kept(rank(), column)) row = state.tables.row_begin(rank(), column) + idx;
       }
-      if (token_major && !pair_seen) {
-        last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
-        row_of_rank_[dst] = row;
+      if (row >= 0 && send < 0) {
+        send = static_cast<std::int32_t>(state.sends.size());
+        state.sends.push_back({.dst_rank = dst_rank, .row = row});
+        ++own.pairs_to_rank[dst];
       }
+      last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
+      send_of_rank_[dst] = send;
       if (row < 0) {
         ++own.dropped_of_expert[static_cast<std::size_t>(expert)];
         ++state.stats.dropped_by_this_rank;
         continue;
       }
       state.dst_row[entry] = row;
+      state.sends[static_cast<std::size_t>(send)].weight_sum += state.weights[entry];
       if (dst_rank != rank()) ++state.stats.sent_remote_assignments;
-      const auto first = state.sends.begin() + static_cast<std::ptrdiff_t>(first_send);
-      const auto send =
-          std::find_if(first, state.sends.end(), [dst_rank](const SendEntry& s) { return s.dst_rank == dst_rank; });
-      if (send == state.sends.end()) {
-        state.sends.push_back({.dst_rank = dst_rank, .row = row, .weight_sum = 0.0F + state.weights[entry]});
-        ++own.pairs_to_rank[dst];
-      } else {
-        send->weight_sum += state.weights[entry];
-      }
     }
   }
   state.send_begin[num_tokens] = static_cast<std::int32_t>(state.sends.size());
@@ -235,12 +230,16 @@ void CollectiveDispatcher::place_rows(HandleState& state) {
 
 // ---- Records: what a receiver must know of its rows -----------------------------------------------------------------
 
-void CollectiveDispatcher::write_token_records(const HandleState& state) const {
+void CollectiveDispatcher::write_token_records(const HandleState& state) {
   const auto top_k = static_cast<std::size_t>(config_.top_k);
   const std::int64_t record_bytes = layout_.record_bytes();
   for (std::size_t token = 0; token + 1 < state.send_begin.size(); ++token) {
     const std::int32_t* ids = &state.expert_ids[token * top_k];
     const float* weights = &state.weights[token * top_k];
+    for (std::size_t position = 0; position < top_k; ++position) {
+      rank_of_position_[position] =
+          ids[position] == kNoExpert ? -1 : rank_of_expert_[static_cast<std::size_t>(ids[position])];
+    }
     for (auto idx = static_cast<std::size_t>(state.send_begin[token]);
          idx < static_cast<std::size_t>(state.send_begin[token + 1]); ++idx) {
       const SendEntry& send = state.sends[idx];
@@ -279,10 +278,10 @@ void CollectiveDispatcher::write_row_records(const HandleState& state) {
                                .src_token = static_cast<std::int32_t>(token),
                                .topk_idx = static_cast<std::int32_t>(position),
                                .primary_row = state.sends[send].row,
-                               .next_row = has_next ? row_of_rank_[dst] : -1,
+                               .next_row = has_next ? next_row_[dst] : -1,
                                .weight = state.weights[entry]};
       last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
-      row_of_rank_[dst] = row;
+      next_row_[dst] = row;
     }
   }
 }

@@ -133,26 +133,29 @@ TEST(Progress, RendersFractionElapsedAndLeft) {
 // A terminal and the end of it that a program writes to.
 class Terminal {
  public:
-  Terminal() : master(::posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK)) {
-    if (master >= 0 && ::grantpt(master) == 0 && ::unlockpt(master) == 0) {
-      slave = ::open(::ptsname(master), O_RDWR | O_NOCTTY);
+  Terminal() : master_(::posix_openpt(O_RDWR | O_NOCTTY | O_NONBLOCK)) {
+    if (master_ >= 0 && ::grantpt(master_) == 0 && ::unlockpt(master_) == 0) {
+      slave_ = ::open(::ptsname(master_), O_RDWR | O_NOCTTY);
     }
   }
   ~Terminal() {
-    ::close(slave);
-    ::close(master);
+    ::close(slave_);
+    ::close(master_);
   }
   Terminal(const Terminal&) = delete;
   Terminal& operator=(const Terminal&) = delete;
 
+  [[nodiscard]] int fd() const noexcept { return slave_; }
   [[nodiscard]] std::string written() const {
     std::string text(4096, '\0');
-    const ssize_t num_read = ::read(master, text.data(), text.size());
+    const ssize_t num_read = ::read(master_, text.data(), text.size());
     text.resize(num_read > 0 ? static_cast<std::size_t>(num_read) : 0);
     return text;
   }
-  int master = -1;
-  int slave = -1;
+
+ private:
+  int master_;
+  int slave_ = -1;
 };
 
 constexpr std::chrono::milliseconds kBeyondFirstDraw{350};
@@ -161,9 +164,9 @@ TEST(Progress, DrawsOnATerminalAndClearsItself) {
   test::ScopedEnvironment environment;
   environment.set("TERM", "xterm");
   const Terminal terminal;
-  if (terminal.slave < 0) GTEST_SKIP() << "no pseudo terminals here";
+  if (terminal.fd() < 0) GTEST_SKIP() << "no pseudo terminals here";
   {
-    Progress progress("work", false, terminal.slave);
+    Progress progress("work", false, terminal.fd());
     progress.update(1, 10);
     EXPECT_EQ(terminal.written(), "");  // too early
     std::this_thread::sleep_for(kBeyondFirstDraw);
@@ -177,11 +180,11 @@ TEST(Progress, IsSilentWhenQuietOrInAPipe) {
   test::ScopedEnvironment environment;
   environment.set("TERM", "xterm");
   const Terminal terminal;
-  if (terminal.slave < 0) GTEST_SKIP() << "no pseudo terminals here";
+  if (terminal.fd() < 0) GTEST_SKIP() << "no pseudo terminals here";
   int pipe_fds[2];
   ASSERT_EQ(::pipe2(pipe_fds, O_NONBLOCK), 0);
   {
-    Progress quiet("work", true, terminal.slave);
+    Progress quiet("work", true, terminal.fd());
     Progress piped("work", false, pipe_fds[1]);
     std::this_thread::sleep_for(kBeyondFirstDraw);
     quiet.update(5, 10);

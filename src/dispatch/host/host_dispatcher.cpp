@@ -1,9 +1,7 @@
 #include "dispatch/host/host_dispatcher.hpp"
 
 #include <algorithm>
-#include <cstring>
-
-
+#include <utility>
 
 #include "core/settings.hpp"
 #include "topology/machine.hpp"
@@ -26,10 +24,11 @@ std::int64_t streaming_threshold_bytes() {
 }
 
 void TermList::insert_by_rank(int rank, const SumTerm& term) {
-  std::size_t position = ranks_.size();
-  while (position > 0 && ranks_[position - 1] > rank) --position;
-  ranks_.insert(ranks_.begin() + static_cast<std::ptrdiff_t>(position), rank);
-  terms_.insert(terms_.begin() + static_cast<std::ptrdiff_t>(position), term);
+  append(rank, term);
+  for (std::size_t position = ranks_.size() - 1; position > 0 && ranks_[position - 1] > rank; --position) {
+    std::swap(ranks_[position - 1], ranks_[position]);
+    std::swap(terms_[position - 1], terms_[position]);
+  }
 }
 
 void TermList::group_by_rank() {

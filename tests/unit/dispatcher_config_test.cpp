@@ -1,0 +1,235 @@
+// Configurations that are refused, or that differ between ranks.
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "epistle/dispatcher.hpp"
+
+#include "core/settings.hpp"
+#include "dispatch/host/row_kernels.hpp"
+#include "support/environment.hpp"
+#include "support/round_trip.hpp"
+
+namespace epistle::testing {
+namespace {
+
+constexpr int kNumRanks = 3;
+constexpr int kBadRank = 1;
+
+DispatcherConfig good_config() {
+  DispatcherConfig config;
+  config.hidden = 64;
+  config.num_experts = 8;
+  config.top_k = 2;
+  config.max_tokens = 16;
+  return config;
+}
+
+using Change = std::function<void(DispatcherConfig&)>;
+
+/// What creating a dispatcher gives where one rank's configuration (or name) is another; afterwards all ranks create a
+/// good one in the same group.
+std::vector<Outcome> create_with_bad_rank(const Change& change, const std::string& name_of_bad_rank = "direct") {
+  std::vector<Outcome> outcomes(kNumRanks);
+  run_thread_ranks(kNumRanks, [&](Group& group) {
+    DispatcherConfig config = good_config();
+    const bool is_bad = group.rank() == kBadRank;
+    if (is_bad) change(config);
+    outcomes[static_cast<std::size_t>(group.rank())] =
+        outcome_of([&] { (void)make_dispatcher(is_bad ? name_of_bad_rank : "direct", group, config); });
+    const auto dispatcher = make_dispatcher("direct", group, good_config());
+    EXPECT_EQ(dispatcher->config().hidden, 64);
+  });
+  return outcomes;
+}
+
+void expect_refused(const std::vector<Outcome>& outcomes, ErrorCode code, const std::vector<std::string>& parts) {
+  for (int rank = 0; rank < kNumRanks; ++rank) {
+    SCOPED_TRACE("rank " + std::to_string(rank));
+    const Outcome& outcome = outcomes[static_cast<std::size_t>(rank)];
+    ASSERT_TRUE(outcome.has_value());
+    const std::string message = outcome->what();
+    if (rank == kBadRank) {
+      EXPECT_EQ(outcome->code(), code) << message;
+    } else {
+      EXPECT_EQ(outcome->code(), ErrorCode::kPeerRejected) << message;
+      EXPECT_EQ(outcome->context().peer_rank, kBadRank);
+      EXPECT_EQ(outcome->context().phase, Phase::kCreate);
+    }
+    for (const std::string& part : parts) {
+      EXPECT_NE(message.find(part), std::string::npos) << "'" << part << "' is not in: " << message;
+    }
+  }
+}
+
+struct BadField {
+  std::string name;
+  Change change;
+  std::vector<std::string> parts;
+  ErrorCode code = ErrorCode::kInvalidArgument;
+};
+
+std::vector<BadField> bad_fields() {
+  using Config = DispatcherConfig;
+  return {
+      {"HiddenZero", [](Config& c) { c.hidden = 0; }, {"hidden is 0", "between 1 and"}},
+      {"HiddenHuge", [](Config& c) { c.hidden = std::numeric_limits<std::int64_t>::max(); }, {"hidden is", "between"}},
+      {"HiddenUnaligned", [](Config& c) { c.hidden = 2881; }, {"2881 bf16", "5762 bytes", "multiple of 16", "to 2888"}},
+      {"NoExperts", [](Config& c) { c.num_experts = 0; }, {"num_experts is 0", "between 1"}},
+      {"MoreThanAnyModelsExperts",
+       [](Config& c) { c.num_experts = std::numeric_limits<std::int32_t>::max(); },
+       {"num_experts is 2147483647"}},
+      {"TopKZero", [](Config& c) { c.top_k = 0; }, {"top_k is 0", "num_experts = 8"}},
+      {"TopKBeyondExperts", [](Config& c) { c.top_k = 9; }, {"top_k is 9", "num_experts = 8"}},
+      {"NegativeTokens", [](Config& c) { c.max_tokens = -1; }, {"max_tokens is -1"}},
+      {"TokensHuge", [](Config& c) { c.max_tokens = std::numeric_limits<std::int64_t>::max(); }, {"max_tokens is"}},
+      {"RowNumbersOverflow",
+       [](Config& c) {
+         c.max_tokens = std::int64_t{1} << 28;
+         c.top_k = 8;
+       },
+       {"rows; row numbers end at 2147483647", "fewer tokens"}},
+      {"AlignmentZero", [](Config& c) { c.alignment = 0; }, {"alignment is 0", "between 1 and 1024"}},
+      {"AlignmentHuge", [](Config& c) { c.alignment = 1025; }, {"alignment is 1025"}},
+      {"WorkersZero", [](Config& c) { c.num_workers = 0; }, {"num_workers is 0", "between 1 and"}},
+      {"WorkersHuge", [](Config& c) { c.num_workers = 1'000'000; }, {"num_workers is 1000000"}},
+      {"ScalesOfBf16", [](Config& c) { c.raw_scale_bytes = 4; }, {"raw_scale_bytes is 4", "bf16"}},
+      {"CapacityWithoutRows", [](Config& c) { c.sizing = Sizing::kCapacity; }, {"capacity_rows is 0", "positive"}},
+      {"RowsWithoutCapacity", [](Config& c) { c.capacity_rows = 5; }, {"capacity_rows is 5", "exact sizing takes 0"}},
+      {"CapacityHuge",
+       [](Config& c) {
+         c.layout = OutputLayout::kExpertSlots;
+         c.capacity_rows = std::numeric_limits<std::int64_t>::max();
+       },
+       {"capacity_rows is 9223372036854775807"}},
+      {"CombineInFp8",
+       [](Config& c) { c.combine_dtype = DType::kFp8E4m3; },
+       {"fp8", "cannot be summed"},
+       ErrorCode::kUnsupported},
+      {"CombineHiddenUnaligned", [](Config& c) { c.combine_hidden = 3; }, {"combine_hidden = 3", "to 8"}},
+  };
+}
+
+class BadConfig : public ::testing::TestWithParam<BadField> {};
+
+TEST_P(BadConfig, IsRefusedEverywhere) {
+  expect_refused(create_with_bad_rank(GetParam().change), GetParam().code, GetParam().parts);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, BadConfig, ::testing::ValuesIn(bad_fields()),
+                         [](const auto& param_info) { return param_info.param.name; });
+
+TEST(DispatcherConfigErrors, UnknownName) {
+  expect_refused(create_with_bad_rank([](DispatcherConfig&) {}, "a-dispatcher-that-does-not-exist"),
+                 ErrorCode::kNotFound, {"a-dispatcher-that-does-not-exist", "direct alltoall reference"});
+}
+
+// ---- Ranks that differ ----------------------------------------------------------------------------------------------
+
+struct DifferingField {
+  std::string name;
+  Change change;
+  std::string values;  ///< of rank 0 and of the rank that differs, as the message has them
+};
+
+std::vector<DifferingField> differing_fields() {
+  using Config = DispatcherConfig;
+  return {
+      {"hidden", [](Config& c) { c.hidden = 128; }, "rank 0 has 64, rank 1 has 128"},
+      {"dtype", [](Config& c) { c.dtype = DType::kFp16; }, "rank 1 has"},
+      {"num_experts", [](Config& c) { c.num_experts = 9; }, "rank 0 has 8, rank 1 has 9"},
+      {"top_k", [](Config& c) { c.top_k = 1; }, "rank 0 has 2, rank 1 has 1"},
+      {"max_tokens", [](Config& c) { c.max_tokens = 17; }, "rank 0 has 16, rank 1 has 17"},
+      {"layout", [](Config& c) { c.layout = OutputLayout::kExpertMajor; }, "rank 1 has"},
+      {"alignment", [](Config& c) { c.alignment = 2; }, "rank 0 has 1, rank 1 has 2"},
+      {"overflow", [](Config& c) { c.overflow = OverflowPolicy::kDrop; }, "rank 1 has"},
+      {"combine", [](Config& c) { c.combine = CombineMode::kFlat; }, "rank 1 has"},
+      {"apply_weights", [](Config& c) { c.apply_weights = false; }, "rank 0 has 1, rank 1 has 0"},
+      {"combine_dtype", [](Config& c) { c.combine_dtype = DType::kFp32; }, "rank 1 has"},
+      {"combine_hidden", [](Config& c) { c.combine_hidden = 32; }, "rank 0 has 64, rank 1 has 32"},
+  };
+}
+
+class DifferingConfig : public ::testing::TestWithParam<DifferingField> {};
+
+TEST_P(DifferingConfig, IsNamedOnAllRanks) {
+  const auto outcomes = create_with_bad_rank(GetParam().change);
+  for (const Outcome& outcome : outcomes) {
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kShapeMismatch) << outcome->what();
+    EXPECT_EQ(outcome->context().peer_rank, kBadRank);
+    const std::string message = outcome->what();
+    EXPECT_NE(message.find(GetParam().name + " differs"), std::string::npos) << message;
+    EXPECT_NE(message.find(GetParam().values), std::string::npos) << message;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DifferingConfig, ::testing::ValuesIn(differing_fields()),
+                         [](const auto& param_info) { return param_info.param.name; });
+
+TEST(DispatcherConfigErrors, DifferentDispatchersAreNamed) {
+  const auto outcomes = create_with_bad_rank([](DispatcherConfig&) {}, "alltoall");
+  for (const Outcome& outcome : outcomes) {
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kShapeMismatch);
+    EXPECT_NE(std::string(outcome->what()).find("rank 0 has direct, rank 1 has alltoall"), std::string::npos)
+        << outcome->what();
+  }
+}
+
+TEST(DispatcherConfigErrors, WorkersMayDiffer) {
+  for (const Outcome& outcome : create_with_bad_rank([](DispatcherConfig& config) { config.num_workers = 3; })) {
+    EXPECT_FALSE(outcome.has_value()) << outcome->what();
+  }
+}
+
+// ---- EPISTLE_SIMD ---------------------------------------------------------------------------------------------------
+
+class SimdSetting : public ::testing::Test {
+ protected:
+  ~SimdSetting() override {
+    environment_.unset("EPISTLE_SIMD");
+    reload_settings_for_testing();
+    host::configure_simd();
+  }
+
+  void set(const std::string& value) {
+    environment_.set("EPISTLE_SIMD", value);
+    reload_settings_for_testing();
+  }
+
+ private:
+  test::ScopedEnvironment environment_;
+};
+
+TEST_F(SimdSetting, ChoosesTheTarget) {
+  for (const std::string& name : host::simd_target_names()) {
+    set(name);
+    run_thread_ranks(2, [&](Group& group) { (void)make_dispatcher("direct", group, good_config()); });
+    EXPECT_EQ(host::simd_target_name(), name);
+  }
+  const std::string best = host::simd_target_names().front();
+  set("auto");
+  run_thread_ranks(1, [&](Group& group) { (void)make_dispatcher("alltoall", group, good_config()); });
+  EXPECT_EQ(host::simd_target_name(), best);
+}
+
+TEST_F(SimdSetting, UnknownTargetIsRefusedWhenADispatcherIsCreated) {
+  set("MMX");
+  run_thread_ranks(2, [&](Group& group) {
+    const Outcome outcome = outcome_of([&] { (void)make_dispatcher("direct", group, good_config()); });
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kInvalidArgument);
+    const std::string message = outcome->what();
+    EXPECT_NE(message.find("'MMX'"), std::string::npos) << message;
+    EXPECT_NE(message.find("EPISTLE_SIMD"), std::string::npos) << message;
+    EXPECT_NE(message.find("auto"), std::string::npos) << message;
+  });
+}
+
+}  // namespace
+}  // namespace epistle::testing
