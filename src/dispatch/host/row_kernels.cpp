@@ -310,6 +310,12 @@ HWY_EXPORT(ScaleRow);
 HWY_EXPORT(DotRows);
 HWY_EXPORT(TargetName);
 
+/// What the processor can run, best first. Asked for once: Highway's answer shrinks when use_simd_target limits it.
+const std::vector<std::int64_t>& available_targets() {
+  static const std::vector<std::int64_t> all = hwy::SupportedAndGeneratedTargets();
+  return all;
+}
+
 }  // namespace
 
 void copy_row(const std::byte* source, std::byte* target, std::size_t num_bytes, StoreMode mode) noexcept {
@@ -332,14 +338,13 @@ std::string simd_target_name() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
 
 std::vector<std::string> simd_target_names() {
   std::vector<std::string> names;
-  for (const auto target : hwy::SupportedAndGeneratedTargets()) names.emplace_back(hwy::TargetName(target));
+  for (const auto target : available_targets()) names.emplace_back(hwy::TargetName(target));
   return names;
 }
 
 void use_simd_target(const std::string& name) {
-  hwy::SetSupportedTargetsForTest(0);  // every target again, so that the names below are those of the processor
   std::int64_t chosen = 0;
-  for (const auto target : hwy::SupportedAndGeneratedTargets()) {
+  for (const auto target : available_targets()) {
     if (name == hwy::TargetName(target)) chosen = target;
   }
   if (!name.empty() && chosen == 0) {
@@ -348,7 +353,7 @@ void use_simd_target(const std::string& name) {
     throw Error(ErrorCode::kInvalidArgument,
                 "SIMD target '" + name + "' is not available here (EPISTLE_SIMD); available: auto, " + known);
   }
-  hwy::SetSupportedTargetsForTest(chosen);
+  hwy::SetSupportedTargetsForTest(chosen);  // 0 = every target again
   hwy::GetChosenTarget().DeInit();
 }
 
