@@ -129,7 +129,7 @@ void print_goal(const std::string& what, double value, const char* relation, dou
 
 void print_goals() {
   const auto& all = records();
-  const auto has = [&](const std::string& name) { return all.count(name) > 0; };
+  const auto has = [&](const std::string& name) { return all.contains(name); };
   const auto at_least = [&](const std::string& name, const std::string& what, double goal) {
     if (has(name)) print_goal(what, all.at(name).of_limit, ">=", goal, all.at(name).of_limit >= goal);
   };

@@ -20,18 +20,32 @@ double bytes_per_s(std::int64_t num_bytes, double time_us) {
   return time_us > 0.0 ? static_cast<double>(num_bytes) / (time_us / kMicrosPerSecond) : 0.0;
 }
 
-std::string shape_line(const BenchPlan& plan, GroupKind group) {
+/// "4 threads", "1 process"
+std::string ranks_text(const BenchPlan& plan) {
+  std::string kind(to_string(plan.group));
+  if (plan.num_ranks == 1) kind = plan.group == GroupKind::kThreads ? "thread" : "process";
+  return fmt::format("{} {}", plan.num_ranks, kind);
+}
+
+std::string routing_text(const BenchPlan& plan) {
+  const std::string text = plan.routing.to_string();
+  return plan.trace_layer < 0 ? text : fmt::format("{} layer {}", text, plan.trace_layer);
+}
+
+std::string shape_line(const BenchPlan& plan) {
   const DispatcherConfig& config = plan.spec.config;
   const std::string layout = config.layout == OutputLayout::kExpertMajor
                                  ? fmt::format("expert_major (alignment {})", config.alignment)
                                  : std::string(to_string(config.layout));
-  std::string text = fmt::format("{}: hidden {}, {} experts, top-{}; {} {} of {} tokens; {}, {}, routing {}\n",
-                                 plan.model.empty() ? "custom shape" : plan.model, config.hidden, config.num_experts,
-                                 config.top_k, plan.num_ranks, to_string(group), config.max_tokens,
-                                 to_string(config.dtype), layout, plan.routing.to_string());
-  text += fmt::format("combine {}, weights {}; {} sizing; {} worker{} per rank; {} iterations\n",
+  std::string text =
+      fmt::format("{}: hidden {}, {} experts, top-{}; {} of {} token{}{}; {}, {}, routing {}\n",
+                  plan.model.empty() ? "custom shape" : plan.model, config.hidden, config.num_experts, config.top_k,
+                  ranks_text(plan), config.max_tokens, config.max_tokens == 1 ? "" : "s",
+                  plan.num_ranks == 1 ? "" : " each", to_string(config.dtype), layout, routing_text(plan));
+  text += fmt::format("combine {}, weights {}; {} sizing; {} worker{} per rank; {} iteration{}\n",
                       to_string(config.combine), config.apply_weights ? "on" : "off", to_string(config.sizing),
-                      config.num_workers, config.num_workers == 1 ? "" : "s", plan.spec.num_iterations);
+                      config.num_workers, config.num_workers == 1 ? "" : "s", plan.spec.num_iterations,
+                      plan.spec.num_iterations == 1 ? "" : "s");
   return text;
 }
 
@@ -55,7 +69,7 @@ std::string load_lines(const BenchPlan& plan, const BenchResult& result) {
   return text;
 }
 
-Json config_json(const BenchPlan& plan, GroupKind group) {
+Json config_json(const BenchPlan& plan) {
   const DispatcherConfig& config = plan.spec.config;
   return {{"model", plan.model.empty() ? Json(nullptr) : Json(plan.model)},
           {"hidden", config.hidden},
@@ -70,10 +84,11 @@ Json config_json(const BenchPlan& plan, GroupKind group) {
           {"combine", to_string(config.combine)},
           {"weights", config.apply_weights},
           {"routing", plan.routing.to_string()},
+          {"trace_layer", plan.trace_layer < 0 ? Json(nullptr) : Json(plan.trace_layer)},
           {"router_capacity", plan.router_capacity},
           {"router_dropped", plan.dropped_by_router},
           {"device", "host"},
-          {"group", to_string(group)},
+          {"group", to_string(plan.group)},
           {"ranks", plan.num_ranks},
           {"tokens", config.max_tokens},
           {"workers", config.num_workers},
@@ -81,6 +96,11 @@ Json config_json(const BenchPlan& plan, GroupKind group) {
           {"warmups", plan.spec.num_warmups},
           {"seed", plan.spec.seed},
           {"stage_combine", plan.spec.stage_combine}};
+}
+
+std::string_view verification_text(const BenchPlan& plan, const BenchResult& result) {
+  if (plan.spec.expectation == nullptr) return "off";
+  return result.verified ? "passed" : "failed";
 }
 
 Json machine_json() {
@@ -108,15 +128,15 @@ Json versions_json(const Fingerprint& fingerprint) {
 }  // namespace
 
 std::string verification_line(const BenchPlan& plan, const BenchResult& result) {
-  if (!plan.spec.verify) return "not verified (--no-verify)\n";
+  if (plan.spec.expectation == nullptr) return "not verified (--no-verify)\n";
   if (!result.verified) return fmt::format("VERIFICATION FAILED: {}\n", result.mismatch);
-  return fmt::format("verified: every output bit equals the reference ({} on {} rank{})\n",
+  return fmt::format("verified: every output bit equals the reference ({} compared on {} rank{})\n",
                      format_bytes(result.verified_bytes), plan.num_ranks, plan.num_ranks == 1 ? "" : "s");
 }
 
-std::string render_bench_table(const BenchPlan& plan, GroupKind group, const BenchResult& result) {
+std::string render_bench_table(const BenchPlan& plan, const BenchResult& result) {
   const MachineInfo& machine = machine_info();
-  std::string text = shape_line(plan, group);
+  std::string text = shape_line(plan);
   text += fmt::format(
       "{}, {} of {} processing units; memory-copy limit {} ({}, {} thread{} at once, {} each)\n\n",
       machine.cpu_model.empty() ? machine.architecture : machine.cpu_model, machine.num_usable_processing_units,
@@ -152,7 +172,7 @@ std::string render_bench_table(const BenchPlan& plan, GroupKind group, const Ben
   return text;
 }
 
-std::string render_bench_json(const BenchPlan& plan, GroupKind group, const BenchResult& result) {
+std::string render_bench_json(const BenchPlan& plan, const BenchResult& result) {
   const Fingerprint fingerprint = make_fingerprint();
   Json results = Json::array();
   for (const PhaseResult& phase : result.phases) {
@@ -178,9 +198,10 @@ std::string render_bench_json(const BenchPlan& plan, GroupKind group, const Benc
   const Json document = {{"tool", "epistle bench"},
                          {"date", fingerprint.date_utc},
                          {"verified", result.verified},
+                         {"verification", verification_text(plan, result)},
                          {"mismatch", result.mismatch.empty() ? Json(nullptr) : Json(result.mismatch)},
                          {"verified_bytes", result.verified_bytes},
-                         {"config", config_json(plan, group)},
+                         {"config", config_json(plan)},
                          {"machine", machine_json()},
                          {"versions", versions_json(fingerprint)},
                          {"limit_bytes_per_s", result.limit.bytes_per_s},

@@ -3,15 +3,13 @@
 
 #include <string>
 
-#include "epistle/types.hpp"
-
-#include "bench_options.hpp"
+#include "bench_plan.hpp"
 #include "measure/dispatch_bench.hpp"
 
 namespace epistle::cli {
 
-[[nodiscard]] std::string render_bench_table(const BenchPlan& plan, GroupKind group, const BenchResult& result);
-[[nodiscard]] std::string render_bench_json(const BenchPlan& plan, GroupKind group, const BenchResult& result);
+[[nodiscard]] std::string render_bench_table(const BenchPlan& plan, const BenchResult& result);
+[[nodiscard]] std::string render_bench_json(const BenchPlan& plan, const BenchResult& result);
 
 /// One line: whether every output bit was checked, and equal.
 [[nodiscard]] std::string verification_line(const BenchPlan& plan, const BenchResult& result);

@@ -1,5 +1,6 @@
 // epistle bench: dispatch and combine among ranks, verified and timed.
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -9,6 +10,8 @@
 #include "epistle/group.hpp"
 
 #include "bench_options.hpp"
+#include "bench_plan.hpp"
+#include "bench_ranks.hpp"
 #include "bench_report.hpp"
 #include "commands.hpp"
 #include "exit_codes.hpp"
@@ -22,10 +25,12 @@ namespace {
 constexpr int kDefaultRanks = 2;
 
 constexpr const char* kFooter =
-    "Every run compares every output bit with the reference, and fails (exit code 1) on the first difference.\n"
+    "Every run compares every output bit with the reference, before and after the timed iterations, and fails (exit\n"
+    "code 1) on a difference.\n"
     "\n"
     "With --group processes the command starts itself once per rank. Under 'epistle run', torchrun, mpirun or srun it\n"
-    "takes the ranks that these started.\n"
+    "takes the ranks that these started. Rank r takes the tokens from r * --tokens on of a trace; where the trace\n"
+    "ends, it starts again.\n"
     "\n"
     "Examples:\n"
     "  epistle bench --ranks 8 --group processes --model qwen3-30b-a3b\n"
@@ -33,48 +38,74 @@ constexpr const char* kFooter =
     "  epistle bench --routing trace:routing.jsonl.gz --layer 3 --hidden 2048 --json result.json\n"
     "  epistle bench --routing zipf:1.0 --drop-capacity 1.25 --ranks 4";
 
-/// One rank's part. Rank 0 speaks for all.
-int bench_rank(Group& group, const BenchOptions& options) {
-  const BenchPlan plan = make_bench_plan(options, group.size());
-  Progress progress("measuring", options.quiet || group.rank() != 0);
-  const BenchResult result = run_dispatch_bench(
-      group, plan.spec, plan.tables, [&](std::int64_t done, std::int64_t total) { progress.update(done, total); });
-  progress.finish();
-  const bool passed = !plan.spec.verify || result.verified;
-  if (group.rank() == 0) {
-    const bool json_on_stdout = options.json_target == kStdout;
-    if (!json_on_stdout) print(render_bench_table(plan, group.kind(), result));
-    if (!options.json_target.empty()) write_output(options.json_target, render_bench_json(plan, group.kind(), result));
+/// A bar per task, one after the other.
+class TaskProgress {
+ public:
+  explicit TaskProgress(bool quiet) : quiet_(quiet) {}
+
+  void update(const BenchStep& step) {
+    if (!bar_ || step.task != task_) {
+      task_ = step.task;
+      bar_.emplace(task_, quiet_);
+    }
+    bar_->update(step.done, step.total);
   }
-  return passed ? kExitOk : kExitFailed;
+
+ private:
+  bool quiet_;
+  std::string task_;
+  std::optional<Progress> bar_;
+};
+
+/// One rank's part. Rank 0 speaks for all.
+int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options) {
+  const auto rank = static_cast<std::size_t>(group.rank());
+  BenchResult result;
+  {
+    TaskProgress progress(options.quiet || rank != 0);
+    result =
+        run_dispatch_bench(group, plan.spec, plan.tables[rank], [&](const BenchStep& step) { progress.update(step); });
+  }
+  const bool failed = plan.spec.expectation != nullptr && !result.verified;
+  if (rank == 0) {
+    const bool json_on_stdout = options.json_target == kStdout;
+    if (!json_on_stdout) print(render_bench_table(plan, result));
+    if (failed && json_on_stdout) print_error(fmt::format("verification failed: {}", result.mismatch));
+    if (!options.json_target.empty()) write_output(options.json_target, render_bench_json(plan, result));
+  }
+  return failed ? kExitFailed : kExitOk;
 }
 
 int run_threads(const BenchOptions& options, int num_ranks) {
+  if (!options.json_target.empty()) check_output(options.json_target);
+  BenchPlan plan = make_bench_plan(options, num_ranks, GroupKind::kThreads);
+  add_expectation(options, plan);
   int exit_code = kExitOk;
   run_thread_ranks(num_ranks, [&](Group& group) {
-    const int code = bench_rank(group, options);
+    const int code = bench_rank(group, plan, options);
     if (group.rank() == 0) exit_code = code;
   });
   return exit_code;
 }
 
-int run_processes(const BenchOptions& options) {
-  if (is_launched()) {
-    const LaunchInfo info = read_launch_info();
-    if (options.num_ranks > 0 && options.num_ranks != info.num_ranks) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("--ranks is {}, but {} started {} ranks; leave --ranks out or make them equal",
-                              options.num_ranks, info.launcher, info.num_ranks));
-    }
-    Group group = join_process_group(info);
-    return bench_rank(group, options);
-  }
-  const int num_ranks = options.num_ranks > 0 ? options.num_ranks : kDefaultRanks;
-  // Wrong options are reported once, by this process, before any rank starts.
-  (void)make_bench_plan(options, 1);
+int start_processes(const BenchOptions& options, int num_ranks) {
+  // What is wrong with the options is found here, before any rank starts.
+  if (!options.json_target.empty()) check_output(options.json_target);
+  static_cast<void>(make_bench_plan(options, num_ranks, GroupKind::kProcesses));
   LaunchOptions launch = relaunch_options(num_ranks);
   launch.peer_lost_exit_code = kExitPeerLost;
+  launch.ranks_explain_exits = true;
   return launch_ranks(launch);
+}
+
+int run_bench(const BenchOptions& options) {
+  const bool launched = is_launched();
+  const bool processes = options.group.empty() ? launched : options.group == to_string(GroupKind::kProcesses);
+  const int num_ranks = options.num_ranks > 0 ? options.num_ranks : kDefaultRanks;
+  if (!processes) return run_threads(options, num_ranks);
+  if (!launched) return start_processes(options, num_ranks);
+  return run_launched_rank(options,
+                           [&](Group& group, const BenchPlan& plan) { return bench_rank(group, plan, options); });
 }
 
 void list_dispatchers() {
@@ -95,8 +126,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
       list_dispatchers();
       return;
     }
-    const int num_ranks = options->num_ranks > 0 ? options->num_ranks : kDefaultRanks;
-    exit_code = options->group == "threads" ? run_threads(*options, num_ranks) : run_processes(*options);
+    exit_code = run_bench(*options);
   });
 }
 

@@ -1,6 +1,5 @@
 // The epistle command: one subcommand per file, one line on stderr per error, an exit code that says what went wrong.
 #include <algorithm>
-#include <cstdio>
 #include <exception>
 #include <new>
 #include <string>
@@ -15,6 +14,7 @@
 
 #include "commands.hpp"
 #include "exit_codes.hpp"
+#include "output.hpp"
 
 namespace epistle::cli {
 namespace {
@@ -38,18 +38,14 @@ constexpr void (*kCommands[])(CLI::App&, int&) = {
 };
 
 int report(const std::string& message, int exit_code) {
-  fmt::print(stderr, "epistle: error: {}\n", message);
+  print_error(message);
   return exit_code;
 }
 
 int report_usage(const CLI::App& app, const CLI::ParseError& error) {
   std::string command = "epistle";
   for (const CLI::App* const used : app.get_subcommands()) command += " " + used->get_name();
-  std::string message = error.what();
-  for (char& c : message) {
-    if (c == '\n') c = ' ';
-  }
-  return report(fmt::format("{}; see '{} --help'", message, command), kExitUsage);
+  return report(fmt::format("{}; see '{} --help'", error.what(), command), kExitUsage);
 }
 
 /// The position of the "--" behind `epistle run`, or `argc`. CLI11 would take an argument "[a,b]" apart, so the program

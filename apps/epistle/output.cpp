@@ -1,9 +1,13 @@
 #include "output.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <memory>
+
+#include <unistd.h>
 
 #include <fmt/format.h>
 
@@ -29,6 +33,25 @@ void write_all(std::FILE* file, std::string_view text, std::string_view target) 
 }  // namespace
 
 void print(std::string_view text) { write_all(stdout, text, "standard output"); }
+
+void print_error(std::string_view message) {
+  std::string line(message);
+  std::replace(line.begin(), line.end(), '\n', ' ');
+  fmt::print(stderr, "epistle: error: {}\n", line);
+}
+
+void check_output(const std::string& target) {
+  if (target == kStdout) return;
+  const std::filesystem::path path(target);
+  std::error_code no_status;  // what does not exist has no status, and is no folder
+  if (std::filesystem::is_directory(path, no_status)) {
+    errno = EISDIR;
+    throw_cannot_write(target);
+  }
+  const bool exists = ::access(path.c_str(), F_OK) == 0;
+  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  if (::access(exists ? path.c_str() : folder.c_str(), W_OK) != 0) throw_cannot_write(target);
+}
 
 void write_output(const std::string& target, std::string_view text) {
   const std::string content = fmt::format("{}\n", text);

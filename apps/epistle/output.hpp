@@ -12,6 +12,12 @@ inline constexpr std::string_view kStdout = "-";
 /// Writes to standard output. Throws kSystem where it does not take all of it.
 void print(std::string_view text);
 
+/// Writes "epistle: error: " and `message` to standard error, as one line.
+void print_error(std::string_view message);
+
+/// Throws kSystem where write_output to `target` cannot work: better before a long run than behind it.
+void check_output(const std::string& target);
+
 /// Writes `text` and a newline to the file `target`, or to standard output for "-". Throws kSystem.
 void write_output(const std::string& target, std::string_view text);
 

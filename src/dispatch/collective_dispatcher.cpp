@@ -59,7 +59,7 @@ CollectiveDispatcher::CollectiveDispatcher(Group& group, const DispatcherConfig&
   barrier_ =
       Barrier(std::launder(reinterpret_cast<BarrierBlock*>(section(0, BufferSection::kControl))), rank(), num_ranks());
   Complaint complaint = try_commit(layout_.initial_demand());
-  max_output_rows_seen_.assign(ranks, layout_.initial_demand().output_rows);
+  max_output_rows_.assign(ranks, layout_.initial_demand().output_rows);
   count_views_.resize(ranks);
   rank_of_expert_.resize(experts);
   for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
@@ -94,7 +94,9 @@ void CollectiveDispatcher::announce(Call call, std::uint64_t handle_id, std::int
 
 void CollectiveDispatcher::check_announcements(Phase phase, const Complaint& complaint) const {
   if (complaint) throw Error(*complaint);
+  // Compared with rank 0 rather than with this rank, so that all ranks come to the same verdict.
   const Post& first = post(0, generation_);
+  std::int64_t agreed_value = kAnyValue;
   for (int peer = 0; peer < num_ranks(); ++peer) {
     const Post& other = post(peer, generation_);
     const Error::Context context{.rank = rank(), .peer_rank = peer, .phase = phase};
@@ -103,16 +105,21 @@ void CollectiveDispatcher::check_announcements(Phase phase, const Complaint& com
                   fmt::format("rank {} rejected its input, so nothing was sent ({})", peer, other.message.data()),
                   context);
     }
-    // Compared with rank 0 rather than with this rank, so that all ranks come to the same verdict.
-    const bool same_value = other.value == first.value || other.value == kAnyValue || first.value == kAnyValue;
-    if (other.call == first.call && other.handle_id == first.handle_id && same_value) continue;
-    throw Error(
-        ErrorCode::kShapeMismatch,
-        fmt::format("rank 0 calls {} (handle {}, value {}), rank {} calls {} (handle {}, value {}); all ranks must "
-                    "make the same calls in the same order; nothing was sent",
-                    kCallNames[static_cast<std::size_t>(first.call)], first.handle_id, first.value, peer,
-                    kCallNames[static_cast<std::size_t>(other.call)], other.handle_id, other.value),
-        context);
+    if (other.call != first.call || other.handle_id != first.handle_id) {
+      throw Error(ErrorCode::kShapeMismatch,
+                  fmt::format("rank 0 calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
+                              "calls in the same order; nothing was sent",
+                              kCallNames[static_cast<std::size_t>(first.call)], first.handle_id, peer,
+                              kCallNames[static_cast<std::size_t>(other.call)], other.handle_id),
+                  context);
+    }
+    if (agreed_value == kAnyValue) agreed_value = other.value;
+    if (other.value == kAnyValue || other.value == agreed_value) continue;
+    throw Error(ErrorCode::kShapeMismatch,
+                fmt::format("some ranks give gradients of the weights to {}, others do not (seen at rank {}); all or "
+                            "none must; nothing was sent",
+                            kCallNames[static_cast<std::size_t>(first.call)], peer),
+                context);
   }
 }
 

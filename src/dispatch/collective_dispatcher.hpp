@@ -105,7 +105,7 @@ class CollectiveDispatcher : public Dispatcher {
   [[nodiscard]] Complaint try_commit(const RowDemand& demand);
   void commit(const RowDemand& demand);
   void stage_combine_rows(const HandleState& state, const void* rows);
-  void zero_padding(const HandleState& state, BufferSection section, std::int64_t row_bytes) const;
+  void zero_padding(const HandleState& state, BufferSection target, std::int64_t row_bytes) const;
   void finish_move(const MoveJob& job);
   [[nodiscard]] Complaint check_gradients(const HandleState& state, const void* grad_rows, const float* grad_weights,
                                           const void* grad_out, std::int64_t grad_out_bytes,
@@ -136,9 +136,9 @@ class CollectiveDispatcher : public Dispatcher {
   RowDemand committed_;
   bool control_committed_ = false;
   std::uint64_t dispatcher_id_;
-  std::uint64_t generation_ = 0;                    ///< agreements so far; its last bit chooses the post slot
-  std::uint64_t num_prepared_ = 0;                  ///< its last bit chooses the counts slot
-  std::vector<std::int64_t> max_output_rows_seen_;  ///< [num_ranks] of all prepares: who has to grow
+  std::uint64_t generation_ = 0;               ///< agreements so far; its last bit chooses the post slot
+  std::uint64_t num_prepared_ = 0;             ///< its last bit chooses the counts slot
+  std::vector<std::int64_t> max_output_rows_;  ///< [num_ranks] committed so far: who has to grow
   HandlePool handles_;
   Call open_call_ = Call::kNone;  ///< a send half whose receive half is still to come
   const HandleState* open_state_ = nullptr;

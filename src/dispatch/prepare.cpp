@@ -41,12 +41,14 @@ Handle CollectiveDispatcher::prepare(const RoutingView& routing) {
   // everybody's output rows, hence whether somebody has to grow.
   bool someone_grows = false;
   for (int peer = 0; peer < num_ranks(); ++peer) {
-    std::int64_t& most = max_output_rows_seen_[static_cast<std::size_t>(peer)];
-    someone_grows = someone_grows || state.tables.output_rows(peer) > most;
-    most = std::max(most, state.tables.output_rows(peer));
+    someone_grows = someone_grows || state.tables.output_rows(peer) > max_output_rows_[static_cast<std::size_t>(peer)];
   }
   complaint = try_commit(state.demand);
   if (someone_grows) agree(Call::kPrepare, Phase::kLayout, state.handle_id, 0, complaint);
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    std::int64_t& most = max_output_rows_[static_cast<std::size_t>(peer)];
+    most = std::max(most, state.tables.output_rows(peer));
+  }
 
   place_rows(state);
   if (layout_.token_major()) {
@@ -305,11 +307,13 @@ void CollectiveDispatcher::finish_counts(HandleState& state) {
       state.expert_counts[local] += counts.rows_to_expert[expert] - counts.dropped_of_expert[expert];
     }
     for (const std::int32_t dropped : counts.dropped_of_expert) stats.dropped_in_group += dropped;
-    const std::int32_t sent = state.num_pairs(rank(), static_cast<int>(peer));
-    const std::int32_t received = state.num_pairs(static_cast<int>(peer), rank());
+  }
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    const std::int32_t sent = state.num_pairs(rank(), peer);
+    const std::int32_t received = state.num_pairs(peer, rank());
     stats.sent_rows += sent;
     stats.received_rows += received;
-    if (static_cast<int>(peer) == rank()) continue;
+    if (peer == rank()) continue;
     stats.sent_remote_rows += sent;
     stats.received_remote_rows += received;
   }

@@ -64,6 +64,7 @@ ChannelStatus send_message(int socket, const void* data, std::size_t num_bytes, 
 }
 
 ChannelStatus receive_message(int socket, void* data, std::size_t num_bytes, UniqueFd* fd, Deadline deadline) {
+  bool was_reset = false;
   for (;;) {
     if (const auto status = wait_ready(socket, POLLIN, deadline); status != ChannelStatus::kOk) return status;
     iovec part{data, num_bytes};
@@ -76,6 +77,11 @@ ChannelStatus receive_message(int socket, void* data, std::size_t num_bytes, Uni
     const ssize_t received = ::recvmsg(socket, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (received < 0) {
       if (errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK) continue;
+      // The other end closed without reading all it was sent. That is reported once, before what it had sent itself.
+      if (errno == ECONNRESET && !was_reset) {
+        was_reset = true;
+        continue;
+      }
       if (is_disconnect(errno)) return ChannelStatus::kClosed;
       throw Error(ErrorCode::kSystem, fmt::format("recvmsg failed: {}", std::strerror(errno)));
     }

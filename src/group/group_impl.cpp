@@ -162,7 +162,10 @@ void GroupImpl::wait(Barrier& barrier, Phase phase, const MissingRows* missing_r
   while (!barrier.passed()) {
     barrier.sleep(kSleepSliceUs);
     if (barrier.passed()) break;
-    if (const auto failure = agreed_failure()) raise(*failure, missing_rows);
+    // The failure may be of a later step, which the rank at fault did not reach: here it owes nothing then.
+    if (const auto failure = agreed_failure()) {
+      raise(*failure, barrier.has_arrived(failure->peer_rank) ? nullptr : missing_rows);
+    }
     if (const auto lost = look_for_lost_ranks(barrier, phase)) raise(agree_on(*lost), missing_rows);
     if (Clock::now() < deadline) continue;
     for (int peer = 0; peer < num_ranks_; ++peer) {
@@ -170,7 +173,7 @@ void GroupImpl::wait(Barrier& barrier, Phase phase, const MissingRows* missing_r
     }
   }
   // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
-  if (const auto failure = agreed_failure()) raise(*failure, missing_rows);
+  if (const auto failure = agreed_failure()) raise(*failure, nullptr);
 }
 
 void GroupImpl::check_usable() const {

@@ -163,6 +163,7 @@ class Job {
 
   void blame(const Failure& failure) {
     blamed_ = failure;
+    if (options_.ranks_explain_exits && !failure.end.by_signal) return;
     fmt::print(stderr, "epistle: rank {} (pid {}) {}\n", failure.rank, failure.pid, failure.end.describe());
   }
 

@@ -22,6 +22,8 @@ struct LaunchOptions {
   /// The exit code by which ranks report the loss of another one; -1 = there is none. A rank that ends so is blamed
   /// only where no rank failed in another way.
   int peer_lost_exit_code = -1;
+  /// The ranks say themselves why they exit, so only one that a signal killed gets a line.
+  bool ranks_explain_exits = false;
   std::vector<std::pair<std::string, std::string>> environment;  ///< more variables, for every rank
 };
 

@@ -40,6 +40,7 @@ struct Hello {
 struct Reply {
   ErrorCode code = ErrorCode::kOk;
   std::int32_t rank = -1;  ///< whose descriptor this is, or the rank at fault
+  Phase phase = Phase::kCreate;
 };
 
 // The address is hashed (FNV-1a) to fit sun_path, whatever a launcher puts into a job name.
@@ -75,12 +76,26 @@ Error::Context at(int rank, int peer_rank, Phase phase) {
   return {.rank = rank, .peer_rank = peer_rank, .phase = phase};
 }
 
-[[noreturn]] void throw_exchange_failure(ErrorCode code, int rank, int peer_rank, std::chrono::milliseconds timeout) {
-  const std::string text =
-      code == ErrorCode::kTimeout
-          ? fmt::format("rank {} did not join the exchange of shared memory within {} ms", peer_rank, timeout.count())
-          : fmt::format("rank {} exited while shared memory was exchanged; start all ranks again", peer_rank);
-  throw Error(code, text, at(rank, peer_rank, Phase::kCreate));
+[[noreturn]] void throw_exchange_failure(const Reply& failure, int rank, std::chrono::milliseconds timeout) {
+  std::string text;
+  if (failure.code == ErrorCode::kShapeMismatch) {
+    text = fmt::format("rank {} has another group size or another version; start all ranks with the same program",
+                       failure.rank);
+  } else if (failure.code == ErrorCode::kTimeout) {
+    text = fmt::format("rank {} did not join {} within {} ms", failure.rank,
+                       failure.phase == Phase::kRendezvous ? "the group" : "the exchange of shared memory",
+                       timeout.count());
+  } else {
+    text = fmt::format("rank {} exited while shared memory was exchanged; start all ranks again", failure.rank);
+  }
+  throw Error(failure.code, text, at(rank, failure.rank, failure.phase));
+}
+
+/// The ranks that have come wait for an exchange; they learn here why there is none.
+void tell_joined(const std::vector<UniqueFd>& sockets, const Reply& failure) {
+  for (const UniqueFd& socket : sockets) {
+    if (socket.valid()) (void)send_message(socket.get(), failure, -1, Clock::now());  // this rank throws in any case
+  }
 }
 
 ErrorCode to_error_code(ChannelStatus status) {
@@ -123,6 +138,7 @@ void Rendezvous::accept_peers(const std::string& address, std::chrono::milliseco
       for (int peer = 1; peer < num_ranks_; ++peer) {
         if (!sockets_[static_cast<std::size_t>(peer)].valid()) absent.push_back(peer);
       }
+      tell_joined(sockets_, {ErrorCode::kTimeout, absent.front(), Phase::kRendezvous});
       throw Error(ErrorCode::kTimeout,
                   fmt::format("{} of {} ranks joined within {} ms; absent: {}. Were all ranks started, on this host?",
                               num_joined, num_ranks_, timeout.count(), fmt::join(absent, ", ")),
@@ -142,6 +158,7 @@ void Rendezvous::accept_peers(const std::string& address, std::chrono::milliseco
     }
     (void)send_message(socket.get(), reply, -1, deadline);  // a peer that is gone already shows in the exchange
     if (reply.code == ErrorCode::kShapeMismatch) {
+      tell_joined(sockets_, {reply.code, hello.rank, Phase::kRendezvous});
       throw Error(
           reply.code,
           fmt::format("rank {} came with {} ranks and protocol {}; expected {} ranks and protocol {}. Start all "
@@ -217,7 +234,7 @@ std::vector<UniqueFd> Rendezvous::exchange_as_root(const UniqueFd& own, std::chr
       if (status != ChannelStatus::kOk) failure = {to_error_code(status), peer};
     }
   }
-  if (failure.code != ErrorCode::kOk) throw_exchange_failure(failure.code, rank_, failure.rank, timeout);
+  if (failure.code != ErrorCode::kOk) throw_exchange_failure(failure, rank_, timeout);
   return files;
 }
 
@@ -227,14 +244,16 @@ std::vector<UniqueFd> Rendezvous::exchange_as_peer(const UniqueFd& own, std::chr
   const int socket = sockets_.front().get();
   std::vector<UniqueFd> files(static_cast<std::size_t>(num_ranks_));
   ChannelStatus status = send_message(socket, static_cast<std::int32_t>(rank_), own.get(), deadline);
+  // A root that gave up on another rank closes its end; what it had to say about that is still to be read.
+  if (status == ChannelStatus::kClosed) status = ChannelStatus::kOk;
   for (int owner = 0; owner < num_ranks_ && status == ChannelStatus::kOk; ++owner) {
     Reply reply;
     status = receive_message(socket, reply, &files[static_cast<std::size_t>(owner)], deadline);
     if (status == ChannelStatus::kOk && reply.code != ErrorCode::kOk) {
-      throw_exchange_failure(reply.code, rank_, reply.rank, timeout);
+      throw_exchange_failure(reply, rank_, timeout);
     }
   }
-  if (status != ChannelStatus::kOk) throw_exchange_failure(to_error_code(status), rank_, 0, timeout);
+  if (status != ChannelStatus::kOk) throw_exchange_failure({to_error_code(status), 0}, rank_, timeout);
   return files;
 }
 

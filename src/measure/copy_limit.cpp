@@ -16,7 +16,13 @@ namespace {
 constexpr std::int64_t kMinCopyBytes = 4096;
 constexpr std::int64_t kChunkBytes = 4096;  // how finely the copy is shared among the workers
 constexpr int kWarmUps = 3;
+constexpr std::int64_t kNumMethods = 2;
 constexpr double kMicrosPerSecond = 1e6;
+
+/// Source and target are one half of the working set each.
+std::int64_t copy_bytes(std::int64_t working_set_bytes) {
+  return std::max(kMinCopyBytes, working_set_bytes / 2) / kChunkBytes * kChunkBytes;
+}
 
 }  // namespace
 
@@ -25,15 +31,17 @@ CopyLimit measure_copy_limit(Group& group, const CopyLimitOptions& options) {
   std::vector<std::int64_t> wanted(static_cast<std::size_t>(group.size()));
   group.all_gather(&options.working_set_bytes, sizeof(options.working_set_bytes), wanted.data());
   const std::int64_t largest = *std::max_element(wanted.begin(), wanted.end());
-  const std::int64_t num_bytes = std::max(kMinCopyBytes, largest / 2) / kChunkBytes * kChunkBytes;
+  const std::int64_t num_bytes = copy_bytes(largest);
   const std::vector<std::byte> source(static_cast<std::size_t>(num_bytes), std::byte{1});
   std::vector<std::byte> target(static_cast<std::size_t>(num_bytes), std::byte{2});
   host::WorkerPool pool(options.num_workers);
   SpanTimer timer(group);
+  const int num_rounds = options.num_iterations + kWarmUps;
+  std::int64_t num_done = 0;
 
   const auto measure = [&](const auto& copy_range) {
     std::vector<double> times_us;
-    for (int iteration = 0; iteration < options.num_iterations + kWarmUps; ++iteration) {
+    for (int iteration = 0; iteration < num_rounds; ++iteration) {
       const double time_us = timer.time([&] {
         pool.parallel_for(num_bytes / kChunkBytes, [&](std::int64_t begin, std::int64_t end) {
           copy_range(source.data() + begin * kChunkBytes, target.data() + begin * kChunkBytes,
@@ -41,6 +49,7 @@ CopyLimit measure_copy_limit(Group& group, const CopyLimitOptions& options) {
         });
       });
       if (iteration >= kWarmUps) times_us.push_back(time_us);
+      if (options.on_iteration) options.on_iteration(++num_done, kNumMethods * num_rounds);
     }
     const double moved_bytes = 2.0 * static_cast<double>(num_bytes) * group.size();
     return moved_bytes / (summarize(times_us).median / kMicrosPerSecond);

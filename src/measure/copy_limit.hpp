@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "epistle/group.hpp"
@@ -12,6 +13,7 @@ struct CopyLimitOptions {
   std::int64_t working_set_bytes = 0;  ///< per rank, source and target together
   std::int32_t num_workers = 1;        ///< threads per rank
   std::int32_t num_iterations = 15;
+  std::function<void(std::int64_t done, std::int64_t total)> on_iteration = {};  ///< may be empty
 };
 
 struct CopyLimit {

@@ -9,18 +9,18 @@
 #include <fmt/format.h>
 
 #include "dispatch/config_check.hpp"
-#include "measure/pattern.hpp"
+#include "measure/bench_check.hpp"
+#include "measure/bench_inputs.hpp"
 #include "measure/span_timer.hpp"
-#include "measure/verify.hpp"
 
 namespace epistle {
 namespace {
 
 constexpr double kMicrosPerSecond = 1e6;
-constexpr std::byte kPoison{0xa5};
+constexpr std::int32_t kMinLimitIterations = 15;
 constexpr std::array<BenchPhase, 4> kPhases = {BenchPhase::kLayout, BenchPhase::kDispatch, BenchPhase::kCombine,
                                                BenchPhase::kRoundTrip};
-// Fits into one gather slot together with its length.
+// Longer descriptions of a difference are cut.
 constexpr std::size_t kMismatchBytes = 1024;
 
 /// One rank's share of what a phase moves.
@@ -32,75 +32,56 @@ struct PhaseBytes {
 
 class DispatchBench {
  public:
-  DispatchBench(Group& group, const BenchSpec& spec, const std::vector<RoutingTable>& tables,
-                const BenchProgress& progress);
+  DispatchBench(Group& group, const BenchSpec& spec, const RoutingTable& own_table, const BenchProgress& progress);
 
   [[nodiscard]] BenchResult run();
 
  private:
-  void measure_limit(const Handle& handle);
   void run_dispatcher(const std::string& name);
-  [[nodiscard]] Mismatch verify(Dispatcher& dispatcher, const Handle& handle);
+  void measure_limit(const Handle& handle);
+  void first_round_trip(Dispatcher& dispatcher, const Handle& handle);
+  void check(Dispatcher& dispatcher, const Handle& handle, std::string_view when);
+  void collect_mismatch(std::string_view dispatcher, const Mismatch& mismatch);
   void time_phases(Dispatcher& dispatcher, Handle& handle);
+  void combine(Dispatcher& dispatcher, const Handle& handle);
   void add_result(const Dispatcher& dispatcher, const Handle& handle, BenchPhase phase, std::vector<double> times_us);
   [[nodiscard]] std::array<PhaseBytes, 4> phase_bytes(const Dispatcher& dispatcher, const Handle& handle) const;
   void summarize_load(const Handle& handle);
   void summarize_buffers(const Dispatcher& dispatcher);
-  void collect_mismatch(const std::string& dispatcher, const Mismatch& mismatch);
-  void fill_expert_outputs(std::byte* rows, std::int64_t num_rows) const;
-  void step();
-
-  [[nodiscard]] RowKey key(RowStream stream, int rank, std::int64_t row) const {
-    return {.seed = spec_.seed, .stream = stream, .rank = rank, .row = row};
+  void report(const BenchStep& step) const {
+    if (progress_) progress_(step);
   }
   [[nodiscard]] std::int64_t sum_over_ranks(std::int64_t value) const;
   [[nodiscard]] std::int64_t max_over_ranks(std::int64_t value) const;
-  [[nodiscard]] Payload payload() const {
-    return {.rows = rows_.data(), .scales = scales_.empty() ? nullptr : scales_.data(), .num_tokens = own().num_tokens};
-  }
-  [[nodiscard]] const RoutingTable& own() const { return tables_[static_cast<std::size_t>(group_.rank())]; }
 
   Group& group_;
   const BenchSpec& spec_;
-  const std::vector<RoutingTable>& tables_;
+  const RoutingTable& table_;
   const BenchProgress& progress_;
   DispatcherConfig config_;
   LayoutParams params_;
-  std::unique_ptr<Expectation> expectation_;
-  std::vector<std::byte> rows_;
-  std::vector<std::byte> scales_;
-  std::vector<std::byte> private_outputs_;
-  std::vector<std::byte> out_;
+  BenchInputs inputs_;
+  std::unique_ptr<BenchCheck> check_;       ///< null = not verified
+  std::vector<std::byte> private_outputs_;  ///< expert outputs, where combine has to copy them
   BenchResult result_;
-  std::int64_t steps_done_ = 0;
-  std::int64_t steps_total_ = 0;
 };
 
-DispatchBench::DispatchBench(Group& group, const BenchSpec& spec, const std::vector<RoutingTable>& tables,
+DispatchBench::DispatchBench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
                              const BenchProgress& progress)
     : group_(group),
       spec_(spec),
-      tables_(tables),
+      table_(own_table),
       progress_(progress),
       config_(resolve_config(spec.config, group.size())),
-      params_(to_layout_params(config_, group.size(), Transport::kDirect)) {
-  const std::int64_t num_tokens = own().num_tokens;
-  rows_.resize(static_cast<std::size_t>(num_tokens * params_.row_bytes));
-  scales_.resize(static_cast<std::size_t>(num_tokens * params_.scale_bytes));
-  for (std::int64_t token = 0; token < num_tokens; ++token) {
-    fill_bytes(key(RowStream::kPayload, group.rank(), token), rows_.data() + token * params_.row_bytes,
-               params_.row_bytes);
-    fill_bytes(key(RowStream::kScales, group.rank(), token), scales_.data() + token * params_.scale_bytes,
-               params_.scale_bytes);
-  }
-  out_.resize(static_cast<std::size_t>(num_tokens * params_.combine_row_bytes));
-  const std::int64_t rounds = 2 * (spec.num_iterations + spec.num_warmups);
-  steps_total_ = static_cast<std::int64_t>(spec.dispatchers.size()) * (rounds + (spec.verify ? 1 : 0)) + 1;
-}
-
-void DispatchBench::step() {
-  ++steps_done_;
-  if (progress_) progress_(steps_done_, steps_total_);
+      params_(to_layout_params(config_, group.size(), Transport::kDirect)),
+      inputs_({.rank = group.rank(),
+               .seed = spec.seed,
+               .num_tokens = own_table.num_tokens,
+               .row_bytes = params_.row_bytes,
+               .scale_bytes = params_.scale_bytes,
+               .combine_row_bytes = params_.combine_row_bytes,
+               .combine_dtype = config_.combine_dtype}) {
+  if (spec.expectation != nullptr) check_ = std::make_unique<BenchCheck>(group, *spec.expectation, inputs_);
 }
 
 std::int64_t DispatchBench::sum_over_ranks(std::int64_t value) const {
@@ -118,96 +99,77 @@ std::int64_t DispatchBench::max_over_ranks(std::int64_t value) const {
 }
 
 BenchResult DispatchBench::run() {
-  if (spec_.verify) expectation_ = std::make_unique<Expectation>(config_, tables_);
-  result_.verified = spec_.verify;
+  result_.verified = check_ != nullptr;
   for (const std::string& name : spec_.dispatchers) run_dispatcher(name);
   return std::move(result_);
 }
 
 void DispatchBench::run_dispatcher(const std::string& name) {
   const std::unique_ptr<Dispatcher> dispatcher = make_dispatcher(name, group_, spec_.config);
-  Handle handle = dispatcher->prepare(own().view());
+  Handle handle = dispatcher->prepare(table_.view());
   if (result_.limit.method.empty()) {
     measure_limit(handle);
     summarize_load(handle);
   }
-  if (spec_.verify) {
-    collect_mismatch(name, verify(*dispatcher, handle));
-    step();
-  }
+  first_round_trip(*dispatcher, handle);
+  check(*dispatcher, handle, "checking");
   time_phases(*dispatcher, handle);
+  // The timed iterations overwrote what the first check had poisoned.
+  check(*dispatcher, handle, "checking again");
   summarize_buffers(*dispatcher);
 }
 
 void DispatchBench::measure_limit(const Handle& handle) {
   const std::int64_t row_bytes = params_.row_bytes + params_.scale_bytes;
   const std::int64_t working_set_bytes =
-      sum_over_ranks((own().num_tokens + handle.stats().output_rows) * row_bytes) / group_.size();
+      sum_over_ranks((table_.num_tokens + handle.stats().output_rows) * row_bytes) / group_.size();
+  const auto on_iteration = [this](std::int64_t done, std::int64_t total) {
+    report({.task = "measuring the copy limit", .done = done, .total = total});
+  };
   result_.limit = measure_copy_limit(group_, {.working_set_bytes = working_set_bytes,
                                               .num_workers = config_.num_workers,
-                                              .num_iterations = std::max(spec_.num_iterations / 2, 15)});
-  step();
+                                              .num_iterations = std::max(spec_.num_iterations / 2, kMinLimitIterations),
+                                              .on_iteration = on_iteration});
 }
 
 // ---- Verification ---------------------------------------------------------------------------------------------------
 
-void DispatchBench::fill_expert_outputs(std::byte* rows, std::int64_t num_rows) const {
-  for (std::int64_t row = 0; row < num_rows; ++row) {
-    fill_values(key(RowStream::kExpertOutput, group_.rank(), row), config_.combine_dtype,
-                rows + row * params_.combine_row_bytes, params_.combine_row_bytes);
+/// Everything once, untimed: afterwards the expert outputs are where the timed iterations find them.
+void DispatchBench::first_round_trip(Dispatcher& dispatcher, const Handle& handle) {
+  DispatchOutput output = dispatcher.dispatch(handle, inputs_.payload());
+  if (check_ != nullptr) {
+    // The first dispatch told where the rows are; the second one has to write them.
+    check_->poison(output);
+    group_.barrier();  // nobody sends before all have poisoned
+    output = dispatcher.dispatch(handle, inputs_.payload());
   }
-}
-
-Mismatch DispatchBench::verify(Dispatcher& dispatcher, const Handle& handle) {
-  // A first dispatch tells where the rows are; then they are poisoned, so that nothing left over can pass.
-  DispatchOutput output = dispatcher.dispatch(handle, payload());
-  std::memset(output.rows, static_cast<int>(kPoison), static_cast<std::size_t>(output.num_rows * output.row_bytes));
-  if (output.scales != nullptr) {
-    std::memset(output.scales, static_cast<int>(kPoison),
-                static_cast<std::size_t>(output.num_rows * output.scale_bytes));
-  }
-  std::fill(out_.begin(), out_.end(), kPoison);
-  group_.barrier();  // nobody sends before all have poisoned
-  output = dispatcher.dispatch(handle, payload());
-  fill_expert_outputs(output.combine_rows, output.num_rows);
   if (spec_.stage_combine) {
     private_outputs_.resize(static_cast<std::size_t>(output.num_rows * params_.combine_row_bytes));
-    fill_expert_outputs(private_outputs_.data(), output.num_rows);
+    inputs_.fill_expert_outputs(private_outputs_.data(), output.num_rows);
+  } else {
+    inputs_.fill_expert_outputs(output.combine_rows, output.num_rows);
   }
-  dispatcher.combine(handle, spec_.stage_combine ? private_outputs_.data() : output.combine_rows, out_.data(),
-                     static_cast<std::int64_t>(out_.size()));
-
-  const int rank = group_.rank();
-  if (Mismatch mismatch = expectation_->check_description(rank, output)) return mismatch;
-  const auto source = [this](RowStream stream, std::int64_t num_bytes) {
-    return [this, stream, num_bytes](int src_rank, std::int64_t token, std::byte* row) {
-      fill_bytes(key(stream, src_rank, token), row, num_bytes);
-    };
-  };
-  if (Mismatch mismatch = expectation_->check_rows(rank, output.rows, output.row_bytes,
-                                                   source(RowStream::kPayload, output.row_bytes), "dispatch")) {
-    return mismatch;
-  }
-  if (output.scales != nullptr) {
-    if (Mismatch mismatch = expectation_->check_rows(rank, output.scales, output.scale_bytes,
-                                                     source(RowStream::kScales, output.scale_bytes), "scales")) {
-      return mismatch;
-    }
-  }
-  std::vector<std::byte> row(static_cast<std::size_t>(params_.combine_row_bytes));
-  const reference::RowReader reader = [&](int peer, std::int32_t idx, std::vector<float>& values) {
-    fill_values(key(RowStream::kExpertOutput, peer, idx), config_.combine_dtype, row.data(), params_.combine_row_bytes);
-    values.resize(static_cast<std::size_t>(config_.combine_hidden));
-    for (std::int64_t element = 0; element < config_.combine_hidden; ++element) {
-      values[static_cast<std::size_t>(element)] = reference::read_element(config_.combine_dtype, row.data(), element);
-    }
-  };
-  result_.verified_bytes += sum_over_ranks(output.num_rows * (output.row_bytes + output.scale_bytes) +
-                                           static_cast<std::int64_t>(out_.size()));
-  return expectation_->check_combined(rank, reader, config_.apply_weights, out_.data(), "combine");
+  combine(dispatcher, handle);
 }
 
-void DispatchBench::collect_mismatch(const std::string& dispatcher, const Mismatch& mismatch) {
+void DispatchBench::combine(Dispatcher& dispatcher, const Handle& handle) {
+  dispatcher.combine(handle, spec_.stage_combine ? private_outputs_.data() : handle.output().combine_rows,
+                     inputs_.out().data(), static_cast<std::int64_t>(inputs_.out().size()));
+}
+
+void DispatchBench::check(Dispatcher& dispatcher, const Handle& handle, std::string_view when) {
+  if (check_ == nullptr) return;
+  const std::string task = fmt::format("{} {}", when, dispatcher.name());
+  const DispatchOutput& output = handle.output();
+  const Mismatch mismatch = check_->run(
+      output, [&](std::int64_t done, std::int64_t total) { report({.task = task, .done = done, .total = total}); });
+  collect_mismatch(dispatcher.name(), mismatch);
+  result_.verified_bytes += sum_over_ranks(check_->num_bytes(output));
+  check_->poison(output);
+}
+
+/// Collective, whether this rank found a difference or not.
+void DispatchBench::collect_mismatch(std::string_view dispatcher, const Mismatch& mismatch) {
   std::array<char, kMismatchBytes> own{};
   if (mismatch) std::strncpy(own.data(), mismatch->c_str(), own.size() - 1);
   std::vector<std::array<char, kMismatchBytes>> all(static_cast<std::size_t>(group_.size()));
@@ -228,32 +190,20 @@ void DispatchBench::time_phases(Dispatcher& dispatcher, Handle& handle) {
   const auto record = [&](BenchPhase phase, std::int32_t iteration, double time_us) {
     if (iteration >= spec_.num_warmups) times_us[static_cast<std::size_t>(phase)].push_back(time_us);
   };
-  const std::byte* expert_outputs = spec_.stage_combine ? private_outputs_.data() : nullptr;
-  if (!spec_.verify) {
-    const std::int64_t num_rows = handle.output().num_rows;
-    fill_expert_outputs(handle.output().combine_rows, num_rows);
-    if (spec_.stage_combine) {
-      private_outputs_.resize(static_cast<std::size_t>(num_rows * params_.combine_row_bytes));
-      fill_expert_outputs(private_outputs_.data(), num_rows);
-      expert_outputs = private_outputs_.data();
-    }
-  }
-  const auto out_bytes = static_cast<std::int64_t>(out_.size());
-  const auto combine = [&] {
-    dispatcher.combine(handle, expert_outputs != nullptr ? expert_outputs : handle.output().combine_rows, out_.data(),
-                       out_bytes);
-  };
   const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
+  const std::string task = fmt::format("timing {}", dispatcher.name());
+  std::int64_t num_done = 0;
+  const auto step = [&] { report({.task = task, .done = ++num_done, .total = std::int64_t{2} * num_rounds}); };
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
-    record(BenchPhase::kLayout, iteration, timer.time([&] { handle = dispatcher.prepare(own().view()); }));
-    record(BenchPhase::kDispatch, iteration, timer.time([&] { dispatcher.dispatch(handle, payload()); }));
-    record(BenchPhase::kCombine, iteration, timer.time(combine));
+    record(BenchPhase::kLayout, iteration, timer.time([&] { handle = dispatcher.prepare(table_.view()); }));
+    record(BenchPhase::kDispatch, iteration, timer.time([&] { dispatcher.dispatch(handle, inputs_.payload()); }));
+    record(BenchPhase::kCombine, iteration, timer.time([&] { combine(dispatcher, handle); }));
   }
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
     record(BenchPhase::kRoundTrip, iteration, timer.time([&] {
-      handle = dispatcher.prepare(own().view());
-      dispatcher.dispatch(handle, payload());
-      combine();
+      handle = dispatcher.prepare(table_.view());
+      dispatcher.dispatch(handle, inputs_.payload());
+      combine(dispatcher, handle);
     }));
   }
   for (const BenchPhase phase : kPhases) {
@@ -266,14 +216,14 @@ std::array<PhaseBytes, 4> DispatchBench::phase_bytes(const Dispatcher& dispatche
   const WireBytes wire = dispatcher.wire_bytes(handle);
   const std::int64_t row_bytes = params_.row_bytes + params_.scale_bytes;
   const std::int64_t entry_bytes = sizeof(std::int32_t) + sizeof(float);  // an id and a weight
-  const PhaseBytes layout{.moved = own().num_tokens * params_.top_k * entry_bytes +
+  const PhaseBytes layout{.moved = table_.num_tokens * params_.top_k * entry_bytes +
                                    stats.output_rows * dispatcher.layout().record_bytes()};
   const PhaseBytes dispatch{.algorithm = stats.received_rows * row_bytes,
                             .wire = wire.dispatch,
-                            .moved = (own().num_tokens + stats.output_rows) * row_bytes};
+                            .moved = (table_.num_tokens + stats.output_rows) * row_bytes};
   const PhaseBytes combine{.algorithm = stats.sent_rows * params_.combine_row_bytes,
                            .wire = wire.combine,
-                           .moved = (own().num_tokens + stats.output_rows) * params_.combine_row_bytes};
+                           .moved = (table_.num_tokens + stats.output_rows) * params_.combine_row_bytes};
   const PhaseBytes round_trip{.algorithm = dispatch.algorithm + combine.algorithm,
                               .wire = dispatch.wire + combine.wire,
                               .moved = layout.moved + dispatch.moved + combine.moved};
@@ -337,9 +287,9 @@ std::string_view to_string(BenchPhase phase) noexcept {
   return "unknown";
 }
 
-BenchResult run_dispatch_bench(Group& group, const BenchSpec& spec, const std::vector<RoutingTable>& tables,
+BenchResult run_dispatch_bench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
                                const BenchProgress& progress) {
-  return DispatchBench(group, spec, tables, progress).run();
+  return DispatchBench(group, spec, own_table, progress).run();
 }
 
 }  // namespace epistle

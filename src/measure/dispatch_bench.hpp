@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
@@ -12,6 +14,7 @@
 
 #include "measure/copy_limit.hpp"
 #include "measure/statistics.hpp"
+#include "measure/verify.hpp"
 
 namespace epistle {
 
@@ -21,8 +24,9 @@ struct BenchSpec {
   std::uint64_t seed = 1;
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
-  bool verify = true;
   bool stage_combine = false;  ///< expert outputs lie in private memory, so combine copies them first
+  /// What outputs are compared with, before and after the timed iterations, on every rank; null = not verified.
+  std::shared_ptr<const Expectation> expectation;
 };
 
 enum class BenchPhase : std::int32_t { kLayout, kDispatch, kCombine, kRoundTrip };
@@ -61,16 +65,22 @@ struct BenchResult {
   std::vector<DispatcherSummary> dispatchers;
   LoadSummary load;
   bool verified = false;            ///< every output bit of every rank was compared and equal
-  std::int64_t verified_bytes = 0;  ///< over all ranks and dispatchers
+  std::int64_t verified_bytes = 0;  ///< compared, over all ranks and dispatchers
   std::string mismatch;             ///< the first difference found, with its rank; empty = none
 };
 
-/// Called on every rank with steps done and in all.
-using BenchProgress = std::function<void(std::int64_t done, std::int64_t total)>;
+/// How far a run is: tasks follow each other ("checking direct"), each from 0 to `total` steps.
+struct BenchStep {
+  std::string_view task;
+  std::int64_t done = 0;
+  std::int64_t total = 0;
+};
 
-/// Collective. `tables` are all ranks' routing, the same on every rank. The result is the same on all ranks.
-[[nodiscard]] BenchResult run_dispatch_bench(Group& group, const BenchSpec& spec,
-                                             const std::vector<RoutingTable>& tables,
+/// Called on every rank after every step.
+using BenchProgress = std::function<void(const BenchStep& step)>;
+
+/// Collective. `own_table` is this rank's routing. The result is the same on all ranks.
+[[nodiscard]] BenchResult run_dispatch_bench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
                                              const BenchProgress& progress = {});
 
 }  // namespace epistle

@@ -1,5 +1,6 @@
 #include "measure/verify.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -43,6 +44,10 @@ Mismatch Expectation::check_description(int rank, const DispatchOutput& output) 
   if (static_cast<std::size_t>(output.num_local_experts) != expected.expert_counts.size()) {
     return fmt::format("num_local_experts is {}, expected {}", output.num_local_experts, expected.expert_counts.size());
   }
+  const std::int32_t first_expert = ExpertPartition{config_.num_experts, num_ranks()}.first_expert(rank);
+  if (output.first_expert != first_expert) {
+    return fmt::format("first_expert is {}, expected {}", output.first_expert, first_expert);
+  }
   for (std::size_t row = 0; row < expected.rows.size(); ++row) {
     if (Mismatch mismatch = check_row_description(rank, output, row)) return mismatch;
   }
@@ -77,9 +82,8 @@ Mismatch Expectation::check_row_description(int rank, const DispatchOutput& outp
     }
     const std::size_t idx = row * num_weights + column;
     // As bytes: a NaN weight must come through unchanged.
-    if (Mismatch mismatch =
-            compare_bytes(&output.weights[idx], &weight, sizeof(weight), fmt::format("weights[{}]", idx))) {
-      return mismatch;
+    if (std::memcmp(&output.weights[idx], &weight, sizeof(weight)) != 0) {
+      return compare_bytes(&output.weights[idx], &weight, sizeof(weight), fmt::format("weights[{}]", idx));
     }
     if (!token_major) continue;
     if (Mismatch mismatch = compare(output.local_expert_ids[idx], local_expert, "local_expert_ids", idx)) {
@@ -89,43 +93,36 @@ Mismatch Expectation::check_row_description(int rank, const DispatchOutput& outp
   return std::nullopt;
 }
 
-Mismatch Expectation::check_rows(int rank, const std::byte* rows, std::int64_t row_bytes, const SourceRow& source_row,
-                                 const std::string& what) const {
+Mismatch Expectation::check_rows(int rank, const ReceivedRows& received, const SourceRow& source_row) const {
   const auto& expected = layout(rank).rows;
-  std::vector<std::byte> row(static_cast<std::size_t>(row_bytes));
-  for (std::size_t idx = 0; idx < expected.size(); ++idx) {
-    if (expected[idx].src_rank >= 0) {
-      source_row(expected[idx].src_rank, expected[idx].src_token, row.data());
+  std::vector<std::byte> row(static_cast<std::size_t>(received.row_bytes));
+  for (std::int64_t idx = received.range.begin; idx < received.range.end; ++idx) {
+    const reference::OutputRow& origin = expected[static_cast<std::size_t>(idx)];
+    if (origin.src_rank >= 0) {
+      source_row(origin.src_rank, origin.src_token, row.data());
     } else {
       std::fill(row.begin(), row.end(), std::byte{0});
     }
-    if (Mismatch mismatch = compare_bytes(rows + static_cast<std::int64_t>(idx) * row_bytes, row.data(), row.size(),
-                                          fmt::format("{} row {}", what, idx))) {
-      return mismatch;
-    }
+    const std::byte* const actual = received.rows + idx * received.row_bytes;
+    if (std::memcmp(actual, row.data(), row.size()) == 0) continue;
+    return compare_bytes(actual, row.data(), row.size(), fmt::format("{} row {}", received.what, idx));
   }
   return std::nullopt;
 }
 
-Mismatch Expectation::check_combined(int rank, const reference::RowReader& read_row, bool weighted,
-                                     const std::byte* out, const std::string& what) const {
+void Expectation::combine(int rank, RowRange range, const reference::RowReader& read_row, bool weighted,
+                          std::byte* out) const {
   const RoutingTable& own = table(rank);
   const auto top_k = static_cast<std::size_t>(config_.top_k);
   const std::int64_t row_bytes = config_.combine_hidden * dtype_bytes(config_.combine_dtype);
-  std::vector<std::byte> expected(static_cast<std::size_t>(row_bytes));
-  for (std::int64_t token = 0; token < own.num_tokens; ++token) {
+  for (std::int64_t token = range.begin; token < range.end; ++token, out += row_bytes) {
     const std::size_t first = static_cast<std::size_t>(token) * top_k;
     reference::combine_token(config_, num_ranks(),
                              {.expert_ids = {&own.expert_ids[first], top_k},
                               .weights = {&own.weights[first], top_k},
                               .dst_row = {&layout(rank).dst_row[first], top_k}},
-                             read_row, weighted, expected.data());
-    if (Mismatch mismatch = compare_bytes(out + token * row_bytes, expected.data(), expected.size(),
-                                          fmt::format("{} of token {}", what, token))) {
-      return mismatch;
-    }
+                             read_row, weighted, out);
   }
-  return std::nullopt;
 }
 
 }  // namespace epistle

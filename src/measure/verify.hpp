@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
@@ -22,7 +23,14 @@ using Mismatch = std::optional<std::string>;
 [[nodiscard]] Mismatch compare_bytes(const void* actual, const void* expected, std::size_t num_bytes,
                                      const std::string& what);
 
-/// What every rank puts in, and where the oracle puts it.
+/// Some of the rows or tokens of a rank: [begin, end).
+struct RowRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+/// What every rank puts in, and where the oracle puts it. Constant after its construction: ranks that are threads share
+/// one.
 class Expectation {
  public:
   /// `config` must be resolved. Keeps no reference to the arguments.
@@ -39,13 +47,20 @@ class Expectation {
   /// Writes the source's row.
   using SourceRow = std::function<void(int src_rank, std::int64_t src_token, std::byte* row)>;
 
-  /// All received rows of `rank`, padding (zero) included.
-  [[nodiscard]] Mismatch check_rows(int rank, const std::byte* rows, std::int64_t row_bytes,
-                                    const SourceRow& source_row, const std::string& what) const;
+  /// What `rank` received: `rows` is its row 0, and those in `range` are compared, padding (zero) included.
+  struct ReceivedRows {
+    const std::byte* rows = nullptr;
+    std::int64_t row_bytes = 0;
+    RowRange range;
+    std::string_view what;  ///< names the rows in a mismatch
+  };
+  [[nodiscard]] Mismatch check_rows(int rank, const ReceivedRows& received, const SourceRow& source_row) const;
 
-  /// The sums that combine gave for all tokens of `rank`.
-  [[nodiscard]] Mismatch check_combined(int rank, const reference::RowReader& read_row, bool weighted,
-                                        const std::byte* out, const std::string& what) const;
+  /// All rows of `rank`.
+  [[nodiscard]] RowRange all_rows(int rank) const { return {0, static_cast<std::int64_t>(layout(rank).rows.size())}; }
+
+  /// Writes the sums that combine must give for the tokens of `range`, one after the other.
+  void combine(int rank, RowRange range, const reference::RowReader& read_row, bool weighted, std::byte* out) const;
 
  private:
   [[nodiscard]] Mismatch check_row_description(int rank, const DispatchOutput& output, std::size_t row) const;

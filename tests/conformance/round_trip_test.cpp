@@ -143,7 +143,8 @@ std::vector<NamedScenario> scenarios() {
 class RoundTrip : public ::testing::TestWithParam<std::tuple<std::string, NamedScenario>> {};
 
 TEST_P(RoundTrip, OverThreads) {
-  const auto& [dispatcher, named] = GetParam();
+  const std::string& dispatcher = std::get<0>(GetParam());
+  const NamedScenario& named = std::get<1>(GetParam());
   std::vector<Mismatch> mismatches(named.scenario.tokens_per_rank.size());
   run_thread_ranks(static_cast<int>(mismatches.size()), [&](Group& group) {
     mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, named.scenario);
@@ -154,7 +155,8 @@ TEST_P(RoundTrip, OverThreads) {
 }
 
 TEST_P(RoundTrip, OverProcesses) {
-  const auto& [dispatcher, named] = GetParam();
+  const std::string& dispatcher = std::get<0>(GetParam());
+  const NamedScenario& named = std::get<1>(GetParam());
   const auto outcome = run_process_ranks(static_cast<int>(named.scenario.tokens_per_rank.size()), [&](Group& group) {
     const Mismatch mismatch = play_rank(group, dispatcher, named.scenario);
     if (mismatch) std::cerr << "rank " << group.rank() << ": " << *mismatch << std::endl;

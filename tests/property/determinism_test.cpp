@@ -12,7 +12,6 @@
 #include "epistle/group.hpp"
 
 #include "support/process_ranks.hpp"
-#include "support/sanitizers.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle::testing {
@@ -96,7 +95,6 @@ TEST_P(Determinism, SameBitsFromEveryDispatcher) {
 }
 
 TEST_P(Determinism, SameBitsFromThreadsAndProcesses) {
-  if (kThreadSanitizer) GTEST_SKIP() << "the thread sanitizer does not support threads in a forked child";
   EXPECT_EQ(over_processes("direct", scenario()), over_threads("direct", scenario()));
   EXPECT_EQ(over_processes("alltoall", scenario()), over_threads("alltoall", scenario()));
 }

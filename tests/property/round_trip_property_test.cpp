@@ -21,7 +21,7 @@ namespace {
 // row size is cut to what is left.
 constexpr bool kInstrumented = kThreadSanitizer || kAddressSanitizer;
 constexpr std::int64_t kMaxElements = kInstrumented ? 20'000 : 100'000;
-constexpr int kNumCases = kInstrumented ? 150 : 3000;
+constexpr int kNumCases = kInstrumented ? 600 : 3000;
 
 /// Elements of a row: the shortest, the 2880 of gpt-oss, or any number that makes a multiple of 16 bytes.
 std::int64_t any_row_elements(DType dtype, std::int64_t max_elements) {

@@ -212,6 +212,27 @@ TEST_P(DispatcherMisuse, DifferentHandles) {
   expect_on_all(outcomes, ErrorCode::kShapeMismatch, "handle 1");
 }
 
+TEST_P(DispatcherMisuse, GradientsOfTheWeightsOnSomeRanksOnly) {
+  const auto outcomes = call([](const Caller& caller) {
+    const Handle handle = caller.dispatcher.prepare(caller.view());
+    Buffers buffers(caller, handle);
+    const std::vector<float> grad_weights(static_cast<std::size_t>(handle.output().num_rows) + 1);
+    std::vector<float> grad_topk(static_cast<std::size_t>(caller.num_tokens() * 3));
+    const bool gives = caller.rank != kBadRank;
+    caller.dispatcher.dispatch_backward(handle, buffers.rows.data(), gives ? grad_weights.data() : nullptr,
+                                        buffers.out.data(), buffers.out_bytes(), gives ? grad_topk.data() : nullptr);
+  });
+  expect_on_all(outcomes, ErrorCode::kShapeMismatch, "gradients of the weights");
+  const auto half = call([](const Caller& caller) {
+    const Handle handle = caller.dispatcher.prepare(caller.view());
+    Buffers buffers(caller, handle);
+    const std::vector<float> grad_weights(static_cast<std::size_t>(handle.output().num_rows) + 1);
+    caller.dispatcher.dispatch_backward(handle, buffers.rows.data(), grad_weights.data(), buffers.out.data(),
+                                        buffers.out_bytes(), nullptr);
+  });
+  expect_on_all(half, ErrorCode::kInvalidArgument, "give both or neither");
+}
+
 // ---- Limits of the configuration ------------------------------------------------------------------------------------
 
 TEST_P(DispatcherMisuse, CapacityExceeded) {
@@ -233,11 +254,7 @@ TEST_P(DispatcherMisuse, CapacityExceeded) {
         EXPECT_EQ(caller.dispatcher.prepare(view).stats().received_rows, 0);
         if (outcome) throw Error(*outcome);
       },
-      [&] {
-        Scenario roomy = scenario;
-        roomy.missing_probability = 0.9;  // for the round trip afterwards
-        return roomy;
-      }());
+      scenario);
   expect_on_all(outcomes, ErrorCode::kCapacityExceeded,
                 "rank 2 would receive 1 rows more than its 25 rows of capacity");
 }

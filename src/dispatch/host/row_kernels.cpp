@@ -16,6 +16,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Wide = hn::ScalableTag<std::uint32_t>;
 using Block = hn::CappedTag<std::uint32_t, 4>;
 inline constexpr std::size_t kBlockBytes = 16;
+inline constexpr std::size_t kBlockWords = kBlockBytes / sizeof(std::uint32_t);
 
 template <class D>
 using Words = hn::Vec<D>;
@@ -148,7 +149,7 @@ HWY_INLINE std::size_t for_each_part(const std::byte* out, std::size_t num_bytes
   return offset;
 }
 
-void CopyRow(const std::byte* source, std::byte* target, std::size_t num_bytes, StoreMode mode) {
+void copy_row_on_target(const std::byte* source, std::byte* target, std::size_t num_bytes, StoreMode mode) {
   std::size_t done = for_each_part(target, num_bytes, mode, [&](auto d, std::size_t offset, auto streaming) HWY_ATTR {
     store<decltype(streaming)::value>(d, load(d, source, offset), target, offset);
   });
@@ -168,7 +169,7 @@ HWY_INLINE Floats<D> sum_group(D d, const SumTerm* begin, const SumTerm* end, st
 }
 
 template <class Format, bool kWeighted>
-void SumRowsAs(const SumJob& job) {
+void sum_rows_as(const SumJob& job) {
   const SumTerm* terms = job.terms.data();
   const std::size_t num_terms = job.terms.size();
   const std::size_t num_groups = job.group_ends.size();
@@ -199,7 +200,7 @@ void SumRowsAs(const SumJob& job) {
 }
 
 template <class Format>
-void ScaleRowAs(const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) {
+void scale_row_as(const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) {
   for_each_part(target, num_bytes, StoreMode::kCached, [&](auto d, std::size_t offset, auto /*streaming*/) HWY_ATTR {
     using D = decltype(d);
     const auto factor = hn::Set(hn::RebindToFloat<D>(), weight);
@@ -214,21 +215,24 @@ void ScaleRowAs(const std::byte* source, float weight, std::byte* target, std::s
 // The lanes of the contract (element i to lane i mod 16) are 16 floats here; a vector of words covers some of them, and
 // which ones depends only on the element's position, so any vector width gives the same sums.
 template <class Format>
-float DotRowsAs(const std::byte* a, const std::byte* b, std::size_t num_bytes) {
+float dot_rows_as(const std::byte* a, const std::byte* b, std::size_t num_bytes) {
   constexpr std::size_t kLanes = 16;
   const Block d;
   const hn::RebindToFloat<Block> df;
-  constexpr std::size_t kBlockElements = 4 * Format::kParts;
+  constexpr std::size_t kBlockElements = kBlockWords * Format::kParts;
   constexpr std::size_t kBlocks = kLanes / kBlockElements;
-  HWY_ALIGN float sums[kBlocks][Format::kParts][4] = {};
+  HWY_ALIGN float sums[kBlocks][Format::kParts][kBlockWords] = {};
   std::size_t block = 0;
   for (std::size_t offset = 0; offset < num_bytes; offset += kBlockBytes) {
-    const Words<Block> words_a = load(d, a, offset);
-    const Words<Block> words_b = load(d, b, offset);
-    for (int part = 0; part < Format::kParts; ++part) {
-      const auto product = hn::Mul(Format::unpack(d, words_a, part), Format::unpack(d, words_b, part));
-      float* target = sums[block][part];
-      hn::Store(hn::Add(hn::Load(df, target), product), df, target);
+    // One step, except on targets whose vectors have a single lane.
+    for (std::size_t word = 0; word < kBlockWords; word += hn::Lanes(d)) {
+      const Words<Block> words_a = load(d, a, offset + word * sizeof(std::uint32_t));
+      const Words<Block> words_b = load(d, b, offset + word * sizeof(std::uint32_t));
+      for (int part = 0; part < Format::kParts; ++part) {
+        const auto product = hn::Mul(Format::unpack(d, words_a, part), Format::unpack(d, words_b, part));
+        float* target = sums[block][part] + word;
+        hn::Store(hn::Add(hn::Load(df, target), product), df, target);
+      }
     }
     block = (block + 1) % kBlocks;
   }
@@ -243,10 +247,10 @@ float DotRowsAs(const std::byte* a, const std::byte* b, std::size_t num_bytes) {
   return lanes[0];
 }
 
-void SumRows(const SumJob& job) {
+void sum_rows_on_target(const SumJob& job) {
   const auto run = [&](auto format) HWY_ATTR {
     using Format = decltype(format);
-    return job.weighted ? SumRowsAs<Format, true>(job) : SumRowsAs<Format, false>(job);
+    return job.weighted ? sum_rows_as<Format, true>(job) : sum_rows_as<Format, false>(job);
   };
   switch (job.dtype) {
     case DType::kBf16:
@@ -258,29 +262,29 @@ void SumRows(const SumJob& job) {
   }
 }
 
-void ScaleRow(DType dtype, const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) {
+void scale_row_on_target(DType dtype, const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) {
   switch (dtype) {
     case DType::kBf16:
-      return ScaleRowAs<Bf16Format>(source, weight, target, num_bytes);
+      return scale_row_as<Bf16Format>(source, weight, target, num_bytes);
     case DType::kFp16:
-      return ScaleRowAs<Fp16Format>(source, weight, target, num_bytes);
+      return scale_row_as<Fp16Format>(source, weight, target, num_bytes);
     default:
-      return ScaleRowAs<Fp32Format>(source, weight, target, num_bytes);
+      return scale_row_as<Fp32Format>(source, weight, target, num_bytes);
   }
 }
 
-float DotRows(DType dtype, const std::byte* a, const std::byte* b, std::size_t num_bytes) {
+float dot_rows_on_target(DType dtype, const std::byte* a, const std::byte* b, std::size_t num_bytes) {
   switch (dtype) {
     case DType::kBf16:
-      return DotRowsAs<Bf16Format>(a, b, num_bytes);
+      return dot_rows_as<Bf16Format>(a, b, num_bytes);
     case DType::kFp16:
-      return DotRowsAs<Fp16Format>(a, b, num_bytes);
+      return dot_rows_as<Fp16Format>(a, b, num_bytes);
     default:
-      return DotRowsAs<Fp32Format>(a, b, num_bytes);
+      return dot_rows_as<Fp32Format>(a, b, num_bytes);
   }
 }
 
-const char* TargetName() { return hwy::TargetName(HWY_TARGET); }
+const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace epistle::host
@@ -304,11 +308,11 @@ namespace {
 
 constexpr const char* kAutomaticTarget = "auto";
 
-HWY_EXPORT(CopyRow);
-HWY_EXPORT(SumRows);
-HWY_EXPORT(ScaleRow);
-HWY_EXPORT(DotRows);
-HWY_EXPORT(TargetName);
+HWY_EXPORT(copy_row_on_target);
+HWY_EXPORT(sum_rows_on_target);
+HWY_EXPORT(scale_row_on_target);
+HWY_EXPORT(dot_rows_on_target);
+HWY_EXPORT(target_name);
 
 /// What the processor can run, best first. Asked for once: Highway's answer shrinks when use_simd_target limits it.
 const std::vector<std::int64_t>& available_targets() {
@@ -319,22 +323,22 @@ const std::vector<std::int64_t>& available_targets() {
 }  // namespace
 
 void copy_row(const std::byte* source, std::byte* target, std::size_t num_bytes, StoreMode mode) noexcept {
-  HWY_DYNAMIC_DISPATCH(CopyRow)(source, target, num_bytes, mode);
+  HWY_DYNAMIC_DISPATCH(copy_row_on_target)(source, target, num_bytes, mode);
 }
 
 void store_fence() noexcept { hwy::FlushStream(); }
 
-void sum_rows(const SumJob& job) noexcept { HWY_DYNAMIC_DISPATCH(SumRows)(job); }
+void sum_rows(const SumJob& job) noexcept { HWY_DYNAMIC_DISPATCH(sum_rows_on_target)(job); }
 
 void scale_row(DType dtype, const std::byte* source, float weight, std::byte* target, std::size_t num_bytes) noexcept {
-  HWY_DYNAMIC_DISPATCH(ScaleRow)(dtype, source, weight, target, num_bytes);
+  HWY_DYNAMIC_DISPATCH(scale_row_on_target)(dtype, source, weight, target, num_bytes);
 }
 
 float dot_rows(DType dtype, const std::byte* a, const std::byte* b, std::size_t num_bytes) noexcept {
-  return numeric::canonical_fp32(HWY_DYNAMIC_DISPATCH(DotRows)(dtype, a, b, num_bytes));
+  return numeric::canonical_fp32(HWY_DYNAMIC_DISPATCH(dot_rows_on_target)(dtype, a, b, num_bytes));
 }
 
-std::string simd_target_name() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
+std::string simd_target_name() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
 
 std::vector<std::string> simd_target_names() {
   std::vector<std::string> names;

@@ -34,31 +34,32 @@ void list_token_rows(const ExpertPartition& partition, std::span<const RoutingTa
   }
 }
 
-void list_expert_rows(std::span<const RoutingTable> tables, std::int32_t expert, std::vector<OutputRow>& rows) {
+/// The rows of every local expert, in output order.
+std::vector<std::vector<OutputRow>> list_expert_rows(const ExpertPartition& partition,
+                                                     std::span<const RoutingTable> tables, int rank) {
+  std::vector<std::vector<OutputRow>> groups(static_cast<std::size_t>(partition.num_local_experts(rank)));
   for (std::size_t src = 0; src < tables.size(); ++src) {
     const RoutingTable& table = tables[src];
     for (std::int64_t token = 0; token < table.num_tokens; ++token) {
       for (std::int32_t position = 0; position < table.top_k; ++position) {
-        if (table.expert_ids[static_cast<std::size_t>(token * table.top_k + position)] == expert) {
-          rows.push_back({static_cast<std::int32_t>(src), static_cast<std::int32_t>(token), position});
-        }
+        const std::int32_t expert = table.expert_ids[static_cast<std::size_t>(token * table.top_k + position)];
+        if (!is_on_rank(partition, expert, rank)) continue;
+        groups[static_cast<std::size_t>(expert - partition.first_expert(rank))].push_back(
+            {static_cast<std::int32_t>(src), static_cast<std::int32_t>(token), position});
       }
     }
   }
+  return groups;
 }
 
 RankLayout rank_layout(const DispatcherConfig& config, std::span<const RoutingTable> tables, int rank) {
   const ExpertPartition partition{config.num_experts, static_cast<std::int32_t>(tables.size())};
-  const std::int32_t first = partition.first_expert(rank);
-  const std::int32_t num_local = partition.num_local_experts(rank);
   const auto capacity = static_cast<std::size_t>(config.capacity_rows);
   RankLayout result;
   if (config.layout == OutputLayout::kTokenMajor) {
     list_token_rows(partition, tables, rank, result.rows);
   } else {
-    for (std::int32_t local = 0; local < num_local; ++local) {
-      std::vector<OutputRow> group;
-      list_expert_rows(tables, first + local, group);
+    for (std::vector<OutputRow>& group : list_expert_rows(partition, tables, rank)) {
       if (config.layout == OutputLayout::kExpertSlots) {
         group.resize(capacity);
       } else {

@@ -1,0 +1,270 @@
+#include "bench_plan.hpp"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "epistle/dispatcher.hpp"
+#include "epistle/error.hpp"
+#include "epistle/models.hpp"
+
+#include "dispatch/config_check.hpp"
+#include "measure/bench_memory.hpp"
+#include "report/format.hpp"
+#include "topology/memory.hpp"
+
+namespace epistle::cli {
+namespace {
+
+constexpr std::string_view kDefaultModel = "qwen3-30b-a3b";
+constexpr std::int32_t kDefaultAlignment = 1;
+
+[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+template <typename Value>
+Value lookup(const std::map<std::string, Value>& values, const std::string& text, std::string_view option) {
+  const auto found = values.find(text);
+  if (found != values.end()) return found->second;
+  std::string known;
+  for (const auto& [name, value] : values) known += (known.empty() ? "" : ", ") + name;
+  reject(fmt::format("{} is '{}'; it takes {}", option, text, known));
+}
+
+const std::map<std::string, DType>& dtypes() {
+  static const std::map<std::string, DType> all = {
+      {"bf16", DType::kBf16}, {"fp16", DType::kFp16}, {"fp32", DType::kFp32}, {"fp8", DType::kFp8E4m3}};
+  return all;
+}
+
+const std::map<std::string, OutputLayout>& layouts() {
+  static const std::map<std::string, OutputLayout> all = {{"token_major", OutputLayout::kTokenMajor},
+                                                          {"expert_major", OutputLayout::kExpertMajor},
+                                                          {"expert_slots", OutputLayout::kExpertSlots}};
+  return all;
+}
+
+void check_dispatchers(const std::vector<std::string>& names) {
+  const auto& registry = dispatcher_registry();
+  for (auto name = names.begin(); name != names.end(); ++name) {
+    const bool known =
+        std::any_of(registry.begin(), registry.end(), [&](const DispatcherInfo& info) { return info.name == *name; });
+    if (!known) {
+      std::string all;
+      for (const DispatcherInfo& info : registry) all += fmt::format("{}{}", all.empty() ? "" : ", ", info.name);
+      reject(fmt::format("--dispatcher names '{}'; there are {}", *name, all));
+    }
+    if (std::find(names.begin(), name, *name) != name) {
+      reject(fmt::format("--dispatcher names '{}' twice; give every dispatcher once", *name));
+    }
+  }
+}
+
+const ModelPreset& chosen_model(const std::string& name) {
+  try {
+    return find_model(name);
+  } catch (const Error& error) {
+    // A word on the command line, not an input that is missing.
+    const std::string_view text = error.what();
+    const std::string_view prefix = "not found: ";
+    reject(fmt::format("--model: {}", text.starts_with(prefix) ? text.substr(prefix.size()) : text));
+  }
+}
+
+bool has_shape_of(const DispatcherConfig& config, const ModelPreset& model) {
+  return config.hidden == model.hidden && config.num_experts == model.num_experts && config.top_k == model.top_k;
+}
+
+/// Fills hidden, num_experts and top_k: single options win over the model. A trace brings its experts with it; what is
+/// left to it stays 0.
+void choose_shape(const BenchOptions& options, BenchPlan& plan, RoutingRequest& request) {
+  const bool custom = options.hidden > 0 && options.num_experts > 0 && options.top_k > 0;
+  const bool from_trace = plan.routing.kind == RoutingKind::kTrace;
+  DispatcherConfig& config = plan.spec.config;
+  const bool needs_default = options.model.empty() && !custom && !(from_trace && options.hidden > 0);
+  if (needs_default || !options.model.empty()) {
+    const ModelPreset& model = needs_default ? find_model(kDefaultModel) : chosen_model(options.model);
+    config.hidden = model.hidden;
+    if (!from_trace || !needs_default) {
+      config.num_experts = model.num_experts;
+      config.top_k = model.top_k;
+    }
+    if (options.num_experts == 0 || options.num_experts == model.num_experts) {
+      request.num_groups = model.num_groups;
+      request.groups_per_token = model.groups_per_token;
+    }
+  }
+  if (options.hidden > 0) config.hidden = options.hidden;
+  if (options.num_experts > 0) config.num_experts = options.num_experts;
+  if (options.top_k > 0) config.top_k = options.top_k;
+}
+
+/// The name of the model that has the shape of the plan, where one was asked for.
+std::string model_name(const BenchOptions& options, const DispatcherConfig& config) {
+  const ModelPreset& model = find_model(options.model.empty() ? kDefaultModel : std::string_view(options.model));
+  return has_shape_of(config, model) ? std::string(model.name) : std::string();
+}
+
+void choose_layout(const BenchOptions& options, DispatcherConfig& config) {
+  config.layout = lookup(layouts(), options.layout, "--layout");
+  config.alignment = options.alignment > 0 ? options.alignment : kDefaultAlignment;
+  if (options.alignment > 0 && config.layout != OutputLayout::kExpertMajor) {
+    reject("--alignment pads the groups of --layout expert_major; the layout is " + options.layout);
+  }
+  config.sizing =
+      lookup<Sizing>({{"exact", Sizing::kExact}, {"capacity", Sizing::kCapacity}}, options.sizing, "--sizing");
+  config.combine = lookup<CombineMode>({{"hierarchical", CombineMode::kHierarchical}, {"flat", CombineMode::kFlat}},
+                                       options.combine, "--combine");
+  config.apply_weights = lookup<bool>({{"on", true}, {"off", false}}, options.weights, "--weights");
+  config.dtype = lookup(dtypes(), options.dtype, "--dtype");
+
+  const bool has_capacity = config.sizing == Sizing::kCapacity || config.layout == OutputLayout::kExpertSlots;
+  config.capacity_rows = options.capacity_rows;
+  if (has_capacity && options.capacity_rows == 0 && !options.pad_to_capacity) {
+    reject(config.layout == OutputLayout::kExpertSlots
+               ? "--layout expert_slots needs --capacity-rows ROWS, the rows of every expert's block"
+               : "--sizing capacity needs --capacity-rows ROWS, the output rows of every rank");
+  }
+  if (!has_capacity && options.capacity_rows > 0) {
+    reject("--capacity-rows belongs to --sizing capacity or --layout expert_slots; exact sizing has room for all rows");
+  }
+  if (options.overflow.empty()) return;
+  config.overflow = lookup<OverflowPolicy>({{"error", OverflowPolicy::kError}, {"drop", OverflowPolicy::kDrop}},
+                                           options.overflow, "--overflow");
+  if (!has_capacity) {
+    reject("--overflow belongs to --sizing capacity or --layout expert_slots; exact sizing has room for all rows");
+  }
+}
+
+/// What the router's capacity factor does, or nothing without --drop-capacity.
+CapacityOptions choose_capacity(const BenchOptions& options) {
+  CapacityOptions capacity{
+      .factor = options.drop_capacity, .policy = DropPolicy::kProbability, .pad = options.pad_to_capacity};
+  if (!options.drop_policy.empty()) {
+    capacity.policy = lookup<DropPolicy>({{"prob", DropPolicy::kProbability}, {"position", DropPolicy::kPosition}},
+                                         options.drop_policy, "--drop-policy");
+  }
+  if (options.drop_capacity > 0.0 || (options.drop_policy.empty() && !options.pad_to_capacity)) {
+    if (options.pad_to_capacity && (options.layout != "expert_slots" || options.capacity_rows > 0)) {
+      reject(
+          fmt::format("--pad-to-capacity fills a fixed block per expert: it needs --layout expert_slots without "
+                      "--capacity-rows; the layout is {}, --capacity-rows {}",
+                      options.layout, options.capacity_rows));
+    }
+    return capacity;
+  }
+  reject(fmt::format("{} needs --drop-capacity F, which sets the capacity",
+                     options.pad_to_capacity ? "--pad-to-capacity" : "--drop-policy"));
+}
+
+/// All ranks' tables. A trace is read once: its tokens for the ranks follow each other.
+std::vector<RoutingTable> make_tables(const BenchPlan& plan, RoutingRequest request) {
+  std::vector<RoutingTable> tables;
+  if (plan.routing.kind != RoutingKind::kTrace) {
+    for (request.rank = 0; request.rank < plan.num_ranks; ++request.rank) {
+      tables.push_back(generate_routing(plan.routing, request));
+    }
+    return tables;
+  }
+  const std::int64_t num_tokens = request.num_tokens;
+  request.num_tokens *= plan.num_ranks;
+  request.num_ranks = 1;
+  const RoutingTable all = generate_routing(plan.routing, request);
+  const auto num_entries = static_cast<std::ptrdiff_t>(num_tokens * all.top_k);
+  for (int rank = 0; rank < plan.num_ranks; ++rank) {
+    const std::ptrdiff_t begin = rank * num_entries;
+    const auto ids = all.expert_ids.begin() + begin;
+    const auto weights = all.weights.begin() + begin;
+    tables.push_back(
+        {num_tokens, all.num_experts, all.top_k, {ids, ids + num_entries}, {weights, weights + num_entries}});
+  }
+  return tables;
+}
+
+/// Takes what the options left open from the trace, and compares the rest.
+void adopt_shape(const BenchOptions& options, const RoutingTable& table, DispatcherConfig& config) {
+  const auto adopt = [&](std::int32_t& wanted, std::int32_t recorded, std::string_view option) {
+    if (wanted != 0 && wanted != recorded) {
+      reject(
+          fmt::format("the trace was recorded with {} experts and top-{}, but {} asks for {}; leave {} out, so that "
+                      "the trace decides",
+                      table.num_experts, table.top_k, option, wanted, option));
+    }
+    wanted = recorded;
+  };
+  adopt(config.num_experts, table.num_experts, options.num_experts > 0 ? "--experts" : "--model");
+  adopt(config.top_k, table.top_k, options.top_k > 0 ? "--top-k" : "--model");
+}
+
+void drop_beyond_capacity(const CapacityOptions& capacity, BenchPlan& plan) {
+  if (capacity.factor <= 0.0) return;
+  for (RoutingTable& table : plan.tables) {
+    const CapacityResult result = apply_capacity(table, capacity);
+    plan.dropped_by_router += result.dropped;
+    plan.router_capacity = result.capacity;
+  }
+  // At least one row: a block of none is no layout.
+  if (capacity.pad) plan.spec.config.capacity_rows = std::max<std::int64_t>(plan.router_capacity * plan.num_ranks, 1);
+}
+
+void check_memory(std::int64_t needed_bytes) {
+  const std::int64_t available_bytes = available_memory_bytes();
+  if (available_bytes < 0 || needed_bytes <= available_bytes) return;
+  throw Error(ErrorCode::kOutOfMemory,
+              fmt::format("this run needs about {}, and {} of memory are free; take fewer --tokens, --ranks or "
+                          "--capacity-rows, or a smaller --hidden",
+                          format_bytes(needed_bytes), format_bytes(available_bytes)));
+}
+
+}  // namespace
+
+BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind group) {
+  BenchPlan plan;
+  plan.num_ranks = num_ranks;
+  plan.group = group;
+  plan.spec.dispatchers = options.dispatchers;
+  plan.spec.seed = options.seed;
+  plan.spec.num_iterations = options.num_iterations;
+  plan.spec.num_warmups = options.num_warmups;
+  plan.spec.stage_combine = options.stage_combine;
+  check_dispatchers(options.dispatchers);
+  plan.routing = RoutingSpec::parse(options.routing);
+  plan.trace_layer = options.trace_layer;
+  if (options.trace_layer >= 0 && plan.routing.kind != RoutingKind::kTrace) {
+    reject("--layer chooses a layer of a trace; --routing is " + options.routing);
+  }
+  RoutingRequest request{.num_tokens = options.num_tokens,
+                         .num_ranks = num_ranks,
+                         .seed = options.seed,
+                         .trace_layer = options.trace_layer};
+  choose_shape(options, plan, request);
+  DispatcherConfig& config = plan.spec.config;
+  choose_layout(options, config);
+  const CapacityOptions capacity = choose_capacity(options);
+  config.max_tokens = options.num_tokens;
+  config.num_workers = options.num_workers;
+
+  const BenchMemoryRequest memory{.num_ranks = num_ranks, .group = group, .verify = !options.no_verify};
+  check_memory(estimate_table_bytes(plan.spec, memory));
+  if (plan.routing.kind != RoutingKind::kTrace) {
+    request.num_experts = config.num_experts;
+    request.top_k = config.top_k;
+  }
+  plan.tables = make_tables(plan, request);
+  adopt_shape(options, plan.tables.front(), config);
+  plan.model = model_name(options, config);
+  drop_beyond_capacity(capacity, plan);
+  static_cast<void>(resolve_config(config, num_ranks));
+  check_memory(estimate_bench_bytes(plan.spec, plan.tables, memory));
+  return plan;
+}
+
+void add_expectation(const BenchOptions& options, BenchPlan& plan) {
+  if (options.no_verify) return;
+  plan.spec.expectation =
+      std::make_shared<const Expectation>(resolve_config(plan.spec.config, plan.num_ranks), plan.tables);
+}
+
+}  // namespace epistle::cli

@@ -1,0 +1,35 @@
+// What `epistle bench` runs: its options with a model, a trace and defaults filled in, and checked.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "epistle/routing.hpp"
+#include "epistle/types.hpp"
+
+#include "bench_options.hpp"
+#include "measure/dispatch_bench.hpp"
+
+namespace epistle::cli {
+
+struct BenchPlan {
+  BenchSpec spec;
+  int num_ranks = 1;
+  GroupKind group = GroupKind::kThreads;
+  std::string model;  ///< canonical name; empty = custom shape
+  RoutingSpec routing;
+  std::int32_t trace_layer = -1;       ///< -1 = the first of the trace
+  std::vector<RoutingTable> tables;    ///< all ranks'
+  std::int64_t dropped_by_router = 0;  ///< assignments that the capacity factor removed, over all ranks
+  std::int64_t router_capacity = 0;    ///< tokens an expert takes from a rank; 0 = no capacity factor
+};
+
+/// Throws Error for values that make no sense, alone or together, and for a run that memory cannot hold. Everything
+/// but the expectation of the spec is filled in.
+[[nodiscard]] BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind group);
+
+/// Asks the oracle what the outputs must be, unless the options say --no-verify.
+void add_expectation(const BenchOptions& options, BenchPlan& plan);
+
+}  // namespace epistle::cli

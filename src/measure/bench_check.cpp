@@ -1,0 +1,95 @@
+#include "measure/bench_check.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace epistle {
+namespace {
+
+constexpr std::byte kPoison{0xa5};
+
+void fill_with_poison(std::byte* bytes, std::int64_t num_bytes) { std::fill_n(bytes, num_bytes, kPoison); }
+
+RowRange part_of(RowRange all, std::int64_t part) {
+  const std::int64_t size = all.end - all.begin;
+  return {all.begin + size * part / BenchCheck::kNumParts, all.begin + size * (part + 1) / BenchCheck::kNumParts};
+}
+
+}  // namespace
+
+BenchCheck::BenchCheck(Group& group, const Expectation& expectation, BenchInputs& inputs)
+    : group_(group),
+      expectation_(expectation),
+      inputs_(inputs),
+      rank_(group.rank()),
+      expected_out_(inputs.out().size()) {}
+
+void BenchCheck::poison(const DispatchOutput& output) {
+  fill_with_poison(output.rows, output.num_rows * output.row_bytes);
+  if (output.scales != nullptr) fill_with_poison(output.scales, output.num_rows * output.scale_bytes);
+  std::fill(inputs_.out().begin(), inputs_.out().end(), kPoison);
+}
+
+Mismatch BenchCheck::run(const DispatchOutput& output, const OnPart& on_part) {
+  Mismatch mismatch = expectation_.check_description(rank_, output);
+  for (std::int64_t part = 0; part < kNumParts; ++part) {
+    if (!mismatch) mismatch = check_rows(output, part_of(expectation_.all_rows(rank_), part));
+    if (!mismatch) mismatch = check_sums(part_of({0, inputs_.shape().num_tokens}, part));
+    group_.barrier();
+    if (on_part) on_part(part + 1, kNumParts);
+  }
+  return mismatch;
+}
+
+std::int64_t BenchCheck::num_bytes(const DispatchOutput& output) const {
+  return output.num_rows * (output.row_bytes + output.scale_bytes) + static_cast<std::int64_t>(inputs_.out().size());
+}
+
+Mismatch BenchCheck::check_rows(const DispatchOutput& output, RowRange range) const {
+  const auto source = [this](RowStream stream, std::int64_t num_bytes) {
+    return [this, stream, num_bytes](int src_rank, std::int64_t token, std::byte* row) {
+      fill_bytes(inputs_.key(stream, src_rank, token), row, num_bytes);
+    };
+  };
+  if (Mismatch mismatch = expectation_.check_rows(
+          rank_, {.rows = output.rows, .row_bytes = output.row_bytes, .range = range, .what = "dispatch"},
+          source(RowStream::kPayload, output.row_bytes))) {
+    return mismatch;
+  }
+  if (output.scales == nullptr) return std::nullopt;
+  return expectation_.check_rows(
+      rank_, {.rows = output.scales, .row_bytes = output.scale_bytes, .range = range, .what = "scales"},
+      source(RowStream::kScales, output.scale_bytes));
+}
+
+Mismatch BenchCheck::check_sums(RowRange tokens) {
+  const BenchInputs::Shape& shape = inputs_.shape();
+  const DispatcherConfig& config = expectation_.config();
+  const std::int64_t row_bytes = shape.combine_row_bytes;
+  if (tokens.end > num_expected_tokens_) {
+    std::vector<std::byte> row(static_cast<std::size_t>(row_bytes));
+    const reference::RowReader reader = [&](int peer, std::int32_t idx, std::vector<float>& values) {
+      fill_values(inputs_.key(RowStream::kExpertOutput, peer, idx), config.combine_dtype, row.data(), row_bytes);
+      values.resize(static_cast<std::size_t>(config.combine_hidden));
+      for (std::int64_t element = 0; element < config.combine_hidden; ++element) {
+        values[static_cast<std::size_t>(element)] = reference::read_element(config.combine_dtype, row.data(), element);
+      }
+    };
+    const RowRange missing{num_expected_tokens_, tokens.end};
+    expectation_.combine(rank_, missing, reader, config.apply_weights,
+                         expected_out_.data() + missing.begin * row_bytes);
+    num_expected_tokens_ = tokens.end;
+  }
+  for (std::int64_t token = tokens.begin; token < tokens.end; ++token) {
+    const std::byte* const actual = inputs_.out().data() + token * row_bytes;
+    const std::byte* const expected = expected_out_.data() + token * row_bytes;
+    const auto length = static_cast<std::size_t>(row_bytes);
+    if (std::memcmp(actual, expected, length) == 0) continue;
+    return compare_bytes(actual, expected, length, fmt::format("combine of token {}", token));
+  }
+  return std::nullopt;
+}
+
+}  // namespace epistle

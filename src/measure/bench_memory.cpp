@@ -1,0 +1,126 @@
+#include "measure/bench_memory.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <string_view>
+
+#include "epistle/layout.hpp"
+
+#include "dispatch/config_check.hpp"
+#include "dispatch/host/alltoall.hpp"
+#include "dispatch/reference/oracle.hpp"
+#include "dispatch/reference/reference_dispatcher.hpp"
+
+namespace epistle {
+namespace {
+
+constexpr std::int64_t kEntryBytes = sizeof(std::int32_t) + sizeof(float);  // an expert id and its weight
+
+/// What goes to one rank and comes from it.
+struct Traffic {
+  std::int64_t sent_pairs = 0;  ///< (token, rank)
+  std::int64_t received_pairs = 0;
+  std::int64_t sent_assignments = 0;  ///< (token, expert)
+  std::int64_t received_assignments = 0;
+};
+
+std::vector<Traffic> count_traffic(const std::vector<RoutingTable>& tables, const ExpertPartition& partition) {
+  std::vector<Traffic> traffic(tables.size());
+  std::vector<std::int64_t> last_token(tables.size());
+  for (std::size_t src = 0; src < tables.size(); ++src) {
+    const RoutingTable& table = tables[src];
+    std::fill(last_token.begin(), last_token.end(), -1);
+    std::size_t entry = 0;
+    for (std::int64_t token = 0; token < table.num_tokens; ++token) {
+      for (std::int32_t position = 0; position < table.top_k; ++position, ++entry) {
+        const std::int32_t expert = table.expert_ids[entry];
+        if (expert == kNoExpert) continue;
+        const auto dst = static_cast<std::size_t>(partition.rank_of(expert));
+        ++traffic[src].sent_assignments;
+        ++traffic[dst].received_assignments;
+        if (last_token[dst] == token) continue;
+        last_token[dst] = token;
+        ++traffic[src].sent_pairs;
+        ++traffic[dst].received_pairs;
+      }
+    }
+  }
+  return traffic;
+}
+
+Transport transport_of(std::string_view dispatcher) {
+  if (dispatcher == host::AllToAllDispatcher::kName) return Transport::kAllToAll;
+  return dispatcher == reference::ReferenceDispatcher::kName ? Transport::kReference : Transport::kDirect;
+}
+
+std::int64_t output_rows(const DispatcherConfig& config, const Traffic& traffic, std::int64_t num_local_experts) {
+  switch (config.layout) {
+    case OutputLayout::kExpertSlots:
+      return config.capacity_rows * num_local_experts;
+    case OutputLayout::kExpertMajor:
+      if (config.sizing == Sizing::kCapacity) return config.capacity_rows;
+      return traffic.received_assignments + num_local_experts * (config.alignment - 1);
+    case OutputLayout::kTokenMajor:
+      break;
+  }
+  return config.sizing == Sizing::kCapacity ? config.capacity_rows : traffic.received_pairs;
+}
+
+RowDemand demand_of(const DispatchLayout& layout, const Traffic& traffic, std::int64_t rows) {
+  if (layout.params().sizing == Sizing::kCapacity) return layout.initial_demand();
+  const bool per_expert = layout.sends_per_expert();
+  return {.tokens = layout.params().max_tokens,
+          .output_rows = rows,
+          .grad_rows = 0,
+          .send_rows = per_expert ? traffic.sent_assignments : traffic.sent_pairs,
+          .receive_rows = per_expert ? traffic.received_assignments : traffic.received_pairs,
+          .send_pairs = traffic.sent_pairs,
+          .receive_pairs = traffic.received_pairs};
+}
+
+}  // namespace
+
+std::int64_t estimate_table_bytes(const BenchSpec& spec, const BenchMemoryRequest& request) {
+  const std::int64_t num_entries =
+      std::int64_t{request.num_ranks} * spec.config.max_tokens * std::int64_t{spec.config.top_k};
+  // The oracle keeps a copy of the tables, a place for every entry, and an origin for every row.
+  const std::int64_t oracle_bytes = kEntryBytes + static_cast<std::int64_t>(sizeof(std::int32_t));
+  // Threads share one set of tables, processes have one each.
+  const std::int64_t num_copies = request.group == GroupKind::kProcesses ? request.num_ranks : 1;
+  return num_copies * num_entries * (kEntryBytes + (request.verify ? oracle_bytes : 0));
+}
+
+std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables,
+                                  const BenchMemoryRequest& request) {
+  const DispatcherConfig config = resolve_config(spec.config, request.num_ranks);
+  const ExpertPartition partition{config.num_experts, request.num_ranks};
+  const std::vector<Traffic> traffic = count_traffic(tables, partition);
+  std::int64_t total_bytes = estimate_table_bytes(spec, request);
+  std::int64_t total_rows = 0;
+  for (int rank = 0; rank < request.num_ranks; ++rank) {
+    const Traffic& own = traffic[static_cast<std::size_t>(rank)];
+    const std::int64_t rows = output_rows(config, own, partition.num_local_experts(rank));
+    total_rows += rows;
+    // Dispatchers come one after the other: the largest counts.
+    std::int64_t buffer_bytes = 0;
+    for (const std::string& name : spec.dispatchers) {
+      const DispatchLayout layout(to_layout_params(config, request.num_ranks, transport_of(name)));
+      buffer_bytes = std::max(buffer_bytes, layout.buffer_bytes(demand_of(layout, own, rows)));
+    }
+    const DispatchLayout layout(to_layout_params(config, request.num_ranks, Transport::kDirect));
+    const LayoutParams& params = layout.params();
+    const std::int64_t row_bytes = params.row_bytes + params.scale_bytes;
+    const std::int64_t sum_bytes = config.max_tokens * params.combine_row_bytes;
+    // A handle repeats the routing and describes every row; the next one is prepared before it goes.
+    const std::int64_t handle_bytes = own.sent_assignments * kEntryBytes + rows * layout.record_bytes();
+    total_bytes += buffer_bytes + config.max_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) +
+                   2 * handle_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);
+  }
+  if (request.verify) {
+    const std::int64_t num_copies = request.group == GroupKind::kProcesses ? request.num_ranks : 1;
+    total_bytes += num_copies * total_rows * static_cast<std::int64_t>(sizeof(reference::OutputRow));
+  }
+  return total_bytes;
+}
+
+}  // namespace epistle

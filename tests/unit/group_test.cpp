@@ -1,0 +1,278 @@
+// Groups of threads: barriers, gathers, and what becomes of ranks that leave, throw or stall.
+#include "epistle/group.hpp"
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "epistle/error.hpp"
+
+#include "support/round_trip.hpp"
+
+namespace epistle::testing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+// Long enough that a test which passes cannot have waited for it.
+constexpr milliseconds kNever{30'000};
+constexpr milliseconds kQuickly{5'000};
+
+TEST(Group, KnowsItself) {
+  const std::vector<Group> groups = make_thread_groups(3, {.timeout = milliseconds(1234)});
+  ASSERT_EQ(groups.size(), 3U);
+  for (int rank = 0; rank < 3; ++rank) {
+    const Group& group = groups[static_cast<std::size_t>(rank)];
+    EXPECT_EQ(group.rank(), rank);
+    EXPECT_EQ(group.size(), 3);
+    EXPECT_EQ(group.kind(), GroupKind::kThreads);
+    EXPECT_EQ(group.timeout(), milliseconds(1234));
+  }
+}
+
+TEST(Group, RefusesImpossibleSizes) {
+  for (const int num_ranks : {0, -1, 1025}) {
+    const Outcome outcome = outcome_of([&] { (void)make_thread_groups(num_ranks); });
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kInvalidArgument);
+    EXPECT_NE(std::string(outcome->what()).find(std::to_string(num_ranks)), std::string::npos) << outcome->what();
+  }
+}
+
+TEST(Group, BarrierHoldsEveryRankBack) {
+  constexpr int kRounds = 300;
+  for (const int num_ranks : {1, 2, 5, 32}) {
+    std::atomic<int> num_arrived{0};
+    std::atomic<int> num_early{0};
+    run_thread_ranks(num_ranks, [&](Group& group) {
+      for (int round = 1; round <= kRounds; ++round) {
+        num_arrived.fetch_add(1);
+        group.barrier();
+        if (num_arrived.load() < round * num_ranks) num_early.fetch_add(1);
+        group.barrier();
+      }
+    });
+    EXPECT_EQ(num_early.load(), 0) << num_ranks << " ranks";
+    EXPECT_EQ(num_arrived.load(), num_ranks * kRounds);
+  }
+}
+
+TEST(Group, AllGatherOfAnySize) {
+  for (const int num_ranks : {1, 3, 32}) {
+    run_thread_ranks(num_ranks, [&](Group& group) {
+      for (const std::size_t num_bytes : {0U, 1U, 4095U, 4096U, 4097U, 10'000U}) {
+        const auto value = [&](int rank, std::size_t idx) {
+          return static_cast<unsigned char>(static_cast<std::size_t>(rank) * 31 + idx * 7 + num_bytes);
+        };
+        std::vector<unsigned char> input(num_bytes);
+        for (std::size_t idx = 0; idx < num_bytes; ++idx) input[idx] = value(group.rank(), idx);
+        std::vector<unsigned char> output(num_bytes * static_cast<std::size_t>(num_ranks) + 1, 0xee);
+        group.all_gather(input.data(), num_bytes, output.data());
+        std::size_t num_wrong = output.back() == 0xee ? 0 : 1;
+        for (int rank = 0; rank < num_ranks; ++rank) {
+          for (std::size_t idx = 0; idx < num_bytes; ++idx) {
+            if (output[static_cast<std::size_t>(rank) * num_bytes + idx] != value(rank, idx)) ++num_wrong;
+          }
+        }
+        EXPECT_EQ(num_wrong, 0U) << num_bytes << " bytes, " << num_ranks << " ranks, rank " << group.rank();
+      }
+    });
+  }
+}
+
+// ---- Ranks that go --------------------------------------------------------------------------------------------------
+
+/// What every rank of a group of four got from `body`, and how long it took.
+struct Ending {
+  std::vector<Outcome> outcomes = std::vector<Outcome>(4);
+  Clock::duration took{};
+};
+
+/// Runs `body` as four ranks; an exception that is no epistle::Error ends the rank, as it would a program's.
+Ending run_four(const std::function<void(Group&)>& body, milliseconds timeout = kNever) {
+  Ending ending;
+  const auto start = Clock::now();
+  try {
+    run_thread_ranks(4,
+                     [&](Group& group) {
+                       Outcome& outcome = ending.outcomes[static_cast<std::size_t>(group.rank())];
+                       try {
+                         body(group);
+                       } catch (const Error& error) {
+                         outcome = error;
+                       }
+                     },
+                     {.timeout = timeout});
+  } catch (const std::runtime_error&) {
+  }
+  ending.took = Clock::now() - start;
+  return ending;
+}
+
+void expect_lost(const Ending& ending, int lost_rank) {
+  EXPECT_LT(ending.took, kQuickly);
+  for (int rank = 0; rank < 4; ++rank) {
+    if (rank == lost_rank) continue;
+    const Outcome& outcome = ending.outcomes[static_cast<std::size_t>(rank)];
+    ASSERT_TRUE(outcome.has_value()) << "rank " << rank;
+    EXPECT_EQ(outcome->code(), ErrorCode::kPeerLost) << outcome->what();
+    EXPECT_EQ(outcome->context().peer_rank, lost_rank);
+    EXPECT_EQ(outcome->context().rank, rank);
+    EXPECT_EQ(outcome->context().phase, Phase::kBarrier);
+    EXPECT_NE(std::string(outcome->what()).find("rank " + std::to_string(lost_rank)), std::string::npos);
+  }
+}
+
+TEST(Group, RankThatReturnsEarlyIsNamed) {
+  expect_lost(run_four([](Group& group) {
+                group.barrier();
+                if (group.rank() != 2) group.barrier();
+              }),
+              2);
+}
+
+TEST(Group, RankThatThrowsIsNamed) {
+  expect_lost(run_four([](Group& group) {
+                group.barrier();
+                if (group.rank() == 0) throw std::runtime_error("out of luck");
+                std::array<int, 4> gathered{};
+                group.all_gather(&gathered[0], sizeof(int), gathered.data());
+              }),
+              0);
+}
+
+TEST(Group, RankThatLeavesAfterTheLastCallIsNotMissed) {
+  // The others may still be asleep in the barrier when the last one to arrive is gone.
+  for (int repeat = 0; repeat < 100; ++repeat) {
+    const Ending ending = run_four([](Group& group) { group.barrier(); });
+    for (const Outcome& outcome : ending.outcomes) EXPECT_FALSE(outcome.has_value()) << outcome->what();
+  }
+}
+
+TEST(Group, BrokenGroupThrowsTheSameAtOnce) {
+  (void)run_four([](Group& group) {
+    if (group.rank() == 1) return;
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      const auto start = Clock::now();
+      const Outcome outcome = outcome_of([&] { group.barrier(); });
+      ASSERT_TRUE(outcome.has_value());
+      EXPECT_EQ(outcome->code(), ErrorCode::kPeerLost);
+      EXPECT_EQ(outcome->context().peer_rank, 1);
+      EXPECT_LT(Clock::now() - start, kQuickly);
+    }
+  });
+}
+
+// ---- Ranks that stall -----------------------------------------------------------------------------------------------
+
+TEST(Group, StalledRankIsNamedAndToldSo) {
+  constexpr milliseconds kTimeout{200};
+  std::mutex mutex;
+  std::condition_variable changed;
+  int num_given_up = 0;
+  const Ending ending = run_four(
+      [&](Group& group) {
+        group.barrier();
+        if (group.rank() == 1) {
+          std::unique_lock lock(mutex);
+          changed.wait_for(lock, kNever, [&] { return num_given_up == 3; });
+          lock.unlock();
+          group.barrier();  // too late
+          return;
+        }
+        const auto start = Clock::now();
+        const Outcome outcome = outcome_of([&] { group.barrier(); });
+        const auto took = Clock::now() - start;
+        EXPECT_GE(took, kTimeout / 2);  // the first rank to see it tells the others
+        EXPECT_LT(took, kTimeout + kQuickly);
+        {
+          const std::lock_guard lock(mutex);
+          ++num_given_up;
+        }
+        changed.notify_all();
+        if (outcome) throw Error(*outcome);
+      },
+      kTimeout);
+  for (int rank = 0; rank < 4; ++rank) {
+    SCOPED_TRACE("rank " + std::to_string(rank));
+    const Outcome& outcome = ending.outcomes[static_cast<std::size_t>(rank)];
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kTimeout);
+    EXPECT_EQ(outcome->context().phase, Phase::kBarrier);
+    EXPECT_EQ(outcome->context().peer_rank, 1);
+    const std::string message = outcome->what();
+    EXPECT_NE(message.find("200 ms"), std::string::npos) << message;
+    EXPECT_NE(message.find("EPISTLE_TIMEOUT_MS"), std::string::npos) << message;
+    EXPECT_NE(message.find(rank == 1 ? "given up by rank" : "rank 1 did not arrive"), std::string::npos) << message;
+  }
+}
+
+TEST(Group, RankThatStallsInADispatcherCall) {
+  Scenario scenario;
+  scenario.config = {.hidden = 32, .num_experts = 8, .top_k = 2, .max_tokens = 8};
+  scenario.tokens_per_rank = {4, 4, 4, 4};
+  std::atomic<int> num_given_up{0};
+  const Ending ending = run_four(
+      [&](Group& group) {
+        const auto dispatcher = make_dispatcher("direct", group, scenario.config);
+        const Play play(scenario, 0);
+        const Handle handle = dispatcher->prepare(play.table(group.rank()).view());
+        if (group.rank() == 2) {
+          const auto deadline = Clock::now() + kNever;
+          while (num_given_up.load() < 3 && Clock::now() < deadline) std::this_thread::sleep_for(milliseconds(1));
+        }
+        const Outcome outcome = outcome_of([&] { (void)round_trip(*dispatcher, group.rank(), play); });
+        num_given_up.fetch_add(1);
+        if (outcome) throw Error(*outcome);
+      },
+      milliseconds(200));
+  for (const Outcome& outcome : ending.outcomes) {
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kTimeout);
+    EXPECT_EQ(outcome->context().peer_rank, 2);
+    EXPECT_EQ(outcome->context().phase, Phase::kLayout);
+  }
+}
+
+// ---- run_thread_ranks -----------------------------------------------------------------------------------------------
+
+TEST(RunThreadRanks, RethrowsTheErrorOfTheRankThatFailedOfItself) {
+  for (const int culprit : {0, 2}) {
+    try {
+      run_thread_ranks(4,
+                       [&](Group& group) {
+                         group.barrier();
+                         if (group.rank() == culprit) throw std::invalid_argument("culprit");
+                         group.barrier();
+                       },
+                       {.timeout = kNever});
+      FAIL() << "nothing was thrown";
+    } catch (const std::invalid_argument& error) {
+      EXPECT_STREQ(error.what(), "culprit");
+    }
+  }
+}
+
+TEST(RunThreadRanks, RethrowsASecondaryErrorWhereThereIsNoOther) {
+  const Outcome outcome = outcome_of([] {
+    run_thread_ranks(3, [](Group& group) {
+      if (group.rank() != 1) group.barrier();
+    });
+  });
+  ASSERT_TRUE(outcome.has_value());
+  EXPECT_EQ(outcome->code(), ErrorCode::kPeerLost);
+  EXPECT_EQ(outcome->context().peer_rank, 1);
+}
+
+}  // namespace
+}  // namespace epistle::testing
