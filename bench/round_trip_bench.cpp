@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +20,7 @@
 #include "measure/pattern.hpp"
 #include "measure/statistics.hpp"
 #include "rank_team.hpp"
+#include "topology/affinity.hpp"
 
 namespace epistle::bench {
 namespace {
@@ -27,7 +29,7 @@ constexpr std::int64_t kTokens = 4096;
 constexpr double kMicrosPerSecond = 1e6;
 constexpr double kNanosPerMicro = 1e3;
 
-enum Step : int { kLayout, kDispatch, kCombine, kRoundTrip, kNumSteps };
+enum Step : int { kLayout, kDispatch, kCombine, kRoundTrip, kCopyLimit };
 constexpr const char* kStepNames[] = {"layout", "dispatch", "combine", "round_trip"};
 
 /// One rank's data and dispatcher; lives as long as its steps.
@@ -89,27 +91,36 @@ std::string record_name(const std::string& dispatcher, int num_ranks, int step) 
 
 void run_steps(benchmark::State& state, const std::string& dispatcher_name, int num_ranks, int step) {
   std::shared_ptr<RankState> own;
-  CopyLimit limit;
+  std::shared_ptr<CopyProbe> own_probe;
+  std::optional<ScopedBinding> binding;
   RankTeam team(num_ranks, [&](Group& group) -> std::vector<RankTeam::Step> {
+    binding.emplace(BindingShare{.idx = group.rank(), .num_shares = group.size()});
     auto rank = std::make_shared<RankState>(group, dispatcher_name);
     own = rank;
-    limit = measure_copy_limit(group, {.working_set_bytes = rank->moved_bytes()});
+    auto probe = std::make_shared<CopyProbe>(group, CopyLimitOptions{.working_set_bytes = rank->moved_bytes()});
+    own_probe = probe;
     return {[rank] { rank->prepare(); }, [rank] { rank->dispatch(); }, [rank] { rank->combine(); },
             [rank] {
               rank->prepare();
               rank->dispatch();
               rank->combine();
-            }};
+            },
+            [probe] { probe->sample(); }};
   });
   for (const int warm_up : {kLayout, kDispatch, kCombine, kRoundTrip, kRoundTrip}) team.run(warm_up);
   std::vector<double> times_us;
   for ([[maybe_unused]] const auto iteration : state) {
+    // Between the iterations, so that both see the same machine.
+    state.PauseTiming();
+    team.run(kCopyLimit);
+    state.ResumeTiming();
     const double time_us = team.run(step);
     times_us.push_back(time_us);
     state.SetIterationTime(time_us / kMicrosPerSecond);
   }
   const double passes = step == kRoundTrip ? 2.0 : 1.0;
   const double moved_bytes = passes * static_cast<double>(own->moved_bytes()) * num_ranks;
+  const CopyLimit limit = own_probe->limit();
   const double median_us = summarize(times_us).median;
   const double bytes_per_s = moved_bytes / (median_us / kMicrosPerSecond);
   const Record record{.of_limit = bytes_per_s / limit.bytes_per_s,
@@ -156,7 +167,7 @@ int main(int argc, char** argv) {
   using namespace epistle::bench;
   for (const int num_ranks : {2, 16}) {
     for (const std::string dispatcher : {"direct", "alltoall"}) {
-      for (int step = 0; step < kNumSteps; ++step) {
+      for (int step = 0; step < kCopyLimit; ++step) {
         const std::string name = fmt::format("{}/ranks:{}/{}", dispatcher, num_ranks, kStepNames[step]);
         benchmark::RegisterBenchmark(name.c_str(),
                                      [=](benchmark::State& state) { run_steps(state, dispatcher, num_ranks, step); })

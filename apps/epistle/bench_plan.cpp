@@ -13,6 +13,7 @@
 
 #include "dispatch/config_check.hpp"
 #include "measure/bench_memory.hpp"
+#include "output.hpp"
 #include "report/format.hpp"
 #include "topology/memory.hpp"
 
@@ -67,9 +68,7 @@ const ModelPreset& chosen_model(const std::string& name) {
     return find_model(name);
   } catch (const Error& error) {
     // A word on the command line, not an input that is missing.
-    const std::string_view text = error.what();
-    const std::string_view prefix = "not found: ";
-    reject(fmt::format("--model: {}", text.starts_with(prefix) ? text.substr(prefix.size()) : text));
+    reject("--model: " + reason_of(error));
   }
 }
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,10 +22,16 @@ namespace {
 constexpr std::size_t kMessageBytes = 2048;
 constexpr std::size_t kValueBytes = 256;
 constexpr std::size_t kMaxOptions = 32;
+constexpr std::uint64_t kHashFactor = 31;
 
-/// What a rank tells the others before the run.
-struct RankStatus {
+/// What a rank tells the others before the run: enough to see whether all is well.
+struct RankSummary {
   ErrorCode code = ErrorCode::kOk;
+  std::uint64_t options_hash = 0;
+};
+
+/// And where it is not, what is wrong.
+struct RankDetails {
   std::array<char, kMessageBytes> message{};
   std::array<std::array<char, kValueBytes>, kMaxOptions> values{};  ///< of the shared options; longer ones are cut
 };
@@ -35,49 +43,57 @@ void store(std::array<char, kSize>& target, std::string_view text) {
   target[length] = '\0';
 }
 
-/// One failure for all ranks.
-struct AgreedFailure {
-  ErrorCode code = ErrorCode::kOk;
-  std::string message;
-};
-
-std::optional<AgreedFailure> find_failure(const std::vector<RankStatus>& all) {
-  const auto failed = [](const RankStatus& status) { return status.code != ErrorCode::kOk; };
-  const auto first = std::find_if(all.begin(), all.end(), failed);
-  if (first == all.end()) return std::nullopt;
-  const bool alike =
-      std::all_of(all.begin(), all.end(), [&](const RankStatus& status) { return status.message == first->message; });
-  const std::string text = first->message.data();
-  return AgreedFailure{first->code, alike ? text : fmt::format("rank {}: {}", first - all.begin(), text)};
+template <typename Value>
+std::vector<Value> gather(Group& group, const Value& own) {
+  std::vector<Value> all(static_cast<std::size_t>(group.size()));
+  group.all_gather(&own, sizeof(own), all.data());
+  return all;
 }
 
-std::optional<AgreedFailure> find_different_option(const std::vector<RankStatus>& all, const BenchOptions& options) {
+/// The first option that is not the same everywhere, or nothing.
+std::optional<Error> find_difference(const std::vector<RankDetails>& all, const BenchOptions& options) {
   const auto names = shared_options(options);
   for (std::size_t rank = 1; rank < all.size(); ++rank) {
-    for (std::size_t idx = 0; idx < names.size(); ++idx) {
+    for (std::size_t idx = 0; idx < std::min(names.size(), kMaxOptions); ++idx) {
       if (all[rank].values[idx] == all[0].values[idx]) continue;
-      return AgreedFailure{
-          ErrorCode::kShapeMismatch,
-          fmt::format("{} is '{}' on rank 0 and '{}' on rank {}; start all ranks with the same options",
-                      names[idx].first, all[0].values[idx].data(), all[rank].values[idx].data(), rank)};
+      return Error(ErrorCode::kShapeMismatch,
+                   fmt::format("{} is '{}' on rank 0 and '{}' on rank {}; start all ranks with the same options",
+                               names[idx].first, all[0].values[idx].data(), all[rank].values[idx].data(), rank));
     }
   }
   return std::nullopt;
 }
 
-/// Collective. Tells and asks how it went everywhere; the same answer on all ranks.
-std::optional<AgreedFailure> agree(Group& group, const BenchOptions& options, const std::optional<Error>& error) {
-  RankStatus own;
-  if (error) {
-    own.code = error->code();
-    store(own.message, error->what());
-  }
+Error first_failure(const std::vector<RankSummary>& summaries, const std::vector<RankDetails>& details) {
+  std::size_t first = 0;
+  while (summaries[first].code == ErrorCode::kOk) ++first;
+  const std::string reason = details[first].message.data();
+  const bool alike = std::all_of(details.begin(), details.end(),
+                                 [&](const RankDetails& other) { return other.message == details[first].message; });
+  return {summaries[first].code, alike ? reason : fmt::format("rank {}: {}", first, reason)};
+}
+
+/// Collective. What is wrong on some rank, the same on all ranks; nothing where all can go on.
+std::optional<Error> agree(Group& group, const BenchOptions& options, const std::optional<Error>& error) {
   const auto values = shared_options(options);
-  for (std::size_t idx = 0; idx < values.size(); ++idx) store(own.values[idx], values[idx].second);
-  std::vector<RankStatus> all(static_cast<std::size_t>(group.size()));
-  group.all_gather(&own, sizeof(own), all.data());
-  const auto different = find_different_option(all, options);
-  return different ? different : find_failure(all);
+  RankSummary summary{.code = error ? error->code() : ErrorCode::kOk, .options_hash = 0};
+  for (const auto& [name, value] : values) {
+    summary.options_hash = summary.options_hash * kHashFactor + std::hash<std::string>{}(value);
+  }
+  const std::vector<RankSummary> summaries = gather(group, summary);
+  const bool all_well = std::all_of(summaries.begin(), summaries.end(), [&](const RankSummary& other) {
+    return other.code == ErrorCode::kOk && other.options_hash == summary.options_hash;
+  });
+  // Ranks that differ see a difference at another rank, so all of them come to the same verdict.
+  if (all_well) return std::nullopt;
+  RankDetails own;
+  if (error) store(own.message, reason_of(*error));
+  for (std::size_t idx = 0; idx < std::min(values.size(), kMaxOptions); ++idx) {
+    store(own.values[idx], values[idx].second);
+  }
+  const std::vector<RankDetails> details = gather(group, own);
+  if (auto difference = find_difference(details, options)) return difference;
+  return first_failure(summaries, details);
 }
 
 void check_num_ranks(const BenchOptions& options, const LaunchInfo& info) {
@@ -107,12 +123,10 @@ bool speaks_for_all(const Error& error, int rank) noexcept {
   }
 }
 
-int run_launched_rank(const BenchOptions& options,
-                      const std::function<int(Group& group, const BenchPlan& plan)>& body) {
-  const LaunchInfo info = read_launch_info();
+int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const RankBody& body) {
   Group group = join_process_group(info);
   try {
-    std::optional<BenchPlan> plan;
+    BenchPlan plan;
     std::optional<Error> error;
     try {
       check_num_ranks(options, info);
@@ -122,14 +136,14 @@ int run_launched_rank(const BenchOptions& options,
       error = e;
     }
     if (const auto failure = agree(group, options, error)) {
-      if (group.rank() == 0) print_error(failure->message);
-      return exit_code_for(failure->code);
+      if (group.rank() == 0) throw Error(*failure);
+      return exit_code_for(failure->code());
     }
-    add_expectation(options, *plan);
-    return body(group, *plan);
-  } catch (const Error& error) {
-    if (speaks_for_all(error, group.rank())) throw;
-    return exit_code_for(error.code());
+    add_expectation(options, plan);
+    return body(group, plan);
+  } catch (const Error& e) {
+    if (speaks_for_all(e, group.rank())) throw;
+    return exit_code_for(e.code());
   }
 }
 

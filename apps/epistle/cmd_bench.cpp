@@ -1,6 +1,5 @@
 // epistle bench: dispatch and combine among ranks, verified and timed.
 #include <memory>
-#include <optional>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -38,36 +37,22 @@ constexpr const char* kFooter =
     "  epistle bench --routing trace:routing.jsonl.gz --layer 3 --hidden 2048 --json result.json\n"
     "  epistle bench --routing zipf:1.0 --drop-capacity 1.25 --ranks 4";
 
-/// A bar per task, one after the other.
-class TaskProgress {
- public:
-  explicit TaskProgress(bool quiet) : quiet_(quiet) {}
-
-  void update(const BenchStep& step) {
-    if (!bar_ || step.task != task_) {
-      task_ = step.task;
-      bar_.emplace(task_, quiet_);
-    }
-    bar_->update(step.done, step.total);
-  }
-
- private:
-  bool quiet_;
-  std::string task_;
-  std::optional<Progress> bar_;
-};
-
-/// One rank's part. Rank 0 speaks for all.
-int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options) {
+/// One rank's part. Rank 0 speaks for all, and shows how far they are.
+int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options, Progress& progress) {
   const auto rank = static_cast<std::size_t>(group.rank());
-  BenchResult result;
-  {
-    TaskProgress progress(options.quiet || rank != 0);
-    result =
-        run_dispatch_bench(group, plan.spec, plan.tables[rank], [&](const BenchStep& step) { progress.update(step); });
-  }
+  std::string task;
+  const auto show = [&](const BenchStep& step) {
+    if (rank != 0) return;
+    if (step.task != task) {
+      task = step.task;
+      progress.begin(task);
+    }
+    progress.update(step.done, step.total);
+  };
+  const BenchResult result = run_dispatch_bench(group, plan.spec, plan.tables[rank], show);
   const bool failed = plan.spec.expectation != nullptr && !result.verified;
   if (rank == 0) {
+    progress.finish();
     const bool json_on_stdout = options.json_target == kStdout;
     if (!json_on_stdout) print(render_bench_table(plan, result));
     if (failed && json_on_stdout) print_error(fmt::format("verification failed: {}", result.mismatch));
@@ -78,14 +63,23 @@ int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options)
 
 int run_threads(const BenchOptions& options, int num_ranks) {
   if (!options.json_target.empty()) check_output(options.json_target);
+  Progress progress("preparing", options.quiet);
   BenchPlan plan = make_bench_plan(options, num_ranks, GroupKind::kThreads);
   add_expectation(options, plan);
   int exit_code = kExitOk;
   run_thread_ranks(num_ranks, [&](Group& group) {
-    const int code = bench_rank(group, plan, options);
+    const int code = bench_rank(group, plan, options, progress);
     if (group.rank() == 0) exit_code = code;
   });
   return exit_code;
+}
+
+/// This process is one of the ranks that a launcher started.
+int run_rank(const BenchOptions& options) {
+  const LaunchInfo info = read_launch_info();
+  Progress progress("preparing", options.quiet || info.rank != 0);
+  return run_launched_rank(
+      info, options, [&](Group& group, const BenchPlan& plan) { return bench_rank(group, plan, options, progress); });
 }
 
 int start_processes(const BenchOptions& options, int num_ranks) {
@@ -104,8 +98,7 @@ int run_bench(const BenchOptions& options) {
   const int num_ranks = options.num_ranks > 0 ? options.num_ranks : kDefaultRanks;
   if (!processes) return run_threads(options, num_ranks);
   if (!launched) return start_processes(options, num_ranks);
-  return run_launched_rank(options,
-                           [&](Group& group, const BenchPlan& plan) { return bench_rank(group, plan, options); });
+  return run_rank(options);
 }
 
 void list_dispatchers() {

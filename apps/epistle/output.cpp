@@ -11,8 +11,6 @@
 
 #include <fmt/format.h>
 
-#include "epistle/error.hpp"
-
 namespace epistle::cli {
 namespace {
 
@@ -38,6 +36,13 @@ void print_error(std::string_view message) {
   std::string line(message);
   std::replace(line.begin(), line.end(), '\n', ' ');
   fmt::print(stderr, "epistle: error: {}\n", line);
+}
+
+std::string reason_of(const Error& error) {
+  std::string text = error.what();
+  const std::string prefix = fmt::format("{}: ", to_string(error.code()));
+  if (text.starts_with(prefix)) text.erase(0, prefix.size());
+  return text;
 }
 
 void check_output(const std::string& target) {

@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include "epistle/error.hpp"
+
 namespace epistle::cli {
 
 /// The target that stands for standard output.
@@ -14,6 +16,9 @@ void print(std::string_view text);
 
 /// Writes "epistle: error: " and `message` to standard error, as one line.
 void print_error(std::string_view message);
+
+/// The message of an error without the name of its code, for a new error around it.
+[[nodiscard]] std::string reason_of(const Error& error);
 
 /// Throws kSystem where write_output to `target` cannot work: better before a long run than behind it.
 void check_output(const std::string& target);

@@ -2,6 +2,8 @@
 // the same addresses (and the thread sanitizer sees every access).
 #include <exception>
 #include <mutex>
+#include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -90,19 +92,31 @@ void run_thread_ranks(int num_ranks, const std::function<void(Group&)>& body, co
   std::vector<std::size_t> failed_order;
   std::vector<std::thread> threads;
   threads.reserve(groups.size());
+  const auto play = [&](std::size_t rank) {
+    try {
+      body(groups[rank]);
+    } catch (...) {
+      errors[rank] = std::current_exception();
+      const std::lock_guard lock(order_mutex);
+      failed_order.push_back(rank);
+    }
+    groups[rank].impl().depart();
+  };
+  std::optional<Error> not_started;
   for (std::size_t rank = 0; rank < groups.size(); ++rank) {
-    threads.emplace_back([&, rank] {
-      try {
-        body(groups[rank]);
-      } catch (...) {
-        errors[rank] = std::current_exception();
-        const std::lock_guard lock(order_mutex);
-        failed_order.push_back(rank);
-      }
-      groups[rank].impl().depart();
-    });
+    try {
+      if (!not_started) threads.emplace_back(play, rank);
+    } catch (const std::system_error& error) {
+      not_started =
+          Error(ErrorCode::kSystem, fmt::format("the thread of rank {} of {} cannot be started: {}; take fewer "
+                                                "ranks, or raise the limit on processes (ulimit -u)",
+                                                rank, num_ranks, error.what()));
+    }
+    // The ranks that run must not wait for those that never will.
+    if (not_started) groups[rank].impl().depart();
   }
   for (std::thread& thread : threads) thread.join();
+  if (not_started) throw Error(*not_started);
   for (const std::size_t rank : failed_order) {
     if (!is_secondary(errors[rank])) std::rethrow_exception(errors[rank]);
   }

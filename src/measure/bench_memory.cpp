@@ -14,6 +14,8 @@
 namespace epistle {
 namespace {
 
+constexpr std::int64_t kNumHandles = 2;  // the next one is prepared before the last one goes
+constexpr std::int64_t kTableEntryBytes = sizeof(std::int32_t);
 constexpr std::int64_t kEntryBytes = sizeof(std::int32_t) + sizeof(float);  // an expert id and its weight
 
 /// What goes to one rank and comes from it.
@@ -111,11 +113,16 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
     const LayoutParams& params = layout.params();
     const std::int64_t row_bytes = params.row_bytes + params.scale_bytes;
     const std::int64_t sum_bytes = config.max_tokens * params.combine_row_bytes;
-    // A handle repeats the routing and describes every row; the next one is prepared before it goes.
+    // A handle repeats the routing and describes every row.
     const std::int64_t handle_bytes = own.sent_assignments * kEntryBytes + rows * layout.record_bytes();
     total_bytes += buffer_bytes + config.max_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) +
-                   2 * handle_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);
+                   kNumHandles * handle_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);
   }
+  // Every rank's handles hold tables of what each rank sends to each column (rank or expert), and of the pairs of
+  // ranks.
+  const std::int64_t num_columns = config.layout == OutputLayout::kTokenMajor ? request.num_ranks : config.num_experts;
+  const std::int64_t num_ranks = request.num_ranks;
+  total_bytes += num_ranks * kNumHandles * num_ranks * (2 * num_columns + num_ranks) * kTableEntryBytes;
   if (request.verify) {
     const std::int64_t num_copies = request.group == GroupKind::kProcesses ? request.num_ranks : 1;
     total_bytes += num_copies * total_rows * static_cast<std::int64_t>(sizeof(reference::OutputRow));

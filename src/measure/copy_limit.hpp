@@ -1,19 +1,21 @@
 // The memory-copy limit of this machine, for the ranks and threads of a run: the yardstick for bandwidths.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <string>
+#include <vector>
 
 #include "epistle/group.hpp"
+
+#include "dispatch/host/worker_pool.hpp"
+#include "measure/span_timer.hpp"
 
 namespace epistle {
 
 struct CopyLimitOptions {
   std::int64_t working_set_bytes = 0;  ///< per rank, source and target together
   std::int32_t num_workers = 1;        ///< threads per rank
-  std::int32_t num_iterations = 15;
-  std::function<void(std::int64_t done, std::int64_t total)> on_iteration = {};  ///< may be empty
 };
 
 struct CopyLimit {
@@ -24,7 +26,28 @@ struct CopyLimit {
   std::int64_t working_set_bytes = 0;
 };
 
-/// Collective: all ranks copy private memory at the same time. Medians.
-[[nodiscard]] CopyLimit measure_copy_limit(Group& group, const CopyLimitOptions& options);
+/// Copies private memory on all ranks at the same time. Samples are taken between the measurements that they are
+/// compared with: the bandwidth of a shared machine drifts.
+class CopyProbe {
+ public:
+  /// Collective: the largest working set of any rank is used by all.
+  CopyProbe(Group& group, const CopyLimitOptions& options);
+
+  /// Collective: one copy by each method.
+  void sample();
+  /// The medians of the samples so far.
+  [[nodiscard]] CopyLimit limit() const;
+
+ private:
+  [[nodiscard]] double bytes_per_s(const std::vector<double>& times_us) const;
+
+  Group* group_;
+  SpanTimer timer_;
+  host::WorkerPool pool_;
+  std::vector<std::byte> source_;
+  std::vector<std::byte> target_;
+  std::vector<double> memcpy_us_;
+  std::vector<double> streaming_us_;
+};
 
 }  // namespace epistle

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -12,12 +13,12 @@
 #include "measure/bench_check.hpp"
 #include "measure/bench_inputs.hpp"
 #include "measure/span_timer.hpp"
+#include "topology/affinity.hpp"
 
 namespace epistle {
 namespace {
 
 constexpr double kMicrosPerSecond = 1e6;
-constexpr std::int32_t kMinLimitIterations = 15;
 constexpr std::array<BenchPhase, 4> kPhases = {BenchPhase::kLayout, BenchPhase::kDispatch, BenchPhase::kCombine,
                                                BenchPhase::kRoundTrip};
 // Longer descriptions of a difference are cut.
@@ -38,8 +39,9 @@ class DispatchBench {
 
  private:
   void run_dispatcher(const std::string& name);
-  void measure_limit(const Handle& handle);
+  void start_limit(const Handle& handle);
   void first_round_trip(Dispatcher& dispatcher, const Handle& handle);
+  void last_round_trip(Dispatcher& dispatcher, Handle& handle);
   void check(Dispatcher& dispatcher, const Handle& handle, std::string_view when);
   void collect_mismatch(std::string_view dispatcher, const Mismatch& mismatch);
   void time_phases(Dispatcher& dispatcher, Handle& handle);
@@ -61,6 +63,7 @@ class DispatchBench {
   DispatcherConfig config_;
   LayoutParams params_;
   BenchInputs inputs_;
+  std::optional<CopyProbe> probe_;
   std::unique_ptr<BenchCheck> check_;       ///< null = not verified
   std::vector<std::byte> private_outputs_;  ///< expert outputs, where combine has to copy them
   BenchResult result_;
@@ -101,35 +104,39 @@ std::int64_t DispatchBench::max_over_ranks(std::int64_t value) const {
 BenchResult DispatchBench::run() {
   result_.verified = check_ != nullptr;
   for (const std::string& name : spec_.dispatchers) run_dispatcher(name);
+  result_.limit = probe_->limit();
+  for (PhaseResult& phase : result_.phases) {
+    const double moved_by_all = static_cast<double>(phase.moved_bytes) * group_.size();
+    const double bytes_per_s = moved_by_all / (phase.time_us.median / kMicrosPerSecond);
+    phase.limit_fraction = result_.limit.bytes_per_s > 0.0 ? bytes_per_s / result_.limit.bytes_per_s : 0.0;
+  }
   return std::move(result_);
 }
 
 void DispatchBench::run_dispatcher(const std::string& name) {
+  const std::string preparing = fmt::format("preparing {}", name);
+  report({.task = preparing});
   const std::unique_ptr<Dispatcher> dispatcher = make_dispatcher(name, group_, spec_.config);
   Handle handle = dispatcher->prepare(table_.view());
-  if (result_.limit.method.empty()) {
-    measure_limit(handle);
+  if (!probe_) {
+    start_limit(handle);
     summarize_load(handle);
   }
+  report({.task = preparing});
   first_round_trip(*dispatcher, handle);
   check(*dispatcher, handle, "checking");
   time_phases(*dispatcher, handle);
-  // The timed iterations overwrote what the first check had poisoned.
-  check(*dispatcher, handle, "checking again");
+  last_round_trip(*dispatcher, handle);
+  check(*dispatcher, handle, "rechecking");
   summarize_buffers(*dispatcher);
 }
 
-void DispatchBench::measure_limit(const Handle& handle) {
+void DispatchBench::start_limit(const Handle& handle) {
+  report({.task = "copy limit"});
   const std::int64_t row_bytes = params_.row_bytes + params_.scale_bytes;
   const std::int64_t working_set_bytes =
       sum_over_ranks((table_.num_tokens + handle.stats().output_rows) * row_bytes) / group_.size();
-  const auto on_iteration = [this](std::int64_t done, std::int64_t total) {
-    report({.task = "measuring the copy limit", .done = done, .total = total});
-  };
-  result_.limit = measure_copy_limit(group_, {.working_set_bytes = working_set_bytes,
-                                              .num_workers = config_.num_workers,
-                                              .num_iterations = std::max(spec_.num_iterations / 2, kMinLimitIterations),
-                                              .on_iteration = on_iteration});
+  probe_.emplace(group_, CopyLimitOptions{.working_set_bytes = working_set_bytes, .num_workers = config_.num_workers});
 }
 
 // ---- Verification ---------------------------------------------------------------------------------------------------
@@ -152,6 +159,16 @@ void DispatchBench::first_round_trip(Dispatcher& dispatcher, const Handle& handl
   combine(dispatcher, handle);
 }
 
+/// Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
+void DispatchBench::last_round_trip(Dispatcher& dispatcher, Handle& handle) {
+  if (check_ == nullptr) return;
+  check_->poison(handle.output());
+  group_.barrier();  // nobody sends before all have poisoned
+  handle = dispatcher.prepare(table_.view());
+  dispatcher.dispatch(handle, inputs_.payload());
+  combine(dispatcher, handle);
+}
+
 void DispatchBench::combine(Dispatcher& dispatcher, const Handle& handle) {
   dispatcher.combine(handle, spec_.stage_combine ? private_outputs_.data() : handle.output().combine_rows,
                      inputs_.out().data(), static_cast<std::int64_t>(inputs_.out().size()));
@@ -165,7 +182,6 @@ void DispatchBench::check(Dispatcher& dispatcher, const Handle& handle, std::str
       output, [&](std::int64_t done, std::int64_t total) { report({.task = task, .done = done, .total = total}); });
   collect_mismatch(dispatcher.name(), mismatch);
   result_.verified_bytes += sum_over_ranks(check_->num_bytes(output));
-  check_->poison(output);
 }
 
 /// Collective, whether this rank found a difference or not.
@@ -195,6 +211,7 @@ void DispatchBench::time_phases(Dispatcher& dispatcher, Handle& handle) {
   std::int64_t num_done = 0;
   const auto step = [&] { report({.task = task, .done = ++num_done, .total = std::int64_t{2} * num_rounds}); };
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
+    probe_->sample();
     record(BenchPhase::kLayout, iteration, timer.time([&] { handle = dispatcher.prepare(table_.view()); }));
     record(BenchPhase::kDispatch, iteration, timer.time([&] { dispatcher.dispatch(handle, inputs_.payload()); }));
     record(BenchPhase::kCombine, iteration, timer.time([&] { combine(dispatcher, handle); }));
@@ -233,16 +250,13 @@ std::array<PhaseBytes, 4> DispatchBench::phase_bytes(const Dispatcher& dispatche
 void DispatchBench::add_result(const Dispatcher& dispatcher, const Handle& handle, BenchPhase phase,
                                std::vector<double> times_us) {
   const PhaseBytes own_bytes = phase_bytes(dispatcher, handle)[static_cast<std::size_t>(phase)];
-  const std::int64_t moved_by_all = sum_over_ranks(own_bytes.moved);
   PhaseResult result;
   result.dispatcher = dispatcher.name();
   result.phase = phase;
   result.time_us = summarize(std::move(times_us));
   result.algorithm_bytes = sum_over_ranks(own_bytes.algorithm) / group_.size();
   result.wire_bytes = sum_over_ranks(own_bytes.wire) / group_.size();
-  result.moved_bytes = moved_by_all / group_.size();
-  const double bytes_per_s = static_cast<double>(moved_by_all) / (result.time_us.median / kMicrosPerSecond);
-  result.limit_fraction = bytes_per_s / result_.limit.bytes_per_s;
+  result.moved_bytes = sum_over_ranks(own_bytes.moved) / group_.size();
   result_.phases.push_back(std::move(result));
 }
 
@@ -289,6 +303,11 @@ std::string_view to_string(BenchPhase phase) noexcept {
 
 BenchResult run_dispatch_bench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
                                const BenchProgress& progress) {
+  std::optional<ScopedBinding> binding;
+  if (spec.bind) {
+    binding.emplace(
+        BindingShare{.idx = group.rank(), .num_shares = group.size(), .min_units = spec.config.num_workers});
+  }
   return DispatchBench(group, spec, own_table, progress).run();
 }
 

@@ -24,6 +24,7 @@ struct BenchSpec {
   std::uint64_t seed = 1;
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
+  bool bind = true;  ///< bind each rank to its share of the processing units, where there is one for each worker
   bool stage_combine = false;  ///< expert outputs lie in private memory, so combine copies them first
   /// What outputs are compared with, before and after the timed iterations, on every rank; null = not verified.
   std::shared_ptr<const Expectation> expectation;
@@ -69,14 +70,14 @@ struct BenchResult {
   std::string mismatch;             ///< the first difference found, with its rank; empty = none
 };
 
-/// How far a run is: tasks follow each other ("checking direct"), each from 0 to `total` steps.
+/// How far a run is: tasks follow each other ("checking direct"), each from 0 to `total` steps; 0 = not known.
 struct BenchStep {
   std::string_view task;
   std::int64_t done = 0;
   std::int64_t total = 0;
 };
 
-/// Called on every rank after every step.
+/// Called on every rank at the start of a task or after a step of it.
 using BenchProgress = std::function<void(const BenchStep& step)>;
 
 /// Collective. `own_table` is this rank's routing. The result is the same on all ranks.

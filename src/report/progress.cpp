@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <sys/ioctl.h>
@@ -53,23 +54,48 @@ std::string render_progress(const ProgressState& state, int max_columns) {
   return line;
 }
 
-Progress::Progress(std::string label, bool quiet, int fd)
-    : label_(std::move(label)), fd_(fd), enabled_(!quiet && can_draw(fd)), next_draw_(start_ + kFirstDraw) {}
+Progress::Progress(std::string label, bool quiet, int fd) : fd_(fd) {
+  state_.label = std::move(label);
+  if (quiet || !can_draw(fd)) return;
+  try {
+    thread_ = std::thread([this] { draw_until_finished(); });
+  } catch (const std::system_error&) {
+    // Decoration: where there is no thread for it, the work goes on.
+  }
+}
+
+void Progress::begin(std::string label) {
+  const std::lock_guard lock(mutex_);
+  state_ = {.label = std::move(label), .done = 0, .total = 0, .elapsed_s = 0.0};
+  start_ = Clock::now();
+}
 
 void Progress::update(std::int64_t done, std::int64_t total) {
-  if (!enabled_) return;
-  const Clock::time_point now = Clock::now();
-  if (now < next_draw_) return;
-  next_draw_ = now + kRedraw;
-  const std::chrono::duration<double> elapsed = now - start_;
-  const ProgressState state{.label = label_, .done = done, .total = total, .elapsed_s = elapsed.count()};
-  write(std::string(kClearLine) + render_progress(state, terminal_columns(fd_) - 1));
-  drawn_ = true;
+  const std::lock_guard lock(mutex_);
+  state_.done = done;
+  state_.total = total;
 }
 
 void Progress::finish() {
+  {
+    const std::lock_guard lock(mutex_);
+    finished_ = true;
+  }
+  finished_changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
   if (drawn_) write(std::string(kClearLine));
   drawn_ = false;
+}
+
+void Progress::draw_until_finished() {
+  std::unique_lock lock(mutex_);
+  for (auto pause = kFirstDraw; !finished_changed_.wait_for(lock, pause, [this] { return finished_; });
+       pause = kRedraw) {
+    const std::chrono::duration<double> elapsed = Clock::now() - start_;
+    state_.elapsed_s = elapsed.count();
+    write(std::string(kClearLine) + render_progress(state_, terminal_columns(fd_) - 1));
+    drawn_ = true;
+  }
 }
 
 void Progress::write(const std::string& text) const {

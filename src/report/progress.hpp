@@ -2,8 +2,11 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 #include <string>
+#include <thread>
 
 #include <unistd.h>
 
@@ -21,29 +24,36 @@ struct ProgressState {
 
 class Progress {
  public:
-  /// Draws on `fd` where that is a terminal; nothing at all with `quiet` or in a pipe.
+  /// Draws on `fd` where that is a terminal; nothing at all with `quiet` or in a pipe. The line is drawn by a thread of
+  /// its own, so that the clock goes on while a step takes long; nothing shows for work that is done in a moment.
   explicit Progress(std::string label, bool quiet = false, int fd = STDERR_FILENO);
   ~Progress() { finish(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// Cheap to call often: it redraws a few times per second, and not before the work has taken a moment.
+  /// Another task follows: its time starts now, how far it goes is not known yet.
+  void begin(std::string label);
+
+  /// Cheap to call often.
   void update(std::int64_t done, std::int64_t total);
 
-  /// Clears the line.
+  /// Clears the line for good.
   void finish();
 
  private:
   using Clock = std::chrono::steady_clock;
 
+  void draw_until_finished();
   void write(const std::string& text) const;
 
-  std::string label_;
   int fd_;
-  bool enabled_;
-  bool drawn_ = false;
+  std::mutex mutex_;  ///< guards everything up to the thread
+  std::condition_variable finished_changed_;
+  ProgressState state_;
   Clock::time_point start_ = Clock::now();
-  Clock::time_point next_draw_;
+  bool finished_ = false;
+  bool drawn_ = false;
+  std::thread thread_;
 };
 
 }  // namespace epistle

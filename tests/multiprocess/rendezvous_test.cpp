@@ -1,16 +1,11 @@
 // Ranks that do not come, come twice, or do not belong together.
 #include "group/rendezvous.hpp"
 
-#include <array>
 #include <chrono>
 #include <csignal>
-#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <gtest/gtest.h>
 
@@ -30,7 +25,7 @@ constexpr std::int64_t kQuicklyMs = 5'000;
 /// Joins a group and passes a barrier.
 ReportingChildren::Body joiner(const LaunchInfo& info, std::chrono::milliseconds timeout,
                                std::chrono::milliseconds delay = {}) {
-  return [info, timeout, delay] {
+  return [info, timeout, delay](ChildReport&) {
     std::this_thread::sleep_for(delay);
     Group group = join_process_group(info, {.timeout = timeout});
     group.barrier();
@@ -139,7 +134,7 @@ ReportingChildren start_exchange(int victim, Fault fault, std::chrono::milliseco
   const std::string job = unique_job();
   std::vector<ReportingChildren::Body> bodies;
   for (int rank = 0; rank < 4; ++rank) {
-    bodies.emplace_back([=] {
+    bodies.emplace_back([=](ChildReport&) {
       Rendezvous rendezvous(job, rank, 4, timeout);
       if (rank == victim) fail_now(fault);
       (void)rendezvous.exchange(create_shared_file(4096), timeout);

@@ -26,7 +26,7 @@ constexpr int kForeignExceptionExit = 97;
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   const auto start = std::chrono::steady_clock::now();
   try {
-    body();
+    body(report);
   } catch (const Error& error) {
     report.threw = true;
     report.code = error.code();

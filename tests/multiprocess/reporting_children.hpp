@@ -22,6 +22,7 @@ struct ChildReport {
   std::int64_t missing_rows = -1;
   std::int64_t took_ms = 0;        ///< from the child's start to its end
   bool has_shared_memory = false;  ///< still, after everything was destroyed
+  int progress = -1;               ///< for the body's own use
   bool returned = false;           ///< got to the end of its function
   char message[480] = {};
 };
@@ -29,7 +30,7 @@ struct ChildReport {
 /// The children of one test. Whatever is left of them is killed when the test ends.
 class ReportingChildren {
  public:
-  using Body = std::function<void()>;
+  using Body = std::function<void(ChildReport& report)>;
 
   /// Forks one child per body. An epistle::Error that a body throws goes to its report.
   explicit ReportingChildren(const std::vector<Body>& bodies);

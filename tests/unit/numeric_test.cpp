@@ -103,7 +103,8 @@ TEST(Numeric, NansTakeOneForm) {
 
 #if defined(__x86_64__)
 __attribute__((target("f16c"))) std::uint16_t fp16_of_processor(float value) {
-  return static_cast<std::uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT));
+  const __m128i bits = _mm_cvtps_ph(_mm_set_ss(value), _MM_FROUND_TO_NEAREST_INT);
+  return static_cast<std::uint16_t>(_mm_cvtsi128_si32(bits));
 }
 __attribute__((target("f16c"))) float fp32_of_processor(std::uint16_t bits) { return _cvtsh_ss(bits); }
 

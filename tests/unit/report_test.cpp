@@ -146,6 +146,17 @@ class Terminal {
   Terminal& operator=(const Terminal&) = delete;
 
   [[nodiscard]] int fd() const noexcept { return slave_; }
+  /// Waits until `text` has been written.
+  [[nodiscard]] bool shows(const std::string& text) const {
+    constexpr std::chrono::seconds kLimit{10};
+    const auto deadline = std::chrono::steady_clock::now() + kLimit;
+    for (std::string all; std::chrono::steady_clock::now() < deadline;) {
+      all += written();
+      if (all.find(text) != std::string::npos) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return false;
+  }
   [[nodiscard]] std::string written() const {
     std::string text(4096, '\0');
     const ssize_t num_read = ::read(master_, text.data(), text.size());
@@ -167,13 +178,27 @@ TEST(Progress, DrawsOnATerminalAndClearsItself) {
   if (terminal.fd() < 0) GTEST_SKIP() << "no pseudo terminals here";
   {
     Progress progress("work", false, terminal.fd());
-    progress.update(1, 10);
-    EXPECT_EQ(terminal.written(), "");  // too early
-    std::this_thread::sleep_for(kBeyondFirstDraw);
     progress.update(5, 10);
-    EXPECT_NE(terminal.written().find("work [############------------]  50%"), std::string::npos);
+    EXPECT_EQ(terminal.written(), "");  // too early
+    EXPECT_TRUE(terminal.shows("work [############------------]  50%"));
+    progress.begin("more");
+    EXPECT_TRUE(terminal.shows("more  elapsed 0:00"));
+    EXPECT_TRUE(terminal.shows("more  elapsed 0:01"));  // without an update
   }
-  EXPECT_EQ(terminal.written(), "\r\033[K");
+  const std::string last = terminal.written();
+  EXPECT_TRUE(last.ends_with("\r\033[K")) << last;
+}
+
+TEST(Progress, DrawsNothingForWorkThatIsDoneInAMoment) {
+  test::ScopedEnvironment environment;
+  environment.set("TERM", "xterm");
+  const Terminal terminal;
+  if (terminal.fd() < 0) GTEST_SKIP() << "no pseudo terminals here";
+  {
+    Progress progress("work", false, terminal.fd());
+    progress.update(1, 2);
+  }
+  EXPECT_EQ(terminal.written(), "");
 }
 
 TEST(Progress, IsSilentWhenQuietOrInAPipe) {

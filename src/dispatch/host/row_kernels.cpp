@@ -128,16 +128,18 @@ HWY_INLINE void store(D d, Words<D> words, std::byte* row, std::size_t offset) {
 }
 
 /// Calls `step(tag, offset, streaming)` over a row: blocks until `out` is aligned for streaming stores, then wide
-/// vectors, then the blocks that are left. A row of an odd size ends with bytes that the caller handles.
+/// vectors, then the blocks that are left. Returns the bytes covered; a row of an odd size leaves some to the caller.
 template <class Step>
 HWY_INLINE std::size_t for_each_part(const std::byte* out, std::size_t num_bytes, StoreMode mode, Step step) {
   const Wide wide;
   const std::size_t wide_bytes = hn::Lanes(wide) * sizeof(std::uint32_t);
+  // As wide as a block, except on targets whose vectors have a single lane.
+  const std::size_t block_bytes = hn::Lanes(Block()) * sizeof(std::uint32_t);
   std::size_t offset = 0;
   const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(out) % wide_bytes;
-  if (mode == StoreMode::kStreaming && misaligned % kBlockBytes == 0) {
+  if (mode == StoreMode::kStreaming && misaligned % block_bytes == 0) {
     if (misaligned != 0) {
-      for (; offset + kBlockBytes <= num_bytes && offset < wide_bytes - misaligned; offset += kBlockBytes) {
+      for (; offset + block_bytes <= num_bytes && offset < wide_bytes - misaligned; offset += block_bytes) {
         step(Block(), offset, std::false_type());
       }
     }
@@ -145,7 +147,7 @@ HWY_INLINE std::size_t for_each_part(const std::byte* out, std::size_t num_bytes
   } else {
     for (; offset + wide_bytes <= num_bytes; offset += wide_bytes) step(wide, offset, std::false_type());
   }
-  for (; offset + kBlockBytes <= num_bytes; offset += kBlockBytes) step(Block(), offset, std::false_type());
+  for (; offset + block_bytes <= num_bytes; offset += block_bytes) step(Block(), offset, std::false_type());
   return offset;
 }
 
@@ -156,47 +158,80 @@ void copy_row_on_target(const std::byte* source, std::byte* target, std::size_t 
   for (; done < num_bytes; ++done) target[done] = source[done];
 }
 
+/// Adds one row's elements at `offset` to the sums; `odd` is used by 16-bit types only.
 template <class Format, bool kWeighted, class D>
-HWY_INLINE Floats<D> sum_group(D d, const SumTerm* begin, const SumTerm* end, std::size_t offset, int part) {
+HWY_INLINE void add_term(D d, const SumTerm& term, std::size_t offset, Floats<D>& even, Floats<D>& odd) {
   const hn::RebindToFloat<D> df;
-  Floats<D> sum = hn::Zero(df);
-  for (const SumTerm* term = begin; term != end; ++term) {
-    Floats<D> value = Format::unpack(d, load(d, term->row, offset), part);
-    if constexpr (kWeighted) value = hn::Mul(hn::Set(df, term->weight), value);
-    sum = hn::Add(sum, value);
-  }
-  return sum;
+  const Words<D> words = load(d, term.row, offset);
+  const auto weighted = [&](Floats<D> value) HWY_ATTR {
+    if constexpr (kWeighted) value = hn::Mul(hn::Set(df, term.weight), value);
+    return value;
+  };
+  even = hn::Add(even, weighted(Format::unpack(d, words, 0)));
+  if constexpr (Format::kParts == 2) odd = hn::Add(odd, weighted(Format::unpack(d, words, 1)));
+}
+
+/// A flat sum of a known number of terms: their addresses and weights stay in registers.
+template <class Format, bool kWeighted, std::size_t... kIdx>
+void sum_fixed_as(const SumJob& job, std::index_sequence<kIdx...> /*terms*/) {
+  const SumTerm terms[] = {job.terms[kIdx]...};
+  std::byte* const out = job.out;
+  for_each_part(out, job.num_bytes, job.mode, [&](auto d, std::size_t offset, auto streaming) HWY_ATTR {
+    using D = decltype(d);
+    Floats<D> even = hn::Zero(hn::RebindToFloat<D>());
+    Floats<D> odd = even;
+    (add_term<Format, kWeighted>(d, terms[kIdx], offset, even, odd), ...);
+    store<decltype(streaming)::value>(d, Format::pack(d, even, odd), out, offset);
+  });
 }
 
 template <class Format, bool kWeighted>
-void sum_rows_as(const SumJob& job) {
+void sum_any_as(const SumJob& job) {
   const SumTerm* terms = job.terms.data();
-  const std::size_t num_terms = job.terms.size();
-  const std::size_t num_groups = job.group_ends.size();
   for_each_part(job.out, job.num_bytes, job.mode, [&](auto d, std::size_t offset, auto streaming) HWY_ATTR {
     using D = decltype(d);
     const hn::RebindToFloat<D> df;
     Floats<D> even = hn::Zero(df);
     Floats<D> odd = hn::Zero(df);
-    if (num_groups == 0) {
-      even = sum_group<Format, kWeighted>(d, terms, terms + num_terms, offset, 0);
-      if constexpr (Format::kParts == 2) odd = sum_group<Format, kWeighted>(d, terms, terms + num_terms, offset, 1);
-    } else {
-      std::int32_t begin = 0;
-      for (const std::int32_t end : job.group_ends) {
-        const Floats<D> group_even = sum_group<Format, kWeighted>(d, terms + begin, terms + end, offset, 0);
-        Floats<D> group_odd = group_even;
-        if constexpr (Format::kParts == 2) {
-          group_odd = sum_group<Format, kWeighted>(d, terms + begin, terms + end, offset, 1);
-        }
-        const Words<D> rounded = Format::pack(d, group_even, group_odd);
-        even = hn::Add(even, Format::unpack(d, rounded, 0));
-        if constexpr (Format::kParts == 2) odd = hn::Add(odd, Format::unpack(d, rounded, 1));
-        begin = end;
-      }
+    if (job.group_ends.empty()) {
+      for (const SumTerm& term : job.terms) add_term<Format, kWeighted>(d, term, offset, even, odd);
+    }
+    std::int32_t idx = 0;
+    for (const std::int32_t group_end : job.group_ends) {
+      Floats<D> group_even = hn::Zero(df);
+      Floats<D> group_odd = hn::Zero(df);
+      for (; idx < group_end; ++idx) add_term<Format, kWeighted>(d, terms[idx], offset, group_even, group_odd);
+      const Words<D> rounded = Format::pack(d, group_even, group_odd);
+      even = hn::Add(even, Format::unpack(d, rounded, 0));
+      if constexpr (Format::kParts == 2) odd = hn::Add(odd, Format::unpack(d, rounded, 1));
     }
     store<decltype(streaming)::value>(d, Format::pack(d, even, odd), job.out, offset);
   });
+}
+
+template <class Format, bool kWeighted>
+void sum_rows_as(const SumJob& job) {
+  if (!job.group_ends.empty()) return sum_any_as<Format, kWeighted>(job);
+  switch (job.terms.size()) {
+    case 1:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<1>());
+    case 2:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<2>());
+    case 3:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<3>());
+    case 4:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<4>());
+    case 5:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<5>());
+    case 6:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<6>());
+    case 7:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<7>());
+    case 8:
+      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<8>());
+    default:
+      return sum_any_as<Format, kWeighted>(job);
+  }
 }
 
 template <class Format>

@@ -1,15 +1,32 @@
 #include "dispatch/host/worker_pool.hpp"
 
+#include <system_error>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
 namespace epistle::host {
 
 WorkerPool::WorkerPool(int num_workers) {
   threads_.reserve(static_cast<std::size_t>(num_workers - 1));
-  for (int worker_idx = 1; worker_idx < num_workers; ++worker_idx) {
-    threads_.emplace_back([this, worker_idx] { work(worker_idx); });
+  try {
+    for (int worker_idx = 1; worker_idx < num_workers; ++worker_idx) {
+      threads_.emplace_back([this, worker_idx] { work(worker_idx); });
+    }
+  } catch (const std::system_error& error) {
+    const std::size_t num_started = threads_.size();
+    stop();
+    throw Error(ErrorCode::kSystem,
+                fmt::format("worker thread {} of {} cannot be started: {}; take fewer workers, or raise the limit on "
+                            "processes (ulimit -u)",
+                            num_started + 1, num_workers - 1, error.what()));
   }
 }
 
-WorkerPool::~WorkerPool() {
+WorkerPool::~WorkerPool() { stop(); }
+
+void WorkerPool::stop() noexcept {
   stopping_.store(true, std::memory_order_relaxed);
   // pairs with the acquire in work()
   generation_.fetch_add(1, std::memory_order_release);

@@ -14,6 +14,7 @@ namespace epistle::host {
 class WorkerPool {
  public:
   /// `num_workers` counts the calling thread, which takes part.
+  /// Throws kSystem where threads cannot be started.
   explicit WorkerPool(int num_workers);
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
@@ -52,6 +53,7 @@ class WorkerPool {
 
   void run(Task task, const void* context) noexcept;
   void work(int worker_idx) noexcept;
+  void stop() noexcept;
 
   Task task_ = nullptr;
   const void* context_ = nullptr;

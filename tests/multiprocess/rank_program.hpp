@@ -1,0 +1,58 @@
+// What every rank of these tests does, and where one of them fails.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "epistle/error.hpp"
+#include "epistle/group.hpp"
+
+#include "multiprocess/fault.hpp"
+#include "multiprocess/reporting_children.hpp"
+
+namespace epistle::testing {
+
+inline constexpr int kNumRanks = 4;
+
+/// Where the victim fails: before a call, or inside of one.
+enum class Step {
+  kCreate,
+  kLayout,
+  kDispatchSend,
+  kInsideDispatch,  ///< its payload is being read: it agreed to the call, and its rows are missing
+  kDispatchReceive,
+  kCombineSend,
+  kInsideCombine,  ///< its expert outputs are being read
+  kCombineReceive,
+  kInsideSums,  ///< its results are being written
+};
+
+inline constexpr Step kSteps[] = {Step::kCreate,         Step::kLayout,          Step::kDispatchSend,
+                                  Step::kInsideDispatch, Step::kDispatchReceive, Step::kCombineSend,
+                                  Step::kInsideCombine,  Step::kCombineReceive,  Step::kInsideSums};
+
+[[nodiscard]] std::string to_text(Step step);
+
+/// The phase in which the others wait for a victim that failed at `step`. What it has sent before counts.
+[[nodiscard]] Phase phase_of(Step step);
+
+/// The call (a step that is no "inside") that must fail for the victim itself when it goes on.
+[[nodiscard]] Step failing_call_of(Step step);
+
+/// Rows that the victim of `step` owes to `rank`; -1 where the others do not wait for rows.
+[[nodiscard]] std::int64_t missing_rows_of(Step step, int victim, int rank);
+
+struct Failure {
+  std::string dispatcher;
+  Step step;
+  Fault fault;
+  int victim;
+};
+
+/// Joins the group, makes every call once and fails as told. A victim with Fault::kExit comes back from here, as a
+/// program does that returns from its main: everything is destroyed on the way.
+void play_rank_of(const Failure& failure, const LaunchInfo& info, std::chrono::milliseconds timeout,
+                  ChildReport& report);
+
+}  // namespace epistle::testing

@@ -1,0 +1,86 @@
+#include "measure/bench_memory.hpp"
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace epistle {
+namespace {
+
+constexpr int kNumRanks = 3;
+
+BenchSpec make_spec(const std::string& dispatcher, OutputLayout layout, Sizing sizing) {
+  BenchSpec spec;
+  spec.dispatchers = {dispatcher};
+  spec.config.hidden = 512;
+  spec.config.num_experts = 12;
+  spec.config.top_k = 4;
+  spec.config.max_tokens = 200;
+  spec.config.layout = layout;
+  spec.config.sizing = sizing;
+  spec.config.alignment = layout == OutputLayout::kExpertMajor ? 16 : 1;
+  if (sizing == Sizing::kCapacity || layout == OutputLayout::kExpertSlots) spec.config.capacity_rows = 1000;
+  return spec;
+}
+
+std::vector<RoutingTable> make_tables(const BenchSpec& spec) {
+  std::vector<RoutingTable> tables;
+  for (int rank = 0; rank < kNumRanks; ++rank) {
+    tables.push_back(
+        generate_routing({.kind = RoutingKind::kZipf, .parameter = 1.0}, {.num_tokens = spec.config.max_tokens,
+                                                                          .num_experts = spec.config.num_experts,
+                                                                          .top_k = spec.config.top_k,
+                                                                          .rank = rank,
+                                                                          .num_ranks = kNumRanks}));
+  }
+  return tables;
+}
+
+/// What the dispatcher really commits after one prepare, over all ranks.
+std::int64_t committed_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables) {
+  std::atomic<std::int64_t> total_bytes{0};
+  run_thread_ranks(kNumRanks, [&](Group& group) {
+    const auto dispatcher = make_dispatcher(spec.dispatchers.front(), group, spec.config);
+    const Handle handle = dispatcher->prepare(tables[static_cast<std::size_t>(group.rank())].view());
+    total_bytes += dispatcher->buffer_bytes();
+  });
+  return total_bytes;
+}
+
+TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
+  for (const char* const dispatcher : {"direct", "alltoall", "reference"}) {
+    for (const OutputLayout layout :
+         {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots}) {
+      for (const Sizing sizing : {Sizing::kExact, Sizing::kCapacity}) {
+        SCOPED_TRACE(std::string(dispatcher) + " " + std::string(to_string(layout)) + " " +
+                     std::string(to_string(sizing)));
+        const BenchSpec spec = make_spec(dispatcher, layout, sizing);
+        const std::vector<RoutingTable> tables = make_tables(spec);
+        const std::int64_t buffers = committed_bytes(spec, tables);
+        const std::int64_t estimate = estimate_bench_bytes(spec, tables, {.num_ranks = kNumRanks, .verify = false});
+        EXPECT_GE(estimate, buffers);
+        EXPECT_LE(estimate, buffers * 2 + (std::int64_t{4} << 20));
+      }
+    }
+  }
+}
+
+TEST(BenchMemory, ProcessesHaveTablesOfTheirOwn) {
+  const BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, Sizing::kExact);
+  const std::int64_t threads = estimate_table_bytes(spec, {.num_ranks = 4, .group = GroupKind::kThreads});
+  const std::int64_t processes = estimate_table_bytes(spec, {.num_ranks = 4, .group = GroupKind::kProcesses});
+  EXPECT_EQ(processes, 4 * threads);
+  EXPECT_GE(threads, 4 * 200 * 4 * 8);
+}
+
+TEST(BenchMemory, HugeRunsDoNotOverflow) {
+  BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, Sizing::kExact);
+  spec.config.max_tokens = std::int64_t{1} << 28;
+  spec.config.top_k = 64;
+  EXPECT_GT(estimate_table_bytes(spec, {.num_ranks = 1024, .group = GroupKind::kProcesses}), std::int64_t{1} << 50);
+}
+
+}  // namespace
+}  // namespace epistle
