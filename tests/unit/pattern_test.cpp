@@ -96,7 +96,7 @@ TEST_P(PatternValues, SumsDependOnTheOrder) {
 }
 
 INSTANTIATE_TEST_SUITE_P(SummedTypes, PatternValues, ::testing::Values(DType::kBf16, DType::kFp16, DType::kFp32),
-                         [](const auto& info) { return std::string(to_string(info.param)); });
+                         [](const auto& test) { return std::string(to_string(test.param)); });
 
 }  // namespace
 }  // namespace epistle

@@ -27,8 +27,8 @@ DispatcherConfig make_config(OutputLayout layout) {
   config.layout = layout;
   config.alignment = layout == OutputLayout::kExpertMajor ? 4 : 1;
   config.sizing = layout == OutputLayout::kExpertSlots ? Sizing::kExact : Sizing::kCapacity;
-  // Some assignments have no place.
-  config.capacity_rows = layout == OutputLayout::kTokenMajor ? 10 : layout == OutputLayout::kExpertMajor ? 14 : 5;
+  // In the expert layouts some assignments have no place; every layout has padding.
+  config.capacity_rows = layout == OutputLayout::kTokenMajor ? 14 : layout == OutputLayout::kExpertMajor ? 14 : 5;
   config.overflow = OverflowPolicy::kDrop;
   return config;
 }
@@ -265,7 +265,7 @@ TEST_P(VerifyTest, PoisonIsFound) {
 INSTANTIATE_TEST_SUITE_P(Layouts, VerifyTest,
                          ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
                                            OutputLayout::kExpertSlots),
-                         [](const auto& info) { return std::string(to_string(info.param)); });
+                         [](const auto& test) { return std::string(to_string(test.param)); });
 
 TEST(CompareBytes, NamesTheFirstDifferentByte) {
   const std::string actual = "abcd";

@@ -212,23 +212,12 @@ void sum_any_as(const SumJob& job) {
 template <class Format, bool kWeighted>
 void sum_rows_as(const SumJob& job) {
   if (!job.group_ends.empty()) return sum_any_as<Format, kWeighted>(job);
+  // One and two ranks per token are what small groups have; more variants cost more compile time than they save time.
   switch (job.terms.size()) {
     case 1:
       return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<1>());
     case 2:
       return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<2>());
-    case 3:
-      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<3>());
-    case 4:
-      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<4>());
-    case 5:
-      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<5>());
-    case 6:
-      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<6>());
-    case 7:
-      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<7>());
-    case 8:
-      return sum_fixed_as<Format, kWeighted>(job, std::make_index_sequence<8>());
     default:
       return sum_any_as<Format, kWeighted>(job);
   }
