@@ -100,6 +100,7 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->check(CLI::Range(std::int64_t{0}, kMaxInt64).description(""))
       ->type_name("N");
   command.add_flag("--no-verify", options.no_verify, "Do not compare every output bit with the reference");
+  command.add_flag("--no-bind", options.no_bind, "Do not bind ranks to their share of the processing units");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
   command.add_option("--json", options.json_target, "Write the result as JSON to a file, or '-' for standard output")
@@ -135,6 +136,7 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--warmup", text(options.num_warmups)},
           {"--seed", text(options.seed)},
           {"--no-verify", text(options.no_verify)},
+          {"--no-bind", text(options.no_bind)},
           {"--stage-combine", text(options.stage_combine)}};
 }
 

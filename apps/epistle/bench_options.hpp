@@ -41,6 +41,7 @@ struct BenchOptions {
   std::int32_t num_warmups = 5;
   std::uint64_t seed = 1;
   bool no_verify = false;
+  bool no_bind = false;
   bool stage_combine = false;
   std::string json_target;
   bool quiet = false;

@@ -227,6 +227,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.spec.seed = options.seed;
   plan.spec.num_iterations = options.num_iterations;
   plan.spec.num_warmups = options.num_warmups;
+  plan.spec.bind = !options.no_bind;
   plan.spec.stage_combine = options.stage_combine;
   check_dispatchers(options.dispatchers);
   plan.routing = RoutingSpec::parse(options.routing);

@@ -95,6 +95,7 @@ Json config_json(const BenchPlan& plan) {
           {"iterations", plan.spec.num_iterations},
           {"warmups", plan.spec.num_warmups},
           {"seed", plan.spec.seed},
+          {"bind", plan.spec.bind},
           {"stage_combine", plan.spec.stage_combine}};
 }
 

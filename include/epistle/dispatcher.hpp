@@ -171,7 +171,8 @@ class Dispatcher {
   [[nodiscard]] virtual Handle prepare(const RoutingView& routing) = 0;
 
   /// Moves payload rows to the ranks of their experts. The send half returns when this rank's rows are on their way,
-  /// the receive half when everything for this rank has arrived. `payload` must stay unchanged in between.
+  /// the receive half when everything for this rank has arrived. `payload` must stay unchanged, and the handle alive,
+  /// in between.
   virtual void dispatch_send(const Handle& handle, const Payload& payload) = 0;
   virtual const DispatchOutput& dispatch_receive(const Handle& handle) = 0;
   const DispatchOutput& dispatch(const Handle& handle, const Payload& payload) {

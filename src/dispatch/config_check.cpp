@@ -81,7 +81,7 @@ void check_ranges(const DispatcherConfig& config, int num_ranks) {
 
 /// The fields that must agree, by name. num_workers may differ.
 using Field = std::pair<std::string_view, std::int64_t>;
-constexpr std::size_t kNumFields = 17;
+constexpr std::size_t kNumFields = 16;
 constexpr std::size_t kNameField = 0;  ///< holds a hash; the name itself is sent as text
 
 std::array<Field, kNumFields> fields_of(const DispatcherConfig& config, std::string_view dispatcher_name) {
@@ -103,8 +103,18 @@ std::array<Field, kNumFields> fields_of(const DispatcherConfig& config, std::str
            {"combine", code(config.combine)},
            {"apply_weights", code(config.apply_weights)},
            {"combine_dtype", code(config.combine_dtype)},
-           {"combine_hidden", config.combine_hidden},
-           {"status", 0}}};
+           {"combine_hidden", config.combine_hidden}}};
+}
+
+/// A field's value as its user writes it.
+std::string value_text(std::string_view field, std::int64_t value) {
+  if (field == "dtype" || field == "combine_dtype") return std::string(to_string(static_cast<DType>(value)));
+  if (field == "layout") return std::string(to_string(static_cast<OutputLayout>(value)));
+  if (field == "sizing") return std::string(to_string(static_cast<Sizing>(value)));
+  if (field == "overflow") return std::string(to_string(static_cast<OverflowPolicy>(value)));
+  if (field == "combine") return std::string(to_string(static_cast<CombineMode>(value)));
+  if (field == "apply_weights") return value != 0 ? "true" : "false";
+  return std::to_string(value);
 }
 
 constexpr std::size_t kMessageBytes = 512;
@@ -179,13 +189,14 @@ void agree_on_config(GroupImpl& group, const DispatcherConfig& config, std::stri
     for (std::size_t field = 0; field < kNumFields; ++field) {
       // Compared with rank 0 rather than with this rank, so that every rank reports the same pair.
       if (posts[peer].values[field] == posts[0].values[field]) continue;
-      const auto value_text = [&posts, field](std::size_t rank) {
+      const std::string_view name = own_fields[field].first;
+      const auto text_of = [&](std::size_t rank) {
         return field == kNameField ? std::string(posts[rank].message.data())
-                                   : std::to_string(posts[rank].values[field]);
+                                   : value_text(name, posts[rank].values[field]);
       };
       throw Error(ErrorCode::kShapeMismatch,
                   fmt::format("{} differs: rank 0 has {}, rank {} has {}; all ranks must give the same configuration",
-                              own_fields[field].first, value_text(0), peer, value_text(peer)),
+                              name, text_of(0), peer, text_of(peer)),
                   context);
     }
   }

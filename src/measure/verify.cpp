@@ -1,6 +1,7 @@
 #include "measure/verify.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -82,7 +83,7 @@ Mismatch Expectation::check_row_description(int rank, const DispatchOutput& outp
     }
     const std::size_t idx = row * num_weights + column;
     // As bytes: a NaN weight must come through unchanged.
-    if (std::memcmp(&output.weights[idx], &weight, sizeof(weight)) != 0) {
+    if (std::bit_cast<std::uint32_t>(output.weights[idx]) != std::bit_cast<std::uint32_t>(weight)) {
       return compare_bytes(&output.weights[idx], &weight, sizeof(weight), fmt::format("weights[{}]", idx));
     }
     if (!token_major) continue;

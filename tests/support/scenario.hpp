@@ -15,6 +15,7 @@
 
 #include "dispatch/config_check.hpp"
 #include "dispatch/reference/oracle.hpp"
+#include "measure/verify.hpp"
 
 namespace epistle::testing {
 
@@ -51,14 +52,13 @@ class Play {
       : scenario_(scenario),
         num_ranks_(static_cast<int>(scenario.tokens_per_rank.size())),
         key_(mix(scenario.seed, static_cast<std::uint64_t>(round))),
-        config_(resolve_config(scenario.config, num_ranks_)) {
-    for (int rank = 0; rank < num_ranks_; ++rank) tables_.push_back(make_table(rank));
-    layout_ = reference::layout_of(config_, tables_);
-  }
+        config_(resolve_config(scenario.config, num_ranks_)),
+        expectation_(config_, make_tables()) {}
 
   const DispatcherConfig& config() const { return config_; }
-  const RoutingTable& table(int rank) const { return tables_[static_cast<std::size_t>(rank)]; }
-  const reference::RankLayout& layout(int rank) const { return layout_[static_cast<std::size_t>(rank)]; }
+  const Expectation& expectation() const { return expectation_; }
+  const RoutingTable& table(int rank) const { return expectation_.table(rank); }
+  const reference::RankLayout& layout(int rank) const { return expectation_.layout(rank); }
 
   /// Random bytes, as any payload is just carried.
   std::vector<std::byte> payload(int rank) const { return random_bytes(1, rank, table(rank).num_tokens * row_bytes()); }
@@ -92,19 +92,11 @@ class Play {
 
   /// What combine of the rows of `stream` must give for all tokens of `rank`.
   std::vector<std::byte> combined(std::uint64_t stream, int rank, bool weighted) const {
-    const auto top_k = static_cast<std::size_t>(config_.top_k);
     std::vector<std::byte> out(static_cast<std::size_t>(table(rank).num_tokens * combine_row_bytes()));
     const reference::RowReader reader = [&](int peer, std::int32_t row, std::vector<float>& values) {
       values = row_values(stream, peer, row);
     };
-    for (std::int64_t token = 0; token < table(rank).num_tokens; ++token) {
-      const std::size_t first = static_cast<std::size_t>(token) * top_k;
-      reference::combine_token(config_, num_ranks_,
-                               {.expert_ids = {&table(rank).expert_ids[first], top_k},
-                                .weights = {&table(rank).weights[first], top_k},
-                                .dst_row = {&layout(rank).dst_row[first], top_k}},
-                               reader, weighted, &out[at(token)]);
-    }
+    expectation_.combine(rank, {0, table(rank).num_tokens}, reader, weighted, out.data());
     return out;
   }
 
@@ -115,6 +107,12 @@ class Play {
 
  private:
   std::size_t at(std::int64_t row) const { return static_cast<std::size_t>(row * combine_row_bytes()); }
+
+  std::vector<RoutingTable> make_tables() const {
+    std::vector<RoutingTable> tables;
+    for (int rank = 0; rank < num_ranks_; ++rank) tables.push_back(make_table(rank));
+    return tables;
+  }
 
   RoutingTable make_table(int rank) const {
     RoutingTable table;
@@ -161,26 +159,13 @@ class Play {
   int num_ranks_;
   std::uint64_t key_;
   DispatcherConfig config_;
-  std::vector<RoutingTable> tables_;
-  std::vector<reference::RankLayout> layout_;
+  Expectation expectation_;
 };
-
-/// The first difference found, or nothing.
-using Mismatch = std::optional<std::string>;
 
 template <typename A, typename B>
 Mismatch expect_equal(const A& actual, const B& expected, const std::string& what) {
   if (actual == expected) return std::nullopt;
   return fmt::format("{}: got {}, expected {}", what, actual, expected);
-}
-
-inline Mismatch expect_bytes(const void* actual, const void* expected, std::size_t num_bytes, const std::string& what) {
-  if (num_bytes == 0 || std::memcmp(actual, expected, num_bytes) == 0) return std::nullopt;
-  const auto* a = static_cast<const unsigned char*>(actual);
-  const auto* e = static_cast<const unsigned char*>(expected);
-  std::size_t first = 0;
-  while (a[first] == e[first]) ++first;
-  return fmt::format("{}: byte {} of {} is {:02x}, expected {:02x}", what, first, num_bytes, a[first], e[first]);
 }
 
 #define EPISTLE_RETURN_MISMATCH(expression)                \
@@ -190,62 +175,19 @@ inline Mismatch expect_bytes(const void* actual, const void* expected, std::size
 
 /// Compares the description of the received rows.
 inline Mismatch check_description(const Play& play, int rank, const DispatchOutput& output) {
-  const reference::RankLayout& expected = play.layout(rank);
-  const auto top_k = static_cast<std::size_t>(play.config().top_k);
-  const bool token_major = play.config().layout == OutputLayout::kTokenMajor;
-  EPISTLE_RETURN_MISMATCH(expect_equal(output.num_rows, static_cast<std::int64_t>(expected.rows.size()), "num_rows"));
-  for (std::size_t row = 0; row < expected.rows.size(); ++row) {
-    const reference::OutputRow& origin = expected.rows[row];
-    EPISTLE_RETURN_MISMATCH(expect_equal(output.src_rank[row], origin.src_rank, fmt::format("src_rank[{}]", row)));
-    EPISTLE_RETURN_MISMATCH(expect_equal(output.src_token[row], origin.src_token, fmt::format("src_token[{}]", row)));
-    for (std::size_t position = 0; position < (token_major ? top_k : 1); ++position) {
-      float weight = 0.0F;
-      std::int32_t local = kNoExpert;
-      if (origin.src_rank >= 0) {
-        const RoutingTable& table = play.table(origin.src_rank);
-        const std::size_t entry = static_cast<std::size_t>(origin.src_token) * top_k +
-                                  (token_major ? position : static_cast<std::size_t>(origin.topk_idx));
-        if (play.is_local(rank, table.expert_ids[entry])) {
-          weight = table.weights[entry];
-          local = table.expert_ids[entry] - output.first_expert;
-        }
-      }
-      const std::size_t idx = row * (token_major ? top_k : 1) + position;
-      EPISTLE_RETURN_MISMATCH(
-          expect_bytes(&output.weights[idx], &weight, sizeof(weight), fmt::format("weights[{}]", idx)));
-      if (token_major) {
-        EPISTLE_RETURN_MISMATCH(
-            expect_equal(output.local_expert_ids[idx], local, fmt::format("local_expert_ids[{}]", idx)));
-      }
-    }
-  }
-  const auto num_local = static_cast<std::size_t>(output.num_local_experts);
-  EPISTLE_RETURN_MISMATCH(expect_equal(num_local, expected.expert_counts.size(), "num_local_experts"));
-  for (std::size_t local = 0; local < num_local; ++local) {
-    EPISTLE_RETURN_MISMATCH(expect_equal(output.expert_counts[local], expected.expert_counts[local], "expert_counts"));
-    EPISTLE_RETURN_MISMATCH(
-        expect_equal(output.expert_dropped[local], expected.expert_dropped[local], "expert_dropped"));
-  }
-  for (std::size_t idx = 0; idx < expected.expert_begin.size(); ++idx) {
-    EPISTLE_RETURN_MISMATCH(expect_equal(output.expert_begin[idx], expected.expert_begin[idx], "expert_begin"));
-  }
-  return std::nullopt;
+  return play.expectation().check_description(rank, output);
 }
 
 /// Compares received rows with the sources' rows of `row_bytes`; padding must be zero.
 inline Mismatch check_rows(const Play& play, int rank, const std::byte* rows, std::int64_t row_bytes,
                            const std::vector<std::vector<std::byte>>& sources, const std::string& what) {
-  const std::vector<std::byte> zero(static_cast<std::size_t>(row_bytes));
-  const auto& expected = play.layout(rank).rows;
-  for (std::size_t row = 0; row < expected.size(); ++row) {
-    const std::byte* source = zero.data();
-    if (expected[row].src_rank >= 0) {
-      source = sources[static_cast<std::size_t>(expected[row].src_rank)].data() + expected[row].src_token * row_bytes;
-    }
-    EPISTLE_RETURN_MISMATCH(expect_bytes(rows + static_cast<std::int64_t>(row) * row_bytes, source,
-                                         static_cast<std::size_t>(row_bytes), fmt::format("{} row {}", what, row)));
-  }
-  return std::nullopt;
+  const auto source_row = [&](int src_rank, std::int64_t src_token, std::byte* row) {
+    std::memcpy(row, sources[static_cast<std::size_t>(src_rank)].data() + src_token * row_bytes,
+                static_cast<std::size_t>(row_bytes));
+  };
+  return play.expectation().check_rows(
+      rank, {.rows = rows, .row_bytes = row_bytes, .range = play.expectation().all_rows(rank), .what = what},
+      source_row);
 }
 
 inline void poison(std::byte* bytes, std::int64_t num_bytes) {
@@ -281,14 +223,14 @@ inline Mismatch check_backward(const Play& play, int rank, Dispatcher& dispatche
       }
       product = reference::dot_in_lanes(play.row_values(22, rank, static_cast<std::int64_t>(row)), gradient);
     }
-    EPISTLE_RETURN_MISMATCH(expect_bytes(grad_rows + static_cast<std::int64_t>(row) * row_bytes, expected.data(),
-                                         expected.size(), fmt::format("combine_backward row {}", row)));
+    EPISTLE_RETURN_MISMATCH(compare_bytes(grad_rows + static_cast<std::int64_t>(row) * row_bytes, expected.data(),
+                                          expected.size(), fmt::format("combine_backward row {}", row)));
     for (std::size_t column = 0; weighted && column < per_row; ++column) {
       const std::size_t idx = row * per_row + column;
       const bool is_here = token_major ? output.local_expert_ids[idx] >= 0 : true;
       const float wanted = is_here ? product : 0.0F;
       EPISTLE_RETURN_MISMATCH(
-          expect_bytes(&grad_weights[idx], &wanted, sizeof(float), fmt::format("grad_weights[{}]", idx)));
+          compare_bytes(&grad_weights[idx], &wanted, sizeof(float), fmt::format("grad_weights[{}]", idx)));
     }
   }
 
@@ -302,7 +244,7 @@ inline Mismatch check_backward(const Play& play, int rank, Dispatcher& dispatche
   dispatcher.dispatch_backward(handle, row_gradients.data(), grad_weights.data(), grad_x.data(),
                                static_cast<std::int64_t>(grad_x.size()), grad_topk.data());
   EPISTLE_RETURN_MISMATCH(
-      expect_bytes(grad_x.data(), play.combined(23, rank, false).data(), grad_x.size(), "dispatch_backward"));
+      compare_bytes(grad_x.data(), play.combined(23, rank, false).data(), grad_x.size(), "dispatch_backward"));
   const ExpertPartition partition{play.config().num_experts,
                                   static_cast<std::int32_t>(dispatcher.layout().params().num_ranks)};
   for (std::size_t entry = 0; entry + 1 < grad_topk.size(); ++entry) {
@@ -367,7 +309,7 @@ inline Mismatch play_rank(Group& group, const std::string& dispatcher_name, cons
       dispatcher->combine(handle, scenario.stage_combine ? rows.data() : output.combine_rows, out.data(),
                           static_cast<std::int64_t>(out.size()));
       const auto expected = play.combined(stream, rank, play.config().apply_weights);
-      EPISTLE_RETURN_MISMATCH(expect_bytes(out.data(), expected.data(), out.size(), "combine"));
+      EPISTLE_RETURN_MISMATCH(compare_bytes(out.data(), expected.data(), out.size(), "combine"));
     }
     if (play.config().combine_hidden > 0) {
       EPISTLE_RETURN_MISMATCH(check_backward(play, rank, *dispatcher, handle));

@@ -140,16 +140,17 @@ std::vector<DifferingField> differing_fields() {
   using Config = DispatcherConfig;
   return {
       {"hidden", [](Config& c) { c.hidden = 128; }, "rank 0 has 64, rank 1 has 128"},
-      {"dtype", [](Config& c) { c.dtype = DType::kFp16; }, "rank 1 has"},
+      {"dtype", [](Config& c) { c.dtype = DType::kFp16; }, "rank 0 has bf16, rank 1 has fp16"},
       {"num_experts", [](Config& c) { c.num_experts = 9; }, "rank 0 has 8, rank 1 has 9"},
       {"top_k", [](Config& c) { c.top_k = 1; }, "rank 0 has 2, rank 1 has 1"},
       {"max_tokens", [](Config& c) { c.max_tokens = 17; }, "rank 0 has 16, rank 1 has 17"},
-      {"layout", [](Config& c) { c.layout = OutputLayout::kExpertMajor; }, "rank 1 has"},
+      {"layout", [](Config& c) { c.layout = OutputLayout::kExpertMajor; },
+       "rank 0 has token_major, rank 1 has expert_major"},
       {"alignment", [](Config& c) { c.alignment = 2; }, "rank 0 has 1, rank 1 has 2"},
-      {"overflow", [](Config& c) { c.overflow = OverflowPolicy::kDrop; }, "rank 1 has"},
-      {"combine", [](Config& c) { c.combine = CombineMode::kFlat; }, "rank 1 has"},
-      {"apply_weights", [](Config& c) { c.apply_weights = false; }, "rank 0 has 1, rank 1 has 0"},
-      {"combine_dtype", [](Config& c) { c.combine_dtype = DType::kFp32; }, "rank 1 has"},
+      {"overflow", [](Config& c) { c.overflow = OverflowPolicy::kDrop; }, "rank 0 has error, rank 1 has drop"},
+      {"combine", [](Config& c) { c.combine = CombineMode::kFlat; }, "rank 0 has hierarchical, rank 1 has flat"},
+      {"apply_weights", [](Config& c) { c.apply_weights = false; }, "rank 0 has true, rank 1 has false"},
+      {"combine_dtype", [](Config& c) { c.combine_dtype = DType::kFp32; }, "rank 0 has bf16, rank 1 has fp32"},
       {"combine_hidden", [](Config& c) { c.combine_hidden = 32; }, "rank 0 has 64, rank 1 has 32"},
   };
 }
