@@ -14,13 +14,12 @@ constexpr std::int64_t kDefaultLastLevelCacheBytes = 32 << 20;
 
 }  // namespace
 
-std::int64_t streaming_threshold_bytes() {
+std::int64_t streaming_threshold_bytes(int num_ranks) {
   const std::int64_t configured = settings().stream_bytes();
   if (configured >= 0) return configured;
-  // A transfer that fills a good part of the last-level cache would push out what its reader needs next. A quarter was
-  // the best of 1/8 .. 1 in docs/tuning/host-streaming.md.
+  // Together the ranks would push out of the last-level cache what their readers need next; see docs/tuning/host.md.
   const std::int64_t cache_bytes = machine_info().last_level_cache_bytes;
-  return (cache_bytes > 0 ? cache_bytes : kDefaultLastLevelCacheBytes) / 4;
+  return (cache_bytes > 0 ? cache_bytes : kDefaultLastLevelCacheBytes) / num_ranks;
 }
 
 void TermList::insert_by_rank(int rank, const SumTerm& term) {
@@ -40,6 +39,7 @@ void TermList::group_by_rank() {
 
 HostDispatcher::HostDispatcher(Group& group, const DispatcherConfig& config, Transport transport)
     : CollectiveDispatcher(group, config, transport),
+      stream_bytes_(streaming_threshold_bytes(group.size())),
       pool_(config.num_workers),
       expert_ranks_(static_cast<std::size_t>(config.num_experts)) {
   for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
@@ -52,9 +52,8 @@ TermList& HostDispatcher::term_list() {
   return list;
 }
 
-StoreMode HostDispatcher::store_mode(std::int64_t num_bytes) {
-  static const std::int64_t threshold_bytes = streaming_threshold_bytes();
-  return num_bytes >= threshold_bytes ? StoreMode::kStreaming : StoreMode::kCached;
+StoreMode HostDispatcher::store_mode(std::int64_t num_bytes) const noexcept {
+  return num_bytes >= stream_bytes_ ? StoreMode::kStreaming : StoreMode::kCached;
 }
 
 SumJob HostDispatcher::sum_job(const SumRequest& request, const TermList& terms, std::int64_t token) const noexcept {

@@ -11,8 +11,8 @@
 
 namespace epistle::host {
 
-/// From this many bytes on, a transfer's rows are written past the caches.
-[[nodiscard]] std::int64_t streaming_threshold_bytes();
+/// From this many bytes per rank on, a transfer's rows are written past the caches.
+[[nodiscard]] std::int64_t streaming_threshold_bytes(int num_ranks);
 
 /// Terms of one token's sum, in the order of the contract. Reused from token to token.
 class TermList {
@@ -50,7 +50,7 @@ class HostDispatcher : public CollectiveDispatcher {
                          float* grad_weights) override;
 
   /// Whether a transfer of `num_bytes` should go past the caches.
-  [[nodiscard]] static StoreMode store_mode(std::int64_t num_bytes);
+  [[nodiscard]] StoreMode store_mode(std::int64_t num_bytes) const noexcept;
 
   /// Sums every token of the request. `row_of(position, send_idx)` gives the address of a term's row: for token rows
   /// position is unused, for expert rows send_idx is.
@@ -69,6 +69,7 @@ class HostDispatcher : public CollectiveDispatcher {
   static TermList& term_list();
   [[nodiscard]] SumJob sum_job(const SumRequest& request, const TermList& terms, std::int64_t token) const noexcept;
 
+  std::int64_t stream_bytes_;
   WorkerPool pool_;
   std::vector<std::int32_t> expert_ranks_;
 };
