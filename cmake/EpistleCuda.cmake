@@ -1,4 +1,5 @@
-# Resolves EPISTLE_CUDA (AUTO, ON, OFF) to EPISTLE_HAS_CUDA.
+# Resolves EPISTLE_CUDA (AUTO, ON, OFF) to EPISTLE_HAS_CUDA. This version has no CUDA device yet: what CUDA builds is the
+# check that the dispatch layout works in device code (tests/device).
 set(EPISTLE_HAS_CUDA OFF)
 if(NOT EPISTLE_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "EPISTLE_CUDA is '${EPISTLE_CUDA}'; it must be AUTO, ON or OFF")
