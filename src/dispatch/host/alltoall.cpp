@@ -119,13 +119,11 @@ void AllToAllDispatcher::pull(const HandleState& handle, BufferSection from, Buf
   std::int64_t received = 0;
   for (int src = 0; src < num_ranks(); ++src) {
     const Segment segment = packed_segment(handle, src, rank());
-    const std::byte* source = section(src, from) + segment.begin * row_bytes;
-    std::byte* target = own_section(to) + received * row_bytes;
-    pool().parallel_for(segment.num_rows, [&](std::int64_t begin, std::int64_t end) {
-      copy_row(source + begin * row_bytes, target + begin * row_bytes,
-               static_cast<std::size_t>((end - begin) * row_bytes), mode);
-      store_fence();
-    });
+    copy_block({.source = section(src, from) + segment.begin * row_bytes,
+                .target = own_section(to) + received * row_bytes,
+                .num_rows = segment.num_rows,
+                .row_bytes = row_bytes,
+                .mode = mode});
     received += segment.num_rows;
   }
 }
@@ -154,11 +152,11 @@ void AllToAllDispatcher::sort_by_expert(const std::byte* source, std::byte* targ
                                         std::int64_t row_bytes) {
   const StoreMode mode = store_mode(handle.demand.receive_rows * row_bytes);
   for_each_chunk(layout(), handle, rank(), [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-    pool().parallel_for(num_rows, [&](std::int64_t begin, std::int64_t end) {
-      copy_row(source + (staged + begin) * row_bytes, target + (output + begin) * row_bytes,
-               static_cast<std::size_t>((end - begin) * row_bytes), mode);
-      store_fence();
-    });
+    copy_block({.source = source + staged * row_bytes,
+                .target = target + output * row_bytes,
+                .num_rows = num_rows,
+                .row_bytes = row_bytes,
+                .mode = mode});
   });
 }
 
@@ -178,11 +176,11 @@ void AllToAllDispatcher::unsort(const std::byte* source, std::byte* target, cons
                                 std::int64_t row_bytes) {
   const StoreMode mode = store_mode(handle.demand.receive_rows * row_bytes);
   for_each_chunk(layout(), handle, rank(), [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-    pool().parallel_for(num_rows, [&](std::int64_t begin, std::int64_t end) {
-      copy_row(source + (output + begin) * row_bytes, target + (staged + begin) * row_bytes,
-               static_cast<std::size_t>((end - begin) * row_bytes), mode);
-      store_fence();
-    });
+    copy_block({.source = source + output * row_bytes,
+                .target = target + staged * row_bytes,
+                .num_rows = num_rows,
+                .row_bytes = row_bytes,
+                .mode = mode});
   });
 }
 
@@ -231,13 +229,11 @@ void AllToAllDispatcher::pull_back(const HandleState& handle, std::int64_t row_b
     } else {
       for (int src = 0; src < rank(); ++src) first += packed_segment(handle, src, dst).num_rows;
     }
-    const std::byte* source = section(dst, from) + first * row_bytes;
-    std::byte* target = own_section(BufferSection::kStageRows) + received * row_bytes;
-    pool().parallel_for(num_rows, [&](std::int64_t begin, std::int64_t end) {
-      copy_row(source + begin * row_bytes, target + begin * row_bytes,
-               static_cast<std::size_t>((end - begin) * row_bytes), mode);
-      store_fence();
-    });
+    copy_block({.source = section(dst, from) + first * row_bytes,
+                .target = own_section(BufferSection::kStageRows) + received * row_bytes,
+                .num_rows = num_rows,
+                .row_bytes = row_bytes,
+                .mode = mode});
     received += num_rows;
   }
 }

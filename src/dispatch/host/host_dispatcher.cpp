@@ -69,10 +69,17 @@ SumJob HostDispatcher::sum_job(const SumRequest& request, const TermList& terms,
 
 void HostDispatcher::copy_rows(const std::byte* source, std::byte* target, std::int64_t num_rows) {
   const std::int64_t row_bytes = layout().params().combine_row_bytes;
-  const StoreMode mode = store_mode(num_rows * row_bytes);
-  pool_.parallel_for(num_rows, [&](std::int64_t begin, std::int64_t end) {
-    copy_row(source + begin * row_bytes, target + begin * row_bytes,
-             static_cast<std::size_t>((end - begin) * row_bytes), mode);
+  copy_block({.source = source,
+              .target = target,
+              .num_rows = num_rows,
+              .row_bytes = row_bytes,
+              .mode = store_mode(num_rows * row_bytes)});
+}
+
+void HostDispatcher::copy_block(const RowBlock& block) {
+  pool_.parallel_for(block.num_rows, [&](std::int64_t begin, std::int64_t end) {
+    copy_row(block.source + begin * block.row_bytes, block.target + begin * block.row_bytes,
+             static_cast<std::size_t>((end - begin) * block.row_bytes), block.mode);
     store_fence();
   });
 }

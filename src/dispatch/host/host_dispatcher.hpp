@@ -41,6 +41,15 @@ class TermList {
   std::vector<std::int32_t> group_ends_;
 };
 
+/// Rows that lie one behind the other, here and there.
+struct RowBlock {
+  const std::byte* source = nullptr;
+  std::byte* target = nullptr;
+  std::int64_t num_rows = 0;
+  std::int64_t row_bytes = 0;
+  StoreMode mode = StoreMode::kCached;
+};
+
 class HostDispatcher : public CollectiveDispatcher {
  protected:
   HostDispatcher(Group& group, const DispatcherConfig& config, Transport transport);
@@ -49,11 +58,14 @@ class HostDispatcher : public CollectiveDispatcher {
   void apply_row_weights(const HandleState& handle, const std::byte* saved_rows, std::byte* grad_rows,
                          float* grad_weights) override;
 
+  /// Copies a block, shared among the workers.
+  void copy_block(const RowBlock& block);
+
   /// Whether a transfer of `num_bytes` should go past the caches.
   [[nodiscard]] StoreMode store_mode(std::int64_t num_bytes) const noexcept;
 
-  /// Sums every token of the request. `row_of(position, send_idx)` gives the address of a term's row: for token rows
-  /// position is unused, for expert rows send_idx is.
+  /// Sum every token of the request, from token rows or from expert rows: `row_of_send(idx)` is the address of the row
+  /// that belongs to entry `idx` of the handle's sends, `row_of_entry(entry)` that of entry `entry` of its table.
   template <typename TokenRow>
   void sum_token_rows(const SumRequest& request, const TokenRow& row_of_send);
   template <typename ExpertRow>
