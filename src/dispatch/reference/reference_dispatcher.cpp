@@ -35,9 +35,9 @@ void ReferenceDispatcher::receive_rows(const MoveJob& job) {
     const std::int64_t src_token = handle.src_token[static_cast<std::size_t>(row)];
     if (src_rank < 0) continue;
     copy_bytes(section(src_rank, BufferSection::kSendRows) + src_token * job.row_bytes,
-         own_section(job.target) + row * job.row_bytes, job.row_bytes);
+               own_section(job.target) + row * job.row_bytes, job.row_bytes);
     copy_bytes(section(src_rank, BufferSection::kSendScales) + src_token * job.scale_bytes,
-         own_section(BufferSection::kReceiveScales) + row * job.scale_bytes, job.scale_bytes);
+               own_section(BufferSection::kReceiveScales) + row * job.scale_bytes, job.scale_bytes);
   }
 }
 
