@@ -155,8 +155,10 @@ void print_goals() {
     const std::string few = fmt::format("direct/2/{}", step);
     const std::string many = fmt::format("direct/16/{}", step);
     if (!has(few) || !has(many)) continue;
-    const double ratio = all.at(many).ns_per_byte / all.at(few).ns_per_byte;
+    // Each against the limit of its own case: the bandwidth of a shared machine changes between the two.
+    const double ratio = all.at(few).of_limit / all.at(many).of_limit;
     print_goal(fmt::format("direct {}: time per byte, 16 ranks / 2 ranks", step), ratio, "<=", 1.5, ratio <= 1.5);
+    fmt::print("{:<62} {:>6.2f}\n", "  the same in plain time", all.at(many).ns_per_byte / all.at(few).ns_per_byte);
   }
 }
 
