@@ -85,6 +85,10 @@ class CollectiveDispatcher : public Dispatcher {
   [[nodiscard]] std::byte* section(int rank, BufferSection section) const noexcept {
     return region_.base(rank) + section_offsets_[static_cast<std::size_t>(section)];
   }
+  /// The rank that holds the expert of an entry of the handle's table; the entry must have one.
+  [[nodiscard]] std::int32_t rank_of_entry(const HandleState& handle, std::size_t entry) const noexcept {
+    return rank_of_expert_[static_cast<std::size_t>(handle.expert_ids[entry])];
+  }
   [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank(), wanted); }
 
  private:

@@ -252,9 +252,8 @@ void CollectiveDispatcher::write_token_records(const HandleState& state) {
       auto* record_weights = reinterpret_cast<float*>(record_ids + top_k);
       const std::int32_t first_expert = layout_.partition().first_expert(send.dst_rank);
       for (std::size_t position = 0; position < top_k; ++position) {
-        const std::int32_t expert = ids[position];
-        const bool is_there = expert != kNoExpert && rank_of_expert_[static_cast<std::size_t>(expert)] == send.dst_rank;
-        record_ids[position] = is_there ? expert - first_expert : kNoExpert;
+        const bool is_there = rank_of_position_[position] == send.dst_rank;
+        record_ids[position] = is_there ? ids[position] - first_expert : kNoExpert;
         record_weights[position] = is_there ? weights[position] : 0.0F;
       }
     }

@@ -40,12 +40,7 @@ void TermList::group_by_rank() {
 HostDispatcher::HostDispatcher(Group& group, const DispatcherConfig& config, Transport transport)
     : CollectiveDispatcher(group, config, transport),
       stream_bytes_(streaming_threshold_bytes(group.size())),
-      pool_(config.num_workers),
-      expert_ranks_(static_cast<std::size_t>(config.num_experts)) {
-  for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
-    expert_ranks_[static_cast<std::size_t>(expert)] = layout().partition().rank_of(expert);
-  }
-}
+      pool_(config.num_workers) {}
 
 TermList& HostDispatcher::term_list() {
   thread_local TermList list;

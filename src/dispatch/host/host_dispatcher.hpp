@@ -71,9 +71,6 @@ class HostDispatcher : public CollectiveDispatcher {
   template <typename ExpertRow>
   void sum_expert_rows(const SumRequest& request, const ExpertRow& row_of_entry);
 
-  [[nodiscard]] std::int32_t rank_of_entry(const HandleState& handle, std::size_t entry) const noexcept {
-    return expert_ranks_[static_cast<std::size_t>(handle.expert_ids[entry])];
-  }
   [[nodiscard]] WorkerPool& pool() noexcept { return pool_; }
 
  private:
@@ -83,7 +80,6 @@ class HostDispatcher : public CollectiveDispatcher {
 
   std::int64_t stream_bytes_;
   WorkerPool pool_;
-  std::vector<std::int32_t> expert_ranks_;
 };
 
 template <typename TokenRow>
