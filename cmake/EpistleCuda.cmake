@@ -1,5 +1,4 @@
-# Resolves EPISTLE_CUDA (AUTO, ON, OFF) to EPISTLE_HAS_CUDA. This version has no CUDA device yet: what CUDA builds is the
-# check that the dispatch layout works in device code (tests/device).
+# Resolves EPISTLE_CUDA (AUTO, ON, OFF) to EPISTLE_HAS_CUDA, and says how device code is compiled.
 set(EPISTLE_HAS_CUDA OFF)
 if(NOT EPISTLE_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "EPISTLE_CUDA is '${EPISTLE_CUDA}'; it must be AUTO, ON or OFF")
@@ -18,4 +17,8 @@ if(EPISTLE_HAS_CUDA AND NOT CMAKE_CUDA_ARCHITECTURES)
 endif()
 if(EPISTLE_HAS_CUDA)
   enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  # -std=c++20 as an option: CMake 3.25 does not know that nvcc 13 compiles C++20. No fused multiply-add: the rounding of
+  # sums is part of the contract.
+  set(EPISTLE_CUDA_OPTIONS -std=c++20 --fmad=false -Xcudafe --display_error_number)
 endif()

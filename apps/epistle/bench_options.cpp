@@ -15,6 +15,7 @@ constexpr std::int32_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;  // what a dispatcher takes
 constexpr std::int32_t kMaxIterations = 1'000'000;          // days, and a sample of each is kept
+constexpr std::int32_t kMaxSms = 1024;                      // no GPU has as many
 constexpr double kMinCapacityFactor = 1e-6;
 constexpr double kMaxCapacityFactor = 1e6;
 
@@ -24,9 +25,13 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
   const CLI::Validator not_empty(
       [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
   const auto positive = CLI::Range(1, kMaxInt32).description("");
+  command.add_option("--device", options.device, "Where rows lie: host or cuda (default: host)")
+      ->check(CLI::IsMember({"host", "cuda"}).description(""))
+      ->type_name("DEVICE");
   command
       .add_option("--dispatcher", options.dispatchers,
-                  "Dispatchers to compare, separated by commas; --list names them (default: direct,alltoall)")
+                  "Dispatchers to compare, separated by commas; --list names them (default: direct,alltoall; with "
+                  "--device cuda: direct)")
       ->delimiter(',')
       ->type_name("NAME,...");
   command.add_option("--ranks", options.num_ranks, "Ranks of the group (default: 2, or those of the launcher)")
@@ -87,9 +92,19 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->type_name("POLICY");
   command.add_flag("--pad-to-capacity", options.pad_to_capacity,
                    "With --drop-capacity and expert_slots: every expert's block has the router's capacity");
-  command.add_option("--workers", options.num_workers, "Threads per rank (default: 1)")
+  command.add_flag("--no-zero-padding", options.no_zero_padding, "Dispatch leaves padding rows as they are");
+  command.add_option("--workers", options.num_workers, "Host device: threads per rank (default: 1)")
       ->check(positive)
       ->type_name("N");
+  command
+      .add_option("--sms", options.num_sms,
+                  "CUDA device: streaming multiprocessors that a call may occupy (default: as tuned)")
+      ->check(CLI::Range(1, kMaxSms).description(""))
+      ->type_name("N");
+  command
+      .add_option("--mover", options.mover,
+                  "CUDA device: what moves rows: auto (as tuned, default), vector, bulk or copy-engines")
+      ->type_name("MOVER");
   command.add_option("--iters", options.num_iterations, "Measured iterations (default: 30)")
       ->check(CLI::Range(1, kMaxIterations).description(""))
       ->type_name("N");
@@ -100,7 +115,8 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->check(CLI::Range(std::int64_t{0}, kMaxInt64).description(""))
       ->type_name("N");
   command.add_flag("--no-verify", options.no_verify, "Do not compare every output bit with the reference");
-  command.add_flag("--no-bind", options.no_bind, "Do not bind ranks to their share of the processing units");
+  command.add_flag("--no-bind", options.no_bind,
+                   "Host device: do not bind ranks to their share of the processing units");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
   command.add_option("--json", options.json_target, "Write the result as JSON to a file, or '-' for standard output")
@@ -112,7 +128,8 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
 std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options) {
   const auto text = [](const auto& value) { return fmt::format("{}", value); };
   const auto given = [&](const auto& value) { return value > 0 ? text(value) : std::string("not given"); };
-  return {{"--dispatcher", fmt::format("{}", fmt::join(options.dispatchers, ","))},
+  return {{"--device", options.device},
+          {"--dispatcher", fmt::format("{}", fmt::join(options.dispatchers, ","))},
           {"--model", options.model},
           {"--hidden", given(options.hidden)},
           {"--experts", given(options.num_experts)},
@@ -131,7 +148,10 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--drop-capacity", given(options.drop_capacity)},
           {"--drop-policy", options.drop_policy},
           {"--pad-to-capacity", text(options.pad_to_capacity)},
-          {"--workers", text(options.num_workers)},
+          {"--no-zero-padding", text(options.no_zero_padding)},
+          {"--workers", given(options.num_workers)},
+          {"--sms", given(options.num_sms)},
+          {"--mover", options.mover},
           {"--iters", text(options.num_iterations)},
           {"--warmup", text(options.num_warmups)},
           {"--seed", text(options.seed)},

@@ -15,7 +15,8 @@ namespace epistle::cli {
 
 /// Zero or empty where an option was left out and its default depends on others.
 struct BenchOptions {
-  std::vector<std::string> dispatchers = {"direct", "alltoall"};
+  std::string device = "host";
+  std::vector<std::string> dispatchers;
   std::int32_t num_ranks = 0;
   std::string group;
   std::string model;
@@ -36,7 +37,10 @@ struct BenchOptions {
   double drop_capacity = 0.0;
   std::string drop_policy;
   bool pad_to_capacity = false;
-  std::int32_t num_workers = 1;
+  bool no_zero_padding = false;
+  std::int32_t num_workers = 0;
+  std::int32_t num_sms = 0;
+  std::string mover;
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
   std::uint64_t seed = 1;

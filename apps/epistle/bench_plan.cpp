@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "epistle/cuda.hpp"
 #include "epistle/dispatcher.hpp"
 #include "epistle/error.hpp"
 #include "epistle/models.hpp"
@@ -24,6 +25,10 @@ constexpr std::string_view kDefaultModel = "qwen3-30b-a3b";
 constexpr std::int32_t kDefaultAlignment = 1;
 
 [[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+[[noreturn]] void throw_no_gpu() {
+  throw Error(ErrorCode::kUnsupported, fmt::format("--device cuda: {}", cuda_support().reason));
+}
 
 template <typename Value>
 Value lookup(const std::map<std::string, Value>& values, const std::string& text, std::string_view option) {
@@ -47,20 +52,55 @@ const std::map<std::string, OutputLayout>& layouts() {
   return all;
 }
 
-void check_dispatchers(const std::vector<std::string>& names) {
-  const auto& registry = dispatcher_registry();
+const std::map<std::string, CudaMover>& movers() {
+  static const std::map<std::string, CudaMover> all = {{"auto", CudaMover::kAuto},
+                                                       {"vector", CudaMover::kVector},
+                                                       {"bulk", CudaMover::kBulk},
+                                                       {"copy-engines", CudaMover::kCopyEngines}};
+  return all;
+}
+
+void check_dispatchers(const std::vector<std::string>& names, BenchDevice device) {
+  const auto& registry = dispatchers_of(device);
   for (auto name = names.begin(); name != names.end(); ++name) {
     const bool known =
         std::any_of(registry.begin(), registry.end(), [&](const DispatcherInfo& info) { return info.name == *name; });
     if (!known) {
       std::string all;
       for (const DispatcherInfo& info : registry) all += fmt::format("{}{}", all.empty() ? "" : ", ", info.name);
-      reject(fmt::format("--dispatcher names '{}'; there are {}", *name, all));
+      reject(fmt::format("--dispatcher names '{}'; there {} {}", *name, registry.size() == 1 ? "is" : "are", all));
     }
     if (std::find(names.begin(), name, *name) != name) {
       reject(fmt::format("--dispatcher names '{}' twice; give every dispatcher once", *name));
     }
   }
+}
+
+/// On GPUs only what runs with several ranks on one of them, too.
+std::vector<std::string> default_dispatchers(BenchDevice device) {
+  if (device == BenchDevice::kCuda) return {"direct"};
+  return {"direct", "alltoall"};
+}
+
+/// Fills in what belongs to one device, and rejects what belongs to the other.
+void choose_device(const BenchOptions& options, BenchSpec& spec) {
+  spec.device = device_of(options);
+  const bool on_cuda = spec.device == BenchDevice::kCuda;
+  const auto belongs_to = [&](BenchDevice device, bool given, std::string_view option) {
+    if (!given || device == spec.device) return;
+    reject(fmt::format("{} belongs to --device {}; the device is {}", option, to_string(device), options.device));
+  };
+  belongs_to(BenchDevice::kHost, options.num_workers > 0, "--workers");
+  belongs_to(BenchDevice::kHost, options.no_bind, "--no-bind");
+  belongs_to(BenchDevice::kCuda, options.num_sms > 0, "--sms");
+  belongs_to(BenchDevice::kCuda, !options.mover.empty(), "--mover");
+  spec.bind = !on_cuda && !options.no_bind;
+  spec.config.num_workers = options.num_workers > 0 ? options.num_workers : 1;
+  spec.cuda.num_sms = options.num_sms;
+  if (!options.mover.empty()) spec.cuda.mover = lookup(movers(), options.mover, "--mover");
+  spec.dispatchers = options.dispatchers;
+  if (spec.dispatchers.empty()) spec.dispatchers = default_dispatchers(spec.device);
+  check_dispatchers(spec.dispatchers, spec.device);
 }
 
 const ModelPreset& chosen_model(const std::string& name) {
@@ -129,6 +169,11 @@ void choose_layout(const BenchOptions& options, DispatcherConfig& config) {
   if (!has_capacity && options.capacity_rows > 0) {
     reject("--capacity-rows belongs to --sizing capacity or --layout expert_slots; exact sizing has room for all rows");
   }
+  const bool has_padding = config.sizing == Sizing::kCapacity || config.layout != OutputLayout::kTokenMajor;
+  if (options.no_zero_padding && !has_padding) {
+    reject("--no-zero-padding needs padding: --sizing capacity, or --layout expert_major or expert_slots");
+  }
+  config.zero_padding = !options.no_zero_padding;
   if (options.overflow.empty()) return;
   config.overflow = lookup<OverflowPolicy>({{"error", OverflowPolicy::kError}, {"drop", OverflowPolicy::kDrop}},
                                            options.overflow, "--overflow");
@@ -219,17 +264,37 @@ void check_memory(std::int64_t needed_bytes) {
 
 }  // namespace
 
+BenchDevice device_of(const BenchOptions& options) noexcept {
+  return options.device == to_string(BenchDevice::kCuda) ? BenchDevice::kCuda : BenchDevice::kHost;
+}
+
+const std::vector<DispatcherInfo>& dispatchers_of(BenchDevice device) {
+  if (device == BenchDevice::kHost) return dispatcher_registry();
+  const auto& registry = cuda_dispatcher_registry();
+  if (registry.empty()) throw_no_gpu();
+  return registry;
+}
+
+std::string_view to_string(CudaMover mover) noexcept {
+  for (const auto& [name, value] : movers()) {
+    if (value == mover) return name;
+  }
+  return "unknown";
+}
+
+void require_device(const BenchPlan& plan) {
+  if (plan.spec.device == BenchDevice::kCuda && cuda_support().num_devices == 0) throw_no_gpu();
+}
+
 BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind group) {
   BenchPlan plan;
   plan.num_ranks = num_ranks;
   plan.group = group;
-  plan.spec.dispatchers = options.dispatchers;
   plan.spec.seed = options.seed;
   plan.spec.num_iterations = options.num_iterations;
   plan.spec.num_warmups = options.num_warmups;
-  plan.spec.bind = !options.no_bind;
   plan.spec.stage_combine = options.stage_combine;
-  check_dispatchers(options.dispatchers);
+  choose_device(options, plan.spec);
   plan.routing = RoutingSpec::parse(options.routing);
   plan.trace_layer = options.trace_layer;
   if (options.trace_layer >= 0 && plan.routing.kind != RoutingKind::kTrace) {
@@ -244,7 +309,6 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   choose_layout(options, config);
   const CapacityOptions capacity = choose_capacity(options);
   config.max_tokens = options.num_tokens;
-  config.num_workers = options.num_workers;
 
   const BenchMemoryRequest memory{.num_ranks = num_ranks, .group = group, .verify = !options.no_verify};
   check_memory(estimate_table_bytes(plan.spec, memory));

@@ -3,13 +3,14 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "epistle/routing.hpp"
 #include "epistle/types.hpp"
 
 #include "bench_options.hpp"
-#include "measure/dispatch_bench.hpp"
+#include "measure/bench_types.hpp"
 
 namespace epistle::cli {
 
@@ -28,6 +29,19 @@ struct BenchPlan {
 /// Throws Error for values that make no sense, alone or together, and for a run that memory cannot hold. Everything
 /// but the expectation of the spec is filled in.
 [[nodiscard]] BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind group);
+
+/// Throws kUnsupported where the machine cannot run the plan: no GPU for --device cuda. The CUDA runtime may start
+/// threads, so the process that starts the ranks does not ask this.
+void require_device(const BenchPlan& plan);
+
+/// As --mover takes it.
+[[nodiscard]] std::string_view to_string(CudaMover mover) noexcept;
+
+/// The dispatchers of a device. Throws kUnsupported where this build does not have it.
+[[nodiscard]] const std::vector<DispatcherInfo>& dispatchers_of(BenchDevice device);
+
+/// The device that --device names.
+[[nodiscard]] BenchDevice device_of(const BenchOptions& options) noexcept;
 
 /// Asks the oracle what the outputs must be, unless the options say --no-verify.
 void add_expectation(const BenchOptions& options, BenchPlan& plan);

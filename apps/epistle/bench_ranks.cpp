@@ -132,6 +132,7 @@ int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const
       check_num_ranks(options, info);
       if (group.rank() == 0 && !options.json_target.empty()) check_output(options.json_target);
       plan = make_bench_plan(options, group.size(), GroupKind::kProcesses);
+      require_device(plan);
     } catch (const Error& e) {
       error = e;
     }

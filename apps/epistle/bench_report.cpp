@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "measure/bench_collector.hpp"
 #include "measure/fingerprint.hpp"
+#include "output.hpp"
 #include "report/format.hpp"
 #include "report/table.hpp"
 #include "topology/machine.hpp"
@@ -14,7 +16,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kJsonIndent = 2;
-constexpr double kMicrosPerSecond = 1e6;
 
 double bytes_per_s(std::int64_t num_bytes, double time_us) {
   return time_us > 0.0 ? static_cast<double>(num_bytes) / (time_us / kMicrosPerSecond) : 0.0;
@@ -32,6 +33,24 @@ std::string routing_text(const BenchPlan& plan) {
   return plan.trace_layer < 0 ? text : fmt::format("{} layer {}", text, plan.trace_layer);
 }
 
+/// "13.0" from 13000
+std::string cuda_version_text(int version) {
+  constexpr int kMajor = 1000;
+  constexpr int kMinor = 10;
+  return fmt::format("{}.{}", version / kMajor, version % kMajor / kMinor);
+}
+
+/// What a rank works with: "2 workers per rank", "16 SMs per rank, mover auto".
+std::string means_text(const BenchSpec& spec) {
+  if (spec.device == BenchDevice::kHost) {
+    return fmt::format("{} worker{} per rank", spec.config.num_workers, spec.config.num_workers == 1 ? "" : "s");
+  }
+  const std::string sms = spec.cuda.num_sms == 0
+                              ? "SMs as tuned"
+                              : fmt::format("{} SM{} per rank", spec.cuda.num_sms, spec.cuda.num_sms == 1 ? "" : "s");
+  return fmt::format("{}, mover {}", sms, to_string(spec.cuda.mover));
+}
+
 std::string shape_line(const BenchPlan& plan) {
   const DispatcherConfig& config = plan.spec.config;
   const std::string layout = config.layout == OutputLayout::kExpertMajor
@@ -42,10 +61,32 @@ std::string shape_line(const BenchPlan& plan) {
                   plan.model.empty() ? "custom shape" : plan.model, config.hidden, config.num_experts, config.top_k,
                   ranks_text(plan), config.max_tokens, config.max_tokens == 1 ? "" : "s",
                   plan.num_ranks == 1 ? "" : " each", to_string(config.dtype), layout, routing_text(plan));
-  text += fmt::format("combine {}, weights {}; {} sizing; {} worker{} per rank; {} iteration{}\n",
-                      to_string(config.combine), config.apply_weights ? "on" : "off", to_string(config.sizing),
-                      config.num_workers, config.num_workers == 1 ? "" : "s", plan.spec.num_iterations,
-                      plan.spec.num_iterations == 1 ? "" : "s");
+  text += fmt::format("combine {}, weights {}; {} sizing{}; {}; {} iteration{}\n", to_string(config.combine),
+                      config.apply_weights ? "on" : "off", to_string(config.sizing),
+                      config.zero_padding ? "" : ", padding left as it is", means_text(plan.spec),
+                      plan.spec.num_iterations, plan.spec.num_iterations == 1 ? "" : "s");
+  return text;
+}
+
+std::string machine_line(const BenchPlan& plan, const BenchResult& result) {
+  const MachineInfo& machine = machine_info();
+  const int num_threads = plan.num_ranks * plan.spec.config.num_workers;
+  return fmt::format(
+      "{}, {} of {} processing units; memory-copy limit {} ({}, {} thread{} at once, {} each)\n\n",
+      machine.cpu_model.empty() ? machine.architecture : machine.cpu_model, machine.num_usable_processing_units,
+      machine.num_processing_units, format_rate(result.limit.bytes_per_s), result.limit.method, num_threads,
+      num_threads == 1 ? "" : "s", format_bytes(result.limit.working_set_bytes / plan.spec.config.num_workers));
+}
+
+std::string gpu_lines(const BenchPlan& plan, const CudaRun& run) {
+  const LinkLimit& limit = run.limit;
+  std::string text = fmt::format("{} rank{} on {} GPU{} of {} visible: {}, {} SMs; driver {}, CUDA {}\n",
+                                 plan.num_ranks, plan.num_ranks == 1 ? "" : "s", run.num_used_gpus,
+                                 run.num_used_gpus == 1 ? "" : "s", run.num_visible_gpus, run.gpu, run.num_sms,
+                                 run.driver.empty() ? "not known" : run.driver, cuda_version_text(run.runtime_cuda));
+  text += fmt::format("link limit per rank, all ranks at once: {} with {} SMs, {} with {} ({}, {} each)\n\n",
+                      format_rate(limit.bytes_per_s_few_sms), limit.few_sms, format_rate(limit.bytes_per_s_all_sms),
+                      limit.all_sms, limit.kind, format_bytes(limit.buffer_bytes));
   return text;
 }
 
@@ -66,11 +107,17 @@ std::string load_lines(const BenchPlan& plan, const BenchResult& result) {
         "buffers of {}: {} on the largest rank, {}\n", summary.dispatcher, format_bytes(summary.max_buffer_bytes),
         summary.buffers_as_predicted ? "as the layout predicts, to the byte" : "NOT what the layout predicts");
   }
+  for (const DispatcherSummary& summary : result.dispatchers) {
+    if (!summary.tuning.empty()) text += fmt::format("tuning of {}:\n{}", summary.dispatcher, summary.tuning);
+    if (!text.ends_with('\n')) text += '\n';
+  }
   return text;
 }
 
 Json config_json(const BenchPlan& plan) {
   const DispatcherConfig& config = plan.spec.config;
+  const CudaOptions& cuda = plan.spec.cuda;
+  const bool on_cuda = plan.spec.device == BenchDevice::kCuda;
   return {{"model", plan.model.empty() ? Json(nullptr) : Json(plan.model)},
           {"hidden", config.hidden},
           {"num_experts", config.num_experts},
@@ -87,11 +134,14 @@ Json config_json(const BenchPlan& plan) {
           {"trace_layer", plan.trace_layer < 0 ? Json(nullptr) : Json(plan.trace_layer)},
           {"router_capacity", plan.router_capacity},
           {"router_dropped", plan.dropped_by_router},
-          {"device", "host"},
+          {"zero_padding", config.zero_padding},
+          {"device", to_string(plan.spec.device)},
           {"group", to_string(plan.group)},
           {"ranks", plan.num_ranks},
           {"tokens", config.max_tokens},
-          {"workers", config.num_workers},
+          {"workers", on_cuda ? Json(nullptr) : Json(config.num_workers)},
+          {"sms", on_cuda && cuda.num_sms > 0 ? Json(cuda.num_sms) : Json(nullptr)},
+          {"mover", on_cuda ? Json(to_string(cuda.mover)) : Json(nullptr)},
           {"iterations", plan.spec.num_iterations},
           {"warmups", plan.spec.num_warmups},
           {"seed", plan.spec.seed},
@@ -119,6 +169,33 @@ Json machine_json() {
           {"memory_bytes", machine.memory_bytes}};
 }
 
+Json gpu_json(const CudaRun& run) {
+  return {{"name", run.gpu},
+          {"driver", run.driver},
+          {"driver_cuda", cuda_version_text(run.driver_cuda)},
+          {"runtime_cuda", cuda_version_text(run.runtime_cuda)},
+          {"sms", run.num_sms},
+          {"visible_gpus", run.num_visible_gpus},
+          {"used_gpus", run.num_used_gpus},
+          {"device_of_rank", run.device_of}};
+}
+
+Json link_json(const LinkLimit& limit) {
+  return {{"kind", limit.kind},
+          {"few_sms", limit.few_sms},
+          {"few_sms_bytes_per_s", limit.bytes_per_s_few_sms},
+          {"all_sms", limit.all_sms},
+          {"all_sms_bytes_per_s", limit.bytes_per_s_all_sms},
+          {"buffer_bytes_per_rank", limit.buffer_bytes}};
+}
+
+Json copy_json(const CopyLimit& limit) {
+  return {{"method", limit.method},
+          {"memcpy_bytes_per_s", limit.memcpy_bytes_per_s},
+          {"streaming_bytes_per_s", limit.streaming_bytes_per_s},
+          {"working_set_bytes_per_rank", limit.working_set_bytes}};
+}
+
 Json versions_json(const Fingerprint& fingerprint) {
   return {{"epistle", fingerprint.epistle_version}, {"compiler", fingerprint.compiler},
           {"build_type", fingerprint.build_type},   {"simd", fingerprint.simd_target},
@@ -136,38 +213,39 @@ std::string verification_line(const BenchPlan& plan, const BenchResult& result) 
 }
 
 std::string render_bench_table(const BenchPlan& plan, const BenchResult& result) {
-  const MachineInfo& machine = machine_info();
   std::string text = shape_line(plan);
-  text += fmt::format(
-      "{}, {} of {} processing units; memory-copy limit {} ({}, {} thread{} at once, {} each)\n\n",
-      machine.cpu_model.empty() ? machine.architecture : machine.cpu_model, machine.num_usable_processing_units,
-      machine.num_processing_units, format_rate(result.limit.bytes_per_s), result.limit.method,
-      plan.num_ranks * plan.spec.config.num_workers, plan.num_ranks * plan.spec.config.num_workers == 1 ? "" : "s",
-      format_bytes(result.limit.working_set_bytes / plan.spec.config.num_workers));
-  Table table({{"dispatcher", Align::kLeft},
-               {"phase", Align::kLeft},
-               {"median", Align::kRight},
-               {"p99", Align::kRight},
-               {"algorithm bytes", Align::kRight},
-               {"rate", Align::kRight},
-               {"wire bytes", Align::kRight},
-               {"rate", Align::kRight},
-               {"of limit", Align::kRight}});
+  text += result.cuda ? gpu_lines(plan, *result.cuda) : machine_line(plan, result);
+  std::vector<Column> columns = {{"dispatcher", Align::kLeft}, {"phase", Align::kLeft}, {"median", Align::kRight}};
+  if (result.cuda) columns.insert(columns.end(), {{"p10", Align::kRight}, {"p90", Align::kRight}});
+  columns.insert(columns.end(), {{"p99", Align::kRight},
+                                 {"algorithm bytes", Align::kRight},
+                                 {"rate", Align::kRight},
+                                 {"wire bytes", Align::kRight},
+                                 {result.cuda ? "wire rate" : "rate", Align::kRight},
+                                 {result.cuda ? "of the link limit" : "of limit", Align::kRight}});
+  Table table(columns);
   for (const PhaseResult& phase : result.phases) {
-    const double median_us = phase.time_us.median;
+    const Summary& time_us = phase.time_us;
     const bool has_bytes = phase.phase != BenchPhase::kLayout;
-    table.add_row({phase.dispatcher, std::string(to_string(phase.phase)), format_us(median_us),
-                   format_us(phase.time_us.p99), has_bytes ? format_bytes(phase.algorithm_bytes) : "-",
-                   has_bytes ? format_rate(bytes_per_s(phase.algorithm_bytes, median_us)) : "-",
-                   has_bytes ? format_bytes(phase.wire_bytes) : "-",
-                   has_bytes ? format_rate(bytes_per_s(phase.wire_bytes, median_us)) : "-",
-                   format_percent(phase.limit_fraction)});
+    std::vector<std::string> cells = {phase.dispatcher, std::string(to_string(phase.phase)), format_us(time_us.median)};
+    if (result.cuda) cells.insert(cells.end(), {format_us(time_us.p10), format_us(time_us.p90)});
+    cells.push_back(format_us(time_us.p99));
+    const auto add_bytes = [&](std::int64_t num_bytes) {
+      cells.push_back(has_bytes ? format_bytes(num_bytes) : "-");
+      cells.push_back(has_bytes ? format_rate(bytes_per_s(num_bytes, time_us.median)) : "-");
+    };
+    add_bytes(phase.algorithm_bytes);
+    add_bytes(phase.wire_bytes);
+    // The layout alone puts no rows on the wire.
+    cells.push_back(has_bytes || !result.cuda ? format_percent(phase.limit_fraction) : "-");
+    table.add_row(cells);
   }
   text += table.render();
   text +=
       "Bytes and rates are per rank (means). Algorithm bytes: rows received x row size, local rows included. Wire\n"
-      "bytes: what crossed between ranks. Of limit: bytes that must be read and written once, against the copy "
-      "limit.\n\n";
+      "bytes: what crossed between ranks. ";
+  text += result.cuda ? "Of the link limit: the wire rate against what a rank can store, as measured in this\nrun.\n\n"
+                      : "Of limit: bytes that must be read and written once, against the copy limit.\n\n";
   text += load_lines(plan, result);
   text += verification_line(plan, result);
   return text;
@@ -180,6 +258,8 @@ std::string render_bench_json(const BenchPlan& plan, const BenchResult& result) 
     results.push_back({{"dispatcher", phase.dispatcher},
                        {"phase", to_string(phase.phase)},
                        {"median_us", phase.time_us.median},
+                       {"p10_us", phase.time_us.p10},
+                       {"p90_us", phase.time_us.p90},
                        {"p99_us", phase.time_us.p99},
                        {"min_us", phase.time_us.min},
                        {"max_us", phase.time_us.max},
@@ -188,37 +268,38 @@ std::string render_bench_json(const BenchPlan& plan, const BenchResult& result) 
                        {"moved_bytes", phase.moved_bytes},
                        {"algorithm_bytes_per_s", bytes_per_s(phase.algorithm_bytes, phase.time_us.median)},
                        {"wire_bytes_per_s", bytes_per_s(phase.wire_bytes, phase.time_us.median)},
-                       {"limit_fraction", phase.limit_fraction}});
+                       {result.cuda ? "link_fraction" : "limit_fraction", phase.limit_fraction}});
   }
   Json buffers = Json::array();
   for (const DispatcherSummary& summary : result.dispatchers) {
     buffers.push_back({{"dispatcher", summary.dispatcher},
                        {"max_buffer_bytes", summary.max_buffer_bytes},
                        {"as_predicted", summary.buffers_as_predicted}});
+    if (result.cuda) buffers.back()["tuning"] = summary.tuning;
   }
-  const Json document = {{"tool", "epistle bench"},
-                         {"date", fingerprint.date_utc},
-                         {"verified", result.verified},
-                         {"verification", verification_text(plan, result)},
-                         {"mismatch", result.mismatch.empty() ? Json(nullptr) : Json(result.mismatch)},
-                         {"verified_bytes", result.verified_bytes},
-                         {"config", config_json(plan)},
-                         {"machine", machine_json()},
-                         {"versions", versions_json(fingerprint)},
-                         {"limit_bytes_per_s", result.limit.bytes_per_s},
-                         {"limit",
-                          {{"method", result.limit.method},
-                           {"memcpy_bytes_per_s", result.limit.memcpy_bytes_per_s},
-                           {"streaming_bytes_per_s", result.limit.streaming_bytes_per_s},
-                           {"working_set_bytes_per_rank", result.limit.working_set_bytes}}},
-                         {"load",
-                          {{"rows_max_over_mean", result.load.rows_max_over_mean},
-                           {"assignments_max_over_mean", result.load.assignments_max_over_mean},
-                           {"max_rows", result.load.max_rows},
-                           {"padding_rows", result.load.padding_rows},
-                           {"dropped", result.load.dropped}}},
-                         {"buffers", buffers},
-                         {"results", results}};
+  const Json document = {
+      {"tool", "epistle bench"},
+      {"command", command_line()},
+      {"commit", EPISTLE_COMMIT},
+      {"date", fingerprint.date_utc},
+      {"verified", result.verified},
+      {"verification", verification_text(plan, result)},
+      {"mismatch", result.mismatch.empty() ? Json(nullptr) : Json(result.mismatch)},
+      {"verified_bytes", result.verified_bytes},
+      {"config", config_json(plan)},
+      {"machine", machine_json()},
+      {"gpu", result.cuda ? gpu_json(*result.cuda) : Json(nullptr)},
+      {"versions", versions_json(fingerprint)},
+      {"limit_bytes_per_s", result.cuda ? result.cuda->limit.bytes_per_s() : result.limit.bytes_per_s},
+      {"limit", result.cuda ? link_json(result.cuda->limit) : copy_json(result.limit)},
+      {"load",
+       {{"rows_max_over_mean", result.load.rows_max_over_mean},
+        {"assignments_max_over_mean", result.load.assignments_max_over_mean},
+        {"max_rows", result.load.max_rows},
+        {"padding_rows", result.load.padding_rows},
+        {"dropped", result.load.dropped}}},
+      {"buffers", buffers},
+      {"results", results}};
   return document.dump(kJsonIndent);
 }
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "bench_plan.hpp"
-#include "measure/dispatch_bench.hpp"
+#include "measure/bench_types.hpp"
 
 namespace epistle::cli {
 

@@ -15,6 +15,8 @@
 #include "commands.hpp"
 #include "exit_codes.hpp"
 #include "group/launcher.hpp"
+#include "measure/cuda/cuda_bench.hpp"
+#include "measure/dispatch_bench.hpp"
 #include "output.hpp"
 #include "report/progress.hpp"
 
@@ -31,11 +33,26 @@ constexpr const char* kFooter =
     "takes the ranks that these started. Rank r takes the tokens from r * --tokens on of a trace; where the trace\n"
     "ends, it starts again.\n"
     "\n"
+    "With --device cuda, ranks that are threads are spread over the visible GPUs in blocks, several on one GPU where\n"
+    "there are fewer GPUs; ranks that are processes take one GPU each. Times are those of the ranks' streams.\n"
+    "\n"
     "Examples:\n"
     "  epistle bench --ranks 8 --group processes --model qwen3-30b-a3b\n"
     "  epistle bench --dispatcher direct --layout expert_major --alignment 128 --dtype fp8 --model deepseek-v3\n"
     "  epistle bench --routing trace:routing.jsonl.gz --layer 3 --hidden 2048 --json result.json\n"
-    "  epistle bench --routing zipf:1.0 --drop-capacity 1.25 --ranks 4";
+    "  epistle bench --routing zipf:1.0 --drop-capacity 1.25 --ranks 4\n"
+    "  epistle bench --device cuda --group processes --sms 16 --model deepseek-v3 --sizing capacity \\\n"
+    "                --capacity-rows 8192";
+
+BenchResult run_on_device(Group& group, const BenchSpec& spec, const RoutingTable& table,
+                          const BenchProgress& progress) {
+  if (spec.device == BenchDevice::kHost) return run_dispatch_bench(group, spec, table, progress);
+#if defined(EPISTLE_HAS_CUDA)
+  return run_cuda_bench(group, spec, table, progress);
+#else
+  throw Error(ErrorCode::kUnsupported, "--device cuda: this build has no CUDA device");
+#endif
+}
 
 /// One rank's part. Rank 0 speaks for all, and shows how far they are.
 int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options, Progress& progress) {
@@ -49,7 +66,7 @@ int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options,
     }
     progress.update(step.done, step.total);
   };
-  const BenchResult result = run_dispatch_bench(group, plan.spec, plan.tables[rank], show);
+  const BenchResult result = run_on_device(group, plan.spec, plan.tables[rank], show);
   const bool failed = plan.spec.expectation != nullptr && !result.verified;
   if (rank == 0) {
     progress.finish();
@@ -65,6 +82,7 @@ int run_threads(const BenchOptions& options, int num_ranks) {
   if (!options.json_target.empty()) check_output(options.json_target);
   Progress progress("preparing", options.quiet);
   BenchPlan plan = make_bench_plan(options, num_ranks, GroupKind::kThreads);
+  require_device(plan);
   add_expectation(options, plan);
   int exit_code = kExitOk;
   run_thread_ranks(num_ranks, [&](Group& group) {
@@ -101,8 +119,8 @@ int run_bench(const BenchOptions& options) {
   return run_rank(options);
 }
 
-void list_dispatchers() {
-  for (const DispatcherInfo& info : dispatcher_registry()) print(fmt::format("{:<10}  {}\n", info.name, info.summary));
+void list_dispatchers(BenchDevice device) {
+  for (const DispatcherInfo& info : dispatchers_of(device)) print(fmt::format("{:<10}  {}\n", info.name, info.summary));
 }
 
 }  // namespace
@@ -112,11 +130,11 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   const auto options = std::make_shared<BenchOptions>();
   const auto list = std::make_shared<bool>(false);
   add_bench_options(*command, *options);
-  command->add_flag("--list", *list, "List the dispatchers and exit");
+  command->add_flag("--list", *list, "List the dispatchers of the device and exit");
   command->footer(kFooter);
   command->callback([options, list, &exit_code] {
     if (*list) {
-      list_dispatchers();
+      list_dispatchers(device_of(*options));
       return;
     }
     exit_code = run_bench(*options);

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 
 #include <unistd.h>
@@ -42,6 +43,18 @@ std::string reason_of(const Error& error) {
   std::string text = error.what();
   const std::string prefix = fmt::format("{}: ", to_string(error.code()));
   if (text.starts_with(prefix)) text.erase(0, prefix.size());
+  return text;
+}
+
+std::string command_line() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::string text;
+  for (std::string word; std::getline(file, word, '\0');) {
+    if (text.empty()) word = std::filesystem::path(word).filename().string();
+    const bool is_plain = !word.empty() && word.find_first_of(" \t\n'\"\\$&|;<>()*?[]#~`") == std::string::npos;
+    if (!text.empty()) text += ' ';
+    text += is_plain ? word : fmt::format("'{}'", word);
+  }
   return text;
 }
 

@@ -20,6 +20,9 @@ void print_error(std::string_view message);
 /// The message of an error without the name of its code, for a new error around it.
 [[nodiscard]] std::string reason_of(const Error& error);
 
+/// This command with its arguments, as a shell would take them. Without the folder of the program, which says nothing.
+[[nodiscard]] std::string command_line();
+
 /// Throws kSystem where write_output to `target` cannot work: better before a long run than behind it.
 void check_output(const std::string& target);
 

@@ -57,6 +57,7 @@ struct DispatcherConfig {
   OverflowPolicy overflow = OverflowPolicy::kError;
   CombineMode combine = CombineMode::kHierarchical;
   bool apply_weights = true;          ///< combine multiplies by the routing weights
+  bool zero_padding = true;           ///< dispatch writes zeros to padding rows; false leaves there what was there
   DType combine_dtype = DType::kRaw;  ///< type of expert outputs; kRaw = dtype, or kBf16 where dtype cannot be summed
   std::int64_t combine_hidden = 0;    ///< elements of an expert output row; 0 = hidden (kRaw: must be given to combine)
   std::int32_t num_workers = 1;  ///< threads that copy and sum for each rank, the caller's included; may differ by rank
@@ -74,8 +75,8 @@ struct Payload {
 /// What a rank received. Pointers to rows stay valid until the next dispatch on the same dispatcher; pointers to the
 /// description of the rows live as long as the handle.
 struct DispatchOutput {
-  std::byte* rows = nullptr;    ///< [num_rows, row_bytes]; padding rows are zero
-  std::byte* scales = nullptr;  ///< [num_rows, scale_bytes]; null without scales; zero at padding rows
+  std::byte* rows = nullptr;    ///< [num_rows, row_bytes]; padding rows are zero (see zero_padding)
+  std::byte* scales = nullptr;  ///< [num_rows, scale_bytes]; null without scales; zero at padding rows likewise
   std::int64_t num_rows = 0;    ///< rows of the layout, padding included: what was received (exact), capacity_rows
                                 ///< (capacity), or num_local_experts * capacity_rows (expert_slots)
   std::int64_t row_bytes = 0;
@@ -172,10 +173,10 @@ class Dispatcher {
 
   /// Moves payload rows to the ranks of their experts. The send half returns when this rank's rows are on their way,
   /// the receive half when everything for this rank has arrived. `payload` must stay unchanged, and the handle alive,
-  /// in between.
+  /// in between. `dispatch` is both, in one kernel on a device that can.
   virtual void dispatch_send(const Handle& handle, const Payload& payload) = 0;
   virtual const DispatchOutput& dispatch_receive(const Handle& handle) = 0;
-  const DispatchOutput& dispatch(const Handle& handle, const Payload& payload) {
+  virtual const DispatchOutput& dispatch(const Handle& handle, const Payload& payload) {
     dispatch_send(handle, payload);
     return dispatch_receive(handle);
   }
@@ -185,7 +186,7 @@ class Dispatcher {
   /// [num_tokens, combine_hidden]; `out_bytes` its size, checked.
   virtual void combine_send(const Handle& handle, const void* rows) = 0;
   virtual void combine_receive(const Handle& handle, void* out, std::int64_t out_bytes) = 0;
-  void combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) {
+  virtual void combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) {
     combine_send(handle, rows);
     combine_receive(handle, out, out_bytes);
   }

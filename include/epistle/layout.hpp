@@ -37,6 +37,7 @@ enum class Transport : std::int32_t {
   kReference,  ///< every rank publishes its whole input
   kAllToAll,   ///< packed send buffer, all-to-all-v, receive buffer
   kDirect,     ///< senders write into the receiver's rows
+  kDevice,     ///< the same on a GPU, and combine writes back too: rows or partial sums into the source's stage
 };
 
 /// Everything the layout depends on. The same on all ranks.
@@ -55,6 +56,7 @@ struct LayoutParams {
   CombineMode combine = CombineMode::kHierarchical;
   Transport transport = Transport::kDirect;
   std::int64_t page_bytes = 4096;  ///< granularity of memory commitment
+  std::int64_t control_bytes = 0;  ///< of kControl where the transport has a layout of its own there (kDevice)
 };
 
 /// The buffers of one rank.
@@ -80,7 +82,7 @@ struct RowDemand {
   std::int64_t send_rows = 0;      ///< rows this rank packs: one per (token, rank), or per (token, expert) where the
                                    ///< transport sends those
   std::int64_t receive_rows = 0;   ///< rows this rank is sent, counted likewise
-  std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends
+  std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends; kDevice: to other ranks only
   std::int64_t receive_pairs = 0;  ///< (token, rank) pairs this rank is sent
 
   EPISTLE_HOST_DEVICE constexpr void raise_to(const RowDemand& other) noexcept {
@@ -228,7 +230,7 @@ class DispatchLayout {
     demand.grad_rows = demand.output_rows;
     demand.send_rows = params_.max_tokens * sent_per_token;
     demand.receive_rows = params_.max_tokens * params_.num_ranks * received_per_token;
-    demand.send_pairs = params_.max_tokens * max_ranks_per_token();
+    demand.send_pairs = params_.max_tokens * (on_device() ? max_other_ranks_per_token() : max_ranks_per_token());
     demand.receive_pairs = params_.max_tokens * params_.num_ranks;
     return demand;
   }
@@ -236,10 +238,13 @@ class DispatchLayout {
   /// What is committed when a dispatcher is created: under kCapacity everything but the gradients of the weights, so
   /// that no later call allocates.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr RowDemand initial_demand() const noexcept {
-    if (params_.sizing != Sizing::kCapacity) return RowDemand{};
     RowDemand demand = max_demand();
     demand.grad_rows = 0;
-    return demand;
+    if (params_.sizing == Sizing::kCapacity) return demand;
+    // Peers write records before the host has seen any count, so a device has room for all of them from the start.
+    RowDemand records;
+    if (on_device()) records.receive_pairs = demand.receive_pairs;
+    return records;
   }
 
   /// True when the transport sends one row per (token, expert) instead of one per (token, rank).
@@ -249,8 +254,23 @@ class DispatchLayout {
 
   /// True when combine brings back one partial sum per (token, rank) instead of one row per (token, expert).
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool combines_per_rank() const noexcept {
-    return token_major() ||
-           (params_.transport == Transport::kAllToAll && params_.combine == CombineMode::kHierarchical);
+    return token_major() || ((params_.transport == Transport::kAllToAll || on_device()) &&
+                             params_.combine == CombineMode::kHierarchical);
+  }
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool on_device() const noexcept {
+    return params_.transport == Transport::kDevice;
+  }
+
+  /// Most distinct ranks other than its own that a token can go to.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_other_ranks_per_token() const noexcept {
+    return params_.top_k < params_.num_ranks - 1 ? params_.top_k : params_.num_ranks - 1;
+  }
+
+  /// Bytes of what a sender tells about one (token, rank) pair: TokenRecordHeader, then for each top-k position the local
+  /// expert (token_major) or the output row (expert layouts; kDevice only) and the weight.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t pair_record_bytes() const noexcept {
+    return static_cast<std::int64_t>(sizeof(TokenRecordHeader)) + static_cast<std::int64_t>(params_.top_k) * 8;
   }
 
   /// Offset of a section in a rank's address range, placed for the largest demand.
@@ -315,9 +335,9 @@ class DispatchLayout {
     const bool sums_before_wire = params_.combine == CombineMode::kHierarchical;
     switch (section) {
       case BufferSection::kControl:
-        return counts_offset(0) + 2 * counts_entries() * kCountBytes;
+        return on_device() ? params_.control_bytes : counts_offset(0) + 2 * counts_entries() * kCountBytes;
       case BufferSection::kRecords:
-        return demand.output_rows * record_bytes();
+        return on_device() ? demand.receive_pairs * pair_record_bytes() : demand.output_rows * record_bytes();
       case BufferSection::kReceiveRows:
         return demand.output_rows * params_.row_bytes;
       case BufferSection::kReceiveScales:
@@ -339,6 +359,7 @@ class DispatchLayout {
         if (reference) return demand.tokens * params_.scale_bytes;
         return alltoall ? demand.send_rows * params_.scale_bytes : 0;
       case BufferSection::kStageRows: {
+        if (on_device()) return combines_per_rank() ? demand.send_pairs * params_.combine_row_bytes : 0;
         if (!alltoall) return 0;
         const std::int64_t dispatched_rows = token_major() ? 0 : demand.receive_rows;
         const std::int64_t combined_rows = token_major() || sums_before_wire ? demand.send_pairs : demand.send_rows;

@@ -30,15 +30,16 @@ struct IntegerKind {
 };
 struct LogLevelKind {};
 struct SimdTargetKind {};
+struct CudaHeapKind {};
 
 struct SettingDefinition {
   std::string_view name;
   std::string_view default_value;
   std::string_view summary;
-  std::variant<IntegerKind, LogLevelKind, SimdTargetKind> kind;
+  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind> kind;
 };
 
-constexpr std::array<SettingDefinition, 5> kDefinitions = {{
+constexpr std::array<SettingDefinition, 6> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
@@ -48,21 +49,39 @@ constexpr std::array<SettingDefinition, 5> kDefinitions = {{
      IntegerKind{&SettingValues::stream_bytes, 0, std::numeric_limits<std::int64_t>::max(), true}},
     {"EPISTLE_SIMD", kAutomaticTarget, "limits SIMD targets to this one and narrower ones; auto = the best there is",
      SimdTargetKind{}},
+    {"EPISTLE_CUDA_HEAP", "auto", "how GPUs share memory: file descriptors, fabric handles or CUDA IPC",
+     CudaHeapKind{}},
 }};
 
 constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,
                                                 LogLevel::kDebug};
+constexpr std::array<CudaHeapChoice, 4> kCudaHeapChoices = {CudaHeapChoice::kAuto, CudaHeapChoice::kFd,
+                                                            CudaHeapChoice::kFabric, CudaHeapChoice::kIpc};
+
+template <typename Words>
+std::string list_words(const Words& words) {
+  std::string text;
+  for (const auto word : words) text += fmt::format("{}{}", text.empty() ? "" : ", ", to_string(word));
+  return text;
+}
+
+/// False where `text` is none of `words`.
+template <typename Words, typename Word>
+bool assign_word(const Words& words, std::string_view text, Word& value) {
+  const auto* const found =
+      std::find_if(words.begin(), words.end(), [&](Word word) { return to_string(word) == text; });
+  if (found == words.end()) return false;
+  value = *found;
+  return true;
+}
 
 // What a kind accepts, and how text becomes a value. Both stand together so that the message and the check agree.
 struct Describe {
   std::string operator()(const IntegerKind& kind) const {
     return fmt::format("{}{} to {}", kind.has_automatic ? "-1 or " : "", kind.min, kind.max);
   }
-  std::string operator()(LogLevelKind) const {
-    std::string text;
-    for (const LogLevel level : kLogLevels) text += fmt::format("{}{}", text.empty() ? "" : ", ", to_string(level));
-    return text;
-  }
+  std::string operator()(LogLevelKind) const { return list_words(kLogLevels); }
+  std::string operator()(CudaHeapKind) const { return list_words(kCudaHeapChoices); }
   std::string operator()(SimdTargetKind) const { return "auto, or a target name such as AVX2, SSE4 or NEON"; }
 };
 
@@ -79,13 +98,8 @@ struct Assign {
     values.*kind.member = value;
     return true;
   }
-  bool operator()(LogLevelKind) const {
-    const auto* const found =
-        std::find_if(kLogLevels.begin(), kLogLevels.end(), [&](LogLevel level) { return to_string(level) == text; });
-    if (found == kLogLevels.end()) return false;
-    values.log_level = *found;
-    return true;
-  }
+  bool operator()(LogLevelKind) const { return assign_word(kLogLevels, text, values.log_level); }
+  bool operator()(CudaHeapKind) const { return assign_word(kCudaHeapChoices, text, values.cuda_heap); }
   // Which targets exist depends on the SIMD library and the machine; only the form of a name is checked here.
   bool operator()(SimdTargetKind) const {
     const auto is_name_char = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; };
@@ -121,6 +135,20 @@ std::string_view to_string(LogLevel level) noexcept {
       return "info";
     case LogLevel::kDebug:
       return "debug";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(CudaHeapChoice choice) noexcept {
+  switch (choice) {
+    case CudaHeapChoice::kAuto:
+      return "auto";
+    case CudaHeapChoice::kFd:
+      return "fd";
+    case CudaHeapChoice::kFabric:
+      return "fabric";
+    case CudaHeapChoice::kIpc:
+      return "ipc";
   }
   return "unknown";
 }

@@ -14,6 +14,11 @@ enum class LogLevel : std::int32_t { kOff, kError, kWarn, kInfo, kDebug };
 
 [[nodiscard]] std::string_view to_string(LogLevel level) noexcept;
 
+/// How GPUs reach each other's memory. kAuto takes kFd where every device can, kIpc elsewhere.
+enum class CudaHeapChoice : std::int32_t { kAuto, kFd, kFabric, kIpc };
+
+[[nodiscard]] std::string_view to_string(CudaHeapChoice choice) noexcept;
+
 /// A numeric setting whose value is left to the code that uses it.
 inline constexpr std::int64_t kAutomatic = -1;
 
@@ -37,6 +42,7 @@ struct SettingValues {
   std::int64_t stream_bytes = 0;
   LogLevel log_level = LogLevel::kWarn;
   std::string simd;
+  CudaHeapChoice cuda_heap = CudaHeapChoice::kAuto;
 };
 
 /// A snapshot of all settings; never changes once made.
@@ -54,6 +60,7 @@ class Settings {
   [[nodiscard]] LogLevel log_level() const noexcept { return values_.log_level; }
   /// "auto", or the name of the best SIMD target that may be used.
   [[nodiscard]] const std::string& simd() const noexcept { return values_.simd; }
+  [[nodiscard]] CudaHeapChoice cuda_heap() const noexcept { return values_.cuda_heap; }
 
   /// Every setting, in the order of the registry.
   [[nodiscard]] const std::vector<SettingInfo>& infos() const noexcept { return infos_; }

@@ -257,6 +257,7 @@ void CollectiveDispatcher::finish_move(const MoveJob& job) {
 }
 
 void CollectiveDispatcher::zero_padding(const HandleState& state, BufferSection target, std::int64_t row_bytes) const {
+  if (!config_.zero_padding) return;
   std::byte* rows = own_section(target);
   const auto zero = [&](std::int64_t begin, std::int64_t end) {
     if (begin < end) std::memset(rows + begin * row_bytes, 0, static_cast<std::size_t>((end - begin) * row_bytes));

@@ -81,7 +81,7 @@ void check_ranges(const DispatcherConfig& config, int num_ranks) {
 
 /// The fields that must agree, by name. num_workers may differ.
 using Field = std::pair<std::string_view, std::int64_t>;
-constexpr std::size_t kNumFields = 16;
+constexpr std::size_t kNumFields = 17;
 constexpr std::size_t kNameField = 0;  ///< holds a hash; the name itself is sent as text
 
 std::array<Field, kNumFields> fields_of(const DispatcherConfig& config, std::string_view dispatcher_name) {
@@ -102,6 +102,7 @@ std::array<Field, kNumFields> fields_of(const DispatcherConfig& config, std::str
            {"overflow", code(config.overflow)},
            {"combine", code(config.combine)},
            {"apply_weights", code(config.apply_weights)},
+           {"zero_padding", code(config.zero_padding)},
            {"combine_dtype", code(config.combine_dtype)},
            {"combine_hidden", config.combine_hidden}}};
 }
@@ -113,7 +114,7 @@ std::string value_text(std::string_view field, std::int64_t value) {
   if (field == "sizing") return std::string(to_string(static_cast<Sizing>(value)));
   if (field == "overflow") return std::string(to_string(static_cast<OverflowPolicy>(value)));
   if (field == "combine") return std::string(to_string(static_cast<CombineMode>(value)));
-  if (field == "apply_weights") return value != 0 ? "true" : "false";
+  if (field == "apply_weights" || field == "zero_padding") return value != 0 ? "true" : "false";
   return std::to_string(value);
 }
 

@@ -5,7 +5,7 @@
 namespace epistle {
 namespace {
 
-const HandleState& require(const std::shared_ptr<HandleState>& state) {
+HandleState& require(const std::shared_ptr<HandleState>& state) {
   if (state == nullptr) {
     throw Error(ErrorCode::kHandleMismatch, "the handle is empty (moved from, or never prepared); call prepare first");
   }
@@ -27,7 +27,10 @@ Handle::~Handle() = default;
 Handle::Handle(Handle&&) noexcept = default;
 Handle& Handle::operator=(Handle&&) noexcept = default;
 Handle::Handle(std::shared_ptr<HandleState> state) noexcept : state_(std::move(state)) {}
-const RoutingStats& Handle::stats() const { return require(state_).stats; }
+const RoutingStats& Handle::stats() const {
+  require(state_).wait_for_counts();
+  return state_->stats;
+}
 const DispatchOutput& Handle::output() const { return require(state_).output; }
 
 }  // namespace epistle

@@ -21,6 +21,14 @@ struct SendEntry {
 
 class HandleState {
  public:
+  HandleState() = default;
+  virtual ~HandleState() = default;
+  HandleState(const HandleState&) = delete;
+  HandleState& operator=(const HandleState&) = delete;
+
+  /// Returns when `stats` and `output` are complete: at once, except where a device still computes them.
+  virtual void wait_for_counts() {}
+
   std::uint64_t dispatcher_id = 0;
   std::uint64_t handle_id = 0;  ///< counts prepares; equal on all ranks
   LayoutTables tables;

@@ -104,6 +104,18 @@ SymmetricRegion GroupImpl::create_region(std::int64_t reserved_bytes) {
   return world_->create_region(rank_, num_regions_++, reserved_bytes, timeout_);
 }
 
+std::vector<UniqueFd> GroupImpl::exchange_fds(const UniqueFd& own) {
+  check_usable();
+  try {
+    return world_->exchange_fds(own, timeout_);
+  } catch (const Error& error) {
+    const int peer_rank = error.context().peer_rank;
+    if (peer_rank < 0) throw;
+    // The ranks that did come hold messages of an exchange that will not be completed: there can be no other.
+    fail(error.code(), error.context().phase, peer_rank);
+  }
+}
+
 std::optional<GroupImpl::Failure> GroupImpl::agreed_failure() const noexcept {
   const std::uint64_t packed = control_->failure.load(std::memory_order_acquire);
   if (packed == 0) return std::nullopt;
@@ -131,6 +143,9 @@ void GroupImpl::raise(const Failure& failure, const MissingRows* missing_rows) c
         "rank {} did not arrive within {} ms{}; it is alive: look for a rank that makes other calls than the rest, or "
         "raise the timeout (EPISTLE_TIMEOUT_MS)",
         failure.peer_rank, timeout_.count(), rows_text);
+  } else if (failure.code != ErrorCode::kPeerLost) {
+    text = fmt::format("rank {} failed in {} ({}){}; the group is broken, start all ranks again", failure.peer_rank,
+                       to_string(failure.phase), to_string(failure.code), rows_text);
   } else {
     text = fmt::format("rank {} has exited or left the group{}; the group is broken, start all ranks again",
                        failure.peer_rank, rows_text);
@@ -139,12 +154,24 @@ void GroupImpl::raise(const Failure& failure, const MissingRows* missing_rows) c
               {.rank = rank_, .peer_rank = failure.peer_rank, .phase = failure.phase, .missing_rows = rows});
 }
 
+bool GroupImpl::is_lost(int rank) const noexcept {
+  // pairs with the release in depart(): what the rank did before it went is visible
+  const bool departed = rank_control(rank).state.load(std::memory_order_acquire) == kRankDeparted;
+  return departed || !world_->is_alive(rank);
+}
+
+int GroupImpl::find_lost_rank() const noexcept {
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (peer != rank_ && is_lost(peer)) return peer;
+  }
+  return -1;
+}
+
 std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(const Barrier& barrier, Phase phase) const noexcept {
   for (int peer = 0; peer < num_ranks_; ++peer) {
     if (peer == rank_ || barrier.has_arrived(peer)) continue;
-    const bool departed = rank_control(peer).state.load(std::memory_order_acquire) == kRankDeparted;
     // Look again after the death was seen: the peer may have arrived just before it went.
-    if ((departed || !world_->is_alive(peer)) && !barrier.has_arrived(peer)) {
+    if (is_lost(peer) && !barrier.has_arrived(peer)) {
       return Failure{ErrorCode::kPeerLost, phase, peer, rank_};
     }
   }
@@ -178,6 +205,10 @@ void GroupImpl::wait(Barrier& barrier, Phase phase, const MissingRows* missing_r
 
 void GroupImpl::check_usable() const {
   if (const auto failure = agreed_failure()) raise(*failure, nullptr);
+}
+
+void GroupImpl::fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows) {
+  raise(agree_on({code, phase, peer_rank, rank_}), missing_rows);
 }
 
 void GroupImpl::barrier(Phase phase) {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "epistle/error.hpp"
 #include "epistle/types.hpp"
@@ -26,6 +27,9 @@ class World {
   /// Collective: `rank`'s `region_idx`-th region, of `reserved_bytes` per rank.
   [[nodiscard]] virtual SymmetricRegion create_region(int rank, int region_idx, std::int64_t reserved_bytes,
                                                       std::chrono::milliseconds timeout) = 0;
+  /// Collective: a copy of every rank's descriptor, in rank order. Throws kUnsupported where the ranks share one
+  /// process, and have no need of it.
+  [[nodiscard]] virtual std::vector<UniqueFd> exchange_fds(const UniqueFd& own, std::chrono::milliseconds timeout) = 0;
   /// False once `rank` can never arrive again because its process has ended.
   [[nodiscard]] virtual bool is_alive(int rank) const noexcept = 0;
 };
@@ -48,6 +52,10 @@ class GroupImpl {
   /// Collective. `reserved_bytes` must be equal on all ranks.
   [[nodiscard]] SymmetricRegion create_region(std::int64_t reserved_bytes);
 
+  /// Collective: every rank gives a valid descriptor and receives a copy of every rank's, in rank order. A rank that is
+  /// lost or does not come breaks the group. Throws kUnsupported in a thread group.
+  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own);
+
   /// Waits for the generation of `barrier` this rank has arrived in. Throws kPeerLost or kTimeout that names the rank
   /// at fault, the same on all ranks, and marks the group broken.
   void wait(Barrier& barrier, Phase phase, const MissingRows* missing_rows = nullptr);
@@ -58,6 +66,15 @@ class GroupImpl {
   /// Throws the group's failure if it is broken.
   void check_usable() const;
 
+  /// For ranks that watch each other by other means than a Barrier: breaks the group, as wait() does, and throws its
+  /// failure. That is the first one anybody reported, so it may name another rank than `peer_rank`, which is a rank of
+  /// the group.
+  [[noreturn]] void fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows = nullptr);
+
+  /// A rank other than this one that has left the group or whose process has ended; -1 = none. What that rank did
+  /// before it went may still be on its way to the caller: look for it once more before calling fail().
+  [[nodiscard]] int find_lost_rank() const noexcept;
+
   /// This rank takes part no longer: ranks that wait for it see kPeerLost at once.
   void depart() noexcept;
 
@@ -67,6 +84,7 @@ class GroupImpl {
   struct RankControl;
 
   [[nodiscard]] RankControl& rank_control(int rank) const noexcept;
+  [[nodiscard]] bool is_lost(int rank) const noexcept;
   [[nodiscard]] std::byte* gather_slot(int rank, std::uint64_t generation) const noexcept;
   [[nodiscard]] std::optional<Failure> agreed_failure() const noexcept;
   [[nodiscard]] Failure agree_on(const Failure& failure) noexcept;

@@ -47,6 +47,10 @@ class ProcessWorld final : public World {
     return {std::make_shared<RegionMapping>(std::move(files), keep_fd, reserved_bytes), rank};
   }
 
+  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own, std::chrono::milliseconds timeout) override {
+    return rendezvous_.exchange(own, timeout);
+  }
+
   [[nodiscard]] bool is_alive(int rank) const noexcept override {
     pollfd entry{pidfds_[static_cast<std::size_t>(rank)].get(), POLLIN, 0};
     return ::poll(&entry, 1, 0) <= 0;  // readable once the process has ended

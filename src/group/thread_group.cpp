@@ -39,6 +39,13 @@ class ThreadWorld final : public World {
     return view;
   }
 
+  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& /*own*/,
+                                                   std::chrono::milliseconds /*timeout*/) override {
+    throw Error(ErrorCode::kUnsupported,
+                "descriptors are exchanged between processes; the ranks of this group are "
+                "threads of one, which share them");
+  }
+
   // A thread cannot die alone: a rank that leaves says so (GroupImpl::depart).
   [[nodiscard]] bool is_alive(int /*rank*/) const noexcept override { return true; }
 

@@ -8,9 +8,7 @@
 namespace epistle {
 namespace {
 
-constexpr std::byte kPoison{0xa5};
-
-void fill_with_poison(std::byte* bytes, std::int64_t num_bytes) { std::fill_n(bytes, num_bytes, kPoison); }
+void fill_with_poison(std::byte* bytes, std::int64_t num_bytes) { std::fill_n(bytes, num_bytes, BenchCheck::kPoison); }
 
 RowRange part_of(RowRange all, std::int64_t part) {
   const std::int64_t size = all.end - all.begin;
@@ -44,7 +42,12 @@ Mismatch BenchCheck::run(const DispatchOutput& output, const OnPart& on_part) {
 }
 
 std::int64_t BenchCheck::num_bytes(const DispatchOutput& output) const {
-  return output.num_rows * (output.row_bytes + output.scale_bytes) + static_cast<std::int64_t>(inputs_.out().size());
+  std::int64_t num_rows = output.num_rows;
+  if (!expectation_.config().zero_padding) {
+    const auto& rows = expectation_.layout(rank_).rows;
+    num_rows = std::count_if(rows.begin(), rows.end(), [](const auto& row) { return row.src_rank >= 0; });
+  }
+  return num_rows * (output.row_bytes + output.scale_bytes) + static_cast<std::int64_t>(inputs_.out().size());
 }
 
 Mismatch BenchCheck::check_rows(const DispatchOutput& output, RowRange range) const {

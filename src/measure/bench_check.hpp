@@ -20,6 +20,9 @@ class BenchCheck {
   /// each. So nobody falls behind by more than one part, whatever the timeout and the size.
   static constexpr std::int64_t kNumParts = 32;
 
+  /// What poison writes to every byte.
+  static constexpr std::byte kPoison{0xa5};
+
   using OnPart = std::function<void(std::int64_t done, std::int64_t total)>;
 
   /// Keeps references to all of them.

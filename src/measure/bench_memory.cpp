@@ -115,10 +115,15 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
     const std::int64_t sum_bytes = config.max_tokens * params.combine_row_bytes;
     // A handle repeats the routing and describes every row.
     const std::int64_t handle_bytes = own.sent_assignments * kEntryBytes + rows * layout.record_bytes();
+    total_bytes += config.max_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) + kNumHandles * handle_bytes;
+    if (spec.device == BenchDevice::kCuda) {
+      // Buffers are the GPU's. The host has copies of what a rank received, then of the expert outputs.
+      total_bytes += rows * (row_bytes + params.combine_row_bytes);
+      continue;
+    }
     // The copy limit works on as much as a dispatch reads and writes.
     const std::int64_t copied_bytes = (config.max_tokens + rows) * row_bytes;
-    total_bytes += buffer_bytes + copied_bytes + config.max_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) +
-                   kNumHandles * handle_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);
+    total_bytes += buffer_bytes + copied_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);
   }
   // Every rank's handles hold tables of what each rank sends to each column (rank or expert), and of the pairs of
   // ranks.

@@ -1,4 +1,4 @@
-// What a benchmark needs in memory, told before it starts: a run that cannot fit must be an error, not a killed
+// What a benchmark needs in host memory, told before it starts: a run that cannot fit must be an error, not a killed
 // process.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include "epistle/routing.hpp"
 #include "epistle/types.hpp"
 
-#include "measure/dispatch_bench.hpp"
+#include "measure/bench_types.hpp"
 
 namespace epistle {
 

@@ -11,8 +11,15 @@ Summary summarize(std::vector<double> samples) {
   std::sort(samples.begin(), samples.end());
   const std::size_t middle = samples.size() / 2;
   const double median = samples.size() % 2 == 1 ? samples[middle] : (samples[middle - 1] + samples[middle]) / 2.0;
-  const auto p99_rank = static_cast<std::size_t>(std::ceil(0.99 * static_cast<double>(samples.size())));
-  return {.min = samples.front(), .median = median, .p99 = samples[p99_rank - 1], .max = samples.back()};
+  const auto nearest_rank = [&](double fraction) {
+    return samples[static_cast<std::size_t>(std::ceil(fraction * static_cast<double>(samples.size()))) - 1];
+  };
+  return {.min = samples.front(),
+          .p10 = nearest_rank(0.10),
+          .median = median,
+          .p90 = nearest_rank(0.90),
+          .p99 = nearest_rank(0.99),
+          .max = samples.back()};
 }
 
 }  // namespace epistle

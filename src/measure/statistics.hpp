@@ -7,8 +7,10 @@ namespace epistle {
 
 struct Summary {
   double min = 0.0;
+  double p10 = 0.0;  ///< percentiles are those of the nearest rank
   double median = 0.0;
-  double p99 = 0.0;  ///< nearest rank: with fewer than 100 samples the largest one
+  double p90 = 0.0;
+  double p99 = 0.0;  ///< with fewer than 100 samples the largest one
   double max = 0.0;
 };
 

@@ -47,7 +47,8 @@ class Expectation {
   /// Writes the source's row.
   using SourceRow = std::function<void(int src_rank, std::int64_t src_token, std::byte* row)>;
 
-  /// What `rank` received: `rows` is its row 0, and those in `range` are compared, padding (zero) included.
+  /// What `rank` received: `rows` is its row 0, and those in `range` are compared, padding (zero) included unless
+  /// the configuration leaves it as it was.
   struct ReceivedRows {
     const std::byte* rows = nullptr;
     std::int64_t row_bytes = 0;

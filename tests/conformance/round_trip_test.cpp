@@ -1,144 +1,18 @@
 // Every dispatcher on every group kind, against the oracle.
-#include <functional>
 #include <iostream>
 #include <string>
 #include <vector>
-
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <gtest/gtest.h>
 
 #include "epistle/group.hpp"
 
+#include "support/named_scenarios.hpp"
 #include "support/process_ranks.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle::testing {
 namespace {
-
-struct NamedScenario {
-  std::string name;
-  Scenario scenario;
-};
-
-DispatcherConfig small_config() {
-  DispatcherConfig config;
-  config.hidden = 64;
-  config.num_experts = 8;
-  config.top_k = 3;
-  config.max_tokens = 40;
-  return config;
-}
-
-std::vector<NamedScenario> scenarios() {
-  std::vector<NamedScenario> all;
-  const auto add = [&all](const std::string& name, const std::function<void(Scenario&)>& change) {
-    Scenario scenario;
-    scenario.config = small_config();
-    scenario.tokens_per_rank = {20, 40, 0, 7};
-    change(scenario);
-    all.push_back({name, scenario});
-  };
-  add("TokenMajor", [](Scenario&) {});
-  add("TokenMajorFlat", [](Scenario& s) { s.config.combine = CombineMode::kFlat; });
-  add("TokenMajorUnweighted", [](Scenario& s) { s.config.apply_weights = false; });
-  add("TokenMajorFp16Odd", [](Scenario& s) {
-    s.config.dtype = DType::kFp16;
-    s.odd_values = true;
-  });
-  add("TokenMajorFp32Workers", [](Scenario& s) {
-    s.config.dtype = DType::kFp32;
-    s.config.num_workers = 3;
-    s.stage_combine = true;
-  });
-  add("TokenMajorFp8", [](Scenario& s) {
-    s.config.dtype = DType::kFp8E4m3;
-    s.config.hidden = 144;  // 1.125 blocks of scales
-  });
-  add("TokenMajorCapacityDrop", [](Scenario& s) {
-    s.config.sizing = Sizing::kCapacity;
-    s.config.capacity_rows = 25;
-    s.config.overflow = OverflowPolicy::kDrop;
-  });
-  add("ExpertMajor", [](Scenario& s) { s.config.layout = OutputLayout::kExpertMajor; });
-  add("ExpertMajorAlignedFlat", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertMajor;
-    s.config.alignment = 16;
-    s.config.combine = CombineMode::kFlat;
-    s.id_type = IdType::kInt64;
-  });
-  add("ExpertMajorUnweightedFp16Odd", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertMajor;
-    s.config.dtype = DType::kFp16;
-    s.config.apply_weights = false;
-    s.odd_values = true;
-  });
-  add("ExpertMajorFp8Workers", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertMajor;
-    s.config.dtype = DType::kFp8E4m3;
-    s.config.combine_dtype = DType::kFp16;
-    s.config.alignment = 8;
-    s.config.num_workers = 2;
-  });
-  add("ExpertMajorCapacityDrop", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertMajor;
-    s.config.alignment = 4;
-    s.config.sizing = Sizing::kCapacity;
-    s.config.capacity_rows = 40;
-    s.config.overflow = OverflowPolicy::kDrop;
-    s.hot_experts = true;
-  });
-  add("ExpertMajorCapacityRoomy", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertMajor;
-    s.config.sizing = Sizing::kCapacity;
-    s.config.capacity_rows = 300;
-  });
-  add("ExpertSlotsDrop", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertSlots;
-    s.config.capacity_rows = 13;
-    s.config.overflow = OverflowPolicy::kDrop;
-    s.hot_experts = true;
-  });
-  add("ExpertSlotsCapacity", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertSlots;
-    s.config.sizing = Sizing::kCapacity;
-    s.config.capacity_rows = 160;
-    s.config.combine = CombineMode::kFlat;
-  });
-  add("Raw", [](Scenario& s) {
-    s.config.dtype = DType::kRaw;
-    s.config.hidden = 48;
-    s.config.raw_scale_bytes = 7;
-  });
-  add("RawCombined", [](Scenario& s) {
-    s.config.dtype = DType::kRaw;
-    s.config.hidden = 48;
-    s.config.combine_dtype = DType::kBf16;
-    s.config.combine_hidden = 72;
-    s.config.layout = OutputLayout::kExpertMajor;
-  });
-  add("Hidden2880TopK22", [](Scenario& s) {
-    s.config.hidden = 2880;
-    s.config.num_experts = 37;  // not divisible by the ranks
-    s.config.top_k = 22;
-    s.tokens_per_rank = {5, 0, 9};
-    s.config.layout = OutputLayout::kExpertMajor;
-  });
-  add("MoreRanksThanExperts", [](Scenario& s) {
-    s.config.num_experts = 3;
-    s.tokens_per_rank = {4, 5, 6, 7, 8};
-  });
-  add("OneRank", [](Scenario& s) { s.tokens_per_rank = {33}; });
-  add("NoTokensAtAll", [](Scenario& s) { s.tokens_per_rank = {0, 0}; });
-  add("NothingRouted", [](Scenario& s) { s.missing_probability = 1.0; });
-  add("SixteenRanks", [](Scenario& s) {
-    s.config.num_experts = 40;
-    s.config.top_k = 8;
-    s.tokens_per_rank.assign(16, 6);
-  });
-  return all;
-}
 
 class RoundTrip : public ::testing::TestWithParam<std::tuple<std::string, NamedScenario>> {};
 
@@ -167,7 +41,7 @@ TEST_P(RoundTrip, OverProcesses) {
 
 INSTANTIATE_TEST_SUITE_P(All, RoundTrip,
                          ::testing::Combine(::testing::Values("direct", "alltoall", "reference"),
-                                            ::testing::ValuesIn(scenarios())),
+                                            ::testing::ValuesIn(named_scenarios())),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param) + "_" + std::get<1>(param_info.param).name;
                          });

@@ -65,14 +65,15 @@ struct CallOutcomes {
 
 /// Every rank makes `call` on a dispatcher of its own, and afterwards a good round trip on the same one.
 inline CallOutcomes call_on_all_ranks(const std::string& dispatcher_name, const Scenario& scenario,
-                                      const std::function<void(const Caller&)>& call) {
+                                      const std::function<void(const Caller&)>& call,
+                                      const DispatcherFactory& create = make_dispatcher) {
   const std::size_t num_ranks = scenario.tokens_per_rank.size();
   CallOutcomes outcomes{std::vector<Outcome>(num_ranks), std::vector<Mismatch>(num_ranks)};
   run_thread_ranks(static_cast<int>(num_ranks),
                    [&](Group& group) {
                      const auto rank = static_cast<std::size_t>(group.rank());
                      const Play play(scenario, 0);
-                     const auto dispatcher = make_dispatcher(dispatcher_name, group, scenario.config);
+                     const auto dispatcher = create(dispatcher_name, group, scenario.config);
                      outcomes.by_rank[rank] = outcome_of([&] { call({group, *dispatcher, play, group.rank()}); });
                      outcomes.afterwards[rank] = round_trip(*dispatcher, group.rank(), Play(scenario, 1));
                    },

@@ -5,8 +5,11 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
@@ -260,10 +263,14 @@ inline Mismatch check_backward(const Play& play, int rank, Dispatcher& dispatche
   return std::nullopt;
 }
 
+/// Makes a dispatcher of some device that takes host pointers.
+using DispatcherFactory = std::function<std::unique_ptr<Dispatcher>(std::string_view, Group&, const DispatcherConfig&)>;
+
 /// Plays one rank: prepare, dispatch, combine, a cached repeat with other data, both backward passes.
-inline Mismatch play_rank(Group& group, const std::string& dispatcher_name, const Scenario& scenario) {
+inline Mismatch play_rank(Group& group, const std::string& dispatcher_name, const Scenario& scenario,
+                          const DispatcherFactory& create = make_dispatcher) {
   const int rank = group.rank();
-  const auto dispatcher = make_dispatcher(dispatcher_name, group, scenario.config);
+  const auto dispatcher = create(dispatcher_name, group, scenario.config);
   std::vector<Handle> handles;
   for (int round = 0; round < scenario.num_rounds; ++round) {
     const Play play(scenario, round);

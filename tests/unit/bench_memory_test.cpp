@@ -67,6 +67,18 @@ TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
   }
 }
 
+TEST(BenchMemory, OfGpusOnlyCopiesOfTheOutputsCount) {
+  BenchSpec spec = make_spec("alltoall", OutputLayout::kExpertMajor, Sizing::kExact);
+  const std::vector<RoutingTable> tables = make_tables(spec);
+  const std::int64_t on_host = estimate_bench_bytes(spec, tables, {.num_ranks = kNumRanks});
+  spec.device = BenchDevice::kCuda;
+  const std::int64_t on_cuda = estimate_bench_bytes(spec, tables, {.num_ranks = kNumRanks});
+  EXPECT_LT(on_cuda, on_host);
+  // Each of the assignments is a row and an expert output.
+  const std::int64_t num_assignments = std::int64_t{kNumRanks} * spec.config.max_tokens * spec.config.top_k;
+  EXPECT_GT(on_cuda, num_assignments * spec.config.hidden * 2 * 2);
+}
+
 TEST(BenchMemory, ProcessesHaveTablesOfTheirOwn) {
   const BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, Sizing::kExact);
   const std::int64_t threads = estimate_table_bytes(spec, {.num_ranks = 4, .group = GroupKind::kThreads});

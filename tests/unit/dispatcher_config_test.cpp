@@ -150,6 +150,7 @@ std::vector<DifferingField> differing_fields() {
       {"overflow", [](Config& c) { c.overflow = OverflowPolicy::kDrop; }, "rank 0 has error, rank 1 has drop"},
       {"combine", [](Config& c) { c.combine = CombineMode::kFlat; }, "rank 0 has hierarchical, rank 1 has flat"},
       {"apply_weights", [](Config& c) { c.apply_weights = false; }, "rank 0 has true, rank 1 has false"},
+      {"zero_padding", [](Config& c) { c.zero_padding = false; }, "rank 0 has true, rank 1 has false"},
       {"combine_dtype", [](Config& c) { c.combine_dtype = DType::kFp32; }, "rank 0 has bf16, rank 1 has fp32"},
       {"combine_hidden", [](Config& c) { c.combine_hidden = 32; }, "rank 0 has 64, rank 1 has 32"},
   };

@@ -16,6 +16,8 @@
 
 #include "epistle/error.hpp"
 
+#include "group/group_impl.hpp"
+#include "support/process_ranks.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -242,6 +244,111 @@ TEST(Group, RankThatStallsInADispatcherCall) {
     EXPECT_EQ(outcome->context().peer_rank, 2);
     EXPECT_EQ(outcome->context().phase, Phase::kLayout);
   }
+}
+
+// ---- Ranks that watch each other without a barrier ------------------------------------------------------------------
+
+TEST(Group, FailNamesTheSameRankEverywhere) {
+  const MissingRows seven_rows = [](int /*peer_rank*/) { return std::int64_t{7}; };
+  const Ending ending = run_four([&](Group& group) {
+    group.barrier();
+    // Ranks 0 and 3 blame different ranks, one after the other: only the first report counts.
+    if (group.rank() == 0) group.impl().fail(ErrorCode::kTimeout, Phase::kDispatch, 2, &seven_rows);
+    if (group.rank() == 3) {
+      while (!outcome_of([&] { group.impl().check_usable(); })) std::this_thread::yield();
+      group.impl().fail(ErrorCode::kPeerLost, Phase::kCombine, 1);
+    }
+    group.barrier();
+  });
+  EXPECT_LT(ending.took, kQuickly);
+  for (int rank = 0; rank < 4; ++rank) {
+    SCOPED_TRACE("rank " + std::to_string(rank));
+    const Outcome& outcome = ending.outcomes[static_cast<std::size_t>(rank)];
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kTimeout) << outcome->what();
+    EXPECT_EQ(outcome->context().rank, rank);
+    EXPECT_EQ(outcome->context().peer_rank, 2);
+    EXPECT_EQ(outcome->context().phase, Phase::kDispatch);
+    EXPECT_EQ(outcome->context().missing_rows, rank == 0 ? 7 : -1);
+  }
+}
+
+TEST(Group, FailureOfAnotherKindIsDescribed) {
+  const Ending ending = run_four([](Group& group) {
+    group.barrier();
+    if (group.rank() == 1) group.impl().fail(ErrorCode::kSystem, Phase::kCombine, 2);
+    group.barrier();
+  });
+  for (const int rank : {0, 1, 3}) {
+    const Outcome& outcome = ending.outcomes[static_cast<std::size_t>(rank)];
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kSystem);
+    EXPECT_NE(std::string(outcome->what()).find("rank 2 failed in combine"), std::string::npos) << outcome->what();
+  }
+}
+
+TEST(Group, FindsTheRankThatHasLeft) {
+  std::vector<Group> groups = make_thread_groups(3);
+  for (const Group& group : groups) EXPECT_EQ(group.impl().find_lost_rank(), -1);
+  groups[1].impl().depart();
+  EXPECT_EQ(groups[0].impl().find_lost_rank(), 1);
+  EXPECT_EQ(groups[1].impl().find_lost_rank(), -1);  // itself does not count
+  EXPECT_EQ(groups[2].impl().find_lost_rank(), 1);
+  EXPECT_FALSE(outcome_of([&] { groups[0].impl().check_usable(); }));  // to look breaks nothing
+}
+
+TEST(Group, FindsTheProcessThatHasEnded) {
+  const std::vector<int> exits = run_process_ranks(3, [](Group& group) {
+    group.barrier();
+    if (group.rank() == 2) ::_exit(0);  // no destructor runs: only the kernel knows
+    const auto deadline = Clock::now() + kQuickly;
+    while (group.impl().find_lost_rank() < 0 && Clock::now() < deadline) std::this_thread::yield();
+    const int lost_rank = group.impl().find_lost_rank();
+    // Both look before either goes.
+    (void)outcome_of([&] { group.barrier(); });
+    return lost_rank == 2 ? 0 : 1;
+  });
+  EXPECT_EQ(exits, std::vector<int>({0, 0, 0}));
+}
+
+// ---- Descriptors ----------------------------------------------------------------------------------------------------
+
+TEST(Group, ExchangedDescriptorsReachEveryProcess) {
+  const std::vector<int> exits = run_process_ranks(3, [](Group& group) {
+    for (int round = 0; round < 2; ++round) {
+      const std::int64_t num_bytes = 4096 * (group.rank() + 1) + round;
+      const std::vector<UniqueFd> files = group.impl().exchange_fds(create_shared_file(num_bytes));
+      for (int peer = 0; peer < group.size(); ++peer) {
+        const auto end = ::lseek(files[static_cast<std::size_t>(peer)].get(), 0, SEEK_END);
+        if (end != 4096 * (peer + 1) + round) return 1 + peer;
+      }
+    }
+    group.barrier();
+    return 0;
+  });
+  EXPECT_EQ(exits, std::vector<int>({0, 0, 0}));
+}
+
+TEST(Group, RankLostInAnExchangeBreaksTheGroup) {
+  const std::vector<int> exits = run_process_ranks(3, [](Group& group) {
+    group.barrier();
+    if (group.rank() == 1) ::_exit(0);
+    const auto names_rank_1 = [](const Outcome& outcome) {
+      return outcome && outcome->code() == ErrorCode::kPeerLost && outcome->context().peer_rank == 1;
+    };
+    const UniqueFd file = create_shared_file(4096);
+    if (!names_rank_1(outcome_of([&] { (void)group.impl().exchange_fds(file); }))) return 1;
+    return names_rank_1(outcome_of([&] { group.barrier(); })) ? 0 : 2;
+  });
+  EXPECT_EQ(exits, std::vector<int>({0, 0, 0}));
+}
+
+TEST(Group, ThreadsExchangeNoDescriptors) {
+  const std::vector<Group> groups = make_thread_groups(1);
+  const Outcome outcome = outcome_of([&] { (void)groups[0].impl().exchange_fds(UniqueFd()); });
+  ASSERT_TRUE(outcome.has_value());
+  EXPECT_EQ(outcome->code(), ErrorCode::kUnsupported);
+  EXPECT_FALSE(outcome_of([&] { groups[0].impl().check_usable(); }));
 }
 
 // ---- run_thread_ranks -----------------------------------------------------------------------------------------------

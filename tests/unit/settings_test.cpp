@@ -15,8 +15,8 @@
 namespace epistle {
 namespace {
 
-const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS", "EPISTLE_SPIN_US", "EPISTLE_LOG", "EPISTLE_STREAM_BYTES",
-                                         "EPISTLE_SIMD"};
+const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",   "EPISTLE_SPIN_US", "EPISTLE_LOG",
+                                         "EPISTLE_STREAM_BYTES", "EPISTLE_SIMD",    "EPISTLE_CUDA_HEAP"};
 
 class SettingsTest : public testing::Test {
  protected:
@@ -56,6 +56,7 @@ TEST_F(SettingsTest, DefaultsStandWhereNothingIsSet) {
   EXPECT_EQ(settings().stream_bytes(), kAutomatic);
   EXPECT_EQ(settings().log_level(), LogLevel::kWarn);
   EXPECT_EQ(settings().simd(), "auto");
+  EXPECT_EQ(settings().cuda_heap(), CudaHeapChoice::kAuto);
   for (const SettingInfo& entry : settings().infos()) {
     EXPECT_EQ(entry.origin, SettingOrigin::kDefault) << entry.name;
     EXPECT_EQ(entry.value, entry.default_value) << entry.name;
@@ -98,6 +99,16 @@ TEST_F(SettingsTest, EveryLogLevelIsAccepted) {
   }
 }
 
+TEST_F(SettingsTest, EveryCudaHeapIsAccepted) {
+  for (const CudaHeapChoice choice :
+       {CudaHeapChoice::kAuto, CudaHeapChoice::kFd, CudaHeapChoice::kFabric, CudaHeapChoice::kIpc}) {
+    set("EPISTLE_CUDA_HEAP", std::string(to_string(choice)));
+    EXPECT_EQ(settings().cuda_heap(), choice);
+  }
+  EXPECT_EQ(info("EPISTLE_CUDA_HEAP").accepted, "auto, fd, fabric, ipc");
+  EXPECT_EQ(info("EPISTLE_CUDA_HEAP").default_value, "auto");
+}
+
 TEST_F(SettingsTest, LimitsAreInclusive) {
   for (const char* const value : {"1", "86400000"}) {
     set("EPISTLE_TIMEOUT_MS", value);
@@ -121,6 +132,10 @@ TEST_F(SettingsTest, MalformedWordsNameTheWordsThereAre) {
   set("EPISTLE_LOG", "verbose");
   EXPECT_NE(error_message().find("off, error, warn, info, debug"), std::string::npos) << error_message();
   environment_.unset("EPISTLE_LOG");
+  set("EPISTLE_CUDA_HEAP", "vmm");
+  EXPECT_NE(error_message().find("EPISTLE_CUDA_HEAP is 'vmm', but must be auto, fd, fabric, ipc"), std::string::npos)
+      << error_message();
+  environment_.unset("EPISTLE_CUDA_HEAP");
   set("EPISTLE_SPIN_US", "-2");
   EXPECT_NE(error_message().find("-1 or 0 to"), std::string::npos) << error_message();
   environment_.unset("EPISTLE_SPIN_US");

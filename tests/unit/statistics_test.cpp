@@ -46,5 +46,14 @@ TEST(Statistics, P99IsTheNearestRank) {
   EXPECT_EQ(summarize(up_to(1000)).p99, 990.0);
 }
 
+TEST(Statistics, P10AndP90AreNearestRanks) {
+  EXPECT_EQ(summarize({4.5}).p10, 4.5);
+  EXPECT_EQ(summarize({4.5}).p90, 4.5);
+  EXPECT_EQ(summarize(up_to(9)).p10, 1.0);
+  EXPECT_EQ(summarize(up_to(9)).p90, 9.0);
+  EXPECT_EQ(summarize(up_to(30)).p10, 3.0);
+  EXPECT_EQ(summarize(up_to(30)).p90, 27.0);
+}
+
 }  // namespace
 }  // namespace epistle

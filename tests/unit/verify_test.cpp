@@ -191,6 +191,31 @@ TEST_P(VerifyTest, FindsAFlippedBitInEveryRow) {
   }
 }
 
+TEST_P(VerifyTest, PaddingThatIsLeftAsItWasIsNotCompared) {
+  DispatcherConfig config = config_;
+  config.zero_padding = false;
+  const Expectation expectation(config, tables_);
+  const auto row_bytes = static_cast<std::size_t>(received_[1].output.row_bytes);
+  Received received = received_[1];
+  flip(received.rows[first_row(true) * row_bytes]);
+  run_thread_ranks(kNumRanks, [&](Group& group) {
+    const Received& own = group.rank() == 1 ? received : received_[0];
+    BenchInputs inputs = make_inputs(group.rank());
+    inputs.out() = own.sums;
+    BenchCheck check(group, expectation, inputs);
+    const Mismatch mismatch = check.run(own.output, {});
+    EXPECT_FALSE(mismatch.has_value()) << *mismatch;
+    EXPECT_LT(check.num_bytes(own.output), BenchCheck(group, expectation_, inputs).num_bytes(own.output));
+  });
+  flip(received.rows[first_row(false) * row_bytes]);
+  run_thread_ranks(kNumRanks, [&](Group& group) {
+    const Received& own = group.rank() == 1 ? received : received_[0];
+    BenchInputs inputs = make_inputs(group.rank());
+    inputs.out() = own.sums;
+    EXPECT_EQ(BenchCheck(group, expectation, inputs).run(own.output, {}).has_value(), group.rank() == 1);
+  });
+}
+
 TEST_P(VerifyTest, FindsAFlippedBitInTheScales) {
   const std::size_t row = first_row(false);
   expect_found("scales row " + std::to_string(row) + ":", [&](Received& received) {

@@ -1,0 +1,87 @@
+// The CUDA device: dispatchers whose rows live in GPU memory and whose calls are ordered by a CUDA stream.
+//
+// The calls are those of Dispatcher (epistle/dispatcher.hpp), with these differences:
+//   - every pointer (routing, payload, output, handle description) is device memory of the dispatcher's device;
+//   - calls put work on the dispatcher's stream and return; results are there when the stream gets to them. prepare waits
+//     on the host under exact sizing (once, for the counts), never under capacity sizing: then prepare, dispatch and
+//     combine can be captured into a CUDA graph and replayed with other routing and payload in the same buffers. A
+//     captured handle must outlive the graph;
+//   - under capacity sizing Handle::stats() and the num_dropped of its output wait for the stream;
+//   - what the device finds (bad ids, a rank that is late or gone, rows beyond the capacity under OverflowPolicy::kError)
+//     is thrown by synchronize(), by Handle::stats(), or by a later call, whichever comes first; the rows of the call it
+//     happened in must not be used. Nothing is written out of place in any case.
+//
+// The header needs no CUDA header; in a build without CUDA the functions exist and throw kUnsupported.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+
+struct CUstream_st;
+
+namespace epistle {
+
+/// A cudaStream_t.
+using CudaStream = CUstream_st*;
+
+/// How rows cross from GPU to GPU.
+enum class CudaMover : std::int32_t {
+  kAuto,         ///< what the tuning table says for the call
+  kVector,       ///< 16-byte loads and stores: any GPU from sm_80 on
+  kBulk,         ///< bulk copies through shared memory: sm_90 and later
+  kCopyEngines,  ///< rows are packed on a few SMs and moved by the copy engines; exact sizing and token_major only
+};
+
+struct CudaOptions {
+  /// CUDA ordinal of this rank's GPU. -1: ranks are spread evenly over the visible GPUs, in blocks; several ranks on one
+  /// GPU ("virtual ranks") must be threads of one process.
+  int device = -1;
+  /// Streaming multiprocessors that one call may occupy, one thread block on each. 0: what the tuning table says. Never
+  /// more than the GPU's share of one rank, so that the kernels of all ranks on it are resident together.
+  int num_sms = 0;
+  CudaMover mover = CudaMover::kAuto;
+};
+
+class CudaDispatcher : public Dispatcher {
+ public:
+  /// The stream that the following calls use; null = the default stream. Order between calls on different streams is the
+  /// caller's business.
+  virtual void set_stream(CudaStream stream) = 0;
+  [[nodiscard]] virtual CudaStream stream() const noexcept = 0;
+
+  /// Changes the SM budget for the following calls, as CudaOptions::num_sms. May differ by rank.
+  virtual void set_num_sms(int num_sms) = 0;
+
+  [[nodiscard]] virtual int device() const noexcept = 0;
+
+  /// Waits for the stream, then throws what the device has found (see the head of this file). A peer that is lost shows
+  /// here within the group's timeout.
+  virtual void synchronize() = 0;
+
+  /// One line per call kind: what the tuning table chose for `num_tokens` and where that was measured.
+  [[nodiscard]] virtual std::string describe_tuning(std::int64_t num_tokens) const = 0;
+};
+
+/// What a build and this machine can do.
+struct CudaSupport {
+  bool compiled = false;    ///< the library was built with CUDA
+  int num_devices = 0;      ///< GPUs that the driver shows
+  std::string reason = {};  ///< why num_devices is 0; empty otherwise
+};
+[[nodiscard]] CudaSupport cuda_support();
+
+/// Creates a dispatcher on the CUDA device. Collective. Throws as make_dispatcher does, and kUnsupported where the build
+/// or the machine has no CUDA device, or the GPUs of two ranks cannot reach each other.
+[[nodiscard]] std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Group& group,
+                                                                   const DispatcherConfig& config,
+                                                                   const CudaOptions& options = {});
+
+/// The dispatchers that this build has for the CUDA device, in order of preference; empty without CUDA.
+[[nodiscard]] const std::vector<DispatcherInfo>& cuda_dispatcher_registry() noexcept;
+
+}  // namespace epistle

@@ -1,0 +1,134 @@
+// What the dispatchers of the CUDA device have in common: memory that all ranks address, prepare, handles, checks of what
+// the caller gives and of what the device finds. How rows travel is left to the class that derives from this one.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <cuda_runtime_api.h>
+
+#include "epistle/cuda.hpp"
+
+#include "dispatch/cuda/cuda_handle.hpp"
+#include "dispatch/cuda/device_buffers.hpp"
+#include "dispatch/cuda/launch.hpp"
+#include "dispatch/cuda/tuning.hpp"
+#include "group/cuda/symmetric_heap.hpp"
+#include "group/group_impl.hpp"
+
+namespace epistle::cuda {
+
+class CudaCollective : public CudaDispatcher {
+ public:
+  ~CudaCollective() override;
+
+  [[nodiscard]] const DispatcherConfig& config() const noexcept final { return config_; }
+  [[nodiscard]] const DispatchLayout& layout() const noexcept final { return layout_; }
+  [[nodiscard]] std::int64_t buffer_bytes() const noexcept final { return layout_.buffer_bytes(committed()); }
+  [[nodiscard]] std::int64_t resident_bytes() const final { return heap_.resident_bytes(); }
+  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const final;
+
+  [[nodiscard]] Handle prepare(const RoutingView& routing) final;
+  void dispatch_send(const Handle& handle, const Payload& payload) final;
+  const DispatchOutput& dispatch_receive(const Handle& handle) final;
+  const DispatchOutput& dispatch(const Handle& handle, const Payload& payload) final;
+  void combine_send(const Handle& handle, const void* rows) final;
+  void combine_receive(const Handle& handle, void* out, std::int64_t out_bytes) final;
+  void combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) final;
+  void dispatch_backward(const Handle& handle, const void* grad_rows, const float* grad_weights, void* grad_out,
+                         std::int64_t grad_out_bytes, float* grad_topk_weights) final;
+  const std::byte* combine_backward(const Handle& handle, const void* grad_out, const void* saved_rows,
+                                    float* grad_weights) final;
+
+  void set_stream(CudaStream stream) final { stream_ = stream; }
+  [[nodiscard]] CudaStream stream() const noexcept final { return stream_; }
+  void set_num_sms(int num_sms) final;
+  [[nodiscard]] int device() const noexcept final { return device_; }
+  void synchronize() final;
+  [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const final;
+
+ protected:
+  /// Collective. `config` must be resolved and agreed upon.
+  CudaCollective(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device);
+
+  /// Puts the move or the sum on the stream; `args` is complete but for the tuning.
+  virtual void start_move(const CudaHandleState& handle, MoveArgs& args) = 0;
+  virtual void start_sum(const CudaHandleState& handle, SumArgs& args) = 0;
+
+  [[nodiscard]] int rank() const noexcept { return group_->rank(); }
+  [[nodiscard]] int num_ranks() const noexcept { return group_->num_ranks(); }
+  [[nodiscard]] TuningQuery tuning_query(TunedCall call, std::int64_t num_tokens) const noexcept;
+  [[nodiscard]] std::byte* own_section(BufferSection section) const noexcept {
+    return heap_.base(rank()) + layout_.section_offset(section);
+  }
+
+ private:
+  enum class Call : std::int32_t { kNone, kDispatch, kCombine };
+  using Complaint = std::optional<Error>;
+
+  // cuda_collective.cpp: memory, prepare, findings
+  [[nodiscard]] RowDemand committed() const noexcept { return demands_[static_cast<std::size_t>(rank())]; }
+  void grow(const std::vector<RowDemand>& demands);
+  [[nodiscard]] std::shared_ptr<CudaHandleState> acquire_handle();
+  [[nodiscard]] Complaint check_routing(const RoutingView& routing) const;
+  void launch(CudaHandleState& state, const RoutingView& routing, bool refuse);
+  void wait_for_summary(CudaHandleState& state);
+  void check_summary(CudaHandleState& state, const RoutingView* routing);
+  void grow_for(const CudaHandleState& state);
+  template <typename IsDone>
+  void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
+  [[nodiscard]] bool is_capturing() const;
+  void check_findings();
+  [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);
+  void stop_for_lost_rank(int lost, const CudaHandleState* state);
+  void mark_use(CudaHandleState& state);
+
+  // cuda_calls.cpp: dispatch, combine, backward
+  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
+  [[nodiscard]] CudaHandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
+  [[nodiscard]] Complaint check_payload(const CudaHandleState& state, const Payload& payload) const;
+  [[nodiscard]] Complaint check_sum(const CudaHandleState& state, const void* rows) const;
+  [[nodiscard]] Complaint check_out(const CudaHandleState& state, const void* out, std::int64_t out_bytes) const;
+  [[nodiscard]] MoveArgs move_args(std::uint32_t phases) const;
+  [[nodiscard]] SumArgs sum_args(std::uint32_t phases) const;
+  [[noreturn]] void refuse_move(BufferSection target, const Error& complaint);
+  [[noreturn]] void refuse_sum(const Error& complaint);
+  void move(CudaHandleState& state, const Payload& payload, std::uint32_t phases);
+  void sum(CudaHandleState& state, const void* rows, void* out, std::uint32_t phases, bool weighted);
+  [[nodiscard]] const DispatchOutput& point_at_rows(CudaHandleState& state) const;
+  [[nodiscard]] Complaint check_gradients(const CudaHandleState& state, const void* grad_rows,
+                                          const float* grad_weights, const void* grad_out,
+                                          std::int64_t grad_out_bytes, const float* grad_topk_weights) const;
+  void gather_weight_gradients(CudaHandleState& state, const float* grad_weights, float* grad_topk_weights);
+  void check_call_open(Call call, const Handle& handle) const;
+
+  DispatcherConfig config_;
+  int device_;
+  std::shared_ptr<GroupImpl> group_owner_;
+  GroupImpl* group_;
+  CudaOptions options_;
+  DeviceControl control_;
+  DispatchLayout layout_;
+  int sm_share_ = 1;  ///< SMs that this rank may use at most
+  SymmetricHeap heap_;  ///< behind what its size follows from
+  std::shared_ptr<DeviceAllocator> allocator_;
+  PinnedMemory host_control_;
+  std::byte* local_memory_ = nullptr;
+  DeviceGroup device_group_;
+  std::vector<RowDemand> demands_;  ///< committed so far, by rank
+  std::vector<std::shared_ptr<CudaHandleState>> handles_;
+  CudaStream stream_ = nullptr;
+  cudaEvent_t last_work_ = nullptr;
+  int compute_major_ = 0;
+  std::uint64_t dispatcher_id_;
+  std::uint64_t num_prepared_ = 0;
+  Call open_call_ = Call::kNone;
+  CudaHandleState* open_state_ = nullptr;
+  const void* open_rows_ = nullptr;
+};
+
+}  // namespace epistle::cuda

@@ -1,0 +1,93 @@
+#include "dispatch/cuda/device_buffers.hpp"
+
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "group/cuda/cuda_error.hpp"
+
+namespace epistle::cuda {
+
+DeviceAllocator::DeviceAllocator(int device) : device_(device) {
+  const DeviceGuard guard(device);
+  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream for allocations");
+}
+
+DeviceAllocator::~DeviceAllocator() {
+  if (stream_ == nullptr) return;
+  warn_cuda(cudaStreamSynchronize(stream_), "waiting for the release of device memory");
+  warn_cuda(cudaStreamDestroy(stream_), "destroying the stream for allocations");
+}
+
+std::byte* DeviceAllocator::allocate(std::int64_t num_bytes) {
+  const DeviceGuard guard(device_);
+  void* memory = nullptr;
+  const auto size = static_cast<std::size_t>(num_bytes);
+  check_cuda(cudaMallocAsync(&memory, size, stream_), "allocating device memory");
+  check_cuda(cudaMemsetAsync(memory, 0, size, stream_), "clearing device memory");
+  check_cuda(cudaStreamSynchronize(stream_), "allocating device memory");
+  return static_cast<std::byte*>(memory);
+}
+
+void DeviceAllocator::release(std::byte* memory, cudaEvent_t after) noexcept {
+  if (memory == nullptr) return;
+  if (after != nullptr) warn_cuda(cudaStreamWaitEvent(stream_, after), "ordering the release of device memory");
+  warn_cuda(cudaFreeAsync(memory, stream_), "releasing device memory");
+}
+
+namespace {
+
+/// Freeing pinned memory waits for the whole device, so it is kept for the next one who asks.
+class PinnedPool {
+ public:
+  [[nodiscard]] std::byte* take(std::int64_t num_bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto found = free_.find(num_bytes);
+    if (found == free_.end()) return nullptr;
+    std::byte* memory = found->second;
+    free_.erase(found);
+    return memory;
+  }
+  void give(std::int64_t num_bytes, std::byte* memory) {
+    const std::lock_guard lock(mutex_);
+    free_.emplace(num_bytes, memory);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::multimap<std::int64_t, std::byte*> free_;
+};
+
+PinnedPool& pinned_pool() {
+  // Never destroyed: the CUDA runtime may be gone before static destructors run.
+  static auto* pool = new PinnedPool();
+  return *pool;
+}
+
+}  // namespace
+
+PinnedMemory::PinnedMemory(std::int64_t num_bytes) : num_bytes_(num_bytes), memory_(pinned_pool().take(num_bytes)) {
+  const auto size = static_cast<std::size_t>(num_bytes);
+  if (memory_ == nullptr) {
+    void* memory = nullptr;
+    check_cuda(cudaHostAlloc(&memory, size, cudaHostAllocPortable | cudaHostAllocMapped),
+               "allocating pinned host memory");
+    memory_ = static_cast<std::byte*>(memory);
+  }
+  std::memset(memory_, 0, size);
+}
+
+PinnedMemory::~PinnedMemory() {
+  if (memory_ != nullptr) pinned_pool().give(num_bytes_, memory_);
+}
+
+PinnedMemory::PinnedMemory(PinnedMemory&& other) noexcept
+    : num_bytes_(other.num_bytes_), memory_(std::exchange(other.memory_, nullptr)) {}
+PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
+  std::swap(memory_, other.memory_);
+  std::swap(num_bytes_, other.num_bytes_);
+  return *this;
+}
+
+}  // namespace epistle::cuda

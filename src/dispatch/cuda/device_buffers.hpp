@@ -1,0 +1,70 @@
+// Device and pinned host memory of a dispatcher, with owners. Nothing here waits for the device: other ranks' kernels may
+// be waiting on it for this rank.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <cuda_runtime_api.h>
+
+namespace epistle::cuda {
+
+/// Allocates in stream order on a stream of its own. Shared by everything whose memory it holds.
+class DeviceAllocator {
+ public:
+  explicit DeviceAllocator(int device);
+  ~DeviceAllocator();
+  DeviceAllocator(const DeviceAllocator&) = delete;
+  DeviceAllocator& operator=(const DeviceAllocator&) = delete;
+
+  /// Zero-filled memory, usable at once on any stream of the device.
+  [[nodiscard]] std::byte* allocate(std::int64_t num_bytes);
+  /// `num_bytes` of memory that may still be in use by work before `after`.
+  void release(std::byte* memory, cudaEvent_t after) noexcept;
+  [[nodiscard]] int device() const noexcept { return device_; }
+
+ private:
+  int device_;
+  cudaStream_t stream_ = nullptr;
+};
+
+/// Pinned, zero-filled host memory that the device can read and write.
+class PinnedMemory {
+ public:
+  PinnedMemory() = default;
+  explicit PinnedMemory(std::int64_t num_bytes);
+  ~PinnedMemory();
+  PinnedMemory(PinnedMemory&& other) noexcept;
+  PinnedMemory& operator=(PinnedMemory&& other) noexcept;
+  PinnedMemory(const PinnedMemory&) = delete;
+  PinnedMemory& operator=(const PinnedMemory&) = delete;
+
+  [[nodiscard]] std::byte* get() const noexcept { return memory_; }
+
+ private:
+  std::int64_t num_bytes_ = 0;
+  std::byte* memory_ = nullptr;
+};
+
+/// Gives out aligned parts of one allocation; over null it only adds up sizes.
+class BufferCarver {
+ public:
+  explicit BufferCarver(std::byte* memory) noexcept : memory_(memory) {}
+
+  /// Points `part` at room for `count` values.
+  template <typename Value>
+  void take(Value*& part, std::int64_t count) noexcept {
+    if (memory_ != nullptr) part = reinterpret_cast<Value*>(memory_ + num_bytes_);
+    num_bytes_ += (count * static_cast<std::int64_t>(sizeof(Value)) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  [[nodiscard]] std::int64_t num_bytes() const noexcept { return num_bytes_; }
+
+ private:
+  static constexpr std::int64_t kAlignment = 256;
+  std::byte* memory_;
+  std::int64_t num_bytes_ = 0;
+};
+
+}  // namespace epistle::cuda

@@ -1,0 +1,117 @@
+// The dispatchers of the CUDA device, and which GPU a rank uses.
+#include <array>
+#include <cstdlib>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "dispatch/config_check.hpp"
+#include "dispatch/cuda/direct.hpp"
+#include "group/cuda/cuda_error.hpp"
+
+namespace epistle {
+namespace {
+
+using cuda::DirectDispatcher;
+
+struct Entry {
+  DispatcherInfo info;
+  std::unique_ptr<CudaDispatcher> (*create)(Group& group, const DispatcherConfig& config, const CudaOptions& options,
+                                            int device);
+};
+
+template <typename Implementation>
+std::unique_ptr<CudaDispatcher> create(Group& group, const DispatcherConfig& config, const CudaOptions& options,
+                                       int device) {
+  return std::make_unique<Implementation>(group, config, options, device);
+}
+
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> all = {
+      {{DirectDispatcher::kName, "each row written once per (token, rank) straight to its final place"},
+       create<DirectDispatcher>},
+  };
+  return all;
+}
+
+/// Kernels of ranks that share a GPU wait for each other, so their streams must not share a hardware queue. The driver
+/// reads the number of queues once, when CUDA starts.
+void ask_for_queues() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
+
+int choose_device(const CudaOptions& options, const Group& group, int num_devices) {
+  if (options.device >= num_devices) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("device {} of {} visible GPUs; they are numbered from 0", options.device, num_devices));
+  }
+  if (options.device >= 0) return options.device;
+  if (group.size() <= num_devices) return group.rank();
+  return static_cast<int>(std::int64_t{group.rank()} * num_devices / group.size());
+}
+
+}  // namespace
+
+CudaSupport cuda_support() {
+  ask_for_queues();
+  CudaSupport support{.compiled = true, .num_devices = 0, .reason = {}};
+  const cudaError_t error = cudaGetDeviceCount(&support.num_devices);
+  if (error != cudaSuccess) {
+    support.num_devices = 0;
+    support.reason = fmt::format("CUDA finds no GPU: {} ({})", cudaGetErrorString(error), cudaGetErrorName(error));
+    static_cast<void>(cudaGetLastError());
+  } else if (support.num_devices == 0) {
+    support.reason = "CUDA finds no GPU";
+  }
+  return support;
+}
+
+const std::vector<DispatcherInfo>& cuda_dispatcher_registry() noexcept {
+  static const std::vector<DispatcherInfo> infos = [] {
+    std::vector<DispatcherInfo> result;
+    for (const Entry& entry : entries()) result.push_back(entry.info);
+    return result;
+  }();
+  return infos;
+}
+
+std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Group& group,
+                                                     const DispatcherConfig& config, const CudaOptions& options) {
+  DispatcherConfig resolved = config;
+  const Entry* found = nullptr;
+  std::optional<Error> error;
+  int device = 0;
+  try {
+    std::string known;
+    for (const Entry& entry : entries()) {
+      if (entry.info.name == name) found = &entry;
+      known += fmt::format(" {}", entry.info.name);
+    }
+    if (found == nullptr) {
+      throw Error(ErrorCode::kNotFound, fmt::format("there is no CUDA dispatcher '{}'; known:{}", name, known));
+    }
+    const CudaSupport support = cuda_support();
+    if (support.num_devices == 0) throw Error(ErrorCode::kUnsupported, support.reason);
+    device = choose_device(options, group, support.num_devices);
+    if (group.size() > cuda::kMaxRanks) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("{} ranks; the CUDA device takes up to {}", group.size(), cuda::kMaxRanks));
+    }
+    resolved = resolve_config(config, group.size());
+    int shared_bytes = 0;
+    cuda::check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                     "asking for the shared memory of the device");
+    // Some is left for what kernels declare themselves.
+    constexpr int kStaticBytes = 1024;
+    if (cuda::prepare_shared_bytes(group.size(), config.num_experts) > shared_bytes - kStaticBytes) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("{} experts on {} ranks need more shared memory than the {} bytes of GPU {}",
+                              config.num_experts, group.size(), shared_bytes, device));
+    }
+  } catch (const Error& e) {
+    error = e;
+  }
+  // A rank with a bad configuration tells the others before it throws: nobody waits for it.
+  agree_on_config(group.impl(), resolved, name, error ? &*error : nullptr);
+  return found->create(group, resolved, options, device);
+}
+
+}  // namespace epistle

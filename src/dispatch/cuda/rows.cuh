@@ -1,0 +1,111 @@
+// Moving rows: one warp copies one row to any number of places.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace epistle::cuda {
+
+inline constexpr unsigned kFullWarp = 0xffffffffU;
+inline constexpr int kWarpSize = 32;
+inline constexpr int kVectorBytes = 16;
+/// 16-byte vectors that a lane holds at once.
+inline constexpr int kVectorsInFlight = 8;
+
+__device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & (kWarpSize - 1); }
+
+/// Reads past the L1 cache: rows are used once.
+__device__ inline uint4 load_vector(const std::byte* from) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
+}
+__device__ inline void store_vector(std::byte* to, const uint4& v) {
+  asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
+/// Widest of 16, 4 and 1 bytes that divides all of the given addresses and sizes.
+__host__ __device__ inline int common_width(std::uint64_t a, std::uint64_t b, std::uint64_t c) {
+  const std::uint64_t bits = a | b | c;
+  return (bits & 15U) == 0 ? 16 : (bits & 3U) == 0 ? 4 : 1;
+}
+
+template <typename Word>
+__device__ inline void copy_words(const std::byte* from, std::byte* to, std::int64_t num_bytes) {
+  const auto* source = reinterpret_cast<const Word*>(from);
+  auto* target = reinterpret_cast<Word*>(to);
+  const auto count = num_bytes / static_cast<std::int64_t>(sizeof(Word));
+  for (std::int64_t i = lane_id(); i < count; i += kWarpSize) target[i] = __ldcg(source + i);
+}
+
+/// Any alignment; for scales, and for payloads that the caller did not align.
+__device__ inline void copy_any(const std::byte* from, std::byte* to, std::int64_t num_bytes, int width) {
+  switch (width) {
+    case 16:
+      return copy_words<uint4>(from, to, num_bytes);
+    case 4:
+      return copy_words<std::uint32_t>(from, to, num_bytes);
+    default:
+      return copy_words<std::uint8_t>(from, to, num_bytes);
+  }
+}
+
+/// The places of one row: those of the lanes in `mask`, each lane's own in `row`.
+struct Fan {
+  unsigned mask = 0;
+  std::int32_t rank = -1;
+  std::int32_t row = -1;
+};
+
+/// Writes one row to all places of the fan. `place(rank, row)` is the address.
+template <typename Place>
+__device__ inline void copy_row_to(const Fan& fan, const std::byte* from, std::int64_t num_bytes, bool aligned,
+                                   const Place& place) {
+  if (!aligned) {
+    for (unsigned left = fan.mask; left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      std::byte* to = place(__shfl_sync(kFullWarp, fan.rank, lane), __shfl_sync(kFullWarp, fan.row, lane));
+      copy_any(from, to, num_bytes,
+               common_width(reinterpret_cast<std::uint64_t>(from), reinterpret_cast<std::uint64_t>(to),
+                            static_cast<std::uint64_t>(num_bytes)));
+    }
+    return;
+  }
+  const int num_vectors = static_cast<int>(num_bytes / kVectorBytes);
+  for (int begin = lane_id(); begin - lane_id() < num_vectors; begin += kVectorsInFlight * kWarpSize) {
+    uint4 v[kVectorsInFlight];
+#pragma unroll
+    for (int i = 0; i < kVectorsInFlight; ++i) {
+      const int at = begin + i * kWarpSize;
+      if (at < num_vectors) v[i] = load_vector(from + static_cast<std::int64_t>(at) * kVectorBytes);
+    }
+    for (unsigned left = fan.mask; left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      std::byte* to = place(__shfl_sync(kFullWarp, fan.rank, lane), __shfl_sync(kFullWarp, fan.row, lane));
+#pragma unroll
+      for (int i = 0; i < kVectorsInFlight; ++i) {
+        const int at = begin + i * kWarpSize;
+        if (at < num_vectors) store_vector(to + static_cast<std::int64_t>(at) * kVectorBytes, v[i]);
+      }
+    }
+  }
+}
+
+/// Zeroes one row.
+__device__ inline void zero_row(std::byte* row, std::int64_t num_bytes) {
+  const int width = common_width(reinterpret_cast<std::uint64_t>(row), static_cast<std::uint64_t>(num_bytes), 0);
+  if (width == 16) {
+    for (std::int64_t i = lane_id(); i < num_bytes / kVectorBytes; i += kWarpSize) {
+      store_vector(row + i * kVectorBytes, make_uint4(0, 0, 0, 0));
+    }
+  } else {
+    for (std::int64_t i = lane_id(); i < num_bytes; i += kWarpSize) row[i] = std::byte{0};
+  }
+}
+
+}  // namespace epistle::cuda

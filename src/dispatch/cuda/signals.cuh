@@ -1,0 +1,198 @@
+// How ranks' kernels wait for each other: flags in the peers' control sections, written with release and polled with
+// acquire semantics at system scope. Every wait ends: by the flag, by real time, or because the host says so.
+#pragma once
+
+#include <cstdint>
+
+#include "dispatch/cuda/device_types.hpp"
+
+namespace epistle::cuda {
+
+/// The clock that timeouts count: nanoseconds of real time, whatever the SM clock does.
+__device__ inline std::uint64_t now_ns() {
+  std::uint64_t ns;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  return ns;
+}
+
+__device__ inline std::uint32_t load_acquire(const std::uint32_t* flag) {
+  std::uint32_t value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  return value;
+}
+__device__ inline std::uint64_t load_acquire(const std::uint64_t* flag) {
+  std::uint64_t value;
+  asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
+  return value;
+}
+__device__ inline void store_release(std::uint32_t* flag, std::uint32_t value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+__device__ inline void store_release(std::uint64_t* flag, std::uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
+}
+
+/// A rank's announcement of a call: epoch, call, handle.
+__device__ inline std::uint64_t call_word(std::uint32_t epoch, DeviceCall call, std::uint32_t handle_id) {
+  return (std::uint64_t{epoch} << 32) | (static_cast<std::uint64_t>(call) << 24) | (handle_id & 0xffffffU);
+}
+__device__ inline bool rejects(std::uint64_t word) {
+  return static_cast<DeviceCall>((word >> 24) & 0xffU) == DeviceCall::kRejected;
+}
+__device__ inline std::uint32_t epoch_of(std::uint64_t word) { return static_cast<std::uint32_t>(word >> 32); }
+
+/// Signals may run ahead (a peer already in its next call), never back; epochs wrap.
+__device__ inline bool reached(std::uint32_t seen, std::uint32_t epoch) {
+  return static_cast<std::int32_t>(seen - epoch) >= 0;
+}
+
+/// One call of this rank's kernel.
+struct CallContext {
+  const DeviceGroup* group;
+  std::uint32_t epoch;
+  std::uint64_t announced;
+  std::uint32_t phase;
+};
+
+/// Puts the first finding of this rank into host memory, and ends all further work when it is fatal.
+__device__ inline void report(const DeviceGroup& group, Finding finding, std::uint32_t phase, int peer, std::int64_t a,
+                              std::int64_t b) {
+  if (atomicCAS(&group.local->failed, 0U, static_cast<std::uint32_t>(finding)) != 0U) return;
+  Report& out = group.host->report;
+  out.phase = phase;
+  out.peer = peer;
+  out.a = a;
+  out.b = b;
+  __threadfence_system();
+  *static_cast<volatile std::uint32_t*>(&out.finding) = static_cast<std::uint32_t>(finding);
+}
+
+/// A peer refused its input: this call moves nothing, the next one may.
+__device__ inline void report_rejection(const DeviceGroup& group, std::uint32_t phase, int peer) {
+  Report& out = group.host->rejected;
+  out.phase = phase;
+  out.peer = peer;
+  __threadfence_system();
+  *static_cast<volatile std::uint32_t*>(&out.finding) = static_cast<std::uint32_t>(Finding::kPeerRejected);
+}
+
+__device__ inline bool has_failed(const DeviceGroup& group) {
+  return *static_cast<volatile std::uint32_t*>(&group.local->failed) != 0U;
+}
+
+/// Where a rank's announcement stands in this rank's control section.
+__device__ inline const std::uint64_t* ready_flag(const DeviceGroup& group, int peer) {
+  return group.control_at<const std::uint64_t>(group.rank, group.control.ready_offset()) + peer;
+}
+
+/// True when the wait must be given up; looks at clocks and at the host every now and then.
+__device__ inline bool gives_up(const CallContext& call, int peer, std::uint64_t start_ns, std::uint32_t polls) {
+  const DeviceGroup& group = *call.group;
+  if (has_failed(group)) return true;
+  const std::uint64_t theirs = load_acquire(ready_flag(group, peer));
+  if (epoch_of(theirs) == call.epoch && theirs != call.announced && !rejects(call.announced)) {
+    if (rejects(theirs)) return true;
+    report(group, Finding::kCallMismatch, call.phase, peer, static_cast<std::int64_t>(call.announced & 0xffffffffU),
+           static_cast<std::int64_t>(theirs & 0xffffffffU));
+    return true;
+  }
+  if (now_ns() - start_ns > group.timeout_ns) {
+    report(group, Finding::kTimeout, call.phase, peer, 0, 0);
+    return true;
+  }
+  // Host memory is far away: rarely.
+  if ((polls & 0xfffU) == 0 && *static_cast<volatile std::uint32_t*>(&group.host->abort) != 0U) {
+    report(group, Finding::kAborted, call.phase, peer, 0, 0);
+    return true;
+  }
+  return false;
+}
+
+/// Polls until `is_there()`; false when the wait was given up.
+template <typename IsThere>
+__device__ inline bool wait_for(const CallContext& call, int peer, IsThere is_there) {
+  if (is_there()) return true;
+  const std::uint64_t start_ns = now_ns();
+  for (std::uint32_t polls = 1;; ++polls) {
+    if (is_there()) return true;
+    if ((polls & 0x3fU) == 0 && gives_up(call, peer, start_ns, polls)) return false;
+  }
+}
+
+__device__ inline bool wait_for_flag(const CallContext& call, int peer, const std::uint32_t* flag) {
+  return wait_for(call, peer, [&] { return reached(load_acquire(flag), call.epoch); });
+}
+
+/// Waits until `peer` has started this call; false also when it refused its input.
+__device__ inline bool wait_ready(const CallContext& call, int peer) {
+  const std::uint64_t* flag = ready_flag(*call.group, peer);
+  std::uint64_t word = 0;
+  const bool there = wait_for(call, peer, [&] {
+    word = load_acquire(flag);
+    return reached(epoch_of(word), call.epoch);
+  });
+  if (!there) return false;
+  if (epoch_of(word) != call.epoch || word == call.announced) return true;
+  if (rejects(word)) {
+    if (!rejects(call.announced)) report_rejection(*call.group, call.phase, peer);
+  } else if (!rejects(call.announced)) {
+    report(*call.group, Finding::kCallMismatch, call.phase, peer,
+           static_cast<std::int64_t>(call.announced & 0xffffffffU), static_cast<std::int64_t>(word & 0xffffffffU));
+  }
+  return false;
+}
+
+/// Waits until all ranks have started this call; the same answer in all threads of the block.
+__device__ inline bool wait_all_ready(const CallContext& call) {
+  bool ok = true;
+  for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
+    ok = wait_ready(call, peer) && ok;
+  }
+  return __syncthreads_and(ok) != 0;
+}
+
+/// Tells every rank that this one has started the call. By the first threads of one block.
+__device__ inline void announce(const CallContext& call) {
+  const DeviceGroup& group = *call.group;
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    std::uint64_t* flag = group.control_at<std::uint64_t>(peer, group.control.ready_offset()) + group.rank;
+    store_release(flag, call.announced);
+  }
+}
+
+/// Tells every rank that everything this rank sends in the call is there. By the first threads of the last block.
+__device__ inline void signal_done(const CallContext& call) {
+  const DeviceGroup& group = *call.group;
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    std::uint64_t* flag = group.control_at<std::uint64_t>(peer, group.control.done_offset()) + group.rank;
+    store_release(flag, call.announced);
+  }
+}
+
+/// Waits for the done signals of all ranks; one thread per rank. The block must meet afterwards.
+__device__ inline void wait_all_done(const CallContext& call) {
+  const DeviceGroup& group = *call.group;
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    const std::uint64_t* flag = group.control_at<const std::uint64_t>(group.rank, group.control.done_offset()) + peer;
+    wait_for(call, peer, [&] { return reached(epoch_of(load_acquire(flag)), call.epoch); });
+  }
+}
+
+/// Counts this block in; true in the block that comes last, with everything the others wrote visible. `counter` goes
+/// back to 0 there. All threads of the block call it.
+__device__ inline bool is_last_block(std::uint32_t* counter) {
+  __shared__ bool last;
+  // Each thread's own stores to peers must be performed before the block counts.
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const std::uint32_t before = atomicAdd(counter, 1U);
+    last = before == gridDim.x - 1;
+    if (last) *counter = 0;
+    __threadfence_system();
+  }
+  __syncthreads();
+  return last;
+}
+
+}  // namespace epistle::cuda

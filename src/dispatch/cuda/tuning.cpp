@@ -1,0 +1,54 @@
+#include "dispatch/cuda/tuning.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "dispatch/cuda/tuning_table.hpp"
+
+namespace epistle::cuda {
+namespace {
+
+constexpr int kPermille = 1000;
+constexpr int kFirstMajorWithBulkCopies = 9;
+
+const TuningRow& find_row(const TuningQuery& query) {
+  const LayoutClass layout =
+      query.layout == OutputLayout::kTokenMajor ? LayoutClass::kTokenMajor : LayoutClass::kExpertRows;
+  const int budget = query.num_sms > 0 ? std::min(query.num_sms, query.sm_share) : query.sm_share;
+  const TuningRow* last = nullptr;
+  for (const TuningRow& row : kTuningTable) {
+    if (row.call != query.call || row.layout != layout) continue;
+    last = &row;
+    if (query.num_tokens <= row.max_tokens && budget <= row.max_sms) return row;
+  }
+  return *last;  // the table ends with a row for anything, of every call and layout
+}
+
+}  // namespace
+
+TuningChoice choose(const TuningQuery& query) {
+  const TuningRow& row = find_row(query);
+  TuningChoice choice;
+  choice.row = &row;
+  const int wanted = query.num_sms > 0 ? query.num_sms : row.default_sms;
+  choice.num_blocks = std::max(1, std::min(wanted, query.sm_share));
+  // Measured between two ranks, where half of the rows stay. With more ranks most rows leave: every block does both.
+  const bool split = query.num_ranks == 2 && row.peer_permille < kPermille && choice.num_blocks > 1;
+  const int peer_blocks = (choice.num_blocks * row.peer_permille + kPermille / 2) / kPermille;
+  choice.peer_blocks = split ? std::clamp(peer_blocks, 1, choice.num_blocks - 1) : choice.num_blocks;
+  const bool can_bulk = query.compute_major >= kFirstMajorWithBulkCopies;
+  choice.bulk = query.call == TunedCall::kDispatch && can_bulk &&
+                (query.mover == CudaMover::kBulk || (query.mover == CudaMover::kAuto && row.bulk));
+  return choice;
+}
+
+std::string describe(const TuningQuery& query) {
+  const TuningChoice choice = choose(query);
+  return fmt::format("{} of {} rows, {} tokens ({}): {} SMs, {} of them for peers, {}; measured: {}",
+                     query.call == TunedCall::kDispatch ? "dispatch" : "combine", to_string(query.layout),
+                     query.num_tokens, choice.row->bucket, choice.num_blocks, choice.peer_blocks,
+                     choice.bulk ? "bulk copies" : "16-byte loads and stores", choice.row->measured);
+}
+
+}  // namespace epistle::cuda

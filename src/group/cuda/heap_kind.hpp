@@ -1,0 +1,39 @@
+// Which way of sharing memory a group's GPUs take. A pure function of what every rank knows, so all ranks decide alike.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "epistle/types.hpp"
+
+#include "core/settings.hpp"
+
+namespace epistle::cuda {
+
+enum class HeapKind : std::int32_t {
+  kVmmFd,      ///< virtual memory functions; between processes, memory travels as file descriptors
+  kVmmFabric,  ///< the same with fabric handles
+  kIpc,        ///< one cudaMalloc per rank; between processes, CUDA IPC
+};
+
+using DeviceUuid = std::array<char, 16>;
+
+/// What a rank tells the others before a heap is made.
+struct HeapFacts {
+  int device = 0;
+  DeviceUuid uuid{};
+  CudaHeapChoice choice = CudaHeapChoice::kAuto;
+  bool virtual_memory = false;
+  bool posix_fd = false;
+  bool fabric = false;
+  std::int64_t reserved_bytes = 0;
+  std::int64_t granularity_bytes = 0;
+};
+
+/// Facts by rank; `rank` is the one that asks. Throws kShapeMismatch where ranks disagree, kUnsupported where a device
+/// cannot do what the setting EPISTLE_CUDA_HEAP asks for, or processes share a GPU. All kinds are alike between
+/// threads: fabric handles and descriptors are not needed there, and virtual memory is kVmmFd.
+[[nodiscard]] HeapKind choose_heap_kind(std::span<const HeapFacts> facts, GroupKind group_kind, int rank);
+
+}  // namespace epistle::cuda

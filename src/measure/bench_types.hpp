@@ -1,0 +1,129 @@
+// What a benchmark is asked for and what it gives, on every device.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "epistle/cuda.hpp"
+#include "epistle/dispatcher.hpp"
+
+#include "measure/copy_limit.hpp"
+#include "measure/statistics.hpp"
+#include "measure/verify.hpp"
+
+namespace epistle {
+
+/// Where the rows of a benchmark lie.
+enum class BenchDevice : std::int32_t { kHost, kCuda };
+[[nodiscard]] std::string_view to_string(BenchDevice device) noexcept;
+
+struct BenchSpec {
+  std::vector<std::string> dispatchers;
+  DispatcherConfig config;
+  BenchDevice device = BenchDevice::kHost;
+  CudaOptions cuda;  ///< kCuda only
+  std::uint64_t seed = 1;
+  std::int32_t num_iterations = 30;
+  std::int32_t num_warmups = 5;
+  /// kHost: bind each rank to its share of the processing units, where there is one for each worker.
+  bool bind = true;
+  bool stage_combine = false;  ///< expert outputs lie in private memory, so combine copies them first
+  /// What outputs are compared with, before and after the timed iterations, on every rank; null = not verified.
+  std::shared_ptr<const Expectation> expectation;
+};
+
+enum class BenchPhase : std::int32_t {
+  kLayout,    ///< prepare
+  kDispatch,  ///< with a handle that was prepared before
+  kCombine,
+  kRoundTrip,           ///< prepare, dispatch and combine
+  kDispatchWithLayout,  ///< kCuda: prepare and dispatch
+  kGraphRoundTrip,      ///< kCuda, capacity sizing: the round trip, replayed from a CUDA graph
+};
+inline constexpr std::size_t kNumBenchPhases = 6;
+[[nodiscard]] std::string_view to_string(BenchPhase phase) noexcept;
+
+/// One dispatcher, one phase. Bytes are means over ranks.
+struct PhaseResult {
+  std::string dispatcher;
+  BenchPhase phase = BenchPhase::kLayout;
+  Summary time_us;  ///< kHost: from the first rank's start to the last rank's end. kCuda: of the slowest rank's stream
+  std::int64_t algorithm_bytes =
+      0;                         ///< per rank: rows received (one per token and rank, local ones included) x row size
+  std::int64_t wire_bytes = 0;   ///< per rank: what crossed between ranks
+  std::int64_t moved_bytes = 0;  ///< per rank: what must be read and written once, whatever the dispatcher
+  /// kHost: moved bytes of all ranks per time, over the copy limit. kCuda: wire bytes of a rank per time, over the link
+  /// limit.
+  double limit_fraction = 0.0;
+};
+
+/// How evenly rows fall on ranks.
+struct LoadSummary {
+  double rows_max_over_mean = 0.0;         ///< (token, rank) pairs received
+  double assignments_max_over_mean = 0.0;  ///< (token, expert) assignments received
+  std::int64_t max_rows = 0;
+  std::int64_t dropped = 0;  ///< assignments that did not fit, over all ranks
+  std::int64_t padding_rows = 0;
+};
+
+struct DispatcherSummary {
+  std::string dispatcher;
+  std::int64_t max_buffer_bytes = 0;  ///< largest rank, as the layout predicts
+  bool buffers_as_predicted = false;  ///< the system counts the same on every rank
+  std::string tuning = {};            ///< kCuda: what its tuning table chose
+};
+
+/// What one rank can store per second, all ranks storing at once, 16 bytes at a time: the yardstick of the wire rates.
+struct LinkLimit {
+  std::string kind;  ///< "peer stores", or "local stores" where ranks share a GPU or there is only one
+  int few_sms = 0;
+  int all_sms = 0;
+  double bytes_per_s_few_sms = 0.0;
+  double bytes_per_s_all_sms = 0.0;
+  std::int64_t buffer_bytes = 0;  ///< stored by each rank in one measurement
+
+  [[nodiscard]] double bytes_per_s() const noexcept { return std::max(bytes_per_s_few_sms, bytes_per_s_all_sms); }
+};
+
+/// The GPUs of a run, as rank 0 sees them.
+struct CudaRun {
+  LinkLimit limit;
+  std::string gpu;       ///< of rank 0
+  std::string driver;    ///< "580.159.04"; empty = not known
+  int driver_cuda = 0;   ///< newest CUDA version of the driver, as CUDA counts: 13000 is 13.0
+  int runtime_cuda = 0;  ///< CUDA version of the runtime in this build
+  int num_sms = 0;       ///< of rank 0's GPU
+  int num_visible_gpus = 0;
+  int num_used_gpus = 0;       ///< by all ranks
+  std::vector<int> device_of;  ///< [num_ranks] ordinal in the rank's own process
+};
+
+struct BenchResult {
+  CopyLimit limit;              ///< kHost
+  std::optional<CudaRun> cuda;  ///< kCuda
+  std::vector<PhaseResult> phases;
+  std::vector<DispatcherSummary> dispatchers;
+  LoadSummary load;
+  bool verified = false;            ///< every output bit of every rank was compared and equal
+  std::int64_t verified_bytes = 0;  ///< compared, over all ranks and dispatchers
+  std::string mismatch;             ///< the first difference found, with its rank; empty = none
+};
+
+/// How far a run is: tasks follow each other ("checking direct"), each from 0 to `total` steps; 0 = not known.
+struct BenchStep {
+  std::string_view task;
+  std::int64_t done = 0;
+  std::int64_t total = 0;
+};
+
+/// Called on every rank at the start of a task or after a step of it.
+using BenchProgress = std::function<void(const BenchStep& step)>;
+
+}  // namespace epistle

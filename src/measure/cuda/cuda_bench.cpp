@@ -1,0 +1,314 @@
+#include "measure/cuda/cuda_bench.hpp"
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include <cuda_runtime_api.h>
+
+#include <fmt/format.h>
+
+#include "dispatch/config_check.hpp"
+#include "group/cuda/cuda_error.hpp"
+#include "measure/bench_check.hpp"
+#include "measure/bench_collector.hpp"
+#include "measure/bench_inputs.hpp"
+#include "measure/cuda/captured_graph.hpp"
+#include "measure/cuda/device_inputs.hpp"
+#include "measure/cuda/device_memory.hpp"
+#include "measure/cuda/link_probe.hpp"
+#include "measure/cuda/stream_timer.hpp"
+#include "measure/gpu_driver.hpp"
+
+namespace epistle {
+namespace {
+
+constexpr std::array<BenchPhase, 5> kPhases = {BenchPhase::kLayout, BenchPhase::kDispatch, BenchPhase::kCombine,
+                                               BenchPhase::kDispatchWithLayout, BenchPhase::kRoundTrip};
+constexpr std::array<BenchPhase, 1> kGraphPhases = {BenchPhase::kGraphRoundTrip};
+
+class OwnedStream {
+ public:
+  OwnedStream() { cuda::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream"); }
+  ~OwnedStream() { cuda::warn_cuda(cudaStreamDestroy(stream_), "destroy a stream"); }
+  OwnedStream(const OwnedStream&) = delete;
+  OwnedStream& operator=(const OwnedStream&) = delete;
+
+  [[nodiscard]] cudaStream_t get() const noexcept { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// What a rank has on its GPU as long as the benchmark runs. The device is known once there is a dispatcher.
+struct RankOnGpu {
+  RankOnGpu(int device, const RoutingTable& table, BenchInputs& host)
+      : guard(device), inputs(stream.get(), table, host) {}
+
+  cuda::DeviceGuard guard;
+  OwnedStream stream;
+  DeviceInputs inputs;
+};
+
+/// One dispatcher while it is measured. Declared in the order in which its parts need each other.
+struct Trial {
+  std::unique_ptr<CudaDispatcher> dispatcher;
+  DeviceMemory private_outputs;  ///< expert outputs, where combine has to copy them
+  Handle handle;
+  Handle graph_handle;
+  std::optional<CapturedGraph> graph;  ///< capacity sizing
+};
+
+class CudaBench {
+ public:
+  CudaBench(Group& group, const BenchSpec& spec, const RoutingTable& own_table, const BenchProgress& progress);
+
+  [[nodiscard]] BenchResult run();
+
+ private:
+  void run_dispatcher(const std::string& name);
+  void start_rank(const CudaDispatcher& dispatcher);
+  void first_round_trip(Trial& trial);
+  void poison(const DispatchOutput& output);
+  void check(const Trial& trial, const Handle& handle, std::string_view when);
+  void capture(Trial& trial);
+  void time_phases(Trial& trial);
+  void prepare(Trial& trial) { trial.handle = trial.dispatcher->prepare(rank_->inputs.routing()); }
+  void dispatch(Trial& trial) { trial.dispatcher->dispatch(trial.handle, rank_->inputs.payload()); }
+  void combine(Trial& trial, const Handle& handle);
+  void fill_expert_outputs(std::byte* device_rows, std::int64_t num_rows);
+  /// Collective. Afterwards no stream of any rank has work: memory may come and go until the next barrier.
+  void quiet(Trial& trial) {
+    trial.dispatcher->synchronize();
+    group_.barrier();
+  }
+  void report(const BenchStep& step) const {
+    if (progress_) progress_(step);
+  }
+
+  Group& group_;
+  const BenchSpec& spec_;
+  const RoutingTable& table_;
+  const BenchProgress& progress_;
+  DispatcherConfig config_;
+  LayoutParams params_;
+  BenchInputs inputs_;
+  BenchCollector collector_;
+  std::unique_ptr<BenchCheck> check_;  ///< null = not verified
+  std::optional<RankOnGpu> rank_;
+};
+
+CudaBench::CudaBench(Group& group, const BenchSpec& spec, const RoutingTable& own_table, const BenchProgress& progress)
+    : group_(group),
+      spec_(spec),
+      table_(own_table),
+      progress_(progress),
+      config_(resolve_config(spec.config, group.size())),
+      params_(to_layout_params(config_, group.size(), Transport::kDirect)),
+      inputs_({.rank = group.rank(),
+               .seed = spec.seed,
+               .num_tokens = own_table.num_tokens,
+               .row_bytes = params_.row_bytes,
+               .scale_bytes = params_.scale_bytes,
+               .combine_row_bytes = params_.combine_row_bytes,
+               .combine_dtype = config_.combine_dtype}),
+      collector_(group, spec.expectation != nullptr) {
+  if (spec.expectation != nullptr) check_ = std::make_unique<BenchCheck>(group, *spec.expectation, inputs_);
+}
+
+BenchResult CudaBench::run() {
+  for (const std::string& name : spec_.dispatchers) run_dispatcher(name);
+  BenchResult& result = collector_.result();
+  const double limit = result.cuda->limit.bytes_per_s();
+  for (PhaseResult& phase : result.phases) {
+    const double bytes_per_s = static_cast<double>(phase.wire_bytes) / (phase.time_us.median / kMicrosPerSecond);
+    phase.limit_fraction = limit > 0.0 && phase.time_us.median > 0.0 ? bytes_per_s / limit : 0.0;
+  }
+  return std::move(result);
+}
+
+void CudaBench::run_dispatcher(const std::string& name) {
+  const std::string preparing = fmt::format("preparing {}", name);
+  report({.task = preparing});
+  Trial trial;
+  trial.dispatcher = make_cuda_dispatcher(name, group_, spec_.config, spec_.cuda);
+  quiet(trial);
+  const bool first = !rank_;
+  if (first) start_rank(*trial.dispatcher);
+  report({.task = preparing});
+  trial.dispatcher->set_stream(rank_->stream.get());
+  prepare(trial);
+  quiet(trial);
+  if (first) {
+    const HostOutput received(rank_->stream.get(), trial.handle.output(), config_);
+    const DispatchOutput& output = received.output();
+    collector_.add_load(trial.handle.stats(),
+                        {output.expert_counts, static_cast<std::size_t>(output.num_local_experts)});
+  }
+  first_round_trip(trial);
+  check(trial, trial.handle, "checking");
+  time_phases(trial);
+  // Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
+  if (check_ != nullptr) {
+    poison(trial.handle.output());
+    prepare(trial);
+    dispatch(trial);
+    combine(trial, trial.handle);
+    check(trial, trial.handle, "rechecking");
+  }
+  if (check_ != nullptr && trial.graph) {
+    poison(trial.graph_handle.output());
+    trial.graph->launch(rank_->stream.get());
+    check(trial, trial.graph_handle, "checking the graph of");
+  }
+  quiet(trial);
+  collector_.add_buffers(*trial.dispatcher);
+  collector_.result().dispatchers.back().tuning = trial.dispatcher->describe_tuning(table_.num_tokens);
+}
+
+/// What is known, and allocated, once the first dispatcher has chosen the GPU.
+void CudaBench::start_rank(const CudaDispatcher& dispatcher) {
+  rank_.emplace(dispatcher.device(), table_, inputs_);
+  const std::vector<RankDevice> devices = gather_devices(group_);
+  CudaRun run;
+  report({.task = "link limit"});
+  run.limit = measure_link_limit(group_, rank_->stream.get(), devices);
+  cudaDeviceProp properties{};
+  cuda::check_cuda(cudaGetDeviceProperties(&properties, dispatcher.device()), "ask for the properties of the GPU");
+  cuda::check_cuda(cudaDriverGetVersion(&run.driver_cuda), "ask for the version of the driver");
+  cuda::check_cuda(cudaRuntimeGetVersion(&run.runtime_cuda), "ask for the version of the CUDA runtime");
+  cuda::check_cuda(cudaGetDeviceCount(&run.num_visible_gpus), "count the GPUs");
+  run.gpu = properties.name;
+  run.driver = gpu_driver_version();
+  run.num_sms = properties.multiProcessorCount;
+  run.num_used_gpus = count_gpus(devices);
+  for (const RankDevice& device : devices) run.device_of.push_back(device.ordinal);
+  collector_.result().cuda = std::move(run);
+  group_.barrier();  // all have their memory
+}
+
+// ---- Verification ---------------------------------------------------------------------------------------------------
+
+/// Everything once, untimed: afterwards the expert outputs are where the timed iterations find them.
+void CudaBench::first_round_trip(Trial& trial) {
+  dispatch(trial);
+  quiet(trial);
+  const DispatchOutput& output = trial.handle.output();
+  if (spec_.stage_combine) trial.private_outputs = DeviceMemory(output.num_rows * params_.combine_row_bytes);
+  if (check_ != nullptr) {
+    // The first dispatch told where the rows are; the second one has to write them.
+    poison(output);
+    dispatch(trial);
+    quiet(trial);
+  }
+  fill_expert_outputs(spec_.stage_combine ? trial.private_outputs.as<std::byte>() : output.combine_rows,
+                      output.num_rows);
+  group_.barrier();
+  combine(trial, trial.handle);
+}
+
+void CudaBench::fill_expert_outputs(std::byte* device_rows, std::int64_t num_rows) {
+  std::vector<std::byte> rows(static_cast<std::size_t>(num_rows * params_.combine_row_bytes));
+  inputs_.fill_expert_outputs(rows.data(), num_rows);
+  copy_to_device(rank_->stream.get(), device_rows, rows.data(), static_cast<std::int64_t>(rows.size()));
+  wait_for_stream(rank_->stream.get());
+}
+
+/// Collective: overwrites what the calls that follow have to write, on all ranks before any of them sends.
+void CudaBench::poison(const DispatchOutput& output) {
+  cudaStream_t stream = rank_->stream.get();
+  fill_device(stream, output.rows, BenchCheck::kPoison, output.num_rows * output.row_bytes);
+  if (output.scales != nullptr) {
+    fill_device(stream, output.scales, BenchCheck::kPoison, output.num_rows * output.scale_bytes);
+  }
+  fill_device(stream, rank_->inputs.out(), BenchCheck::kPoison, rank_->inputs.out_bytes());
+  wait_for_stream(stream);
+  group_.barrier();
+}
+
+void CudaBench::combine(Trial& trial, const Handle& handle) {
+  const std::byte* const rows =
+      spec_.stage_combine ? trial.private_outputs.as<std::byte>() : handle.output().combine_rows;
+  trial.dispatcher->combine(handle, rows, rank_->inputs.out(), rank_->inputs.out_bytes());
+}
+
+void CudaBench::check(const Trial& trial, const Handle& handle, std::string_view when) {
+  trial.dispatcher->synchronize();
+  if (check_ == nullptr) return;
+  const std::string task = fmt::format("{} {}", when, trial.dispatcher->name());
+  const HostOutput received(rank_->stream.get(), handle.output(), config_);
+  copy_to_host(rank_->stream.get(), inputs_.out().data(), rank_->inputs.out(), rank_->inputs.out_bytes());
+  wait_for_stream(rank_->stream.get());
+  const Mismatch mismatch = check_->run(received.output(), [&](std::int64_t done, std::int64_t total) {
+    report({.task = task, .done = done, .total = total});
+  });
+  collector_.add_check(trial.dispatcher->name(), mismatch, check_->num_bytes(received.output()));
+}
+
+// ---- Times ----------------------------------------------------------------------------------------------------------
+
+void CudaBench::time_phases(Trial& trial) {
+  quiet(trial);
+  StreamTimer timer(group_, rank_->stream.get());
+  if (config_.sizing == Sizing::kCapacity) capture(trial);
+  quiet(trial);
+  PhaseTimes times(spec_);
+  const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
+  const std::string task = fmt::format("timing {}", trial.dispatcher->name());
+  const std::int64_t num_steps = std::int64_t{trial.graph ? 3 : 2} * num_rounds;
+  std::int64_t num_done = 0;
+  const auto step = [&] { report({.task = task, .done = ++num_done, .total = num_steps}); };
+  const auto record = [&](BenchPhase phase, std::int32_t iteration, const auto& calls) {
+    times.record(phase, iteration, timer.time(calls, [&] { trial.dispatcher->synchronize(); }));
+  };
+  for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
+    record(BenchPhase::kLayout, iteration, [&] { prepare(trial); });
+    record(BenchPhase::kDispatch, iteration, [&] { dispatch(trial); });
+    record(BenchPhase::kCombine, iteration, [&] { combine(trial, trial.handle); });
+  }
+  for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
+    record(BenchPhase::kDispatchWithLayout, iteration, [&] {
+      prepare(trial);
+      dispatch(trial);
+    });
+    record(BenchPhase::kRoundTrip, iteration, [&] {
+      prepare(trial);
+      dispatch(trial);
+      combine(trial, trial.handle);
+    });
+  }
+  for (std::int32_t iteration = 0; trial.graph && iteration < num_rounds; ++iteration, step()) {
+    record(BenchPhase::kGraphRoundTrip, iteration, [&] { trial.graph->launch(rank_->stream.get()); });
+  }
+  const BytesOfPhases bytes =
+      phase_bytes(trial.dispatcher->layout(), trial.handle.stats(), trial.dispatcher->wire_bytes(trial.handle));
+  collector_.add_phases(trial.dispatcher->name(), kPhases, times, bytes);
+  if (trial.graph) collector_.add_phases(trial.dispatcher->name(), kGraphPhases, times, bytes);
+}
+
+/// A round trip with a handle of its own, which lives as long as the graph.
+void CudaBench::capture(Trial& trial) {
+  {
+    // Handles that have been made and given back: the recorded prepare, and those that are timed while its handle
+    // lives, find their memory without asking for any.
+    const Handle recorded = trial.dispatcher->prepare(rank_->inputs.routing());
+    quiet(trial);
+    const Handle next = trial.dispatcher->prepare(rank_->inputs.routing());
+    quiet(trial);
+  }
+  trial.graph.emplace(rank_->stream.get(), [&] {
+    trial.graph_handle = trial.dispatcher->prepare(rank_->inputs.routing());
+    trial.dispatcher->dispatch(trial.graph_handle, rank_->inputs.payload());
+    combine(trial, trial.graph_handle);
+  });
+}
+
+}  // namespace
+
+BenchResult run_cuda_bench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
+                           const BenchProgress& progress) {
+  return CudaBench(group, spec, own_table, progress).run();
+}
+
+}  // namespace epistle

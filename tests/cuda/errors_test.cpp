@@ -1,0 +1,208 @@
+// What the device finds wrong: the rank at fault is told what, the others which rank it was.
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "epistle/group.hpp"
+
+#include "support/cuda_devices.hpp"
+#include "support/cuda_play.hpp"
+#include "support/round_trip.hpp"
+
+namespace epistle::testing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kBadRank = 1;
+
+Scenario small_scenario() {
+  Scenario scenario;
+  scenario.config.hidden = 32;
+  scenario.config.num_experts = 7;
+  scenario.config.top_k = 2;
+  scenario.config.max_tokens = 12;
+  scenario.tokens_per_rank = {5, 8, 12};
+  scenario.missing_probability = 0.0;
+  return scenario;
+}
+
+// ---- Bad ids --------------------------------------------------------------------------------------------------------
+
+class CudaErrors : public OnGpu<> {
+ protected:
+  /// prepare with the ids of the bad rank changed, then a good round trip on the same dispatcher.
+  template <typename Id>
+  void expect_bad_ids(const std::function<void(std::vector<Id>&)>& change) {
+    const Play play(small_scenario(), 0);
+    std::vector<Id> ids(play.table(kBadRank).expert_ids.begin(), play.table(kBadRank).expert_ids.end());
+    change(ids);
+    const auto outcomes = call_on_all_ranks(
+        "direct", small_scenario(),
+        [&](const Caller& caller) {
+          RoutingView view = caller.view();
+          if (caller.rank == kBadRank) {
+            view.expert_ids = ids.data();
+            view.id_type = sizeof(Id) == sizeof(std::int64_t) ? IdType::kInt64 : IdType::kInt32;
+          }
+          (void)caller.dispatcher.prepare(view);
+        },
+        staged_factory({}));
+    for (std::size_t rank = 0; rank < outcomes.by_rank.size(); ++rank) {
+      SCOPED_TRACE("rank " + std::to_string(rank));
+      const Outcome& outcome = outcomes.by_rank[rank];
+      ASSERT_TRUE(outcome.has_value());
+      EXPECT_EQ(outcome->context().rank, static_cast<int>(rank));
+      EXPECT_EQ(outcome->context().phase, Phase::kLayout);
+      if (rank == kBadRank) {
+        EXPECT_EQ(outcome->code(), ErrorCode::kInvalidArgument) << outcome->what();
+      } else {
+        EXPECT_EQ(outcome->code(), ErrorCode::kPeerRejected) << outcome->what();
+        EXPECT_EQ(outcome->context().peer_rank, kBadRank);
+      }
+      EXPECT_FALSE(outcomes.afterwards[rank].has_value()) << *outcomes.afterwards[rank];
+    }
+  }
+};
+
+TEST_F(CudaErrors, IdBeyondTheLastExpert) {
+  expect_bad_ids<std::int32_t>([](auto& ids) { ids[7] = 7; });
+}
+
+TEST_F(CudaErrors, IdBelowMinusOne) {
+  expect_bad_ids<std::int32_t>([](auto& ids) { ids[0] = -2; });
+}
+
+TEST_F(CudaErrors, WideIdThatWouldWrap) {
+  expect_bad_ids<std::int64_t>([](auto& ids) { ids[2] = std::int64_t{1} << 32; });
+}
+
+TEST_F(CudaErrors, IdTwiceInOneToken) {
+  expect_bad_ids<std::int32_t>([](auto& ids) {
+    ids[4] = 5;
+    ids[5] = 5;
+  });
+}
+
+// ---- Capacity -------------------------------------------------------------------------------------------------------
+
+class CudaCapacity : public OnGpu<::testing::TestWithParam<OutputLayout>> {};
+
+TEST_P(CudaCapacity, RowsThatDoNotFit) {
+  Scenario scenario = small_scenario();
+  scenario.config.layout = GetParam();
+  scenario.config.sizing = Sizing::kCapacity;
+  scenario.config.capacity_rows = 2;
+  std::vector<Outcome> overflow(scenario.tokens_per_rank.size());
+  std::vector<Outcome> empty(scenario.tokens_per_rank.size());
+  run_thread_ranks(static_cast<int>(overflow.size()),
+                   [&](Group& group) {
+                     const auto rank = static_cast<std::size_t>(group.rank());
+                     const Play play(scenario, 0);
+                     StagedCudaDispatcher dispatcher("direct", group, scenario.config);
+                     RoutingView view = play.table(group.rank()).view();
+                     overflow[rank] = outcome_of([&] { (void)dispatcher.prepare(view); });
+                     view.num_tokens = 0;
+                     empty[rank] = outcome_of([&] { (void)dispatcher.prepare(view); });
+                   },
+                   {.timeout = kCudaTimeout});
+  for (std::size_t rank = 0; rank < overflow.size(); ++rank) {
+    SCOPED_TRACE("rank " + std::to_string(rank));
+    ASSERT_TRUE(overflow[rank].has_value());
+    EXPECT_EQ(overflow[rank]->code(), ErrorCode::kCapacityExceeded) << overflow[rank]->what();
+    EXPECT_FALSE(empty[rank].has_value()) << empty[rank]->what();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaCapacity,
+                         ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
+                                           OutputLayout::kExpertSlots),
+                         [](const auto& param_info) {
+                           return std::string(param_info.param == OutputLayout::kTokenMajor    ? "TokenMajor"
+                                              : param_info.param == OutputLayout::kExpertMajor ? "ExpertMajor"
+                                                                                               : "ExpertSlots");
+                         });
+
+// ---- A rank that does not come
+// ----------------------------------------------------------------------------------------
+
+class CudaLateRank : public OnGpu<::testing::TestWithParam<Phase>> {
+ protected:
+  static constexpr std::chrono::milliseconds kTimeout{1000};
+  // Beyond the timeout: the time until the host has seen it and every rank has agreed on it.
+  static constexpr std::chrono::milliseconds kSlack{5000};
+
+  /// Everything up to `last`, that included.
+  static void call_until(StagedCudaDispatcher& dispatcher, const Play& play, int rank, Phase last) {
+    const Handle handle = dispatcher.prepare(play.table(rank).view());
+    if (last == Phase::kLayout) return;
+    const auto payload = play.payload(rank);
+    (void)dispatcher.dispatch(handle, {.rows = payload.data(), .num_tokens = play.table(rank).num_tokens});
+    if (last == Phase::kDispatch) return;
+    const auto rows = play.values(9, rank, handle.output().num_rows);
+    std::vector<std::byte> out(static_cast<std::size_t>(play.table(rank).num_tokens * play.combine_row_bytes()));
+    dispatcher.combine(handle, rows.data(), out.data(), static_cast<std::int64_t>(out.size()));
+  }
+};
+
+TEST_P(CudaLateRank, IsNamedWithinTheTimeout) {
+  const Phase missed = GetParam();
+  const Scenario scenario = small_scenario();
+  // Starting CUDA and loading kernels takes longer than the timeout below.
+  expect_play("direct", scenario, {});
+  if (HasFailure()) return;
+
+  const auto num_ranks = scenario.tokens_per_rank.size();
+  std::vector<Outcome> outcomes(num_ranks);
+  std::vector<Clock::duration> waited(num_ranks);
+  std::atomic<std::size_t> num_done{0};
+  run_thread_ranks(static_cast<int>(num_ranks),
+                   [&](Group& group) {
+                     const auto rank = static_cast<std::size_t>(group.rank());
+                     const Play play(scenario, 0);
+                     // No poison: its barrier would be what times out.
+                     StagedCudaDispatcher dispatcher("direct", group, scenario.config, {.poison = false});
+                     if (group.rank() != kBadRank) {
+                       const auto begin = Clock::now();
+                       outcomes[rank] = outcome_of([&] { call_until(dispatcher, play, group.rank(), missed); });
+                       waited[rank] = Clock::now() - begin;
+                       ++num_done;
+                       return;
+                     }
+                     if (missed != Phase::kLayout) {
+                       call_until(dispatcher, play, group.rank(),
+                                  missed == Phase::kCombine ? Phase::kDispatch : Phase::kLayout);
+                     }
+                     // A rank that leaves is lost, not late.
+                     const auto deadline = Clock::now() + kTimeout + kSlack;
+                     while (num_done < num_ranks - 1 && Clock::now() < deadline)
+                       std::this_thread::sleep_for(kTimeout / 100);
+                   },
+                   {.timeout = kTimeout});
+  for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+    if (rank == kBadRank) continue;
+    SCOPED_TRACE("rank " + std::to_string(rank));
+    ASSERT_TRUE(outcomes[rank].has_value());
+    EXPECT_EQ(outcomes[rank]->code(), ErrorCode::kTimeout) << outcomes[rank]->what();
+    EXPECT_EQ(outcomes[rank]->context().peer_rank, kBadRank) << outcomes[rank]->what();
+    EXPECT_EQ(outcomes[rank]->context().phase, missed) << outcomes[rank]->what();
+    EXPECT_GE(waited[rank], kTimeout / 2);
+    EXPECT_LE(waited[rank], kTimeout + kSlack);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaLateRank, ::testing::Values(Phase::kLayout, Phase::kDispatch, Phase::kCombine),
+                         [](const auto& param_info) {
+                           return std::string(param_info.param == Phase::kLayout     ? "Prepare"
+                                              : param_info.param == Phase::kDispatch ? "Dispatch"
+                                                                                     : "Combine");
+                         });
+
+}  // namespace
+}  // namespace epistle::testing

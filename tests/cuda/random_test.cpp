@@ -1,0 +1,35 @@
+// Random shapes, routings and modes on the CUDA device, against the oracle.
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "support/cuda_devices.hpp"
+#include "support/cuda_play.hpp"
+#include "support/random_scenario.hpp"
+#include "support/scenario_text.hpp"
+
+namespace epistle::testing {
+namespace {
+
+constexpr int kNumScenarios = 60;
+constexpr int kScenariosPerCase = 10;
+
+class CudaRandom : public OnGpu<::testing::TestWithParam<int>> {};
+
+TEST_P(CudaRandom, MatchesTheOracle) {
+  for (int idx = 0; idx < kScenariosPerCase; ++idx) {
+    const auto seed = static_cast<std::uint64_t>(GetParam() * kScenariosPerCase + idx);
+    const Scenario scenario = random_scenario(seed);
+    Draw draw(~seed);
+    const auto num_sms = static_cast<int>(draw.between(0, 6));
+    const bool split_halves = draw.one_in(2);
+    SCOPED_TRACE(fmt::format("seed {}, num_sms {}, halves {}: {}", seed, num_sms, split_halves, to_text(scenario)));
+    expect_play("direct", scenario, {.cuda = {.num_sms = num_sms}, .split_halves = split_halves});
+    if (HasFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, CudaRandom, ::testing::Range(0, kNumScenarios / kScenariosPerCase));
+
+}  // namespace
+}  // namespace epistle::testing
