@@ -22,3 +22,15 @@ if(EPISTLE_HAS_CUDA)
   # sums is part of the contract.
   set(EPISTLE_CUDA_OPTIONS -std=c++20 --fmad=false -Xcudafe --display_error_number)
 endif()
+
+# The dispatcher alltoall of the CUDA device needs NCCL's header here; the library is loaded when one is created.
+option(EPISTLE_NCCL "Build the CUDA dispatcher alltoall where nccl.h is found" ON)
+set(EPISTLE_HAS_NCCL OFF)
+if(EPISTLE_HAS_CUDA AND EPISTLE_NCCL)
+  find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+  if(NCCL_INCLUDE_DIR)
+    set(EPISTLE_HAS_NCCL ON)
+  else()
+    message(STATUS "nccl.h was not found: built without the CUDA dispatcher alltoall (set NCCL_INCLUDE_DIR)")
+  endif()
+endif()

@@ -11,6 +11,10 @@
 //     is thrown by synchronize(), by Handle::stats(), or by a later call, whichever comes first; the rows of the call it
 //     happened in must not be used. Nothing is written out of place in any case.
 //
+// That is so of `direct`. `alltoall` moves rows with NCCL, which the host has to tell how many there are: the first call
+// with a handle waits for its counts under every sizing, every call agrees with the other ranks on the host, and none can be
+// captured (kUnsupported). Every rank needs a GPU of its own.
+//
 // The header needs no CUDA header; in a build without CUDA the functions exist and throw kUnsupported.
 #pragma once
 

@@ -181,6 +181,14 @@ class Dispatcher {
     return dispatch_receive(handle);
   }
 
+  /// prepare and dispatch in one call, where nothing has to happen between them: a device can start moving rows while it
+  /// still describes them. The result is in output() of the returned handle.
+  [[nodiscard]] virtual Handle prepare_and_dispatch(const RoutingView& routing, const Payload& payload) {
+    Handle handle = prepare(routing);
+    static_cast<void>(dispatch(handle, payload));
+    return handle;
+  }
+
   /// Sums expert outputs back to their tokens, in the order documented above. `rows` is [output().num_rows,
   /// combine_hidden] of combine_dtype: output().combine_rows (no copy) or any other memory (one copy). `out` is
   /// [num_tokens, combine_hidden]; `out_bytes` its size, checked.

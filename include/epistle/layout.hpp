@@ -37,7 +37,8 @@ enum class Transport : std::int32_t {
   kReference,  ///< every rank publishes its whole input
   kAllToAll,   ///< packed send buffer, all-to-all-v, receive buffer
   kDirect,     ///< senders write into the receiver's rows
-  kDevice,     ///< the same on a GPU, and combine writes back too: rows or partial sums into the source's stage
+  kDevice,     ///< the same on a GPU; hierarchical sums of expert rows are written into the source's stage
+  kDeviceAllToAll,  ///< kAllToAll on a GPU; dispatch sends one row per (token, rank) in every layout
 };
 
 /// Everything the layout depends on. The same on all ranks.
@@ -56,7 +57,7 @@ struct LayoutParams {
   CombineMode combine = CombineMode::kHierarchical;
   Transport transport = Transport::kDirect;
   std::int64_t page_bytes = 4096;  ///< granularity of memory commitment
-  std::int64_t control_bytes = 0;  ///< of kControl where the transport has a layout of its own there (kDevice)
+  std::int64_t control_bytes = 0;  ///< of kControl where the transport has a layout of its own there (on a device)
 };
 
 /// The buffers of one rank.
@@ -80,9 +81,11 @@ struct RowDemand {
   std::int64_t output_rows = 0;    ///< rows of the output layout, padding included
   std::int64_t grad_rows = 0;      ///< output rows for which gradients of the weights are asked
   std::int64_t send_rows = 0;      ///< rows this rank packs: one per (token, rank), or per (token, expert) where the
-                                   ///< transport sends those
-  std::int64_t receive_rows = 0;   ///< rows this rank is sent, counted likewise
-  std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends; kDevice: to other ranks only
+                                   ///< transport sends those. kDeviceAllToAll: (token, expert) rows that other
+                                   ///< ranks send back, where combine returns those
+  std::int64_t receive_rows = 0;   ///< rows this rank is sent, counted likewise. kDeviceAllToAll: places in what it
+                                   ///< receives, and what it returns in combine, whichever is more
+  std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends; on a device: to other ranks only
   std::int64_t receive_pairs = 0;  ///< (token, rank) pairs this rank is sent
 
   EPISTLE_HOST_DEVICE constexpr void raise_to(const RowDemand& other) noexcept {
@@ -230,6 +233,10 @@ class DispatchLayout {
     demand.grad_rows = demand.output_rows;
     demand.send_rows = params_.max_tokens * sent_per_token;
     demand.receive_rows = params_.max_tokens * params_.num_ranks * received_per_token;
+    if (params_.transport == Transport::kDeviceAllToAll && !combines_per_rank()) {
+      demand.send_rows = params_.num_ranks > 1 ? params_.max_tokens * params_.top_k : 0;
+      demand.receive_rows = params_.max_tokens * params_.num_ranks * max_rows_per_token();
+    }
     demand.send_pairs = params_.max_tokens * (on_device() ? max_other_ranks_per_token() : max_ranks_per_token());
     demand.receive_pairs = params_.max_tokens * params_.num_ranks;
     return demand;
@@ -258,8 +265,13 @@ class DispatchLayout {
                              params_.combine == CombineMode::kHierarchical);
   }
 
+  /// True when the experts' ranks sum over a token's experts before the rows travel.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool returns_partial_sums() const noexcept {
+    return combines_per_rank() && !token_major();
+  }
+
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool on_device() const noexcept {
-    return params_.transport == Transport::kDevice;
+    return params_.transport == Transport::kDevice || params_.transport == Transport::kDeviceAllToAll;
   }
 
   /// Most distinct ranks other than its own that a token can go to.
@@ -268,7 +280,7 @@ class DispatchLayout {
   }
 
   /// Bytes of what a sender tells about one (token, rank) pair: TokenRecordHeader, then for each top-k position the local
-  /// expert (token_major) or the output row (expert layouts; kDevice only) and the weight.
+  /// expert (token_major) or the output row (expert layouts; on a device only) and the weight.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t pair_record_bytes() const noexcept {
     return static_cast<std::int64_t>(sizeof(TokenRecordHeader)) + static_cast<std::int64_t>(params_.top_k) * 8;
   }
@@ -330,6 +342,7 @@ class DispatchLayout {
       BufferSection section, const RowDemand& demand) const noexcept {
     const bool alltoall = params_.transport == Transport::kAllToAll;
     const bool reference = params_.transport == Transport::kReference;
+    const bool device_alltoall = params_.transport == Transport::kDeviceAllToAll;
     // Backward dispatches move rows of the combine type.
     const std::int64_t widest_row_bytes = larger(params_.row_bytes, params_.combine_row_bytes);
     const bool sums_before_wire = params_.combine == CombineMode::kHierarchical;
@@ -348,6 +361,10 @@ class DispatchLayout {
         return demand.grad_rows * weights_per_row() * static_cast<std::int64_t>(sizeof(float));
       case BufferSection::kSendRows: {
         if (reference) return demand.tokens * widest_row_bytes;
+        if (device_alltoall) {
+          return larger(demand.send_pairs * widest_row_bytes,
+                        token_major() ? 0 : demand.receive_rows * params_.combine_row_bytes);
+        }
         if (!alltoall) return 0;
         // token_major rows already lie in the order in which combine sends them.
         const std::int64_t combined_rows = token_major()      ? 0
@@ -357,16 +374,22 @@ class DispatchLayout {
       }
       case BufferSection::kSendScales:
         if (reference) return demand.tokens * params_.scale_bytes;
+        if (device_alltoall) return demand.send_pairs * params_.scale_bytes;
         return alltoall ? demand.send_rows * params_.scale_bytes : 0;
       case BufferSection::kStageRows: {
-        if (on_device()) return combines_per_rank() ? demand.send_pairs * params_.combine_row_bytes : 0;
+        if (device_alltoall) {
+          return larger(token_major() ? 0 : demand.receive_rows * widest_row_bytes,
+                        (combines_per_rank() ? demand.send_pairs : demand.send_rows) * params_.combine_row_bytes);
+        }
+        // Token rows are read where they lie.
+        if (on_device()) return returns_partial_sums() ? demand.send_pairs * params_.combine_row_bytes : 0;
         if (!alltoall) return 0;
         const std::int64_t dispatched_rows = token_major() ? 0 : demand.receive_rows;
         const std::int64_t combined_rows = token_major() || sums_before_wire ? demand.send_pairs : demand.send_rows;
         return larger(dispatched_rows * widest_row_bytes, combined_rows * params_.combine_row_bytes);
       }
       case BufferSection::kStageScales:
-        return alltoall && !token_major() ? demand.receive_rows * params_.scale_bytes : 0;
+        return (alltoall || device_alltoall) && !token_major() ? demand.receive_rows * params_.scale_bytes : 0;
     }
     return 0;
   }

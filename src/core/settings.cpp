@@ -31,15 +31,16 @@ struct IntegerKind {
 struct LogLevelKind {};
 struct SimdTargetKind {};
 struct CudaHeapKind {};
+struct NcclLibraryKind {};
 
 struct SettingDefinition {
   std::string_view name;
   std::string_view default_value;
   std::string_view summary;
-  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind> kind;
+  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, NcclLibraryKind> kind;
 };
 
-constexpr std::array<SettingDefinition, 6> kDefinitions = {{
+constexpr std::array<SettingDefinition, 7> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
@@ -51,6 +52,8 @@ constexpr std::array<SettingDefinition, 6> kDefinitions = {{
      SimdTargetKind{}},
     {"EPISTLE_CUDA_HEAP", "auto", "how GPUs share memory: file descriptors, fabric handles or CUDA IPC",
      CudaHeapKind{}},
+    {"EPISTLE_NCCL_LIBRARY", "libnccl.so.2", "the NCCL library that the CUDA dispatcher alltoall loads",
+     NcclLibraryKind{}},
 }};
 
 constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,
@@ -82,6 +85,7 @@ struct Describe {
   }
   std::string operator()(LogLevelKind) const { return list_words(kLogLevels); }
   std::string operator()(CudaHeapKind) const { return list_words(kCudaHeapChoices); }
+  std::string operator()(NcclLibraryKind) const { return "a path, or a name that the dynamic loader finds"; }
   std::string operator()(SimdTargetKind) const { return "auto, or a target name such as AVX2, SSE4 or NEON"; }
 };
 
@@ -100,6 +104,10 @@ struct Assign {
   }
   bool operator()(LogLevelKind) const { return assign_word(kLogLevels, text, values.log_level); }
   bool operator()(CudaHeapKind) const { return assign_word(kCudaHeapChoices, text, values.cuda_heap); }
+  bool operator()(NcclLibraryKind) const {
+    values.nccl_library = text;
+    return true;
+  }
   // Which targets exist depends on the SIMD library and the machine; only the form of a name is checked here.
   bool operator()(SimdTargetKind) const {
     const auto is_name_char = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; };

@@ -43,6 +43,7 @@ struct SettingValues {
   LogLevel log_level = LogLevel::kWarn;
   std::string simd;
   CudaHeapChoice cuda_heap = CudaHeapChoice::kAuto;
+  std::string nccl_library;
 };
 
 /// A snapshot of all settings; never changes once made.
@@ -61,6 +62,8 @@ class Settings {
   /// "auto", or the name of the best SIMD target that may be used.
   [[nodiscard]] const std::string& simd() const noexcept { return values_.simd; }
   [[nodiscard]] CudaHeapChoice cuda_heap() const noexcept { return values_.cuda_heap; }
+  /// What dlopen is given when a dispatcher needs NCCL.
+  [[nodiscard]] const std::string& nccl_library() const noexcept { return values_.nccl_library; }
 
   /// Every setting, in the order of the registry.
   [[nodiscard]] const std::vector<SettingInfo>& infos() const noexcept { return infos_; }

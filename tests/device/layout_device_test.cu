@@ -51,7 +51,8 @@ std::vector<LayoutParams> cases() {
   for (const auto layout :
        {epistle::OutputLayout::kTokenMajor, epistle::OutputLayout::kExpertMajor, epistle::OutputLayout::kExpertSlots}) {
     for (const auto transport :
-         {epistle::Transport::kReference, epistle::Transport::kAllToAll, epistle::Transport::kDirect}) {
+         {epistle::Transport::kReference, epistle::Transport::kAllToAll, epistle::Transport::kDirect,
+          epistle::Transport::kDevice, epistle::Transport::kDeviceAllToAll}) {
       for (const std::int64_t capacity_rows : {0, 40}) {
         LayoutParams params;
         params.num_ranks = 6;

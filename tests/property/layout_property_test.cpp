@@ -49,6 +49,11 @@ Scenario any_routing() {
   return scenario;
 }
 
+Transport any_transport() {
+  return *rc::gen::element(Transport::kDirect, Transport::kAllToAll, Transport::kReference, Transport::kDevice,
+                           Transport::kDeviceAllToAll);
+}
+
 /// What every rank announces, counted from its table.
 struct Counts {
   Counts(const Play& play, const LayoutParams& params) {
@@ -142,7 +147,7 @@ TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
     RC_LOG() << to_text(scenario) << std::endl;
     const Play play(scenario, 0);
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());
-    const auto transport = *rc::gen::element(Transport::kDirect, Transport::kAllToAll, Transport::kReference);
+    const auto transport = any_transport();
     const LayoutParams params = to_layout_params(play.config(), num_ranks, transport);
     const DispatchLayout layout(params);
     const RowDemand most = layout.max_demand();
@@ -159,9 +164,18 @@ TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
       for (const std::int32_t count : counts.views[idx].rows_to_expert) send_assignments += count;
       RC_ASSERT(scenario.tokens_per_rank[idx] <= most.tokens);
       RC_ASSERT(tables.output_rows(rank) <= most.output_rows);
-      RC_ASSERT(send_pairs <= most.send_pairs);
+      const std::int64_t own_pairs = counts.views[idx].tokens_to_rank[idx];
+      RC_ASSERT(send_pairs - (layout.on_device() ? own_pairs : 0) <= most.send_pairs);
       RC_ASSERT(receive_pairs <= most.receive_pairs);
-      if (layout.sends_per_expert()) {
+      if (transport == Transport::kDeviceAllToAll && !layout.combines_per_rank()) {
+        const ExpertPartition partition = layout.partition();
+        for (std::int32_t local = 0; local < partition.num_local_experts(rank); ++local) {
+          const auto expert = static_cast<std::size_t>(partition.first_expert(rank) + local);
+          send_assignments -= counts.views[idx].rows_to_expert[expert];
+        }
+        RC_ASSERT(send_assignments <= most.send_rows);
+        RC_ASSERT(std::max(receive_pairs, tables.content_rows(rank)) <= most.receive_rows);
+      } else if (layout.sends_per_expert()) {
         RC_ASSERT(send_assignments <= most.send_rows);
         RC_ASSERT(tables.content_rows(rank) <= most.receive_rows);
       } else {
@@ -177,7 +191,7 @@ TEST(LayoutProperty, SectionsLieOneBehindTheOther) {
     const Scenario scenario = any_routing();
     RC_LOG() << to_text(scenario) << std::endl;
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());
-    const auto transport = *rc::gen::element(Transport::kDirect, Transport::kAllToAll, Transport::kReference);
+    const auto transport = any_transport();
     LayoutParams params = to_layout_params(resolve_config(scenario.config, num_ranks), num_ranks, transport);
     params.page_bytes = *rc::gen::element<std::int64_t>(4096, 65536);
     const DispatchLayout layout(params);

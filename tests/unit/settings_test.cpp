@@ -16,7 +16,8 @@ namespace epistle {
 namespace {
 
 const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",   "EPISTLE_SPIN_US", "EPISTLE_LOG",
-                                         "EPISTLE_STREAM_BYTES", "EPISTLE_SIMD",    "EPISTLE_CUDA_HEAP"};
+                                         "EPISTLE_STREAM_BYTES", "EPISTLE_SIMD",    "EPISTLE_CUDA_HEAP",
+                                         "EPISTLE_NCCL_LIBRARY"};
 
 class SettingsTest : public testing::Test {
  protected:
@@ -57,6 +58,7 @@ TEST_F(SettingsTest, DefaultsStandWhereNothingIsSet) {
   EXPECT_EQ(settings().log_level(), LogLevel::kWarn);
   EXPECT_EQ(settings().simd(), "auto");
   EXPECT_EQ(settings().cuda_heap(), CudaHeapChoice::kAuto);
+  EXPECT_EQ(settings().nccl_library(), "libnccl.so.2");
   for (const SettingInfo& entry : settings().infos()) {
     EXPECT_EQ(entry.origin, SettingOrigin::kDefault) << entry.name;
     EXPECT_EQ(entry.value, entry.default_value) << entry.name;
@@ -76,6 +78,8 @@ TEST_F(SettingsTest, EnvironmentWinsAndIsNamedAsOrigin) {
   set("EPISTLE_STREAM_BYTES", "1048576");
   set("EPISTLE_LOG", "debug");
   set("EPISTLE_SIMD", "AVX2");
+  set("EPISTLE_NCCL_LIBRARY", "/opt/nccl/libnccl.so");
+  EXPECT_EQ(settings().nccl_library(), "/opt/nccl/libnccl.so");
   EXPECT_EQ(settings().timeout_ms(), 250);
   EXPECT_EQ(settings().spin_us(), 0);
   EXPECT_EQ(settings().stream_bytes(), 1048576);

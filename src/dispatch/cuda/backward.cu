@@ -34,10 +34,10 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
       args.grad_topk_weights[i] = gradient;
     }
   }
-  if (is_last_block(&group.local->blocks_sent)) signal_done(call);
-  if (blockIdx.x == 0) wait_all_done(call);
-  __syncthreads();
-  if (is_last_block(&group.local->blocks_done) && threadIdx.x == 0 && !has_failed(group)) group.local->epoch = epoch;
+  if (!is_last_block(&group.local->blocks_sent)) return;
+  signal_done(call);
+  if (threadIdx.x == 0) finish_epoch(call);
+  wait_all_done(call);
 }
 
 /// Dot product of two rows in the order of the contract: element i to lane i mod 16, ascending, then a tree. Both halves

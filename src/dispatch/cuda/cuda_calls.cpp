@@ -17,6 +17,7 @@ Error CudaCollective::complain(ErrorCode code, Phase phase, const std::string& m
 // ---- Checks ---------------------------------------------------------------------------------------------------------
 
 CudaHandleState* CudaCollective::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
+  if (complaint) return nullptr;
   auto* state = dynamic_cast<CudaHandleState*>(handle.state());
   if (handle.state() == nullptr) {
     complaint = complain(ErrorCode::kHandleMismatch, phase,
@@ -96,6 +97,27 @@ CudaCollective::Complaint CudaCollective::check_gradients(const CudaHandleState&
   return std::nullopt;
 }
 
+CudaCollective::Complaint CudaCollective::begin_call() {
+  check_findings();
+  return std::nullopt;
+}
+
+void CudaCollective::announce_call(Collective call, const CudaHandleState* handle, const Complaint& complaint) {
+  static_cast<void>(handle);
+  if (!complaint) return;
+  switch (call) {
+    case Collective::kPrepare:
+      return;  // its kernel tells the peers
+    case Collective::kDispatch:
+      refuse_move(BufferSection::kReceiveRows, *complaint);
+    case Collective::kCombineBackward:
+      refuse_move(BufferSection::kCombineRows, *complaint);
+    case Collective::kCombine:
+    case Collective::kDispatchBackward:
+      refuse_sum(*complaint);
+  }
+}
+
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 MoveArgs CudaCollective::move_args(std::uint32_t phases) const {
@@ -124,6 +146,7 @@ void CudaCollective::move(CudaHandleState& state, const Payload& payload, std::u
   args.handle = state.arrays;
   args.rows = static_cast<const std::byte*>(payload.rows);
   args.scales = static_cast<const std::byte*>(payload.scales);
+  args.behind_prepare = dispatch_follows_;
   start_move(state, args);
   mark_use(state);
 }
@@ -136,11 +159,10 @@ const DispatchOutput& CudaCollective::point_at_rows(CudaHandleState& state) cons
 
 void CudaCollective::dispatch_send(const Handle& handle, const Payload& payload) {
   const DeviceGuard guard(device_);
-  check_findings();
-  Complaint complaint;
+  Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kDispatch, complaint);
   if (state != nullptr) complaint = check_payload(*state, payload);
-  if (complaint) refuse_move(BufferSection::kReceiveRows, *complaint);
+  announce_call(Collective::kDispatch, state, complaint);
   move(*state, payload, kSendPhase);
   open_call_ = Call::kDispatch;
   open_state_ = state;
@@ -158,14 +180,36 @@ const DispatchOutput& CudaCollective::dispatch_receive(const Handle& handle) {
 
 const DispatchOutput& CudaCollective::dispatch(const Handle& handle, const Payload& payload) {
   const DeviceGuard guard(device_);
-  check_findings();
-  Complaint complaint;
+  Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kDispatch, complaint);
   if (state != nullptr) complaint = check_payload(*state, payload);
-  if (complaint) refuse_move(BufferSection::kReceiveRows, *complaint);
+  announce_call(Collective::kDispatch, state, complaint);
   open_state_ = state;
   move(*state, payload, kBothPhases);
   return point_at_rows(*state);
+}
+
+Handle CudaCollective::prepare_and_dispatch(const RoutingView& routing, const Payload& payload) {
+  const bool payload_fits = payload.num_tokens == routing.num_tokens &&
+                            (payload.num_tokens == 0 || payload.rows != nullptr) &&
+                            (payload.num_tokens == 0 || (payload.scales != nullptr) == (layout_.params().scale_bytes > 0));
+  // Under exact sizing the host has to see the counts in between; and what is wrong is said in the usual way.
+  if (config_.sizing == Sizing::kExact || !can_follow_closely() || !payload_fits) {
+    return Dispatcher::prepare_and_dispatch(routing, payload);
+  }
+  const DeviceGuard guard(device_);
+  struct Following {
+    explicit Following(bool& wanted) : flag(wanted) { flag = true; }
+    ~Following() { flag = false; }
+    bool& flag;
+  };
+  const Following following(dispatch_follows_);
+  Handle handle = prepare(routing);
+  auto* state = static_cast<CudaHandleState*>(handle.state());
+  open_state_ = state;
+  move(*state, payload, kBothPhases);
+  static_cast<void>(point_at_rows(*state));
+  return handle;
 }
 
 // ---- Combine --------------------------------------------------------------------------------------------------------
@@ -176,8 +220,8 @@ SumArgs CudaCollective::sum_args(std::uint32_t phases) const {
   args.layout = layout_;
   args.phases = phases;
   args.dtype = config_.combine_dtype;
-  // Every expert's row is needed at the source: it reads them where they lie.
-  args.pull = !layout_.combines_per_rank();
+  // Rows that nobody sums before they travel are read where they lie.
+  args.pull = layout_.params().transport == Transport::kDevice && !layout_.returns_partial_sums();
   return args;
 }
 
@@ -207,11 +251,10 @@ void CudaCollective::sum(CudaHandleState& state, const void* rows, void* out, st
 
 void CudaCollective::combine_send(const Handle& handle, const void* rows) {
   const DeviceGuard guard(device_);
-  check_findings();
-  Complaint complaint;
+  Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr) complaint = check_sum(*state, rows);
-  if (complaint) refuse_sum(*complaint);
+  announce_call(Collective::kCombine, state, complaint);
   sum(*state, rows, nullptr, kSendPhase, config_.apply_weights);
   open_call_ = Call::kCombine;
   open_state_ = state;
@@ -235,12 +278,11 @@ void CudaCollective::combine_receive(const Handle& handle, void* out, std::int64
 
 void CudaCollective::combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) {
   const DeviceGuard guard(device_);
-  check_findings();
-  Complaint complaint;
+  Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr) complaint = check_sum(*state, rows);
   if (!complaint) complaint = check_out(*state, out, out_bytes);
-  if (complaint) refuse_sum(*complaint);
+  announce_call(Collective::kCombine, state, complaint);
   open_state_ = state;
   sum(*state, rows, out, kBothPhases, config_.apply_weights);
 }
@@ -250,13 +292,12 @@ void CudaCollective::combine(const Handle& handle, const void* rows, void* out, 
 void CudaCollective::dispatch_backward(const Handle& handle, const void* grad_rows, const float* grad_weights,
                                        void* grad_out, std::int64_t grad_out_bytes, float* grad_topk_weights) {
   const DeviceGuard guard(device_);
-  check_findings();
-  Complaint complaint;
+  Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr) {
     complaint = check_gradients(*state, grad_rows, grad_weights, grad_out, grad_out_bytes, grad_topk_weights);
   }
-  if (complaint) refuse_sum(*complaint);
+  announce_call(Collective::kDispatchBackward, state, complaint);
   open_state_ = state;
   gather_weight_gradients(*state, grad_weights, grad_topk_weights);
   sum(*state, grad_rows, grad_out, kBothPhases, false);
@@ -303,8 +344,7 @@ void CudaCollective::gather_weight_gradients(CudaHandleState& state, const float
 const std::byte* CudaCollective::combine_backward(const Handle& handle, const void* grad_out, const void* saved_rows,
                                                   float* grad_weights) {
   const DeviceGuard guard(device_);
-  check_findings();
-  Complaint complaint;
+  Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
   std::byte* grad_rows = own_section(BufferSection::kCombineRows);
   if (state != nullptr) {
@@ -323,7 +363,7 @@ const std::byte* CudaCollective::combine_backward(const Handle& handle, const vo
                            "saved_rows is output().combine_rows, which the gradients overwrite; save a copy");
     }
   }
-  if (complaint) refuse_move(BufferSection::kCombineRows, *complaint);
+  announce_call(Collective::kCombineBackward, state, complaint);
   open_state_ = state;
   MoveArgs args = move_args(kBothPhases);
   args.handle = state->arrays;

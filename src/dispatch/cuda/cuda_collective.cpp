@@ -22,6 +22,7 @@ std::atomic<std::uint64_t> next_dispatcher_id{1};
 // Blocks that count in prepare: enough that each has few tokens, few enough that all can read all counts quickly.
 constexpr int kMaxCountBlocks = 16;
 constexpr int kMaxCountPlaces = 128;
+constexpr std::int64_t kMinTokensPerBlock = 64;
 // How often a waiting host looks at the clock, and at its peers.
 constexpr int kPollsPerLook = 256;
 constexpr std::chrono::milliseconds kPeerLookInterval{5};
@@ -76,8 +77,9 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
   return own;
 }
 
-LayoutParams make_params(GroupImpl& group, const DispatcherConfig& config, const DeviceFacts& facts) {
-  LayoutParams params = to_layout_params(config, group.num_ranks(), Transport::kDevice);
+LayoutParams make_params(GroupImpl& group, const DispatcherConfig& config, const DeviceFacts& facts,
+                         Transport transport) {
+  LayoutParams params = to_layout_params(config, group.num_ranks(), transport);
   params.page_bytes = facts.granularity;
   params.control_bytes =
       make_control(config, group.num_ranks(), count_blocks_for(group.num_ranks(), facts.sm_share)).num_bytes();
@@ -86,14 +88,29 @@ LayoutParams make_params(GroupImpl& group, const DispatcherConfig& config, const
 
 }  // namespace
 
-CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device)
+PrepareTile choose_tile_for(const DispatcherConfig& config, int num_ranks, int device) {
+  // Some is left for what kernels declare themselves.
+  constexpr std::int64_t kStaticBytes = 1024;
+  int shared_bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "asking for the shared memory of the device");
+  const PrepareTile tile = choose_prepare_tile(
+      {.num_ranks = num_ranks, .num_experts = config.num_experts, .top_k = config.top_k}, shared_bytes - kStaticBytes);
+  if (tile.num_tokens > 0) return tile;
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("{} experts on {} ranks with top-{} need {} bytes of shared memory; GPU {} has {}",
+                          config.num_experts, num_ranks, config.top_k, tile.shared_bytes, device, shared_bytes));
+}
+
+CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device,
+                               Transport transport)
     : config_(config), device_(device), group_owner_(group.share()), group_(group_owner_.get()), options_(options),
       heap_(*group_, device,
             [&] {
               const DeviceFacts facts = gather_facts(*group_, device);
               sm_share_ = facts.sm_share;
               control_ = make_control(config, num_ranks(), count_blocks_for(num_ranks(), facts.sm_share));
-              layout_ = DispatchLayout(make_params(*group_, config, facts));
+              layout_ = DispatchLayout(make_params(*group_, config, facts, transport));
               return layout_.reserved_bytes();
             }()),
       allocator_(std::make_shared<DeviceAllocator>(device)),
@@ -102,8 +119,8 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
   check_cuda(cudaDeviceGetAttribute(&compute_major_, cudaDevAttrComputeCapabilityMajor, device),
              "asking for the compute capability");
-  check_cuda(load_kernels(static_cast<int>(prepare_shared_bytes(num_ranks(), config.num_experts))),
-             "loading the kernels");
+  prepare_tile_ = choose_tile_for(config, num_ranks(), device);
+  check_cuda(load_kernels(prepare_tile_.shared_bytes, compute_major_), "loading the kernels");
   check_cuda(cudaEventCreateWithFlags(&last_work_, cudaEventDisableTiming), "creating an event");
   for (const bool placing : {false, true}) {
     BufferCarver carver(placing ? local_memory_ : nullptr);
@@ -196,10 +213,11 @@ CudaCollective::Complaint CudaCollective::check_routing(const RoutingView& routi
 
 Handle CudaCollective::prepare(const RoutingView& routing) {
   const DeviceGuard guard(device_);
-  check_findings();
+  Complaint complaint = begin_call();
+  if (!complaint) complaint = check_routing(routing);
+  announce_call(Collective::kPrepare, nullptr, complaint);
   std::shared_ptr<CudaHandleState> owned = acquire_handle();
   CudaHandleState& state = *owned;
-  const Complaint complaint = check_routing(routing);
   ++num_prepared_;
   state.dispatcher_id = dispatcher_id_;
   state.begin(num_prepared_, complaint ? 0 : routing.num_tokens);
@@ -218,7 +236,7 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
   if (config_.sizing == Sizing::kExact) {
     wait_for_summary(state);
     check_summary(state, &routing);
-    grow_for(state);
+    grow(demands_of(state));
   }
   return Handle(std::move(owned));
 }
@@ -236,10 +254,14 @@ void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, 
   args.drop_overflow = config_.overflow == OverflowPolicy::kDrop;
   args.summary = state.summary;
   const int budget = options_.num_sms > 0 ? options_.num_sms : control_.count_blocks;
-  const auto useful = static_cast<int>((state.arrays.num_tokens + kTileTokens - 1) / kTileTokens);
-  const int num_blocks = std::clamp(std::max(1, useful), 1, std::min({budget, control_.count_blocks, sm_share_}));
-  check_cuda(launch_prepare(args, num_blocks, stream_), "launching prepare");
-  mark_use(state);
+  args.tile_tokens = prepare_tile_.num_tokens;
+  const auto useful = static_cast<int>((state.arrays.num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
+  const PrepareLaunch launch{
+      .num_blocks = std::clamp(useful, 1, std::min({budget, control_.count_blocks, sm_share_})),
+      .shared_bytes = prepare_tile_.shared_bytes};
+  check_cuda(launch_prepare(args, launch, stream_), "launching prepare");
+  // Nothing may stand between prepare and a dispatch that follows it closely.
+  if (!dispatch_follows_) mark_use(state);
 }
 
 void CudaCollective::wait_for_summary(CudaHandleState& state) {
@@ -291,14 +313,19 @@ void CudaCollective::check_summary(CudaHandleState& state, const RoutingView* ro
   }
 }
 
-/// Commits what the rows of a prepared routing need, on every rank that has less. All ranks see the same numbers.
-void CudaCollective::grow_for(const CudaHandleState& state) {
+std::vector<RowDemand> CudaCollective::demands_of(CudaHandleState& state) {
   std::vector<RowDemand> demands(static_cast<std::size_t>(num_ranks()));
   for (int peer = 0; peer < num_ranks(); ++peer) {
     demands[static_cast<std::size_t>(peer)].output_rows = state.output_rows(peer);
     demands[static_cast<std::size_t>(peer)].send_pairs = state.other_pairs(peer);
   }
-  grow(demands);
+  return demands;
+}
+
+void CudaCollective::finish_handles() {
+  for (const auto& handle : handles_) {
+    if (!handle->finished) wait_for_summary(*handle);
+  }
 }
 
 WireBytes CudaCollective::wire_bytes(const Handle& handle) const {
@@ -344,6 +371,7 @@ void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is
     const int lost = group_->find_lost_rank();
     if (lost >= 0 && !is_done()) stop_for_lost_rank(lost, state);
     if (now - start > group_->timeout() + kDeviceGrace) {
+      static_cast<void>(abandon_transport());
       throw complain(ErrorCode::kTimeout, Phase::kLayout,
                      fmt::format("the device did not finish within {} ms; another kernel may hold the SMs of GPU {}",
                                  (group_->timeout() + kDeviceGrace).count(), device_));
@@ -359,14 +387,15 @@ void CudaCollective::stop_for_lost_rank(int lost, const CudaHandleState* state) 
     if (cudaEventQuery(last_work_) == cudaSuccess && control->report.finding == 0) return;
   }
   control->abort = 1;
+  const Phase abandoned = abandon_transport();
   check_cuda(cudaEventSynchronize(last_work_), "stopping the device after a rank was lost");
   control->abort = 0;
   const MissingRows missing = [state, this](int peer) {
     return state != nullptr && state->finished && !state->pairs.empty() ? std::int64_t{state->num_pairs(peer, rank())}
                                                                         : std::int64_t{-1};
   };
-  const auto phase = static_cast<Phase>(control->report.phase);
-  if (control->report.finding == 0) return;
+  const auto phase = control->report.finding != 0 ? static_cast<Phase>(control->report.phase) : abandoned;
+  if (phase == Phase::kNone) return;
   group_->fail(ErrorCode::kPeerLost, phase, lost, &missing);
 }
 

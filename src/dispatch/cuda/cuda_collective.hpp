@@ -22,6 +22,9 @@
 
 namespace epistle::cuda {
 
+/// The tile of prepare on `device`. Throws kUnsupported where ranks, experts and top_k are more than it can hold.
+[[nodiscard]] PrepareTile choose_tile_for(const DispatcherConfig& config, int num_ranks, int device);
+
 class CudaCollective : public CudaDispatcher {
  public:
   ~CudaCollective() override;
@@ -30,12 +33,13 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] const DispatchLayout& layout() const noexcept final { return layout_; }
   [[nodiscard]] std::int64_t buffer_bytes() const noexcept final { return layout_.buffer_bytes(committed()); }
   [[nodiscard]] std::int64_t resident_bytes() const final { return heap_.resident_bytes(); }
-  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const final;
+  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
 
   [[nodiscard]] Handle prepare(const RoutingView& routing) final;
   void dispatch_send(const Handle& handle, const Payload& payload) final;
   const DispatchOutput& dispatch_receive(const Handle& handle) final;
   const DispatchOutput& dispatch(const Handle& handle, const Payload& payload) final;
+  [[nodiscard]] Handle prepare_and_dispatch(const RoutingView& routing, const Payload& payload) final;
   void combine_send(const Handle& handle, const void* rows) final;
   void combine_receive(const Handle& handle, void* out, std::int64_t out_bytes) final;
   void combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) final;
@@ -52,12 +56,32 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const final;
 
  protected:
+  using Complaint = std::optional<Error>;
+
+  /// The collective calls.
+  enum class Collective : std::int32_t { kPrepare, kDispatch, kCombine, kDispatchBackward, kCombineBackward };
+
   /// Collective. `config` must be resolved and agreed upon.
-  CudaCollective(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device);
+  CudaCollective(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device,
+                 Transport transport = Transport::kDevice);
+
+  /// The first step of every call: throws what the device has found, or returns it for announce_call() to tell.
+  [[nodiscard]] virtual Complaint begin_call();
+  /// The last step before rows move (before counts are exchanged, in prepare), the one where ranks learn what the
+  /// others have to say. Throws `complaint`, this rank's own. Kernels that wait for each other tell each other; here
+  /// only a rank that refuses has something to do. `handle` may be null.
+  virtual void announce_call(Collective call, const CudaHandleState* handle, const Complaint& complaint);
+  /// Collective, under exact sizing: what the rows of a prepared routing need, by rank; the same on all ranks.
+  [[nodiscard]] virtual std::vector<RowDemand> demands_of(CudaHandleState& handle);
+  /// Ends what moves rows without looking at the abort flag of the device; returns the phase it was in, kNone where
+  /// there was nothing to end.
+  virtual Phase abandon_transport() noexcept { return Phase::kNone; }
 
   /// Puts the move or the sum on the stream; `args` is complete but for the tuning.
   virtual void start_move(const CudaHandleState& handle, MoveArgs& args) = 0;
   virtual void start_sum(const CudaHandleState& handle, SumArgs& args) = 0;
+  /// True when start_move can put a kernel behind prepare that starts before that has ended (MoveArgs::behind_prepare).
+  [[nodiscard]] virtual bool can_follow_closely() const noexcept { return false; }
 
   [[nodiscard]] int rank() const noexcept { return group_->rank(); }
   [[nodiscard]] int num_ranks() const noexcept { return group_->num_ranks(); }
@@ -65,10 +89,20 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] std::byte* own_section(BufferSection section) const noexcept {
     return heap_.base(rank()) + layout_.section_offset(section);
   }
+  [[nodiscard]] GroupImpl& group() const noexcept { return *group_; }
+  [[nodiscard]] const DeviceGroup& device_group() const noexcept { return device_group_; }
+  [[nodiscard]] DeviceAllocator& allocator() const noexcept { return *allocator_; }
+  /// Recorded behind the last work of a call.
+  [[nodiscard]] cudaEvent_t last_work() const noexcept { return last_work_; }
+  [[nodiscard]] bool is_capturing() const;
+  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
+  /// Throws what earlier calls have found; does not wait.
+  void check_findings();
+  /// Waits until the counts of every handle are known, under capacity sizing too; the same handles on all ranks.
+  void finish_handles();
 
  private:
   enum class Call : std::int32_t { kNone, kDispatch, kCombine };
-  using Complaint = std::optional<Error>;
 
   // cuda_collective.cpp: memory, prepare, findings
   [[nodiscard]] RowDemand committed() const noexcept { return demands_[static_cast<std::size_t>(rank())]; }
@@ -78,17 +112,13 @@ class CudaCollective : public CudaDispatcher {
   void launch(CudaHandleState& state, const RoutingView& routing, bool refuse);
   void wait_for_summary(CudaHandleState& state);
   void check_summary(CudaHandleState& state, const RoutingView* routing);
-  void grow_for(const CudaHandleState& state);
   template <typename IsDone>
   void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
-  [[nodiscard]] bool is_capturing() const;
-  void check_findings();
   [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);
   void stop_for_lost_rank(int lost, const CudaHandleState* state);
   void mark_use(CudaHandleState& state);
 
   // cuda_calls.cpp: dispatch, combine, backward
-  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
   [[nodiscard]] CudaHandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
   [[nodiscard]] Complaint check_payload(const CudaHandleState& state, const Payload& payload) const;
   [[nodiscard]] Complaint check_sum(const CudaHandleState& state, const void* rows) const;
@@ -124,11 +154,13 @@ class CudaCollective : public CudaDispatcher {
   CudaStream stream_ = nullptr;
   cudaEvent_t last_work_ = nullptr;
   int compute_major_ = 0;
+  PrepareTile prepare_tile_;
   std::uint64_t dispatcher_id_;
   std::uint64_t num_prepared_ = 0;
   Call open_call_ = Call::kNone;
   CudaHandleState* open_state_ = nullptr;
   const void* open_rows_ = nullptr;
+  bool dispatch_follows_ = false;  ///< inside prepare_and_dispatch
 };
 
 }  // namespace epistle::cuda

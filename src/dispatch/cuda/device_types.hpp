@@ -53,9 +53,8 @@ struct LocalState {
   std::uint64_t epoch;         ///< calls completed
   std::uint32_t failed;        ///< a Finding that ends all work on this dispatcher
   std::uint32_t blocks_sent;   ///< of the running call
-  std::uint32_t blocks_done;
-  std::uint32_t next_unit[2];  ///< work queues of the running call
-  std::uint32_t padding;
+  std::uint32_t next_unit[2];  ///< work queue of the running call, by the last bit of its epoch
+  std::uint32_t placed;        ///< the last prepare (its id's low bits) whose rows all have their places
   unsigned long long first_bad_entry;  ///< complement of the lowest refused entry of the table, 0 = none
   std::int64_t dropped;                ///< assignments of this rank that did not fit
   std::int64_t sent_remote_assignments;

@@ -4,15 +4,29 @@
 
 namespace epistle::cuda {
 
+DirectDispatcher::DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device)
+    : CudaCollective(group, config, options, device) {
+  int num_sms = 0;
+  check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "asking for the number of SMs");
+  shares_gpu_ = tuning_query(TunedCall::kDispatch, 0).sm_share < num_sms;
+  if (options.mover != CudaMover::kCopyEngines) return;
+  copy_engines_ = std::make_unique<CopyEngines>(layout(), rank(), device, shares_gpu_);
+}
+
 void DirectDispatcher::start_move(const CudaHandleState& handle, MoveArgs& args) {
-  const TuningChoice choice = choose(tuning_query(TunedCall::kDispatch, handle.stats.num_tokens));
+  const TuningQuery query = tuning_query(TunedCall::kDispatch, handle.stats.num_tokens);
+  const bool is_dispatch = args.target == BufferSection::kReceiveRows;
+  if (copy_engines_ != nullptr && is_dispatch && copy_engines_->dispatch(handle, args, pack_blocks(query), stream())) {
+    return;
+  }
+  const TuningChoice choice = choose(query);
   args.tuning = {.num_blocks = choice.num_blocks, .remote_blocks = choice.peer_blocks, .bulk = choice.bulk};
   check_cuda(launch_move(args, stream()), "launching dispatch");
 }
 
 void DirectDispatcher::start_sum(const CudaHandleState& handle, SumArgs& args) {
   const TuningChoice choice = choose(tuning_query(TunedCall::kCombine, handle.stats.num_tokens));
-  args.tuning = {.num_blocks = choice.num_blocks, .push_blocks = choice.peer_blocks};
+  args.tuning = {.num_blocks = choice.num_blocks, .push_blocks = choice.peer_blocks, .bulk = choice.bulk};
   check_cuda(launch_sum(args, stream()), "launching combine");
 }
 

@@ -3,6 +3,9 @@
 // rows or partial sums into the stage of the token's rank, which adds as they arrive.
 #pragma once
 
+#include <memory>
+
+#include "dispatch/cuda/copy_engines.hpp"
 #include "dispatch/cuda/cuda_collective.hpp"
 
 namespace epistle::cuda {
@@ -11,14 +14,20 @@ class DirectDispatcher final : public CudaCollective {
  public:
   static constexpr std::string_view kName = "direct";
 
-  DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device)
-      : CudaCollective(group, config, options, device) {}
+  /// CudaMover::kCopyEngines asks for token_major and exact sizing (checked by make_cuda_dispatcher).
+  DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device);
 
   [[nodiscard]] std::string_view name() const noexcept override { return kName; }
 
  protected:
   void start_move(const CudaHandleState& handle, MoveArgs& args) override;
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
+  // On a shared GPU a dispatch that starts early would take SMs from a rank whose prepare the others wait for.
+  [[nodiscard]] bool can_follow_closely() const noexcept override { return copy_engines_ == nullptr && !shares_gpu_; }
+
+ private:
+  bool shares_gpu_ = false;
+  std::unique_ptr<CopyEngines> copy_engines_;  ///< with CudaMover::kCopyEngines; for dispatch alone
 };
 
 }  // namespace epistle::cuda

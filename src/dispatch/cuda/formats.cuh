@@ -10,6 +10,20 @@
 
 namespace epistle::cuda {
 
+/// NaNs are rare: one test for eight values, two at a time, and the repair only where it says so.
+__device__ inline bool any_nan(const float (&v)[8]) {
+  std::uint32_t found;
+  asm("{\n.reg .pred p;\n"
+      "setp.nan.f32 p, %1, %2;\n"
+      "setp.nan.or.f32 p, %3, %4, p;\n"
+      "setp.nan.or.f32 p, %5, %6, p;\n"
+      "setp.nan.or.f32 p, %7, %8, p;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(found)
+      : "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "f"(v[4]), "f"(v[5]), "f"(v[6]), "f"(v[7]));
+  return found != 0;
+}
+
 /// The hardware's NaN has all mantissa bits set; `kFlip` are the bits that the contract's NaN has not.
 template <std::uint32_t kHardwareNan, std::uint32_t kFlip>
 __device__ inline std::uint32_t canonical_halves(std::uint32_t word) {
@@ -33,7 +47,11 @@ struct Bf16Format {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const __nv_bfloat162 pair = __floats2bfloat162_rn(in[2 * i], in[2 * i + 1]);
-      words[i] = canonical_halves<0x7fffU, 0x003fU>(*reinterpret_cast<const std::uint32_t*>(&pair));
+      words[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
+    }
+    if (any_nan(in)) {
+#pragma unroll
+      for (std::uint32_t& word : words) word = canonical_halves<0x7fffU, 0x003fU>(word);
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
@@ -55,7 +73,11 @@ struct Fp16Format {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const __half2 pair = __floats2half2_rn(in[2 * i], in[2 * i + 1]);
-      words[i] = canonical_halves<0x7fffU, 0x01ffU>(*reinterpret_cast<const std::uint32_t*>(&pair));
+      words[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
+    }
+    if (any_nan(in)) {
+#pragma unroll
+      for (std::uint32_t& word : words) word = canonical_halves<0x7fffU, 0x01ffU>(word);
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
   }

@@ -23,10 +23,29 @@ struct PrepareArgs {
   const void* expert_ids = nullptr;
   const float* weights = nullptr;
   bool ids_are_64_bit = false;
-  bool refuse = false;         ///< this rank's host has refused the input: tell the others
+  bool refuse = false;  ///< this rank's host has refused the input: tell the others
   std::uint64_t prepare_id = 0;
   bool drop_overflow = false;  ///< what does not fit is dropped; otherwise the whole routing is refused
   Summary* summary = nullptr;
+  int tile_tokens = 0;  ///< tokens that one pass of a block places; see choose_prepare_tile
+};
+
+/// What the shared memory of prepare depends on.
+struct PrepareShape {
+  int num_ranks = 1;
+  int num_experts = 0;
+  int top_k = 0;
+};
+struct PrepareTile {
+  int num_tokens = 0;             ///< 0: not even the smallest tile fits
+  std::int64_t shared_bytes = 0;  ///< of the tile; of the smallest one where none fits
+};
+/// The largest tile of tokens whose tables fit into `max_shared_bytes`.
+[[nodiscard]] PrepareTile choose_prepare_tile(const PrepareShape& shape, std::int64_t max_shared_bytes) noexcept;
+
+struct PrepareLaunch {
+  int num_blocks = 1;
+  std::int64_t shared_bytes = 0;
 };
 
 /// Which blocks of a dispatch do what, and how.
@@ -50,12 +69,16 @@ struct MoveArgs {
   std::uint32_t phases = kBothPhases;
   bool refuse = false;
   bool zero_padding = true;
+  /// Behind the prepare of the same handle, with nothing in between: starts as soon as that has placed the rows, while it
+  /// still describes them.
+  bool behind_prepare = false;
 };
 
 struct SumTuning {
   int num_blocks = 1;
   int push_blocks = 1;  ///< the first ones send rows or partial sums to their sources, the others sum; equal to
                         ///< num_blocks: every block does both
+  bool bulk = false;    ///< rows come through shared memory (sm_90 and later); needs top_k <= 32 and aligned rows
 };
 
 struct SumArgs {
@@ -90,24 +113,85 @@ struct ScaleRowsArgs {
   int num_blocks = 1;
 };
 
-inline constexpr int kPrepareThreads = 512;
+/// The two kernels around copies by the copy engines, which neither wait for flags nor set them.
+struct CopySignalArgs {
+  DeviceGroup group;
+  std::uint32_t handle_id = 0;
+  std::uint32_t phases = kBothPhases;
+};
+
+/// A token that goes to a destination, while the token before it does not.
+struct RunStart {
+  std::int32_t token;
+  std::int32_t row;  ///< at the destination
+};
+
+/// Starts that are kept of one destination.
+inline constexpr int kMaxRunStarts = 256;
+
+/// Where one rank's rows go, as runs of consecutive tokens; in host memory that the device can write.
+struct RunList {
+  std::int32_t* num_starts = nullptr;  ///< [num_ranks] also where there are more than are kept
+  std::int32_t* first_row = nullptr;   ///< [num_ranks] row of the first token at the destination; 0 without one
+  std::int32_t* chunk_rows = nullptr;  ///< [num_ranks, num_chunks] tokens of a chunk that go to the destination
+  RunStart* starts = nullptr;          ///< [num_ranks, kMaxRunStarts] in no order
+};
+
+struct RunListArgs {
+  HandleArrays handle;
+  std::int32_t num_ranks = 1;
+  std::int32_t num_chunks = 1;
+  RunList list;
+};
+
+/// Tokens are packed in chunks of nearly equal size; this is where one begins.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t chunk_begin(std::int64_t num_tokens, std::int32_t num_chunks,
+                                                                     std::int32_t chunk) noexcept {
+  return num_tokens * chunk / num_chunks;
+}
+
+struct PackArgs {
+  DeviceGroup group;
+  HandleArrays handle;
+  const std::byte* rows = nullptr;
+  const std::byte* scales = nullptr;
+  std::int64_t row_bytes = 0;
+  std::int64_t scale_bytes = 0;
+  std::int64_t token_begin = 0;
+  std::int64_t token_end = 0;
+  std::byte* packed_rows = nullptr;
+  std::byte* packed_scales = nullptr;
+  /// By destination: what a row there is moved by to give its place in packed_rows.
+  std::int32_t row_shift[kMaxRanks] = {};
+  int num_blocks = 1;
+};
+
+inline constexpr int kPrepareThreads = 1024;
 inline constexpr int kMoveThreads = 512;
 inline constexpr int kSumThreads = 512;
 
-/// Tokens that one pass of a block places.
-inline constexpr int kTileTokens = 256;
+/// GPUs of this compute capability and later have bulk copies between global and shared memory.
+inline constexpr int kFirstMajorWithBulkCopies = 9;
 
-/// Shared memory of prepare, in bytes; the limit on ranks and experts.
-[[nodiscard]] std::int64_t prepare_shared_bytes(int num_ranks, int num_experts) noexcept;
+/// Most tokens that one pass of a block of prepare places.
+inline constexpr int kMaxTileTokens = 256;
 
 /// Loads every kernel and raises its shared memory limit, so that no first launch has to wait for a device on which
 /// other ranks' kernels are waiting.
-[[nodiscard]] cudaError_t load_kernels(int prepare_shared_bytes);
+[[nodiscard]] cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major);
 
-[[nodiscard]] cudaError_t launch_prepare(const PrepareArgs& args, int num_blocks, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_weight_gradients(const WeightGradientArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_scale_rows(const ScaleRowsArgs& args, cudaStream_t stream);
+
+/// Announces the call and waits until all ranks have started it: what is behind it on the stream may write to peers.
+[[nodiscard]] cudaError_t launch_start_copies(const CopySignalArgs& args, cudaStream_t stream);
+/// Send half: tells the peers that what is before it on the stream has arrived. Receive half: waits for theirs.
+[[nodiscard]] cudaError_t launch_finish_copies(const CopySignalArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_find_runs(const RunListArgs& args, int num_blocks, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_pack(const PackArgs& args, cudaStream_t stream);
 
 }  // namespace epistle::cuda

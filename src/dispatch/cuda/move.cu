@@ -3,6 +3,7 @@
 // Remote blocks write each row once per (token, rank) to its final place in the peer's memory; the other blocks write
 // the rows that stay, and, in expert layouts, duplicate received rows for the token's other local experts as they
 // arrive. Split by destination, local stores do not queue behind those that cross the link.
+#include "dispatch/cuda/bulk.cuh"
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/rows.cuh"
 #include "dispatch/cuda/signals.cuh"
@@ -10,7 +11,6 @@
 namespace epistle::cuda {
 namespace {
 
-constexpr int kMoveWarps = kMoveThreads / kWarpSize;
 constexpr std::uint32_t kPhaseDispatch = 5;  // Phase::kDispatch
 constexpr std::uint32_t kPhaseCombine = 6;   // Phase::kCombine
 
@@ -20,10 +20,64 @@ struct Worker {
   int count;
 };
 
+/// Copies with 16-byte loads and stores: a row is where it belongs, for this warp, when copy() returns.
+class VectorCopier {
+ public:
+  __device__ explicit VectorCopier(std::byte* /*shared*/) {}
+  __device__ void copy(unsigned mask, std::byte* target, const std::byte* from, std::int64_t num_bytes) {
+    copy_row_to(mask, target, from, num_bytes);
+  }
+  __device__ void flush() {}
+  /// Rows that copy() has been given and that are where they belong.
+  __device__ std::uint32_t mark() { return 0; }
+  __device__ bool is_past(std::uint32_t /*mark*/) const { return true; }
+  __device__ void settle() {}
+  /// Rows that may wait for their flag.
+  __device__ int batch_for(std::int64_t /*row_bytes*/) const { return 1; }
+};
+
+#if EPISTLE_BULK_COPIES
+/// Copies through shared memory, several parts at a time.
+class BulkCopier {
+ public:
+  __device__ explicit BulkCopier(std::byte* shared)
+      : pipe_(reinterpret_cast<BulkSlots*>(shared)[threadIdx.x / kWarpSize]) {}
+  __device__ void copy(unsigned mask, std::byte* target, const std::byte* from, std::int64_t num_bytes) {
+    // Unaligned payloads cannot go by bulk copies.
+    if ((reinterpret_cast<std::uint64_t>(from) & 15U) != 0) return copy_row_to(mask, target, from, num_bytes);
+    pipe_.copy(mask, target, from, num_bytes);
+  }
+  __device__ void flush() {
+    pipe_.flush();
+    if (lane_id() == 0) wait_stored<0>();
+    __syncwarp();
+    settled_ = pipe_.num_stored();
+  }
+  __device__ std::uint32_t mark() { return pipe_.num_loaded(); }
+  __device__ bool is_past(std::uint32_t mark) const { return static_cast<std::int32_t>(settled_ - mark) >= 0; }
+  /// Waits for all stores but those of the last two parts.
+  __device__ void settle() {
+    if (lane_id() == 0) wait_stored<2>();
+    __syncwarp();
+    settled_ = pipe_.num_stored() - 2;
+  }
+  __device__ int batch_for(std::int64_t row_bytes) const {
+    return row_bytes > 2 * kPartBytes ? 1 : row_bytes > kPartBytes ? 2 : 4;
+  }
+
+ private:
+  BulkPipe pipe_;
+  std::uint32_t settled_ = 0;
+};
+#else
+using BulkCopier = VectorCopier;
+#endif
+
+template <class Copier>
 struct Mover {
   const MoveArgs& args;
   const CallContext& call;
-  bool rows_aligned;
+  Copier& copier;
 
   __device__ const DeviceGroup& group() const { return args.group; }
   __device__ std::byte* row_at(int rank, std::int32_t row) const {
@@ -33,73 +87,113 @@ struct Mover {
     return group().section(rank, BufferSection::kReceiveScales) + row * args.scale_bytes;
   }
 
-  __device__ void copy(const Fan& fan, const std::byte* row, bool aligned, const std::byte* scales) const {
-    if (fan.mask == 0) return;
-    copy_row_to(fan, row, args.row_bytes, aligned, [&](int rank, std::int32_t at) { return row_at(rank, at); });
+  /// Copies one row to the places of the lanes in `mask`, each lane's own in (rank, row).
+  __device__ void copy(unsigned mask, std::int32_t rank, std::int32_t row, const std::byte* from,
+                       const std::byte* scales) const {
+    if (mask == 0) return;
+    const bool mine = (mask >> lane_id() & 1U) != 0;
+    copier.copy(mask, mine ? row_at(rank, row) : nullptr, from, args.row_bytes);
     if (args.scale_bytes == 0) return;
-    for (unsigned left = fan.mask; left != 0; left &= left - 1) {
-      const int lane = __ffs(static_cast<int>(left)) - 1;
-      std::byte* to = scales_at(__shfl_sync(kFullWarp, fan.rank, lane), __shfl_sync(kFullWarp, fan.row, lane));
-      copy_any(scales, to, args.scale_bytes,
-               common_width(reinterpret_cast<std::uint64_t>(scales), reinterpret_cast<std::uint64_t>(to),
-                            static_cast<std::uint64_t>(args.scale_bytes)));
-    }
+    copy_row_to(mask, mine ? scales_at(rank, row) : nullptr, scales, args.scale_bytes);
   }
-  __device__ void copy_token(const Fan& fan, std::int64_t token) const {
-    copy(fan, args.rows + token * args.row_bytes, rows_aligned,
+  __device__ void copy_token(unsigned mask, std::int32_t rank, std::int32_t row, std::int64_t token) const {
+    copy(mask, rank, row, args.rows + token * args.row_bytes,
          args.scale_bytes > 0 ? args.scales + token * args.scale_bytes : nullptr);
   }
 
-  /// Tells the receivers that a token's row is there, where they wait for single rows.
-  __device__ void flag_rows(unsigned mask, const SendPlace& send) const {
-    __syncwarp();
-    if ((mask >> lane_id() & 1U) == 0) return;
-    __threadfence_system();
-    std::uint32_t* flags = group().control_at<std::uint32_t>(send.dst_rank, group().control.pair_flags_offset());
-    store_release(flags + send.pair, call.epoch);
+  __device__ SendPlace send_of(std::int64_t token, int slot) const {
+    if (slot >= args.handle.sends_per_token) return {-1, -1, -1, -1};
+    return args.handle.sends[token * args.handle.sends_per_token + slot];
   }
+  __device__ bool leaves(const SendPlace& send) const { return send.dst_rank >= 0 && send.dst_rank != group().rank; }
 
-  __device__ void send_remote(const Worker& worker) const {
-    const int slots = args.handle.sends_per_token;
-    const bool flagged = !args.layout.token_major();
-    for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
-      for (int first = 0; first < slots; first += kWarpSize) {
-        SendPlace send{-1, -1, -1, -1};
-        if (first + lane_id() < slots) send = args.handle.sends[token * slots + first + lane_id()];
-        const bool remote = send.dst_rank >= 0 && send.dst_rank != group().rank;
-        const Fan fan{__ballot_sync(kFullWarp, remote), send.dst_rank, send.row};
-        copy_token(fan, token);
-        if (flagged && fan.mask != 0) flag_rows(fan.mask, send);
-      }
+  /// Tells the receivers that the rows of a token are there, where they wait for single rows.
+  __device__ void flag_token(std::int64_t token) const {
+    for (int first = 0; first < args.handle.sends_per_token; first += kWarpSize) {
+      const SendPlace send = send_of(token, first + lane_id());
+      if (!leaves(send)) continue;
+      std::uint32_t* flags =
+          group().template control_at<std::uint32_t>(send.dst_rank, group().control.pair_flags_offset());
+      store_release(flags + send.pair, call.epoch);
     }
   }
 
+  /// Flags the tokens whose rows have left, oldest first: [flagged, sent) of this worker's, in steps of its count.
+  __device__ void flag_settled(std::int64_t& flagged, std::int64_t next, int step, const std::uint32_t (&marks)[8],
+                               int& count) const {
+    __syncwarp();
+    while (flagged < next && copier.is_past(mark_of(marks, flagged, step))) {
+      flag_token(flagged);
+      flagged += step;
+      --count;
+    }
+  }
+  __device__ static std::uint32_t mark_of(const std::uint32_t (&marks)[8], std::int64_t token, int step) {
+    std::uint32_t mark = 0;
+    const int idx = static_cast<int>(token / step) & 7;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i == idx) mark = marks[i];
+    }
+    return mark;
+  }
+
+  /// Rows for peers, and with `own_too` the ones that stay as well: one read for all copies of a token.
+  __device__ void send_rows(const Worker& worker, bool own_too) const {
+    const bool flagged_rows = !args.layout.token_major();
+    const int batch = copier.batch_for(args.row_bytes);
+    std::uint32_t marks[8] = {};
+    std::int64_t flagged = worker.idx;
+    int waiting = 0;
+    for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
+      for (int first = 0; first < args.handle.sends_per_token; first += kWarpSize) {
+        const SendPlace send = send_of(token, first + lane_id());
+        const bool wanted = own_too ? send.dst_rank >= 0 : leaves(send);
+        copy_token(__ballot_sync(kFullWarp, wanted), send.dst_rank, send.row, token);
+      }
+      if (!flagged_rows) continue;
+      const int idx = static_cast<int>(token / worker.count) & 7;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (i == idx) marks[i] = copier.mark();
+      }
+      if (++waiting <= batch) continue;
+      copier.settle();
+      flag_settled(flagged, token + worker.count, worker.count, marks, waiting);
+      if (waiting < 7) continue;
+      copier.flush();
+      flag_settled(flagged, token + worker.count, worker.count, marks, waiting);
+    }
+    copier.flush();
+    if (flagged_rows) flag_settled(flagged, args.handle.num_tokens, worker.count, marks, waiting);
+  }
+
   __device__ void keep_local(const Worker& worker) const {
-    const int slots = args.handle.sends_per_token;
     const int top_k = args.handle.top_k;
     const ExpertPartition partition = args.layout.partition();
     const std::int32_t first_expert = partition.first_expert(group().rank);
     const std::int32_t end_expert = first_expert + partition.num_local_experts(group().rank);
     for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
-      const int count = args.layout.token_major() ? slots : top_k;
+      const int count = args.layout.token_major() ? args.handle.sends_per_token : top_k;
       for (int first = 0; first < count; first += kWarpSize) {
         const int i = first + lane_id();
         std::int32_t row = -1;
-        if (i < count && args.layout.token_major()) {
-          const SendPlace send = args.handle.sends[token * slots + i];
+        if (args.layout.token_major()) {
+          const SendPlace send = send_of(token, i);
           if (send.dst_rank == group().rank) row = send.row;
         } else if (i < count) {
           const std::int32_t expert = args.handle.expert_ids[token * top_k + i];
           if (expert >= first_expert && expert < end_expert) row = args.handle.dst_row[token * top_k + i];
         }
-        copy_token(Fan{__ballot_sync(kFullWarp, row >= 0), group().rank, row}, token);
+        copy_token(__ballot_sync(kFullWarp, row >= 0), group().rank, row, token);
       }
     }
   }
 
   /// Duplicates one received row for the token's other experts here.
   __device__ void duplicate(std::int32_t pair, int source) const {
-    const auto* flags = group().control_at<const std::uint32_t>(group().rank, group().control.pair_flags_offset());
+    const auto* flags =
+        group().template control_at<const std::uint32_t>(group().rank, group().control.pair_flags_offset());
     const int top_k = args.handle.top_k;
     const auto* record =
         reinterpret_cast<const std::int32_t*>(args.handle.pair_records + pair * args.layout.pair_record_bytes());
@@ -119,11 +213,10 @@ struct Mover {
         if (__all_sync(kFullWarp, there) == 0) return;
         __syncwarp();
       }
-      copy(Fan{mask, group().rank, row}, row_at(group().rank, primary), true,
+      copy(mask, group().rank, row, row_at(group().rank, primary),
            args.scale_bytes > 0 ? scales_at(group().rank, primary) : nullptr);
     }
   }
-
   /// Takes received pairs from a queue that all blocks share, sources in turn.
   __device__ void duplicate_received() const {
     const HandleTotals& totals = *args.handle.totals;
@@ -135,7 +228,7 @@ struct Mover {
     }
     while (true) {
       unsigned unit = 0;
-      if (lane_id() == 0) unit = atomicAdd(&group().local->next_unit[0], 1U);
+      if (lane_id() == 0) unit = atomicAdd(&group().local->next_unit[call.epoch & 1U], 1U);
       unit = __shfl_sync(kFullWarp, unit, 0);
       if (unit >= static_cast<unsigned>(longest) * others) return;
       const int source = (group().rank + 1 + static_cast<int>(unit) % others) % group().num_ranks;
@@ -158,70 +251,113 @@ struct Mover {
     }
     const int num_local = args.layout.partition().num_local_experts(group().rank);
     const std::int64_t* begins = args.handle.expert_begin;
-    for (int local = worker.idx; local < num_local; local += worker.count) {
-      zero_range(begins[local] + args.handle.expert_counts[local], begins[local + 1], Worker{0, 1});
+    for (int local = 0; local < num_local; ++local) {
+      zero_range(begins[local] + args.handle.expert_counts[local], begins[local + 1], worker);
     }
     zero_range(begins[num_local], totals.num_rows, worker);
   }
 };
 
-__global__ void __launch_bounds__(kMoveThreads, 1) move_kernel(const __grid_constant__ MoveArgs args) {
+/// Waits until the prepare of the same handle has placed all rows. It ends by itself, so this does too.
+__device__ void wait_until_placed(const MoveArgs& args) {
+  const LocalState& local = *args.group.local;
+  if (threadIdx.x == 0) {
+    const auto* placed = reinterpret_cast<const std::uint32_t*>(&local.placed);
+    while (load_relaxed(placed) != args.handle.handle_id && !has_failed(args.group)) {
+    }
+    fence_device();
+  }
+  __syncthreads();
+}
+
+template <class Copier>
+__device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   const DeviceGroup& group = args.group;
+  if (args.behind_prepare) wait_until_placed(args);
   if (has_failed(group)) return;
   const bool backward = args.target == BufferSection::kCombineRows;
-  const auto epoch = static_cast<std::uint32_t>(group.local->epoch + 1);
+  const auto epoch = static_cast<std::uint32_t>(__ldcg(&group.local->epoch) + 1);
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : backward ? DeviceCall::kCombine : DeviceCall::kDispatch;
   const CallContext call{&group, epoch, call_word(epoch, kind, args.handle.handle_id),
                          backward ? kPhaseCombine : kPhaseDispatch};
-  const Mover mover{args, call, (reinterpret_cast<std::uint64_t>(args.rows) & 15U) == 0};
+  Copier copier(shared);
+  const Mover<Copier> mover{args, call, copier};
+  const int warps = static_cast<int>(blockDim.x) / kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int block = static_cast<int>(blockIdx.x);
   const int blocks = args.tuning.num_blocks;
   const int remote_blocks = args.tuning.remote_blocks;
-  const bool is_remote = static_cast<int>(blockIdx.x) < remote_blocks;
+  const bool is_remote = block < remote_blocks;
   const bool is_local = !is_remote || remote_blocks == blocks;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int local_begin = remote_blocks == blocks ? 0 : remote_blocks;
-  const Worker remote{static_cast<int>(blockIdx.x) * kMoveWarps + warp, remote_blocks * kMoveWarps};
-  const Worker local{(static_cast<int>(blockIdx.x) - local_begin) * kMoveWarps + warp,
-                     (blocks - local_begin) * kMoveWarps};
+  // Neighbouring rows go to different blocks, so that all of them finish together.
+  const Worker remote{warp * remote_blocks + block, remote_blocks * warps};
+  const Worker local{warp * (blocks - local_begin) + block - local_begin, (blocks - local_begin) * warps};
+  const bool sends = (args.phases & kSendPhase) != 0;
+  const bool receives = (args.phases & kReceivePhase) != 0;
 
-  bool ok = true;
-  if ((args.phases & kSendPhase) != 0) {
-    if (blockIdx.x == 0) announce(call);
-    if (args.refuse) {
-      ok = false;
-    } else {
-      if (is_remote) {
-        ok = wait_all_ready(call);
-        if (ok) mover.send_remote(remote);
-      }
-      if (is_local) mover.keep_local(local);
+  // Few SMs are bound by what they store, so a block that does everything reads each row only once.
+  const bool together = remote_blocks == blocks && args.layout.token_major();
+
+  bool ok = !args.refuse;
+  bool last = false;
+  if (sends) {
+    if (block == 0) announce(call);
+    if (ok && is_remote) {
+      ok = wait_all_ready(call);
+      if (ok) mover.send_rows(remote, together);
     }
-    if (is_last_block(&group.local->blocks_sent)) signal_done(call);
+    if (!args.refuse && is_local && !together) mover.keep_local(local);
+    copier.flush();
+    last = is_last_block(&group.local->blocks_sent);
+    if (last) signal_done(call);
+  } else {
+    last = is_last_block(&group.local->blocks_sent);
   }
-  if ((args.phases & kReceivePhase) == 0) return;
+  if (!receives) return;  // only both halves together follow a prepare
+  if (last && threadIdx.x == 0) finish_epoch(call);
+  // What follows needs the description of the rows; and a kernel behind this one must find prepare ended.
+  if (args.behind_prepare) cudaGridDependencySynchronize();
   if (!args.refuse) {
     if (is_local && args.zero_padding) mover.zero_padding(local);
     if (!args.layout.token_major()) {
-      if (!is_remote) ok = wait_all_ready(call);
+      if (!sends || !is_remote) ok = wait_all_ready(call);
       // Local rows have all their places already; only what came from others is left.
       if (ok) mover.duplicate_received();
+      copier.flush();
     }
   }
-  if (blockIdx.x == 0) wait_all_done(call);
-  __syncthreads();
-  if (is_last_block(&group.local->blocks_done) && threadIdx.x == 0 && !has_failed(group)) {
-    group.local->next_unit[0] = 0;
-    group.local->epoch = epoch;
-  }
+  if (last) wait_all_done(call);
+}
+
+__global__ void __launch_bounds__(kMoveThreads, 1) move_vector_kernel(const __grid_constant__ MoveArgs args) {
+  move_rows<VectorCopier>(args, nullptr);
+}
+
+__global__ void __launch_bounds__(kBulkThreads, 1) move_bulk_kernel(const __grid_constant__ MoveArgs args) {
+  extern __shared__ __align__(128) std::byte shared[];
+  move_rows<BulkCopier>(args, shared);
 }
 
 }  // namespace
 
-const void* move_kernel_address() noexcept { return reinterpret_cast<const void*>(&move_kernel); }
+const void* move_kernel_address(bool bulk) noexcept {
+  return bulk ? reinterpret_cast<const void*>(&move_bulk_kernel) : reinterpret_cast<const void*>(&move_vector_kernel);
+}
+std::int64_t move_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(BulkSlots)) * kBulkWarps; }
 
 cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream) {
-  move_kernel<<<args.tuning.num_blocks, kMoveThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(args.tuning.num_blocks));
+  config.blockDim = dim3(args.tuning.bulk ? kBulkThreads : kMoveThreads);
+  config.dynamicSmemBytes = args.tuning.bulk ? static_cast<std::size_t>(move_shared_bytes()) : 0;
+  config.stream = stream;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = args.behind_prepare ? 1 : 0;
+  return cudaLaunchKernelEx(&config, args.tuning.bulk ? move_bulk_kernel : move_vector_kernel, args);
 }
 
 }  // namespace epistle::cuda

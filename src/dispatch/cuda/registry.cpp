@@ -7,6 +7,9 @@
 
 #include "dispatch/config_check.hpp"
 #include "dispatch/cuda/direct.hpp"
+#if EPISTLE_HAS_NCCL
+#include "dispatch/nccl/alltoall.hpp"
+#endif
 #include "group/cuda/cuda_error.hpp"
 
 namespace epistle {
@@ -30,6 +33,10 @@ const std::vector<Entry>& entries() {
   static const std::vector<Entry> all = {
       {{DirectDispatcher::kName, "each row written once per (token, rank) straight to its final place"},
        create<DirectDispatcher>},
+#if EPISTLE_HAS_NCCL
+      {{nccl::AllToAllDispatcher::kName, "permute, one all-to-all-v over NCCL, unpermute; a GPU for every rank"},
+       nccl::AllToAllDispatcher::create},
+#endif
   };
   return all;
 }
@@ -46,6 +53,21 @@ int choose_device(const CudaOptions& options, const Group& group, int num_device
   if (options.device >= 0) return options.device;
   if (group.size() <= num_devices) return group.rank();
   return static_cast<int>(std::int64_t{group.rank()} * num_devices / group.size());
+}
+
+void check_mover(std::string_view name, const DispatcherConfig& config, const CudaOptions& options) {
+  if (options.mover != CudaMover::kCopyEngines) return;
+  if (name != DirectDispatcher::kName) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("copy engines move the rows of dispatcher '{}' only, not of '{}'; use another mover",
+                            DirectDispatcher::kName, name));
+  }
+  if (config.layout == OutputLayout::kTokenMajor && config.sizing == Sizing::kExact) return;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("copy engines move rows of layout token_major under exact sizing only; this is {} and {}: use "
+                  "another mover",
+                  to_string(config.layout), to_string(config.sizing)));
 }
 
 }  // namespace
@@ -88,6 +110,7 @@ std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Grou
     if (found == nullptr) {
       throw Error(ErrorCode::kNotFound, fmt::format("there is no CUDA dispatcher '{}'; known:{}", name, known));
     }
+    check_mover(name, config, options);
     const CudaSupport support = cuda_support();
     if (support.num_devices == 0) throw Error(ErrorCode::kUnsupported, support.reason);
     device = choose_device(options, group, support.num_devices);
@@ -96,16 +119,7 @@ std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Grou
                   fmt::format("{} ranks; the CUDA device takes up to {}", group.size(), cuda::kMaxRanks));
     }
     resolved = resolve_config(config, group.size());
-    int shared_bytes = 0;
-    cuda::check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                     "asking for the shared memory of the device");
-    // Some is left for what kernels declare themselves.
-    constexpr int kStaticBytes = 1024;
-    if (cuda::prepare_shared_bytes(group.size(), config.num_experts) > shared_bytes - kStaticBytes) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("{} experts on {} ranks need more shared memory than the {} bytes of GPU {}",
-                              config.num_experts, group.size(), shared_bytes, device));
-    }
+    static_cast<void>(cuda::choose_tile_for(resolved, group.size(), device));
   } catch (const Error& e) {
     error = e;
   }

@@ -55,21 +55,17 @@ __device__ inline void copy_any(const std::byte* from, std::byte* to, std::int64
   }
 }
 
-/// The places of one row: those of the lanes in `mask`, each lane's own in `row`.
-struct Fan {
-  unsigned mask = 0;
-  std::int32_t rank = -1;
-  std::int32_t row = -1;
-};
-
-/// Writes one row to all places of the fan. `place(rank, row)` is the address.
-template <typename Place>
-__device__ inline void copy_row_to(const Fan& fan, const std::byte* from, std::int64_t num_bytes, bool aligned,
-                                   const Place& place) {
-  if (!aligned) {
-    for (unsigned left = fan.mask; left != 0; left &= left - 1) {
-      const int lane = __ffs(static_cast<int>(left)) - 1;
-      std::byte* to = place(__shfl_sync(kFullWarp, fan.rank, lane), __shfl_sync(kFullWarp, fan.row, lane));
+/// Writes one row to the places of the lanes in `mask`, each lane's own in `target`. Any alignment.
+__device__ inline void copy_row_to(unsigned mask, std::byte* target, const std::byte* from, std::int64_t num_bytes) {
+  const auto to_of = [target](int lane) {
+    return reinterpret_cast<std::byte*>(__shfl_sync(kFullWarp, reinterpret_cast<std::uint64_t>(target), lane));
+  };
+  const std::uint64_t bits = reinterpret_cast<std::uint64_t>(target) | reinterpret_cast<std::uint64_t>(from) |
+                             static_cast<std::uint64_t>(num_bytes);
+  const bool mine = (mask >> lane_id() & 1U) != 0;
+  if (__any_sync(kFullWarp, mine && (bits & 15U) != 0)) {
+    for (unsigned left = mask; left != 0; left &= left - 1) {
+      std::byte* to = to_of(__ffs(static_cast<int>(left)) - 1);
       copy_any(from, to, num_bytes,
                common_width(reinterpret_cast<std::uint64_t>(from), reinterpret_cast<std::uint64_t>(to),
                             static_cast<std::uint64_t>(num_bytes)));
@@ -84,9 +80,8 @@ __device__ inline void copy_row_to(const Fan& fan, const std::byte* from, std::i
       const int at = begin + i * kWarpSize;
       if (at < num_vectors) v[i] = load_vector(from + static_cast<std::int64_t>(at) * kVectorBytes);
     }
-    for (unsigned left = fan.mask; left != 0; left &= left - 1) {
-      const int lane = __ffs(static_cast<int>(left)) - 1;
-      std::byte* to = place(__shfl_sync(kFullWarp, fan.rank, lane), __shfl_sync(kFullWarp, fan.row, lane));
+    for (unsigned left = mask; left != 0; left &= left - 1) {
+      std::byte* to = to_of(__ffs(static_cast<int>(left)) - 1);
 #pragma unroll
       for (int i = 0; i < kVectorsInFlight; ++i) {
         const int at = begin + i * kWarpSize;

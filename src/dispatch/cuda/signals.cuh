@@ -15,6 +15,22 @@ __device__ inline std::uint64_t now_ns() {
   return ns;
 }
 
+/// Orders everything before against everything after, for all GPUs; cumulative. Lighter than __threadfence_system(),
+/// which is sequentially consistent.
+__device__ inline void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+__device__ inline void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+// Polling uses relaxed loads: an acquire load empties the L1 cache every time.
+__device__ inline std::uint32_t load_relaxed(const std::uint32_t* flag) {
+  std::uint32_t value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  return value;
+}
+__device__ inline std::uint64_t load_relaxed(const std::uint64_t* flag) {
+  std::uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
+  return value;
+}
 __device__ inline std::uint32_t load_acquire(const std::uint32_t* flag) {
   std::uint32_t value;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
@@ -24,6 +40,13 @@ __device__ inline std::uint64_t load_acquire(const std::uint64_t* flag) {
   std::uint64_t value;
   asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
   return value;
+}
+// After a fence.
+__device__ inline void store_relaxed(std::uint32_t* flag, std::uint32_t value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+__device__ inline void store_relaxed(std::uint64_t* flag, std::uint64_t value) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
 }
 __device__ inline void store_release(std::uint32_t* flag, std::uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
@@ -47,6 +70,12 @@ __device__ inline bool reached(std::uint32_t seen, std::uint32_t epoch) {
 }
 
 /// One call of this rank's kernel.
+#ifdef EPISTLE_TRACE
+static __device__ long long trace_clock[64];
+#define TRACE(i) do { __syncthreads(); if (blockIdx.x == 0 && threadIdx.x == 0) trace_clock[i] = clock64(); } while (0)
+#else
+#define TRACE(i)
+#endif
 struct CallContext {
   const DeviceGroup* group;
   std::uint32_t epoch;
@@ -89,7 +118,7 @@ __device__ inline const std::uint64_t* ready_flag(const DeviceGroup& group, int 
 __device__ inline bool gives_up(const CallContext& call, int peer, std::uint64_t start_ns, std::uint32_t polls) {
   const DeviceGroup& group = *call.group;
   if (has_failed(group)) return true;
-  const std::uint64_t theirs = load_acquire(ready_flag(group, peer));
+  const std::uint64_t theirs = load_relaxed(ready_flag(group, peer));
   if (epoch_of(theirs) == call.epoch && theirs != call.announced && !rejects(call.announced)) {
     if (rejects(theirs)) return true;
     report(group, Finding::kCallMismatch, call.phase, peer, static_cast<std::int64_t>(call.announced & 0xffffffffU),
@@ -108,30 +137,33 @@ __device__ inline bool gives_up(const CallContext& call, int peer, std::uint64_t
   return false;
 }
 
-/// Polls until `is_there()`; false when the wait was given up.
-template <typename IsThere>
-__device__ inline bool wait_for(const CallContext& call, int peer, IsThere is_there) {
-  if (is_there()) return true;
+__device__ inline std::uint32_t epoch_in(std::uint32_t flag) { return flag; }
+__device__ inline std::uint32_t epoch_in(std::uint64_t flag) { return epoch_of(flag); }
+
+/// The slow part of waiting.
+template <typename Flag>
+__device__ __noinline__ bool poll(const CallContext& call, int peer, const Flag* flag) {
   const std::uint64_t start_ns = now_ns();
   for (std::uint32_t polls = 1;; ++polls) {
-    if (is_there()) return true;
+    if (reached(epoch_in(load_relaxed(flag)), call.epoch)) return true;
     if ((polls & 0x3fU) == 0 && gives_up(call, peer, start_ns, polls)) return false;
   }
 }
 
-__device__ inline bool wait_for_flag(const CallContext& call, int peer, const std::uint32_t* flag) {
-  return wait_for(call, peer, [&] { return reached(load_acquire(flag), call.epoch); });
+/// Polls until `flag` has reached the call's epoch; then everything its writer wrote before is visible. False when the
+/// wait was given up.
+template <typename Flag>
+__device__ inline bool wait_for_flag(const CallContext& call, int peer, const Flag* flag) {
+  if (!reached(epoch_in(load_relaxed(flag)), call.epoch) && !poll(call, peer, flag)) return false;
+  static_cast<void>(load_acquire(flag));
+  return true;
 }
 
 /// Waits until `peer` has started this call; false also when it refused its input.
 __device__ inline bool wait_ready(const CallContext& call, int peer) {
   const std::uint64_t* flag = ready_flag(*call.group, peer);
-  std::uint64_t word = 0;
-  const bool there = wait_for(call, peer, [&] {
-    word = load_acquire(flag);
-    return reached(epoch_of(word), call.epoch);
-  });
-  if (!there) return false;
+  if (!wait_for_flag(call, peer, flag)) return false;
+  const std::uint64_t word = load_relaxed(flag);
   if (epoch_of(word) != call.epoch || word == call.announced) return true;
   if (rejects(word)) {
     if (!rejects(call.announced)) report_rejection(*call.group, call.phase, peer);
@@ -151,12 +183,13 @@ __device__ inline bool wait_all_ready(const CallContext& call) {
   return __syncthreads_and(ok) != 0;
 }
 
-/// Tells every rank that this one has started the call. By the first threads of one block.
+/// Tells every rank that this one has started the call. By the first threads of one block. Needs no fence: what this rank
+/// did before, it did in kernels that have ended.
 __device__ inline void announce(const CallContext& call) {
   const DeviceGroup& group = *call.group;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
     std::uint64_t* flag = group.control_at<std::uint64_t>(peer, group.control.ready_offset()) + group.rank;
-    store_release(flag, call.announced);
+    store_relaxed(flag, call.announced);
   }
 }
 
@@ -174,7 +207,7 @@ __device__ inline void wait_all_done(const CallContext& call) {
   const DeviceGroup& group = *call.group;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
     const std::uint64_t* flag = group.control_at<const std::uint64_t>(group.rank, group.control.done_offset()) + peer;
-    wait_for(call, peer, [&] { return reached(epoch_of(load_acquire(flag)), call.epoch); });
+    static_cast<void>(wait_for_flag(call, peer, flag));
   }
 }
 
@@ -182,17 +215,24 @@ __device__ inline void wait_all_done(const CallContext& call) {
 /// back to 0 there. All threads of the block call it.
 __device__ inline bool is_last_block(std::uint32_t* counter) {
   __shared__ bool last;
-  // Each thread's own stores to peers must be performed before the block counts.
-  __threadfence_system();
   __syncthreads();
   if (threadIdx.x == 0) {
+    // Cumulative: what the block's threads stored before the barrier is performed before the block counts.
+    fence_system();
     const std::uint32_t before = atomicAdd(counter, 1U);
     last = before == gridDim.x - 1;
     if (last) *counter = 0;
-    __threadfence_system();
+    fence_device();
   }
   __syncthreads();
   return last;
+}
+
+/// Ends a call: by one thread, when every block of the kernel has read the epoch.
+__device__ inline void finish_epoch(const CallContext& call) {
+  LocalState& local = *call.group->local;
+  local.epoch = call.epoch;
+  local.next_unit[(call.epoch + 1) & 1U] = 0;
 }
 
 }  // namespace epistle::cuda

@@ -1,9 +1,10 @@
 // Rows on their way back: combine, and the backward pass of dispatch.
 //
-// Push: the first blocks send what other ranks' tokens get from this rank (its row, or the partial sum over the token's
-// experts here) into the stage of the token's rank and flag it; the other blocks sum this rank's tokens as the rows of
-// their stage arrive. Pull: flat sums of expert rows need every expert's row at the source, so it reads them where they
-// lie.
+// Pull: every rank reads the rows of its tokens where they lie and adds them: one row per (token, rank) of token_major,
+// every expert's row for flat sums of expert rows.
+// Push, for hierarchical sums of expert rows: the first blocks send the partial sums over other ranks' tokens' experts
+// here into the stage of the token's rank and flag them; the other blocks sum this rank's tokens as the rows of their
+// stage arrive.
 #include "dispatch/cuda/formats.cuh"
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/rows.cuh"
@@ -143,16 +144,11 @@ struct Summer {
         reinterpret_cast<const std::int32_t*>(args.handle.pair_records + pair * args.layout.pair_record_bytes());
     for_each_part([&](const Part& part) {
       uint4 v[kSumVectors];
-      if (args.layout.token_major()) {
-        load_own(part, pair, v);
-      } else {
-        partial_sum(part, record + 2, reinterpret_cast<const float*>(record + 2 + args.handle.top_k), v);
-      }
+      partial_sum(part, record + 2, reinterpret_cast<const float*>(record + 2 + args.handle.top_k), v);
       part.store(target, v, true);
     });
     __syncwarp();
     if (lane_id() != 0) return;
-    __threadfence_system();
     std::uint32_t* flags = group().template control_at<std::uint32_t>(source, group().control.stage_flags_offset());
     store_release(flags + stage, call.epoch);
   }
@@ -192,7 +188,6 @@ struct Summer {
     const ExpertPartition partition = args.layout.partition();
     const std::int32_t first_expert = partition.first_expert(group().rank);
     const std::int32_t end_expert = first_expert + partition.num_local_experts(group().rank);
-    const bool token_major = args.layout.token_major();
     for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
       // More ranks than lanes: the sends are read again for every part, in groups of a warp.
       for (int first = 0; first < slots; first += kWarpSize) {
@@ -206,26 +201,18 @@ struct Summer {
         for (int first = 0; first < slots; first += kWarpSize) {
           const int i = first + lane_id();
           SendPlace send{-1, -1, -1, -1};
-          float weight = 0.0F;
-          if (i < slots) {
-            send = args.handle.sends[token * slots + i];
-            weight = send.dst_rank >= 0 ? args.handle.send_weights[token * slots + i] : 0.0F;
-          }
+          if (i < slots) send = args.handle.sends[token * slots + i];
           for (unsigned left = __ballot_sync(kFullWarp, send.dst_rank >= 0); left != 0; left &= left - 1) {
             const int lane = __ffs(static_cast<int>(left)) - 1;
             const bool own = __shfl_sync(kFullWarp, send.dst_rank, lane) == group().rank;
-            const float row_weight = __shfl_sync(kFullWarp, weight, lane);
             const std::int32_t stage_row = __shfl_sync(kFullWarp, send.stage, lane);
-            const std::int32_t own_row = __shfl_sync(kFullWarp, send.row, lane);
             uint4 v[kSumVectors];
             if (!own) {
               part.load(stage + stage_row * row_bytes, v);
-            } else if (token_major) {
-              load_own(part, own_row, v);
             } else {
               own_partial_sum(part, token, first_expert, end_expert, top_k, v);
             }
-            sums.add(v, args.weighted && token_major, row_weight);
+            sums.add(v, false, 1.0F);
           }
         }
         uint4 v[kSumVectors];
@@ -259,24 +246,30 @@ struct Summer {
     sums.pack(out);
   }
 
-  /// Sums this rank's tokens in top-k order from the expert rows of all ranks.
+  /// Sums this rank's tokens from the rows of all ranks: token rows in the order of the sends, expert rows in top-k order.
   __device__ void pull_tokens(const Worker& worker) const {
-    const int top_k = args.handle.top_k;
+    const bool token_major = args.layout.token_major();
+    const int count = token_major ? args.handle.sends_per_token : args.handle.top_k;
     const ExpertPartition partition = args.layout.partition();
     for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
       for_each_part([&](const Part& part) {
         Sums<Format> sums;
         sums.clear();
-        for (int first = 0; first < top_k; first += kWarpSize) {
-          const int i = first + lane_id();
+        for (int first = 0; first < count; first += kWarpSize) {
+          const std::int64_t i = token * count + first + lane_id();
           std::int32_t row = -1;
           std::int32_t rank = 0;
           float weight = 0.0F;
-          if (i < top_k) {
-            row = args.handle.dst_row[token * top_k + i];
+          if (first + lane_id() < count && token_major) {
+            const SendPlace send = args.handle.sends[i];
+            row = send.row;
+            rank = send.dst_rank;
+            weight = row >= 0 ? args.handle.send_weights[i] : 0.0F;
+          } else if (first + lane_id() < count) {
+            row = args.handle.dst_row[i];
             if (row >= 0) {
-              rank = partition.rank_of(args.handle.expert_ids[token * top_k + i]);
-              weight = args.handle.weights[token * top_k + i];
+              rank = partition.rank_of(args.handle.expert_ids[i]);
+              weight = args.handle.weights[i];
             }
           }
           for (unsigned left = __ballot_sync(kFullWarp, row >= 0); left != 0; left &= left - 1) {
@@ -317,6 +310,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
                         (blocks - finish_begin) * kSumWarps};
 
   bool ok = !args.refuse;
+  bool last = false;
   if ((args.phases & kSendPhase) != 0) {
     if (blockIdx.x == 0) announce(call);
     if (!args.pull) {
@@ -324,20 +318,26 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
         ok = wait_all_ready(call);
         if (ok) summer.push_all(pusher);
       }
-      if (is_last_block(&group.local->blocks_sent)) signal_done(call);
+      last = is_last_block(&group.local->blocks_sent);
+      if (last) signal_done(call);
     }
+  } else if (!args.pull) {
+    last = is_last_block(&group.local->blocks_sent);
   }
   if ((args.phases & kReceivePhase) == 0) return;
+  if (last && threadIdx.x == 0) finish_epoch(call);
   if (ok && finishes) {
     if (!pushes) ok = wait_all_ready(call);
     if (ok && args.pull) summer.pull_tokens(finisher);
     if (ok && !args.pull) summer.finish_tokens(finisher);
   }
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull && is_last_block(&group.local->blocks_sent)) signal_done(call);
-  if (blockIdx.x == 0) wait_all_done(call);
-  __syncthreads();
-  if (is_last_block(&group.local->blocks_done) && threadIdx.x == 0 && !has_failed(group)) group.local->epoch = epoch;
+  if (args.pull) {
+    last = is_last_block(&group.local->blocks_sent);
+    if (last) signal_done(call);
+    if (last && threadIdx.x == 0) finish_epoch(call);
+  }
+  if (last) wait_all_done(call);
 }
 
 }  // namespace
@@ -354,6 +354,9 @@ const void* sum_kernel_address(DType dtype) noexcept {
 }
 
 cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream) {
+  const std::uint64_t addresses = reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out);
+  const bool can_bulk = (addresses & 15U) == 0 && args.handle.top_k <= kWarpSize;
+  if (args.tuning.bulk && can_bulk) return launch_sum_bulk(args, stream);
   switch (args.dtype) {
     case DType::kBf16:
       sum_kernel<Bf16Format><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);

@@ -10,7 +10,8 @@ namespace epistle::cuda {
 namespace {
 
 constexpr int kPermille = 1000;
-constexpr int kFirstMajorWithBulkCopies = 9;
+// Eight SMs store as much as NVLink carries in one direction (shared/facts/gpu.md).
+constexpr int kDefaultPackSms = 8;
 
 const TuningRow& find_row(const TuningQuery& query) {
   const LayoutClass layout =
@@ -38,12 +39,21 @@ TuningChoice choose(const TuningQuery& query) {
   const int peer_blocks = (choice.num_blocks * row.peer_permille + kPermille / 2) / kPermille;
   choice.peer_blocks = split ? std::clamp(peer_blocks, 1, choice.num_blocks - 1) : choice.num_blocks;
   const bool can_bulk = query.compute_major >= kFirstMajorWithBulkCopies;
-  choice.bulk = query.call == TunedCall::kDispatch && can_bulk &&
-                (query.mover == CudaMover::kBulk || (query.mover == CudaMover::kAuto && row.bulk));
+  choice.bulk = can_bulk && (query.mover == CudaMover::kBulk || (query.mover == CudaMover::kAuto && row.bulk));
   return choice;
 }
 
+int pack_blocks(const TuningQuery& query) noexcept {
+  const int wanted = query.num_sms > 0 ? query.num_sms : kDefaultPackSms;
+  return std::max(1, std::min(wanted, query.sm_share));
+}
+
 std::string describe(const TuningQuery& query) {
+  if (query.call == TunedCall::kDispatch && query.mover == CudaMover::kCopyEngines) {
+    return fmt::format(
+        "dispatch of {} rows, {} tokens: copy engines, no SMs; {} SMs pack where the routing has many runs",
+        to_string(query.layout), query.num_tokens, pack_blocks(query));
+  }
   const TuningChoice choice = choose(query);
   return fmt::format("{} of {} rows, {} tokens ({}): {} SMs, {} of them for peers, {}; measured: {}",
                      query.call == TunedCall::kDispatch ? "dispatch" : "combine", to_string(query.layout),

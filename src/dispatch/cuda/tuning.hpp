@@ -37,6 +37,9 @@ struct TuningChoice {
 
 [[nodiscard]] TuningChoice choose(const TuningQuery& query);
 
+/// SMs that pack rows for the copy engines, where the routing asks for packing.
+[[nodiscard]] int pack_blocks(const TuningQuery& query) noexcept;
+
 /// The choice and where it was measured, for people.
 [[nodiscard]] std::string describe(const TuningQuery& query);
 

@@ -74,6 +74,9 @@ class CudaBench {
   void check(const Trial& trial, const Handle& handle, std::string_view when);
   void capture(Trial& trial);
   void time_phases(Trial& trial);
+  void prepare_and_dispatch(Trial& trial) {
+    trial.handle = trial.dispatcher->prepare_and_dispatch(rank_->inputs.routing(), rank_->inputs.payload());
+  }
   void prepare(Trial& trial) { trial.handle = trial.dispatcher->prepare(rank_->inputs.routing()); }
   void dispatch(Trial& trial) { trial.dispatcher->dispatch(trial.handle, rank_->inputs.payload()); }
   void combine(Trial& trial, const Handle& handle);
@@ -268,13 +271,9 @@ void CudaBench::time_phases(Trial& trial) {
     record(BenchPhase::kCombine, iteration, [&] { combine(trial, trial.handle); });
   }
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
-    record(BenchPhase::kDispatchWithLayout, iteration, [&] {
-      prepare(trial);
-      dispatch(trial);
-    });
+    record(BenchPhase::kDispatchWithLayout, iteration, [&] { prepare_and_dispatch(trial); });
     record(BenchPhase::kRoundTrip, iteration, [&] {
-      prepare(trial);
-      dispatch(trial);
+      prepare_and_dispatch(trial);
       combine(trial, trial.handle);
     });
   }

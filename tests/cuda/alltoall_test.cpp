@@ -1,0 +1,123 @@
+// What only the dispatcher alltoall refuses, and how its ranks hear of a refusal.
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "epistle/cuda.hpp"
+#include "epistle/group.hpp"
+
+#include "core/settings.hpp"
+#include "support/cuda_devices.hpp"
+#include "support/cuda_play.hpp"
+#include "support/environment.hpp"
+#include "support/round_trip.hpp"
+
+namespace epistle::testing {
+namespace {
+
+constexpr int kBadRank = 1;
+
+Scenario scenario_of(int num_ranks) {
+  Scenario scenario;
+  scenario.config.hidden = 32;
+  scenario.config.num_experts = 7;
+  scenario.config.top_k = 2;
+  scenario.config.max_tokens = 12;
+  scenario.tokens_per_rank.assign(static_cast<std::size_t>(num_ranks), 9);
+  scenario.missing_probability = 0.0;
+  return scenario;
+}
+
+class CudaAllToAll : public ::testing::Test {
+ protected:
+  /// Skips where there is too little for the test.
+  void need(int num_gpus) {
+    if (const std::string reason = missing_gpus(num_gpus); !reason.empty()) GTEST_SKIP() << reason;
+    if (!has_cuda_dispatcher("alltoall")) GTEST_SKIP() << "this build has no alltoall on CUDA";
+  }
+
+  static std::vector<Outcome> create_on(int num_ranks) {
+    std::vector<Outcome> outcomes(static_cast<std::size_t>(num_ranks));
+    run_thread_ranks(num_ranks,
+                     [&](Group& group) {
+                       outcomes[static_cast<std::size_t>(group.rank())] = outcome_of([&] {
+                         const DispatcherConfig config = scenario_of(num_ranks).config;
+                         (void)make_cuda_dispatcher("alltoall", group, config, {.device = 0});
+                       });
+                     },
+                     {.timeout = kCudaTimeout});
+    return outcomes;
+  }
+};
+
+TEST_F(CudaAllToAll, RanksThatShareAGpuAreNamed) {
+  need(1);
+  if (IsSkipped()) return;
+  for (const Outcome& outcome : create_on(3)) {
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kUnsupported) << outcome->what();
+    EXPECT_NE(std::string(outcome->what()).find("ranks 0, 1, 2 have the same GPU"), std::string::npos)
+        << outcome->what();
+  }
+}
+
+TEST_F(CudaAllToAll, MissingLibraryIsUnsupported) {
+  need(1);
+  if (IsSkipped()) return;
+  test::ScopedEnvironment environment;
+  environment.set("EPISTLE_NCCL_LIBRARY", "/nonexistent/libnccl.so.2");
+  reload_settings_for_testing();
+  const std::vector<Outcome> outcomes = create_on(1);
+  environment.unset("EPISTLE_NCCL_LIBRARY");
+  reload_settings_for_testing();
+  ASSERT_TRUE(outcomes[0].has_value());
+  EXPECT_EQ(outcomes[0]->code(), ErrorCode::kUnsupported) << outcomes[0]->what();
+}
+
+TEST_F(CudaAllToAll, RefusedPayloadIsToldToThePeers) {
+  need(2);
+  if (IsSkipped()) return;
+  const auto outcomes = call_on_all_ranks(
+      "alltoall", scenario_of(2),
+      [](const Caller& caller) {
+        const Handle handle = caller.dispatcher.prepare(caller.view());
+        const auto payload = caller.play.payload(caller.rank);
+        const std::int64_t num_tokens = caller.play.table(caller.rank).num_tokens;
+        (void)caller.dispatcher.dispatch(
+            handle, {.rows = payload.data(), .num_tokens = caller.rank == kBadRank ? num_tokens - 1 : num_tokens});
+      },
+      staged_factory({}));
+  ASSERT_TRUE(outcomes.by_rank[kBadRank].has_value());
+  EXPECT_EQ(outcomes.by_rank[kBadRank]->code(), ErrorCode::kInvalidArgument) << outcomes.by_rank[kBadRank]->what();
+  ASSERT_TRUE(outcomes.by_rank[0].has_value());
+  EXPECT_EQ(outcomes.by_rank[0]->code(), ErrorCode::kPeerRejected) << outcomes.by_rank[0]->what();
+  EXPECT_EQ(outcomes.by_rank[0]->context().peer_rank, kBadRank);
+  for (const Mismatch& mismatch : outcomes.afterwards) EXPECT_FALSE(mismatch.has_value()) << *mismatch;
+}
+
+TEST_F(CudaAllToAll, OtherCallsAreNamed) {
+  need(2);
+  if (IsSkipped()) return;
+  const auto outcomes = call_on_all_ranks(
+      "alltoall", scenario_of(2),
+      [](const Caller& caller) {
+        const Handle handle = caller.dispatcher.prepare(caller.view());
+        if (caller.rank == kBadRank) {
+          (void)caller.dispatcher.prepare(caller.view());
+          return;
+        }
+        const auto payload = caller.play.payload(caller.rank);
+        (void)caller.dispatcher.dispatch(
+            handle, {.rows = payload.data(), .num_tokens = caller.play.table(caller.rank).num_tokens});
+      },
+      staged_factory({.poison = false}));
+  for (std::size_t rank = 0; rank < outcomes.by_rank.size(); ++rank) {
+    ASSERT_TRUE(outcomes.by_rank[rank].has_value());
+    EXPECT_EQ(outcomes.by_rank[rank]->code(), ErrorCode::kShapeMismatch) << outcomes.by_rank[rank]->what();
+    EXPECT_FALSE(outcomes.afterwards[rank].has_value()) << *outcomes.afterwards[rank];
+  }
+}
+
+}  // namespace
+}  // namespace epistle::testing
