@@ -5,10 +5,10 @@
 //   cuda_tuning [--tokens N] [--hidden N] [--experts N] [--top-k N] [--fp8] [--layout token_major|expert_major]
 //               [--virtual] [--sms A,B,C] [--shares P,Q] [--calls dispatch,combine,prepare,cold]
 //               [--mover vector|bulk]
-//   cuda_tuning --mover copy-engines [--pack [--sms A,B,C]] [--streams N] [--batch] [--calls dispatch,cold] ...
+//   cuda_tuning --mover copy-engines [--pack [--sms A,B,C]] [--streams N] [--no-batch] [--calls dispatch,cold] ...
 //
 // With the copy engines the rows are checked once before anything is timed. --pack packs although the routing has few
-// runs; --streams are those for one peer; --batch hands copies over in one call.
+// runs; --streams are those for one peer; --no-batch hands copies over one by one.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -33,7 +33,6 @@
 #include "measure/statistics.hpp"
 
 namespace epistle::cuda {
-__attribute__((weak)) void print_trace();
 namespace {
 
 struct Options {
@@ -104,8 +103,8 @@ Options parse(int argc, char** argv) {
       options.copies.always_pack = true;
     } else if (name == "--streams") {
       options.copies.streams_per_peer = std::stoi(value());
-    } else if (name == "--batch") {
-      options.copies.batched = true;
+    } else if (name == "--no-batch") {
+      options.copies.batched = false;
     } else {
       std::fprintf(stderr, "unknown option %s\n", name.c_str());
       std::exit(2);
@@ -222,7 +221,6 @@ class Sweep {
         if (call == "prepare") {
           dispatcher_->set_num_sms(blocks);
           report(call, blocks, 0, mover_name(false), [&] { handle = dispatcher_->prepare(routing_); });
-          if (print_trace != nullptr && group_.rank() == 0) print_trace();
           continue;
         }
         for (const int share : options_.shares) {
@@ -239,9 +237,8 @@ class Sweep {
               report(call, blocks, peer, mover_name(bulk),
                      [&] { dispatcher_->combine(handle, output.combine_rows, out_, out_bytes_); });
             } else {
-              report(call, blocks, peer, mover_name(bulk), [&] {
-                handle = dispatcher_->prepare_and_dispatch(routing_, payload_);
-              });
+              report(call, blocks, peer, mover_name(bulk),
+                     [&] { handle = dispatcher_->prepare_and_dispatch(routing_, payload_); });
             }
           }
         }

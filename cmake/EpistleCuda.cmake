@@ -21,6 +21,9 @@ if(EPISTLE_HAS_CUDA)
   # -std=c++20 as an option: CMake 3.25 does not know that nvcc 13 compiles C++20. No fused multiply-add: the rounding of
   # sums is part of the contract.
   set(EPISTLE_CUDA_OPTIONS -std=c++20 --fmad=false -Xcudafe --display_error_number)
+  if(EPISTLE_WERROR)
+    list(APPEND EPISTLE_CUDA_OPTIONS --Werror=all-warnings)
+  endif()
 endif()
 
 # The dispatcher alltoall of the CUDA device needs NCCL's header here; the library is loaded when one is created.

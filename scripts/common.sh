@@ -30,6 +30,9 @@ find_llvm_tool() {
   die "$1 is not installed; run scripts/install-deps lint"
 }
 
+# Prints the path of the CUDA compiler; fails where there is none. CUDACXX goes first, as in CMake.
+find_nvcc() { command -v "${CUDACXX:-nvcc}" || command -v /usr/local/cuda/bin/nvcc; }
+
 # run_logged LOG COMMAND...: keeps the output of a chatty command in LOG and shows it only when the command fails.
 run_logged() {
   local log="$1"
@@ -44,6 +47,7 @@ run_logged() {
 use_ccache() {
   if command -v ccache >/dev/null; then
     export CMAKE_CXX_COMPILER_LAUNCHER="${CMAKE_CXX_COMPILER_LAUNCHER-ccache}"
+    export CMAKE_CUDA_COMPILER_LAUNCHER="${CMAKE_CUDA_COMPILER_LAUNCHER-ccache}"
     # Another clone of the same sources finds what this one compiled.
     export CCACHE_BASEDIR="${CCACHE_BASEDIR-$ROOT}" CCACHE_NOHASHDIR="${CCACHE_NOHASHDIR-1}"
   fi

@@ -1,5 +1,5 @@
-// What lies in the control section of a rank on a GPU: signals, counts, and arrival flags, each with one writer. Part of
-// the dispatch layout: plain values, usable from host and device code.
+// What lies in the control section of a rank on a GPU: signals, counts, and arrival flags, each with one writer. Part
+// of the dispatch layout: plain values, usable from host and device code.
 //
 // A signal carries the number of the call it belongs to (its epoch), so nothing is ever reset.
 #pragma once
@@ -21,8 +21,8 @@ struct DeviceControl {
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t count_columns() const noexcept {
     return num_ranks + num_experts + 1;
   }
-  /// What a source tells when its rows have places: pairs that fit for each rank, drops of each of the receiver's experts,
-  /// drops in all.
+  /// What a source tells when its rows have places: pairs that fit for each rank, drops of each of the receiver's
+  /// experts, drops in all.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t outcome_entries() const noexcept {
     return num_ranks + max_local_experts() + 1;
   }
@@ -38,17 +38,14 @@ struct DeviceControl {
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t done_offset() const noexcept {
     return ready_offset() + aligned(num_ranks * kSignalBytes);
   }
-  /// uint32 [num_ranks, count_blocks]: a block's counts are there.
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t count_flags_offset() const noexcept {
-    return done_offset() + aligned(num_ranks * kSignalBytes);
-  }
-  /// int32 [num_ranks, count_blocks, count_columns]
+  /// uint64 [num_ranks, count_blocks, count_columns]: a count, and above it the epoch, so that a count is its own
+  /// signal
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset() const noexcept {
-    return count_flags_offset() + aligned(std::int64_t{num_ranks} * count_blocks * kFlagBytes);
+    return done_offset() + aligned(num_ranks * kSignalBytes);
   }
   /// int32 [num_ranks, outcome_entries]
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t outcomes_offset() const noexcept {
-    return counts_offset() + aligned(std::int64_t{num_ranks} * count_blocks * count_columns() * kFlagBytes);
+    return counts_offset() + aligned(std::int64_t{num_ranks} * count_blocks * count_columns() * kSignalBytes);
   }
   /// uint32 [max_tokens * num_ranks]: the row of a received pair is there.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t pair_flags_offset() const noexcept {

@@ -24,7 +24,7 @@ const std::vector<ThirdPartyRule>& third_party_rules() {
       {{"CLI/"}, {"apps"}, {""}, "the command line is parsed in apps only"},
       {{"gtest/", "gmock/", "rapidcheck", "benchmark/"}, {}, {""}, "test frameworks belong into tests and bench"},
       {{"cuda", "nccl", "nvml", "cub/", "cooperative_groups", "cute/"},
-       {"src/topology", "src/group", "src/dispatch", "src/measure", "apps"},
+       {"src/topology", "src/group", "src/dispatch", "src/measure", "apps", "examples"},
        {""},
        "core, routing, the decisions and reports build without CUDA"},
   };

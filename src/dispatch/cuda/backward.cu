@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
   wait_all_done(call);
 }
 
-/// Dot product of two rows in the order of the contract: element i to lane i mod 16, ascending, then a tree. Both halves
-/// of the warp hold the same lanes; all lanes get the result.
+/// Dot product of two rows in the order of the contract: element i to lane i mod 16, ascending, then a tree. Both
+/// halves of the warp hold the same lanes; all lanes get the result.
 template <class Format>
 __device__ float dot_rows(const std::byte* a, const std::byte* b, std::int64_t num_bytes) {
   constexpr int kLanes = 16;
@@ -84,8 +84,8 @@ __device__ float dot_rows(const std::byte* a, const std::byte* b, std::int64_t n
   return __uint_as_float(Fp32Format::canonical(sum));
 }
 
-/// Gradients of the weights (unless there are no saved rows) from saved and gradient rows, then every gradient row times
-/// its weight, in place.
+/// Gradients of the weights (unless there are no saved rows) from saved and gradient rows, then every gradient row
+/// times its weight, in place.
 template <class Format>
 __global__ void __launch_bounds__(kThreads) scale_rows_kernel(const __grid_constant__ ScaleRowsArgs args) {
   const std::int64_t row_bytes = args.layout.params().combine_row_bytes;
@@ -146,14 +146,13 @@ cudaError_t with_format(DType dtype, const Launch& launch) {
 
 }  // namespace
 
-const void* weight_gradient_kernel_address() noexcept {
-  return reinterpret_cast<const void*>(&weight_gradient_kernel);
-}
+const void* weight_gradient_kernel_address() noexcept { return reinterpret_cast<const void*>(&weight_gradient_kernel); }
 const void* scale_rows_kernel_address(DType dtype) noexcept {
   const void* address = nullptr;
-  static_cast<void>(dtype == DType::kBf16   ? (address = reinterpret_cast<const void*>(&scale_rows_kernel<Bf16Format>))
-                    : dtype == DType::kFp16 ? (address = reinterpret_cast<const void*>(&scale_rows_kernel<Fp16Format>))
-                                            : (address = reinterpret_cast<const void*>(&scale_rows_kernel<Fp32Format>)));
+  static_cast<void>(dtype == DType::kBf16 ? (address = reinterpret_cast<const void*>(&scale_rows_kernel<Bf16Format>))
+                    : dtype == DType::kFp16
+                        ? (address = reinterpret_cast<const void*>(&scale_rows_kernel<Fp16Format>))
+                        : (address = reinterpret_cast<const void*>(&scale_rows_kernel<Fp32Format>)));
   return address;
 }
 

@@ -17,9 +17,9 @@ namespace epistle::cuda {
 
 /// Bytes that travel as one part, parts that a warp has room for, and loads under way before the first is stored.
 inline constexpr int kPartBytes = 4096;
-inline constexpr int kPartSlots = 4;
+inline constexpr int kPartSlots = 3;
 inline constexpr int kPartsAhead = 2;
-inline constexpr int kBulkWarps = 12;
+inline constexpr int kBulkWarps = 16;
 inline constexpr int kBulkThreads = kBulkWarps * kWarpSize;
 /// Places of one row that the pipe takes; a row that goes to more is copied with 16-byte stores.
 inline constexpr int kMaxFan = kWarpSize;
@@ -43,19 +43,18 @@ __device__ inline void init_barrier(std::uint64_t* barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
 }
 
-/// Makes initialised barriers known to the copies. (Rows that a flag has announced need no such fence: another GPU wrote
-/// them, so they are where bulk copies look.)
+/// Makes initialised barriers known to the copies. (Rows that a flag has announced need no such fence: another GPU
+/// wrote them, so they are where bulk copies look.)
 __device__ inline void fence_async() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 __device__ inline void load_part(std::byte* slot, const std::byte* from, std::uint32_t num_bytes,
                                  std::uint64_t* barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(num_bytes)
                : "memory");
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(slot)),
-      "l"(from), "r"(num_bytes), "r"(shared_address(barrier))
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(slot)),
+               "l"(from), "r"(num_bytes), "r"(shared_address(barrier))
+               : "memory");
 }
 
 __device__ inline bool is_loaded(std::uint64_t* barrier, std::uint32_t parity) {

@@ -73,7 +73,7 @@ struct CopyEngineSettings {
   /// Copies to one peer take turns on this many streams, so that one begins while another ends.
   int streams_per_peer = 2;
   /// Hands the copies of a stream over in one call, with the hint to keep off the SMs (CUDA 13; never while capturing).
-  bool batched = false;
+  bool batched = true;
   bool always_pack = false;
 };
 

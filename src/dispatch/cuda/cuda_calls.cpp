@@ -190,9 +190,9 @@ const DispatchOutput& CudaCollective::dispatch(const Handle& handle, const Paylo
 }
 
 Handle CudaCollective::prepare_and_dispatch(const RoutingView& routing, const Payload& payload) {
-  const bool payload_fits = payload.num_tokens == routing.num_tokens &&
-                            (payload.num_tokens == 0 || payload.rows != nullptr) &&
-                            (payload.num_tokens == 0 || (payload.scales != nullptr) == (layout_.params().scale_bytes > 0));
+  const bool payload_fits =
+      payload.num_tokens == routing.num_tokens && (payload.num_tokens == 0 || payload.rows != nullptr) &&
+      (payload.num_tokens == 0 || (payload.scales != nullptr) == (layout_.params().scale_bytes > 0));
   // Under exact sizing the host has to see the counts in between; and what is wrong is said in the usual way.
   if (config_.sizing == Sizing::kExact || !can_follow_closely() || !payload_fits) {
     return Dispatcher::prepare_and_dispatch(routing, payload);
@@ -303,8 +303,8 @@ void CudaCollective::dispatch_backward(const Handle& handle, const void* grad_ro
   sum(*state, grad_rows, grad_out, kBothPhases, false);
 }
 
-/// Brings the gradients of the weights to their sources. A host agreement says whether any rank has some, and lets ranks
-/// grow the section.
+/// Brings the gradients of the weights to their sources. A host agreement says whether any rank has some, and lets
+/// ranks grow the section.
 void CudaCollective::gather_weight_gradients(CudaHandleState& state, const float* grad_weights,
                                              float* grad_topk_weights) {
   if (is_capturing()) {
@@ -326,8 +326,7 @@ void CudaCollective::gather_weight_gradients(CudaHandleState& state, const float
   for (std::size_t peer = 0; peer < demands.size(); ++peer) demands[peer].grad_rows = all[peer].num_rows;
   grow(demands);
   if (gives) {
-    const auto num_bytes =
-        static_cast<std::size_t>(state.output.num_rows * layout_.weights_per_row()) * sizeof(float);
+    const auto num_bytes = static_cast<std::size_t>(state.output.num_rows * layout_.weights_per_row()) * sizeof(float);
     check_cuda(cudaMemcpyAsync(own_section(BufferSection::kGradWeights), grad_weights, num_bytes,
                                cudaMemcpyDeviceToDevice, stream_),
                "copying gradients of the weights to where peers can read them");

@@ -104,7 +104,11 @@ PrepareTile choose_tile_for(const DispatcherConfig& config, int num_ranks, int d
 
 CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device,
                                Transport transport)
-    : config_(config), device_(device), group_owner_(group.share()), group_(group_owner_.get()), options_(options),
+    : config_(config),
+      device_(device),
+      group_owner_(group.share()),
+      group_(group_owner_.get()),
+      options_(options),
       heap_(*group_, device,
             [&] {
               const DeviceFacts facts = gather_facts(*group_, device);
@@ -256,9 +260,8 @@ void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, 
   const int budget = options_.num_sms > 0 ? options_.num_sms : control_.count_blocks;
   args.tile_tokens = prepare_tile_.num_tokens;
   const auto useful = static_cast<int>((state.arrays.num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
-  const PrepareLaunch launch{
-      .num_blocks = std::clamp(useful, 1, std::min({budget, control_.count_blocks, sm_share_})),
-      .shared_bytes = prepare_tile_.shared_bytes};
+  const PrepareLaunch launch{.num_blocks = std::clamp(useful, 1, std::min({budget, control_.count_blocks, sm_share_})),
+                             .shared_bytes = prepare_tile_.shared_bytes};
   check_cuda(launch_prepare(args, launch, stream_), "launching prepare");
   // Nothing may stand between prepare and a dispatch that follows it closely.
   if (!dispatch_follows_) mark_use(state);
@@ -364,7 +367,8 @@ void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is
     const Clock::time_point now = Clock::now();
     if (now - last_look < kPeerLookInterval) continue;
     last_look = now;
-    if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess) check_cuda(error, "waiting for the device");
+    if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess)
+      check_cuda(error, "waiting for the device");
     if (const cudaError_t error = cudaEventQuery(last_work_); error != cudaSuccess && error != cudaErrorNotReady) {
       check_cuda(error, "waiting for the device");
     }
@@ -408,16 +412,17 @@ void CudaCollective::throw_finding(const Report& report, const CudaHandleState* 
   };
   switch (static_cast<Finding>(report.finding)) {
     case Finding::kCallMismatch: {
-      constexpr std::array<std::string_view, 6> kNames = {"nothing",          "prepare",  "dispatch", "combine",
-                                                          "dispatch_backward", "a call that it rejected"};
+      constexpr std::array<std::string_view, 6> kNames = {"nothing", "prepare",           "dispatch",
+                                                          "combine", "dispatch_backward", "a call that it rejected"};
       const auto name = [&](std::int64_t word) {
         return kNames[std::min<std::size_t>(static_cast<std::size_t>(word >> 24) & 0xffU, kNames.size() - 1)];
       };
-      throw Error(ErrorCode::kShapeMismatch,
-                  fmt::format("rank {} calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
-                              "calls in the same order; nothing was sent",
-                              rank(), name(report.a), report.a & 0xffffff, peer, name(report.b), report.b & 0xffffff),
-                  {.rank = rank(), .peer_rank = peer, .phase = phase});
+      throw Error(
+          ErrorCode::kShapeMismatch,
+          fmt::format("rank {} calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
+                      "calls in the same order; nothing was sent",
+                      rank(), name(report.a), report.a & 0xffffff, peer, name(report.b), report.b & 0xffffff),
+          {.rank = rank(), .peer_rank = peer, .phase = phase});
     }
     case Finding::kTimeout: {
       const int lost = group_->find_lost_rank();
@@ -485,6 +490,7 @@ TuningQuery CudaCollective::tuning_query(TunedCall call, std::int64_t num_tokens
 
 std::string CudaCollective::describe_tuning(std::int64_t num_tokens) const {
   return describe(tuning_query(TunedCall::kDispatch, num_tokens)) + "\n" +
+         describe(tuning_query(TunedCall::kColdDispatch, num_tokens)) + "\n" +
          describe(tuning_query(TunedCall::kCombine, num_tokens)) + "\n";
 }
 

@@ -1,5 +1,5 @@
-// What the dispatchers of the CUDA device have in common: memory that all ranks address, prepare, handles, checks of what
-// the caller gives and of what the device finds. How rows travel is left to the class that derives from this one.
+// What the dispatchers of the CUDA device have in common: memory that all ranks address, prepare, handles, checks of
+// what the caller gives and of what the device finds. How rows travel is left to the class that derives from this one.
 #pragma once
 
 #include <cstdint>
@@ -131,8 +131,8 @@ class CudaCollective : public CudaDispatcher {
   void sum(CudaHandleState& state, const void* rows, void* out, std::uint32_t phases, bool weighted);
   [[nodiscard]] const DispatchOutput& point_at_rows(CudaHandleState& state) const;
   [[nodiscard]] Complaint check_gradients(const CudaHandleState& state, const void* grad_rows,
-                                          const float* grad_weights, const void* grad_out,
-                                          std::int64_t grad_out_bytes, const float* grad_topk_weights) const;
+                                          const float* grad_weights, const void* grad_out, std::int64_t grad_out_bytes,
+                                          const float* grad_topk_weights) const;
   void gather_weight_gradients(CudaHandleState& state, const float* grad_weights, float* grad_topk_weights);
   void check_call_open(Call call, const Handle& handle) const;
 
@@ -143,7 +143,7 @@ class CudaCollective : public CudaDispatcher {
   CudaOptions options_;
   DeviceControl control_;
   DispatchLayout layout_;
-  int sm_share_ = 1;  ///< SMs that this rank may use at most
+  int sm_share_ = 1;    ///< SMs that this rank may use at most
   SymmetricHeap heap_;  ///< behind what its size follows from
   std::shared_ptr<DeviceAllocator> allocator_;
   PinnedMemory host_control_;

@@ -43,7 +43,9 @@ class CudaHandleState final : public HandleState {
     return reinterpret_cast<const std::int32_t*>(summary + 1);
   }
   [[nodiscard]] std::int64_t output_rows(int rank) const noexcept { return pair_matrix()[ranks_ * ranks_ + rank]; }
-  [[nodiscard]] std::int64_t other_pairs(int rank) const noexcept { return pair_matrix()[ranks_ * (ranks_ + 1) + rank]; }
+  [[nodiscard]] std::int64_t other_pairs(int rank) const noexcept {
+    return pair_matrix()[ranks_ * (ranks_ + 1) + rank];
+  }
 
  private:
   std::shared_ptr<DeviceAllocator> allocator_;

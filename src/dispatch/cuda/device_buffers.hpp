@@ -1,5 +1,5 @@
-// Device and pinned host memory of a dispatcher, with owners. Nothing here waits for the device: other ranks' kernels may
-// be waiting on it for this rank.
+// Device and pinned host memory of a dispatcher, with owners. Nothing here waits for the device: other ranks' kernels
+// may be waiting on it for this rank.
 #pragma once
 
 #include <cstddef>

@@ -50,11 +50,13 @@ struct HostControl {
 
 /// A rank's own device memory, not seen by peers.
 struct LocalState {
-  std::uint64_t epoch;         ///< calls completed
-  std::uint32_t failed;        ///< a Finding that ends all work on this dispatcher
-  std::uint32_t blocks_sent;   ///< of the running call
-  std::uint32_t next_unit[2];  ///< work queue of the running call, by the last bit of its epoch
-  std::uint32_t placed;        ///< the last prepare (its id's low bits) whose rows all have their places
+  std::uint64_t epoch;                 ///< calls completed
+  std::uint32_t failed;                ///< a Finding that ends all work on this dispatcher
+  std::uint32_t blocks_sent;           ///< of the running call
+  std::uint32_t blocks_placed;         ///< of prepare, which a dispatch may overlap
+  std::uint32_t blocks_recorded;       ///< likewise
+  std::uint32_t next_unit[2];          ///< work queue of the running call, by the last bit of its epoch
+  std::uint32_t placed;                ///< the last prepare (its id's low bits) whose rows all have their places
   unsigned long long first_bad_entry;  ///< complement of the lowest refused entry of the table, 0 = none
   std::int64_t dropped;                ///< assignments of this rank that did not fit
   std::int64_t sent_remote_assignments;
@@ -91,10 +93,10 @@ struct alignas(16) SendPlace {
 
 /// Totals of one handle; on the device.
 struct HandleTotals {
-  std::int32_t num_pairs;     ///< received
-  std::int32_t content_rows;  ///< output rows that carry a token
-  std::int32_t num_rows;      ///< output rows, padding included
-  std::int32_t refused;       ///< nonzero: some rank refused its input, nothing is sent
+  std::int32_t num_pairs;                  ///< received
+  std::int32_t content_rows;               ///< output rows that carry a token
+  std::int32_t num_rows;                   ///< output rows, padding included
+  std::int32_t refused;                    ///< nonzero: some rank refused its input, nothing is sent
   std::int32_t pair_begin[kMaxRanks + 1];  ///< by source
   std::int32_t stage_begin[kMaxRanks];     ///< by source: where this rank's pairs begin in the source's stage
 };
@@ -113,7 +115,7 @@ struct HandleArrays {
   float* send_weights = nullptr;       ///< [num_tokens, sends_per_token] sum of the token's weights there
   // Receiver's side.
   HandleTotals* totals = nullptr;
-  std::byte* pair_records = nullptr;   ///< [num_pairs, pair_record_bytes]; expert layouts
+  std::byte* pair_records = nullptr;  ///< [num_pairs, pair_record_bytes]; expert layouts
   std::int32_t* src_rank = nullptr;
   std::int32_t* src_token = nullptr;
   std::int32_t* local_expert_ids = nullptr;

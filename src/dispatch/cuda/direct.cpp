@@ -14,7 +14,8 @@ DirectDispatcher::DirectDispatcher(Group& group, const DispatcherConfig& config,
 }
 
 void DirectDispatcher::start_move(const CudaHandleState& handle, MoveArgs& args) {
-  const TuningQuery query = tuning_query(TunedCall::kDispatch, handle.stats.num_tokens);
+  const TuningQuery query =
+      tuning_query(args.behind_prepare ? TunedCall::kColdDispatch : TunedCall::kDispatch, handle.stats.num_tokens);
   const bool is_dispatch = args.target == BufferSection::kReceiveRows;
   if (copy_engines_ != nullptr && is_dispatch && copy_engines_->dispatch(handle, args, pack_blocks(query), stream())) {
     return;

@@ -1,6 +1,7 @@
 // `direct` on CUDA: every sender writes each row once per (token, rank) straight to its final place in the receiver's
-// memory; in expert layouts the receiver duplicates rows as they arrive. On the way back the experts' ranks write their
-// rows or partial sums into the stage of the token's rank, which adds as they arrive.
+// memory; in expert layouts the receiver duplicates rows as they arrive. On the way back every rank reads the rows of
+// its tokens where they lie; for hierarchical sums of expert rows the experts' ranks write partial sums into the stage
+// of the token's rank, which adds as they arrive.
 #pragma once
 
 #include <memory>

@@ -1,6 +1,6 @@
-// Elements of rows that are summed: 16 bytes at a time to fp32 and back, by the contract in epistle/dispatcher.hpp (round
-// to nearest even; a NaN becomes the quiet NaN of its type with no other bits set). Compiled with -fmad=false: a product
-// is rounded before it is added.
+// Elements of rows that are summed: 16 bytes at a time to fp32 and back, by the contract in epistle/dispatcher.hpp
+// (round to nearest even; a NaN becomes the quiet NaN of its type with no other bits set). Compiled with -fmad=false: a
+// product is rounded before it is added.
 #pragma once
 
 #include <cstdint>
@@ -91,9 +91,7 @@ struct Fp32Format {
     out[2] = __uint_as_float(v.z);
     out[3] = __uint_as_float(v.w);
   }
-  __device__ static std::uint32_t canonical(float value) {
-    return isnan(value) ? 0x7fc00000U : __float_as_uint(value);
-  }
+  __device__ static std::uint32_t canonical(float value) { return isnan(value) ? 0x7fc00000U : __float_as_uint(value); }
   __device__ static uint4 pack(const float (&in)[kElements]) {
     return make_uint4(canonical(in[0]), canonical(in[1]), canonical(in[2]), canonical(in[3]));
   }

@@ -69,8 +69,8 @@ struct MoveArgs {
   std::uint32_t phases = kBothPhases;
   bool refuse = false;
   bool zero_padding = true;
-  /// Behind the prepare of the same handle, with nothing in between: starts as soon as that has placed the rows, while it
-  /// still describes them.
+  /// Behind the prepare of the same handle, with nothing in between: starts as soon as that has placed the rows, while
+  /// it still describes them.
   bool behind_prepare = false;
 };
 
@@ -90,7 +90,7 @@ struct SumArgs {
   std::byte* out = nullptr;
   DType dtype = DType::kBf16;
   bool weighted = false;
-  bool pull = false;  ///< read the peers' expert outputs where they lie (flat sums of expert rows)
+  bool pull = false;  ///< read the peers' rows where they lie: token rows, and flat sums of expert rows
   std::uint32_t phases = kBothPhases;
   bool refuse = false;
 };
@@ -174,7 +174,7 @@ inline constexpr int kSumThreads = 512;
 inline constexpr int kFirstMajorWithBulkCopies = 9;
 
 /// Most tokens that one pass of a block of prepare places.
-inline constexpr int kMaxTileTokens = 256;
+inline constexpr int kMaxTileTokens = 512;
 
 /// Loads every kernel and raises its shared memory limit, so that no first launch has to wait for a device on which
 /// other ranks' kernels are waiting.

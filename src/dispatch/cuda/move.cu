@@ -310,6 +310,8 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
     if (!args.refuse && is_local && !together) mover.keep_local(local);
     copier.flush();
     last = is_last_block(&group.local->blocks_sent);
+    // Signals count upwards: that of prepare comes first.
+    if (last && args.behind_prepare) cudaGridDependencySynchronize();
     if (last) signal_done(call);
   } else {
     last = is_last_block(&group.local->blocks_sent);

@@ -4,9 +4,6 @@
 //   tables    with the counts of all blocks of all ranks, every block knows where its rows begin everywhere
 //   place     every assignment gets its row; one record per (token, rank) goes to the receiver
 //   describe  when all records are there, the receiver's description is made of them
-#ifdef EPISTLE_TRACE
-#include <cstdio>
-#endif
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/prepare_describe.cuh"
 #include "dispatch/cuda/prepare_place.cuh"
@@ -21,11 +18,12 @@ constexpr std::uint32_t kPhaseLayout = 4;  // Phase::kLayout
 __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __grid_constant__ PrepareArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   const DeviceGroup& group = args.group;
-  // Both at once: every wait for memory counts here.
+  // All loads at once: every wait for memory counts here.
+  EarlyEntries early;
+  early.load(args);
   const auto failed = *static_cast<volatile std::uint32_t*>(&group.local->failed);
   const auto epoch = static_cast<std::uint32_t>(*static_cast<volatile std::uint64_t*>(&group.local->epoch) + 1);
   if (failed != 0) return;
-  TRACE(0);
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
   Tables t;
@@ -49,49 +47,51 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
     t.records[d] = group.section(d, BufferSection::kRecords);
   }
   __syncthreads();
-  TRACE(1);
-  const bool bad = count_share(args, t);
-  TRACE(2);
+  const bool bad = count_share(args, t, early);
   tell_counts(args, call, t, __syncthreads_or(bad || args.refuse) != 0);
-  TRACE(3);
-  if (!wait_for_counts(call)) return;
-  TRACE(4);
-  const Exchange exchange = compute_tables(args, t);
-  TRACE(5);
+  Exchange exchange;
+  if (!compute_tables(args, call, t, exchange)) return;
   const Received mine = received(args, t, exchange);
   const bool overflow = exchange.overflow_rank >= 0;
-  if (blockIdx.x == 0) write_totals(args, t, exchange, mine);
-  TRACE(6);
-  place_share(args, t, exchange);
-  TRACE(7);
-  // A dispatch behind this prepare may start; it waits for `placed` itself.
+  if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, t, exchange, mine);
+  // First the places, which a dispatch behind this prepare waits for, then everything else. A share of one tile keeps
+  // its tables in between; others go through their tiles once.
+  PlaceCounts counts;
+  const Share share = block_share(args.handle.num_tokens);
+  const bool one_tile = share.end - share.begin <= t.tile_tokens;
+  for_each_tile(args, t, [&](const Tile& tile) {
+    place_tile(args, t, exchange, tile, counts);
+    if (!one_tile) {
+      __syncthreads();
+      record_tile(args, t, exchange, tile, counts);
+    }
+  });
+  // Starts the dispatch; it waits for `placed` itself.
   cudaTriggerProgrammaticLaunchCompletion();
-  const bool last = is_last_block(&group.local->blocks_sent);
+  if (is_last_block(&group.local->blocks_placed) && threadIdx.x == 0) {
+    finish_epoch(call);
+    fence_device();
+    *static_cast<volatile std::uint32_t*>(&group.local->placed) = args.handle.handle_id;
+  }
+  if (one_tile) for_each_tile(args, t, [&](const Tile& tile) { record_tile(args, t, exchange, tile, counts); });
+  if (overflow) add_counts(args, counts);
+  const bool last = is_last_block(&group.local->blocks_recorded);
   if (last) {
     if (overflow) send_outcome(args);
     __syncthreads();
     signal_done(call);
-    if (threadIdx.x == 0) {
-      finish_epoch(call);
-      fence_device();
-      *static_cast<volatile std::uint32_t*>(&group.local->placed) = args.handle.handle_id;
-    }
   }
-  TRACE(8);
   // While the records of the others are on their way.
   if (!args.layout.token_major()) describe_all_padding(args, t, exchange, mine);
   if (blockIdx.x == 0 && !overflow) write_counts(args, t, exchange, mine);
-  TRACE(9);
   wait_all_done(call);
   __syncthreads();
-  TRACE(10);
   if (has_failed(group)) return;
   if (args.layout.token_major()) {
     describe_token_rows(args, mine);
   } else {
     describe_expert_rows(args, mine);
   }
-  TRACE(11);
   if (last && overflow) write_counts(args, t, exchange, mine);
 }
 
@@ -112,15 +112,6 @@ PrepareTile choose_prepare_tile(const PrepareShape& shape, std::int64_t max_shar
 }
 
 const void* prepare_kernel_address() noexcept { return reinterpret_cast<const void*>(&prepare_kernel); }
-
-#ifdef EPISTLE_TRACE
-void print_trace() {
-  long long h[64];
-  cudaMemcpyFromSymbol(h, trace_clock, sizeof(h));
-  for (int i = 1; i < 12; ++i) printf("%d: %lld  ", i, h[i] - h[i - 1]);
-  printf(" total %lld\n", h[11] - h[0]);
-}
-#endif
 
 cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream) {
   prepare_kernel<<<launch.num_blocks, kPrepareThreads, static_cast<std::size_t>(launch.shared_bytes), stream>>>(args);

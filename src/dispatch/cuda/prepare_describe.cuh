@@ -42,14 +42,14 @@ __device__ inline Received received(const PrepareArgs& args, const Tables& t, co
   return {exchange.refused ? 0 : clip(pairs, pair_limit(args.layout)), t.out_rows[args.group.rank]};
 }
 
-/// Totals that later kernels need, by one block.
+/// Totals that later kernels need, by one warp.
 __device__ inline void write_totals(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                     const Received& mine) {
   const int ranks = args.group.num_ranks;
   const int rank = args.group.rank;
   HandleTotals& totals = *args.handle.totals;
   const std::int64_t limit = exchange.refused ? 0 : pair_limit(args.layout);
-  for (int s = threadIdx.x; s <= ranks; s += kPrepareThreads) {
+  for (int s = static_cast<int>(threadIdx.x) & 31; s <= ranks; s += 32) {
     std::int64_t begin = 0;
     for (int before = 0; before < s; ++before) begin += t.tokens[before * ranks + rank];
     totals.pair_begin[s] = clip(begin, limit);
@@ -58,7 +58,7 @@ __device__ inline void write_totals(const PrepareArgs& args, const Tables& t, co
     for (int r = 0; r < rank; ++r) stage += r != s ? t.tokens[s * ranks + r] : 0;
     totals.stage_begin[s] = stage;
   }
-  if (threadIdx.x == 0) {
+  if ((threadIdx.x & 31) == 0) {
     totals.num_pairs = mine.num_pairs;
     totals.num_rows = mine.num_rows;
     totals.refused = exchange.refused ? 1 : 0;

@@ -27,11 +27,18 @@ struct Tables {
   std::int32_t* stage;     // [ranks] row of this rank's stage less pair index at that rank
   std::byte** records;     // [ranks] where a rank receives records
   std::uint8_t* rank_of;   // [experts]
-  std::int32_t* ids;       // [tile_tokens][top_k]
-  std::int32_t* rows;      // [tile_tokens][top_k] output row at the expert's rank; -1 = none
-  float* weights;          // [tile_tokens][top_k]
-  std::uint8_t* ranks;     // [tile_tokens][top_k] rank of the expert, kNoRank = none
-  int2* sends;             // [tile_tokens][sends_per_token] destination (-1 = none) and pair index there
+  // By top-k position, then token (see at()).
+  std::int32_t* ids;
+  std::int32_t* rows;  // output row at the expert's rank; -1 = none
+  float* weights;
+  std::uint8_t* ranks;  // rank of the expert, kNoRank = none
+  int2* sends;          // [tile_tokens][sends_per_token] destination (-1 = none) and pair index there
+
+  /// Four words behind every position keep both walks free of bank conflicts: along tokens, and along positions.
+  [[nodiscard]] __device__ int at(int token, int position) const {
+    return position * (tile_tokens + kPositionPadding) + token;
+  }
+  static constexpr int kPositionPadding = 4;
 };
 
 /// What a block's shared memory depends on.
@@ -53,7 +60,7 @@ __host__ __device__ inline std::int64_t carve(std::byte* memory, const TableShap
     used += round16(count * static_cast<std::int64_t>(sizeof(*part)));
   };
   const std::int64_t columns = std::int64_t{shape.ranks} + shape.experts;
-  const std::int64_t entries = std::int64_t{shape.tile_tokens} * shape.top_k;
+  const std::int64_t entries = std::int64_t{shape.tile_tokens + Tables::kPositionPadding} * shape.top_k;
   t.tile_tokens = shape.tile_tokens;
   t.words = shape.tile_tokens / 32;
   t.columns = shape.ranks + shape.experts;
@@ -86,43 +93,36 @@ struct Exchange {
   std::int64_t remote_assignments;  // of this rank to other ranks' experts, if all fits
 };
 
-// ---- Telling and waiting --------------------------------------------------------------------------------------------
+// ---- Telling --------------------------------------------------------------------------------------------------------
 
-/// Tells every rank what this block has counted.
+/// Tells every rank what this block has counted. Every count carries the epoch, so it needs neither fence nor flag.
 __device__ inline void tell_counts(const PrepareArgs& args, const CallContext& call, const Tables& t, bool refused) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
-  const int columns = ranks + group.control.num_experts;
+  const std::uint64_t tag = std::uint64_t{call.epoch} << 32;
   // A smaller grid than agreed on: the places of the blocks that are not there get zeros.
   const int places = group.control.count_blocks;
   for (int peer = 0; peer < ranks; ++peer) {
     for (int place = blockIdx.x; place < places; place += gridDim.x) {
-      std::int32_t* out = group.control_at<std::int32_t>(peer, group.control.counts_offset()) +
-                          (std::int64_t{group.rank} * places + place) * group.control.count_columns();
+      std::uint64_t* out = group.control_at<std::uint64_t>(peer, group.control.counts_offset()) +
+                           (std::int64_t{group.rank} * places + place) * group.control.count_columns();
       const bool empty = refused || place != static_cast<int>(blockIdx.x);
-      for (int c = threadIdx.x; c <= columns; c += kPrepareThreads) {
-        out[c] = c == columns ? (refused ? 1 : 0) : empty ? 0 : t.counts[c];
+      for (int c = threadIdx.x; c <= t.columns; c += kPrepareThreads) {
+        const int count = c == t.columns ? (refused ? 1 : 0) : empty ? 0 : t.counts[c];
+        store_relaxed(out + c, tag | static_cast<std::uint32_t>(count));
       }
     }
   }
-  __syncthreads();
-  for (int peer = threadIdx.x; peer < ranks; peer += kPrepareThreads) {
-    fence_system();
-    std::uint32_t* flags = group.control_at<std::uint32_t>(peer, group.control.count_flags_offset()) +
-                           std::int64_t{group.rank} * places;
-    for (int place = blockIdx.x; place < places; place += gridDim.x) store_relaxed(flags + place, call.epoch);
-  }
 }
 
-__device__ inline bool wait_for_counts(const CallContext& call) {
-  const DeviceGroup& group = *call.group;
-  const auto* flags = group.control_at<const std::uint32_t>(group.rank, group.control.count_flags_offset());
-  bool ok = true;
-  const int places = group.control.count_blocks;
-  for (int i = threadIdx.x; i < group.num_ranks * places; i += kPrepareThreads) {
-    ok = ok && wait_for_flag(call, i / places, flags + i);
+/// A count of another block, when it is there.
+__device__ inline std::int32_t await_count(const CallContext& call, int source, const std::uint64_t* count, bool& ok) {
+  std::uint64_t word = load_relaxed(count);
+  if (epoch_of(word) != call.epoch) {
+    ok = poll(call, source, count) && ok;
+    word = load_relaxed(count);
   }
-  return __syncthreads_and(ok) != 0;
+  return static_cast<std::int32_t>(word);
 }
 
 // ---- Tables ---------------------------------------------------------------------------------------------------------
@@ -163,8 +163,10 @@ __device__ inline std::int32_t place_groups(const DispatchLayout& layout, const 
   return row;
 }
 
-/// Adds up everybody's counts. All loads of a thread are independent, so that their latencies overlap.
-__device__ inline void sum_counts(const PrepareArgs& args, const Tables& t, int& refusing_rank, int& remote) {
+/// Adds up everybody's counts as they arrive. All loads of a thread are independent, so that their latencies overlap.
+/// False when a wait was given up.
+__device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& call, const Tables& t, int& refusing_rank,
+                                  int& remote) {
   constexpr int kLoads = 8;
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
@@ -173,12 +175,14 @@ __device__ inline void sum_counts(const PrepareArgs& args, const Tables& t, int&
   const int own_place = group.rank * places + static_cast<int>(blockIdx.x);
   const int num_places = ranks * places;
   const std::int32_t stride = group.control.count_columns();
-  const auto* counts = group.control_at<const std::int32_t>(group.rank, group.control.counts_offset());
+  const auto* counts = group.control_at<const std::uint64_t>(group.rank, group.control.counts_offset());
+  bool ok = true;
   for (int i = threadIdx.x; i < num_places * (ranks + 1); i += kPrepareThreads) {
     const int place = i / (ranks + 1);
     const int d = i - place * (ranks + 1);
     const int source = place / places;
-    const std::int32_t count = __ldcg(counts + std::int64_t{place} * stride + (d < ranks ? d : ranks + experts));
+    const std::int32_t count =
+        await_count(call, source, counts + std::int64_t{place} * stride + (d < ranks ? d : t.columns), ok);
     if (count == 0) continue;
     if (d == ranks) {
       atomicMin(&refusing_rank, source);
@@ -194,11 +198,19 @@ __device__ inline void sum_counts(const PrepareArgs& args, const Tables& t, int&
   for (int i = threadIdx.x; i < experts * chunks; i += kPrepareThreads) {
     const int chunk = i / experts;
     const int e = i - chunk * experts;
+    std::uint64_t words[kLoads];
+    const std::uint64_t* first = counts + std::int64_t{chunk} * kLoads * stride + ranks + e;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      words[j] = chunk * kLoads + j < num_places ? load_relaxed(first + std::int64_t{j} * stride)
+                                                 : std::uint64_t{call.epoch} << 32;
+    }
     std::int32_t loaded[kLoads];
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
-      const int place = chunk * kLoads + j;
-      loaded[j] = place < num_places ? __ldcg(counts + std::int64_t{place} * stride + ranks + e) : 0;
+      loaded[j] = static_cast<std::int32_t>(words[j]);
+      if (epoch_of(words[j]) == call.epoch) continue;
+      loaded[j] = await_count(call, (chunk * kLoads + j) / places, first + std::int64_t{j} * stride, ok);
     }
     std::int32_t sum = 0;
     std::int32_t earlier = 0;
@@ -215,10 +227,13 @@ __device__ inline void sum_counts(const PrepareArgs& args, const Tables& t, int&
   }
   mine = __reduce_add_sync(0xffffffffU, mine);
   if ((threadIdx.x & 31) == 0 && mine > 0) atomicAdd(&remote, mine);
+  return ok;
 }
 
-/// Where everything of this block begins, and whether all fits. `base`, `total` and `tokens` must be zero.
-__device__ inline Exchange compute_tables(const PrepareArgs& args, const Tables& t) {
+/// Where everything of this block begins, and whether all fits; false when a wait was given up. `base`, `total` and
+/// `tokens` must be zero.
+__device__ inline bool compute_tables(const PrepareArgs& args, const CallContext& call, const Tables& t,
+                                      Exchange& exchange) {
   const DeviceGroup& group = args.group;
   const DispatchLayout& layout = args.layout;
   const int ranks = group.num_ranks;
@@ -234,8 +249,8 @@ __device__ inline Exchange compute_tables(const PrepareArgs& args, const Tables&
     remote = 0;
   }
   __syncthreads();
-  sum_counts(args, t, refusing_rank, remote);
-  __syncthreads();
+  const bool ok = sum_counts(args, call, t, refusing_rank, remote);
+  if (__syncthreads_and(ok) == 0) return false;
   for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) {
     std::int32_t stage = 0;
     for (int s = 0; s < group.rank; ++s) stage -= t.tokens[s * ranks + d];
@@ -266,6 +281,7 @@ __device__ inline Exchange compute_tables(const PrepareArgs& args, const Tables&
   __syncthreads();
   // How many rows the first rank with an overflow lacks, for the message.
   if (overflow_rank < kMaxRanks) {
+    __syncthreads();
     if (layout.token_major() && threadIdx.x == 0) {
       for (int s = 0; s < ranks; ++s) overflow_rows += t.tokens[s * ranks + overflow_rank];
       overflow_rows -= static_cast<int>(pair_limit(layout));
@@ -278,13 +294,12 @@ __device__ inline Exchange compute_tables(const PrepareArgs& args, const Tables&
     }
     __syncthreads();
   }
-  Exchange exchange;
   exchange.refusing_rank = refusing_rank < kMaxRanks ? refusing_rank : -1;
   exchange.overflow_rank = overflow_rank < kMaxRanks ? overflow_rank : -1;
   exchange.overflow_rows = overflow_rows;
   exchange.remote_assignments = remote;
   exchange.refused = exchange.refusing_rank >= 0 || (exchange.overflow_rank >= 0 && !args.drop_overflow);
-  return exchange;
+  return true;
 }
 
 }  // namespace epistle::cuda

@@ -31,11 +31,11 @@ std::unique_ptr<CudaDispatcher> create(Group& group, const DispatcherConfig& con
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> all = {
-      {{DirectDispatcher::kName, "each row written once per (token, rank) straight to its final place"},
-       create<DirectDispatcher>},
+    {{DirectDispatcher::kName, "each row written once per (token, rank) straight to its final place"},
+     create<DirectDispatcher>},
 #if EPISTLE_HAS_NCCL
-      {{nccl::AllToAllDispatcher::kName, "permute, one all-to-all-v over NCCL, unpermute; a GPU for every rank"},
-       nccl::AllToAllDispatcher::create},
+    {{nccl::AllToAllDispatcher::kName, "permute, one all-to-all-v over NCCL, unpermute; a GPU for every rank"},
+     nccl::AllToAllDispatcher::create},
 #endif
   };
   return all;

@@ -1,5 +1,6 @@
-// How ranks' kernels wait for each other: flags in the peers' control sections, written with release and polled with
-// acquire semantics at system scope. Every wait ends: by the flag, by real time, or because the host says so.
+// How ranks' kernels wait for each other: flags in the peers' control sections, written with release semantics and
+// polled with relaxed loads, with one acquire at the end, at system scope. Every wait ends: by the flag, by real time,
+// or because the host says so.
 #pragma once
 
 #include <cstdint>
@@ -70,12 +71,6 @@ __device__ inline bool reached(std::uint32_t seen, std::uint32_t epoch) {
 }
 
 /// One call of this rank's kernel.
-#ifdef EPISTLE_TRACE
-static __device__ long long trace_clock[64];
-#define TRACE(i) do { __syncthreads(); if (blockIdx.x == 0 && threadIdx.x == 0) trace_clock[i] = clock64(); } while (0)
-#else
-#define TRACE(i)
-#endif
 struct CallContext {
   const DeviceGroup* group;
   std::uint32_t epoch;
@@ -183,8 +178,8 @@ __device__ inline bool wait_all_ready(const CallContext& call) {
   return __syncthreads_and(ok) != 0;
 }
 
-/// Tells every rank that this one has started the call. By the first threads of one block. Needs no fence: what this rank
-/// did before, it did in kernels that have ended.
+/// Tells every rank that this one has started the call. By the first threads of one block. Needs no fence: what this
+/// rank did before, it did in kernels that have ended.
 __device__ inline void announce(const CallContext& call) {
   const DeviceGroup& group = *call.group;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {

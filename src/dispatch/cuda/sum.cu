@@ -14,7 +14,7 @@ namespace epistle::cuda {
 namespace {
 
 constexpr int kSumWarps = kSumThreads / kWarpSize;
-constexpr int kSumVectors = 4;  // 16-byte vectors of a row that a lane sums at once
+constexpr int kSumVectors = 4;              // 16-byte vectors of a row that a lane sums at once
 constexpr std::uint32_t kPhaseCombine = 6;  // Phase::kCombine
 
 struct Worker {
@@ -61,7 +61,8 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < kSumVectors; ++i) {
       const int at = begin + i * kWarpSize;
-      v[i] = at < num_vectors ? load_vector(row + static_cast<std::int64_t>(at) * kVectorBytes) : make_uint4(0, 0, 0, 0);
+      v[i] =
+          at < num_vectors ? load_vector(row + static_cast<std::int64_t>(at) * kVectorBytes) : make_uint4(0, 0, 0, 0);
     }
   }
   __device__ void store(std::byte* row, const uint4 (&v)[kSumVectors], bool aligned) const {
@@ -246,7 +247,8 @@ struct Summer {
     sums.pack(out);
   }
 
-  /// Sums this rank's tokens from the rows of all ranks: token rows in the order of the sends, expert rows in top-k order.
+  /// Sums this rank's tokens from the rows of all ranks: token rows in the order of the sends, expert rows in top-k
+  /// order.
   __device__ void pull_tokens(const Worker& worker) const {
     const bool token_major = args.layout.token_major();
     const int count = token_major ? args.handle.sends_per_token : args.handle.top_k;
@@ -274,8 +276,7 @@ struct Summer {
           }
           for (unsigned left = __ballot_sync(kFullWarp, row >= 0); left != 0; left &= left - 1) {
             const int lane = __ffs(static_cast<int>(left)) - 1;
-            const std::byte* rows =
-                group().section(__shfl_sync(kFullWarp, rank, lane), BufferSection::kCombineRows);
+            const std::byte* rows = group().section(__shfl_sync(kFullWarp, rank, lane), BufferSection::kCombineRows);
             uint4 v[kSumVectors];
             part.load(rows + __shfl_sync(kFullWarp, row, lane) * row_bytes, v);
             sums.add(v, args.weighted, __shfl_sync(kFullWarp, weight, lane));
@@ -354,7 +355,8 @@ const void* sum_kernel_address(DType dtype) noexcept {
 }
 
 cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream) {
-  const std::uint64_t addresses = reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out);
+  const std::uint64_t addresses =
+      reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out);
   const bool can_bulk = (addresses & 15U) == 0 && args.handle.top_k <= kWarpSize;
   if (args.tuning.bulk && can_bulk) return launch_sum_bulk(args, stream);
   switch (args.dtype) {

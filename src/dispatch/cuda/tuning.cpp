@@ -1,6 +1,8 @@
 #include "dispatch/cuda/tuning.hpp"
 
 #include <algorithm>
+#include <array>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -10,7 +12,7 @@ namespace epistle::cuda {
 namespace {
 
 constexpr int kPermille = 1000;
-// Eight SMs store as much as NVLink carries in one direction (shared/facts/gpu.md).
+// Eight SMs store as much as NVLink carries in one direction.
 constexpr int kDefaultPackSms = 8;
 
 const TuningRow& find_row(const TuningQuery& query) {
@@ -55,9 +57,10 @@ std::string describe(const TuningQuery& query) {
         to_string(query.layout), query.num_tokens, pack_blocks(query));
   }
   const TuningChoice choice = choose(query);
+  constexpr std::array<std::string_view, 3> kCalls = {"dispatch", "dispatch behind prepare", "combine"};
   return fmt::format("{} of {} rows, {} tokens ({}): {} SMs, {} of them for peers, {}; measured: {}",
-                     query.call == TunedCall::kDispatch ? "dispatch" : "combine", to_string(query.layout),
-                     query.num_tokens, choice.row->bucket, choice.num_blocks, choice.peer_blocks,
+                     kCalls[static_cast<std::size_t>(query.call)], to_string(query.layout), query.num_tokens,
+                     choice.row->bucket, choice.num_blocks, choice.peer_blocks,
                      choice.bulk ? "bulk copies" : "16-byte loads and stores", choice.row->measured);
 }
 

@@ -12,7 +12,11 @@
 
 namespace epistle::cuda {
 
-enum class TunedCall : std::int32_t { kDispatch, kCombine };
+enum class TunedCall : std::int32_t {
+  kDispatch,
+  kColdDispatch,  ///< behind its prepare, overlapping it
+  kCombine,
+};
 
 /// What a choice depends on.
 struct TuningQuery {

@@ -31,6 +31,8 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
   AllToAllDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device,
                      const NcclApi& api);
   ~AllToAllDispatcher() override;
+  AllToAllDispatcher(const AllToAllDispatcher&) = delete;
+  AllToAllDispatcher& operator=(const AllToAllDispatcher&) = delete;
 
   [[nodiscard]] std::string_view name() const noexcept override { return kName; }
   /// Pairs that keep a place in expert layouts although all their rows were dropped are sent, too.

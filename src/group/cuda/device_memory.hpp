@@ -94,6 +94,8 @@ class VirtualPiece final : public DevicePiece {
  public:
   explicit VirtualPiece(std::int64_t reserved_bytes);
   ~VirtualPiece() override;
+  VirtualPiece(const VirtualPiece&) = delete;
+  VirtualPiece& operator=(const VirtualPiece&) = delete;
 
   [[nodiscard]] std::int64_t resident_bytes() const noexcept override { return resident_bytes_; }
   /// Keeps `memory`, which lies in this piece, until the piece goes.
@@ -110,6 +112,8 @@ class AllocatedPiece final : public DevicePiece {
  public:
   explicit AllocatedPiece(std::int64_t num_bytes);
   ~AllocatedPiece() override;
+  AllocatedPiece(const AllocatedPiece&) = delete;
+  AllocatedPiece& operator=(const AllocatedPiece&) = delete;
 
   [[nodiscard]] std::int64_t resident_bytes() const noexcept override { return num_bytes_; }
   /// Leaves the memory to the end of the process, because others may still use it.

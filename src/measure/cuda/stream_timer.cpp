@@ -46,8 +46,9 @@ void StreamTimer::begin() {
   const std::int64_t start_ns =
       *std::max_element(ready_ns_.begin(), ready_ns_.end()) + kLeadNs + kLeadPerRankNs * group_.size();
   cuda::check_cuda(launch_bench_delay(stream_, start_ns - steady_now_ns()), "launch the delay kernel");
-  cuda::check_cuda(cudaEventRecord(begin_, stream_), "record an event");
 }
+
+void StreamTimer::mark() { cuda::check_cuda(cudaEventRecord(begin_, stream_), "record an event"); }
 
 void StreamTimer::end() { cuda::check_cuda(cudaEventRecord(end_, stream_), "record an event"); }
 
