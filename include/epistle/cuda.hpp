@@ -2,18 +2,20 @@
 //
 // The calls are those of Dispatcher (epistle/dispatcher.hpp), with these differences:
 //   - every pointer (routing, payload, output, handle description) is device memory of the dispatcher's device;
-//   - calls put work on the dispatcher's stream and return; results are there when the stream gets to them. prepare waits
+//   - calls put work on the dispatcher's stream and return; results are there when the stream gets to them. prepare
+//   waits
 //     on the host under exact sizing (once, for the counts), never under capacity sizing: then prepare, dispatch and
 //     combine can be captured into a CUDA graph and replayed with other routing and payload in the same buffers. A
 //     captured handle must outlive the graph;
 //   - under capacity sizing Handle::stats() and the num_dropped of its output wait for the stream;
-//   - what the device finds (bad ids, a rank that is late or gone, rows beyond the capacity under OverflowPolicy::kError)
-//     is thrown by synchronize(), by Handle::stats(), or by a later call, whichever comes first; the rows of the call it
-//     happened in must not be used. Nothing is written out of place in any case.
+//   - what the device finds (bad ids, a rank that is late or gone, rows beyond the capacity under
+//   OverflowPolicy::kError)
+//     is thrown by synchronize(), by Handle::stats(), or by a later call, whichever comes first; the rows of the call
+//     it happened in must not be used. Nothing is written out of place in any case.
 //
-// That is so of `direct`. `alltoall` moves rows with NCCL, which the host has to tell how many there are: the first call
-// with a handle waits for its counts under every sizing, every call agrees with the other ranks on the host, and none can be
-// captured (kUnsupported). Every rank needs a GPU of its own.
+// That is so of `direct`. `alltoall` moves rows with NCCL, which the host has to tell how many there are: the first
+// call with a handle waits for its counts under every sizing, every call agrees with the other ranks on the host, and
+// none can be captured (kUnsupported). Every rank needs a GPU of its own.
 //
 // The header needs no CUDA header; in a build without CUDA the functions exist and throw kUnsupported.
 #pragma once
@@ -42,8 +44,8 @@ enum class CudaMover : std::int32_t {
 };
 
 struct CudaOptions {
-  /// CUDA ordinal of this rank's GPU. -1: ranks are spread evenly over the visible GPUs, in blocks; several ranks on one
-  /// GPU ("virtual ranks") must be threads of one process.
+  /// CUDA ordinal of this rank's GPU. -1: ranks are spread evenly over the visible GPUs, in blocks; several ranks on
+  /// one GPU ("virtual ranks") must be threads of one process.
   int device = -1;
   /// Streaming multiprocessors that one call may occupy, one thread block on each. 0: what the tuning table says. Never
   /// more than the GPU's share of one rank, so that the kernels of all ranks on it are resident together.
@@ -53,8 +55,8 @@ struct CudaOptions {
 
 class CudaDispatcher : public Dispatcher {
  public:
-  /// The stream that the following calls use; null = the default stream. Order between calls on different streams is the
-  /// caller's business.
+  /// The stream that the following calls use; null = the default stream. Order between calls on different streams is
+  /// the caller's business.
   virtual void set_stream(CudaStream stream) = 0;
   [[nodiscard]] virtual CudaStream stream() const noexcept = 0;
 
@@ -79,8 +81,8 @@ struct CudaSupport {
 };
 [[nodiscard]] CudaSupport cuda_support();
 
-/// Creates a dispatcher on the CUDA device. Collective. Throws as make_dispatcher does, and kUnsupported where the build
-/// or the machine has no CUDA device, or the GPUs of two ranks cannot reach each other.
+/// Creates a dispatcher on the CUDA device. Collective. Throws as make_dispatcher does, and kUnsupported where the
+/// build or the machine has no CUDA device, or the GPUs of two ranks cannot reach each other.
 [[nodiscard]] std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Group& group,
                                                                    const DispatcherConfig& config,
                                                                    const CudaOptions& options = {});

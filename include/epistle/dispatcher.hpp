@@ -181,8 +181,8 @@ class Dispatcher {
     return dispatch_receive(handle);
   }
 
-  /// prepare and dispatch in one call, where nothing has to happen between them: a device can start moving rows while it
-  /// still describes them. The result is in output() of the returned handle.
+  /// prepare and dispatch in one call, where nothing has to happen between them: a device can start moving rows while
+  /// it still describes them. The result is in output() of the returned handle.
   [[nodiscard]] virtual Handle prepare_and_dispatch(const RoutingView& routing, const Payload& payload) {
     Handle handle = prepare(routing);
     static_cast<void>(dispatch(handle, payload));

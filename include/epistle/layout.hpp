@@ -34,10 +34,10 @@ struct ExpertPartition {
 
 /// How a dispatcher moves rows; decides which buffers it needs.
 enum class Transport : std::int32_t {
-  kReference,  ///< every rank publishes its whole input
-  kAllToAll,   ///< packed send buffer, all-to-all-v, receive buffer
-  kDirect,     ///< senders write into the receiver's rows
-  kDevice,     ///< the same on a GPU; hierarchical sums of expert rows are written into the source's stage
+  kReference,       ///< every rank publishes its whole input
+  kAllToAll,        ///< packed send buffer, all-to-all-v, receive buffer
+  kDirect,          ///< senders write into the receiver's rows
+  kDevice,          ///< the same on a GPU; hierarchical sums of expert rows are written into the source's stage
   kDeviceAllToAll,  ///< kAllToAll on a GPU; dispatch sends one row per (token, rank) in every layout
 };
 
@@ -279,8 +279,8 @@ class DispatchLayout {
     return params_.top_k < params_.num_ranks - 1 ? params_.top_k : params_.num_ranks - 1;
   }
 
-  /// Bytes of what a sender tells about one (token, rank) pair: TokenRecordHeader, then for each top-k position the local
-  /// expert (token_major) or the output row (expert layouts; on a device only) and the weight.
+  /// Bytes of what a sender tells about one (token, rank) pair: TokenRecordHeader, then for each top-k position the
+  /// local expert (token_major) or the output row (expert layouts; on a device only) and the weight.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t pair_record_bytes() const noexcept {
     return static_cast<std::int64_t>(sizeof(TokenRecordHeader)) + static_cast<std::int64_t>(params_.top_k) * 8;
   }

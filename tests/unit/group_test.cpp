@@ -331,7 +331,7 @@ TEST(Group, ExchangedDescriptorsReachEveryProcess) {
 
 TEST(Group, RankLostInAnExchangeBreaksTheGroup) {
   const std::vector<int> exits = run_process_ranks(3, [](Group& group) {
-    group.barrier();
+    // No barrier before: a rank that is slow to leave it would meet the failure that another one has seen since, there.
     if (group.rank() == 1) ::_exit(0);
     const auto names_rank_1 = [](const Outcome& outcome) {
       return outcome && outcome->code() == ErrorCode::kPeerLost && outcome->context().peer_rank == 1;

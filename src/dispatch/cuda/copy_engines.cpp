@@ -224,7 +224,7 @@ CopyEngines::CopyEngines(const DispatchLayout& layout, int rank, int device, boo
 }
 
 CopyEngines::~CopyEngines() {
-  if (allocator_ != nullptr) allocator_->release(send_buffer_, last_pack_);
+  if (allocator_ != nullptr) allocator_->release(send_buffer_);
   for (const cudaEvent_t event : {fork_, ready_, last_pack_}) destroy_event(event);
   for (const cudaEvent_t event : chunk_packed_) destroy_event(event);
 }

@@ -201,6 +201,8 @@ Handle CudaCollective::prepare_and_dispatch(const RoutingView& routing, const Pa
   struct Following {
     explicit Following(bool& wanted) : flag(wanted) { flag = true; }
     ~Following() { flag = false; }
+    Following(const Following&) = delete;
+    Following& operator=(const Following&) = delete;
     bool& flag;
   };
   const Following following(dispatch_follows_);

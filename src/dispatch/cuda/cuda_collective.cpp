@@ -15,19 +15,12 @@
 namespace epistle::cuda {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 std::atomic<std::uint64_t> next_dispatcher_id{1};
 
 // Blocks that count in prepare: enough that each has few tokens, few enough that all can read all counts quickly.
 constexpr int kMaxCountBlocks = 16;
 constexpr int kMaxCountPlaces = 128;
 constexpr std::int64_t kMinTokensPerBlock = 64;
-// How often a waiting host looks at the clock, and at its peers.
-constexpr int kPollsPerLook = 256;
-constexpr std::chrono::milliseconds kPeerLookInterval{5};
-// The device gives up by itself; the host waits a little longer before it believes that it does not.
-constexpr std::chrono::milliseconds kDeviceGrace{2000};
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 
 int count_blocks_for(int num_ranks, int sm_share) {
@@ -47,6 +40,7 @@ struct DeviceFacts {
   std::int64_t granularity = 0;
   std::int32_t sm_share = 0;
   std::int32_t device = 0;
+  std::int32_t shares_gpu = 0;  ///< after gathering: some ranks of the group do
 };
 
 DeviceFacts gather_facts(GroupImpl& group, int device) {
@@ -64,10 +58,12 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
     return group.kind() == GroupKind::kThreads && other.device == device;
   });
   own.sm_share = num_sms / static_cast<int>(std::max<std::ptrdiff_t>(1, ranks_here));
+  own.shares_gpu = ranks_here > 1 ? 1 : 0;
   group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
   for (const DeviceFacts& other : all) {
     own.granularity = std::max(own.granularity, other.granularity);
     own.sm_share = std::min(own.sm_share, other.sm_share);
+    own.shares_gpu = std::max(own.shares_gpu, other.shares_gpu);
   }
   if (own.sm_share < 1) {
     throw Error(ErrorCode::kUnsupported,
@@ -113,6 +109,7 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
             [&] {
               const DeviceFacts facts = gather_facts(*group_, device);
               sm_share_ = facts.sm_share;
+              shares_gpu_ = facts.shares_gpu != 0;
               control_ = make_control(config, num_ranks(), count_blocks_for(num_ranks(), facts.sm_share));
               layout_ = DispatchLayout(make_params(*group_, config, facts, transport));
               return layout_.reserved_bytes();
@@ -161,7 +158,7 @@ CudaCollective::~CudaCollective() {
   }
   if (last_work_ != nullptr) {
     warn_cuda(cudaEventSynchronize(last_work_), "waiting for the last work of a dispatcher");
-    allocator_->release(local_memory_, last_work_);
+    allocator_->release(local_memory_);
     warn_cuda(cudaEventDestroy(last_work_), "destroying an event");
   }
   for (const auto& handle : handles_) handle->waiter = nullptr;
@@ -187,12 +184,23 @@ void CudaCollective::grow(const std::vector<RowDemand>& demands) {
   demands_ = raised;
 }
 
+/// Collective where ranks share a GPU.
 std::shared_ptr<CudaHandleState> CudaCollective::acquire_handle() {
-  for (const auto& handle : handles_) {
-    if (handle.use_count() == 1 && handle->checked) return handle;
+  const auto found = std::find_if(handles_.begin(), handles_.end(),
+                                  [](const auto& handle) { return handle.use_count() == 1 && handle->checked; });
+  const bool has_free = found != handles_.end();
+  const std::shared_ptr<CudaHandleState> free = has_free ? *found : nullptr;
+  bool somebody_allocates = false;
+  if (shares_gpu_) {
+    // Allocating may wait for the device, so nobody's prepare may wait there for a rank that still has to allocate.
+    const std::int32_t own = has_free ? 0 : 1;
+    std::vector<std::int32_t> all(static_cast<std::size_t>(num_ranks()));
+    group_->all_gather(&own, sizeof(own), all.data(), Phase::kLayout);
+    somebody_allocates = std::any_of(all.begin(), all.end(), [](std::int32_t needs) { return needs != 0; });
   }
-  handles_.push_back(std::make_shared<CudaHandleState>(allocator_, layout_, rank()));
-  return handles_.back();
+  if (!has_free) handles_.push_back(std::make_shared<CudaHandleState>(allocator_, layout_, rank()));
+  if (somebody_allocates) group_->barrier(Phase::kLayout);
+  return has_free ? free : handles_.back();
 }
 
 // ---- Prepare --------------------------------------------------------------------------------------------------------
@@ -267,60 +275,11 @@ void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, 
   if (!dispatch_follows_) mark_use(state);
 }
 
-void CudaCollective::wait_for_summary(CudaHandleState& state) {
-  if (state.finished) {
-    // Once more, after a graph has run prepare again.
-    state.finish();
-    state.checked = false;
-    return;
-  }
-  if (is_capturing()) {
-    throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
-                   "the stream is being captured, so the host cannot wait for counts; use capacity sizing and read the "
-                   "counts after the graph has run");
-  }
-  wait_on_host(&state, [&] { return state.is_complete(); });
-  state.finish();
-}
-
-void CudaCollective::check_summary(CudaHandleState& state, const RoutingView* routing) {
-  if (state.checked) return;
-  state.checked = true;
-  const Summary& summary = *state.summary;
-  const auto finding = static_cast<Finding>(summary.finding);
-  if (finding == Finding::kNone) return;
-  const Error::Context context{.rank = rank(), .peer_rank = summary.peer, .phase = Phase::kLayout};
-  const std::int64_t token = summary.a / std::max(1, config_.top_k);
-  const std::int64_t position = summary.a % std::max(1, config_.top_k);
-  static_cast<void>(routing);
-  switch (finding) {
-    case Finding::kBadId:
-      throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
-                     fmt::format("expert id {} at token {}, position {}; ids go from 0 to {}, and -1 means no expert",
-                                 summary.b, token, position, config_.num_experts - 1));
-    case Finding::kRepeatedId:
-      throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
-                     fmt::format("expert id {} stands twice in the top-k of token {} (seen at position {}); an expert "
-                                 "may be chosen once per token",
-                                 summary.b, token, position));
-    case Finding::kPeerRejected:
-      throw Error(ErrorCode::kPeerRejected,
-                  fmt::format("rank {} rejected its input, so nothing was sent", summary.peer), context);
-    default:
-      throw Error(ErrorCode::kCapacityExceeded,
-                  fmt::format("rank {} would receive {} rows more than its {} {}; nothing was sent. Raise "
-                              "capacity_rows, use exact sizing, or set the overflow policy to drop",
-                              summary.peer, summary.a, layout_.row_limit(),
-                              config_.layout == OutputLayout::kExpertSlots ? "expert slots" : "rows of capacity"),
-                  context);
-  }
-}
-
-std::vector<RowDemand> CudaCollective::demands_of(CudaHandleState& state) {
+std::vector<RowDemand> CudaCollective::demands_of(CudaHandleState& handle) {
   std::vector<RowDemand> demands(static_cast<std::size_t>(num_ranks()));
   for (int peer = 0; peer < num_ranks(); ++peer) {
-    demands[static_cast<std::size_t>(peer)].output_rows = state.output_rows(peer);
-    demands[static_cast<std::size_t>(peer)].send_pairs = state.other_pairs(peer);
+    demands[static_cast<std::size_t>(peer)].output_rows = handle.output_rows(peer);
+    demands[static_cast<std::size_t>(peer)].send_pairs = handle.other_pairs(peer);
   }
   return demands;
 }
@@ -337,134 +296,6 @@ WireBytes CudaCollective::wire_bytes(const Handle& handle) const {
   const std::int64_t combined = layout_.combines_per_rank() ? stats.sent_remote_rows : stats.sent_remote_assignments;
   return {.dispatch = stats.sent_remote_rows * (params.row_bytes + params.scale_bytes),
           .combine = combined * params.combine_row_bytes};
-}
-
-// ---- Waiting, and what the device finds -----------------------------------------------------------------------------
-
-bool CudaCollective::is_capturing() const {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream_, &status), "asking whether the stream is being captured");
-  return status != cudaStreamCaptureStatusNone;
-}
-
-void CudaCollective::mark_use(CudaHandleState& state) {
-  if (is_capturing()) return;
-  check_cuda(cudaEventRecord(state.last_use, stream_), "recording an event");
-  check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
-}
-
-template <typename IsDone>
-void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is_done) {
-  const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
-  const Clock::time_point start = Clock::now();
-  Clock::time_point last_look = start;
-  while (true) {
-    for (int poll = 0; poll < kPollsPerLook; ++poll) {
-      if (is_done()) return;
-      spin_pause();
-    }
-    if (control->report.finding != 0) throw_finding(const_cast<const HostControl*>(control)->report, state);
-    const Clock::time_point now = Clock::now();
-    if (now - last_look < kPeerLookInterval) continue;
-    last_look = now;
-    if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess)
-      check_cuda(error, "waiting for the device");
-    if (const cudaError_t error = cudaEventQuery(last_work_); error != cudaSuccess && error != cudaErrorNotReady) {
-      check_cuda(error, "waiting for the device");
-    }
-    const int lost = group_->find_lost_rank();
-    if (lost >= 0 && !is_done()) stop_for_lost_rank(lost, state);
-    if (now - start > group_->timeout() + kDeviceGrace) {
-      static_cast<void>(abandon_transport());
-      throw complain(ErrorCode::kTimeout, Phase::kLayout,
-                     fmt::format("the device did not finish within {} ms; another kernel may hold the SMs of GPU {}",
-                                 (group_->timeout() + kDeviceGrace).count(), device_));
-    }
-  }
-}
-
-void CudaCollective::stop_for_lost_rank(int lost, const CudaHandleState* state) {
-  // A rank that has left may have done all it had to: the device says whether it owes anything.
-  const Clock::time_point start = Clock::now();
-  auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
-  while (Clock::now() - start < std::chrono::milliseconds(50)) {
-    if (cudaEventQuery(last_work_) == cudaSuccess && control->report.finding == 0) return;
-  }
-  control->abort = 1;
-  const Phase abandoned = abandon_transport();
-  check_cuda(cudaEventSynchronize(last_work_), "stopping the device after a rank was lost");
-  control->abort = 0;
-  const MissingRows missing = [state, this](int peer) {
-    return state != nullptr && state->finished && !state->pairs.empty() ? std::int64_t{state->num_pairs(peer, rank())}
-                                                                        : std::int64_t{-1};
-  };
-  const auto phase = control->report.finding != 0 ? static_cast<Phase>(control->report.phase) : abandoned;
-  if (phase == Phase::kNone) return;
-  group_->fail(ErrorCode::kPeerLost, phase, lost, &missing);
-}
-
-void CudaCollective::throw_finding(const Report& report, const CudaHandleState* state) {
-  const auto phase = static_cast<Phase>(report.phase);
-  const int peer = report.peer;
-  const MissingRows missing = [state, phase, this](int other) -> std::int64_t {
-    if (state == nullptr || !state->finished || state->pairs.empty()) return -1;
-    return phase == Phase::kCombine ? state->num_pairs(rank(), other) : state->num_pairs(other, rank());
-  };
-  switch (static_cast<Finding>(report.finding)) {
-    case Finding::kCallMismatch: {
-      constexpr std::array<std::string_view, 6> kNames = {"nothing", "prepare",           "dispatch",
-                                                          "combine", "dispatch_backward", "a call that it rejected"};
-      const auto name = [&](std::int64_t word) {
-        return kNames[std::min<std::size_t>(static_cast<std::size_t>(word >> 24) & 0xffU, kNames.size() - 1)];
-      };
-      throw Error(
-          ErrorCode::kShapeMismatch,
-          fmt::format("rank {} calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
-                      "calls in the same order; nothing was sent",
-                      rank(), name(report.a), report.a & 0xffffff, peer, name(report.b), report.b & 0xffffff),
-          {.rank = rank(), .peer_rank = peer, .phase = phase});
-    }
-    case Finding::kTimeout: {
-      const int lost = group_->find_lost_rank();
-      group_->fail(lost == peer ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, peer, &missing);
-    }
-    default: {
-      const int lost = group_->find_lost_rank();
-      group_->check_usable();
-      group_->fail(lost >= 0 ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, lost >= 0 ? lost : peer, &missing);
-    }
-  }
-}
-
-/// Throws what earlier calls have found; does not wait.
-void CudaCollective::check_findings() {
-  group_->check_usable();
-  auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
-  if (control->report.finding != 0) {
-    throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, open_state_);
-  }
-  if (control->rejected.finding != 0) {
-    const int peer = control->rejected.peer;
-    const auto phase = static_cast<Phase>(control->rejected.phase);
-    control->rejected.finding = 0;
-    throw Error(ErrorCode::kPeerRejected, fmt::format("rank {} rejected its input, so nothing was sent", peer),
-                {.rank = rank(), .peer_rank = peer, .phase = phase});
-  }
-  for (const auto& handle : handles_) {
-    if (handle->checked || !handle->is_complete()) continue;
-    if (!handle->finished) handle->finish();
-    check_summary(*handle, nullptr);
-  }
-}
-
-void CudaCollective::synchronize() {
-  const DeviceGuard guard(device_);
-  if (is_capturing()) {
-    throw complain(ErrorCode::kInvalidArgument, Phase::kNone, "the stream is being captured and cannot be waited for");
-  }
-  check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
-  wait_on_host(open_state_, [&] { return cudaEventQuery(last_work_) == cudaSuccess; });
-  check_findings();
 }
 
 // ---- Settings -------------------------------------------------------------------------------------------------------

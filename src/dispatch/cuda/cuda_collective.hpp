@@ -28,6 +28,8 @@ namespace epistle::cuda {
 class CudaCollective : public CudaDispatcher {
  public:
   ~CudaCollective() override;
+  CudaCollective(const CudaCollective&) = delete;
+  CudaCollective& operator=(const CudaCollective&) = delete;
 
   [[nodiscard]] const DispatcherConfig& config() const noexcept final { return config_; }
   [[nodiscard]] const DispatchLayout& layout() const noexcept final { return layout_; }
@@ -83,6 +85,8 @@ class CudaCollective : public CudaDispatcher {
   /// True when start_move can put a kernel behind prepare that starts before that has ended (MoveArgs::behind_prepare).
   [[nodiscard]] virtual bool can_follow_closely() const noexcept { return false; }
 
+  [[nodiscard]] bool shares_gpu() const noexcept { return shares_gpu_; }
+  [[nodiscard]] bool has_bulk_copies() const noexcept { return compute_major_ >= kFirstMajorWithBulkCopies; }
   [[nodiscard]] int rank() const noexcept { return group_->rank(); }
   [[nodiscard]] int num_ranks() const noexcept { return group_->num_ranks(); }
   [[nodiscard]] TuningQuery tuning_query(TunedCall call, std::int64_t num_tokens) const noexcept;
@@ -143,8 +147,9 @@ class CudaCollective : public CudaDispatcher {
   CudaOptions options_;
   DeviceControl control_;
   DispatchLayout layout_;
-  int sm_share_ = 1;    ///< SMs that this rank may use at most
-  SymmetricHeap heap_;  ///< behind what its size follows from
+  int sm_share_ = 1;         ///< SMs that this rank may use at most
+  bool shares_gpu_ = false;  ///< some ranks of the group share one
+  SymmetricHeap heap_;       ///< behind what its size follows from
   std::shared_ptr<DeviceAllocator> allocator_;
   PinnedMemory host_control_;
   std::byte* local_memory_ = nullptr;

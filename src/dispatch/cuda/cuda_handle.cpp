@@ -46,7 +46,7 @@ CudaHandleState::CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, con
 }
 
 CudaHandleState::~CudaHandleState() {
-  if (memory_ != nullptr) allocator_->release(memory_, last_use);
+  if (memory_ != nullptr) allocator_->release(memory_);
   if (last_use != nullptr) warn_cuda(cudaEventDestroy(last_use), "destroying an event");
 }
 

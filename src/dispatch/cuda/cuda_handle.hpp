@@ -20,6 +20,8 @@ class CudaHandleState final : public HandleState {
  public:
   CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, const DispatchLayout& layout, int rank);
   ~CudaHandleState() override;
+  CudaHandleState(const CudaHandleState&) = delete;
+  CudaHandleState& operator=(const CudaHandleState&) = delete;
 
   void wait_for_counts() override;
 

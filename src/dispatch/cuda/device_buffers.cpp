@@ -24,16 +24,19 @@ std::byte* DeviceAllocator::allocate(std::int64_t num_bytes) {
   const DeviceGuard guard(device_);
   void* memory = nullptr;
   const auto size = static_cast<std::size_t>(num_bytes);
-  check_cuda(cudaMallocAsync(&memory, size, stream_), "allocating device memory");
-  check_cuda(cudaMemsetAsync(memory, 0, size, stream_), "clearing device memory");
-  check_cuda(cudaStreamSynchronize(stream_), "allocating device memory");
+  // Not from a memory pool: a pool gives memory back when somebody synchronises, and that waits for the device.
+  check_cuda(cudaMalloc(&memory, size), "allocating device memory");
+  cudaError_t status = cudaMemsetAsync(memory, 0, size, stream_);
+  if (status == cudaSuccess) status = cudaStreamSynchronize(stream_);
+  if (status != cudaSuccess) warn_cuda(cudaFree(memory), "releasing device memory");
+  check_cuda(status, "clearing device memory");
   return static_cast<std::byte*>(memory);
 }
 
-void DeviceAllocator::release(std::byte* memory, cudaEvent_t after) noexcept {
+void DeviceAllocator::release(std::byte* memory) noexcept {
   if (memory == nullptr) return;
-  if (after != nullptr) warn_cuda(cudaStreamWaitEvent(stream_, after), "ordering the release of device memory");
-  warn_cuda(cudaFreeAsync(memory, stream_), "releasing device memory");
+  // Waits for the work that uses the memory, and for any other work of the device.
+  warn_cuda(cudaFree(memory), "releasing device memory");
 }
 
 namespace {

@@ -11,7 +11,7 @@
 
 namespace epistle::cuda {
 
-/// Allocates in stream order on a stream of its own. Shared by everything whose memory it holds.
+/// Shared by everything whose memory it holds.
 class DeviceAllocator {
  public:
   explicit DeviceAllocator(int device);
@@ -21,8 +21,7 @@ class DeviceAllocator {
 
   /// Zero-filled memory, usable at once on any stream of the device.
   [[nodiscard]] std::byte* allocate(std::int64_t num_bytes);
-  /// `num_bytes` of memory that may still be in use by work before `after`.
-  void release(std::byte* memory, cudaEvent_t after) noexcept;
+  void release(std::byte* memory) noexcept;
   [[nodiscard]] int device() const noexcept { return device_; }
 
  private:

@@ -6,11 +6,8 @@ namespace epistle::cuda {
 
 DirectDispatcher::DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device)
     : CudaCollective(group, config, options, device) {
-  int num_sms = 0;
-  check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "asking for the number of SMs");
-  shares_gpu_ = tuning_query(TunedCall::kDispatch, 0).sm_share < num_sms;
   if (options.mover != CudaMover::kCopyEngines) return;
-  copy_engines_ = std::make_unique<CopyEngines>(layout(), rank(), device, shares_gpu_);
+  copy_engines_ = std::make_unique<CopyEngines>(layout(), rank(), device, shares_gpu());
 }
 
 void DirectDispatcher::start_move(const CudaHandleState& handle, MoveArgs& args) {

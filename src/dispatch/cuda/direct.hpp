@@ -23,11 +23,13 @@ class DirectDispatcher final : public CudaCollective {
  protected:
   void start_move(const CudaHandleState& handle, MoveArgs& args) override;
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
-  // On a shared GPU a dispatch that starts early would take SMs from a rank whose prepare the others wait for.
-  [[nodiscard]] bool can_follow_closely() const noexcept override { return copy_engines_ == nullptr && !shares_gpu_; }
+  // On a shared GPU a dispatch that starts early would take SMs from a rank whose prepare the others wait for. Starting
+  // early came with bulk copies (sm_90).
+  [[nodiscard]] bool can_follow_closely() const noexcept override {
+    return copy_engines_ == nullptr && !shares_gpu() && has_bulk_copies();
+  }
 
  private:
-  bool shares_gpu_ = false;
   std::unique_ptr<CopyEngines> copy_engines_;  ///< with CudaMover::kCopyEngines; for dispatch alone
 };
 

@@ -311,7 +311,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
     copier.flush();
     last = is_last_block(&group.local->blocks_sent);
     // Signals count upwards: that of prepare comes first.
-    if (last && args.behind_prepare) cudaGridDependencySynchronize();
+    if (last && args.behind_prepare) wait_for_kernel_before();
     if (last) signal_done(call);
   } else {
     last = is_last_block(&group.local->blocks_sent);
@@ -319,7 +319,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   if (!receives) return;  // only both halves together follow a prepare
   if (last && threadIdx.x == 0) finish_epoch(call);
   // What follows needs the description of the rows; and a kernel behind this one must find prepare ended.
-  if (args.behind_prepare) cudaGridDependencySynchronize();
+  if (args.behind_prepare) wait_for_kernel_before();
   if (!args.refuse) {
     if (is_local && args.zero_padding) mover.zero_padding(local);
     if (!args.layout.token_major()) {

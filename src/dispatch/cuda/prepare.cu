@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
     }
   });
   // Starts the dispatch; it waits for `placed` itself.
-  cudaTriggerProgrammaticLaunchCompletion();
+  let_next_kernel_start();
   if (is_last_block(&group.local->blocks_placed) && threadIdx.x == 0) {
     finish_epoch(call);
     fence_device();

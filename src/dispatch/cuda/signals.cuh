@@ -206,6 +206,18 @@ __device__ inline void wait_all_done(const CallContext& call) {
   }
 }
 
+// A kernel that starts while the one before it ends (sm_90 and later).
+__device__ inline void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+__device__ inline void wait_for_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
 /// Counts this block in; true in the block that comes last, with everything the others wrote visible. `counter` goes
 /// back to 0 there. All threads of the block call it.
 __device__ inline bool is_last_block(std::uint32_t* counter) {

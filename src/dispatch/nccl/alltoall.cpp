@@ -117,7 +117,7 @@ AllToAllDispatcher::~AllToAllDispatcher() {
   } else {
     communicator_->abort();
   }
-  allocator().release(entry_memory_, last_work());
+  allocator().release(entry_memory_);
 }
 
 WireBytes AllToAllDispatcher::wire_bytes(const Handle& handle) const {

@@ -1,0 +1,202 @@
+// CudaCollective: waiting for the device on the host, and making errors of what the device has found.
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "dispatch/cuda/cuda_collective.hpp"
+#include "group/cuda/cuda_error.hpp"
+
+namespace epistle::cuda {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How often a waiting host looks at the clock, and at its peers.
+constexpr int kPollsPerLook = 256;
+constexpr std::chrono::milliseconds kPeerLookInterval{5};
+// The device gives up by itself; the host waits a little longer before it believes that it does not.
+constexpr std::chrono::milliseconds kDeviceGrace{2000};
+
+}  // namespace
+
+bool CudaCollective::is_capturing() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream_, &status), "asking whether the stream is being captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void CudaCollective::mark_use(CudaHandleState& state) {
+  if (is_capturing()) return;
+  check_cuda(cudaEventRecord(state.last_use, stream_), "recording an event");
+  check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
+}
+
+template <typename IsDone>
+void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is_done) {
+  const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
+  const Clock::time_point start = Clock::now();
+  Clock::time_point last_look = start;
+  while (true) {
+    for (int poll = 0; poll < kPollsPerLook; ++poll) {
+      if (is_done()) return;
+      spin_pause();
+    }
+    if (control->report.finding != 0) throw_finding(const_cast<const HostControl*>(control)->report, state);
+    const Clock::time_point now = Clock::now();
+    if (now - last_look < kPeerLookInterval) continue;
+    last_look = now;
+    if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess)
+      check_cuda(error, "waiting for the device");
+    if (const cudaError_t error = cudaEventQuery(last_work_); error != cudaSuccess && error != cudaErrorNotReady) {
+      check_cuda(error, "waiting for the device");
+    }
+    const int lost = group_->find_lost_rank();
+    if (lost >= 0 && !is_done()) stop_for_lost_rank(lost, state);
+    if (now - start > group_->timeout() + kDeviceGrace) {
+      static_cast<void>(abandon_transport());
+      throw complain(ErrorCode::kTimeout, Phase::kLayout,
+                     fmt::format("the device did not finish within {} ms; another kernel may hold the SMs of GPU {}",
+                                 (group_->timeout() + kDeviceGrace).count(), device_));
+    }
+  }
+}
+
+void CudaCollective::stop_for_lost_rank(int lost, const CudaHandleState* state) {
+  // A rank that has left may have done all it had to: the device says whether it owes anything.
+  const Clock::time_point start = Clock::now();
+  auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
+  while (Clock::now() - start < std::chrono::milliseconds(50)) {
+    if (cudaEventQuery(last_work_) == cudaSuccess && control->report.finding == 0) return;
+  }
+  control->abort = 1;
+  const Phase abandoned = abandon_transport();
+  check_cuda(cudaEventSynchronize(last_work_), "stopping the device after a rank was lost");
+  control->abort = 0;
+  const MissingRows missing = [state, this](int peer) {
+    return state != nullptr && state->finished && !state->pairs.empty() ? std::int64_t{state->num_pairs(peer, rank())}
+                                                                        : std::int64_t{-1};
+  };
+  const auto phase = control->report.finding != 0 ? static_cast<Phase>(control->report.phase) : abandoned;
+  if (phase == Phase::kNone) return;
+  group_->fail(ErrorCode::kPeerLost, phase, lost, &missing);
+}
+
+void CudaCollective::throw_finding(const Report& report, const CudaHandleState* state) {
+  const auto phase = static_cast<Phase>(report.phase);
+  const int peer = report.peer;
+  const MissingRows missing = [state, phase, this](int other) -> std::int64_t {
+    if (state == nullptr || !state->finished || state->pairs.empty()) return -1;
+    return phase == Phase::kCombine ? state->num_pairs(rank(), other) : state->num_pairs(other, rank());
+  };
+  switch (static_cast<Finding>(report.finding)) {
+    case Finding::kCallMismatch: {
+      constexpr std::array<std::string_view, 6> kNames = {"nothing", "prepare",           "dispatch",
+                                                          "combine", "dispatch_backward", "a call that it rejected"};
+      const auto name = [&](std::int64_t word) {
+        return kNames[std::min<std::size_t>(static_cast<std::size_t>(word >> 24) & 0xffU, kNames.size() - 1)];
+      };
+      throw Error(
+          ErrorCode::kShapeMismatch,
+          fmt::format("rank {} calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
+                      "calls in the same order; nothing was sent",
+                      rank(), name(report.a), report.a & 0xffffff, peer, name(report.b), report.b & 0xffffff),
+          {.rank = rank(), .peer_rank = peer, .phase = phase});
+    }
+    case Finding::kTimeout: {
+      const int lost = group_->find_lost_rank();
+      group_->fail(lost == peer ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, peer, &missing);
+    }
+    default: {
+      const int lost = group_->find_lost_rank();
+      group_->check_usable();
+      group_->fail(lost >= 0 ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, lost >= 0 ? lost : peer, &missing);
+    }
+  }
+}
+
+/// Throws what earlier calls have found; does not wait.
+void CudaCollective::check_findings() {
+  group_->check_usable();
+  auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
+  if (control->report.finding != 0) {
+    throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, open_state_);
+  }
+  if (control->rejected.finding != 0) {
+    const int peer = control->rejected.peer;
+    const auto phase = static_cast<Phase>(control->rejected.phase);
+    control->rejected.finding = 0;
+    throw Error(ErrorCode::kPeerRejected, fmt::format("rank {} rejected its input, so nothing was sent", peer),
+                {.rank = rank(), .peer_rank = peer, .phase = phase});
+  }
+  for (const auto& handle : handles_) {
+    if (handle->checked || !handle->is_complete()) continue;
+    if (!handle->finished) handle->finish();
+    check_summary(*handle, nullptr);
+  }
+}
+
+void CudaCollective::synchronize() {
+  const DeviceGuard guard(device_);
+  if (is_capturing()) {
+    throw complain(ErrorCode::kInvalidArgument, Phase::kNone, "the stream is being captured and cannot be waited for");
+  }
+  check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
+  wait_on_host(open_state_, [&] { return cudaEventQuery(last_work_) == cudaSuccess; });
+  check_findings();
+}
+
+// ---- Summaries ------------------------------------------------------------------------------------------------------
+
+void CudaCollective::wait_for_summary(CudaHandleState& state) {
+  if (state.finished) {
+    // Once more, after a graph has run prepare again.
+    state.finish();
+    state.checked = false;
+    return;
+  }
+  if (is_capturing()) {
+    throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                   "the stream is being captured, so the host cannot wait for counts; use capacity sizing and read the "
+                   "counts after the graph has run");
+  }
+  wait_on_host(&state, [&] { return state.is_complete(); });
+  state.finish();
+}
+
+void CudaCollective::check_summary(CudaHandleState& state, const RoutingView* routing) {
+  if (state.checked) return;
+  state.checked = true;
+  const Summary& summary = *state.summary;
+  const auto finding = static_cast<Finding>(summary.finding);
+  if (finding == Finding::kNone) return;
+  const Error::Context context{.rank = rank(), .peer_rank = summary.peer, .phase = Phase::kLayout};
+  const std::int64_t token = summary.a / std::max(1, config_.top_k);
+  const std::int64_t position = summary.a % std::max(1, config_.top_k);
+  static_cast<void>(routing);
+  switch (finding) {
+    case Finding::kBadId:
+      throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                     fmt::format("expert id {} at token {}, position {}; ids go from 0 to {}, and -1 means no expert",
+                                 summary.b, token, position, config_.num_experts - 1));
+    case Finding::kRepeatedId:
+      throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                     fmt::format("expert id {} stands twice in the top-k of token {} (seen at position {}); an expert "
+                                 "may be chosen once per token",
+                                 summary.b, token, position));
+    case Finding::kPeerRejected:
+      throw Error(ErrorCode::kPeerRejected,
+                  fmt::format("rank {} rejected its input, so nothing was sent", summary.peer), context);
+    default:
+      throw Error(ErrorCode::kCapacityExceeded,
+                  fmt::format("rank {} would receive {} rows more than its {} {}; nothing was sent. Raise "
+                              "capacity_rows, use exact sizing, or set the overflow policy to drop",
+                              summary.peer, summary.a, layout_.row_limit(),
+                              config_.layout == OutputLayout::kExpertSlots ? "expert slots" : "rows of capacity"),
+                  context);
+  }
+}
+
+}  // namespace epistle::cuda
