@@ -1,4 +1,4 @@
-// cuda_soak --ranks N --round-trips M [--virtual | --processes] [--seed S]
+// cuda_soak --ranks N --round-trips M [--virtual | --processes] [--seed S] [--first D]
 //
 // Ends with 0 when every bit was right and as much device memory is free as before, 1 when not, 2 for bad arguments,
 // and 77 where there are not enough GPUs.
@@ -65,6 +65,8 @@ std::optional<SoakOptions> parse_options(const std::vector<std::string_view>& ar
       options.num_round_trips = *number;
     } else if (name == "--seed") {
       options.seed = static_cast<std::uint64_t>(*number);
+    } else if (name == "--first") {
+      options.first_dispatcher = *number;
     } else {
       return std::nullopt;
     }
@@ -133,7 +135,7 @@ bool soak_processes(const SoakOptions& options) {
 int main(int argc, char** argv) {
   const auto options = parse_options({argv + 1, argv + argc});
   if (!options) {
-    std::fputs("usage: cuda_soak --ranks N --round-trips M [--virtual | --processes] [--seed S]\n", stderr);
+    std::fputs("usage: cuda_soak --ranks N --round-trips M [--virtual | --processes] [--seed S] [--first D]\n", stderr);
     return kUsageExit;
   }
   const int num_gpus = options->virtual_ranks ? 1 : options->num_ranks;

@@ -167,6 +167,19 @@ std::int64_t free_device_bytes(Group& group, int device) {
   return static_cast<std::int64_t>(free_bytes);
 }
 
+/// The `idx`-th dispatcher of a soak. An error says which one that was, so that the soak can be started there.
+void play_stretch(Group& group, const SoakOptions& options, std::int64_t idx, std::int64_t num_trips) {
+  const std::uint64_t seed = mix(options.seed, static_cast<std::uint64_t>(idx));
+  try {
+    Stretch(group, options, seed).play(num_trips);
+  } catch (const Error& error) {
+    throw Error(error.code(),
+                fmt::format("dispatcher {} ({}): {}", idx, to_text(random_scenario(seed, soak_limits(group.size()))),
+                            error.what()),
+                error.context());
+  }
+}
+
 }  // namespace
 
 SoakResult soak_rank(Group& group, const SoakOptions& options, const SoakProgress& progress) {
@@ -180,7 +193,7 @@ SoakResult soak_rank(Group& group, const SoakOptions& options, const SoakProgres
   result.free_before_bytes = free_device_bytes(group, device);
   while (result.num_round_trips < options.num_round_trips) {
     const std::int64_t now = std::min(kTripsPerDispatcher, options.num_round_trips - result.num_round_trips);
-    Stretch(group, options, mix(options.seed, static_cast<std::uint64_t>(result.num_dispatchers))).play(now);
+    play_stretch(group, options, options.first_dispatcher + result.num_dispatchers, now);
     ++result.num_dispatchers;
     result.num_round_trips += now;
     if (group.rank() == 0) progress(result.num_round_trips);

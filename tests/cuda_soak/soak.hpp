@@ -16,6 +16,7 @@ struct SoakOptions {
   bool virtual_ranks = false;  ///< all ranks on GPU 0
   bool processes = false;      ///< one process per rank, each with a GPU of its own
   std::uint64_t seed = 1;
+  std::int64_t first_dispatcher = 0;  ///< where in the seed's sequence of dispatchers to start
 };
 
 struct SoakResult {

@@ -1,10 +1,7 @@
 #include "dispatch/cuda/cuda_collective.hpp"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <chrono>
-#include <thread>
 #include <utility>
 
 #include <fmt/format.h>

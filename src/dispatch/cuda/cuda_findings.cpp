@@ -3,6 +3,7 @@
 #include <array>
 #include <chrono>
 #include <string_view>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -19,6 +20,9 @@ constexpr int kPollsPerLook = 256;
 constexpr std::chrono::milliseconds kPeerLookInterval{5};
 // The device gives up by itself; the host waits a little longer before it believes that it does not.
 constexpr std::chrono::milliseconds kDeviceGrace{2000};
+// Asking for an event takes the driver's lock: after a while less often, so that other ranks of the process get it.
+constexpr int kBusyPolls = 512;
+constexpr std::chrono::microseconds kPollPause{20};
 
 }  // namespace
 
@@ -144,7 +148,12 @@ void CudaCollective::synchronize() {
     throw complain(ErrorCode::kInvalidArgument, Phase::kNone, "the stream is being captured and cannot be waited for");
   }
   check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
-  wait_on_host(open_state_, [&] { return cudaEventQuery(last_work_) == cudaSuccess; });
+  int num_polls = 0;
+  wait_on_host(open_state_, [&] {
+    if (cudaEventQuery(last_work_) == cudaSuccess) return true;
+    if (++num_polls > kBusyPolls) std::this_thread::sleep_for(kPollPause);
+    return false;
+  });
   check_findings();
 }
 
