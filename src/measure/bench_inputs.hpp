@@ -48,4 +48,16 @@ class BenchInputs {
   std::vector<std::byte> out_;
 };
 
+/// The inputs of one rank for a benchmark of `config` (resolved), whose layout has `params`.
+[[nodiscard]] inline BenchInputs make_bench_inputs(int rank, std::uint64_t seed, std::int64_t num_tokens,
+                                                   const DispatcherConfig& config, const LayoutParams& params) {
+  return BenchInputs({.rank = rank,
+                      .seed = seed,
+                      .num_tokens = num_tokens,
+                      .row_bytes = params.row_bytes,
+                      .scale_bytes = params.scale_bytes,
+                      .combine_row_bytes = params.combine_row_bytes,
+                      .combine_dtype = config.combine_dtype});
+}
+
 }  // namespace epistle

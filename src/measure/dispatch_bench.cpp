@@ -59,13 +59,7 @@ DispatchBench::DispatchBench(Group& group, const BenchSpec& spec, const RoutingT
       progress_(progress),
       config_(resolve_config(spec.config, group.size())),
       params_(to_layout_params(config_, group.size(), Transport::kDirect)),
-      inputs_({.rank = group.rank(),
-               .seed = spec.seed,
-               .num_tokens = own_table.num_tokens,
-               .row_bytes = params_.row_bytes,
-               .scale_bytes = params_.scale_bytes,
-               .combine_row_bytes = params_.combine_row_bytes,
-               .combine_dtype = config_.combine_dtype}),
+      inputs_(make_bench_inputs(group.rank(), spec.seed, own_table.num_tokens, config_, params_)),
       collector_(group, spec.expectation != nullptr) {
   if (spec.expectation != nullptr) check_ = std::make_unique<BenchCheck>(group, *spec.expectation, inputs_);
 }

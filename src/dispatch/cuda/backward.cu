@@ -8,15 +8,12 @@ namespace epistle::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr std::uint32_t kPhaseCombine = 6;  // Phase::kCombine
 
 /// Reads the gradients of this rank's weights where the experts' ranks have put them.
 __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __grid_constant__ WeightGradientArgs args) {
   const DeviceGroup& group = args.group;
   if (has_failed(group)) return;
-  const auto epoch = static_cast<std::uint32_t>(group.local->epoch + 1);
-  const CallContext call{&group, epoch, call_word(epoch, DeviceCall::kGatherGradients, args.handle.handle_id),
-                         kPhaseCombine};
+  const CallContext call = next_call(group, DeviceCall::kGatherGradients, args.handle.handle_id, Phase::kCombine);
   if (blockIdx.x == 0) announce(call);
   const int top_k = args.handle.top_k;
   const std::int64_t per_row = args.layout.weights_per_row();
@@ -129,31 +126,12 @@ __global__ void __launch_bounds__(kThreads) scale_rows_kernel(const __grid_const
   }
 }
 
-template <typename Launch>
-cudaError_t with_format(DType dtype, const Launch& launch) {
-  switch (dtype) {
-    case DType::kBf16:
-      launch(scale_rows_kernel<Bf16Format>);
-      break;
-    case DType::kFp16:
-      launch(scale_rows_kernel<Fp16Format>);
-      break;
-    default:
-      launch(scale_rows_kernel<Fp32Format>);
-  }
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 const void* weight_gradient_kernel_address() noexcept { return reinterpret_cast<const void*>(&weight_gradient_kernel); }
 const void* scale_rows_kernel_address(DType dtype) noexcept {
-  const void* address = nullptr;
-  static_cast<void>(dtype == DType::kBf16 ? (address = reinterpret_cast<const void*>(&scale_rows_kernel<Bf16Format>))
-                    : dtype == DType::kFp16
-                        ? (address = reinterpret_cast<const void*>(&scale_rows_kernel<Fp16Format>))
-                        : (address = reinterpret_cast<const void*>(&scale_rows_kernel<Fp32Format>)));
-  return address;
+  return with_format(dtype,
+                     [](auto format) { return reinterpret_cast<const void*>(&scale_rows_kernel<decltype(format)>); });
 }
 
 cudaError_t launch_weight_gradients(const WeightGradientArgs& args, cudaStream_t stream) {
@@ -162,7 +140,10 @@ cudaError_t launch_weight_gradients(const WeightGradientArgs& args, cudaStream_t
 }
 
 cudaError_t launch_scale_rows(const ScaleRowsArgs& args, cudaStream_t stream) {
-  return with_format(args.dtype, [&](auto kernel) { kernel<<<args.num_blocks, kThreads, 0, stream>>>(args); });
+  with_format(args.dtype, [&](auto format) {
+    scale_rows_kernel<decltype(format)><<<args.num_blocks, kThreads, 0, stream>>>(args);
+  });
+  return cudaGetLastError();
 }
 
 }  // namespace epistle::cuda

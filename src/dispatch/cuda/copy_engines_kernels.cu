@@ -8,7 +8,6 @@
 namespace epistle::cuda {
 namespace {
 
-constexpr std::uint32_t kPhaseDispatch = 5;  // Phase::kDispatch
 // A thread per rank is enough.
 constexpr int kSignalThreads = 96;
 static_assert(kSignalThreads >= kMaxRanks);
@@ -19,8 +18,7 @@ constexpr int kPackWarps = kPackThreads / kWarpSize;
 /// The same words as move_kernel's: a rank whose rows go by copy engine and one whose kernel writes them understand
 /// each other.
 __device__ CallContext dispatch_call(const CopySignalArgs& args) {
-  const auto epoch = static_cast<std::uint32_t>(args.group.local->epoch + 1);
-  return {&args.group, epoch, call_word(epoch, DeviceCall::kDispatch, args.handle_id), kPhaseDispatch};
+  return next_call(args.group, DeviceCall::kDispatch, args.handle_id, Phase::kDispatch);
 }
 
 __global__ void __launch_bounds__(kSignalThreads, 1) start_copies_kernel(const __grid_constant__ CopySignalArgs args) {

@@ -234,7 +234,7 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
   state.waiter = [this](CudaHandleState& waiting) {
     const DeviceGuard waiter_guard(device_);
     wait_for_summary(waiting);
-    check_summary(waiting, nullptr);
+    check_summary(waiting);
   };
   launch(state, routing, complaint.has_value());
   if (complaint) {
@@ -244,7 +244,7 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
   }
   if (config_.sizing == Sizing::kExact) {
     wait_for_summary(state);
-    check_summary(state, &routing);
+    check_summary(state);
     grow(demands_of(state));
   }
   return Handle(std::move(owned));

@@ -115,7 +115,7 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] Complaint check_routing(const RoutingView& routing) const;
   void launch(CudaHandleState& state, const RoutingView& routing, bool refuse);
   void wait_for_summary(CudaHandleState& state);
-  void check_summary(CudaHandleState& state, const RoutingView* routing);
+  void check_summary(CudaHandleState& state);
   template <typename IsDone>
   void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
   [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);

@@ -138,7 +138,7 @@ void CudaCollective::check_findings() {
   for (const auto& handle : handles_) {
     if (handle->checked || !handle->is_complete()) continue;
     if (!handle->finished) handle->finish();
-    check_summary(*handle, nullptr);
+    check_summary(*handle);
   }
 }
 
@@ -175,7 +175,7 @@ void CudaCollective::wait_for_summary(CudaHandleState& state) {
   state.finish();
 }
 
-void CudaCollective::check_summary(CudaHandleState& state, const RoutingView* routing) {
+void CudaCollective::check_summary(CudaHandleState& state) {
   if (state.checked) return;
   state.checked = true;
   const Summary& summary = *state.summary;
@@ -184,7 +184,6 @@ void CudaCollective::check_summary(CudaHandleState& state, const RoutingView* ro
   const Error::Context context{.rank = rank(), .peer_rank = summary.peer, .phase = Phase::kLayout};
   const std::int64_t token = summary.a / std::max(1, config_.top_k);
   const std::int64_t position = summary.a % std::max(1, config_.top_k);
-  static_cast<void>(routing);
   switch (finding) {
     case Finding::kBadId:
       throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,

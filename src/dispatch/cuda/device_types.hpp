@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "epistle/error.hpp"
 #include "epistle/layout.hpp"
 #include "epistle/routing.hpp"
 #include "epistle/types.hpp"
@@ -96,7 +97,6 @@ struct HandleTotals {
   std::int32_t num_pairs;                  ///< received
   std::int32_t content_rows;               ///< output rows that carry a token
   std::int32_t num_rows;                   ///< output rows, padding included
-  std::int32_t refused;                    ///< nonzero: some rank refused its input, nothing is sent
   std::int32_t pair_begin[kMaxRanks + 1];  ///< by source
   std::int32_t stage_begin[kMaxRanks];     ///< by source: where this rank's pairs begin in the source's stage
 };

@@ -8,6 +8,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "epistle/types.hpp"
+
 namespace epistle::cuda {
 
 /// NaNs are rare: one test for eight values, two at a time, and the repair only where it says so.
@@ -96,5 +98,18 @@ struct Fp32Format {
     return make_uint4(canonical(in[0]), canonical(in[1]), canonical(in[2]), canonical(in[3]));
   }
 };
+
+/// What `use(format)` returns for the format of a type.
+template <typename Use>
+inline auto with_format(DType dtype, const Use& use) {
+  switch (dtype) {
+    case DType::kBf16:
+      return use(Bf16Format{});
+    case DType::kFp16:
+      return use(Fp16Format{});
+    default:
+      return use(Fp32Format{});
+  }
+}
 
 }  // namespace epistle::cuda

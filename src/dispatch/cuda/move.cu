@@ -11,15 +11,6 @@
 namespace epistle::cuda {
 namespace {
 
-constexpr std::uint32_t kPhaseDispatch = 5;  // Phase::kDispatch
-constexpr std::uint32_t kPhaseCombine = 6;   // Phase::kCombine
-
-/// A warp's place among the warps that share a kind of work.
-struct Worker {
-  int idx;
-  int count;
-};
-
 /// Copies with 16-byte loads and stores: a row is where it belongs, for this warp, when copy() returns.
 class VectorCopier {
  public:
@@ -276,10 +267,8 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   if (args.behind_prepare) wait_until_placed(args);
   if (has_failed(group)) return;
   const bool backward = args.target == BufferSection::kCombineRows;
-  const auto epoch = static_cast<std::uint32_t>(__ldcg(&group.local->epoch) + 1);
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : backward ? DeviceCall::kCombine : DeviceCall::kDispatch;
-  const CallContext call{&group, epoch, call_word(epoch, kind, args.handle.handle_id),
-                         backward ? kPhaseCombine : kPhaseDispatch};
+  const CallContext call = next_call(group, kind, args.handle.handle_id, backward ? Phase::kCombine : Phase::kDispatch);
   Copier copier(shared);
   const Mover<Copier> mover{args, call, copier};
   const int warps = static_cast<int>(blockDim.x) / kWarpSize;

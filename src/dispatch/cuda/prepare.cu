@@ -13,8 +13,6 @@
 namespace epistle::cuda {
 namespace {
 
-constexpr std::uint32_t kPhaseLayout = 4;  // Phase::kLayout
-
 __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __grid_constant__ PrepareArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   const DeviceGroup& group = args.group;
@@ -28,7 +26,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   const int experts = group.control.num_experts;
   Tables t;
   carve(shared, {ranks, experts, args.handle.top_k, args.handle.sends_per_token, args.tile_tokens}, t);
-  const CallContext call{&group, epoch, call_word(epoch, DeviceCall::kPrepare, args.handle.handle_id), kPhaseLayout};
+  const CallContext call{&group, epoch, call_word(epoch, DeviceCall::kPrepare, args.handle.handle_id), Phase::kLayout};
   if (blockIdx.x == 0) {
     announce(call);
     if (threadIdx.x == 0) *static_cast<volatile std::uint32_t*>(&group.local->placed) = 0;  // a graph has set it before

@@ -61,7 +61,6 @@ __device__ inline void write_totals(const PrepareArgs& args, const Tables& t, co
   if ((threadIdx.x & 31) == 0) {
     totals.num_pairs = mine.num_pairs;
     totals.num_rows = mine.num_rows;
-    totals.refused = exchange.refused ? 1 : 0;
     if (args.layout.token_major()) totals.content_rows = mine.num_pairs;
   }
 }

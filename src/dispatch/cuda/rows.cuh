@@ -12,6 +12,12 @@ inline constexpr int kVectorBytes = 16;
 /// 16-byte vectors that a lane holds at once.
 inline constexpr int kVectorsInFlight = 8;
 
+/// A warp's place among the warps that share a kind of work.
+struct Worker {
+  int idx;
+  int count;
+};
+
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & (kWarpSize - 1); }
 
 /// Reads past the L1 cache: rows are used once.

@@ -75,15 +75,23 @@ struct CallContext {
   const DeviceGroup* group;
   std::uint32_t epoch;
   std::uint64_t announced;
-  std::uint32_t phase;
+  Phase phase;
 };
 
+/// The next call of this rank: every block of its kernel makes the same. Reads past the L1 cache, because a prepare
+/// that this kernel overlaps may have ended its call just before.
+__device__ inline CallContext next_call(const DeviceGroup& group, DeviceCall kind, std::uint32_t handle_id,
+                                        Phase phase) {
+  const auto epoch = static_cast<std::uint32_t>(__ldcg(&group.local->epoch) + 1);
+  return {&group, epoch, call_word(epoch, kind, handle_id), phase};
+}
+
 /// Puts the first finding of this rank into host memory, and ends all further work when it is fatal.
-__device__ inline void report(const DeviceGroup& group, Finding finding, std::uint32_t phase, int peer, std::int64_t a,
+__device__ inline void report(const DeviceGroup& group, Finding finding, Phase phase, int peer, std::int64_t a,
                               std::int64_t b) {
   if (atomicCAS(&group.local->failed, 0U, static_cast<std::uint32_t>(finding)) != 0U) return;
   Report& out = group.host->report;
-  out.phase = phase;
+  out.phase = static_cast<std::uint32_t>(phase);
   out.peer = peer;
   out.a = a;
   out.b = b;
@@ -92,9 +100,9 @@ __device__ inline void report(const DeviceGroup& group, Finding finding, std::ui
 }
 
 /// A peer refused its input: this call moves nothing, the next one may.
-__device__ inline void report_rejection(const DeviceGroup& group, std::uint32_t phase, int peer) {
+__device__ inline void report_rejection(const DeviceGroup& group, Phase phase, int peer) {
   Report& out = group.host->rejected;
-  out.phase = phase;
+  out.phase = static_cast<std::uint32_t>(phase);
   out.peer = peer;
   __threadfence_system();
   *static_cast<volatile std::uint32_t*>(&out.finding) = static_cast<std::uint32_t>(Finding::kPeerRejected);

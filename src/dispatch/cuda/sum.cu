@@ -14,13 +14,7 @@ namespace epistle::cuda {
 namespace {
 
 constexpr int kSumWarps = kSumThreads / kWarpSize;
-constexpr int kSumVectors = 4;              // 16-byte vectors of a row that a lane sums at once
-constexpr std::uint32_t kPhaseCombine = 6;  // Phase::kCombine
-
-struct Worker {
-  int idx;
-  int count;
-};
+constexpr int kSumVectors = 4;  // 16-byte vectors of a row that a lane sums at once
 
 /// fp32 sums of kSumVectors vectors of one lane.
 template <class Format>
@@ -294,9 +288,8 @@ template <class Format>
 __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_constant__ SumArgs args) {
   const DeviceGroup& group = args.group;
   if (has_failed(group)) return;
-  const auto epoch = static_cast<std::uint32_t>(group.local->epoch + 1);
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
-  const CallContext call{&group, epoch, call_word(epoch, kind, args.handle.handle_id), kPhaseCombine};
+  const CallContext call = next_call(group, kind, args.handle.handle_id, Phase::kCombine);
   const Summer<Format> summer{args, call, args.layout.params().combine_row_bytes,
                               (reinterpret_cast<std::uint64_t>(args.rows) & 15U) == 0,
                               (reinterpret_cast<std::uint64_t>(args.out) & 15U) == 0};
@@ -344,14 +337,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
 }  // namespace
 
 const void* sum_kernel_address(DType dtype) noexcept {
-  switch (dtype) {
-    case DType::kBf16:
-      return reinterpret_cast<const void*>(&sum_kernel<Bf16Format>);
-    case DType::kFp16:
-      return reinterpret_cast<const void*>(&sum_kernel<Fp16Format>);
-    default:
-      return reinterpret_cast<const void*>(&sum_kernel<Fp32Format>);
-  }
+  return with_format(dtype, [](auto format) { return reinterpret_cast<const void*>(&sum_kernel<decltype(format)>); });
 }
 
 cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream) {
@@ -359,16 +345,9 @@ cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream) {
       reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out);
   const bool can_bulk = (addresses & 15U) == 0 && args.handle.top_k <= kWarpSize;
   if (args.tuning.bulk && can_bulk) return launch_sum_bulk(args, stream);
-  switch (args.dtype) {
-    case DType::kBf16:
-      sum_kernel<Bf16Format><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);
-      break;
-    case DType::kFp16:
-      sum_kernel<Fp16Format><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);
-      break;
-    default:
-      sum_kernel<Fp32Format><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);
-  }
+  with_format(args.dtype, [&](auto format) {
+    sum_kernel<decltype(format)><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);
+  });
   return cudaGetLastError();
 }
 

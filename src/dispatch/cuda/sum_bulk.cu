@@ -13,15 +13,12 @@ namespace {
 
 #if EPISTLE_BULK_COPIES
 
-constexpr std::uint32_t kPhaseCombine = 6;  // Phase::kCombine
-
 template <class Format>
 __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
   if (has_failed(group)) return;
-  const auto epoch = static_cast<std::uint32_t>(group.local->epoch + 1);
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
-  const CallContext call{&group, epoch, call_word(epoch, kind, args.handle.handle_id), kPhaseCombine};
+  const CallContext call = next_call(group, kind, args.handle.handle_id, Phase::kCombine);
   const SumWork work{args, call};
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int block = static_cast<int>(blockIdx.x);
@@ -93,29 +90,16 @@ __global__ void __launch_bounds__(kBulkThreads, 1) sum_bulk_kernel(const __grid_
 }  // namespace
 
 const void* sum_bulk_kernel_address(DType dtype) noexcept {
-  switch (dtype) {
-    case DType::kBf16:
-      return reinterpret_cast<const void*>(&sum_bulk_kernel<Bf16Format>);
-    case DType::kFp16:
-      return reinterpret_cast<const void*>(&sum_bulk_kernel<Fp16Format>);
-    default:
-      return reinterpret_cast<const void*>(&sum_bulk_kernel<Fp32Format>);
-  }
+  return with_format(dtype,
+                     [](auto format) { return reinterpret_cast<const void*>(&sum_bulk_kernel<decltype(format)>); });
 }
 std::int64_t sum_bulk_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(SumSlots)) * kBulkWarps; }
 
 cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream) {
   const auto bytes = static_cast<std::size_t>(sum_bulk_shared_bytes());
-  switch (args.dtype) {
-    case DType::kBf16:
-      sum_bulk_kernel<Bf16Format><<<args.tuning.num_blocks, kBulkThreads, bytes, stream>>>(args);
-      break;
-    case DType::kFp16:
-      sum_bulk_kernel<Fp16Format><<<args.tuning.num_blocks, kBulkThreads, bytes, stream>>>(args);
-      break;
-    default:
-      sum_bulk_kernel<Fp32Format><<<args.tuning.num_blocks, kBulkThreads, bytes, stream>>>(args);
-  }
+  with_format(args.dtype, [&](auto format) {
+    sum_bulk_kernel<decltype(format)><<<args.tuning.num_blocks, kBulkThreads, bytes, stream>>>(args);
+  });
   return cudaGetLastError();
 }
 

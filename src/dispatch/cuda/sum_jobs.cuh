@@ -12,11 +12,6 @@ namespace epistle::cuda {
 
 #if EPISTLE_BULK_COPIES
 
-struct Worker {
-  int idx;
-  int count;
-};
-
 /// Where the n-th (from 0) set bit of `mask` is; some number below 32 where there are fewer.
 __device__ inline int nth_bit(unsigned mask, int n) {
   int at = 0;

@@ -173,7 +173,7 @@ cudaError_t launch_pack_entries(const SumArgs& args, const EntryTables& tables, 
 }
 
 cudaError_t launch_sum_entries(const SumArgs& args, const EntryTables& tables, cudaStream_t stream) {
-  with_format(args.dtype, [&](auto format) {
+  cuda::with_format(args.dtype, [&](auto format) {
     sum_entries_kernel<decltype(format)><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args, tables);
   });
   return cudaGetLastError();
@@ -188,7 +188,7 @@ cudaError_t load_entry_kernels() {
     if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
   }
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
-    with_format(dtype, [&](auto format) {
+    cuda::with_format(dtype, [&](auto format) {
       if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, &sum_entries_kernel<decltype(format)>);
     });
   }

@@ -98,19 +98,4 @@ __device__ inline void sum_row(int num_terms, const TermAt& term_at, bool weight
   }
 }
 
-/// Calls `launch(format)` with the format of a type.
-template <typename Launch>
-inline void with_format(DType dtype, const Launch& launch) {
-  switch (dtype) {
-    case DType::kBf16:
-      launch(cuda::Bf16Format{});
-      break;
-    case DType::kFp16:
-      launch(cuda::Fp16Format{});
-      break;
-    default:
-      launch(cuda::Fp32Format{});
-  }
-}
-
 }  // namespace epistle::nccl

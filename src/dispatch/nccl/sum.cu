@@ -52,14 +52,14 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_tokens_kernel(const __grid
 }  // namespace
 
 cudaError_t launch_sum_pairs(const SumArgs& args, cudaStream_t stream) {
-  with_format(args.dtype, [&](auto format) {
+  cuda::with_format(args.dtype, [&](auto format) {
     sum_pairs_kernel<decltype(format)><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);
   });
   return cudaGetLastError();
 }
 
 cudaError_t launch_sum_tokens(const SumArgs& args, cudaStream_t stream) {
-  with_format(args.dtype, [&](auto format) {
+  cuda::with_format(args.dtype, [&](auto format) {
     sum_tokens_kernel<decltype(format)><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);
   });
   return cudaGetLastError();
@@ -68,7 +68,7 @@ cudaError_t launch_sum_tokens(const SumArgs& args, cudaStream_t stream) {
 cudaError_t load_sum_kernels() {
   cudaError_t error = cudaSuccess;
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
-    with_format(dtype, [&](auto format) {
+    cuda::with_format(dtype, [&](auto format) {
       cudaFuncAttributes attributes;
       using Format = decltype(format);
       if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, &sum_pairs_kernel<Format>);
