@@ -55,8 +55,8 @@ struct CudaOptions {
 
 class CudaDispatcher : public Dispatcher {
  public:
-  /// The stream that the following calls use; null = the default stream. Order between calls on different streams is
-  /// the caller's business.
+  /// The stream that the following calls use; null = the default stream. It must live as long as the dispatcher, or
+  /// until another one is set. Order between calls on different streams is the caller's business.
   virtual void set_stream(CudaStream stream) = 0;
   [[nodiscard]] virtual CudaStream stream() const noexcept = 0;
 

@@ -34,14 +34,18 @@ struct DeviceControl {
 
   /// uint64 [num_ranks]: a rank has started a call.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t ready_offset() const noexcept { return 0; }
-  /// uint64 [num_ranks]: all that a rank sends in a call is there.
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t done_offset() const noexcept {
+  /// uint64 [num_ranks]: a rank's prepare has announced the dispatch behind it.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t early_ready_offset() const noexcept {
     return ready_offset() + aligned(num_ranks * kSignalBytes);
+  }
+  /// uint64 [num_ranks, kMaxBlocks]: all that a thread block of a rank sends in a call is there
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t done_offset() const noexcept {
+    return early_ready_offset() + aligned(num_ranks * kSignalBytes);
   }
   /// uint64 [num_ranks, count_blocks, count_columns]: a count, and above it the epoch, so that a count is its own
   /// signal
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset() const noexcept {
-    return done_offset() + aligned(num_ranks * kSignalBytes);
+    return done_offset() + aligned(num_ranks * kMaxBlocks * kSignalBytes);
   }
   /// int32 [num_ranks, outcome_entries]
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t outcomes_offset() const noexcept {
@@ -60,6 +64,8 @@ struct DeviceControl {
     return stage_flags_offset() + aligned(max_tokens * others * kFlagBytes);
   }
 
+  /// Thread blocks of one kernel that signal.
+  static constexpr std::int32_t kMaxBlocks = 256;
   static constexpr std::int64_t kSignalBytes = 8;
   static constexpr std::int64_t kFlagBytes = 4;
 

@@ -7,7 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -32,8 +34,37 @@ struct FreeOnDevice {
 struct FreeOnHost {
   void operator()(std::byte* memory) const noexcept { (void)cudaFreeHost(memory); }
 };
-struct DestroyStream {
-  void operator()(CudaStream stream) const noexcept { (void)cudaStreamDestroy(stream); }
+
+/// Streams of ranks, kept for the next rank that asks: those of ranks that share a GPU must not share a hardware queue,
+/// and streams that are created while others are destroyed sometimes do.
+class StreamPool {
+ public:
+  [[nodiscard]] static StreamPool& instance() {
+    // Never destroyed: the CUDA runtime may be gone before static destructors run.
+    static auto* pool = new StreamPool();
+    return *pool;
+  }
+  [[nodiscard]] CudaStream take(int device) {
+    const std::lock_guard lock(mutex_);
+    const auto found = free_.find(device);
+    if (found != free_.end()) return free_.extract(found).mapped();
+    cudaStream_t stream = nullptr;
+    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    return stream;
+  }
+  void give(int device, CudaStream stream) {
+    const std::lock_guard lock(mutex_);
+    free_.emplace(device, stream);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::multimap<int, CudaStream> free_;
+};
+
+struct GiveStreamBack {
+  int device = 0;
+  void operator()(CudaStream stream) const { StreamPool::instance().give(device, stream); }
 };
 
 /// A bump allocator over one piece of device memory, and copies through pinned memory that are ordered by a stream of
@@ -49,9 +80,7 @@ class DeviceArena {
     memory_.reset(static_cast<std::byte*>(memory));
     check_cuda(cudaHostAlloc(&memory, static_cast<std::size_t>(kStagingBytes), cudaHostAllocDefault), "cudaHostAlloc");
     staging_.reset(static_cast<std::byte*>(memory));
-    cudaStream_t stream = nullptr;
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    stream_.reset(stream);
+    stream_ = {StreamPool::instance().take(device), GiveStreamBack{device}};
   }
 
   [[nodiscard]] CudaStream stream() const noexcept { return stream_.get(); }
@@ -136,7 +165,7 @@ class DeviceArena {
   std::int64_t used_bytes_ = 0;
   std::unique_ptr<std::byte, FreeOnDevice> memory_;
   std::unique_ptr<std::byte, FreeOnHost> staging_;
-  std::unique_ptr<CUstream_st, DestroyStream> stream_;
+  std::unique_ptr<CUstream_st, GiveStreamBack> stream_;
 };
 
 }  // namespace epistle::testing

@@ -12,8 +12,8 @@ constexpr int kThreads = 256;
 /// Reads the gradients of this rank's weights where the experts' ranks have put them.
 __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __grid_constant__ WeightGradientArgs args) {
   const DeviceGroup& group = args.group;
-  if (has_failed(group)) return;
-  const CallContext call = next_call(group, DeviceCall::kGatherGradients, args.handle.handle_id, Phase::kCombine);
+  CallContext call;
+  if (!next_call(group, DeviceCall::kGatherGradients, args.handle.handle_id, Phase::kCombine, call)) return;
   if (blockIdx.x == 0) announce(call);
   const int top_k = args.handle.top_k;
   const std::int64_t per_row = args.layout.weights_per_row();
@@ -31,10 +31,9 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
       args.grad_topk_weights[i] = gradient;
     }
   }
-  if (!is_last_block(&group.local->blocks_sent)) return;
   signal_done(call);
-  if (threadIdx.x == 0) finish_epoch(call);
-  wait_all_done(call);
+  leave_call(call);
+  if (blockIdx.x == 0) wait_all_done(call);
 }
 
 /// Dot product of two rows in the order of the contract: element i to lane i mod 16, ascending, then a tree. Both

@@ -17,21 +17,20 @@ constexpr int kPackWarps = kPackThreads / kWarpSize;
 
 /// The same words as move_kernel's: a rank whose rows go by copy engine and one whose kernel writes them understand
 /// each other.
-__device__ CallContext dispatch_call(const CopySignalArgs& args) {
-  return next_call(args.group, DeviceCall::kDispatch, args.handle_id, Phase::kDispatch);
+__device__ bool dispatch_call(const CopySignalArgs& args, CallContext& call) {
+  return next_call(args.group, DeviceCall::kDispatch, args.handle_id, Phase::kDispatch, call);
 }
 
 __global__ void __launch_bounds__(kSignalThreads, 1) start_copies_kernel(const __grid_constant__ CopySignalArgs args) {
-  if (has_failed(args.group)) return;
-  const CallContext call = dispatch_call(args);
+  CallContext call;
+  if (!dispatch_call(args, call)) return;
   announce(call);
   wait_all_ready(call);
 }
 
 __global__ void __launch_bounds__(kSignalThreads, 1) finish_copies_kernel(const __grid_constant__ CopySignalArgs args) {
-  const DeviceGroup& group = args.group;
-  if (has_failed(group)) return;
-  const CallContext call = dispatch_call(args);
+  CallContext call;
+  if (!dispatch_call(args, call)) return;
   // Copies and packing come before this kernel in stream order, so they are complete and performed: the release of the
   // signal carries them. Pairs with the acquire in wait_all_done of the peers.
   if ((args.phases & kSendPhase) != 0) signal_done(call);

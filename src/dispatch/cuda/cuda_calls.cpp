@@ -147,8 +147,8 @@ void CudaCollective::move(CudaHandleState& state, const Payload& payload, std::u
   args.rows = static_cast<const std::byte*>(payload.rows);
   args.scales = static_cast<const std::byte*>(payload.scales);
   args.behind_prepare = dispatch_follows_;
+  args.prepare_blocks = prepare_blocks_;
   start_move(state, args);
-  mark_use(state);
 }
 
 const DispatchOutput& CudaCollective::point_at_rows(CudaHandleState& state) const {
@@ -248,7 +248,6 @@ void CudaCollective::sum(CudaHandleState& state, const void* rows, void* out, st
                "copying expert outputs to where peers can read them");
   }
   start_sum(state, args);
-  mark_use(state);
 }
 
 void CudaCollective::combine_send(const Handle& handle, const void* rows) {
@@ -385,7 +384,6 @@ const std::byte* CudaCollective::combine_backward(const Handle& handle, const vo
     scale.num_blocks = choose(tuning_query(TunedCall::kCombine, state->stats.num_tokens)).num_blocks;
     check_cuda(launch_scale_rows(scale, stream_), "launching the scaling of gradients");
   }
-  mark_use(*state);
   return grad_rows;
 }
 

@@ -15,13 +15,12 @@ namespace {
 std::atomic<std::uint64_t> next_dispatcher_id{1};
 
 // Blocks that count in prepare: enough that each has few tokens, few enough that all can read all counts quickly.
-constexpr int kMaxCountBlocks = 16;
 constexpr int kMaxCountPlaces = 128;
 constexpr std::int64_t kMinTokensPerBlock = 64;
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 
 int count_blocks_for(int num_ranks, int sm_share) {
-  return std::clamp(std::min(kMaxCountPlaces / num_ranks, sm_share), 1, kMaxCountBlocks);
+  return std::clamp(std::min(kMaxCountPlaces / num_ranks, sm_share), 1, kMaxPrepareBlocks);
 }
 
 DeviceControl make_control(const DispatcherConfig& config, int num_ranks, int count_blocks) {
@@ -54,7 +53,8 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
   const auto ranks_here = std::count_if(all.begin(), all.end(), [&](const DeviceFacts& other) {
     return group.kind() == GroupKind::kThreads && other.device == device;
   });
-  own.sm_share = num_sms / static_cast<int>(std::max<std::ptrdiff_t>(1, ranks_here));
+  own.sm_share =
+      std::min(num_sms / static_cast<int>(std::max<std::ptrdiff_t>(1, ranks_here)), DeviceControl::kMaxBlocks);
   own.shares_gpu = ranks_here > 1 ? 1 : 0;
   group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
   for (const DeviceFacts& other : all) {
@@ -154,7 +154,9 @@ CudaCollective::~CudaCollective() {
     reinterpret_cast<volatile HostControl*>(host_control_.get())->abort = 1;
   }
   if (last_work_ != nullptr) {
+    // On the stream before this one, and on this one.
     warn_cuda(cudaEventSynchronize(last_work_), "waiting for the last work of a dispatcher");
+    warn_cuda(cudaStreamSynchronize(stream_), "waiting for the last work of a dispatcher");
     allocator_->release(local_memory_);
     warn_cuda(cudaEventDestroy(last_work_), "destroying an event");
   }
@@ -264,12 +266,12 @@ void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, 
   args.summary = state.summary;
   const int budget = options_.num_sms > 0 ? options_.num_sms : control_.count_blocks;
   args.tile_tokens = prepare_tile_.num_tokens;
+  args.dispatch_follows = dispatch_follows_;
   const auto useful = static_cast<int>((state.arrays.num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
   const PrepareLaunch launch{.num_blocks = std::clamp(useful, 1, std::min({budget, control_.count_blocks, sm_share_})),
                              .shared_bytes = prepare_tile_.shared_bytes};
+  prepare_blocks_ = launch.num_blocks;
   check_cuda(launch_prepare(args, launch, stream_), "launching prepare");
-  // Nothing may stand between prepare and a dispatch that follows it closely.
-  if (!dispatch_follows_) mark_use(state);
 }
 
 std::vector<RowDemand> CudaCollective::demands_of(CudaHandleState& handle) {

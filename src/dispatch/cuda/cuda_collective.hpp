@@ -50,7 +50,7 @@ class CudaCollective : public CudaDispatcher {
   const std::byte* combine_backward(const Handle& handle, const void* grad_out, const void* saved_rows,
                                     float* grad_weights) final;
 
-  void set_stream(CudaStream stream) final { stream_ = stream; }
+  void set_stream(CudaStream stream) final;
   [[nodiscard]] CudaStream stream() const noexcept final { return stream_; }
   void set_num_sms(int num_sms) final;
   [[nodiscard]] int device() const noexcept final { return device_; }
@@ -96,8 +96,9 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] GroupImpl& group() const noexcept { return *group_; }
   [[nodiscard]] const DeviceGroup& device_group() const noexcept { return device_group_; }
   [[nodiscard]] DeviceAllocator& allocator() const noexcept { return *allocator_; }
-  /// Recorded behind the last work of a call.
-  [[nodiscard]] cudaEvent_t last_work() const noexcept { return last_work_; }
+  /// An event behind everything that the calls so far have put on the stream. Recorded when it is asked for: a record
+  /// behind every call would be a part of that call's time.
+  [[nodiscard]] cudaEvent_t last_work();
   [[nodiscard]] bool is_capturing() const;
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
   /// Throws what earlier calls have found; does not wait.
@@ -120,7 +121,6 @@ class CudaCollective : public CudaDispatcher {
   void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
   [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);
   void stop_for_lost_rank(int lost, const CudaHandleState* state);
-  void mark_use(CudaHandleState& state);
 
   // cuda_calls.cpp: dispatch, combine, backward
   [[nodiscard]] CudaHandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
@@ -166,6 +166,7 @@ class CudaCollective : public CudaDispatcher {
   CudaHandleState* open_state_ = nullptr;
   const void* open_rows_ = nullptr;
   bool dispatch_follows_ = false;  ///< inside prepare_and_dispatch
+  int prepare_blocks_ = 0;         ///< of the last prepare
 };
 
 }  // namespace epistle::cuda

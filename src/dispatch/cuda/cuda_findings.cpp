@@ -32,10 +32,16 @@ bool CudaCollective::is_capturing() const {
   return status != cudaStreamCaptureStatusNone;
 }
 
-void CudaCollective::mark_use(CudaHandleState& state) {
-  if (is_capturing()) return;
-  check_cuda(cudaEventRecord(state.last_use, stream_), "recording an event");
-  check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
+void CudaCollective::set_stream(CudaStream stream) {
+  if (stream == stream_) return;
+  const DeviceGuard guard(device_);
+  static_cast<void>(last_work());
+  stream_ = stream;
+}
+
+cudaEvent_t CudaCollective::last_work() {
+  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
+  return last_work_;
 }
 
 template <typename IsDone>
@@ -54,7 +60,7 @@ void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is
     last_look = now;
     if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess)
       check_cuda(error, "waiting for the device");
-    if (const cudaError_t error = cudaEventQuery(last_work_); error != cudaSuccess && error != cudaErrorNotReady) {
+    if (const cudaError_t error = cudaStreamQuery(stream_); error != cudaSuccess && error != cudaErrorNotReady) {
       check_cuda(error, "waiting for the device");
     }
     const int lost = group_->find_lost_rank();
@@ -72,12 +78,13 @@ void CudaCollective::stop_for_lost_rank(int lost, const CudaHandleState* state) 
   // A rank that has left may have done all it had to: the device says whether it owes anything.
   const Clock::time_point start = Clock::now();
   auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
+  const cudaEvent_t work = last_work();
   while (Clock::now() - start < std::chrono::milliseconds(50)) {
-    if (cudaEventQuery(last_work_) == cudaSuccess && control->report.finding == 0) return;
+    if (cudaEventQuery(work) == cudaSuccess && control->report.finding == 0) return;
   }
   control->abort = 1;
   const Phase abandoned = abandon_transport();
-  check_cuda(cudaEventSynchronize(last_work_), "stopping the device after a rank was lost");
+  check_cuda(cudaEventSynchronize(work), "stopping the device after a rank was lost");
   control->abort = 0;
   const MissingRows missing = [state, this](int peer) {
     return state != nullptr && state->finished && !state->pairs.empty() ? std::int64_t{state->num_pairs(peer, rank())}
@@ -147,10 +154,10 @@ void CudaCollective::synchronize() {
   if (is_capturing()) {
     throw complain(ErrorCode::kInvalidArgument, Phase::kNone, "the stream is being captured and cannot be waited for");
   }
-  check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
+  const cudaEvent_t work = last_work();
   int num_polls = 0;
   wait_on_host(open_state_, [&] {
-    if (cudaEventQuery(last_work_) == cudaSuccess) return true;
+    if (cudaEventQuery(work) == cudaSuccess) return true;
     if (++num_polls > kBusyPolls) std::this_thread::sleep_for(kPollPause);
     return false;
   });

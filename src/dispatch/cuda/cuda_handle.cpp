@@ -41,13 +41,10 @@ CudaHandleState::CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, con
   pinned_ = PinnedMemory(static_cast<std::int64_t>(sizeof(Summary)) +
                          summary_ints * static_cast<std::int64_t>(sizeof(std::int32_t)));
   summary = reinterpret_cast<Summary*>(pinned_.get());
-  const DeviceGuard guard(allocator_->device());
-  check_cuda(cudaEventCreateWithFlags(&last_use, cudaEventDisableTiming), "creating an event");
 }
 
 CudaHandleState::~CudaHandleState() {
   if (memory_ != nullptr) allocator_->release(memory_);
-  if (last_use != nullptr) warn_cuda(cudaEventDestroy(last_use), "destroying an event");
 }
 
 void CudaHandleState::begin(std::uint64_t prepare_id, std::int64_t num_tokens) {

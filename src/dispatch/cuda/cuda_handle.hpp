@@ -35,9 +35,8 @@ class CudaHandleState final : public HandleState {
   /// How to wait for the summary; set by the dispatcher, cleared when it goes.
   std::function<void(CudaHandleState&)> waiter;
   HandleArrays arrays;
-  Summary* summary = nullptr;      ///< pinned host memory
-  cudaEvent_t last_use = nullptr;  ///< recorded behind the last work that uses the arrays
-  bool checked = true;             ///< what the device found has been looked at
+  Summary* summary = nullptr;  ///< pinned host memory
+  bool checked = true;         ///< what the device found has been looked at
   bool finished = true;
 
   /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks.

@@ -6,19 +6,9 @@
 #include <utility>
 
 #include "group/cuda/cuda_error.hpp"
+#include "group/cuda/private_stream.hpp"
 
 namespace epistle::cuda {
-
-DeviceAllocator::DeviceAllocator(int device) : device_(device) {
-  const DeviceGuard guard(device);
-  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream for allocations");
-}
-
-DeviceAllocator::~DeviceAllocator() {
-  if (stream_ == nullptr) return;
-  warn_cuda(cudaStreamSynchronize(stream_), "waiting for the release of device memory");
-  warn_cuda(cudaStreamDestroy(stream_), "destroying the stream for allocations");
-}
 
 std::byte* DeviceAllocator::allocate(std::int64_t num_bytes) {
   const DeviceGuard guard(device_);
@@ -26,8 +16,9 @@ std::byte* DeviceAllocator::allocate(std::int64_t num_bytes) {
   const auto size = static_cast<std::size_t>(num_bytes);
   // Not from a memory pool: a pool gives memory back when somebody synchronises, and that waits for the device.
   check_cuda(cudaMalloc(&memory, size), "allocating device memory");
-  cudaError_t status = cudaMemsetAsync(memory, 0, size, stream_);
-  if (status == cudaSuccess) status = cudaStreamSynchronize(stream_);
+  cudaStream_t stream = private_stream(device_);
+  cudaError_t status = cudaMemsetAsync(memory, 0, size, stream);
+  if (status == cudaSuccess) status = cudaStreamSynchronize(stream);
   if (status != cudaSuccess) warn_cuda(cudaFree(memory), "releasing device memory");
   check_cuda(status, "clearing device memory");
   return static_cast<std::byte*>(memory);

@@ -14,8 +14,7 @@ namespace epistle::cuda {
 /// Shared by everything whose memory it holds.
 class DeviceAllocator {
  public:
-  explicit DeviceAllocator(int device);
-  ~DeviceAllocator();
+  explicit DeviceAllocator(int device) noexcept : device_(device) {}
   DeviceAllocator(const DeviceAllocator&) = delete;
   DeviceAllocator& operator=(const DeviceAllocator&) = delete;
 
@@ -26,7 +25,6 @@ class DeviceAllocator {
 
  private:
   int device_;
-  cudaStream_t stream_ = nullptr;
 };
 
 /// Pinned, zero-filled host memory that the device can read and write.

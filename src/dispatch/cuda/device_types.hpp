@@ -49,18 +49,26 @@ struct HostControl {
   Report rejected;  ///< a peer refused its input in one call; the dispatcher stays usable
 };
 
+/// What the blocks of a kernel share out among them as they go, because some SMs are slower than others.
+enum WorkQueue : std::int32_t { kSentTokens, kKeptTokens, kReceivedPairs, kNumWorkQueues };
+
+/// Thread blocks of prepare at most: every block reads the counts of all blocks of all ranks.
+inline constexpr int kMaxPrepareBlocks = 16;
+
 /// A rank's own device memory, not seen by peers.
 struct LocalState {
-  std::uint64_t epoch;                 ///< calls completed
-  std::uint32_t failed;                ///< a Finding that ends all work on this dispatcher
-  std::uint32_t blocks_sent;           ///< of the running call
-  std::uint32_t blocks_placed;         ///< of prepare, which a dispatch may overlap
-  std::uint32_t blocks_recorded;       ///< likewise
-  std::uint32_t next_unit[2];          ///< work queue of the running call, by the last bit of its epoch
-  std::uint32_t placed;                ///< the last prepare (its id's low bits) whose rows all have their places
+  std::uint64_t epoch;            ///< calls completed
+  std::uint32_t failed;           ///< a Finding that ends all work on this dispatcher
+  std::uint32_t blocks_sent;      ///< blocks of the running call that have read its epoch and need it no more
+  std::uint32_t blocks_placed;    ///< of prepare, which a dispatch may overlap
+  std::uint32_t blocks_recorded;  ///< likewise
+  /// By block of prepare: the call word of the last one in which all rows of the block had their places.
+  std::uint64_t placed[kMaxPrepareBlocks];
+  std::uint32_t followed;              ///< epoch of the last dispatch that followed its prepare closely
   unsigned long long first_bad_entry;  ///< complement of the lowest refused entry of the table, 0 = none
   std::int64_t dropped;                ///< assignments of this rank that did not fit
   std::int64_t sent_remote_assignments;
+  std::uint32_t queues[2][kNumWorkQueues];  ///< units taken in the running call, by the last bit of its epoch
 };
 
 /// The ranks as one of them sees them.

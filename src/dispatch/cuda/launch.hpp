@@ -27,7 +27,8 @@ struct PrepareArgs {
   std::uint64_t prepare_id = 0;
   bool drop_overflow = false;  ///< what does not fit is dropped; otherwise the whole routing is refused
   Summary* summary = nullptr;
-  int tile_tokens = 0;  ///< tokens that one pass of a block places; see choose_prepare_tile
+  bool dispatch_follows = false;  ///< a dispatch comes behind this prepare with nothing in between
+  int tile_tokens = 0;            ///< tokens that one pass of a block places; see choose_prepare_tile
 };
 
 /// What the shared memory of prepare depends on.
@@ -72,6 +73,7 @@ struct MoveArgs {
   /// Behind the prepare of the same handle, with nothing in between: starts as soon as that has placed the rows, while
   /// it still describes them.
   bool behind_prepare = false;
+  int prepare_blocks = 0;  ///< of that prepare
 };
 
 struct SumTuning {

@@ -64,6 +64,47 @@ class BulkCopier {
 using BulkCopier = VectorCopier;
 #endif
 
+/// Tokens of one warp whose receivers have not been told yet, oldest first, each with the copier's mark behind its
+/// rows.
+class UnflaggedTokens {
+ public:
+  [[nodiscard]] __device__ int count() const { return static_cast<int>(added_ - taken_); }
+  [[nodiscard]] __device__ bool full() const { return count() == kRoom; }
+  __device__ void add(std::int64_t token, std::uint32_t mark) {
+    // Without indices that the compiler cannot know, so that it stays in registers.
+#pragma unroll
+    for (unsigned i = 0; i < kRoom; ++i) {
+      if (i != added_ % kRoom) continue;
+      tokens_[i] = static_cast<std::int32_t>(token);
+      marks_[i] = mark;
+    }
+    ++added_;
+  }
+  [[nodiscard]] __device__ std::uint32_t oldest_mark() const { return at(marks_); }
+  __device__ std::int32_t take_oldest() {
+    const std::int32_t token = at(tokens_);
+    ++taken_;
+    return token;
+  }
+
+ private:
+  static constexpr unsigned kRoom = 8;
+  template <typename Value>
+  __device__ Value at(const Value (&values)[kRoom]) const {
+    Value value{};
+#pragma unroll
+    for (unsigned i = 0; i < kRoom; ++i) {
+      if (i == taken_ % kRoom) value = values[i];
+    }
+    return value;
+  }
+
+  std::int32_t tokens_[kRoom] = {};
+  std::uint32_t marks_[kRoom] = {};
+  unsigned added_ = 0;
+  unsigned taken_ = 0;
+};
+
 template <class Copier>
 struct Mover {
   const MoveArgs& args;
@@ -109,54 +150,39 @@ struct Mover {
     }
   }
 
-  /// Flags the tokens whose rows have left, oldest first: [flagged, sent) of this worker's, in steps of its count.
-  __device__ void flag_settled(std::int64_t& flagged, std::int64_t next, int step, const std::uint32_t (&marks)[8],
-                               int& count) const {
-    __syncwarp();
-    while (flagged < next && copier.is_past(mark_of(marks, flagged, step))) {
-      flag_token(flagged);
-      flagged += step;
-      --count;
-    }
-  }
-  __device__ static std::uint32_t mark_of(const std::uint32_t (&marks)[8], std::int64_t token, int step) {
-    std::uint32_t mark = 0;
-    const int idx = static_cast<int>(token / step) & 7;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i == idx) mark = marks[i];
-    }
-    return mark;
+  /// While nothing may be written yet.
+  __device__ void prefetch_first(const Worker& worker) const {
+    if (worker.idx >= args.handle.num_tokens) return;
+    prefetch_row(args.rows + worker.idx * args.row_bytes, args.row_bytes);
   }
 
   /// Rows for peers, and with `own_too` the ones that stay as well: one read for all copies of a token.
   __device__ void send_rows(const Worker& worker, bool own_too) const {
-    const bool flagged_rows = !args.layout.token_major();
     const int batch = copier.batch_for(args.row_bytes);
-    std::uint32_t marks[8] = {};
-    std::int64_t flagged = worker.idx;
-    int waiting = 0;
-    for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
+    UnflaggedTokens unflagged;
+    UnitQueue units(work_queue(call, kSentTokens), worker);
+    for (std::int64_t token = units.take(); token < args.handle.num_tokens; token = units.take()) {
       for (int first = 0; first < args.handle.sends_per_token; first += kWarpSize) {
         const SendPlace send = send_of(token, first + lane_id());
         const bool wanted = own_too ? send.dst_rank >= 0 : leaves(send);
         copy_token(__ballot_sync(kFullWarp, wanted), send.dst_rank, send.row, token);
       }
-      if (!flagged_rows) continue;
-      const int idx = static_cast<int>(token / worker.count) & 7;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i == idx) marks[i] = copier.mark();
-      }
-      if (++waiting <= batch) continue;
+      if (args.layout.token_major()) continue;
+      unflagged.add(token, copier.mark());
+      if (unflagged.count() <= batch) continue;
       copier.settle();
-      flag_settled(flagged, token + worker.count, worker.count, marks, waiting);
-      if (waiting < 7) continue;
+      flag_settled(unflagged);
+      if (!unflagged.full()) continue;
       copier.flush();
-      flag_settled(flagged, token + worker.count, worker.count, marks, waiting);
+      flag_settled(unflagged);
     }
     copier.flush();
-    if (flagged_rows) flag_settled(flagged, args.handle.num_tokens, worker.count, marks, waiting);
+    flag_settled(unflagged);
+  }
+  /// Flags the tokens whose rows have left, oldest first.
+  __device__ void flag_settled(UnflaggedTokens& unflagged) const {
+    __syncwarp();
+    while (unflagged.count() > 0 && copier.is_past(unflagged.oldest_mark())) flag_token(unflagged.take_oldest());
   }
 
   __device__ void keep_local(const Worker& worker) const {
@@ -164,7 +190,8 @@ struct Mover {
     const ExpertPartition partition = args.layout.partition();
     const std::int32_t first_expert = partition.first_expert(group().rank);
     const std::int32_t end_expert = first_expert + partition.num_local_experts(group().rank);
-    for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
+    UnitQueue units(work_queue(call, kKeptTokens), worker);
+    for (std::int64_t token = units.take(); token < args.handle.num_tokens; token = units.take()) {
       const int count = args.layout.token_major() ? args.handle.sends_per_token : top_k;
       for (int first = 0; first < count; first += kWarpSize) {
         const int i = first + lane_id();
@@ -219,7 +246,7 @@ struct Mover {
     }
     while (true) {
       unsigned unit = 0;
-      if (lane_id() == 0) unit = atomicAdd(&group().local->next_unit[call.epoch & 1U], 1U);
+      if (lane_id() == 0) unit = atomicAdd(work_queue(call, kReceivedPairs), 1U);
       unit = __shfl_sync(kFullWarp, unit, 0);
       if (unit >= static_cast<unsigned>(longest) * others) return;
       const int source = (group().rank + 1 + static_cast<int>(unit) % others) % group().num_ranks;
@@ -249,66 +276,77 @@ struct Mover {
   }
 };
 
-/// Waits until the prepare of the same handle has placed all rows. It ends by itself, so this does too.
-__device__ void wait_until_placed(const MoveArgs& args) {
+/// Waits until the prepare of the same handle has placed all rows; the epoch of that. It ends by itself, so this does
+/// too.
+__device__ std::uint32_t wait_until_placed(const MoveArgs& args) {
   const LocalState& local = *args.group.local;
-  if (threadIdx.x == 0) {
-    const auto* placed = reinterpret_cast<const std::uint32_t*>(&local.placed);
-    while (load_relaxed(placed) != args.handle.handle_id && !has_failed(args.group)) {
+  __shared__ std::uint32_t epoch;
+  const int block = static_cast<int>(threadIdx.x);
+  if (block < args.prepare_blocks) {
+    // Words of an earlier prepare of this handle, by a graph, are older than the dispatch that followed that.
+    const std::uint32_t followed = __ldcg(&local.followed);
+    const std::uint64_t expected = call_word(0, DeviceCall::kPrepare, args.handle.handle_id);
+    std::uint64_t word = 0;
+    while (!has_failed(args.group)) {
+      word = load_relaxed(&local.placed[block]);
+      if (static_cast<std::uint32_t>(word) == expected && !reached(followed, epoch_of(word))) break;
     }
     fence_device();
+    if (block == 0) epoch = epoch_of(word);
   }
   __syncthreads();
+  return epoch;
 }
 
 template <class Copier>
 __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   const DeviceGroup& group = args.group;
-  if (args.behind_prepare) wait_until_placed(args);
-  if (has_failed(group)) return;
-  const bool backward = args.target == BufferSection::kCombineRows;
-  const DeviceCall kind = args.refuse ? DeviceCall::kRejected : backward ? DeviceCall::kCombine : DeviceCall::kDispatch;
-  const CallContext call = next_call(group, kind, args.handle.handle_id, backward ? Phase::kCombine : Phase::kDispatch);
-  Copier copier(shared);
-  const Mover<Copier> mover{args, call, copier};
-  const int warps = static_cast<int>(blockDim.x) / kWarpSize;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int block = static_cast<int>(blockIdx.x);
   const int blocks = args.tuning.num_blocks;
   const int remote_blocks = args.tuning.remote_blocks;
   const bool is_remote = block < remote_blocks;
   const bool is_local = !is_remote || remote_blocks == blocks;
   const int local_begin = remote_blocks == blocks ? 0 : remote_blocks;
-  // Neighbouring rows go to different blocks, so that all of them finish together.
+  const int warps = static_cast<int>(blockDim.x) / kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const Worker remote{warp * remote_blocks + block, remote_blocks * warps};
   const Worker local{warp * (blocks - local_begin) + block - local_begin, (blocks - local_begin) * warps};
   const bool sends = (args.phases & kSendPhase) != 0;
   const bool receives = (args.phases & kReceivePhase) != 0;
-
   // Few SMs are bound by what they store, so a block that does everything reads each row only once.
   const bool together = remote_blocks == blocks && args.layout.token_major();
 
+  const bool backward = args.target == BufferSection::kCombineRows;
+  const DeviceCall kind = args.refuse ? DeviceCall::kRejected : backward ? DeviceCall::kCombine : DeviceCall::kDispatch;
+  const Phase phase = backward ? Phase::kCombine : Phase::kDispatch;
+  CallContext call;
+  Copier copier(shared);
+  const Mover<Copier> mover{args, call, copier};
+  if (args.behind_prepare) {
+    mover.prefetch_first(is_remote ? remote : local);
+    const std::uint32_t epoch = wait_until_placed(args) + 1;
+    call = {&group, epoch, call_word(epoch, kind, args.handle.handle_id), phase};
+    if (has_failed(group)) return;
+  } else {
+    if (!next_call(group, kind, args.handle.handle_id, phase, call)) return;
+  }
+
   bool ok = !args.refuse;
-  bool last = false;
   if (sends) {
     if (block == 0) announce(call);
     if (ok && is_remote) {
-      ok = wait_all_ready(call);
+      ok = args.behind_prepare ? wait_all_ready_early(call) : wait_all_ready(call);
       if (ok) mover.send_rows(remote, together);
     }
     if (!args.refuse && is_local && !together) mover.keep_local(local);
     copier.flush();
-    last = is_last_block(&group.local->blocks_sent);
-    // Signals count upwards: that of prepare comes first.
-    if (last && args.behind_prepare) wait_for_kernel_before();
-    if (last) signal_done(call);
-  } else {
-    last = is_last_block(&group.local->blocks_sent);
+    // Signals count upwards: those of prepare come first.
+    if (args.behind_prepare) wait_for_kernel_before();
+    signal_done(call);
   }
-  if (!receives) return;  // only both halves together follow a prepare
-  if (last && threadIdx.x == 0) finish_epoch(call);
-  // What follows needs the description of the rows; and a kernel behind this one must find prepare ended.
-  if (args.behind_prepare) wait_for_kernel_before();
+  if (!receives) return;
+  if (args.behind_prepare && block == 0 && threadIdx.x == 0) group.local->followed = call.epoch;
+  leave_call(call);
   if (!args.refuse) {
     if (is_local && args.zero_padding) mover.zero_padding(local);
     if (!args.layout.token_major()) {
@@ -318,7 +356,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
       copier.flush();
     }
   }
-  if (last) wait_all_done(call);
+  if (block == 0) wait_all_done(call);
 }
 
 __global__ void __launch_bounds__(kMoveThreads, 1) move_vector_kernel(const __grid_constant__ MoveArgs args) {

@@ -13,23 +13,35 @@
 namespace epistle::cuda {
 namespace {
 
+/// The rows of this block have their places; the call ends for the next kernel when those of all blocks have.
+__device__ void tell_placed(const CallContext& call) {
+  LocalState& local = *call.group->local;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  fence_device();
+  *static_cast<volatile std::uint64_t*>(&local.placed[blockIdx.x]) = call.announced;
+  if (atomicAdd(&local.blocks_placed, 1U) != gridDim.x - 1) return;
+  local.blocks_placed = 0;
+  local.epoch = call.epoch;
+}
+
 __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __grid_constant__ PrepareArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   const DeviceGroup& group = args.group;
   // All loads at once: every wait for memory counts here.
   EarlyEntries early;
   early.load(args);
-  const auto failed = *static_cast<volatile std::uint32_t*>(&group.local->failed);
-  const auto epoch = static_cast<std::uint32_t>(*static_cast<volatile std::uint64_t*>(&group.local->epoch) + 1);
-  if (failed != 0) return;
+  CallContext call;
+  if (!next_call(group, DeviceCall::kPrepare, args.handle.handle_id, Phase::kLayout, call)) return;
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
   Tables t;
   carve(shared, {ranks, experts, args.handle.top_k, args.handle.sends_per_token, args.tile_tokens}, t);
-  const CallContext call{&group, epoch, call_word(epoch, DeviceCall::kPrepare, args.handle.handle_id), Phase::kLayout};
   if (blockIdx.x == 0) {
     announce(call);
-    if (threadIdx.x == 0) *static_cast<volatile std::uint32_t*>(&group.local->placed) = 0;  // a graph has set it before
+    if (args.dispatch_follows && !args.refuse) announce_early(call, args.handle.handle_id);
+    // Not at the end, when the next call may be under way.
+    if (threadIdx.x == kPrepareThreads - 1) clear_queues(call);
   }
   for (int e = threadIdx.x; e < experts; e += kPrepareThreads) {
     t.rank_of[e] = static_cast<std::uint8_t>(args.layout.partition().rank_of(e));
@@ -64,25 +76,23 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
       record_tile(args, t, exchange, tile, counts);
     }
   });
-  // Starts the dispatch; it waits for `placed` itself.
+  // Starts the dispatch; it waits for the places itself.
   let_next_kernel_start();
-  if (is_last_block(&group.local->blocks_placed) && threadIdx.x == 0) {
-    finish_epoch(call);
-    fence_device();
-    *static_cast<volatile std::uint32_t*>(&group.local->placed) = args.handle.handle_id;
-  }
+  tell_placed(call);
   if (one_tile) for_each_tile(args, t, [&](const Tile& tile) { record_tile(args, t, exchange, tile, counts); });
-  if (overflow) add_counts(args, counts);
-  const bool last = is_last_block(&group.local->blocks_recorded);
-  if (last) {
-    if (overflow) send_outcome(args);
-    __syncthreads();
-    signal_done(call);
+  bool last = false;
+  if (overflow) {
+    // What became of this rank's assignments is known when all of its blocks have placed theirs.
+    add_counts(args, counts);
+    last = is_last_block(&group.local->blocks_recorded);
+    if (last) send_outcome(args);
   }
+  signal_done(call);
   // While the records of the others are on their way.
   if (!args.layout.token_major()) describe_all_padding(args, t, exchange, mine);
   if (blockIdx.x == 0 && !overflow) write_counts(args, t, exchange, mine);
   wait_all_done(call);
+  fence_system();
   __syncthreads();
   if (has_failed(group)) return;
   if (args.layout.token_major()) {

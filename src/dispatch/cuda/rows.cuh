@@ -20,6 +20,33 @@ struct Worker {
 
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & (kWarpSize - 1); }
 
+/// The units of a work queue that a warp does: its own first, then whatever the warps of all blocks have left, each
+/// asked for one ahead so that nobody waits for the answer.
+class UnitQueue {
+ public:
+  __device__ UnitQueue(std::uint32_t* taken, const Worker& worker)
+      : taken_(taken), count_(worker.count), next_(worker.idx) {}
+  /// The same in all lanes.
+  __device__ int take() {
+    const int unit = __shfl_sync(kFullWarp, next_, 0);
+    if (lane_id() == 0) next_ = count_ + static_cast<int>(atomicAdd(taken_, 1U));
+    return unit;
+  }
+
+ private:
+  std::uint32_t* taken_;
+  int count_;
+  int next_;
+};
+
+/// Asks for what will be read soon. One warp.
+__device__ inline void prefetch_row(const std::byte* from, std::int64_t num_bytes) {
+  constexpr int kLineBytes = 128;
+  for (std::int64_t at = lane_id() * kLineBytes; at < num_bytes; at += kWarpSize * kLineBytes) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
+  }
+}
+
 /// Reads past the L1 cache: rows are used once.
 __device__ inline uint4 load_vector(const std::byte* from) {
   uint4 v;

@@ -78,12 +78,19 @@ struct CallContext {
   Phase phase;
 };
 
-/// The next call of this rank: every block of its kernel makes the same. Reads past the L1 cache, because a prepare
-/// that this kernel overlaps may have ended its call just before.
-__device__ inline CallContext next_call(const DeviceGroup& group, DeviceCall kind, std::uint32_t handle_id,
-                                        Phase phase) {
+/// The next call of this rank: every block of its kernel makes the same. False when an earlier one has failed. Reads
+/// past the L1 cache, because a prepare that this kernel overlaps may have ended its call just before.
+__device__ inline bool next_call(const DeviceGroup& group, DeviceCall kind, std::uint32_t handle_id, Phase phase,
+                                 CallContext& call) {
+  // Both loads before either is looked at: a kernel's first waits for memory are part of every call's time.
+  const std::uint32_t failed = __ldcg(&group.local->failed);
   const auto epoch = static_cast<std::uint32_t>(__ldcg(&group.local->epoch) + 1);
-  return {&group, epoch, call_word(epoch, kind, handle_id), phase};
+  call = {&group, epoch, call_word(epoch, kind, handle_id), phase};
+  return failed == 0;
+}
+
+__device__ inline std::uint32_t* work_queue(const CallContext& call, WorkQueue queue) {
+  return &call.group->local->queues[call.epoch & 1U][queue];
 }
 
 /// Puts the first finding of this rank into host memory, and ends all further work when it is fatal.
@@ -153,11 +160,16 @@ __device__ __noinline__ bool poll(const CallContext& call, int peer, const Flag*
   }
 }
 
-/// Polls until `flag` has reached the call's epoch; then everything its writer wrote before is visible. False when the
-/// wait was given up.
+/// Polls until `flag` has reached the call's epoch. False when the wait was given up.
+template <typename Flag>
+__device__ inline bool await(const CallContext& call, int peer, const Flag* flag) {
+  return reached(epoch_in(load_relaxed(flag)), call.epoch) || poll(call, peer, flag);
+}
+
+/// The same, and everything that the flag's writer wrote before is visible.
 template <typename Flag>
 __device__ inline bool wait_for_flag(const CallContext& call, int peer, const Flag* flag) {
-  if (!reached(epoch_in(load_relaxed(flag)), call.epoch) && !poll(call, peer, flag)) return false;
+  if (!await(call, peer, flag)) return false;
   static_cast<void>(load_acquire(flag));
   return true;
 }
@@ -186,6 +198,27 @@ __device__ inline bool wait_all_ready(const CallContext& call) {
   return __syncthreads_and(ok) != 0;
 }
 
+/// The same for a dispatch that prepare has announced.
+__device__ inline bool wait_all_ready_early(const CallContext& call) {
+  const DeviceGroup& group = *call.group;
+  bool ok = true;
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    const auto* early = group.control_at<const std::uint64_t>(group.rank, group.control.early_ready_offset()) + peer;
+    // A peer that calls prepare and dispatch one by one announces the second only when it comes.
+    ok = (load_acquire(early) == call.announced || wait_ready(call, peer)) && ok;
+  }
+  return __syncthreads_and(ok) != 0;
+}
+
+/// By prepare: the dispatch that follows closely may write to this rank. By the first threads of one block.
+__device__ inline void announce_early(const CallContext& call, std::uint32_t handle_id) {
+  const DeviceGroup& group = *call.group;
+  const std::uint64_t word = call_word(call.epoch + 1, DeviceCall::kDispatch, handle_id);
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    store_relaxed(group.control_at<std::uint64_t>(peer, group.control.early_ready_offset()) + group.rank, word);
+  }
+}
+
 /// Tells every rank that this one has started the call. By the first threads of one block. Needs no fence: what this
 /// rank did before, it did in kernels that have ended.
 __device__ inline void announce(const CallContext& call) {
@@ -196,21 +229,51 @@ __device__ inline void announce(const CallContext& call) {
   }
 }
 
-/// Tells every rank that everything this rank sends in the call is there. By the first threads of the last block.
+/// Where the blocks of a source say in this rank's control section that they are done.
+__device__ inline std::uint64_t* done_signals(const DeviceGroup& group, int rank, int source) {
+  return group.control_at<std::uint64_t>(rank, group.control.done_offset()) +
+         std::int64_t{source} * DeviceControl::kMaxBlocks;
+}
+
+/// Tells every rank that all that this block sends in the call is there: the call's epoch, and how many blocks say so.
+/// No block waits for the others of its kernel, and the receiver needs no atomics across the link. All threads of the
+/// block call it, once in a call.
 __device__ inline void signal_done(const CallContext& call) {
   const DeviceGroup& group = *call.group;
+  __syncthreads();
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    std::uint64_t* flag = group.control_at<std::uint64_t>(peer, group.control.done_offset()) + group.rank;
-    store_release(flag, call.announced);
+    store_release(done_signals(group, peer, group.rank) + blockIdx.x, (std::uint64_t{call.epoch} << 32) | gridDim.x);
   }
 }
 
-/// Waits for the done signals of all ranks; one thread per rank. The block must meet afterwards.
+/// The same from a block that has only read what the peers hold, and has used what it has read: there is no store that
+/// a peer would have to see, so none is waited for.
+__device__ inline void signal_read(const CallContext& call) {
+  const DeviceGroup& group = *call.group;
+  __syncthreads();
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    store_relaxed(done_signals(group, peer, group.rank) + blockIdx.x, (std::uint64_t{call.epoch} << 32) | gridDim.x);
+  }
+}
+
+/// Waits for the done signals of all blocks of all ranks, every thread for some of them. What the blocks wrote is
+/// visible to kernels behind this one; in this one after a fence, when the block has met.
 __device__ inline void wait_all_done(const CallContext& call) {
   const DeviceGroup& group = *call.group;
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    const std::uint64_t* flag = group.control_at<const std::uint64_t>(group.rank, group.control.done_offset()) + peer;
-    static_cast<void>(wait_for_flag(call, peer, flag));
+  const int thread = static_cast<int>(threadIdx.x);
+  const int threads = static_cast<int>(blockDim.x);
+  const int lanes = max(1, threads / group.num_ranks);
+  for (int peer = thread / lanes; peer < group.num_ranks; peer += threads / lanes) {
+    const std::uint64_t* signals = done_signals(group, group.rank, peer);
+    // The first block says how many there are.
+    if (!await(call, peer, signals)) continue;
+    const std::uint64_t word = load_relaxed(signals);
+    // A peer that is in its next call already has completed this one.
+    if (epoch_of(word) != call.epoch) continue;
+    const int blocks = static_cast<int>(word & 0xffffffffU);
+    for (int block = 1 + thread % lanes; block < blocks; block += lanes) {
+      static_cast<void>(await(call, peer, signals + block));
+    }
   }
 }
 
@@ -243,11 +306,25 @@ __device__ inline bool is_last_block(std::uint32_t* counter) {
   return last;
 }
 
-/// Ends a call: by one thread, when every block of the kernel has read the epoch.
+/// Empties the work queues of the next call.
+__device__ inline void clear_queues(const CallContext& call) {
+  for (std::uint32_t& taken : call.group->local->queues[(call.epoch + 1) & 1U]) taken = 0;
+}
+
+/// The call is complete for the next kernel. By one thread, when every block of this one has read the epoch.
 __device__ inline void finish_epoch(const CallContext& call) {
+  clear_queues(call);
+  call.group->local->epoch = call.epoch;
+}
+
+/// Ends the call of this kernel, at the last of its blocks that comes here. Every block does, after it has read the
+/// epoch.
+__device__ inline void leave_call(const CallContext& call) {
+  if (threadIdx.x != 0) return;
   LocalState& local = *call.group->local;
-  local.epoch = call.epoch;
-  local.next_unit[(call.epoch + 1) & 1U] = 0;
+  if (atomicAdd(&local.blocks_sent, 1U) != gridDim.x - 1) return;
+  local.blocks_sent = 0;
+  finish_epoch(call);
 }
 
 }  // namespace epistle::cuda

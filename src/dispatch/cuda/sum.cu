@@ -287,9 +287,9 @@ struct Summer {
 template <class Format>
 __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_constant__ SumArgs args) {
   const DeviceGroup& group = args.group;
-  if (has_failed(group)) return;
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
-  const CallContext call = next_call(group, kind, args.handle.handle_id, Phase::kCombine);
+  CallContext call;
+  if (!next_call(group, kind, args.handle.handle_id, Phase::kCombine, call)) return;
   const Summer<Format> summer{args, call, args.layout.params().combine_row_bytes,
                               (reinterpret_cast<std::uint64_t>(args.rows) & 15U) == 0,
                               (reinterpret_cast<std::uint64_t>(args.out) & 15U) == 0};
@@ -304,7 +304,6 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
                         (blocks - finish_begin) * kSumWarps};
 
   bool ok = !args.refuse;
-  bool last = false;
   if ((args.phases & kSendPhase) != 0) {
     if (blockIdx.x == 0) announce(call);
     if (!args.pull) {
@@ -312,26 +311,19 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
         ok = wait_all_ready(call);
         if (ok) summer.push_all(pusher);
       }
-      last = is_last_block(&group.local->blocks_sent);
-      if (last) signal_done(call);
+      signal_done(call);
     }
-  } else if (!args.pull) {
-    last = is_last_block(&group.local->blocks_sent);
   }
   if ((args.phases & kReceivePhase) == 0) return;
-  if (last && threadIdx.x == 0) finish_epoch(call);
   if (ok && finishes) {
     if (!pushes) ok = wait_all_ready(call);
     if (ok && args.pull) summer.pull_tokens(finisher);
     if (ok && !args.pull) summer.finish_tokens(finisher);
   }
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull) {
-    last = is_last_block(&group.local->blocks_sent);
-    if (last) signal_done(call);
-    if (last && threadIdx.x == 0) finish_epoch(call);
-  }
-  if (last) wait_all_done(call);
+  if (args.pull) signal_read(call);
+  leave_call(call);
+  if (blockIdx.x == 0) wait_all_done(call);
 }
 
 }  // namespace

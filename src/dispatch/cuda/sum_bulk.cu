@@ -16,9 +16,9 @@ namespace {
 template <class Format>
 __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
-  if (has_failed(group)) return;
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
-  const CallContext call = next_call(group, kind, args.handle.handle_id, Phase::kCombine);
+  CallContext call;
+  if (!next_call(group, kind, args.handle.handle_id, Phase::kCombine, call)) return;
   const SumWork work{args, call};
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int block = static_cast<int>(blockIdx.x);
@@ -32,7 +32,6 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
   const Worker finisher{warp * (blocks - finish_begin) + block - finish_begin, (blocks - finish_begin) * kBulkWarps};
 
   bool ok = !args.refuse;
-  bool last = false;
   if ((args.phases & kSendPhase) != 0) {
     if (block == 0) announce(call);
     if (!args.pull) {
@@ -45,14 +44,10 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
           pipe.run();
         }
       }
-      last = is_last_block(&group.local->blocks_sent);
-      if (last) signal_done(call);
+      signal_done(call);
     }
-  } else if (!args.pull) {
-    last = is_last_block(&group.local->blocks_sent);
   }
   if ((args.phases & kReceivePhase) == 0) return;
-  if (last && threadIdx.x == 0) finish_epoch(call);
   if (ok && finishes) {
     TokenJobs jobs{work, finisher};
     const bool ready = pushes && (args.phases & kSendPhase) != 0;  // has been waited for
@@ -69,12 +64,9 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
     }
   }
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull) {
-    last = is_last_block(&group.local->blocks_sent);
-    if (last) signal_done(call);
-    if (last && threadIdx.x == 0) finish_epoch(call);
-  }
-  if (last) wait_all_done(call);
+  if (args.pull) signal_read(call);
+  leave_call(call);
+  if (block == 0) wait_all_done(call);
 }
 
 #endif  // EPISTLE_BULK_COPIES

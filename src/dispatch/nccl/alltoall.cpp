@@ -103,9 +103,10 @@ AllToAllDispatcher::~AllToAllDispatcher() {
     group().check_usable();
     const auto give_up = std::chrono::steady_clock::now() + group().timeout();
     // A lost rank may owe rows that NCCL would wait for without end.
-    while (cudaEventQuery(last_work()) == cudaErrorNotReady) {
+    const cudaEvent_t work = last_work();
+    while (cudaEventQuery(work) == cudaErrorNotReady) {
       if (std::chrono::steady_clock::now() > give_up) done = false;
-      if (group().find_lost_rank() >= 0 && cudaEventQuery(last_work()) == cudaErrorNotReady) done = false;
+      if (group().find_lost_rank() >= 0 && cudaEventQuery(work) == cudaErrorNotReady) done = false;
       if (!done) break;
       std::this_thread::yield();
     }

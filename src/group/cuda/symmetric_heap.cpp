@@ -16,6 +16,7 @@
 #include "core/settings.hpp"
 #include "group/cuda/cuda_error.hpp"
 #include "group/cuda/heap_agreement.hpp"
+#include "group/cuda/private_stream.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -78,14 +79,6 @@ std::vector<HeapRange> ranges_of(std::span<const HeapRange> ranges, int rank) {
 
 }  // namespace
 
-PrivateStream::~PrivateStream() {
-  if (stream_ != nullptr) warn_cuda(cudaStreamDestroy(stream_), "cudaStreamDestroy");
-}
-
-void PrivateStream::create() {
-  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-}
-
 // ---- Creation -------------------------------------------------------------------------------------------------------
 
 SymmetricHeap::SymmetricHeap(GroupImpl& group, int device, std::int64_t reserved_bytes)
@@ -123,7 +116,6 @@ HeapFacts SymmetricHeap::gather_facts(std::int64_t reserved_bytes) {
                             reserved_bytes, kMaxReservedBytes));
   }
   check_cuda(cudaFree(nullptr), fmt::format("the creation of a CUDA context on device {}", device_).c_str());
-  stream_.create();
   const MemoryCapabilities capabilities = memory_capabilities(device_);
   return {.device = device_,
           .uuid = uuid_of(device_),
@@ -267,6 +259,7 @@ void SymmetricHeap::check_ranges(std::span<const HeapRange> ranges) const {
 
 void SymmetricHeap::stage_own(std::span<const HeapRange> ranges, Staged& staged) {
   const bool shares_files = kind_ == HeapKind::kVmmFd && is_process_group();
+  cudaStream_t stream = private_stream(device_);
   for (const HeapRange& range : ranges_of(ranges, rank_)) {
     std::byte* const address = base(rank_) + range.offset;
     if (kind_ != HeapKind::kIpc) {
@@ -275,10 +268,10 @@ void SymmetricHeap::stage_own(std::span<const HeapRange> ranges, Staged& staged)
       if (shares_files) staged.files.push_back(memory.export_fd());
       if (kind_ == HeapKind::kVmmFabric) staged.fabric_handles.push_back(memory.export_fabric_handle());
     }
-    check_cuda(cudaMemsetAsync(address, 0, static_cast<std::size_t>(range.num_bytes), stream_.get()),
+    check_cuda(cudaMemsetAsync(address, 0, static_cast<std::size_t>(range.num_bytes), stream),
                fmt::format("cudaMemsetAsync of {} bytes", range.num_bytes).c_str());
   }
-  check_cuda(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize after the zero-fill of GPU memory");
+  check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize after the zero-fill of GPU memory");
   // A rank with fewer ranges than others takes part in every exchange all the same.
   std::size_t max_ranges = 0;
   for (int peer = 0; peer < group_->num_ranks(); ++peer) {

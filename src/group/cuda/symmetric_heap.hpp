@@ -23,22 +23,6 @@ struct HeapRange {
   std::int64_t num_bytes = 0;
 };
 
-/// A stream that waits for no other one, so that it gets through while kernels of other ranks wait for each other.
-class PrivateStream {
- public:
-  PrivateStream() = default;
-  ~PrivateStream();
-  PrivateStream(const PrivateStream&) = delete;
-  PrivateStream& operator=(const PrivateStream&) = delete;
-
-  /// On the current device.
-  void create();
-  [[nodiscard]] cudaStream_t get() const noexcept { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
 /// Ranks may destroy their heaps at different times. In thread groups a piece stays until the last rank has let go of
 /// it. In process groups every process unmaps what it mapped, and physical memory goes with its last mapping. No kernel
 /// may use the heap of a rank that destroys it.
@@ -102,7 +86,6 @@ class SymmetricHeap {
   std::vector<HeapFacts> facts_;        ///< by rank
   std::vector<int> accessing_devices_;  ///< the GPUs that this process lets use what it maps
   std::vector<HeapRange> committed_;
-  PrivateStream stream_;
   std::vector<std::byte*> bases_;                     ///< by rank
   std::vector<std::shared_ptr<DevicePiece>> pieces_;  ///< by rank; null where another process has it and IPC opened it
   std::unique_ptr<IpcPeers> ipc_peers_;               ///< goes before pieces_: it waits until they can be freed

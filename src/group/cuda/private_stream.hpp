@@ -1,0 +1,14 @@
+// The library's own stream on a device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace epistle::cuda {
+
+/// A stream of this process on `device` that waits for no other one, so that it gets through while kernels of ranks
+/// wait for each other. One for all who ask, made once and never destroyed: nothing that waits for a rank may be put on
+/// it, and every further stream could share a hardware queue with one of a rank's, behind whose waiting kernels nothing
+/// comes through. Throws what check_cuda() throws.
+[[nodiscard]] cudaStream_t private_stream(int device);
+
+}  // namespace epistle::cuda
