@@ -15,7 +15,8 @@ constexpr std::int32_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;  // what a dispatcher takes
 constexpr std::int32_t kMaxIterations = 1'000'000;          // days, and a sample of each is kept
-constexpr std::int32_t kMaxSms = 1024;                      // no GPU has as many
+constexpr std::int32_t kMaxRuns = 1000;
+constexpr std::int32_t kMaxSms = 1024;  // no GPU has as many
 constexpr double kMinCapacityFactor = 1e-6;
 constexpr double kMaxCapacityFactor = 1e6;
 
@@ -105,6 +106,12 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       .add_option("--mover", options.mover,
                   "CUDA device: what moves rows: auto (as tuned, default), vector, bulk or copy-engines")
       ->type_name("MOVER");
+  command
+      .add_option("--runs", options.num_runs,
+                  "CUDA device: calls in a row that one sample is the mean of (default: 8). With 1 two events stand "
+                  "around every call, which show about 3 us of their own")
+      ->check(CLI::Range(1, kMaxRuns).description(""))
+      ->type_name("N");
   command.add_option("--iters", options.num_iterations, "Measured iterations (default: 30)")
       ->check(CLI::Range(1, kMaxIterations).description(""))
       ->type_name("N");
@@ -152,6 +159,7 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--workers", given(options.num_workers)},
           {"--sms", given(options.num_sms)},
           {"--mover", options.mover},
+          {"--runs", given(options.num_runs)},
           {"--iters", text(options.num_iterations)},
           {"--warmup", text(options.num_warmups)},
           {"--seed", text(options.seed)},

@@ -41,6 +41,7 @@ struct BenchOptions {
   std::int32_t num_workers = 0;
   std::int32_t num_sms = 0;
   std::string mover;
+  std::int32_t num_runs = 0;  ///< 0 = not given
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
   std::uint64_t seed = 1;

@@ -94,9 +94,11 @@ void choose_device(const BenchOptions& options, BenchSpec& spec) {
   belongs_to(BenchDevice::kHost, options.no_bind, "--no-bind");
   belongs_to(BenchDevice::kCuda, options.num_sms > 0, "--sms");
   belongs_to(BenchDevice::kCuda, !options.mover.empty(), "--mover");
+  belongs_to(BenchDevice::kCuda, options.num_runs > 0, "--runs");
   spec.bind = !on_cuda && !options.no_bind;
   spec.config.num_workers = options.num_workers > 0 ? options.num_workers : 1;
   spec.cuda.num_sms = options.num_sms;
+  if (options.num_runs > 0) spec.runs_per_sample = options.num_runs;
   if (!options.mover.empty()) spec.cuda.mover = lookup(movers(), options.mover, "--mover");
   spec.dispatchers = options.dispatchers;
   if (spec.dispatchers.empty()) spec.dispatchers = default_dispatchers(spec.device);

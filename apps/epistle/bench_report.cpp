@@ -48,7 +48,8 @@ std::string means_text(const BenchSpec& spec) {
   const std::string sms = spec.cuda.num_sms == 0
                               ? "SMs as tuned"
                               : fmt::format("{} SM{} per rank", spec.cuda.num_sms, spec.cuda.num_sms == 1 ? "" : "s");
-  return fmt::format("{}, mover {}", sms, to_string(spec.cuda.mover));
+  return fmt::format("{}, mover {}, {} call{} in a row per sample", sms, to_string(spec.cuda.mover),
+                     spec.runs_per_sample, spec.runs_per_sample == 1 ? "" : "s");
 }
 
 std::string shape_line(const BenchPlan& plan) {
@@ -142,6 +143,7 @@ Json config_json(const BenchPlan& plan) {
           {"workers", on_cuda ? Json(nullptr) : Json(config.num_workers)},
           {"sms", on_cuda && cuda.num_sms > 0 ? Json(cuda.num_sms) : Json(nullptr)},
           {"mover", on_cuda ? Json(to_string(cuda.mover)) : Json(nullptr)},
+          {"runs_per_sample", on_cuda ? Json(plan.spec.runs_per_sample) : Json(nullptr)},
           {"iterations", plan.spec.num_iterations},
           {"warmups", plan.spec.num_warmups},
           {"seed", plan.spec.seed},

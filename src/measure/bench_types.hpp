@@ -30,6 +30,7 @@ struct BenchSpec {
   BenchDevice device = BenchDevice::kHost;
   CudaOptions cuda;  ///< kCuda only
   std::uint64_t seed = 1;
+  std::int32_t runs_per_sample = 8;  ///< kCuda: calls in a row whose mean is one iteration's time
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
   /// kHost: bind each rank to its share of the processing units, where there is one for each worker.

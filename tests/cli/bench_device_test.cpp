@@ -25,6 +25,7 @@ bool has_gpu() { return run_bench({"--device", "cuda", "--ranks", "1", "--no-ver
 
 TEST(BenchDevice, OptionsOfTheOtherDeviceAreRejected) {
   expect_rejected({"--sms", "16"}, "--sms belongs to --device cuda; the device is host");
+  expect_rejected({"--runs", "4"}, "--runs belongs to --device cuda; the device is host");
   expect_rejected({"--mover", "bulk"}, "--mover belongs to --device cuda; the device is host");
   expect_rejected({"--device", "cuda", "--workers", "1"}, "--workers belongs to --device host; the device is cuda");
   expect_rejected({"--device", "cuda", "--no-bind"}, "--no-bind belongs to --device host; the device is cuda");

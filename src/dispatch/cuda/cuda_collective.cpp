@@ -130,6 +130,7 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
   device_group_.num_ranks = num_ranks();
   device_group_.control = control_;
   device_group_.host = reinterpret_cast<HostControl*>(host_control_.get());
+  device_group_.early_start = has_bulk_copies() && !shares_gpu_;
   device_group_.timeout_ns = static_cast<std::uint64_t>(group_->timeout().count()) * kNsPerMs;
   for (std::int32_t section = 0; section < kNumBufferSections; ++section) {
     device_group_.section_offset[section] = layout_.section_offset(static_cast<BufferSection>(section));

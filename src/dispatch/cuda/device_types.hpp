@@ -82,6 +82,7 @@ struct DeviceGroup {
   std::int32_t* outcome = nullptr;  ///< [num_ranks + num_experts] pairs that fit for each rank, drops of each expert
   HostControl* host = nullptr;
   std::uint64_t timeout_ns = 0;
+  bool early_start = false;  ///< kernels may start while the one before them ends (sm_90 and later, one rank per GPU)
 
   [[nodiscard]] EPISTLE_HOST_DEVICE std::byte* section(int peer, BufferSection section) const {
     return base[peer] + section_offset[static_cast<int>(section)];

@@ -7,6 +7,7 @@
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/rows.cuh"
 #include "dispatch/cuda/signals.cuh"
+#include "dispatch/cuda/start_kernel.cuh"
 
 namespace epistle::cuda {
 namespace {
@@ -328,6 +329,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
     call = {&group, epoch, call_word(epoch, kind, args.handle.handle_id), phase};
     if (has_failed(group)) return;
   } else {
+    wait_for_start(group);
     if (!next_call(group, kind, args.handle.handle_id, phase, call)) return;
   }
 
@@ -376,17 +378,10 @@ const void* move_kernel_address(bool bulk) noexcept {
 std::int64_t move_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(BulkSlots)) * kBulkWarps; }
 
 cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(args.tuning.num_blocks));
-  config.blockDim = dim3(args.tuning.bulk ? kBulkThreads : kMoveThreads);
-  config.dynamicSmemBytes = args.tuning.bulk ? static_cast<std::size_t>(move_shared_bytes()) : 0;
-  config.stream = stream;
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = args.behind_prepare ? 1 : 0;
-  return cudaLaunchKernelEx(&config, args.tuning.bulk ? move_bulk_kernel : move_vector_kernel, args);
+  const bool bulk = args.tuning.bulk;
+  return start_kernel(bulk ? move_bulk_kernel : move_vector_kernel,
+                      {args.tuning.num_blocks, bulk ? kBulkThreads : kMoveThreads, bulk ? move_shared_bytes() : 0},
+                      args.behind_prepare || args.group.early_start, args, stream);
 }
 
 }  // namespace epistle::cuda

@@ -9,6 +9,7 @@
 #include "dispatch/cuda/prepare_place.cuh"
 #include "dispatch/cuda/prepare_tables.cuh"
 #include "dispatch/cuda/signals.cuh"
+#include "dispatch/cuda/start_kernel.cuh"
 
 namespace epistle::cuda {
 namespace {
@@ -28,6 +29,7 @@ __device__ void tell_placed(const CallContext& call) {
 __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __grid_constant__ PrepareArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   const DeviceGroup& group = args.group;
+  wait_for_start(group);
   // All loads at once: every wait for memory counts here.
   EarlyEntries early;
   early.load(args);
@@ -122,8 +124,8 @@ PrepareTile choose_prepare_tile(const PrepareShape& shape, std::int64_t max_shar
 const void* prepare_kernel_address() noexcept { return reinterpret_cast<const void*>(&prepare_kernel); }
 
 cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream) {
-  prepare_kernel<<<launch.num_blocks, kPrepareThreads, static_cast<std::size_t>(launch.shared_bytes), stream>>>(args);
-  return cudaGetLastError();
+  return start_kernel(prepare_kernel, {launch.num_blocks, kPrepareThreads, launch.shared_bytes}, args.group.early_start,
+                      args, stream);
 }
 
 }  // namespace epistle::cuda

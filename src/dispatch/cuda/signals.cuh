@@ -289,6 +289,11 @@ __device__ inline void wait_for_kernel_before() {
 #endif
 }
 
+/// First of all in a kernel that may have been started early.
+__device__ inline void wait_for_start(const DeviceGroup& group) {
+  if (group.early_start) wait_for_kernel_before();
+}
+
 /// Counts this block in; true in the block that comes last, with everything the others wrote visible. `counter` goes
 /// back to 0 there. All threads of the block call it.
 __device__ inline bool is_last_block(std::uint32_t* counter) {

@@ -9,6 +9,7 @@
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/rows.cuh"
 #include "dispatch/cuda/signals.cuh"
+#include "dispatch/cuda/start_kernel.cuh"
 
 namespace epistle::cuda {
 namespace {
@@ -287,6 +288,7 @@ struct Summer {
 template <class Format>
 __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_constant__ SumArgs args) {
   const DeviceGroup& group = args.group;
+  wait_for_start(group);
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
   CallContext call;
   if (!next_call(group, kind, args.handle.handle_id, Phase::kCombine, call)) return;
@@ -337,10 +339,10 @@ cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream) {
       reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out);
   const bool can_bulk = (addresses & 15U) == 0 && args.handle.top_k <= kWarpSize;
   if (args.tuning.bulk && can_bulk) return launch_sum_bulk(args, stream);
-  with_format(args.dtype, [&](auto format) {
-    sum_kernel<decltype(format)><<<args.tuning.num_blocks, kSumThreads, 0, stream>>>(args);
+  return with_format(args.dtype, [&](auto format) {
+    return start_kernel(sum_kernel<decltype(format)>, {args.tuning.num_blocks, kSumThreads}, args.group.early_start,
+                        args, stream);
   });
-  return cudaGetLastError();
 }
 
 }  // namespace epistle::cuda

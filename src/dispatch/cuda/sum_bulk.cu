@@ -5,6 +5,7 @@
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/rows.cuh"
 #include "dispatch/cuda/signals.cuh"
+#include "dispatch/cuda/start_kernel.cuh"
 #include "dispatch/cuda/sum_jobs.cuh"
 #include "dispatch/cuda/sum_pipe.cuh"
 
@@ -16,6 +17,7 @@ namespace {
 template <class Format>
 __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
+  wait_for_start(group);
   const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
   CallContext call;
   if (!next_call(group, kind, args.handle.handle_id, Phase::kCombine, call)) return;
@@ -88,11 +90,11 @@ const void* sum_bulk_kernel_address(DType dtype) noexcept {
 std::int64_t sum_bulk_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(SumSlots)) * kBulkWarps; }
 
 cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream) {
-  const auto bytes = static_cast<std::size_t>(sum_bulk_shared_bytes());
-  with_format(args.dtype, [&](auto format) {
-    sum_bulk_kernel<decltype(format)><<<args.tuning.num_blocks, kBulkThreads, bytes, stream>>>(args);
+  return with_format(args.dtype, [&](auto format) {
+    return start_kernel(sum_bulk_kernel<decltype(format)>,
+                        {args.tuning.num_blocks, kBulkThreads, sum_bulk_shared_bytes()}, args.group.early_start, args,
+                        stream);
   });
-  return cudaGetLastError();
 }
 
 }  // namespace epistle::cuda

@@ -247,7 +247,7 @@ void CudaBench::check(const Trial& trial, const Handle& handle, std::string_view
 
 void CudaBench::time_phases(Trial& trial) {
   quiet(trial);
-  StreamTimer timer(group_, rank_->stream.get());
+  StreamTimer timer(group_, rank_->stream.get(), spec_.runs_per_sample);
   if (config_.sizing == Sizing::kCapacity) capture(trial);
   quiet(trial);
   PhaseTimes times(spec_);

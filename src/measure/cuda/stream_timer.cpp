@@ -11,10 +11,11 @@ namespace {
 
 constexpr double kMicrosPerMilli = 1e3;
 
-// How far in the future streams start. A launch takes 3 to 5 us and a round trip has about ten; ranks that are threads
-// of one process take turns in the driver.
-constexpr std::int64_t kLeadNs = 100'000;
-constexpr std::int64_t kLeadPerRankNs = 25'000;
+// How far in the future streams start. A launch takes 3 to 5 us and a run has up to four; ranks that are threads of one
+// process take turns in the driver.
+constexpr std::int64_t kLeadNs = 60'000;
+constexpr std::int64_t kLeadPerRunNs = 15'000;
+constexpr std::int64_t kLeadPerRunOfRankNs = 10'000;
 
 std::int64_t steady_now_ns() {
   // The same clock for all processes of a host.
@@ -24,9 +25,10 @@ std::int64_t steady_now_ns() {
 
 }  // namespace
 
-StreamTimer::StreamTimer(Group& group, cudaStream_t stream)
+StreamTimer::StreamTimer(Group& group, cudaStream_t stream, int runs_per_sample)
     : group_(group),
       stream_(stream),
+      runs_per_sample_(runs_per_sample),
       ready_ns_(static_cast<std::size_t>(group.size())),
       times_us_(static_cast<std::size_t>(group.size())) {
   cuda::check_cuda(cudaEventCreate(&begin_), "create an event");
@@ -43,8 +45,8 @@ StreamTimer::~StreamTimer() {
 void StreamTimer::begin() {
   const std::int64_t own_ns = steady_now_ns();
   group_.all_gather(&own_ns, sizeof(own_ns), ready_ns_.data());
-  const std::int64_t start_ns =
-      *std::max_element(ready_ns_.begin(), ready_ns_.end()) + kLeadNs + kLeadPerRankNs * group_.size();
+  const std::int64_t start_ns = *std::max_element(ready_ns_.begin(), ready_ns_.end()) + kLeadNs +
+                                (runs_per_sample_ + 1) * (kLeadPerRunNs + kLeadPerRunOfRankNs * group_.size());
   cuda::check_cuda(launch_bench_delay(stream_, start_ns - steady_now_ns()), "launch the delay kernel");
 }
 
