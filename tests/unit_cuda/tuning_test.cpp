@@ -26,18 +26,21 @@ OutputLayout layout_of(LayoutClass row_class) {
 
 std::string text_of(const TuningQuery& query) {
   return "call " + std::to_string(static_cast<int>(query.call)) + ", " + std::string(to_string(query.layout)) +
-         ", tokens " + std::to_string(query.num_tokens) + ", ranks " + std::to_string(query.num_ranks) + ", SMs " +
-         std::to_string(query.num_sms) + " of " + std::to_string(query.sm_share) + ", sm_" +
-         std::to_string(query.compute_major) + "x, mover " + std::to_string(static_cast<int>(query.mover));
+         ", tokens " + std::to_string(query.num_tokens) + " of " + std::to_string(query.row_bytes) + " bytes, ranks " +
+         std::to_string(query.num_ranks) + ", SMs " + std::to_string(query.num_sms) + " of " +
+         std::to_string(query.sm_share) + ", sm_" + std::to_string(query.compute_major) + "x, mover " +
+         std::to_string(static_cast<int>(query.mover));
 }
 
 /// Calls `visit` with queries on both sides of every limit of the table, on the GPUs of several sizes and ages.
 template <typename Visit>
 void for_each_query(const Visit& visit) {
   std::set<std::int64_t> tokens = {0, 1, 100'000'000};
+  std::set<std::int64_t> row_sizes = {14'336};
   std::set<int> budgets = {0, 1, 2, 3, 8, 16, 1000};
   for (const TuningRow& row : kTuningTable) {
     if (row.max_tokens != kAnyTokens) tokens.insert({row.max_tokens, row.max_tokens + 1});
+    if (row.max_row_bytes != kAnyRow) row_sizes.insert({row.max_row_bytes, row.max_row_bytes + 1});
     if (row.max_sms != kAnySms) budgets.insert({row.max_sms, row.max_sms + 1});
   }
   for (const TunedCall call : kCalls) {
@@ -49,14 +52,17 @@ void for_each_query(const Visit& visit) {
               for (const int compute_major : {8, 9, 10, 12}) {
                 for (const CudaMover mover :
                      {CudaMover::kAuto, CudaMover::kVector, CudaMover::kBulk, CudaMover::kCopyEngines}) {
-                  visit(TuningQuery{.call = call,
-                                    .layout = layout,
-                                    .num_tokens = num_tokens,
-                                    .num_ranks = num_ranks,
-                                    .num_sms = num_sms,
-                                    .sm_share = sm_share,
-                                    .compute_major = compute_major,
-                                    .mover = mover});
+                  for (const std::int64_t row_bytes : row_sizes) {
+                    visit(TuningQuery{.call = call,
+                                      .layout = layout,
+                                      .num_tokens = num_tokens,
+                                      .row_bytes = row_bytes,
+                                      .num_ranks = num_ranks,
+                                      .num_sms = num_sms,
+                                      .sm_share = sm_share,
+                                      .compute_major = compute_major,
+                                      .mover = mover});
+                  }
                 }
               }
             }
@@ -78,6 +84,7 @@ TEST(TuningTable, LastRowOfEveryCallAndLayoutIsForAnything) {
       }
       ASSERT_NE(last, nullptr);
       EXPECT_EQ(last->max_tokens, kAnyTokens) << last->measured;
+      EXPECT_EQ(last->max_row_bytes, kAnyRow) << last->measured;
       EXPECT_EQ(last->max_sms, kAnySms) << last->measured;
     }
   }
@@ -111,6 +118,7 @@ TEST(TuningChoice, RowFitsTheQuery) {
     ASSERT_EQ(row.call, query.call) << text_of(query);
     ASSERT_EQ(row.layout == LayoutClass::kTokenMajor, query.layout == OutputLayout::kTokenMajor) << text_of(query);
     ASSERT_LE(query.num_tokens, row.max_tokens) << text_of(query);
+    ASSERT_LE(query.row_bytes, row.max_row_bytes) << text_of(query);
   });
 }
 

@@ -312,6 +312,7 @@ TuningQuery CudaCollective::tuning_query(TunedCall call, std::int64_t num_tokens
   return {.call = call,
           .layout = config_.layout,
           .num_tokens = num_tokens,
+          .row_bytes = call == TunedCall::kCombine ? layout_.params().combine_row_bytes : layout_.params().row_bytes,
           .num_ranks = num_ranks(),
           .num_sms = options_.num_sms,
           .sm_share = sm_share_,

@@ -277,27 +277,48 @@ struct Mover {
   }
 };
 
-/// Waits until the prepare of the same handle has placed all rows; the epoch of that. It ends by itself, so this does
-/// too.
-__device__ std::uint32_t wait_until_placed(const MoveArgs& args) {
-  const LocalState& local = *args.group.local;
-  __shared__ std::uint32_t epoch;
-  const int block = static_cast<int>(threadIdx.x);
-  if (block < args.prepare_blocks) {
-    // Words of an earlier prepare of this handle, by a graph, are older than the dispatch that followed that.
-    const std::uint32_t followed = __ldcg(&local.followed);
-    const std::uint64_t expected = call_word(0, DeviceCall::kPrepare, args.handle.handle_id);
-    std::uint64_t word = 0;
-    while (!has_failed(args.group)) {
-      word = load_relaxed(&local.placed[block]);
-      if (static_cast<std::uint32_t>(word) == expected && !reached(followed, epoch_of(word))) break;
+/// What a dispatch that follows its prepare closely waits for, before it knows the number of its own call.
+struct CloselyBehind {
+  static constexpr int kMaxThreads = kMaxRanks;  ///< that have an announcement each
+  std::uint64_t announced = 0;                   ///< by the prepare of rank threadIdx.x
+
+  /// Waits until the prepare of the same handle has placed all rows; `epoch` gets the number of that call. False when
+  /// it has failed: it ends by itself, so this does too.
+  __device__ bool wait_until_placed(const MoveArgs& args, std::uint32_t& epoch) {
+    const DeviceGroup& group = args.group;
+    const LocalState& local = *group.local;
+    __shared__ std::uint32_t placed_epoch;
+    bool failed = false;
+    const int thread = static_cast<int>(threadIdx.x);
+    // The announcements have been there for long; asked for here, they cost no time of their own.
+    if (thread < group.num_ranks) announced = load_relaxed(early_flag(group, group.rank, thread));
+    if (thread < args.prepare_blocks) {
+      // Words of an earlier prepare of this handle, by a graph, are older than the dispatch that followed that.
+      const std::uint32_t followed = __ldcg(&local.followed);
+      const std::uint64_t expected = call_word(0, DeviceCall::kPrepare, args.handle.handle_id);
+      std::uint64_t word = 0;
+      const auto is_placed = [&] {
+        word = load_relaxed(&local.placed[thread]);
+        return static_cast<std::uint32_t>(word) == expected && !reached(followed, epoch_of(word));
+      };
+      while (!is_placed() && !failed) failed = has_failed(group);
+      fence_device();
+      if (thread == 0) placed_epoch = epoch_of(word);
     }
-    fence_device();
-    if (block == 0) epoch = epoch_of(word);
+    failed = __syncthreads_or(failed) != 0;
+    epoch = placed_epoch;
+    return !failed;
   }
-  __syncthreads();
-  return epoch;
-}
+
+  /// As wait_all_ready(), for rows that nobody reads before the end of the call.
+  __device__ bool wait_all_ready(const CallContext& call) const {
+    const int peer = static_cast<int>(threadIdx.x);
+    // A peer that calls prepare and dispatch one by one announces the second only when it comes.
+    const bool ok = peer >= call.group->num_ranks || announced == call.announced || wait_ready(call, peer);
+    return __syncthreads_and(ok) != 0;
+  }
+};
+static_assert(CloselyBehind::kMaxThreads <= kMoveThreads && CloselyBehind::kMaxThreads <= kBulkThreads);
 
 template <class Copier>
 __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
@@ -323,11 +344,13 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   CallContext call;
   Copier copier(shared);
   const Mover<Copier> mover{args, call, copier};
+  CloselyBehind behind;
   if (args.behind_prepare) {
     mover.prefetch_first(is_remote ? remote : local);
-    const std::uint32_t epoch = wait_until_placed(args) + 1;
+    std::uint32_t epoch = 0;
+    if (!behind.wait_until_placed(args, epoch)) return;
+    ++epoch;
     call = {&group, epoch, call_word(epoch, kind, args.handle.handle_id), phase};
-    if (has_failed(group)) return;
   } else {
     wait_for_start(group);
     if (!next_call(group, kind, args.handle.handle_id, phase, call)) return;
@@ -337,7 +360,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   if (sends) {
     if (block == 0) announce(call);
     if (ok && is_remote) {
-      ok = args.behind_prepare ? wait_all_ready_early(call) : wait_all_ready(call);
+      ok = args.behind_prepare ? behind.wait_all_ready(call) : wait_all_ready(call);
       if (ok) mover.send_rows(remote, together);
     }
     if (!args.refuse && is_local && !together) mover.keep_local(local);

@@ -174,11 +174,15 @@ __device__ inline bool wait_for_flag(const CallContext& call, int peer, const Fl
   return true;
 }
 
-/// Waits until `peer` has started this call; false also when it refused its input.
+/// Waits until `peer` has started this call; false also when it refused its input. Without an acquire: see
+/// wait_all_ready().
 __device__ inline bool wait_ready(const CallContext& call, int peer) {
   const std::uint64_t* flag = ready_flag(*call.group, peer);
-  if (!wait_for_flag(call, peer, flag)) return false;
-  const std::uint64_t word = load_relaxed(flag);
+  std::uint64_t word = load_relaxed(flag);
+  if (!reached(epoch_of(word), call.epoch)) {
+    if (!poll(call, peer, flag)) return false;
+    word = load_relaxed(flag);
+  }
   if (epoch_of(word) != call.epoch || word == call.announced) return true;
   if (rejects(word)) {
     if (!rejects(call.announced)) report_rejection(*call.group, call.phase, peer);
@@ -189,25 +193,20 @@ __device__ inline bool wait_ready(const CallContext& call, int peer) {
   return false;
 }
 
-/// Waits until all ranks have started this call; the same answer in all threads of the block.
+/// Waits until all ranks have started this call; then what they had done before is visible. The same answer in all
+/// threads of the block.
 __device__ inline bool wait_all_ready(const CallContext& call) {
   bool ok = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
     ok = wait_ready(call, peer) && ok;
+    fence_system();
   }
   return __syncthreads_and(ok) != 0;
 }
 
-/// The same for a dispatch that prepare has announced.
-__device__ inline bool wait_all_ready_early(const CallContext& call) {
-  const DeviceGroup& group = *call.group;
-  bool ok = true;
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    const auto* early = group.control_at<const std::uint64_t>(group.rank, group.control.early_ready_offset()) + peer;
-    // A peer that calls prepare and dispatch one by one announces the second only when it comes.
-    ok = (load_acquire(early) == call.announced || wait_ready(call, peer)) && ok;
-  }
-  return __syncthreads_and(ok) != 0;
+/// What the prepare of a rank has announced of the dispatch behind it.
+__device__ inline std::uint64_t* early_flag(const DeviceGroup& group, int rank, int source) {
+  return group.control_at<std::uint64_t>(rank, group.control.early_ready_offset()) + source;
 }
 
 /// By prepare: the dispatch that follows closely may write to this rank. By the first threads of one block.
@@ -215,7 +214,7 @@ __device__ inline void announce_early(const CallContext& call, std::uint32_t han
   const DeviceGroup& group = *call.group;
   const std::uint64_t word = call_word(call.epoch + 1, DeviceCall::kDispatch, handle_id);
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    store_relaxed(group.control_at<std::uint64_t>(peer, group.control.early_ready_offset()) + group.rank, word);
+    store_relaxed(early_flag(group, peer, group.rank), word);
   }
 }
 

@@ -23,7 +23,8 @@ const TuningRow& find_row(const TuningQuery& query) {
   for (const TuningRow& row : kTuningTable) {
     if (row.call != query.call || row.layout != layout) continue;
     last = &row;
-    if (query.num_tokens <= row.max_tokens && budget <= row.max_sms) return row;
+    const bool fits_sizes = query.num_tokens <= row.max_tokens && query.row_bytes <= row.max_row_bytes;
+    if (fits_sizes && budget <= row.max_sms) return row;
   }
   return *last;  // the table ends with a row for anything, of every call and layout
 }

@@ -23,6 +23,7 @@ struct TuningQuery {
   TunedCall call = TunedCall::kDispatch;
   OutputLayout layout = OutputLayout::kTokenMajor;
   std::int64_t num_tokens = 0;  ///< of this rank
+  std::int64_t row_bytes = 0;   ///< of what travels
   int num_ranks = 1;
   int num_sms = 0;        ///< wanted by the user; 0 = left to the table
   int sm_share = 1;       ///< SMs that this rank may use at most: the GPU's, divided by the ranks on it
