@@ -357,8 +357,13 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   }
 
   bool ok = !args.refuse;
+  // Padding of token rows is zeroed while the peers are waited for; behind prepare it is not known yet. That of expert
+  // rows is more than a wait has room for.
+  const bool zeroes = args.zero_padding && is_local && !args.refuse;
+  const bool zeroes_early = zeroes && sends && receives && args.layout.token_major() && !args.behind_prepare;
   if (sends) {
     if (block == 0) announce(call);
+    if (zeroes_early) mover.zero_padding(local);
     if (ok && is_remote) {
       ok = args.behind_prepare ? behind.wait_all_ready(call) : wait_all_ready(call);
       if (ok) mover.send_rows(remote, together);
@@ -373,7 +378,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   if (args.behind_prepare && block == 0 && threadIdx.x == 0) group.local->followed = call.epoch;
   leave_call(call);
   if (!args.refuse) {
-    if (is_local && args.zero_padding) mover.zero_padding(local);
+    if (zeroes && !zeroes_early) mover.zero_padding(local);
     if (!args.layout.token_major()) {
       if (!sends || !is_remote) ok = wait_all_ready(call);
       // Local rows have all their places already; only what came from others is left.

@@ -174,15 +174,12 @@ __device__ inline bool wait_for_flag(const CallContext& call, int peer, const Fl
   return true;
 }
 
-/// Waits until `peer` has started this call; false also when it refused its input. Without an acquire: see
-/// wait_all_ready().
+/// Waits until `peer` has started this call; false also when it refused its input.
 __device__ inline bool wait_ready(const CallContext& call, int peer) {
   const std::uint64_t* flag = ready_flag(*call.group, peer);
-  std::uint64_t word = load_relaxed(flag);
-  if (!reached(epoch_of(word), call.epoch)) {
-    if (!poll(call, peer, flag)) return false;
-    word = load_relaxed(flag);
-  }
+  if (!await(call, peer, flag)) return false;
+  // Not a fence: that would wait for this rank's own announcement to arrive, which takes 2 us.
+  const std::uint64_t word = load_acquire(flag);
   if (epoch_of(word) != call.epoch || word == call.announced) return true;
   if (rejects(word)) {
     if (!rejects(call.announced)) report_rejection(*call.group, call.phase, peer);
@@ -193,13 +190,11 @@ __device__ inline bool wait_ready(const CallContext& call, int peer) {
   return false;
 }
 
-/// Waits until all ranks have started this call; then what they had done before is visible. The same answer in all
-/// threads of the block.
+/// Waits until all ranks have started this call; the same answer in all threads of the block.
 __device__ inline bool wait_all_ready(const CallContext& call) {
   bool ok = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
     ok = wait_ready(call, peer) && ok;
-    fence_system();
   }
   return __syncthreads_and(ok) != 0;
 }
