@@ -66,8 +66,6 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   const Received mine = received(args, t, exchange);
   const bool overflow = exchange.overflow_rank >= 0;
   if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, t, exchange, mine);
-  // Starts the dispatch; it waits for the places itself.
-  let_next_kernel_start();
   // First the places, which a dispatch behind this prepare waits for, then everything else. A share of one tile keeps
   // its tables in between; others go through their tiles once.
   PlaceCounts counts;
@@ -80,6 +78,8 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
       record_tile(args, t, exchange, tile, counts);
     }
   });
+  // Starts the dispatch, which waits for the places itself. Not sooner: it would hold its SMs for nothing.
+  let_next_kernel_start();
   tell_placed(call);
   if (one_tile) for_each_tile(args, t, [&](const Tile& tile) { record_tile(args, t, exchange, tile, counts); });
   bool last = false;
