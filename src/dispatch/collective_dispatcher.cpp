@@ -141,10 +141,6 @@ void CollectiveDispatcher::arrive_and_wait(Phase phase) {
   group_->wait(barrier_, phase);
 }
 
-Error CollectiveDispatcher::complain(ErrorCode code, Phase phase, const std::string& message) const {
-  return {code, message, {.rank = rank(), .phase = phase}};
-}
-
 HandleState* CollectiveDispatcher::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
   HandleState* state = handle.state();
   if (state == nullptr) {
@@ -171,7 +167,7 @@ void CollectiveDispatcher::check_call_open(Call call, const Handle& handle) cons
                              kCallNames[static_cast<std::size_t>(call)], kCallNames[static_cast<std::size_t>(call)]));
 }
 
-CollectiveDispatcher::Complaint CollectiveDispatcher::try_commit(const RowDemand& demand) {
+Complaint CollectiveDispatcher::try_commit(const RowDemand& demand) {
   try {
     commit(demand);
   } catch (const Error& error) {
@@ -210,20 +206,7 @@ void CollectiveDispatcher::dispatch_send(const Handle& handle, const Payload& pa
   Complaint complaint;
   const HandleState* state = own_state(handle, Phase::kDispatch, complaint);
   const LayoutParams& params = layout_.params();
-  if (state != nullptr) {
-    const bool has_tokens = state->stats.num_tokens > 0;
-    if (payload.num_tokens != state->stats.num_tokens) {
-      complaint = complain(ErrorCode::kInvalidArgument, Phase::kDispatch,
-                           fmt::format("the payload has {} tokens, the handle was prepared for {}", payload.num_tokens,
-                                       state->stats.num_tokens));
-    } else if (has_tokens && payload.rows == nullptr) {
-      complaint = complain(ErrorCode::kInvalidArgument, Phase::kDispatch, "payload.rows is null");
-    } else if (has_tokens && (payload.scales != nullptr) != (params.scale_bytes > 0)) {
-      complaint = complain(ErrorCode::kInvalidArgument, Phase::kDispatch,
-                           fmt::format("payload.scales is {}, but a row of this dispatcher has {} bytes of scales",
-                                       payload.scales == nullptr ? "null" : "given", params.scale_bytes));
-    }
-  }
+  if (state != nullptr) complaint = checks().payload(state->stats.num_tokens, payload);
   agree(Call::kDispatch, Phase::kDispatch, state != nullptr ? state->handle_id : 0, 0, complaint);
   open_move_ = MoveJob{.handle = state,
                        .rows = static_cast<const std::byte*>(payload.rows),
@@ -283,12 +266,7 @@ void CollectiveDispatcher::stage_combine_rows(const HandleState& state, const vo
 void CollectiveDispatcher::combine_send(const Handle& handle, const void* rows) {
   Complaint complaint;
   const HandleState* state = own_state(handle, Phase::kCombine, complaint);
-  if (state != nullptr && layout_.params().combine_row_bytes == 0) {
-    complaint = complain(ErrorCode::kUnsupported, Phase::kCombine,
-                         "a dispatcher of raw rows combines only with combine_hidden set in its configuration");
-  } else if (state != nullptr && rows == nullptr && state->output.num_rows > 0) {
-    complaint = complain(ErrorCode::kInvalidArgument, Phase::kCombine, "rows is null");
-  }
+  if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
   agree(Call::kCombine, Phase::kCombine, state != nullptr ? state->handle_id : 0, 0, complaint);
   stage_combine_rows(*state, rows);
   send_sums({.handle = state, .weighted = config_.apply_weights});
@@ -303,48 +281,16 @@ void CollectiveDispatcher::combine_receive(const Handle& handle, void* out, std:
   const HandleState& state = *handle.state();
   const MissingRows missing = [&state, this](int peer) { return std::int64_t{state.num_pairs(rank(), peer)}; };
   group_->wait(barrier_, Phase::kCombine, &missing);
-  const std::int64_t needed_bytes = state.stats.num_tokens * layout_.params().combine_row_bytes;
-  const bool fits = out_bytes >= needed_bytes && (out != nullptr || needed_bytes == 0);
-  if (fits) {
+  const Complaint complaint = checks().sums(state, out, out_bytes);
+  if (!complaint) {
     receive_sums({.handle = &state, .weighted = config_.apply_weights, .out = static_cast<std::byte*>(out)});
   }
   // Nobody may write new expert outputs while another rank still reads the old ones.
   arrive_and_wait(Phase::kCombine);
-  if (!fits) {
-    throw complain(ErrorCode::kBufferTooSmall, Phase::kCombine,
-                   fmt::format("out has {} bytes; {} tokens of {} bytes need {}", out == nullptr ? 0 : out_bytes,
-                               state.stats.num_tokens, layout_.params().combine_row_bytes, needed_bytes));
-  }
+  if (complaint) throw Error(*complaint);
 }
 
 // ---- Backward -------------------------------------------------------------------------------------------------------
-
-CollectiveDispatcher::Complaint CollectiveDispatcher::check_gradients(const HandleState& state, const void* grad_rows,
-                                                                      const float* grad_weights, const void* grad_out,
-                                                                      std::int64_t grad_out_bytes,
-                                                                      const float* grad_topk_weights) const {
-  const bool has_rows = state.output.num_rows > 0;
-  const bool has_tokens = state.stats.num_tokens > 0;
-  const std::int64_t needed_bytes = state.stats.num_tokens * layout_.params().combine_row_bytes;
-  if (layout_.params().combine_row_bytes == 0) {
-    return complain(ErrorCode::kUnsupported, Phase::kCombine, "raw rows without combine_hidden have no gradients");
-  }
-  if (has_rows && grad_rows == nullptr) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kCombine, "grad_rows is null");
-  }
-  if (has_tokens && (grad_out == nullptr || grad_out_bytes < needed_bytes)) {
-    return complain(ErrorCode::kBufferTooSmall, Phase::kCombine,
-                    fmt::format("grad_out has {} bytes; {} tokens need {}", grad_out == nullptr ? 0 : grad_out_bytes,
-                                state.stats.num_tokens, needed_bytes));
-  }
-  if (has_rows && has_tokens && (grad_weights == nullptr) != (grad_topk_weights == nullptr)) {
-    return complain(
-        ErrorCode::kInvalidArgument, Phase::kCombine,
-        fmt::format("grad_weights is {} and grad_topk_weights is {}; give both or neither",
-                    grad_weights == nullptr ? "null" : "given", grad_topk_weights == nullptr ? "null" : "given"));
-  }
-  return std::nullopt;
-}
 
 void CollectiveDispatcher::dispatch_backward(const Handle& handle, const void* grad_rows, const float* grad_weights,
                                              void* grad_out, std::int64_t grad_out_bytes, float* grad_topk_weights) {
@@ -356,7 +302,8 @@ void CollectiveDispatcher::dispatch_backward(const Handle& handle, const void* g
   std::int64_t announced = gives || takes ? 1 : 0;
   if (state != nullptr) {
     if (state->output.num_rows == 0 && state->stats.num_tokens == 0) announced = kAnyValue;
-    complaint = check_gradients(*state, grad_rows, grad_weights, grad_out, grad_out_bytes, grad_topk_weights);
+    complaint =
+        checks().dispatch_backward(*state, grad_rows, grad_weights, grad_out, grad_out_bytes, grad_topk_weights);
     if (!complaint && gives) complaint = try_commit({.grad_rows = state->output.num_rows});
   }
   agree(Call::kDispatchBackward, Phase::kCombine, state != nullptr ? state->handle_id : 0, announced, complaint);
@@ -396,20 +343,8 @@ const std::byte* CollectiveDispatcher::combine_backward(const Handle& handle, co
   Complaint complaint;
   const HandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr) {
-    if (layout_.params().combine_row_bytes == 0) {
-      complaint =
-          complain(ErrorCode::kUnsupported, Phase::kCombine, "raw rows without combine_hidden have no gradients");
-    } else if (grad_out == nullptr && state->stats.num_tokens > 0) {
-      complaint = complain(ErrorCode::kInvalidArgument, Phase::kCombine, "grad_out is null");
-    } else if (saved_rows != nullptr && (!config_.apply_weights || grad_weights == nullptr)) {
-      complaint =
-          complain(ErrorCode::kInvalidArgument, Phase::kCombine,
-                   "saved_rows yields gradients of the weights: it needs apply_weights in the configuration and a "
-                   "grad_weights buffer");
-    } else if (saved_rows != nullptr && saved_rows == own_section(BufferSection::kCombineRows)) {
-      complaint = complain(ErrorCode::kInvalidArgument, Phase::kCombine,
-                           "saved_rows is output().combine_rows, which the gradients overwrite; save a copy");
-    }
+    complaint =
+        checks().combine_backward(*state, grad_out, saved_rows, grad_weights, own_section(BufferSection::kCombineRows));
   }
   agree(Call::kCombineBackward, Phase::kCombine, state != nullptr ? state->handle_id : 0, 0, complaint);
   const MoveJob job{.handle = state,

@@ -13,6 +13,7 @@
 
 #include "epistle/dispatcher.hpp"
 
+#include "dispatch/call_checks.hpp"
 #include "dispatch/handle_state.hpp"
 #include "group/group_impl.hpp"
 
@@ -94,7 +95,6 @@ class CollectiveDispatcher : public Dispatcher {
  private:
   enum class Call : std::int32_t { kNone, kPrepare, kDispatch, kCombine, kDispatchBackward, kCombineBackward };
   struct Post;
-  using Complaint = std::optional<Error>;
 
   // collective_dispatcher.cpp: calls and agreement
   [[nodiscard]] Post& post(int rank, std::uint64_t generation) const noexcept;
@@ -105,15 +105,15 @@ class CollectiveDispatcher : public Dispatcher {
   void arrive_and_wait(Phase phase);
   [[nodiscard]] HandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
   void check_call_open(Call call, const Handle& handle) const;
-  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
+  [[nodiscard]] CallChecks checks() const noexcept { return {rank(), config_, layout_.params()}; }
+  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
+    return checks().complain(code, phase, message);
+  }
   [[nodiscard]] Complaint try_commit(const RowDemand& demand);
   void commit(const RowDemand& demand);
   void stage_combine_rows(const HandleState& state, const void* rows);
   void zero_padding(const HandleState& state, BufferSection target, std::int64_t row_bytes) const;
   void finish_move(const MoveJob& job);
-  [[nodiscard]] Complaint check_gradients(const HandleState& state, const void* grad_rows, const float* grad_weights,
-                                          const void* grad_out, std::int64_t grad_out_bytes,
-                                          const float* grad_topk_weights) const;
   void gather_weight_gradients(const HandleState& state, float* grad_topk_weights) const;
 
   // prepare.cpp: routing to places

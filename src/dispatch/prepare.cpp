@@ -74,19 +74,8 @@ CountsView<std::int32_t> CollectiveDispatcher::own_counts(const HandleState& sta
 
 // ---- The sender's table ---------------------------------------------------------------------------------------------
 
-CollectiveDispatcher::Complaint CollectiveDispatcher::read_routing(const RoutingView& routing, HandleState& state) {
-  const auto reject = [this](const std::string& message) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kLayout, message);
-  };
-  if (routing.num_tokens < 0 || routing.num_tokens > config_.max_tokens) {
-    return reject(fmt::format("{} tokens; this dispatcher was created for 0 to {} (max_tokens)", routing.num_tokens,
-                              config_.max_tokens));
-  }
-  if (routing.top_k != config_.top_k) {
-    return reject(fmt::format("the routing has top_k {}, the dispatcher {}", routing.top_k, config_.top_k));
-  }
-  if (routing.expert_ids == nullptr && routing.num_tokens > 0) return reject("routing.expert_ids is null");
-
+Complaint CollectiveDispatcher::read_routing(const RoutingView& routing, HandleState& state) {
+  if (Complaint complaint = checks().routing(routing)) return complaint;
   const auto num_entries = static_cast<std::size_t>(routing.num_tokens) * static_cast<std::size_t>(config_.top_k);
   state.stats = RoutingStats{.num_tokens = routing.num_tokens};
   state.expert_ids.resize(num_entries);
@@ -101,7 +90,7 @@ CollectiveDispatcher::Complaint CollectiveDispatcher::read_routing(const Routing
 }
 
 template <typename Id>
-CollectiveDispatcher::Complaint CollectiveDispatcher::read_tokens(const RoutingView& routing, HandleState& state) {
+Complaint CollectiveDispatcher::read_tokens(const RoutingView& routing, HandleState& state) {
   const auto reject = [this](const std::string& message) {
     return complain(ErrorCode::kInvalidArgument, Phase::kLayout, message);
   };

@@ -11,6 +11,7 @@
 
 #include "epistle/group.hpp"
 
+#include "support/bad_rank.hpp"
 #include "support/cuda_devices.hpp"
 #include "support/cuda_play.hpp"
 #include "support/round_trip.hpp"
@@ -19,19 +20,6 @@ namespace epistle::testing {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr int kBadRank = 1;
-
-Scenario small_scenario() {
-  Scenario scenario;
-  scenario.config.hidden = 32;
-  scenario.config.num_experts = 7;
-  scenario.config.top_k = 2;
-  scenario.config.max_tokens = 12;
-  scenario.tokens_per_rank = {5, 8, 12};
-  scenario.missing_probability = 0.0;
-  return scenario;
-}
 
 // ---- Bad ids --------------------------------------------------------------------------------------------------------
 

@@ -9,23 +9,11 @@
 
 #include "epistle/dispatcher.hpp"
 
+#include "support/bad_rank.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
 namespace {
-
-constexpr int kBadRank = 1;
-
-Scenario small_scenario() {
-  Scenario scenario;
-  scenario.config.hidden = 32;
-  scenario.config.num_experts = 7;
-  scenario.config.top_k = 2;
-  scenario.config.max_tokens = 12;
-  scenario.tokens_per_rank = {5, 8, 12};
-  scenario.missing_probability = 0.0;
-  return scenario;
-}
 
 void expect_message(const Error& error, const std::vector<std::string>& parts) {
   for (const std::string& part : parts) {

@@ -7,21 +7,16 @@
 
 #include "epistle/dispatcher.hpp"
 
+#include "support/bad_rank.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
 namespace {
 
-constexpr int kBadRank = 1;
-
-Scenario small_scenario() {
-  Scenario scenario;
-  scenario.config.hidden = 32;
-  scenario.config.num_experts = 7;
+Scenario expert_scenario() {
+  Scenario scenario = small_scenario();
   scenario.config.top_k = 3;
-  scenario.config.max_tokens = 12;
   scenario.config.layout = OutputLayout::kExpertMajor;
-  scenario.tokens_per_rank = {5, 8, 12};
   return scenario;
 }
 
@@ -44,7 +39,7 @@ struct Buffers {
 
 class DispatcherMisuse : public ::testing::TestWithParam<std::string> {
  protected:
-  CallOutcomes call(const std::function<void(const Caller&)>& body, const Scenario& scenario = small_scenario()) {
+  CallOutcomes call(const std::function<void(const Caller&)>& body, const Scenario& scenario = expert_scenario()) {
     return call_on_all_ranks(GetParam(), scenario, body);
   }
 
@@ -236,7 +231,7 @@ TEST_P(DispatcherMisuse, GradientsOfTheWeightsOnSomeRanksOnly) {
 // ---- Limits of the configuration ------------------------------------------------------------------------------------
 
 TEST_P(DispatcherMisuse, CapacityExceeded) {
-  Scenario scenario = small_scenario();
+  Scenario scenario = expert_scenario();
   scenario.config.sizing = Sizing::kCapacity;
   scenario.config.capacity_rows = 25;
   scenario.missing_probability = 0.9;  // for the round trip afterwards
@@ -260,7 +255,7 @@ TEST_P(DispatcherMisuse, CapacityExceeded) {
 }
 
 TEST_P(DispatcherMisuse, RawRowsAreNotCombined) {
-  Scenario scenario = small_scenario();
+  Scenario scenario = expert_scenario();
   scenario.config.dtype = DType::kRaw;
   const auto outcomes = call(
       [](const Caller& caller) {

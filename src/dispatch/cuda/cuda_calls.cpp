@@ -10,10 +10,6 @@
 
 namespace epistle::cuda {
 
-Error CudaCollective::complain(ErrorCode code, Phase phase, const std::string& message) const {
-  return {code, message, {.rank = rank(), .phase = phase}};
-}
-
 // ---- Checks ---------------------------------------------------------------------------------------------------------
 
 CudaHandleState* CudaCollective::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
@@ -42,62 +38,7 @@ void CudaCollective::check_call_open(Call call, const Handle& handle) const {
                  fmt::format("{}_receive needs the {}_send of the same handle before it", what, what));
 }
 
-CudaCollective::Complaint CudaCollective::check_payload(const CudaHandleState& state, const Payload& payload) const {
-  const bool has_tokens = state.stats.num_tokens > 0;
-  if (payload.num_tokens != state.stats.num_tokens) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kDispatch,
-                    fmt::format("the payload has {} tokens, the handle was prepared for {}", payload.num_tokens,
-                                state.stats.num_tokens));
-  }
-  if (has_tokens && payload.rows == nullptr) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kDispatch, "payload.rows is null");
-  }
-  const std::int64_t scale_bytes = layout_.params().scale_bytes;
-  if (has_tokens && (payload.scales != nullptr) != (scale_bytes > 0)) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kDispatch,
-                    fmt::format("payload.scales is {}, but a row of this dispatcher has {} bytes of scales",
-                                payload.scales == nullptr ? "null" : "given", scale_bytes));
-  }
-  return std::nullopt;
-}
-
-CudaCollective::Complaint CudaCollective::check_sum(const CudaHandleState& state, const void* rows) const {
-  if (layout_.params().combine_row_bytes == 0) {
-    return complain(ErrorCode::kUnsupported, Phase::kCombine,
-                    "a dispatcher of raw rows combines only with combine_hidden set in its configuration");
-  }
-  if (rows == nullptr && state.output.num_rows > 0) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kCombine, "rows is null");
-  }
-  return std::nullopt;
-}
-
-CudaCollective::Complaint CudaCollective::check_out(const CudaHandleState& state, const void* out,
-                                                    std::int64_t out_bytes) const {
-  const std::int64_t needed_bytes = state.stats.num_tokens * layout_.params().combine_row_bytes;
-  if (out_bytes >= needed_bytes && (out != nullptr || needed_bytes == 0)) return std::nullopt;
-  return complain(ErrorCode::kBufferTooSmall, Phase::kCombine,
-                  fmt::format("out has {} bytes; {} tokens of {} bytes need {}", out == nullptr ? 0 : out_bytes,
-                              state.stats.num_tokens, layout_.params().combine_row_bytes, needed_bytes));
-}
-
-CudaCollective::Complaint CudaCollective::check_gradients(const CudaHandleState& state, const void* grad_rows,
-                                                          const float* grad_weights, const void* grad_out,
-                                                          std::int64_t grad_out_bytes,
-                                                          const float* grad_topk_weights) const {
-  if (Complaint complaint = check_sum(state, grad_rows)) return complaint;
-  if (Complaint complaint = check_out(state, grad_out, grad_out_bytes)) return complaint;
-  if (state.output.num_rows > 0 && state.stats.num_tokens > 0 &&
-      (grad_weights == nullptr) != (grad_topk_weights == nullptr)) {
-    return complain(
-        ErrorCode::kInvalidArgument, Phase::kCombine,
-        fmt::format("grad_weights is {} and grad_topk_weights is {}; give both or neither",
-                    grad_weights == nullptr ? "null" : "given", grad_topk_weights == nullptr ? "null" : "given"));
-  }
-  return std::nullopt;
-}
-
-CudaCollective::Complaint CudaCollective::begin_call() {
+Complaint CudaCollective::begin_call() {
   check_findings();
   return std::nullopt;
 }
@@ -161,7 +102,7 @@ void CudaCollective::dispatch_send(const Handle& handle, const Payload& payload)
   const DeviceGuard guard(device_);
   Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kDispatch, complaint);
-  if (state != nullptr) complaint = check_payload(*state, payload);
+  if (state != nullptr) complaint = checks().payload(state->stats.num_tokens, payload);
   announce_call(Collective::kDispatch, state, complaint);
   move(*state, payload, kSendPhase);
   open_call_ = Call::kDispatch;
@@ -182,7 +123,7 @@ const DispatchOutput& CudaCollective::dispatch(const Handle& handle, const Paylo
   const DeviceGuard guard(device_);
   Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kDispatch, complaint);
-  if (state != nullptr) complaint = check_payload(*state, payload);
+  if (state != nullptr) complaint = checks().payload(state->stats.num_tokens, payload);
   announce_call(Collective::kDispatch, state, complaint);
   open_state_ = state;
   move(*state, payload, kBothPhases);
@@ -254,7 +195,7 @@ void CudaCollective::combine_send(const Handle& handle, const void* rows) {
   const DeviceGuard guard(device_);
   Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
-  if (state != nullptr) complaint = check_sum(*state, rows);
+  if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
   announce_call(Collective::kCombine, state, complaint);
   sum(*state, rows, nullptr, kSendPhase, config_.apply_weights);
   open_call_ = Call::kCombine;
@@ -267,7 +208,7 @@ void CudaCollective::combine_receive(const Handle& handle, void* out, std::int64
   const DeviceGuard guard(device_);
   open_call_ = Call::kNone;
   CudaHandleState& state = *open_state_;
-  if (const Complaint complaint = check_out(state, out, out_bytes)) {
+  if (const Complaint complaint = checks().sums(state, out, out_bytes)) {
     // The send half is out: this rank still takes part, without tokens of its own.
     const std::int64_t num_tokens = std::exchange(state.arrays.num_tokens, 0);
     sum(state, open_rows_, out, kReceivePhase, config_.apply_weights);
@@ -281,8 +222,8 @@ void CudaCollective::combine(const Handle& handle, const void* rows, void* out, 
   const DeviceGuard guard(device_);
   Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
-  if (state != nullptr) complaint = check_sum(*state, rows);
-  if (!complaint) complaint = check_out(*state, out, out_bytes);
+  if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
+  if (!complaint) complaint = checks().sums(*state, out, out_bytes);
   announce_call(Collective::kCombine, state, complaint);
   open_state_ = state;
   sum(*state, rows, out, kBothPhases, config_.apply_weights);
@@ -296,7 +237,8 @@ void CudaCollective::dispatch_backward(const Handle& handle, const void* grad_ro
   Complaint complaint = begin_call();
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr) {
-    complaint = check_gradients(*state, grad_rows, grad_weights, grad_out, grad_out_bytes, grad_topk_weights);
+    complaint =
+        checks().dispatch_backward(*state, grad_rows, grad_weights, grad_out, grad_out_bytes, grad_topk_weights);
   }
   announce_call(Collective::kDispatchBackward, state, complaint);
   open_state_ = state;
@@ -348,20 +290,7 @@ const std::byte* CudaCollective::combine_backward(const Handle& handle, const vo
   CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
   std::byte* grad_rows = own_section(BufferSection::kCombineRows);
   if (state != nullptr) {
-    if (layout_.params().combine_row_bytes == 0) {
-      complaint =
-          complain(ErrorCode::kUnsupported, Phase::kCombine, "raw rows without combine_hidden have no gradients");
-    } else if (grad_out == nullptr && state->stats.num_tokens > 0) {
-      complaint = complain(ErrorCode::kInvalidArgument, Phase::kCombine, "grad_out is null");
-    } else if (saved_rows != nullptr && (!config_.apply_weights || grad_weights == nullptr)) {
-      complaint =
-          complain(ErrorCode::kInvalidArgument, Phase::kCombine,
-                   "saved_rows yields gradients of the weights: it needs apply_weights in the configuration and a "
-                   "grad_weights buffer");
-    } else if (saved_rows != nullptr && saved_rows == grad_rows) {
-      complaint = complain(ErrorCode::kInvalidArgument, Phase::kCombine,
-                           "saved_rows is output().combine_rows, which the gradients overwrite; save a copy");
-    }
+    complaint = checks().combine_backward(*state, grad_out, saved_rows, grad_weights, grad_rows);
   }
   announce_call(Collective::kCombineBackward, state, complaint);
   open_state_ = state;

@@ -205,22 +205,12 @@ std::shared_ptr<CudaHandleState> CudaCollective::acquire_handle() {
 
 // ---- Prepare --------------------------------------------------------------------------------------------------------
 
-CudaCollective::Complaint CudaCollective::check_routing(const RoutingView& routing) const {
-  const auto reject = [this](const std::string& message) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kLayout, message);
-  };
+Complaint CudaCollective::check_routing(const RoutingView& routing) const {
   if (open_call_ != Call::kNone) {
-    return reject("a send half is open; call its receive half first, or use a second dispatcher");
+    return complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                    "a send half is open; call its receive half first, or use a second dispatcher");
   }
-  if (routing.num_tokens < 0 || routing.num_tokens > config_.max_tokens) {
-    return reject(fmt::format("{} tokens; this dispatcher was created for 0 to {} (max_tokens)", routing.num_tokens,
-                              config_.max_tokens));
-  }
-  if (routing.top_k != config_.top_k) {
-    return reject(fmt::format("the routing has top_k {}, the dispatcher {}", routing.top_k, config_.top_k));
-  }
-  if (routing.expert_ids == nullptr && routing.num_tokens > 0) return reject("routing.expert_ids is null");
-  return std::nullopt;
+  return checks().routing(routing);
 }
 
 Handle CudaCollective::prepare(const RoutingView& routing) {

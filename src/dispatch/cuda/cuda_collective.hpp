@@ -13,6 +13,7 @@
 
 #include "epistle/cuda.hpp"
 
+#include "dispatch/call_checks.hpp"
 #include "dispatch/cuda/cuda_handle.hpp"
 #include "dispatch/cuda/device_buffers.hpp"
 #include "dispatch/cuda/launch.hpp"
@@ -58,8 +59,6 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const final;
 
  protected:
-  using Complaint = std::optional<Error>;
-
   /// The collective calls.
   enum class Collective : std::int32_t { kPrepare, kDispatch, kCombine, kDispatchBackward, kCombineBackward };
 
@@ -100,7 +99,10 @@ class CudaCollective : public CudaDispatcher {
   /// behind every call would be a part of that call's time.
   [[nodiscard]] cudaEvent_t last_work();
   [[nodiscard]] bool is_capturing() const;
-  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const;
+  [[nodiscard]] CallChecks checks() const noexcept { return {rank(), config_, layout_.params()}; }
+  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
+    return checks().complain(code, phase, message);
+  }
   /// Throws what earlier calls have found; does not wait.
   void check_findings();
   /// Waits until the counts of every handle are known, under capacity sizing too; the same handles on all ranks.
@@ -124,9 +126,6 @@ class CudaCollective : public CudaDispatcher {
 
   // cuda_calls.cpp: dispatch, combine, backward
   [[nodiscard]] CudaHandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
-  [[nodiscard]] Complaint check_payload(const CudaHandleState& state, const Payload& payload) const;
-  [[nodiscard]] Complaint check_sum(const CudaHandleState& state, const void* rows) const;
-  [[nodiscard]] Complaint check_out(const CudaHandleState& state, const void* out, std::int64_t out_bytes) const;
   [[nodiscard]] MoveArgs move_args(std::uint32_t phases) const;
   [[nodiscard]] SumArgs sum_args(std::uint32_t phases) const;
   [[noreturn]] void refuse_move(BufferSection target, const Error& complaint);
@@ -134,9 +133,6 @@ class CudaCollective : public CudaDispatcher {
   void move(CudaHandleState& state, const Payload& payload, std::uint32_t phases);
   void sum(CudaHandleState& state, const void* rows, void* out, std::uint32_t phases, bool weighted);
   [[nodiscard]] const DispatchOutput& point_at_rows(CudaHandleState& state) const;
-  [[nodiscard]] Complaint check_gradients(const CudaHandleState& state, const void* grad_rows,
-                                          const float* grad_weights, const void* grad_out, std::int64_t grad_out_bytes,
-                                          const float* grad_topk_weights) const;
   void gather_weight_gradients(CudaHandleState& state, const float* grad_weights, float* grad_topk_weights);
   void check_call_open(Call call, const Handle& handle) const;
 

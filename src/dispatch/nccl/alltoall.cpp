@@ -133,7 +133,7 @@ WireBytes AllToAllDispatcher::wire_bytes(const Handle& handle) const {
 
 // ---- What ranks agree on --------------------------------------------------------------------------------------------
 
-AllToAllDispatcher::Complaint AllToAllDispatcher::begin_call() {
+Complaint AllToAllDispatcher::begin_call() {
   if (is_capturing()) {
     return complain(ErrorCode::kUnsupported, Phase::kNone,
                     "the stream is being captured, but the dispatcher alltoall needs the host in every call; use the "
