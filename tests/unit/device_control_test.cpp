@@ -30,6 +30,7 @@ std::vector<Part> parts_of(const DeviceControl& control) {
   const std::int64_t staged = control.top_k < other_ranks ? control.top_k : other_ranks;
   return {
       {"ready", control.ready_offset(), ranks * 8},
+      {"early ready", control.early_ready_offset(), ranks * 8},
       {"done", control.done_offset(), ranks * DeviceControl::kMaxBlocks * 8},
       {"counts", control.counts_offset(), ranks * control.count_blocks * (ranks + control.num_experts + 1) * 8},
       {"outcomes", control.outcomes_offset(), ranks * (ranks + control.max_local_experts() + 1) * 4},

@@ -11,12 +11,10 @@
 
 namespace epistle::cuda {
 
-/// Shared by everything whose memory it holds.
+/// Memory of one device.
 class DeviceAllocator {
  public:
   explicit DeviceAllocator(int device) noexcept : device_(device) {}
-  DeviceAllocator(const DeviceAllocator&) = delete;
-  DeviceAllocator& operator=(const DeviceAllocator&) = delete;
 
   /// Zero-filled memory, usable at once on any stream of the device.
   [[nodiscard]] std::byte* allocate(std::int64_t num_bytes);
