@@ -4,6 +4,31 @@
 
 namespace epistle {
 
+Complaint CallChecks::handle(const Handle& handle, bool own, std::string_view dispatcher, std::string_view open_call,
+                             Phase phase) const {
+  if (handle.state() == nullptr) {
+    return complain(ErrorCode::kHandleMismatch, phase,
+                    "the handle is empty (moved from, or never prepared); call prepare first");
+  }
+  if (!own) {
+    return complain(
+        ErrorCode::kHandleMismatch, phase,
+        fmt::format("the handle was prepared by another dispatcher than this one ({}); prepare it here", dispatcher));
+  }
+  if (!open_call.empty()) {
+    return complain(ErrorCode::kInvalidArgument, phase,
+                    fmt::format("the receive half of the last {} is missing; call it first, or use a second "
+                                "dispatcher for overlapping batches",
+                                open_call));
+  }
+  return std::nullopt;
+}
+
+Error CallChecks::nothing_sent(std::string_view call, Phase phase) const {
+  return complain(ErrorCode::kInvalidArgument, phase,
+                  fmt::format("{}_receive needs the {}_send of the same handle before it", call, call));
+}
+
 Complaint CallChecks::routing(const RoutingView& routing) const {
   const auto reject = [this](const std::string& message) {
     return complain(ErrorCode::kInvalidArgument, Phase::kLayout, message);

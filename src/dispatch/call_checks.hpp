@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "epistle/dispatcher.hpp"
 #include "epistle/error.hpp"
@@ -28,6 +29,12 @@ struct CallChecks {
     return {code, message, {.rank = rank, .phase = phase}};
   }
 
+  /// The handle of a call. `own`: this dispatcher has prepared it; `open_call`: what has been sent and not received
+  /// yet, empty where nothing has.
+  [[nodiscard]] Complaint handle(const Handle& handle, bool own, std::string_view dispatcher,
+                                 std::string_view open_call, Phase phase) const;
+  /// A receive half of `call` without its send half.
+  [[nodiscard]] Error nothing_sent(std::string_view call, Phase phase) const;
   /// prepare: all but the ids themselves.
   [[nodiscard]] Complaint routing(const RoutingView& routing) const;
   /// dispatch, with the payload of a handle of `num_tokens`.

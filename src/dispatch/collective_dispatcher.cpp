@@ -143,28 +143,16 @@ void CollectiveDispatcher::arrive_and_wait(Phase phase) {
 
 HandleState* CollectiveDispatcher::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
   HandleState* state = handle.state();
-  if (state == nullptr) {
-    complaint = complain(ErrorCode::kHandleMismatch, phase,
-                         "the handle is empty (moved from, or never prepared); call prepare first");
-  } else if (state->dispatcher_id != dispatcher_id_) {
-    complaint = complain(
-        ErrorCode::kHandleMismatch, phase,
-        fmt::format("the handle was prepared by another dispatcher than this one ({}); prepare it here", name()));
-  }
-  if (!complaint && open_call_ != Call::kNone) {
-    complaint = complain(ErrorCode::kInvalidArgument, phase,
-                         fmt::format("the receive half of the last {} is missing; call it first, or use a second "
-                                     "dispatcher for overlapping batches",
-                                     kCallNames[static_cast<std::size_t>(open_call_)]));
-  }
+  const std::string_view open =
+      open_call_ == Call::kNone ? std::string_view() : kCallNames[static_cast<std::size_t>(open_call_)];
+  complaint = checks().handle(handle, state != nullptr && state->dispatcher_id == dispatcher_id_, name(), open, phase);
   return complaint ? nullptr : state;
 }
 
 void CollectiveDispatcher::check_call_open(Call call, const Handle& handle) const {
   if (open_call_ == call && handle.state() == open_state_) return;
-  throw complain(ErrorCode::kInvalidArgument, call == Call::kDispatch ? Phase::kDispatch : Phase::kCombine,
-                 fmt::format("{}_receive needs the {}_send of the same handle before it",
-                             kCallNames[static_cast<std::size_t>(call)], kCallNames[static_cast<std::size_t>(call)]));
+  throw checks().nothing_sent(kCallNames[static_cast<std::size_t>(call)],
+                              call == Call::kDispatch ? Phase::kDispatch : Phase::kCombine);
 }
 
 Complaint CollectiveDispatcher::try_commit(const RowDemand& demand) {

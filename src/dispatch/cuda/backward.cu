@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
       args.grad_topk_weights[i] = gradient;
     }
   }
-  signal_done(call);
+  signal_done<true>(call);
   leave_call(call);
   if (blockIdx.x == 0) wait_all_done(call);
 }

@@ -224,7 +224,6 @@ CopyEngines::CopyEngines(const DispatchLayout& layout, int rank, int device, boo
 }
 
 CopyEngines::~CopyEngines() {
-  if (allocator_ != nullptr) allocator_->release(send_buffer_);
   for (const cudaEvent_t event : {fork_, ready_, last_pack_}) destroy_event(event);
   for (const cudaEvent_t event : chunk_packed_) destroy_event(event);
 }
@@ -260,13 +259,12 @@ const CopyPlan* CopyEngines::find_plan(const CudaHandleState& handle, int max_bl
 bool CopyEngines::has_send_buffer(bool capturing) {
   if (send_buffer_ != nullptr) return true;
   if (capturing) return false;
-  if (allocator_ == nullptr) allocator_ = std::make_unique<DeviceAllocator>(device_);
   const std::int64_t num_rows = std::max<std::int64_t>(1, layout_.max_demand().send_pairs);
   for (const bool placing : {false, true}) {
-    BufferCarver carver(placing ? send_buffer_ : nullptr);
+    BufferCarver carver(send_buffer_.get());
     carver.take(packed_rows_, num_rows * layout_.params().row_bytes);
     carver.take(packed_scales_, num_rows * layout_.params().scale_bytes);
-    if (!placing) send_buffer_ = allocator_->allocate(carver.num_bytes());
+    if (!placing) send_buffer_ = allocate_on(device_, carver.num_bytes());
   }
   return true;
 }

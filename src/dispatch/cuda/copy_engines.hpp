@@ -127,8 +127,7 @@ class CopyEngines {
   RunList list_;
   /// By handle state, which the dispatcher uses again and again: bounded. A plan of an older handle_id is void.
   std::unordered_map<const CudaHandleState*, CopyPlan> plans_;
-  std::unique_ptr<DeviceAllocator> allocator_;
-  std::byte* send_buffer_ = nullptr;
+  DeviceBuffer send_buffer_;
   std::byte* packed_rows_ = nullptr;
   std::byte* packed_scales_ = nullptr;
 };

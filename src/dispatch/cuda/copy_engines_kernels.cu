@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kSignalThreads, 1) finish_copies_kernel(const 
   if (!dispatch_call(args, call)) return;
   // Copies and packing come before this kernel in stream order, so they are complete and performed: the release of the
   // signal carries them. Pairs with the acquire in wait_all_done of the peers.
-  if ((args.phases & kSendPhase) != 0) signal_done(call);
+  if ((args.phases & kSendPhase) != 0) signal_done<true>(call);
   if ((args.phases & kReceivePhase) == 0) return;
   wait_all_done(call);
   __syncthreads();

@@ -15,27 +15,18 @@ namespace epistle::cuda {
 CudaHandleState* CudaCollective::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
   if (complaint) return nullptr;
   auto* state = dynamic_cast<CudaHandleState*>(handle.state());
-  if (handle.state() == nullptr) {
-    complaint = complain(ErrorCode::kHandleMismatch, phase,
-                         "the handle is empty (moved from, or never prepared); call prepare first");
-  } else if (state == nullptr || state->dispatcher_id != dispatcher_id_) {
-    complaint = complain(
-        ErrorCode::kHandleMismatch, phase,
-        fmt::format("the handle was prepared by another dispatcher than this one ({}); prepare it here", name()));
-  } else if (open_call_ != Call::kNone) {
-    complaint = complain(ErrorCode::kInvalidArgument, phase,
-                         fmt::format("the receive half of the last {} is missing; call it first, or use a second "
-                                     "dispatcher for overlapping batches",
-                                     open_call_ == Call::kDispatch ? "dispatch" : "combine"));
-  }
+  const bool own = state != nullptr && state->dispatcher_id == dispatcher_id_;
+  complaint = checks().handle(handle, own, name(), name_of(open_call_), phase);
   return complaint ? nullptr : state;
 }
 
 void CudaCollective::check_call_open(Call call, const Handle& handle) const {
   if (open_call_ == call && handle.state() == open_state_) return;
-  const std::string_view what = call == Call::kDispatch ? "dispatch" : "combine";
-  throw complain(ErrorCode::kInvalidArgument, call == Call::kDispatch ? Phase::kDispatch : Phase::kCombine,
-                 fmt::format("{}_receive needs the {}_send of the same handle before it", what, what));
+  throw checks().nothing_sent(name_of(call), call == Call::kDispatch ? Phase::kDispatch : Phase::kCombine);
+}
+
+std::string_view CudaCollective::name_of(Call call) noexcept {
+  return call == Call::kNone ? std::string_view() : call == Call::kDispatch ? "dispatch" : "combine";
 }
 
 Complaint CudaCollective::begin_call() {

@@ -111,7 +111,6 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
               layout_ = DispatchLayout(make_params(*group_, config, facts, transport));
               return layout_.reserved_bytes();
             }()),
-      allocator_(std::make_shared<DeviceAllocator>(device)),
       host_control_(sizeof(HostControl)),
       demands_(static_cast<std::size_t>(num_ranks())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
@@ -121,10 +120,10 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
   check_cuda(load_kernels(prepare_tile_.shared_bytes, compute_major_), "loading the kernels");
   check_cuda(cudaEventCreateWithFlags(&last_work_, cudaEventDisableTiming), "creating an event");
   for (const bool placing : {false, true}) {
-    BufferCarver carver(placing ? local_memory_ : nullptr);
+    BufferCarver carver(local_memory_.get());
     carver.take(device_group_.local, 1);
     carver.take(device_group_.outcome, num_ranks() + config.num_experts);
-    if (!placing) local_memory_ = allocator_->allocate(carver.num_bytes());
+    if (!placing) local_memory_ = allocate_on(device, carver.num_bytes());
   }
   device_group_.rank = rank();
   device_group_.num_ranks = num_ranks();
@@ -143,7 +142,7 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
   }
   heap_.commit(control_ranges);
   grow(std::vector<RowDemand>(static_cast<std::size_t>(num_ranks()), layout_.initial_demand()));
-  handles_.push_back(std::make_shared<CudaHandleState>(allocator_, layout_, rank()));
+  handles_.push_back(std::make_shared<CudaHandleState>(device_, layout_, rank()));
   group_->barrier(Phase::kCreate);
 }
 
@@ -158,7 +157,6 @@ CudaCollective::~CudaCollective() {
     // On the stream before this one, and on this one.
     warn_cuda(cudaEventSynchronize(last_work_), "waiting for the last work of a dispatcher");
     warn_cuda(cudaStreamSynchronize(stream_), "waiting for the last work of a dispatcher");
-    allocator_->release(local_memory_);
     warn_cuda(cudaEventDestroy(last_work_), "destroying an event");
   }
   for (const auto& handle : handles_) handle->waiter = nullptr;
@@ -198,7 +196,7 @@ std::shared_ptr<CudaHandleState> CudaCollective::acquire_handle() {
     group_->all_gather(&own, sizeof(own), all.data(), Phase::kLayout);
     somebody_allocates = std::any_of(all.begin(), all.end(), [](std::int32_t needs) { return needs != 0; });
   }
-  if (!has_free) handles_.push_back(std::make_shared<CudaHandleState>(allocator_, layout_, rank()));
+  if (!has_free) handles_.push_back(std::make_shared<CudaHandleState>(device_, layout_, rank()));
   if (somebody_allocates) group_->barrier(Phase::kLayout);
   return has_free ? free : handles_.back();
 }

@@ -94,7 +94,6 @@ class CudaCollective : public CudaDispatcher {
   }
   [[nodiscard]] GroupImpl& group() const noexcept { return *group_; }
   [[nodiscard]] const DeviceGroup& device_group() const noexcept { return device_group_; }
-  [[nodiscard]] DeviceAllocator& allocator() const noexcept { return *allocator_; }
   /// An event behind everything that the calls so far have put on the stream. Recorded when it is asked for: a record
   /// behind every call would be a part of that call's time.
   [[nodiscard]] cudaEvent_t last_work();
@@ -135,6 +134,7 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] const DispatchOutput& point_at_rows(CudaHandleState& state) const;
   void gather_weight_gradients(CudaHandleState& state, const float* grad_weights, float* grad_topk_weights);
   void check_call_open(Call call, const Handle& handle) const;
+  [[nodiscard]] static std::string_view name_of(Call call) noexcept;
 
   DispatcherConfig config_;
   int device_;
@@ -146,9 +146,8 @@ class CudaCollective : public CudaDispatcher {
   int sm_share_ = 1;         ///< SMs that this rank may use at most
   bool shares_gpu_ = false;  ///< some ranks of the group share one
   SymmetricHeap heap_;       ///< behind what its size follows from
-  std::shared_ptr<DeviceAllocator> allocator_;
   PinnedMemory host_control_;
-  std::byte* local_memory_ = nullptr;
+  DeviceBuffer local_memory_;
   DeviceGroup device_group_;
   std::vector<RowDemand> demands_;  ///< committed so far, by rank
   std::vector<std::shared_ptr<CudaHandleState>> handles_;

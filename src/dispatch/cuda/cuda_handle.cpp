@@ -7,8 +7,8 @@
 
 namespace epistle::cuda {
 
-CudaHandleState::CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, const DispatchLayout& layout, int rank)
-    : allocator_(std::move(allocator)), layout_(layout), rank_(rank), ranks_(layout.params().num_ranks) {
+CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int rank)
+    : layout_(layout), rank_(rank), ranks_(layout.params().num_ranks) {
   const LayoutParams& params = layout.params();
   const std::int64_t tokens = params.max_tokens;
   const std::int64_t top_k = params.top_k;
@@ -18,7 +18,7 @@ CudaHandleState::CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, con
   const std::int64_t experts = layout.partition().max_local_experts();
   // First the sizes, then the memory, then the places in it.
   for (const bool placing : {false, true}) {
-    BufferCarver carver(placing ? memory_ : nullptr);
+    BufferCarver carver(memory_.get());
     carver.take(arrays.expert_ids, tokens * top_k);
     carver.take(arrays.weights, tokens * top_k);
     carver.take(arrays.dst_row, tokens * top_k);
@@ -33,7 +33,7 @@ CudaHandleState::CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, con
     carver.take(arrays.expert_counts, experts);
     carver.take(arrays.expert_begin, experts + 1);
     carver.take(arrays.expert_dropped, experts);
-    if (!placing) memory_ = allocator_->allocate(carver.num_bytes());
+    if (!placing) memory_ = allocate_on(device, carver.num_bytes());
   }
   arrays.top_k = params.top_k;
   arrays.sends_per_token = static_cast<std::int32_t>(slots);
@@ -41,10 +41,6 @@ CudaHandleState::CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, con
   pinned_ = PinnedMemory(static_cast<std::int64_t>(sizeof(Summary)) +
                          summary_ints * static_cast<std::int64_t>(sizeof(std::int32_t)));
   summary = reinterpret_cast<Summary*>(pinned_.get());
-}
-
-CudaHandleState::~CudaHandleState() {
-  if (memory_ != nullptr) allocator_->release(memory_);
 }
 
 void CudaHandleState::begin(std::uint64_t prepare_id, std::int64_t num_tokens) {

@@ -18,10 +18,7 @@ namespace epistle::cuda {
 
 class CudaHandleState final : public HandleState {
  public:
-  CudaHandleState(std::shared_ptr<DeviceAllocator> allocator, const DispatchLayout& layout, int rank);
-  ~CudaHandleState() override;
-  CudaHandleState(const CudaHandleState&) = delete;
-  CudaHandleState& operator=(const CudaHandleState&) = delete;
+  CudaHandleState(int device, const DispatchLayout& layout, int rank);
 
   void wait_for_counts() override;
 
@@ -49,11 +46,10 @@ class CudaHandleState final : public HandleState {
   }
 
  private:
-  std::shared_ptr<DeviceAllocator> allocator_;
   DispatchLayout layout_;
   int rank_;
   int ranks_;
-  std::byte* memory_ = nullptr;
+  DeviceBuffer memory_;
   PinnedMemory pinned_;
 };
 

@@ -10,24 +10,21 @@
 
 namespace epistle::cuda {
 
-std::byte* DeviceAllocator::allocate(std::int64_t num_bytes) {
-  const DeviceGuard guard(device_);
+void FreeOnDevice::operator()(std::byte* memory) const noexcept {
+  warn_cuda(cudaFree(memory), "releasing device memory");
+}
+
+DeviceBuffer allocate_on(int device, std::int64_t num_bytes) {
+  const DeviceGuard guard(device);
   void* memory = nullptr;
   const auto size = static_cast<std::size_t>(num_bytes);
   // Not from a memory pool: a pool gives memory back when somebody synchronises, and that waits for the device.
   check_cuda(cudaMalloc(&memory, size), "allocating device memory");
-  cudaStream_t stream = private_stream(device_);
-  cudaError_t status = cudaMemsetAsync(memory, 0, size, stream);
-  if (status == cudaSuccess) status = cudaStreamSynchronize(stream);
-  if (status != cudaSuccess) warn_cuda(cudaFree(memory), "releasing device memory");
-  check_cuda(status, "clearing device memory");
-  return static_cast<std::byte*>(memory);
-}
-
-void DeviceAllocator::release(std::byte* memory) noexcept {
-  if (memory == nullptr) return;
-  // Waits for the work that uses the memory, and for any other work of the device.
-  warn_cuda(cudaFree(memory), "releasing device memory");
+  DeviceBuffer buffer(static_cast<std::byte*>(memory));
+  cudaStream_t stream = private_stream(device);
+  check_cuda(cudaMemsetAsync(memory, 0, size, stream), "clearing device memory");
+  check_cuda(cudaStreamSynchronize(stream), "clearing device memory");
+  return buffer;
 }
 
 namespace {

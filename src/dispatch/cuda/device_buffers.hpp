@@ -1,5 +1,6 @@
-// Device and pinned host memory of a dispatcher, with owners. Nothing here waits for the device: other ranks' kernels
-// may be waiting on it for this rank.
+// Device and pinned host memory of a dispatcher, with owners. Device memory is taken and given back only while no
+// kernel of a rank on the same GPU waits for this rank: either may wait for all work of the device. Pinned memory is
+// kept for the next one who asks, so that giving it back waits for nothing.
 #pragma once
 
 #include <cstddef>
@@ -11,19 +12,13 @@
 
 namespace epistle::cuda {
 
-/// Memory of one device.
-class DeviceAllocator {
- public:
-  explicit DeviceAllocator(int device) noexcept : device_(device) {}
-
-  /// Zero-filled memory, usable at once on any stream of the device.
-  [[nodiscard]] std::byte* allocate(std::int64_t num_bytes);
-  void release(std::byte* memory) noexcept;
-  [[nodiscard]] int device() const noexcept { return device_; }
-
- private:
-  int device_;
+struct FreeOnDevice {
+  void operator()(std::byte* memory) const noexcept;
 };
+using DeviceBuffer = std::unique_ptr<std::byte, FreeOnDevice>;
+
+/// Zero-filled memory of `device`, usable at once on any of its streams.
+[[nodiscard]] DeviceBuffer allocate_on(int device, std::int64_t num_bytes);
 
 /// Pinned, zero-filled host memory that the device can read and write.
 class PinnedMemory {

@@ -59,7 +59,7 @@ inline constexpr int kMaxPrepareBlocks = 16;
 struct LocalState {
   std::uint64_t epoch;            ///< calls completed
   std::uint32_t failed;           ///< a Finding that ends all work on this dispatcher
-  std::uint32_t blocks_sent;      ///< blocks of the running call that have read its epoch and need it no more
+  std::uint32_t blocks_left;      ///< blocks of the running call that have read its epoch and need it no more
   std::uint32_t blocks_placed;    ///< of prepare, which a dispatch may overlap
   std::uint32_t blocks_recorded;  ///< likewise
   /// By block of prepare: the call word of the last one in which all rows of the block had their places.

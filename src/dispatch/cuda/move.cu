@@ -279,8 +279,7 @@ struct Mover {
 
 /// What a dispatch that follows its prepare closely waits for, before it knows the number of its own call.
 struct CloselyBehind {
-  static constexpr int kMaxThreads = kMaxRanks;  ///< that have an announcement each
-  std::uint64_t announced = 0;                   ///< by the prepare of rank threadIdx.x
+  std::uint64_t announced = 0;  ///< by the prepare of rank threadIdx.x
 
   /// Waits until the prepare of the same handle has placed all rows; `epoch` gets the number of that call. False when
   /// it has failed: it ends by itself, so this does too.
@@ -318,7 +317,7 @@ struct CloselyBehind {
     return __syncthreads_and(ok) != 0;
   }
 };
-static_assert(CloselyBehind::kMaxThreads <= kMoveThreads && CloselyBehind::kMaxThreads <= kBulkThreads);
+static_assert(kMaxRanks <= kMoveThreads && kMaxRanks <= kBulkThreads, "a thread for the announcement of every rank");
 
 template <class Copier>
 __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
@@ -372,7 +371,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
     copier.flush();
     // Signals count upwards: those of prepare come first.
     if (args.behind_prepare) wait_for_kernel_before();
-    signal_done(call);
+    signal_done<true>(call);
   }
   if (!receives) return;
   if (args.behind_prepare && block == 0 && threadIdx.x == 0) group.local->followed = call.epoch;

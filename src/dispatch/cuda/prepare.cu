@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
     last = is_last_block(&group.local->blocks_recorded);
     if (last) send_outcome(args);
   }
-  signal_done(call);
+  signal_done<true>(call);
   // While the records of the others are on their way.
   if (!args.layout.token_major()) describe_all_padding(args, t, exchange, mine);
   if (blockIdx.x == 0 && !overflow) write_counts(args, t, exchange, mine);

@@ -229,24 +229,22 @@ __device__ inline std::uint64_t* done_signals(const DeviceGroup& group, int rank
          std::int64_t{source} * DeviceControl::kMaxBlocks;
 }
 
-/// Tells every rank that all that this block sends in the call is there: the call's epoch, and how many blocks say so.
-/// No block waits for the others of its kernel, and the receiver needs no atomics across the link. All threads of the
-/// block call it, once in a call.
+/// Tells every rank that this block is done with the call: the call's epoch, and how many blocks say so. No block waits
+/// for the others of its kernel, and the receiver needs no atomics across the link. `kSends`: what the block has sent
+/// is there when the signal is; without it the block has only read what the peers hold, and used what it has read, so
+/// there is no store to wait for. All threads of the block call it, once in a call.
+template <bool kSends>
 __device__ inline void signal_done(const CallContext& call) {
   const DeviceGroup& group = *call.group;
   __syncthreads();
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    store_release(done_signals(group, peer, group.rank) + blockIdx.x, (std::uint64_t{call.epoch} << 32) | gridDim.x);
-  }
-}
-
-/// The same from a block that has only read what the peers hold, and has used what it has read: there is no store that
-/// a peer would have to see, so none is waited for.
-__device__ inline void signal_read(const CallContext& call) {
-  const DeviceGroup& group = *call.group;
-  __syncthreads();
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    store_relaxed(done_signals(group, peer, group.rank) + blockIdx.x, (std::uint64_t{call.epoch} << 32) | gridDim.x);
+    std::uint64_t* signal = done_signals(group, peer, group.rank) + blockIdx.x;
+    const std::uint64_t word = (std::uint64_t{call.epoch} << 32) | gridDim.x;
+    if constexpr (kSends) {
+      store_release(signal, word);
+    } else {
+      store_relaxed(signal, word);
+    }
   }
 }
 
@@ -321,8 +319,8 @@ __device__ inline void finish_epoch(const CallContext& call) {
 __device__ inline void leave_call(const CallContext& call) {
   if (threadIdx.x != 0) return;
   LocalState& local = *call.group->local;
-  if (atomicAdd(&local.blocks_sent, 1U) != gridDim.x - 1) return;
-  local.blocks_sent = 0;
+  if (atomicAdd(&local.blocks_left, 1U) != gridDim.x - 1) return;
+  local.blocks_left = 0;
   finish_epoch(call);
 }
 

@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
         ok = wait_all_ready(call);
         if (ok) summer.push_all(pusher);
       }
-      signal_done(call);
+      signal_done<true>(call);
     }
   }
   if ((args.phases & kReceivePhase) == 0) return;
@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
     if (ok && !args.pull) summer.finish_tokens(finisher);
   }
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull) signal_read(call);
+  if (args.pull) signal_done<false>(call);
   leave_call(call);
   if (blockIdx.x == 0) wait_all_done(call);
 }

@@ -46,7 +46,7 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
           pipe.run();
         }
       }
-      signal_done(call);
+      signal_done<true>(call);
     }
   }
   if ((args.phases & kReceivePhase) == 0) return;
@@ -66,7 +66,7 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
     }
   }
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull) signal_read(call);
+  if (args.pull) signal_done<false>(call);
   leave_call(call);
   if (block == 0) wait_all_done(call);
 }

@@ -88,11 +88,11 @@ AllToAllDispatcher::AllToAllDispatcher(Group& group, const DispatcherConfig& con
   if (!returns_entries()) return;
   const LayoutParams& params = layout().params();
   for (const bool placing : {false, true}) {
-    cuda::BufferCarver carver(placing ? entry_memory_ : nullptr);
+    cuda::BufferCarver carver(entry_memory_.get());
     carver.take(entry_tables_.packed_begin, params.max_tokens * layout().max_other_ranks_per_token() + 1);
     carver.take(entry_tables_.received_begin, params.max_tokens * params.num_ranks + 1);
     carver.take(entry_tables_.stage, params.max_tokens * params.top_k);
-    if (!placing) entry_memory_ = allocator().allocate(carver.num_bytes());
+    if (!placing) entry_memory_ = cuda::allocate_on(device, carver.num_bytes());
   }
 }
 
@@ -118,7 +118,6 @@ AllToAllDispatcher::~AllToAllDispatcher() {
   } else {
     communicator_->abort();
   }
-  allocator().release(entry_memory_);
 }
 
 WireBytes AllToAllDispatcher::wire_bytes(const Handle& handle) const {

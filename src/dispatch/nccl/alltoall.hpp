@@ -75,7 +75,7 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
   std::unordered_map<const cuda::CudaHandleState*, Known> known_;
   cuda::PinnedMemory totals_;
   cuda::PinnedMemory entry_counts_;
-  std::byte* entry_memory_ = nullptr;
+  cuda::DeviceBuffer entry_memory_;
   EntryTables entry_tables_;
   std::uint64_t entries_of_ = 0;  ///< handle that the tables are of; 0 = none
   Phase phase_ = Phase::kNone;    ///< of the last exchange
