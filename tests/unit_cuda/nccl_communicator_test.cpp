@@ -121,6 +121,16 @@ class NcclCommunicator : public ::testing::Test {
     return errors;
   }
 
+  /// Makes a communicator, which is expected to throw. Neither rank is lost before the other has given up.
+  void fail_to_make(Group& group) const {
+    try {
+      Communicator communicator(api_, group.impl());
+    } catch (const Error&) {
+      std::this_thread::sleep_for(milliseconds(200));
+      throw;
+    }
+  }
+
   Script script_;
   NcclApi api_ = fake_api();
 };
@@ -176,17 +186,7 @@ TEST_F(NcclCommunicator, LostPeerIsAnErrorAndNoHang) {
 TEST_F(NcclCommunicator, WaitEndsWithTheTimeout) {
   script_.polls_until_ready = -1;
   const auto begin = std::chrono::steady_clock::now();
-  const auto errors = run(
-      [&](Group& group) {
-        try {
-          Communicator communicator(api_, group.impl());
-        } catch (const Error&) {
-          // Neither rank is lost before the other has given up.
-          std::this_thread::sleep_for(milliseconds(200));
-          throw;
-        }
-      },
-      milliseconds(300));
+  const auto errors = run([&](Group& group) { fail_to_make(group); }, milliseconds(300));
   EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(5000));
   for (const auto& error : errors) {
     ASSERT_TRUE(error.has_value());
@@ -198,16 +198,7 @@ TEST_F(NcclCommunicator, WaitEndsWithTheTimeout) {
 
 TEST_F(NcclCommunicator, FailureCarriesWhatNcclSays) {
   script_.state = ncclSystemError;
-  const auto errors = run(
-      [&](Group& group) {
-        try {
-          Communicator communicator(api_, group.impl());
-        } catch (const Error&) {
-          std::this_thread::sleep_for(milliseconds(200));
-          throw;
-        }
-      },
-      milliseconds(10'000));
+  const auto errors = run([&](Group& group) { fail_to_make(group); }, milliseconds(10'000));
   for (const auto& error : errors) {
     ASSERT_TRUE(error.has_value());
     EXPECT_EQ(error->code(), ErrorCode::kSystem);

@@ -5,6 +5,7 @@
 // arrive. Split by destination, local stores do not queue behind those that cross the link.
 #include "dispatch/cuda/bulk.cuh"
 #include "dispatch/cuda/launch.hpp"
+#include "dispatch/cuda/received_pairs.cuh"
 #include "dispatch/cuda/rows.cuh"
 #include "dispatch/cuda/signals.cuh"
 #include "dispatch/cuda/start_kernel.cuh"
@@ -241,10 +242,7 @@ struct Mover {
     const HandleTotals& totals = *args.handle.totals;
     const int others = group().num_ranks - 1;
     if (others == 0) return;
-    int longest = 0;
-    for (int s = 0; s < group().num_ranks; ++s) {
-      if (s != group().rank) longest = max(longest, totals.pair_begin[s + 1] - totals.pair_begin[s]);
-    }
+    const int longest = longest_source(group(), totals);
     while (true) {
       unsigned unit = 0;
       if (lane_id() == 0) unit = atomicAdd(work_queue(call, kReceivedPairs), 1U);

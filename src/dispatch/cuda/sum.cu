@@ -7,6 +7,7 @@
 // stage arrive.
 #include "dispatch/cuda/formats.cuh"
 #include "dispatch/cuda/launch.hpp"
+#include "dispatch/cuda/received_pairs.cuh"
 #include "dispatch/cuda/rows.cuh"
 #include "dispatch/cuda/signals.cuh"
 #include "dispatch/cuda/start_kernel.cuh"
@@ -154,10 +155,7 @@ struct Summer {
     const HandleTotals& totals = *args.handle.totals;
     const int others = group().num_ranks - 1;
     if (others == 0) return;
-    int longest = 0;
-    for (int s = 0; s < group().num_ranks; ++s) {
-      if (s != group().rank) longest = max(longest, totals.pair_begin[s + 1] - totals.pair_begin[s]);
-    }
+    const int longest = longest_source(group(), totals);
     for (int unit = worker.idx; unit < longest * others; unit += worker.count) {
       const int source = (group().rank + 1 + unit % others) % group().num_ranks;
       const std::int32_t pair = totals.pair_begin[source] + unit / others;

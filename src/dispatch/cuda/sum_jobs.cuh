@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "dispatch/cuda/launch.hpp"
+#include "dispatch/cuda/received_pairs.cuh"
 #include "dispatch/cuda/signals.cuh"
 #include "dispatch/cuda/sum_pipe.cuh"
 
@@ -54,10 +55,7 @@ struct PairSequence {
   int longest = 0;
 
   __device__ PairSequence(const SumWork& sum_work, const Worker& one) : work(sum_work), worker(one) {
-    const HandleTotals& totals = *work.args.handle.totals;
-    for (int s = 0; s < work.group().num_ranks; ++s) {
-      if (s != work.group().rank) longest = max(longest, totals.pair_begin[s + 1] - totals.pair_begin[s]);
-    }
+    longest = longest_source(work.group(), *work.args.handle.totals);
   }
   __device__ int others() const { return work.group().num_ranks - 1; }
   __device__ int count() const {
