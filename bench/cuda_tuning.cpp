@@ -13,8 +13,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -29,10 +27,8 @@
 #include "dispatch/cuda/copy_engines.hpp"
 #include "dispatch/cuda/cuda_collective.hpp"
 #include "group/cuda/cuda_error.hpp"
-#include "measure/cuda/bench_kernels.hpp"
 #include "measure/cuda/link_probe.hpp"
 #include "measure/cuda/stream_timer.hpp"
-#include "measure/statistics.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -173,7 +169,6 @@ class Sweep {
     device_ = options.one_gpu ? 0 : group.rank();
     check_cuda(cudaSetDevice(device_), "choosing a device");
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-    for (cudaEvent_t& event : events_) check_cuda(cudaEventCreate(&event), "creating an event");
     const RoutingTable table =
         generate_routing(RoutingSpec::parse("uniform"), {.num_tokens = options.num_tokens,
                                                          .num_experts = options.config.num_experts,
@@ -252,8 +247,8 @@ class Sweep {
   }
 
  private:
-  static constexpr int kPerBatch = 6;
-  static constexpr int kBatches = 16;
+  static constexpr int kWarmUps = 5;
+  static constexpr int kSamples = 35;
 
   static const char* mover_name(bool bulk) { return bulk ? "bulk" : "vector"; }
 
@@ -317,38 +312,11 @@ class Sweep {
 
   template <typename Step>
   void report(const std::string& call, int blocks, int peer, const char* mover, const Step& step) {
+    StreamTimer timer(group_, stream_, options_.loop ? kDefaultRunsPerSample : 1);
     std::vector<double> times;
-    for (int batch = 0; batch < kBatches; ++batch) {
-      group_.barrier();
-      check_cuda(launch_bench_delay(stream_, 400'000), "delaying");
-      if (options_.loop) {
-        step();
-        check_cuda(cudaEventRecord(events_[0], stream_), "recording");
-        for (int i = 0; i < StreamTimer::kDefaultRuns; ++i) step();
-        check_cuda(cudaEventRecord(events_[1], stream_), "recording");
-        dispatcher_->synchronize();
-        float ms = 0;
-        check_cuda(cudaEventElapsedTime(&ms, events_[0], events_[1]), "timing");
-        if (batch > 0) times.push_back(static_cast<double>(ms) * 1e3 / StreamTimer::kDefaultRuns);
-        continue;
-      }
-      for (int i = 0; i < kPerBatch; ++i) {
-        check_cuda(cudaEventRecord(events_[2 * i], stream_), "recording");
-        step();
-        check_cuda(cudaEventRecord(events_[2 * i + 1], stream_), "recording");
-      }
-      dispatcher_->synchronize();
-      for (int i = 1; i < kPerBatch && batch > 0; ++i) {
-        float ms = 0;
-        check_cuda(cudaEventElapsedTime(&ms, events_[2 * i], events_[2 * i + 1]), "timing");
-        times.push_back(static_cast<double>(ms) * 1e3);
-      }
-    }
-    std::vector<double> all(times.size() * static_cast<std::size_t>(group_.size()));
-    group_.all_gather(times.data(), times.size() * sizeof(double), all.data());
-    for (std::size_t i = 0; i < times.size(); ++i) {
-      for (int r = 0; r < group_.size(); ++r)
-        times[i] = std::max(times[i], all[static_cast<std::size_t>(r) * times.size() + i]);
+    for (int sample = 0; sample < kWarmUps + kSamples; ++sample) {
+      const double time_us = timer.time(step, [&] { dispatcher_->synchronize(); });
+      if (sample >= kWarmUps) times.push_back(time_us);
     }
     std::sort(times.begin(), times.end());
     if (group_.rank() == 0) {
@@ -362,7 +330,6 @@ class Sweep {
   const Options& options_;
   int device_ = 0;
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t events_[2 * kPerBatch] = {};
   void* ids_ = nullptr;
   void* weights_ = nullptr;
   RoutingView routing_;

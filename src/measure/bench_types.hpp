@@ -22,6 +22,9 @@ namespace epistle {
 
 /// Where the rows of a benchmark lie.
 enum class BenchDevice : std::int32_t { kHost, kCuda };
+
+/// kCuda: calls in a row whose mean is one iteration's time, unless asked for otherwise.
+inline constexpr std::int32_t kDefaultRunsPerSample = 8;
 [[nodiscard]] std::string_view to_string(BenchDevice device) noexcept;
 
 struct BenchSpec {
@@ -30,7 +33,7 @@ struct BenchSpec {
   BenchDevice device = BenchDevice::kHost;
   CudaOptions cuda;  ///< kCuda only
   std::uint64_t seed = 1;
-  std::int32_t runs_per_sample = 8;  ///< kCuda: calls in a row whose mean is one iteration's time
+  std::int32_t runs_per_sample = kDefaultRunsPerSample;  ///< kCuda only
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
   /// kHost: bind each rank to its share of the processing units, where there is one for each worker.

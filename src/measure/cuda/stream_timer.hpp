@@ -8,6 +8,8 @@
 
 #include "epistle/group.hpp"
 
+#include "measure/bench_types.hpp"
+
 namespace epistle {
 
 /// The streams of all ranks are held back until a moment that all of them share, so that what a step enqueues is there
@@ -17,10 +19,8 @@ namespace epistle {
 /// shows that wait.
 class StreamTimer {
  public:
-  static constexpr int kDefaultRuns = 8;
-
   /// `runs_per_sample`: runs of a step that one time is the mean of. Group and stream must outlive the timer.
-  StreamTimer(Group& group, cudaStream_t stream, int runs_per_sample = kDefaultRuns);
+  StreamTimer(Group& group, cudaStream_t stream, int runs_per_sample = kDefaultRunsPerSample);
   ~StreamTimer();
   StreamTimer(const StreamTimer&) = delete;
   StreamTimer& operator=(const StreamTimer&) = delete;
