@@ -2,6 +2,7 @@
 // rank, and what to do about it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -55,10 +56,13 @@ class Error : public std::runtime_error {
 
   [[nodiscard]] ErrorCode code() const noexcept { return code_; }
   [[nodiscard]] const Context& context() const noexcept { return context_; }
+  /// what() without the rank, the code and the phase that stand before it there.
+  [[nodiscard]] std::string_view message() const noexcept { return std::string_view(what()).substr(message_begin_); }
 
  private:
   ErrorCode code_;
   Context context_;
+  std::size_t message_begin_;
 };
 
 }  // namespace epistle

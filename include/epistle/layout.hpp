@@ -62,7 +62,7 @@ struct LayoutParams {
 
 /// The buffers of one rank.
 enum class BufferSection : std::int32_t {
-  kControl,      ///< barrier, posts, counts that prepare exchanges
+  kControl,      ///< counts that prepare exchanges; on a device signals too
   kRecords,      ///< descriptions of received rows
   kReceiveRows,  ///< dispatch output
   kReceiveScales,
@@ -299,28 +299,18 @@ class DispatchLayout {
     return buffer_bytes(max_demand());
   }
 
-  // ---- Control section: barrier, then two generations of posts and of counts, so that one exchange can be read while
-  //      the next is written ------------------------------------------------------------------------------------------
+  // ---- Control section: two generations of the counts that prepare exchanges, so that one can be read while the next
+  //      is written ---------------------------------------------------------------------------------------------------
 
-  /// int32 entries of one generation. First round: tokens for each rank, assignments for each expert. Second round,
-  /// when places are known: pairs that fit for each rank, drops for each expert.
+  /// int32 entries of one generation. First round: tokens for each rank, assignments for each expert, tokens in all.
+  /// Second round, when places are known: pairs that fit for each rank, drops for each expert.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_entries() const noexcept {
-    return 2 * (static_cast<std::int64_t>(params_.num_ranks) + static_cast<std::int64_t>(params_.num_experts));
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t post_offset(std::uint64_t generation) const noexcept {
-    return barrier_bytes() + static_cast<std::int64_t>(generation & 1) * kPostBytes;
+    return 2 * (static_cast<std::int64_t>(params_.num_ranks) + static_cast<std::int64_t>(params_.num_experts)) + 1;
   }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset(std::uint64_t generation) const noexcept {
-    return barrier_bytes() + 2 * kPostBytes +
-           static_cast<std::int64_t>(generation & 1) * counts_entries() * kCountBytes;
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t barrier_bytes() const noexcept {
-    return kCounterBytes * (kNumBarrierCounters + params_.num_ranks);
+    return static_cast<std::int64_t>(generation & 1) * counts_entries() * kCountBytes;
   }
 
-  static constexpr std::int64_t kPostBytes = 512;    ///< room for one rank's announcement of a call
-  static constexpr std::int64_t kCounterBytes = 64;  ///< a cache line per counter
-  static constexpr std::int64_t kNumBarrierCounters = 3;
   static constexpr std::int64_t kCountBytes = sizeof(std::int32_t);
 
  private:
@@ -348,7 +338,7 @@ class DispatchLayout {
     const bool sums_before_wire = params_.combine == CombineMode::kHierarchical;
     switch (section) {
       case BufferSection::kControl:
-        return on_device() ? params_.control_bytes : counts_offset(0) + 2 * counts_entries() * kCountBytes;
+        return on_device() ? params_.control_bytes : 2 * counts_entries() * kCountBytes;
       case BufferSection::kRecords:
         return on_device() ? demand.receive_pairs * pair_record_bytes() : demand.output_rows * record_bytes();
       case BufferSection::kReceiveRows:

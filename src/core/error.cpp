@@ -5,13 +5,12 @@
 namespace epistle {
 namespace {
 
-std::string describe(ErrorCode code, const std::string& message, const Error::Context& context) {
+std::string prefix_of(ErrorCode code, const Error::Context& context) {
   std::string text;
   if (context.rank >= 0) text += fmt::format("rank {}: ", context.rank);
   text += to_string(code);
   if (context.phase != Phase::kNone) text += fmt::format(" in {}", to_string(context.phase));
   text += ": ";
-  text += message;
   return text;
 }
 
@@ -76,6 +75,9 @@ std::string_view to_string(Phase phase) noexcept {
 Error::Error(ErrorCode code, const std::string& message) : Error(code, message, Context{}) {}
 
 Error::Error(ErrorCode code, const std::string& message, const Context& context)
-    : std::runtime_error(describe(code, message, context)), code_(code), context_(context) {}
+    : std::runtime_error(prefix_of(code, context) + message),
+      code_(code),
+      context_(context),
+      message_begin_(prefix_of(code, context).size()) {}
 
 }  // namespace epistle

@@ -37,6 +37,10 @@ Complaint CallChecks::routing(const RoutingView& routing) const {
     return reject(fmt::format("{} tokens; this dispatcher was created for 0 to {} (max_tokens)", routing.num_tokens,
                               config.max_tokens));
   }
+  if (routing.id_type != IdType::kInt32 && routing.id_type != IdType::kInt64) {
+    return reject(fmt::format("routing.id_type has the value {}; it is kInt32 (0) or kInt64 (1)",
+                              static_cast<int>(routing.id_type)));
+  }
   if (routing.top_k != config.top_k) {
     return reject(fmt::format("the routing has top_k {}, the dispatcher {}", routing.top_k, config.top_k));
   }

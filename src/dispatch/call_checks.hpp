@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 
@@ -12,12 +11,10 @@
 #include "epistle/layout.hpp"
 #include "epistle/routing.hpp"
 
+#include "core/complaint.hpp"
 #include "dispatch/handle_state.hpp"
 
 namespace epistle {
-
-/// Why a rank refuses its input; none = it does not.
-using Complaint = std::optional<Error>;
 
 /// The checks of one rank's dispatcher; refers to what it is given.
 struct CallChecks {

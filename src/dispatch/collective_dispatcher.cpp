@@ -3,7 +3,6 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <new>
 #include <utility>
 
 #include <fmt/format.h>
@@ -16,11 +15,11 @@ namespace {
 // Distinguishes the dispatchers of a process, so that a handle of another one is noticed.
 std::atomic<std::uint64_t> next_dispatcher_id{1};
 
-// An announced value that agrees with every other.
-constexpr std::int64_t kAnyValue = -1;
-
-constexpr std::array<std::string_view, 6> kCallNames = {"nothing", "prepare",           "dispatch",
-                                                        "combine", "dispatch_backward", "combine_backward"};
+/// "dispatch" or "combine"; empty for no call.
+std::string_view name_of(CallKind call) noexcept {
+  if (call == CallKind::kNone) return {};
+  return call == CallKind::kDispatch ? "dispatch" : "combine";
+}
 
 std::array<std::int64_t, kNumBufferSections> section_offsets_of(const DispatchLayout& layout) {
   std::array<std::int64_t, kNumBufferSections> offsets{};
@@ -32,16 +31,6 @@ std::array<std::int64_t, kNumBufferSections> section_offsets_of(const DispatchLa
 
 }  // namespace
 
-/// What a rank announces before a call; lies in its control section.
-struct CollectiveDispatcher::Post {
-  Call call;
-  ErrorCode status;
-  std::uint64_t handle_id;
-  std::int64_t value;  ///< tokens, or flags that must agree
-  static constexpr std::size_t kMessageBytes = DispatchLayout::kPostBytes - 24;
-  std::array<char, kMessageBytes> message;
-};
-
 CollectiveDispatcher::CollectiveDispatcher(Group& group, const DispatcherConfig& config, Transport transport)
     : config_(config),
       layout_(to_layout_params(config, group.size(), transport)),
@@ -49,17 +38,14 @@ CollectiveDispatcher::CollectiveDispatcher(Group& group, const DispatcherConfig&
       group_(group_owner_.get()),
       section_offsets_(section_offsets_of(layout_)),
       region_(group_->create_region(layout_.reserved_bytes())),
+      number_(static_cast<std::uint64_t>(group_->num_regions())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
-  static_assert(sizeof(Post) <= DispatchLayout::kPostBytes);
-  static_assert(sizeof(PaddedCounter) == DispatchLayout::kCounterBytes);
-  static_assert(sizeof(BarrierBlock) == DispatchLayout::kCounterBytes * DispatchLayout::kNumBarrierCounters);
   const auto ranks = static_cast<std::size_t>(num_ranks());
   const auto experts = static_cast<std::size_t>(config.num_experts);
-  // Zero-filled shared memory is a barrier that nobody has passed yet.
-  barrier_ =
-      Barrier(std::launder(reinterpret_cast<BarrierBlock*>(section(0, BufferSection::kControl))), rank(), num_ranks());
-  Complaint complaint = try_commit(layout_.initial_demand());
-  max_output_rows_.assign(ranks, layout_.initial_demand().output_rows);
+  group_->ask_for_memory(layout_.buffer_bytes(layout_.initial_demand()), Phase::kCreate);
+  commit(layout_.initial_demand());
+  demands_.assign(ranks, layout_.initial_demand());
+  wanted_.resize(ranks);
   count_views_.resize(ranks);
   rank_of_expert_.resize(experts);
   for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
@@ -71,97 +57,18 @@ CollectiveDispatcher::CollectiveDispatcher(Group& group, const DispatcherConfig&
   send_of_rank_.resize(ranks);
   next_row_.resize(ranks);
   rank_of_position_.resize(static_cast<std::size_t>(config.top_k));
-  agree(Call::kNone, Phase::kCreate, 0, 0, complaint);
-}
-
-CollectiveDispatcher::Post& CollectiveDispatcher::post(int rank, std::uint64_t generation) const noexcept {
-  return *std::launder(
-      reinterpret_cast<Post*>(section(rank, BufferSection::kControl) + layout_.post_offset(generation)));
-}
-
-void CollectiveDispatcher::announce(Call call, std::uint64_t handle_id, std::int64_t value,
-                                    const Complaint& complaint) {
-  Post& own = post(rank(), generation_);
-  own.call = call;
-  own.handle_id = handle_id;
-  own.value = value;
-  own.status = complaint ? complaint->code() : ErrorCode::kOk;
-  if (complaint) {
-    std::strncpy(own.message.data(), complaint->what(), Post::kMessageBytes - 1);
-    own.message.back() = '\0';
-  }
-}
-
-void CollectiveDispatcher::check_announcements(Phase phase, const Complaint& complaint) const {
-  if (complaint) throw Error(*complaint);
-  // Compared with rank 0 rather than with this rank, so that all ranks come to the same verdict.
-  const Post& first = post(0, generation_);
-  std::int64_t agreed_value = kAnyValue;
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    const Post& other = post(peer, generation_);
-    const Error::Context context{.rank = rank(), .peer_rank = peer, .phase = phase};
-    if (other.status != ErrorCode::kOk) {
-      throw Error(ErrorCode::kPeerRejected,
-                  fmt::format("rank {} rejected its input, so nothing was sent ({})", peer, other.message.data()),
-                  context);
-    }
-    if (other.call != first.call || other.handle_id != first.handle_id) {
-      throw Error(ErrorCode::kShapeMismatch,
-                  fmt::format("rank 0 calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
-                              "calls in the same order; nothing was sent",
-                              kCallNames[static_cast<std::size_t>(first.call)], first.handle_id, peer,
-                              kCallNames[static_cast<std::size_t>(other.call)], other.handle_id),
-                  context);
-    }
-    if (agreed_value == kAnyValue) agreed_value = other.value;
-    if (other.value == kAnyValue || other.value == agreed_value) continue;
-    throw Error(ErrorCode::kShapeMismatch,
-                fmt::format("some ranks give gradients of the weights to {}, others do not (seen at rank {}); all or "
-                            "none must; nothing was sent",
-                            kCallNames[static_cast<std::size_t>(first.call)], peer),
-                context);
-  }
-}
-
-void CollectiveDispatcher::agree(Call call, Phase phase, std::uint64_t handle_id, std::int64_t value,
-                                 const Complaint& complaint) {
-  group_->check_usable();
-  // A send half whose receive half was left out has arrived and not waited; arriving twice would let the others go on
-  // before all ranks have sent.
-  if (open_call_ != Call::kNone) group_->wait(barrier_, phase);
-  // Two generations of posts: this slot was last read before the agreement in between, which every rank has passed.
-  ++generation_;
-  announce(call, handle_id, value, complaint);
-  arrive_and_wait(phase);
-  check_announcements(phase, complaint);
-}
-
-void CollectiveDispatcher::arrive_and_wait(Phase phase) {
-  barrier_.arrive();
-  group_->wait(barrier_, phase);
 }
 
 HandleState* CollectiveDispatcher::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
   HandleState* state = handle.state();
-  const std::string_view open =
-      open_call_ == Call::kNone ? std::string_view() : kCallNames[static_cast<std::size_t>(open_call_)];
-  complaint = checks().handle(handle, state != nullptr && state->dispatcher_id == dispatcher_id_, name(), open, phase);
+  const bool own = state != nullptr && state->dispatcher_id == dispatcher_id_;
+  complaint = checks().handle(handle, own, name(), name_of(open_call_), phase);
   return complaint ? nullptr : state;
 }
 
-void CollectiveDispatcher::check_call_open(Call call, const Handle& handle) const {
+void CollectiveDispatcher::check_call_open(CallKind call, const Handle& handle) const {
   if (open_call_ == call && handle.state() == open_state_) return;
-  throw checks().nothing_sent(kCallNames[static_cast<std::size_t>(call)],
-                              call == Call::kDispatch ? Phase::kDispatch : Phase::kCombine);
-}
-
-Complaint CollectiveDispatcher::try_commit(const RowDemand& demand) {
-  try {
-    commit(demand);
-  } catch (const Error& error) {
-    return error;
-  }
-  return std::nullopt;
+  throw checks().nothing_sent(name_of(call), call == CallKind::kDispatch ? Phase::kDispatch : Phase::kCombine);
 }
 
 void CollectiveDispatcher::commit(const RowDemand& demand) {
@@ -177,6 +84,24 @@ void CollectiveDispatcher::commit(const RowDemand& demand) {
   }
   control_committed_ = true;
   committed_ = raised;
+}
+
+void CollectiveDispatcher::grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase) {
+  // Every rank knows every rank's demand, hence whether somebody has to grow.
+  bool someone_grows = false;
+  for (std::size_t peer = 0; peer < demands.size(); ++peer) {
+    RowDemand raised = demands_[peer];
+    raised.raise_to(demands[peer]);
+    someone_grows = someone_grows || layout_.buffer_bytes(raised) > layout_.buffer_bytes(demands_[peer]);
+  }
+  if (someone_grows) {
+    const RowDemand& own = demands[static_cast<std::size_t>(rank())];
+    RowDemand raised = committed_;
+    raised.raise_to(own);
+    group_->ask_for_memory(layout_.buffer_bytes(raised) - layout_.buffer_bytes(committed_), phase);
+    group_->take_together(call, phase, [&] { commit(own); });
+  }
+  for (std::size_t peer = 0; peer < demands.size(); ++peer) demands_[peer].raise_to(demands[peer]);
 }
 
 WireBytes CollectiveDispatcher::wire_bytes(const Handle& handle) const {
@@ -195,7 +120,8 @@ void CollectiveDispatcher::dispatch_send(const Handle& handle, const Payload& pa
   const HandleState* state = own_state(handle, Phase::kDispatch, complaint);
   const LayoutParams& params = layout_.params();
   if (state != nullptr) complaint = checks().payload(state->stats.num_tokens, payload);
-  agree(Call::kDispatch, Phase::kDispatch, state != nullptr ? state->handle_id : 0, 0, complaint);
+  const Call call = call_of(CallKind::kDispatch, state);
+  (void)group_->agree(call, Phase::kDispatch, complaint);
   open_move_ = MoveJob{.handle = state,
                        .rows = static_cast<const std::byte*>(payload.rows),
                        .scales = static_cast<const std::byte*>(payload.scales),
@@ -203,14 +129,14 @@ void CollectiveDispatcher::dispatch_send(const Handle& handle, const Payload& pa
                        .scale_bytes = params.scale_bytes,
                        .target = BufferSection::kReceiveRows};
   send_rows(open_move_);
-  barrier_.arrive();
-  open_call_ = Call::kDispatch;
+  open_ticket_ = group_->arrive(call);
+  open_call_ = CallKind::kDispatch;
   open_state_ = state;
 }
 
 const DispatchOutput& CollectiveDispatcher::dispatch_receive(const Handle& handle) {
-  check_call_open(Call::kDispatch, handle);
-  open_call_ = Call::kNone;
+  check_call_open(CallKind::kDispatch, handle);
+  open_call_ = CallKind::kNone;
   finish_move(open_move_);
   HandleState& state = *handle.state();
   state.output.rows = own_section(BufferSection::kReceiveRows);
@@ -221,7 +147,7 @@ const DispatchOutput& CollectiveDispatcher::dispatch_receive(const Handle& handl
 void CollectiveDispatcher::finish_move(const MoveJob& job) {
   const HandleState& state = *job.handle;
   const MissingRows missing = [&state, this](int peer) { return std::int64_t{state.num_pairs(peer, rank())}; };
-  group_->wait(barrier_, job.target == BufferSection::kReceiveRows ? Phase::kDispatch : Phase::kCombine, &missing);
+  group_->wait(open_ticket_, job.target == BufferSection::kReceiveRows ? Phase::kDispatch : Phase::kCombine, &missing);
   receive_rows(job);
   zero_padding(state, job.target, job.row_bytes);
   if (job.scale_bytes > 0) zero_padding(state, BufferSection::kReceiveScales, job.scale_bytes);
@@ -251,31 +177,46 @@ void CollectiveDispatcher::stage_combine_rows(const HandleState& state, const vo
   if (rows != target) copy_rows(static_cast<const std::byte*>(rows), target, state.output.num_rows);
 }
 
+void CollectiveDispatcher::start_combine(const HandleState& state, const void* rows) {
+  stage_combine_rows(state, rows);
+  send_sums({.handle = &state, .weighted = config_.apply_weights});
+  open_ticket_ = group_->arrive(call_of(CallKind::kCombine, &state));
+}
+
+void CollectiveDispatcher::finish_combine(const HandleState& state, void* out, const Complaint& complaint) {
+  const MissingRows missing = [&state, this](int peer) { return std::int64_t{state.num_pairs(rank(), peer)}; };
+  group_->wait(open_ticket_, Phase::kCombine, &missing);
+  if (!complaint) {
+    receive_sums({.handle = &state, .weighted = config_.apply_weights, .out = static_cast<std::byte*>(out)});
+  }
+  (void)group_->agree(call_of(CallKind::kCombine, &state), Phase::kCombine, complaint);
+}
+
+void CollectiveDispatcher::combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) {
+  Complaint complaint;
+  const HandleState* state = own_state(handle, Phase::kCombine, complaint);
+  if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
+  if (!complaint) complaint = checks().sums(*state, out, out_bytes);
+  (void)group_->agree(call_of(CallKind::kCombine, state), Phase::kCombine, complaint);
+  start_combine(*state, rows);
+  finish_combine(*state, out, std::nullopt);
+}
+
 void CollectiveDispatcher::combine_send(const Handle& handle, const void* rows) {
   Complaint complaint;
   const HandleState* state = own_state(handle, Phase::kCombine, complaint);
   if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
-  agree(Call::kCombine, Phase::kCombine, state != nullptr ? state->handle_id : 0, 0, complaint);
-  stage_combine_rows(*state, rows);
-  send_sums({.handle = state, .weighted = config_.apply_weights});
-  barrier_.arrive();
-  open_call_ = Call::kCombine;
+  (void)group_->agree(call_of(CallKind::kCombine, state), Phase::kCombine, complaint);
+  start_combine(*state, rows);
+  open_call_ = CallKind::kCombine;
   open_state_ = state;
 }
 
 void CollectiveDispatcher::combine_receive(const Handle& handle, void* out, std::int64_t out_bytes) {
-  check_call_open(Call::kCombine, handle);
-  open_call_ = Call::kNone;
+  check_call_open(CallKind::kCombine, handle);
+  open_call_ = CallKind::kNone;
   const HandleState& state = *handle.state();
-  const MissingRows missing = [&state, this](int peer) { return std::int64_t{state.num_pairs(rank(), peer)}; };
-  group_->wait(barrier_, Phase::kCombine, &missing);
-  const Complaint complaint = checks().sums(state, out, out_bytes);
-  if (!complaint) {
-    receive_sums({.handle = &state, .weighted = config_.apply_weights, .out = static_cast<std::byte*>(out)});
-  }
-  // Nobody may write new expert outputs while another rank still reads the old ones.
-  arrive_and_wait(Phase::kCombine);
-  if (complaint) throw Error(*complaint);
+  finish_combine(state, out, checks().sums(state, out, out_bytes));
 }
 
 // ---- Backward -------------------------------------------------------------------------------------------------------
@@ -287,14 +228,19 @@ void CollectiveDispatcher::dispatch_backward(const Handle& handle, const void* g
   const bool gives = state != nullptr && state->output.num_rows > 0 && grad_weights != nullptr;
   const bool takes = state != nullptr && state->stats.num_tokens > 0 && grad_topk_weights != nullptr;
   // All ranks give and take gradients of the weights, or none; one that has neither rows nor tokens goes with either.
-  std::int64_t announced = gives || takes ? 1 : 0;
+  std::int64_t value = gives || takes ? 1 : 0;
   if (state != nullptr) {
-    if (state->output.num_rows == 0 && state->stats.num_tokens == 0) announced = kAnyValue;
+    if (state->output.num_rows == 0 && state->stats.num_tokens == 0) value = kAnyValue;
     complaint =
         checks().dispatch_backward(*state, grad_rows, grad_weights, grad_out, grad_out_bytes, grad_topk_weights);
-    if (!complaint && gives) complaint = try_commit({.grad_rows = state->output.num_rows});
   }
-  agree(Call::kDispatchBackward, Phase::kCombine, state != nullptr ? state->handle_id : 0, announced, complaint);
+  const Call call = call_of(CallKind::kDispatchBackward, state, value);
+  if (group_->agree(call, Phase::kCombine, complaint) == 1) {
+    for (int peer = 0; peer < num_ranks(); ++peer) {
+      wanted_[static_cast<std::size_t>(peer)] = {.grad_rows = state->tables.output_rows(peer)};
+    }
+    grow(wanted_, call, Phase::kCombine);
+  }
   stage_combine_rows(*state, grad_rows);
   if (gives) {
     std::memcpy(own_section(BufferSection::kGradWeights), grad_weights,
@@ -302,12 +248,12 @@ void CollectiveDispatcher::dispatch_backward(const Handle& handle, const void* g
   }
   const SumRequest request{.handle = state, .weighted = false, .out = static_cast<std::byte*>(grad_out)};
   send_sums(request);
-  barrier_.arrive();
+  open_ticket_ = group_->arrive(call);
   const MissingRows missing = [state, this](int peer) { return std::int64_t{state->num_pairs(rank(), peer)}; };
-  group_->wait(barrier_, Phase::kCombine, &missing);
+  group_->wait(open_ticket_, Phase::kCombine, &missing);
   receive_sums(request);
   if (takes) gather_weight_gradients(*state, grad_topk_weights);
-  arrive_and_wait(Phase::kCombine);
+  (void)group_->agree(call, Phase::kCombine);
 }
 
 void CollectiveDispatcher::gather_weight_gradients(const HandleState& state, float* grad_topk_weights) const {
@@ -334,13 +280,14 @@ const std::byte* CollectiveDispatcher::combine_backward(const Handle& handle, co
     complaint =
         checks().combine_backward(*state, grad_out, saved_rows, grad_weights, own_section(BufferSection::kCombineRows));
   }
-  agree(Call::kCombineBackward, Phase::kCombine, state != nullptr ? state->handle_id : 0, 0, complaint);
+  const Call call = call_of(CallKind::kCombineBackward, state);
+  (void)group_->agree(call, Phase::kCombine, complaint);
   const MoveJob job{.handle = state,
                     .rows = static_cast<const std::byte*>(grad_out),
                     .row_bytes = layout_.params().combine_row_bytes,
                     .target = BufferSection::kCombineRows};
   send_rows(job);
-  barrier_.arrive();
+  open_ticket_ = group_->arrive(call);
   finish_move(job);
   std::byte* grad_rows = own_section(BufferSection::kCombineRows);
   if (config_.apply_weights) {

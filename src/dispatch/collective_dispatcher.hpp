@@ -50,6 +50,7 @@ class CollectiveDispatcher : public Dispatcher {
   const DispatchOutput& dispatch_receive(const Handle& handle) final;
   void combine_send(const Handle& handle, const void* rows) final;
   void combine_receive(const Handle& handle, void* out, std::int64_t out_bytes) final;
+  void combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) final;
   void dispatch_backward(const Handle& handle, const void* grad_rows, const float* grad_weights, void* grad_out,
                          std::int64_t grad_out_bytes, float* grad_topk_weights) final;
   const std::byte* combine_backward(const Handle& handle, const void* grad_out, const void* saved_rows,
@@ -61,7 +62,10 @@ class CollectiveDispatcher : public Dispatcher {
 
   // ---- The transport ------------------------------------------------------------------------------------------------
 
-  /// Fills in what the transport keeps per handle, when everything else in it is known.
+  /// Makes room in `handle` for what plan_transport puts there, when the counts are known.
+  virtual void reserve_transport(HandleState& handle) { static_cast<void>(handle); }
+  /// Fills in what the transport keeps per handle, when everything else in it is known. All ranks have agreed on the
+  /// handle: it may not fail.
   virtual void plan_transport(HandleState& handle) = 0;
   /// Puts this rank's rows on their way. Nobody else touches this rank's send and stage sections.
   virtual void send_rows(const MoveJob& job) = 0;
@@ -93,36 +97,36 @@ class CollectiveDispatcher : public Dispatcher {
   [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank(), wanted); }
 
  private:
-  enum class Call : std::int32_t { kNone, kPrepare, kDispatch, kCombine, kDispatchBackward, kCombineBackward };
-  struct Post;
-
   // collective_dispatcher.cpp: calls and agreement
-  [[nodiscard]] Post& post(int rank, std::uint64_t generation) const noexcept;
-  void announce(Call call, std::uint64_t handle_id, std::int64_t value, const Complaint& complaint);
-  void check_announcements(Phase phase, const Complaint& complaint) const;
-  /// Every rank announces its call and waits for the others; throws on all of them if one complains or differs.
-  void agree(Call call, Phase phase, std::uint64_t handle_id, std::int64_t value, const Complaint& complaint);
-  void arrive_and_wait(Phase phase);
+  [[nodiscard]] Call call_of(CallKind kind, const HandleState* state, std::int64_t value = kAnyValue) const noexcept {
+    return {.kind = kind, .subject = number_, .detail = state != nullptr ? state->handle_id : 0, .value = value};
+  }
   [[nodiscard]] HandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
-  void check_call_open(Call call, const Handle& handle) const;
+  void check_call_open(CallKind call, const Handle& handle) const;
   [[nodiscard]] CallChecks checks() const noexcept { return {rank(), config_, layout_.params()}; }
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
     return checks().complain(code, phase, message);
   }
-  [[nodiscard]] Complaint try_commit(const RowDemand& demand);
   void commit(const RowDemand& demand);
+  /// Collective: commits what every rank of `demands` needs more than it has. Costs nothing where no rank does.
+  void grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase);
+  void start_combine(const HandleState& state, const void* rows);
+  /// The end of a call whose results were read from the peers: nobody may write new rows while one still reads.
+  void finish_combine(const HandleState& state, void* out, const Complaint& complaint);
   void stage_combine_rows(const HandleState& state, const void* rows);
   void zero_padding(const HandleState& state, BufferSection target, std::int64_t row_bytes) const;
   void finish_move(const MoveJob& job);
   void gather_weight_gradients(const HandleState& state, float* grad_topk_weights) const;
 
   // prepare.cpp: routing to places
+  void plan(HandleState& state);
   [[nodiscard]] Complaint read_routing(const RoutingView& routing, HandleState& state);
   template <typename Id>
   [[nodiscard]] Complaint read_tokens(const RoutingView& routing, HandleState& state);
   [[nodiscard]] CountsView<std::int32_t> own_counts(const HandleState& state) const noexcept;
   void check_capacity(const HandleState& state) const;
-  void compute_demand(HandleState& state) const;
+  [[nodiscard]] RowDemand demand_of(const HandleState& state, int rank) const;
+  void reserve_handle(HandleState& state);
   void place_rows(HandleState& state);
   void write_token_records(const HandleState& state);
   void write_row_records(const HandleState& state);
@@ -136,15 +140,16 @@ class CollectiveDispatcher : public Dispatcher {
   GroupImpl* group_;
   std::array<std::int64_t, kNumBufferSections> section_offsets_;
   SymmetricRegion region_;
-  Barrier barrier_;
+  std::uint64_t number_;  ///< of this dispatcher in its group, equal on all ranks
   RowDemand committed_;
   bool control_committed_ = false;
-  std::uint64_t dispatcher_id_;
-  std::uint64_t generation_ = 0;               ///< agreements so far; its last bit chooses the post slot
-  std::uint64_t num_prepared_ = 0;             ///< its last bit chooses the counts slot
-  std::vector<std::int64_t> max_output_rows_;  ///< [num_ranks] committed so far: who has to grow
+  std::vector<RowDemand> demands_;  ///< [num_ranks] that all ranks have agreed to be committed
+  std::vector<RowDemand> wanted_;   ///< [num_ranks] by the call under way
+  std::uint64_t dispatcher_id_;     ///< in this process
+  std::uint64_t num_prepared_ = 0;  ///< its last bit chooses the counts slot
   HandlePool handles_;
-  Call open_call_ = Call::kNone;  ///< a send half whose receive half is still to come
+  CallKind open_call_ = CallKind::kNone;  ///< a send half whose receive half is still to come
+  Ticket open_ticket_ = 0;                ///< of what it has announced to be on its way
   const HandleState* open_state_ = nullptr;
   MoveJob open_move_;
   // Scratch of prepare, sized once.

@@ -18,7 +18,28 @@ constexpr std::int64_t kMaxHidden = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;
 constexpr std::int32_t kMaxExperts = std::int32_t{1} << 20;
 
+// Bytes of scales that belong to a row: as much as the widest row itself.
+constexpr std::int64_t kMaxRawScaleBytes = kMaxHidden * static_cast<std::int64_t>(sizeof(float));
+
 [[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
+
+/// The values of an enumeration are those up to `last`.
+template <typename Enum>
+void check_enum(Enum value, Enum last, std::string_view field) {
+  const auto number = static_cast<std::int64_t>(value);
+  if (number < 0 || number > static_cast<std::int64_t>(last)) {
+    reject(fmt::format("{} has the value {}; it goes from 0 to {}", field, number, static_cast<std::int64_t>(last)));
+  }
+}
+
+void check_enums(const DispatcherConfig& config) {
+  check_enum(config.dtype, DType::kRaw, "dtype");
+  check_enum(config.combine_dtype, DType::kRaw, "combine_dtype");
+  check_enum(config.layout, OutputLayout::kExpertSlots, "layout");
+  check_enum(config.sizing, Sizing::kCapacity, "sizing");
+  check_enum(config.overflow, OverflowPolicy::kDrop, "overflow");
+  check_enum(config.combine, CombineMode::kFlat, "combine");
+}
 
 void check_row_bytes(std::int64_t elements, DType dtype, std::string_view field) {
   if (elements <= 0 || elements > kMaxHidden) {
@@ -51,9 +72,10 @@ void check_ranges(const DispatcherConfig& config, int num_ranks) {
   if (config.num_workers < 1 || config.num_workers > kMaxWorkers) {
     reject(fmt::format("num_workers is {}; it must be between 1 and {}", config.num_workers, kMaxWorkers));
   }
-  if (config.raw_scale_bytes < 0 || (config.raw_scale_bytes > 0 && config.dtype != DType::kRaw)) {
-    reject(fmt::format("raw_scale_bytes is {} with dtype {}; it takes 0 or more bytes, and only with dtype raw",
-                       config.raw_scale_bytes, to_string(config.dtype)));
+  if (config.raw_scale_bytes < 0 || config.raw_scale_bytes > kMaxRawScaleBytes ||
+      (config.raw_scale_bytes > 0 && config.dtype != DType::kRaw)) {
+    reject(fmt::format("raw_scale_bytes is {} with dtype {}; it takes 0 to {} bytes, and only with dtype raw",
+                       config.raw_scale_bytes, to_string(config.dtype), kMaxRawScaleBytes));
   }
   const bool needs_capacity = config.sizing == Sizing::kCapacity || config.layout == OutputLayout::kExpertSlots;
   if (needs_capacity != (config.capacity_rows > 0)) {
@@ -130,6 +152,7 @@ struct ConfigPost {
 }  // namespace
 
 DispatcherConfig resolve_config(const DispatcherConfig& config, int num_ranks) {
+  check_enums(config);
   DispatcherConfig resolved = config;
   check_row_bytes(config.hidden, config.dtype, "hidden");
   check_ranges(config, num_ranks);
@@ -174,15 +197,15 @@ void agree_on_config(GroupImpl& group, const DispatcherConfig& config, std::stri
   ConfigPost own{};
   for (std::size_t field = 0; field < kNumFields; ++field) own.values[field] = own_fields[field].second;
   if (error != nullptr) own.status = error->code();
-  const std::string text(error != nullptr ? std::string_view(error->what()) : dispatcher_name);
+  const std::string text(error != nullptr ? error->message() : dispatcher_name);
   std::strncpy(own.message.data(), text.c_str(), kMessageBytes - 1);
   std::vector<ConfigPost> posts(num_ranks);
-  group.all_gather(&own, sizeof(own), posts.data(), Phase::kCreate);
-  if (error != nullptr) throw Error(*error);
+  group.gather({.kind = CallKind::kCreateDispatcher}, &own, sizeof(own), posts.data(), Phase::kCreate);
+  if (error != nullptr) throw AgreedError(*error);
   for (std::size_t peer = 0; peer < num_ranks; ++peer) {
     const Error::Context context{.rank = group.rank(), .peer_rank = static_cast<int>(peer), .phase = Phase::kCreate};
     if (posts[peer].status != ErrorCode::kOk) {
-      throw Error(
+      throw AgreedError(
           ErrorCode::kPeerRejected,
           fmt::format("rank {} rejected its configuration ({}); nothing was created", peer, posts[peer].message.data()),
           context);
@@ -195,10 +218,11 @@ void agree_on_config(GroupImpl& group, const DispatcherConfig& config, std::stri
         return field == kNameField ? std::string(posts[rank].message.data())
                                    : value_text(name, posts[rank].values[field]);
       };
-      throw Error(ErrorCode::kShapeMismatch,
-                  fmt::format("{} differs: rank 0 has {}, rank {} has {}; all ranks must give the same configuration",
-                              name, text_of(0), peer, text_of(peer)),
-                  context);
+      throw AgreedError(
+          ErrorCode::kShapeMismatch,
+          fmt::format("{} differs: rank 0 has {}, rank {} has {}; all ranks must give the same configuration", name,
+                      text_of(0), peer, text_of(peer)),
+          context);
     }
   }
 }

@@ -11,44 +11,30 @@
 namespace epistle {
 
 Handle CollectiveDispatcher::prepare(const RoutingView& routing) {
-  std::shared_ptr<HandleState> owned = handles_.acquire();
+  std::shared_ptr<HandleState> owned;
+  Complaint complaint = attempt([&]() -> Complaint {
+    if (open_call_ != CallKind::kNone) {
+      return complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                      "a send half is open; call its receive half first, or use a second dispatcher");
+    }
+    owned = handles_.acquire();
+    owned->dispatcher_id = dispatcher_id_;
+    // Counts only once all ranks agree: a prepare that meets another call must not set this rank apart from the others.
+    owned->handle_id = num_prepared_ + 1;
+    owned->num_ranks = static_cast<std::size_t>(num_ranks());
+    return read_routing(routing, *owned);
+  });
+  Call call = call_of(CallKind::kPrepare, nullptr);
+  call.detail = num_prepared_ + 1;
+  (void)group_->agree(call, Phase::kLayout, complaint);
   HandleState& state = *owned;
-  state.dispatcher_id = dispatcher_id_;
-  // Counts only once all ranks agree: a prepare that meets another call must not set this rank apart from the others.
-  state.handle_id = num_prepared_ + 1;
-  state.num_ranks = static_cast<std::size_t>(num_ranks());
-
-  Complaint complaint;
-  if (open_call_ != Call::kNone) {
-    complaint = complain(ErrorCode::kInvalidArgument, Phase::kLayout,
-                         "a send half is open; call its receive half first, or use a second dispatcher");
-  } else {
-    complaint = read_routing(routing, state);
-  }
-  agree(Call::kPrepare, Phase::kLayout, state.handle_id, 0, complaint);
   num_prepared_ = state.handle_id;
 
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    const auto* entries = reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
-                                                                layout_.counts_offset(num_prepared_));
-    count_views_[static_cast<std::size_t>(peer)] = counts_view(layout_.params(), entries);
-  }
-  state.tables.compute(layout_, count_views_);
-  check_capacity(state);
-  compute_demand(state);
-
-  // Peers write into this rank's records and rows, so these must be committed before anyone goes on. Everybody knows
-  // everybody's output rows, hence whether somebody has to grow.
-  bool someone_grows = false;
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    someone_grows = someone_grows || state.tables.output_rows(peer) > max_output_rows_[static_cast<std::size_t>(peer)];
-  }
-  complaint = try_commit(state.demand);
-  if (someone_grows) agree(Call::kPrepare, Phase::kLayout, state.handle_id, 0, complaint);
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    std::int64_t& most = max_output_rows_[static_cast<std::size_t>(peer)];
-    most = std::max(most, state.tables.output_rows(peer));
-  }
+  // Whatever this rank needs memory of its own for is had before anything is written to a peer.
+  complaint = attempt([&] { plan(state); });
+  if (complaint) (void)group_->agree(call, Phase::kLayout, complaint);
+  // Peers write into this rank's records and rows, so these must be committed before anyone goes on.
+  grow(wanted_, call, Phase::kLayout);
 
   place_rows(state);
   if (layout_.token_major()) {
@@ -56,7 +42,7 @@ Handle CollectiveDispatcher::prepare(const RoutingView& routing) {
   } else {
     write_row_records(state);
   }
-  agree(Call::kPrepare, Phase::kLayout, state.handle_id, 0, complaint);
+  (void)group_->agree(call, Phase::kLayout);
   finish_counts(state);
   if (layout_.token_major()) {
     read_token_records(state);
@@ -65,6 +51,24 @@ Handle CollectiveDispatcher::prepare(const RoutingView& routing) {
   }
   plan_transport(state);
   return Handle(std::move(owned));
+}
+
+/// From the counts of all ranks: the tables, what every rank's buffers must hold, and room in the handle.
+void CollectiveDispatcher::plan(HandleState& state) {
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    const auto* entries = reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
+                                                                layout_.counts_offset(num_prepared_));
+    count_views_[static_cast<std::size_t>(peer)] = counts_view(layout_.params(), entries);
+  }
+  state.tables.compute(layout_, count_views_);
+  check_capacity(state);
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    wanted_[static_cast<std::size_t>(peer)] =
+        config_.sizing == Sizing::kCapacity ? layout_.initial_demand() : demand_of(state, peer);
+  }
+  state.demand = demand_of(state, rank());
+  reserve_handle(state);
+  reserve_transport(state);
 }
 
 CountsView<std::int32_t> CollectiveDispatcher::own_counts(const HandleState& state) const noexcept {
@@ -95,6 +99,7 @@ Complaint CollectiveDispatcher::read_tokens(const RoutingView& routing, HandleSt
     return complain(ErrorCode::kInvalidArgument, Phase::kLayout, message);
   };
   CountsView<std::int32_t> own = own_counts(state);
+  own.num_tokens[0] = static_cast<std::int32_t>(routing.num_tokens);
   std::fill(own.tokens_to_rank.begin(), own.tokens_to_rank.end(), 0);
   std::fill(own.rows_to_expert.begin(), own.rows_to_expert.end(), 0);
   std::fill(last_token_of_expert_.begin(), last_token_of_expert_.end(), -1);
@@ -146,24 +151,45 @@ void CollectiveDispatcher::check_capacity(const HandleState& state) const {
   }
 }
 
-void CollectiveDispatcher::compute_demand(HandleState& state) const {
-  RowDemand& demand = state.demand;
-  demand = RowDemand{.tokens = state.stats.num_tokens, .output_rows = state.tables.output_rows(rank())};
+RowDemand CollectiveDispatcher::demand_of(const HandleState& state, int rank) const {
+  const ConstCountsView& own = count_views_[static_cast<std::size_t>(rank)];
+  RowDemand demand{.tokens = own.num_tokens[0], .output_rows = state.tables.output_rows(rank)};
   // Pairs that may still be dropped are counted too: an upper bound that needs no second exchange.
-  for (const std::int32_t tokens : count_views_[static_cast<std::size_t>(rank())].tokens_to_rank) {
-    demand.send_pairs += tokens;
-  }
+  for (const std::int32_t tokens : own.tokens_to_rank) demand.send_pairs += tokens;
   for (const ConstCountsView& peer : count_views_) {
-    demand.receive_pairs += peer.tokens_to_rank[static_cast<std::size_t>(rank())];
+    demand.receive_pairs += peer.tokens_to_rank[static_cast<std::size_t>(rank)];
   }
   demand.send_rows = demand.send_pairs;
   demand.receive_rows = demand.receive_pairs;
-  if (!layout_.sends_per_expert()) return;
+  if (!layout_.sends_per_expert()) return demand;
   demand.send_rows = 0;
   for (int expert = 0; expert < config_.num_experts; ++expert) {
-    demand.send_rows += state.tables.num_kept(rank(), expert);
+    demand.send_rows += state.tables.num_kept(rank, expert);
   }
-  demand.receive_rows = state.tables.content_rows(rank());
+  demand.receive_rows = state.tables.content_rows(rank);
+  return demand;
+}
+
+void CollectiveDispatcher::reserve_handle(HandleState& state) {
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  const auto num_tokens = static_cast<std::size_t>(state.stats.num_tokens);
+  const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
+  const auto num_local = static_cast<std::size_t>(layout_.partition().num_local_experts(rank()));
+  state.dst_row.reserve(num_tokens * top_k);
+  state.sends.reserve(static_cast<std::size_t>(state.demand.send_pairs));
+  state.send_begin.reserve(num_tokens + 1);
+  state.pairs.reserve(state.num_ranks * state.num_ranks);
+  state.expert_counts.reserve(num_local);
+  state.expert_dropped.reserve(num_local);
+  state.src_rank.reserve(num_rows);
+  state.src_token.reserve(num_rows);
+  state.row_weights.reserve(num_rows * static_cast<std::size_t>(layout_.weights_per_row()));
+  if (layout_.token_major()) {
+    state.local_expert_ids.reserve(num_rows * top_k);
+  } else {
+    state.records.reserve(num_rows);
+    state.expert_begin.reserve(num_local + 1);
+  }
 }
 
 void CollectiveDispatcher::place_rows(HandleState& state) {
@@ -177,7 +203,6 @@ void CollectiveDispatcher::place_rows(HandleState& state) {
   const auto top_k = static_cast<std::size_t>(config_.top_k);
   state.dst_row.resize(num_tokens * top_k);
   state.sends.clear();
-  state.sends.reserve(static_cast<std::size_t>(state.demand.send_pairs));
   state.send_begin.resize(num_tokens + 1);
 
   std::size_t entry = 0;

@@ -1,10 +1,10 @@
 #include <array>
 #include <functional>
 #include <memory>
-#include <optional>
 
 #include <fmt/format.h>
 
+#include "core/complaint.hpp"
 #include "dispatch/config_check.hpp"
 #include "dispatch/host/alltoall.hpp"
 #include "dispatch/host/direct.hpp"
@@ -56,8 +56,7 @@ const std::vector<DispatcherInfo>& dispatcher_registry() noexcept {
 std::unique_ptr<Dispatcher> make_dispatcher(std::string_view name, Group& group, const DispatcherConfig& config) {
   const Entry* entry = find_entry(name);
   DispatcherConfig resolved = config;
-  std::optional<Error> error;
-  try {
+  const Complaint error = attempt([&] {
     if (entry == nullptr) {
       std::string known;
       for (const DispatcherInfo& info : dispatcher_registry()) known += fmt::format(" {}", info.name);
@@ -65,12 +64,14 @@ std::unique_ptr<Dispatcher> make_dispatcher(std::string_view name, Group& group,
     }
     resolved = resolve_config(config, group.size());
     host::configure_simd();
-  } catch (const Error& e) {
-    error = e;
-  }
+  });
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.
-  agree_on_config(group.impl(), resolved, name, error ? &*error : nullptr);
-  return entry->create(group, resolved);
+  GroupImpl& impl = group.impl();
+  agree_on_config(impl, resolved, name, error ? &*error : nullptr);
+  std::unique_ptr<Dispatcher> dispatcher;
+  impl.take_together({.kind = CallKind::kCreateDispatcher}, Phase::kCreate,
+                     [&] { dispatcher = entry->create(group, resolved); });
+  return dispatcher;
 }
 
 }  // namespace epistle

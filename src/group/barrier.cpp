@@ -26,7 +26,7 @@ void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept {
   ::syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-void Barrier::arrive() noexcept {
+Ticket Barrier::arrive() noexcept {
   ++awaited_;
   // acq_rel: the last arrival gathers what all others released here, and hands it on through `generation`.
   const std::uint32_t before = block_->num_arrived.value.fetch_add(1, std::memory_order_acq_rel);
@@ -41,12 +41,13 @@ void Barrier::arrive() noexcept {
   // For diagnosis only (has_arrived); the order of data is carried by num_arrived and generation. Stored last: a rank
   // that dies anywhere above is seen as missing, and a barrier that all ranks have marked has passed.
   block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
+  return awaited_;
 }
 
-void Barrier::sleep(std::int64_t max_wait_us) noexcept {
+void Barrier::sleep(Ticket ticket, std::int64_t max_wait_us) noexcept {
   block_->num_sleepers.value.fetch_add(1, std::memory_order_seq_cst);
   const std::uint32_t generation = block_->generation.value.load(std::memory_order_seq_cst);
-  if (static_cast<std::int32_t>(generation - awaited_) < 0) {
+  if (static_cast<std::int32_t>(generation - ticket) < 0) {
     futex_wait(block_->generation.value, generation, max_wait_us);
   }
   block_->num_sleepers.value.fetch_sub(1, std::memory_order_relaxed);

@@ -42,36 +42,42 @@ inline void spin_pause() noexcept {
 #endif
 }
 
+/// Which generation of a barrier a rank has arrived in.
+using Ticket = std::uint32_t;
+
 /// One rank's end of a barrier. Ranks pass it in the same order; a rank waits before it arrives again.
 class Barrier {
  public:
   Barrier() = default;
   Barrier(BarrierBlock* block, int rank, int num_ranks) noexcept : block_(block), rank_(rank), num_ranks_(num_ranks) {}
 
-  /// Everything this rank wrote before is visible to every rank whose wait for this generation has returned.
-  void arrive() noexcept;
+  /// The generation that the next arrive() is of.
+  [[nodiscard]] Ticket next_ticket() const noexcept { return awaited_ + 1; }
 
-  /// True when all ranks have arrived in the generation of this rank's last arrive().
-  [[nodiscard]] bool passed() const noexcept {
+  /// Everything this rank wrote before is visible to every rank whose wait for this generation has returned.
+  Ticket arrive() noexcept;
+
+  /// True when all ranks have arrived in the generation of `ticket`.
+  [[nodiscard]] bool passed(Ticket ticket) const noexcept {
     // pairs with the release of the last arrival in arrive()
     const std::uint32_t generation = block_->generation.value.load(std::memory_order_acquire);
-    return static_cast<std::int32_t>(generation - awaited_) >= 0;
+    return static_cast<std::int32_t>(generation - ticket) >= 0;
   }
 
-  /// True when `rank` has arrived in the generation this rank waits for.
-  [[nodiscard]] bool has_arrived(int rank) const noexcept {
+  /// True when `rank` has arrived in the generation of `ticket`, or in a later one.
+  [[nodiscard]] bool has_arrived(int rank, Ticket ticket) const noexcept {
     const std::uint32_t seen = block_->arrivals()[rank].value.load(std::memory_order_acquire);
-    return static_cast<std::int32_t>(seen - awaited_) >= 0;
+    return static_cast<std::int32_t>(seen - ticket) >= 0;
   }
 
-  /// Sleeps until the barrier passes or `max_wait_us` is over.
-  void sleep(std::int64_t max_wait_us) noexcept;
+  /// Sleeps until the generation of `ticket` is complete or `max_wait_us` is over.
+  void sleep(Ticket ticket, std::int64_t max_wait_us) noexcept;
 
  private:
   BarrierBlock* block_ = nullptr;
   int rank_ = 0;
   int num_ranks_ = 1;
-  std::uint32_t awaited_ = 0;
+  Ticket awaited_ = 0;
 };
 
 }  // namespace epistle

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <thread>
 #include <utility>
@@ -9,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "core/settings.hpp"
+#include "topology/memory.hpp"
 
 namespace epistle {
 
@@ -16,8 +18,12 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-// Longest sleep between two looks at the peers: bounds how late the death of a peer is seen.
-constexpr std::int64_t kSleepSliceUs = 10'000;
+// Longest sleep between two looks at the peers: bounds how late the death of a peer is seen. Longer where many ranks
+// share a core, which could do nothing but look otherwise.
+constexpr std::int64_t kLookIntervalUs = 10'000;
+constexpr int kLookersPerCore = 16;
+// Peers that one look takes in; every rank begins somewhere else, so together they see all.
+constexpr int kPeersPerLook = 32;
 // A rank that shares its core with others must not keep it busy; one that has its own gains several microseconds per
 // step by not sleeping.
 constexpr std::chrono::microseconds kSpinWithOwnCore{100};
@@ -25,11 +31,25 @@ constexpr std::chrono::microseconds kSpinOnSharedCore{1};
 constexpr int kSpinsPerClockRead = 64;
 constexpr std::size_t kGatherSlotBytes = 4096;
 
+// What is left to the rest of the machine: this part of what is available, but no more than so many bytes.
+constexpr std::int64_t kMemoryReservePart = 8;
+constexpr std::int64_t kMaxMemoryReserveBytes = std::int64_t{256} << 20;
+
 constexpr std::uint32_t kRankActive = 1;
 constexpr std::uint32_t kRankDeparted = 2;
 
 constexpr int kFailureFieldBits = 16;
 constexpr std::uint64_t kFailureFieldMask = 0xffff;
+
+/// A rank that ran out of something is no refusal of an input: the others give the same code.
+ErrorCode code_for_peers(ErrorCode code) noexcept {
+  return code == ErrorCode::kOutOfMemory || code == ErrorCode::kSystem ? code : ErrorCode::kPeerRejected;
+}
+
+std::int64_t add_saturating(std::int64_t a, std::int64_t b) noexcept {
+  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+  return a > kMax - b ? kMax : a + b;
+}
 
 }  // namespace
 
@@ -60,34 +80,54 @@ struct GroupImpl::GroupControl {
   BarrierBlock barrier;
 };
 
-/// In every rank's piece, behind the room for GroupControl; two gather slots follow.
+/// In every rank's piece, behind the room for GroupControl. Two posts and two gather slots: one is written again only
+/// after all ranks have passed the generation between, hence have read it.
 struct GroupImpl::RankControl {
   alignas(kCacheLineBytes) std::atomic<std::uint32_t> state;
+  std::uint64_t process;  ///< World::own_process(); written before `state`
+  alignas(kCacheLineBytes) std::array<CallPost, 2> posts;
+  std::array<std::array<std::byte, kGatherSlotBytes>, 2> gather_slots;
 };
 
 GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std::chrono::milliseconds timeout)
-    : world_(std::move(world)),
-      rank_(rank),
-      num_ranks_(num_ranks),
-      timeout_(timeout.count() > 0 ? timeout : std::chrono::milliseconds(settings().timeout_ms())) {
+    : world_(std::move(world)), rank_(rank), num_ranks_(num_ranks), timeout_(timeout) {
   const std::int64_t spin_us = settings().spin_us();
-  const bool own_core = static_cast<unsigned>(num_ranks) <= std::max(1U, std::thread::hardware_concurrency());
+  const int num_cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const bool own_core = num_ranks <= num_cores;
   spin_ = spin_us >= 0 ? std::chrono::microseconds(spin_us) : own_core ? kSpinWithOwnCore : kSpinOnSharedCore;
-  control_region_ = world_->create_region(rank, num_regions_++, control_bytes(), timeout_);
-  control_region_.commit(0, control_bytes());
-  // The memory is zero-filled, which is the initial state of every atomic here.
-  control_ = std::launder(reinterpret_cast<GroupControl*>(control_region_.base(0)));
-  barrier_ = Barrier(&control_->barrier, rank, num_ranks);
-  rank_control(rank).state.store(kRankActive, std::memory_order_release);
+  look_interval_us_ = kLookIntervalUs * std::max(1, num_ranks / (num_cores * kLookersPerCore));
+  try {
+    world_->found(rank, control_bytes(num_ranks), timeout_,
+                  [this](SymmetricRegion region) { attach(std::move(region)); });
+  } catch (const Error& error) {
+    // Ranks that have been told that the group stands must hear of the same failure.
+    if (control_ != nullptr && error.context().peer_rank >= 0) {
+      (void)agree_on({error.code(), Phase::kCreate, error.context().peer_rank, rank_});
+    }
+    throw;
+  }
 }
 
 GroupImpl::~GroupImpl() { depart(); }
 
+void GroupImpl::attach(SymmetricRegion region) {
+  region.commit(0, control_bytes(num_ranks_));
+  control_region_ = std::move(region);
+  // The memory is zero-filled, which is the initial state of every atomic here.
+  control_ = std::launder(reinterpret_cast<GroupControl*>(control_region_.base(0)));
+  barrier_ = Barrier(&control_->barrier, rank_, num_ranks_);
+  own_process_ = world_->own_process();
+  rank_control(rank_).process = own_process_;
+  rank_control(rank_).state.store(kRankActive, std::memory_order_release);
+}
+
 void GroupImpl::depart() noexcept { rank_control(rank_).state.store(kRankDeparted, std::memory_order_release); }
 
-std::int64_t GroupImpl::control_bytes() const noexcept {
-  return static_cast<std::int64_t>(sizeof(GroupControl) + sizeof(RankControl) + 2 * kGatherSlotBytes) +
-         static_cast<std::int64_t>(sizeof(PaddedCounter)) * num_ranks_;
+std::int64_t GroupImpl::control_bytes(int num_ranks) noexcept {
+  constexpr std::int64_t kPageBytes = 4096;
+  const std::int64_t bytes = static_cast<std::int64_t>(sizeof(GroupControl) + sizeof(RankControl)) +
+                             static_cast<std::int64_t>(sizeof(PaddedCounter)) * num_ranks;
+  return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
 }
 
 GroupImpl::RankControl& GroupImpl::rank_control(int rank) const noexcept {
@@ -95,26 +135,186 @@ GroupImpl::RankControl& GroupImpl::rank_control(int rank) const noexcept {
   return *std::launder(reinterpret_cast<RankControl*>(control_region_.base(rank) + offset));
 }
 
-std::byte* GroupImpl::gather_slot(int rank, std::uint64_t generation) const noexcept {
-  return reinterpret_cast<std::byte*>(&rank_control(rank) + 1) + (generation & 1) * kGatherSlotBytes;
+// ---- Steps ----------------------------------------------------------------------------------------------------------
+
+Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
+  const Ticket ticket = barrier_.next_ticket();
+  // Arriving twice would let the others go on before all ranks have done what the first arrival stands for.
+  if (last_waited_ != ticket - 1) wait(ticket - 1, Phase::kBarrier);
+  CallPost& post = rank_control(rank_).posts[ticket & 1];
+  post.ticket = ticket;
+  post.call = call;
+  post.status = complaint ? complaint->code() : ErrorCode::kOk;
+  if (complaint) {
+    const std::string_view text = complaint->message().substr(0, post.message.size() - 1);
+    std::copy(text.begin(), text.end(), post.message.begin());
+    post.message[text.size()] = '\0';
+  }
+  return barrier_.arrive();
+}
+
+Ticket GroupImpl::arrive(const Call& call) { return arrive(call, std::nullopt); }
+
+void GroupImpl::wait(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
+  // The steps behind it have waited for it already.
+  if (static_cast<std::int32_t>(last_waited_ - ticket) >= 0) {
+    check_usable();
+    return;
+  }
+  wait_for_all(ticket, phase, missing_rows);
+  (void)compare_posts(ticket, phase, std::nullopt);
+}
+
+std::int64_t GroupImpl::agree(const Call& call, Phase phase, const Complaint& complaint) {
+  check_usable();
+  const Ticket ticket = arrive(call, complaint);
+  wait_for_all(ticket, phase, nullptr);
+  return compare_posts(ticket, phase, complaint);
+}
+
+std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const {
+  if (complaint) {
+    if (complaint->context().rank >= 0) throw AgreedError(*complaint);
+    throw AgreedError(complaint->code(), std::string(complaint->message()), {.rank = rank_, .phase = phase});
+  }
+  const auto post_of = [&](int rank) -> const CallPost& { return rank_control(rank).posts[ticket & 1]; };
+  // Compared with rank 0 rather than with this rank, so that all ranks come to the same verdict.
+  const CallPost& first = post_of(0);
+  std::int64_t agreed_value = kAnyValue;
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    const CallPost& other = post_of(peer);
+    const Error::Context context{.rank = rank_, .peer_rank = peer, .phase = phase};
+    if (other.status != ErrorCode::kOk) {
+      const ErrorCode code = code_for_peers(other.status);
+      throw AgreedError(
+          code,
+          code == ErrorCode::kPeerRejected
+              ? fmt::format("rank {} rejected its input, so nothing was sent ({})", peer, other.message.data())
+              : fmt::format("rank {} cannot take part in {} ({}); nothing was sent", peer, other.call.describe(),
+                            other.message.data()),
+          context);
+    }
+    if (other.call.kind != first.call.kind || other.call.subject != first.call.subject ||
+        other.call.detail != first.call.detail) {
+      throw AgreedError(ErrorCode::kShapeMismatch,
+                        fmt::format("rank 0 calls {}, rank {} calls {}; all ranks must make the same calls in the same "
+                                    "order; nothing was sent",
+                                    first.call.describe(), peer, other.call.describe()),
+                        context);
+    }
+    if (agreed_value == kAnyValue) agreed_value = other.call.value;
+    if (other.call.value == kAnyValue || other.call.value == agreed_value) continue;
+    throw AgreedError(
+        ErrorCode::kShapeMismatch,
+        fmt::format("some ranks give gradients of the weights to {}, others do not (seen at rank {}); all or "
+                    "none must; nothing was sent",
+                    first.call.describe(), peer),
+        context);
+  }
+  return agreed_value;
+}
+
+void GroupImpl::barrier(Phase phase) { (void)agree({.kind = CallKind::kBarrier}, phase); }
+
+void GroupImpl::all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase) {
+  gather({.kind = CallKind::kAllGather, .detail = num_bytes}, input, num_bytes, output, phase);
+}
+
+void GroupImpl::gather(const Call& call, const void* input, std::size_t num_bytes, void* output, Phase phase) {
+  const auto* source = static_cast<const std::byte*>(input);
+  auto* target = static_cast<std::byte*>(output);
+  const Complaint complaint =
+      num_bytes > 0 && (source == nullptr || target == nullptr)
+          ? Complaint(Error(ErrorCode::kInvalidArgument, "the input or the output of all_gather is null",
+                            {.rank = rank_, .phase = phase}))
+          : std::nullopt;
+  std::size_t done = 0;
+  do {
+    check_usable();
+    const std::size_t chunk = complaint ? 0 : std::min(kGatherSlotBytes, num_bytes - done);
+    const std::size_t slot = barrier_.next_ticket() & 1;
+    if (chunk > 0) std::memcpy(rank_control(rank_).gather_slots[slot].data(), source + done, chunk);
+    (void)agree(call, phase, complaint);
+    for (int peer = 0; chunk > 0 && peer < num_ranks_; ++peer) {
+      std::memcpy(target + static_cast<std::size_t>(peer) * num_bytes + done,
+                  rank_control(peer).gather_slots[slot].data(), chunk);
+    }
+    done += chunk;
+  } while (done < num_bytes);
+}
+
+void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
+  struct Ask {
+    std::int64_t num_bytes;
+    std::int64_t available_bytes;
+  };
+  const Ask own{num_bytes, available_memory_bytes()};
+  std::vector<Ask> all(static_cast<std::size_t>(num_ranks_));
+  gather({.kind = CallKind::kAskForMemory}, &own, sizeof(own), all.data(), phase);
+  std::int64_t needed = 0;
+  std::int64_t available = -1;
+  int largest = 0;
+  for (int rank = 0; rank < num_ranks_; ++rank) {
+    const Ask& ask = all[static_cast<std::size_t>(rank)];
+    needed = add_saturating(needed, ask.num_bytes);
+    if (ask.num_bytes > all[static_cast<std::size_t>(largest)].num_bytes) largest = rank;
+    if (ask.available_bytes >= 0)
+      available = available < 0 ? ask.available_bytes : std::min(available, ask.available_bytes);
+  }
+  if (available < 0 || needed == 0) return;
+  const std::int64_t reserve = std::min(available / kMemoryReservePart, kMaxMemoryReserveBytes);
+  if (needed <= available - reserve) return;
+  throw AgreedError(
+      ErrorCode::kOutOfMemory,
+      fmt::format("{} bytes of memory are needed ({} by rank {}, the most of any of {} ranks), and {} are "
+                  "available (free memory of the machine and of this control group, {}, less a reserve of {}); "
+                  "use fewer tokens, capacity sizing, a smaller capacity or more memory; nothing was taken",
+                  needed, all[static_cast<std::size_t>(largest)].num_bytes, largest, num_ranks_, available - reserve,
+                  available, reserve),
+      {.rank = rank_, .phase = phase});
+}
+
+// ---- Steps that ranks take alone ------------------------------------------------------------------------------------
+
+Watch GroupImpl::watch() const {
+  // A rank that has arrived in the step's conclusion has said all it has to say elsewhere.
+  const Ticket conclusion = barrier_.next_ticket();
+  return {.deadline = Clock::now() + timeout_ + (rank_ == 0 ? std::chrono::milliseconds(0) : timeout_ / 4),
+          .is_hopeless = [this, conclusion](int peer) {
+            return agreed_failure() || is_lost(peer) || barrier_.has_arrived(peer, conclusion);
+          }};
+}
+
+void GroupImpl::conclude(const Call& call, const Complaint& complaint) {
+  check_usable();
+  const bool is_loss = complaint && complaint->context().peer_rank >= 0 &&
+                       (complaint->code() == ErrorCode::kPeerLost || complaint->code() == ErrorCode::kTimeout);
+  if (is_loss) fail(complaint->code(), complaint->context().phase, complaint->context().peer_rank);
+  (void)agree(call, Phase::kCreate, complaint);
 }
 
 SymmetricRegion GroupImpl::create_region(std::int64_t reserved_bytes) {
-  check_usable();
-  return world_->create_region(rank_, num_regions_++, reserved_bytes, timeout_);
+  const Call call{.kind = CallKind::kCreateRegion, .detail = static_cast<std::uint64_t>(reserved_bytes)};
+  (void)agree(call, Phase::kCreate);
+  SymmetricRegion region;
+  const int region_idx = num_regions_++;
+  const Complaint complaint =
+      attempt([&] { region = world_->create_region(rank_, region_idx, reserved_bytes, watch()); });
+  conclude(call, complaint);
+  return region;
 }
 
 std::vector<UniqueFd> GroupImpl::exchange_fds(const UniqueFd& own) {
-  check_usable();
-  try {
-    return world_->exchange_fds(own, timeout_);
-  } catch (const Error& error) {
-    const int peer_rank = error.context().peer_rank;
-    if (peer_rank < 0) throw;
-    // The ranks that did come hold messages of an exchange that will not be completed: there can be no other.
-    fail(error.code(), error.context().phase, peer_rank);
-  }
+  const Call call{.kind = CallKind::kExchangeDescriptors};
+  if (world_->kind() != GroupKind::kThreads) (void)agree(call, Phase::kCreate);
+  std::vector<UniqueFd> files;
+  const Complaint complaint = attempt([&] { files = world_->exchange_fds(own, watch()); });
+  if (complaint && complaint->code() == ErrorCode::kUnsupported) throw Error(*complaint);
+  conclude(call, complaint);
+  return files;
 }
+
+// ---- Failures -------------------------------------------------------------------------------------------------------
 
 std::optional<GroupImpl::Failure> GroupImpl::agreed_failure() const noexcept {
   const std::uint64_t packed = control_->failure.load(std::memory_order_acquire);
@@ -122,7 +322,7 @@ std::optional<GroupImpl::Failure> GroupImpl::agreed_failure() const noexcept {
   return Failure::unpack(packed);
 }
 
-GroupImpl::Failure GroupImpl::agree_on(const Failure& failure) noexcept {
+GroupImpl::Failure GroupImpl::agree_on(const Failure& failure) const noexcept {
   std::uint64_t expected = 0;
   // Only the first failure counts, so that every survivor names the same rank. pairs with agreed_failure()
   if (control_->failure.compare_exchange_strong(expected, failure.pack(), std::memory_order_acq_rel)) return failure;
@@ -150,14 +350,15 @@ void GroupImpl::raise(const Failure& failure, const MissingRows* missing_rows) c
     text = fmt::format("rank {} has exited or left the group{}; the group is broken, start all ranks again",
                        failure.peer_rank, rows_text);
   }
-  throw Error(failure.code, text,
-              {.rank = rank_, .peer_rank = failure.peer_rank, .phase = failure.phase, .missing_rows = rows});
+  throw AgreedError(failure.code, text,
+                    {.rank = rank_, .peer_rank = failure.peer_rank, .phase = failure.phase, .missing_rows = rows});
 }
 
 bool GroupImpl::is_lost(int rank) const noexcept {
   // pairs with the release in depart(): what the rank did before it went is visible
-  const bool departed = rank_control(rank).state.load(std::memory_order_acquire) == kRankDeparted;
-  return departed || !world_->is_alive(rank);
+  const RankControl& control = rank_control(rank);
+  if (control.state.load(std::memory_order_acquire) == kRankDeparted) return true;
+  return control.process != own_process_ && !world_->is_alive(rank);
 }
 
 int GroupImpl::find_lost_rank() const noexcept {
@@ -167,40 +368,48 @@ int GroupImpl::find_lost_rank() const noexcept {
   return -1;
 }
 
-std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(const Barrier& barrier, Phase phase) const noexcept {
-  for (int peer = 0; peer < num_ranks_; ++peer) {
-    if (peer == rank_ || barrier.has_arrived(peer)) continue;
+std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(Ticket ticket, Phase phase,
+                                                                 int& next_look) const noexcept {
+  for (int num_looks = 0, num_seen = 0; num_seen < num_ranks_ && num_looks < kPeersPerLook; ++num_seen) {
+    const int peer = next_look;
+    next_look = (next_look + 1) % num_ranks_;
+    if (peer == rank_ || barrier_.has_arrived(peer, ticket)) continue;
+    ++num_looks;
     // Look again after the death was seen: the peer may have arrived just before it went.
-    if (is_lost(peer) && !barrier.has_arrived(peer)) {
+    if (is_lost(peer) && !barrier_.has_arrived(peer, ticket)) {
       return Failure{ErrorCode::kPeerLost, phase, peer, rank_};
     }
   }
   return std::nullopt;
 }
 
-void GroupImpl::wait(Barrier& barrier, Phase phase, const MissingRows* missing_rows) {
+void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   const Clock::time_point start = Clock::now();
-  const Clock::time_point spin_end = start + spin_;
-  while (!barrier.passed()) {
-    for (int spin = 0; spin < kSpinsPerClockRead && !barrier.passed(); ++spin) spin_pause();
-    if (Clock::now() >= spin_end) break;
-  }
   const Clock::time_point deadline = start + timeout_;
-  while (!barrier.passed()) {
-    barrier.sleep(kSleepSliceUs);
-    if (barrier.passed()) break;
+  Clock::time_point next_look = start + std::chrono::microseconds(look_interval_us_);
+  int next_peer = (rank_ + 1) % num_ranks_;
+  for (Clock::time_point now = start; !barrier_.passed(ticket); now = Clock::now()) {
+    if (now - start < spin_ && now < next_look) {
+      for (int spin = 0; spin < kSpinsPerClockRead && !barrier_.passed(ticket); ++spin) spin_pause();
+      continue;
+    }
+    if (now - start >= spin_) barrier_.sleep(ticket, look_interval_us_);
+    if (barrier_.passed(ticket)) break;
+    now = Clock::now();
+    next_look = now + std::chrono::microseconds(look_interval_us_);
     // The failure may be of a later step, which the rank at fault did not reach: here it owes nothing then.
     if (const auto failure = agreed_failure()) {
-      raise(*failure, barrier.has_arrived(failure->peer_rank) ? nullptr : missing_rows);
+      raise(*failure, barrier_.has_arrived(failure->peer_rank, ticket) ? nullptr : missing_rows);
     }
-    if (const auto lost = look_for_lost_ranks(barrier, phase)) raise(agree_on(*lost), missing_rows);
-    if (Clock::now() < deadline) continue;
+    if (const auto lost = look_for_lost_ranks(ticket, phase, next_peer)) raise(agree_on(*lost), missing_rows);
+    if (now < deadline) continue;
     for (int peer = 0; peer < num_ranks_; ++peer) {
-      if (!barrier.has_arrived(peer)) raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
+      if (!barrier_.has_arrived(peer, ticket)) raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
     }
   }
+  last_waited_ = ticket;
   // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
-  if (const auto failure = agreed_failure()) raise(*failure, nullptr);
+  check_usable();
 }
 
 void GroupImpl::check_usable() const {
@@ -209,30 +418,6 @@ void GroupImpl::check_usable() const {
 
 void GroupImpl::fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows) {
   raise(agree_on({code, phase, peer_rank, rank_}), missing_rows);
-}
-
-void GroupImpl::barrier(Phase phase) {
-  check_usable();
-  barrier_.arrive();
-  wait(barrier_, phase);
-}
-
-void GroupImpl::all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase) {
-  check_usable();
-  const auto* source = static_cast<const std::byte*>(input);
-  auto* target = static_cast<std::byte*>(output);
-  for (std::size_t done = 0; done < num_bytes; done += kGatherSlotBytes) {
-    const std::size_t chunk = std::min(kGatherSlotBytes, num_bytes - done);
-    // Two generations: a slot is written again only after every rank has passed the barrier of the generation between,
-    // hence has read it.
-    const std::uint64_t generation = gather_generation_++;
-    std::memcpy(gather_slot(rank_, generation), source + done, chunk);
-    barrier_.arrive();
-    wait(barrier_, phase);
-    for (int peer = 0; peer < num_ranks_; ++peer) {
-      std::memcpy(target + static_cast<std::size_t>(peer) * num_bytes + done, gather_slot(peer, generation), chunk);
-    }
-  }
 }
 
 }  // namespace epistle

@@ -1,5 +1,9 @@
-// What dispatchers need of a group: symmetric regions, barriers with failure detection, and one failure that all ranks
-// agree on.
+// What dispatchers need of a group: symmetric regions, collective steps with failure detection, and one failure that
+// all ranks agree on.
+//
+// All collective steps of a group, those of its dispatchers included, go through one barrier. Whoever arrives in it
+// says what it is about to do; when the barrier has passed, every rank compares what all have said with what rank 0
+// has said, and so all come to the same verdict.
 #pragma once
 
 #include <atomic>
@@ -9,36 +13,27 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "epistle/error.hpp"
 #include "epistle/types.hpp"
 
+#include "core/complaint.hpp"
+#include "group/agreed_error.hpp"
 #include "group/barrier.hpp"
+#include "group/call_post.hpp"
 #include "group/shared_memory.hpp"
+#include "group/world.hpp"
 
 namespace epistle {
-
-/// How the pieces of a region come together, and how ranks are watched. One implementation per group kind.
-class World {
- public:
-  virtual ~World() = default;
-  [[nodiscard]] virtual GroupKind kind() const noexcept = 0;
-  /// Collective: `rank`'s `region_idx`-th region, of `reserved_bytes` per rank.
-  [[nodiscard]] virtual SymmetricRegion create_region(int rank, int region_idx, std::int64_t reserved_bytes,
-                                                      std::chrono::milliseconds timeout) = 0;
-  /// Collective: a copy of every rank's descriptor, in rank order. Throws kUnsupported where the ranks share one
-  /// process, and have no need of it.
-  [[nodiscard]] virtual std::vector<UniqueFd> exchange_fds(const UniqueFd& own, std::chrono::milliseconds timeout) = 0;
-  /// False once `rank` can never arrive again because its process has ended.
-  [[nodiscard]] virtual bool is_alive(int rank) const noexcept = 0;
-};
 
 /// How many rows the peer still owed, for the error message; -1 = not known.
 using MissingRows = std::function<std::int64_t(int peer_rank)>;
 
 class GroupImpl {
  public:
+  /// Collective. `timeout` is one of resolve_timeout().
   GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std::chrono::milliseconds timeout);
   ~GroupImpl();
   GroupImpl(const GroupImpl&) = delete;
@@ -49,6 +44,40 @@ class GroupImpl {
   [[nodiscard]] GroupKind kind() const noexcept { return world_->kind(); }
   [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return timeout_; }
 
+  // ---- Collective steps ---------------------------------------------------------------------------------------------
+
+  /// Says what this rank is about to do, and waits until all ranks have. Throws, on all ranks alike: the complaint of a
+  /// rank that has one (itself throws that one; the others kPeerRejected, or the same code where the rank ran out of
+  /// memory or met a system error), kShapeMismatch where ranks are about to do different things. Nothing has happened
+  /// then, and the group can be used on. Returns the value that the ranks agree on.
+  std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint = std::nullopt);
+
+  /// The two halves of a step inside a call that was agreed on: between them other ranks may still be on their way.
+  Ticket arrive(const Call& call);
+  void wait(Ticket ticket, Phase phase, const MissingRows* missing_rows = nullptr);
+
+  /// A step that every rank takes alone, inside which there may be other steps: returns when all have come through it,
+  /// and throws on all ranks what one has thrown.
+  template <typename Work>
+  void take_together(const Call& call, Phase phase, Work&& work) {
+    bool all_know = false;
+    const Complaint complaint = attempt([&] {
+      try {
+        std::forward<Work>(work)();
+      } catch (const AgreedError&) {
+        all_know = true;
+        throw;
+      }
+    });
+    if (all_know) throw AgreedError(*complaint);
+    (void)agree(call, phase, complaint);
+  }
+
+  void barrier(Phase phase = Phase::kBarrier);
+  void all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase = Phase::kBarrier);
+  /// The same as a part of `call`.
+  void gather(const Call& call, const void* input, std::size_t num_bytes, void* output, Phase phase);
+
   /// Collective. `reserved_bytes` must be equal on all ranks.
   [[nodiscard]] SymmetricRegion create_region(std::int64_t reserved_bytes);
 
@@ -56,17 +85,19 @@ class GroupImpl {
   /// lost or does not come breaks the group. Throws kUnsupported in a thread group.
   [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own);
 
-  /// Waits for the generation of `barrier` this rank has arrived in. Throws kPeerLost or kTimeout that names the rank
-  /// at fault, the same on all ranks, and marks the group broken.
-  void wait(Barrier& barrier, Phase phase, const MissingRows* missing_rows = nullptr);
+  /// Collective, before memory is taken: asks whether the machine has `num_bytes` for this rank and what the others
+  /// ask for at the same time. Throws kOutOfMemory, with the numbers, on all ranks.
+  void ask_for_memory(std::int64_t num_bytes, Phase phase);
 
-  void barrier(Phase phase = Phase::kBarrier);
-  void all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase = Phase::kBarrier);
+  /// Regions that were created so far: the same on all ranks.
+  [[nodiscard]] int num_regions() const noexcept { return num_regions_; }
+
+  // ---- Failures -----------------------------------------------------------------------------------------------------
 
   /// Throws the group's failure if it is broken.
   void check_usable() const;
 
-  /// For ranks that watch each other by other means than a Barrier: breaks the group, as wait() does, and throws its
+  /// For ranks that watch each other by other means than these steps: breaks the group, as wait() does, and throws its
   /// failure. That is the first one anybody reported, so it may name another rank than `peer_rank`, which is a rank of
   /// the group.
   [[noreturn]] void fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows = nullptr);
@@ -83,25 +114,34 @@ class GroupImpl {
   struct GroupControl;
   struct RankControl;
 
+  void attach(SymmetricRegion region);
   [[nodiscard]] RankControl& rank_control(int rank) const noexcept;
   [[nodiscard]] bool is_lost(int rank) const noexcept;
-  [[nodiscard]] std::byte* gather_slot(int rank, std::uint64_t generation) const noexcept;
   [[nodiscard]] std::optional<Failure> agreed_failure() const noexcept;
-  [[nodiscard]] Failure agree_on(const Failure& failure) noexcept;
+  [[nodiscard]] Failure agree_on(const Failure& failure) const noexcept;
   [[noreturn]] void raise(const Failure& failure, const MissingRows* missing_rows) const;
-  [[nodiscard]] std::optional<Failure> look_for_lost_ranks(const Barrier& barrier, Phase phase) const noexcept;
-  [[nodiscard]] std::int64_t control_bytes() const noexcept;
+  [[nodiscard]] std::optional<Failure> look_for_lost_ranks(Ticket ticket, Phase phase, int& next_look) const noexcept;
+  [[nodiscard]] static std::int64_t control_bytes(int num_ranks) noexcept;
+
+  Ticket arrive(const Call& call, const Complaint& complaint);
+  void wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows);
+  std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
+  /// The end of a step that every rank took alone: all have come through it, or all throw.
+  void conclude(const Call& call, const Complaint& complaint);
+  [[nodiscard]] Watch watch() const;
 
   std::shared_ptr<World> world_;
   int rank_;
   int num_ranks_;
   std::chrono::milliseconds timeout_;
   std::chrono::microseconds spin_;
+  std::int64_t look_interval_us_;
   int num_regions_ = 0;
   SymmetricRegion control_region_;
   GroupControl* control_ = nullptr;
+  std::uint64_t own_process_ = 0;
   Barrier barrier_;
-  std::uint64_t gather_generation_ = 0;
+  Ticket last_waited_ = 0;
 };
 
 }  // namespace epistle

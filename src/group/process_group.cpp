@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include <poll.h>
-#include <sys/syscall.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -13,7 +13,6 @@
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
-#include "core/settings.hpp"
 #include "group/group_impl.hpp"
 #include "group/limits.hpp"
 #include "group/rendezvous.hpp"
@@ -21,44 +20,80 @@
 namespace epistle {
 namespace {
 
-UniqueFd open_own_pidfd() {
-  UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0)));
-  if (!pidfd.valid()) {
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("process groups need pidfd_open (Linux 5.3 or later): {}", std::strerror(errno)));
+/// Every rank holds a lock on the byte of its number in the group's first file. The kernel lets go of it when the
+/// process ends, however it ends, and children do not inherit it. One descriptor serves for all ranks; a descriptor for
+/// each process would make as many as there are pairs.
+flock life_lock_of(int rank) noexcept {
+  flock lock{};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = rank;
+  lock.l_len = 1;
+  return lock;
+}
+
+void hold_life_lock(int file, int rank) {
+  flock lock = life_lock_of(rank);
+  int result = 0;
+  do {
+    result = ::fcntl(file, F_SETLK, &lock);
+  } while (result != 0 && errno == EINTR);
+  if (result != 0) {
+    throw Error(ErrorCode::kSystem, fmt::format("locking shared memory failed: {}", std::strerror(errno)));
   }
-  return pidfd;
 }
 
 class ProcessWorld final : public World {
  public:
   ProcessWorld(const LaunchInfo& info, std::chrono::milliseconds timeout)
-      : rendezvous_(info.job, info.rank, info.num_ranks, timeout),
-        // The descriptors work across PID namespaces and, unlike a PID, never come to mean another process.
-        pidfds_(rendezvous_.exchange(open_own_pidfd(), timeout)) {}
+      : num_ranks_(info.num_ranks), rendezvous_(info.job, info.rank, info.num_ranks, timeout) {}
 
   [[nodiscard]] GroupKind kind() const noexcept override { return GroupKind::kProcesses; }
 
-  [[nodiscard]] SymmetricRegion create_region(int rank, int /*region_idx*/, std::int64_t reserved_bytes,
-                                              std::chrono::milliseconds timeout) override {
-    std::vector<UniqueFd> files = rendezvous_.exchange(create_shared_file(reserved_bytes), timeout);
-    std::vector<bool> keep_fd(files.size(), false);
-    keep_fd[static_cast<std::size_t>(rank)] = true;
-    return {std::make_shared<RegionMapping>(std::move(files), keep_fd, reserved_bytes), rank};
+  void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
+             const std::function<void(SymmetricRegion)>& attach) override {
+    rendezvous_.found(
+        [&] { return create_shared_file(region_file_bytes(num_ranks_, reserved_bytes)); },
+        [&](UniqueFd file) {
+          first_region_ = {std::make_shared<RegionMapping>(std::move(file), num_ranks_, reserved_bytes), rank};
+          hold_life_lock(first_region_.fd(), rank);
+          attach(first_region_);
+        },
+        timeout);
   }
 
-  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own, std::chrono::milliseconds timeout) override {
-    return rendezvous_.exchange(own, timeout);
+  [[nodiscard]] SymmetricRegion create_region(int rank, int /*region_idx*/, std::int64_t reserved_bytes,
+                                              const Watch& watch) override {
+    UniqueFd own;
+    const Complaint complaint = attempt([&] {
+      const std::int64_t file_bytes = region_file_bytes(num_ranks_, reserved_bytes);
+      if (rank == 0) own = create_shared_file(file_bytes);
+    });
+    UniqueFd file = rendezvous_.broadcast(own, rank == 0 ? complaint : std::nullopt, watch.deadline, watch.is_hopeless);
+    if (complaint) throw Error(*complaint);
+    return {std::make_shared<RegionMapping>(std::move(file), num_ranks_, reserved_bytes), rank};
+  }
+
+  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) override {
+    return rendezvous_.exchange(own, watch.deadline, watch.is_hopeless);
+  }
+
+  [[nodiscard]] std::uint64_t own_process() const noexcept override {
+    // Numbers of processes are only unique within a namespace.
+    struct stat status {};
+    const bool known = ::stat("/proc/self/ns/pid", &status) == 0;
+    return (known ? static_cast<std::uint64_t>(status.st_ino) << 32 : 0) | static_cast<std::uint32_t>(::getpid());
   }
 
   [[nodiscard]] bool is_alive(int rank) const noexcept override {
-    pollfd entry{pidfds_[static_cast<std::size_t>(rank)].get(), POLLIN, 0};
-    return ::poll(&entry, 1, 0) <= 0;  // readable once the process has ended
+    flock lock = life_lock_of(rank);
+    return ::fcntl(first_region_.fd(), F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
   }
 
  private:
+  int num_ranks_;
   Rendezvous rendezvous_;
-  std::vector<UniqueFd> pidfds_;
+  SymmetricRegion first_region_;
 };
 
 }  // namespace
@@ -71,8 +106,7 @@ Group join_process_group(const LaunchInfo& info, const GroupOptions& options) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("rank {} is not in [0, {}), the ranks of this job", info.rank, info.num_ranks));
   }
-  const std::chrono::milliseconds timeout =
-      options.timeout.count() > 0 ? options.timeout : std::chrono::milliseconds(settings().timeout_ms());
+  const std::chrono::milliseconds timeout = resolve_timeout(options);
   auto world = std::make_shared<ProcessWorld>(info, timeout);
   return Group(std::make_shared<GroupImpl>(std::move(world), info.rank, info.num_ranks, timeout));
 }

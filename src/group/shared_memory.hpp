@@ -1,55 +1,43 @@
-// Anonymous shared memory: a memfd per rank and region. It has no name, so nothing can be left behind: the kernel frees
-// it with the last descriptor and mapping, also after SIGKILL. Addresses are reserved for the largest size a region may
-// ever need; memory is committed page by page with fallocate, so a lack of memory is an error and never a SIGBUS.
+// Anonymous shared memory: one memfd per region, with a piece for every rank. It has no name, so nothing can be left
+// behind: the kernel frees it with the last descriptor and mapping, also after SIGKILL. Address space is reserved for
+// the largest size a region may ever need; memory is committed page by page, by the rank whose piece it is.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <vector>
+#include <utility>
+
+#include "group/descriptor.hpp"
 
 namespace epistle {
 
-/// Owns a file descriptor.
-class UniqueFd {
- public:
-  UniqueFd() = default;
-  explicit UniqueFd(int fd) noexcept : fd_(fd) {}
-  ~UniqueFd() { reset(); }
-  UniqueFd(UniqueFd&& other) noexcept : fd_(other.release()) {}
-  UniqueFd& operator=(UniqueFd&& other) noexcept;
-  UniqueFd(const UniqueFd&) = delete;
-  UniqueFd& operator=(const UniqueFd&) = delete;
+/// Creates an anonymous shared memory file of `num_bytes`, nothing of it committed, that nobody can shrink. Throws
+/// kOutOfMemory where a limit stands against it, kSystem otherwise.
+[[nodiscard]] UniqueFd create_shared_file(std::int64_t num_bytes);
 
-  [[nodiscard]] int get() const noexcept { return fd_; }
-  [[nodiscard]] bool valid() const noexcept { return fd_ >= 0; }
-  [[nodiscard]] int release() noexcept;
-  void reset() noexcept;
+/// Bytes of the file of a region. Throws kOutOfMemory where all pieces together are more than can be addressed.
+[[nodiscard]] std::int64_t region_file_bytes(int num_ranks, std::int64_t reserved_bytes);
 
- private:
-  int fd_ = -1;
-};
-
-/// Creates an anonymous shared memory file of `reserved_bytes`, nothing of it committed.
-[[nodiscard]] UniqueFd create_shared_file(std::int64_t reserved_bytes);
-
-/// One piece of memory per rank, all mapped into this process.
+/// A region mapped into this process: `num_ranks` pieces, one behind the other.
 class RegionMapping {
  public:
-  /// Maps `files[r]` for every rank. Keeps a descriptor only where `keep_fd[r]` is set.
-  RegionMapping(std::vector<UniqueFd> files, const std::vector<bool>& keep_fd, std::int64_t reserved_bytes);
+  /// Throws kSystem where `file` is not what create_shared_file makes for a region of this size (a truncated file would
+  /// be a SIGBUS later), kOutOfMemory where it cannot be mapped.
+  RegionMapping(UniqueFd file, int num_ranks, std::int64_t reserved_bytes);
   ~RegionMapping();
   RegionMapping(const RegionMapping&) = delete;
   RegionMapping& operator=(const RegionMapping&) = delete;
 
-  [[nodiscard]] std::byte* base(int rank) const noexcept { return bases_[static_cast<std::size_t>(rank)]; }
-  [[nodiscard]] int fd(int rank) const noexcept { return files_[static_cast<std::size_t>(rank)].get(); }
+  [[nodiscard]] std::byte* base(int rank) const noexcept { return base_ + rank * reserved_bytes_; }
+  [[nodiscard]] int fd() const noexcept { return file_.get(); }
   [[nodiscard]] std::int64_t reserved_bytes() const noexcept { return reserved_bytes_; }
 
  private:
-  std::vector<UniqueFd> files_;
-  std::vector<std::byte*> bases_;
-  std::int64_t reserved_bytes_;
+  UniqueFd file_;
+  std::int64_t reserved_bytes_;  ///< of one piece
+  std::int64_t file_bytes_;
+  std::byte* base_ = nullptr;
 };
 
 /// One rank's view of a region.
@@ -61,12 +49,14 @@ class SymmetricRegion {
 
   [[nodiscard]] std::byte* base(int rank) const noexcept { return mapping_->base(rank); }
   [[nodiscard]] std::byte* own() const noexcept { return mapping_->base(rank_); }
+  [[nodiscard]] int fd() const noexcept { return mapping_->fd(); }
 
-  /// Commits [offset, offset + num_bytes) of this rank's piece, zero-filled where it was not committed before.
-  /// Throws kOutOfMemory.
+  /// Commits [offset, offset + num_bytes) of this rank's piece, zero-filled where it was not committed before. Nobody
+  /// may use these bytes yet. Throws kOutOfMemory; whether there is room is asked before (GroupImpl::ask_for_memory),
+  /// because the kernel may rather kill a process than refuse a page.
   void commit(std::int64_t offset, std::int64_t num_bytes) const;
 
-  /// Bytes of this rank's piece that the kernel holds in memory.
+  /// Bytes of this rank's piece that the kernel holds.
   [[nodiscard]] std::int64_t resident_bytes() const;
 
  private:

@@ -25,45 +25,52 @@ class ThreadWorld final : public World {
 
   [[nodiscard]] GroupKind kind() const noexcept override { return GroupKind::kThreads; }
 
-  // Collective by contract, but no rank has to wait: whoever comes first maps the region for all.
+  // The ranks of a thread group are made by one thread, one after the other.
+  void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds /*timeout*/,
+             const std::function<void(SymmetricRegion)>& attach) override {
+    if (!first_region_) first_region_ = map_region(reserved_bytes);
+    attach({first_region_, rank});
+  }
+
+  // No rank has to wait: whoever comes first maps the region for all, or finds that it cannot be had.
   [[nodiscard]] SymmetricRegion create_region(int rank, int region_idx, std::int64_t reserved_bytes,
-                                              std::chrono::milliseconds /*timeout*/) override {
+                                              const Watch& /*watch*/) override {
     const std::lock_guard lock(mutex_);
     const auto idx = static_cast<std::size_t>(region_idx);
     if (regions_.size() <= idx) regions_.resize(idx + 1);
     PendingRegion& region = regions_[idx];
-    if (region.num_joined == 0) region.mapping = map_region(reserved_bytes);
+    if (region.num_joined == 0) region.complaint = attempt([&] { region.mapping = map_region(reserved_bytes); });
     SymmetricRegion view(region.mapping, rank);
     // The last rank to join leaves the mapping to the views, so that it goes when they do.
     if (++region.num_joined == num_ranks_) region.mapping.reset();
+    if (region.complaint) throw Error(*region.complaint);
     return view;
   }
 
-  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& /*own*/,
-                                                   std::chrono::milliseconds /*timeout*/) override {
+  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& /*own*/, const Watch& /*watch*/) override {
     throw Error(ErrorCode::kUnsupported,
                 "descriptors are exchanged between processes; the ranks of this group are "
                 "threads of one, which share them");
   }
 
+  [[nodiscard]] std::uint64_t own_process() const noexcept override { return 0; }
   // A thread cannot die alone: a rank that leaves says so (GroupImpl::depart).
   [[nodiscard]] bool is_alive(int /*rank*/) const noexcept override { return true; }
 
  private:
   struct PendingRegion {
     std::shared_ptr<RegionMapping> mapping;
+    Complaint complaint;
     int num_joined = 0;
   };
 
   [[nodiscard]] std::shared_ptr<RegionMapping> map_region(std::int64_t reserved_bytes) const {
-    const auto num_ranks = static_cast<std::size_t>(num_ranks_);
-    std::vector<UniqueFd> files;
-    files.reserve(num_ranks);
-    for (std::size_t rank = 0; rank < num_ranks; ++rank) files.push_back(create_shared_file(reserved_bytes));
-    return std::make_shared<RegionMapping>(std::move(files), std::vector<bool>(num_ranks, true), reserved_bytes);
+    return std::make_shared<RegionMapping>(create_shared_file(region_file_bytes(num_ranks_, reserved_bytes)),
+                                           num_ranks_, reserved_bytes);
   }
 
   int num_ranks_;
+  std::shared_ptr<RegionMapping> first_region_;
   std::mutex mutex_;
   std::vector<PendingRegion> regions_;
 };
@@ -83,11 +90,12 @@ bool is_secondary(const std::exception_ptr& error) {
 
 std::vector<Group> make_thread_groups(int num_ranks, const GroupOptions& options) {
   check_num_ranks(num_ranks);
+  const std::chrono::milliseconds timeout = resolve_timeout(options);
   auto world = std::make_shared<ThreadWorld>(num_ranks);
   std::vector<Group> groups;
   groups.reserve(static_cast<std::size_t>(num_ranks));
   for (int rank = 0; rank < num_ranks; ++rank) {
-    groups.emplace_back(std::make_shared<GroupImpl>(world, rank, num_ranks, options.timeout));
+    groups.emplace_back(std::make_shared<GroupImpl>(world, rank, num_ranks, timeout));
   }
   return groups;
 }

@@ -16,6 +16,7 @@ template <typename Count>
 struct CountsView {
   std::span<Count> tokens_to_rank;  ///< [num_ranks] tokens with at least one expert there
   std::span<Count> rows_to_expert;  ///< [num_experts]
+  std::span<Count> num_tokens;      ///< [1] that this rank routes
   std::span<Count> pairs_to_rank;   ///< [num_ranks] tokens of which at least one assignment fits there (second round)
   std::span<Count> dropped_of_expert;  ///< [num_experts] (second round)
 };
@@ -25,9 +26,10 @@ template <typename Count>
 [[nodiscard]] CountsView<Count> counts_view(const LayoutParams& params, Count* entries) noexcept {
   const auto num_ranks = static_cast<std::size_t>(params.num_ranks);
   const auto num_experts = static_cast<std::size_t>(params.num_experts);
-  Count* second_round = entries + num_ranks + num_experts;
+  Count* second_round = entries + num_ranks + num_experts + 1;
   return {.tokens_to_rank = {entries, num_ranks},
           .rows_to_expert = {entries + num_ranks, num_experts},
+          .num_tokens = {entries + num_ranks + num_experts, 1},
           .pairs_to_rank = {second_round, num_ranks},
           .dropped_of_expert = {second_round + num_ranks, num_experts}};
 }

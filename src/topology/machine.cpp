@@ -6,6 +6,7 @@
 #include <hwloc.h>
 #include <sched.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 namespace epistle {
 namespace {
@@ -47,6 +48,8 @@ MachineInfo read_machine() {
   cpu_set_t usable;
   CPU_ZERO(&usable);
   if (::sched_getaffinity(0, sizeof(usable), &usable) == 0) info.num_usable_processing_units = CPU_COUNT(&usable);
+  // Not from hwloc, which leaves out memory that was added while the machine ran.
+  info.memory_bytes = std::int64_t{::sysconf(_SC_PHYS_PAGES)} * ::sysconf(_SC_PAGESIZE);
   const Topology topology = load_topology();
   if (topology == nullptr) return info;
   info.num_packages = count(topology.get(), HWLOC_OBJ_PACKAGE);
@@ -54,8 +57,6 @@ MachineInfo read_machine() {
   info.num_cores = count(topology.get(), HWLOC_OBJ_CORE);
   info.num_processing_units = count(topology.get(), HWLOC_OBJ_PU);
   info.last_level_cache_bytes = last_level_cache_bytes(topology.get());
-  const hwloc_obj_t root = hwloc_get_root_obj(topology.get());
-  info.memory_bytes = static_cast<std::int64_t>(root->total_memory);
   const hwloc_obj_t package = hwloc_get_obj_by_type(topology.get(), HWLOC_OBJ_PACKAGE, 0);
   const char* model = package != nullptr ? hwloc_obj_get_info_by_name(package, "CPUModel") : nullptr;
   if (model != nullptr) info.cpu_model = model;

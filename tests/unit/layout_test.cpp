@@ -129,13 +129,9 @@ TEST(DispatchLayout, RecordsHoldWhatTheyDescribe) {
 
 TEST(DispatchLayout, ControlSectionHasTwoOfEverything) {
   for (const std::uint64_t generation : {0U, 1U, 2U, 7U}) {
-    EXPECT_EQ(kLayout.post_offset(generation), kLayout.post_offset(generation + 2));
     EXPECT_EQ(kLayout.counts_offset(generation), kLayout.counts_offset(generation + 2));
   }
   const std::int64_t counts_bytes = kLayout.counts_entries() * DispatchLayout::kCountBytes;
-  EXPECT_GE(kLayout.post_offset(0), kLayout.barrier_bytes());
-  EXPECT_EQ(kLayout.post_offset(1) - kLayout.post_offset(0), DispatchLayout::kPostBytes);
-  EXPECT_GE(kLayout.counts_offset(0), kLayout.post_offset(1) + DispatchLayout::kPostBytes);
   EXPECT_EQ(kLayout.counts_offset(1) - kLayout.counts_offset(0), counts_bytes);
   EXPECT_LE(kLayout.counts_offset(1) + counts_bytes, kLayout.section_bytes(BufferSection::kControl, {}));
 }

@@ -36,6 +36,14 @@ void AllToAllDispatcher::compute_packed_begins(const HandleState& handle) {
   }
 }
 
+void AllToAllDispatcher::reserve_transport(HandleState& handle) {
+  packed_begin_.reserve(static_cast<std::size_t>(handle.tables.num_columns()));
+  if (!sends_partial_sums()) return;
+  pair_begin_.reserve(static_cast<std::size_t>(num_ranks()));
+  handle.pair_of_send.reserve(static_cast<std::size_t>(handle.demand.send_pairs));
+  handle.pair_rows.reserve(static_cast<std::size_t>(handle.demand.receive_pairs));
+}
+
 void AllToAllDispatcher::plan_transport(HandleState& handle) {
   if (!sends_partial_sums()) return;
   pair_begin_.assign(static_cast<std::size_t>(num_ranks()), 0);
@@ -44,7 +52,6 @@ void AllToAllDispatcher::plan_transport(HandleState& handle) {
     handle.pair_of_send[idx] = pair_begin_[static_cast<std::size_t>(handle.sends[idx].dst_rank)]++;
   }
   handle.pair_rows.clear();
-  handle.pair_rows.reserve(static_cast<std::size_t>(handle.stats.received_rows));
   for (std::size_t row = 0; row < handle.records.size(); ++row) {
     if (handle.records[row].primary_row == static_cast<std::int32_t>(row)) {
       handle.pair_rows.push_back(static_cast<std::int32_t>(row));

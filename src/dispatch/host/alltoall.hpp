@@ -17,6 +17,7 @@ class AllToAllDispatcher final : public HostDispatcher {
   [[nodiscard]] std::string_view name() const noexcept override { return kName; }
 
  protected:
+  void reserve_transport(HandleState& handle) override;
   void plan_transport(HandleState& handle) override;
   void send_rows(const MoveJob& job) override;
   void receive_rows(const MoveJob& job) override;

@@ -1,0 +1,36 @@
+#include "group/call_post.hpp"
+
+#include <string_view>
+
+#include <fmt/format.h>
+
+namespace epistle {
+namespace {
+
+constexpr std::array<std::string_view, 12> kNames = {"nothing",
+                                                     "barrier",
+                                                     "all_gather",
+                                                     "create a shared region",
+                                                     "exchange descriptors",
+                                                     "ask for memory",
+                                                     "make_dispatcher",
+                                                     "prepare",
+                                                     "dispatch",
+                                                     "combine",
+                                                     "dispatch_backward",
+                                                     "combine_backward"};
+
+std::string_view name_of(CallKind kind) noexcept {
+  const auto idx = static_cast<std::size_t>(kind);
+  return idx < kNames.size() ? kNames[idx] : "an unknown call";
+}
+
+}  // namespace
+
+std::string Call::describe() const {
+  if (subject != 0) return fmt::format("{} (dispatcher {}, handle {})", name_of(kind), subject, detail);
+  if (detail != 0) return fmt::format("{} ({} bytes)", name_of(kind), detail);
+  return std::string(name_of(kind));
+}
+
+}  // namespace epistle

@@ -1,0 +1,53 @@
+// What a rank announces when it takes part in a collective step, so that ranks that do different things at once find
+// out, all in the same way, before anything has moved.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+#include "epistle/error.hpp"
+
+namespace epistle {
+
+/// Every collective step of a group and of its dispatchers.
+enum class CallKind : std::int32_t {
+  kNone,
+  kBarrier,
+  kAllGather,
+  kCreateRegion,
+  kExchangeDescriptors,
+  kAskForMemory,
+  kCreateDispatcher,
+  kPrepare,
+  kDispatch,
+  kCombine,
+  kDispatchBackward,
+  kCombineBackward,
+};
+
+/// A value that agrees with every other.
+inline constexpr std::int64_t kAnyValue = -1;
+
+/// A step of this rank. Everything must be equal on all ranks.
+struct Call {
+  CallKind kind = CallKind::kNone;
+  std::uint64_t subject = 0;       ///< number of the dispatcher, 0 = the group itself
+  std::uint64_t detail = 0;        ///< number of the handle, or bytes
+  std::int64_t value = kAnyValue;  ///< calls of dispatchers: 1 = gradients of the weights are given, 0 = they are not
+
+  /// "prepare (dispatcher 1, handle 2)".
+  [[nodiscard]] std::string describe() const;
+};
+
+/// A call as it lies in shared memory, with what this rank has to say against it.
+struct CallPost {
+  std::uint32_t ticket = 0;  ///< the generation of the barrier that it was made for
+  ErrorCode status = ErrorCode::kOk;
+  Call call;
+  std::array<char, 472> message{};  ///< why the rank refuses, where it does
+};
+static_assert(sizeof(CallPost) == 512);
+
+}  // namespace epistle

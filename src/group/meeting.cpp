@@ -1,0 +1,313 @@
+#include "group/meeting.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <deque>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/complaint.hpp"
+#include "group/fd_channel.hpp"
+#include "group/meeting_address.hpp"
+#include "group/rendezvous_packet.hpp"
+
+namespace epistle {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kConnectRetry{2};
+// How long rank 0, having failed, stays for ranks that have not come yet.
+constexpr std::chrono::milliseconds kFarewell{2000};
+// Connections whose owner has not said who it is; the oldest has to go when there are more.
+constexpr std::size_t kMaxStrangers = 64;
+// Tries at accept, over some 200 ms, before a shortage of descriptors counts as lasting.
+constexpr int kMaxAcceptTries = 40;
+constexpr std::chrono::milliseconds kAcceptRetry{5};
+
+/// Rank 0 while the others come.
+class Meeting {
+ public:
+  Meeting(const std::string& job, int num_ranks, std::chrono::milliseconds timeout)
+      : address_(job),
+        num_ranks_(num_ranks),
+        timeout_(timeout),
+        deadline_(Clock::now() + timeout),
+        sockets_(static_cast<std::size_t>(num_ranks)),
+        was_told_(static_cast<std::size_t>(num_ranks), false) {}
+
+  std::vector<UniqueFd> hold() {
+    open();
+    const Complaint broken = attempt([this] {
+      while (num_joined_ < num_ranks_ && !failure_) step(deadline_);
+    });
+    if (broken) fail(broken->code(), 0, broken->message());
+    if (!failure_) return std::move(sockets_);
+    say_farewell();
+    throw error_of(*failure_, 0);
+  }
+
+ private:
+  void open() {
+    listener_ = open_socket();
+    if (::bind(listener_.get(), address_.get(), address_.name_bytes) != 0) {
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("cannot open the meeting point of this job ({}); is another rank 0 of the same job running?",
+                      std::strerror(errno)),
+          {.rank = 0, .phase = Phase::kRendezvous});
+    }
+    if (::listen(listener_.get(), std::max(num_ranks_, SOMAXCONN)) != 0) {
+      throw Error(ErrorCode::kSystem, fmt::format("listen failed: {}", std::strerror(errno)),
+                  {.rank = 0, .phase = Phase::kRendezvous});
+    }
+    // Kept free to talk to those for whom no descriptor is left.
+    spare_ = duplicate(listener_.get());
+  }
+
+  void fail(ErrorCode code, int rank, std::string_view text) {
+    if (!failure_) failure_ = failure_packet(PacketKind::kVerdict, code, rank, Phase::kRendezvous, text);
+  }
+
+  /// Waits for something to happen, and sees to it.
+  void step(Deadline deadline) {
+    std::vector<pollfd> entries = {{listener_.get(), POLLIN, 0}};
+    for (const UniqueFd& stranger : strangers_) entries.push_back({stranger.get(), POLLIN, 0});
+    for (const UniqueFd& socket : sockets_) entries.push_back({socket.get(), POLLIN, 0});  // -1 is passed over
+    const int num_ready = ::poll(entries.data(), entries.size(), remaining_ms(deadline));
+    if (num_ready < 0 && errno != EINTR) {
+      throw Error(ErrorCode::kSystem, fmt::format("poll failed: {}", std::strerror(errno)));
+    }
+    if (num_ready > 0) {
+      look_at_joined();
+      look_at_strangers();
+      accept_all();
+    }
+    if (num_joined_ < num_ranks_ && Clock::now() >= deadline) give_up_waiting();
+  }
+
+  void give_up_waiting() {
+    std::vector<int> absent;
+    for (int peer = 1; peer < num_ranks_; ++peer) {
+      if (!sockets_[static_cast<std::size_t>(peer)].valid()) absent.push_back(peer);
+    }
+    const std::size_t num_named = std::min<std::size_t>(absent.size(), 8);
+    fail(ErrorCode::kTimeout, absent.front(),
+         fmt::format("rank {} did not join the group within {} ms: {} of {} ranks joined within {} ms; absent: {}{}. "
+                     "Were all ranks started, on this host?",
+                     absent.front(), timeout_.count(), num_joined_, num_ranks_, timeout_.count(),
+                     fmt::join(absent.begin(), absent.begin() + static_cast<std::ptrdiff_t>(num_named), ", "),
+                     absent.size() > num_named ? ", ..." : ""));
+  }
+
+  /// Ranks that have joined have nothing to say, unless they fail or end.
+  void look_at_joined() {
+    for (int peer = 1; peer < num_ranks_ && !failure_; ++peer) {
+      const int socket = sockets_[static_cast<std::size_t>(peer)].get();
+      if (socket < 0) continue;
+      Packet packet;
+      const ChannelStatus status = receive_now(socket, packet);
+      if (status == ChannelStatus::kNothing) continue;
+      if (status == ChannelStatus::kOk && packet.kind == PacketKind::kStatus) {
+        fail(packet.code, peer, fmt::format("rank {} failed: {}", peer, packet.text.data()));
+      } else {
+        failure_ = silence_packet(status == ChannelStatus::kClosed ? status : ChannelStatus::kMalformed, peer,
+                                  Phase::kRendezvous, timeout_);
+      }
+    }
+  }
+
+  void look_at_strangers() {
+    for (auto stranger = strangers_.begin(); stranger != strangers_.end();) {
+      stranger = hear(*stranger) ? strangers_.erase(stranger) : std::next(stranger);
+    }
+  }
+
+  void accept_all() {
+    for (;;) {
+      UniqueFd socket = own_descriptor(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      if (!socket.valid()) {
+        const int error = errno;
+        if (error == EAGAIN || error == EWOULDBLOCK || error == EINTR || error == ECONNABORTED) return;
+        if (is_shortage(error) && make_room()) continue;
+        fail(ErrorCode::kSystem, 0,
+             fmt::format("rank 0 cannot take in another rank ({} of {} have come): accept failed: {}{}", num_joined_,
+                         num_ranks_, std::strerror(error), descriptor_hint(error)));
+        return;
+      }
+      num_accept_tries_ = 0;
+      if (!is_same_user(socket.get()) || hear(socket)) continue;
+      if (strangers_.size() == kMaxStrangers) strangers_.pop_front();
+      strangers_.push_back(std::move(socket));
+    }
+  }
+
+  bool make_room() {
+    if (!strangers_.empty()) {
+      strangers_.pop_front();
+      return true;
+    }
+    if (++num_accept_tries_ >= kMaxAcceptTries || Clock::now() >= deadline_) return false;
+    std::this_thread::sleep_for(kAcceptRetry);
+    return true;
+  }
+
+  /// Reads who is at the other end. True when the connection was dealt with.
+  bool hear(UniqueFd& socket) {
+    Packet hello;
+    ChannelStatus status = ChannelStatus::kNothing;
+    if (const Complaint complaint = attempt([&] { status = receive_now(socket.get(), hello); })) {
+      fail(complaint->code(), 0, complaint->message());
+      return true;
+    }
+    if (status == ChannelStatus::kNothing) return false;
+    const bool is_ours = status == ChannelStatus::kOk && hello.magic == kPacketMagic &&
+                         hello.kind == PacketKind::kHello && hello.job_check == address_.job_check;
+    if (is_ours) admit(std::move(socket), hello);
+    return true;
+  }
+
+  void admit(UniqueFd socket, const Packet& hello) {
+    const auto refuse = [&](ErrorCode code) {
+      const Packet refusal = failure_packet(
+          PacketKind::kVerdict, code, 0, Phase::kRendezvous,
+          fmt::format("rank 0 refused this rank ({} of {}): its size or version differs, or the rank came twice",
+                      hello.rank, hello.num_ranks));
+      tell(socket, refusal);
+    };
+    const bool fits = hello.version == kProtocolVersion && hello.num_ranks == num_ranks_ && hello.rank >= 1 &&
+                      hello.rank < num_ranks_;
+    if (!fits) {
+      refuse(ErrorCode::kShapeMismatch);
+      if (hello.rank >= 1 && hello.rank < num_ranks_) was_told_[static_cast<std::size_t>(hello.rank)] = true;
+      fail(ErrorCode::kShapeMismatch, hello.rank,
+           fmt::format("rank {} has another group size or another version: rank {} came with {} ranks and protocol {}; "
+                       "expected {} ranks and protocol {}. Start all ranks with the same program and size",
+                       hello.rank, hello.rank, hello.num_ranks, hello.version, num_ranks_, kProtocolVersion));
+      return;
+    }
+    UniqueFd& place = sockets_[static_cast<std::size_t>(hello.rank)];
+    if (place.valid() || was_told_[static_cast<std::size_t>(hello.rank)]) return refuse(ErrorCode::kInvalidArgument);
+    if (failure_) {
+      tell(socket, *failure_);
+      was_told_[static_cast<std::size_t>(hello.rank)] = true;
+      return;
+    }
+    Packet welcome;
+    welcome.kind = PacketKind::kWelcome;
+    tell(socket, welcome);  // a peer that is gone already shows later
+    place = std::move(socket);
+    ++num_joined_;
+  }
+
+  /// Best effort: who cannot be told finds out by itself.
+  static void tell(const UniqueFd& socket, const Packet& packet) noexcept {
+    (void)attempt([&] { (void)send_message(socket.get(), packet, -1, {.deadline = Clock::now()}); });
+  }
+
+  void say_farewell() {
+    for (int peer = 1; peer < num_ranks_; ++peer) {
+      UniqueFd& socket = sockets_[static_cast<std::size_t>(peer)];
+      if (!socket.valid()) continue;
+      tell(socket, *failure_);
+      was_told_[static_cast<std::size_t>(peer)] = true;
+      socket.reset();
+    }
+    spare_.reset();
+    const Deadline end = std::min(deadline_, Clock::now() + kFarewell);
+    while (Clock::now() < end && std::count(was_told_.begin() + 1, was_told_.end(), false) > 0) {
+      if (attempt([&] { step_farewell(end); })) return;
+    }
+  }
+
+  void step_farewell(Deadline end) {
+    look_at_strangers();
+    pollfd entry{listener_.get(), POLLIN, 0};
+    const Deadline next = std::min(end, Clock::now() + (strangers_.empty() ? kFarewell : kConnectRetry));
+    if (::poll(&entry, 1, remaining_ms(next)) > 0) accept_all();
+  }
+
+  MeetingAddress address_;
+  int num_ranks_;
+  std::chrono::milliseconds timeout_;
+  Deadline deadline_;
+  UniqueFd listener_;
+  UniqueFd spare_;
+  int num_joined_ = 1;
+  int num_accept_tries_ = 0;
+  std::vector<UniqueFd> sockets_;
+  std::deque<UniqueFd> strangers_;
+  std::vector<bool> was_told_;  ///< of the failure
+  std::optional<Packet> failure_;
+};
+
+/// Connects to rank 0 and presents this rank; no socket where rank 0 is not there yet.
+UniqueFd try_to_come(const MeetingAddress& address, const Packet& hello, const Patience& patience) {
+  UniqueFd socket = open_socket();
+  if (::connect(socket.get(), address.get(), address.name_bytes) != 0) {
+    const int error = errno;
+    if (error == ECONNREFUSED || error == ENOENT || is_shortage(error)) return {};
+    throw Error(ErrorCode::kSystem, fmt::format("connect failed: {}", std::strerror(error)),
+                {.rank = hello.rank, .phase = Phase::kRendezvous});
+  }
+  if (!is_same_user(socket.get())) {
+    throw Error(ErrorCode::kInvalidArgument, "the meeting point of this job belongs to another user",
+                {.rank = hello.rank, .peer_rank = 0, .phase = Phase::kRendezvous});
+  }
+  (void)send_message(socket.get(), hello, -1, patience);  // a rank 0 that is gone shows in the answer
+  return socket;
+}
+
+}  // namespace
+
+std::vector<UniqueFd> hold_meeting(const std::string& job, int num_ranks, std::chrono::milliseconds timeout) {
+  return Meeting(job, num_ranks, timeout).hold();
+}
+
+UniqueFd come_to_meeting(const std::string& job, int rank, int num_ranks, std::chrono::milliseconds timeout) {
+  const MeetingAddress address(job);
+  // Rank 0 waits first and names the rank at fault; a little patience lets that answer arrive.
+  const Deadline deadline = Clock::now() + timeout;
+  const Patience patience{.deadline = deadline + timeout / 4 + std::chrono::milliseconds(100)};
+  Packet hello;
+  hello.kind = PacketKind::kHello;
+  hello.rank = rank;
+  hello.num_ranks = num_ranks;
+  hello.job_check = address.job_check;
+  const Error::Context context{.rank = rank, .peer_rank = 0, .phase = Phase::kRendezvous};
+  for (bool has_met = false;;) {
+    UniqueFd socket = try_to_come(address, hello, patience);
+    if (socket.valid()) {
+      has_met = true;
+      Packet answer;
+      const ChannelStatus status = receive_message(socket.get(), answer, nullptr, patience);
+      if (status == ChannelStatus::kOk && answer.kind == PacketKind::kWelcome) return socket;
+      if (status == ChannelStatus::kOk) throw error_of(answer, rank);
+      if (status == ChannelStatus::kTimedOut) {
+        throw Error(ErrorCode::kTimeout,
+                    fmt::format("rank 0 is there, but did not answer within {} ms", timeout.count()), context);
+      }
+      // Rank 0 had too many connections, or has ended: the next try will tell.
+    } else if (has_met) {
+      throw Error(ErrorCode::kPeerLost, "rank 0 exited while the ranks met; start all ranks again", context);
+    }
+    if (Clock::now() >= deadline) {
+      throw Error(ErrorCode::kTimeout,
+                  fmt::format("rank 0 did not open the meeting point within {} ms. Was it started, on this host, with "
+                              "the same job name?",
+                              timeout.count()),
+                  context);
+    }
+    std::this_thread::sleep_for(kConnectRetry);
+  }
+}
+
+}  // namespace epistle

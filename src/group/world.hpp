@@ -1,0 +1,53 @@
+// How the pieces of a region come together, and how ranks are watched: one implementation per kind of group.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "epistle/types.hpp"
+
+#include "group/fd_channel.hpp"
+#include "group/shared_memory.hpp"
+
+namespace epistle {
+
+/// What a rank that waits for another outside of the group's steps has to keep in mind.
+struct Watch {
+  Deadline deadline;
+  /// True when `peer_rank` will send nothing any more: the group has failed, or that rank is lost or is past this step.
+  std::function<bool(int peer_rank)> is_hopeless;
+};
+
+class World {
+ public:
+  World() = default;
+  virtual ~World() = default;
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  [[nodiscard]] virtual GroupKind kind() const noexcept = 0;
+
+  /// Collective, the first step of a group: gives every rank its view of the region that everything else is agreed on
+  /// in, and returns when all have attached to it; otherwise all throw the same.
+  virtual void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
+                     const std::function<void(SymmetricRegion)>& attach) = 0;
+
+  // ---- Steps whose outcome the ranks agree on afterwards. What one rank throws, it throws alone. --------------------
+
+  /// `rank`'s view of the `region_idx`-th region.
+  [[nodiscard]] virtual SymmetricRegion create_region(int rank, int region_idx, std::int64_t reserved_bytes,
+                                                      const Watch& watch) = 0;
+  /// A copy of every rank's descriptor, in rank order. Throws kUnsupported where the ranks share one process, and have
+  /// no need of it.
+  [[nodiscard]] virtual std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) = 0;
+
+  /// A number for the process of this rank, different from that of every other on the host.
+  [[nodiscard]] virtual std::uint64_t own_process() const noexcept = 0;
+  /// False once `rank`, which has attached, can never arrive again because its process, another than this one, has
+  /// ended.
+  [[nodiscard]] virtual bool is_alive(int rank) const noexcept = 0;
+};
+
+}  // namespace epistle
