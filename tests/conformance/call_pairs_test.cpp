@@ -1,0 +1,365 @@
+// Every pair of different calls that two ranks make at once: all ranks get an error that says so, at once, and then the
+// group and its dispatchers go on.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "epistle/dispatcher.hpp"
+#include "epistle/group.hpp"
+
+#include "support/process_ranks.hpp"
+#include "support/round_trip.hpp"
+
+namespace epistle::testing {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kTimeout{6000};
+// An error that took longer may have been the timeout.
+constexpr milliseconds kAtOnce{3000};
+// Pairs that end a group, before a test gives up.
+constexpr int kMaxBroken = 3;
+
+Scenario pair_scenario(int num_ranks, std::uint64_t seed) {
+  Scenario scenario;
+  scenario.config = {.hidden = 32, .num_experts = 7, .top_k = 3, .max_tokens = 12};
+  scenario.seed = seed;
+  scenario.missing_probability = 0.0;
+  for (int rank = 0; rank < num_ranks; ++rank) scenario.tokens_per_rank.push_back(5 + rank);
+  return scenario;
+}
+
+/// A dispatcher with two handles, and buffers for every call with them.
+class Desk {
+ public:
+  Desk(Group& group, const std::string& name)
+      : scenario_(pair_scenario(group.size(), 3)),
+        play_(scenario_, 0),
+        rank_(group.rank()),
+        dispatcher_(make_dispatcher(name, group, scenario_.config)),
+        first_(prepare()),
+        second_(prepare()),
+        payload_(play_.payload(rank_)),
+        rows_(play_.values(3, rank_, first_.output().num_rows)),
+        out_(static_cast<std::size_t>(table().num_tokens * play_.combine_row_bytes())),
+        grad_weights_(static_cast<std::size_t>(first_.output().num_rows) * 3 + 1, 1.0F),
+        grad_topk_(table().expert_ids.size(), 0.0F) {}
+
+  [[nodiscard]] Dispatcher& dispatcher() const { return *dispatcher_; }
+  [[nodiscard]] const Handle& handle(int idx) const { return idx == 0 ? first_ : second_; }
+  [[nodiscard]] Handle prepare() const { return dispatcher_->prepare(table().view()); }
+  [[nodiscard]] Payload payload() const { return {.rows = payload_.data(), .num_tokens = table().num_tokens}; }
+
+  void prepare_with_other_top_k() const {
+    RoutingView view = table().view();
+    view.top_k = 2;
+    (void)dispatcher_->prepare(view);
+  }
+  void dispatch(int idx) const { (void)dispatcher_->dispatch(handle(idx), payload()); }
+  void dispatch_in_halves() const {
+    dispatcher_->dispatch_send(first_, payload());
+    (void)dispatcher_->dispatch_receive(first_);
+  }
+  void dispatch_of_nothing() const {
+    (void)dispatcher_->dispatch(first_, {.rows = nullptr, .num_tokens = table().num_tokens});
+  }
+  void combine(int idx) { dispatcher_->combine(handle(idx), rows_.data(), out_.data(), out_bytes()); }
+  void combine_in_halves() {
+    dispatcher_->combine_send(first_, rows_.data());
+    dispatcher_->combine_receive(first_, out_.data(), out_bytes());
+  }
+  void combine_into_too_little() { dispatcher_->combine(first_, rows_.data(), out_.data(), out_bytes() - 1); }
+  void dispatch_backward(int idx, bool with_weights) {
+    dispatcher_->dispatch_backward(handle(idx), rows_.data(), with_weights ? grad_weights_.data() : nullptr,
+                                   out_.data(), out_bytes(), with_weights ? grad_topk_.data() : nullptr);
+  }
+  void dispatch_backward_into_too_little() {
+    dispatcher_->dispatch_backward(first_, rows_.data(), nullptr, out_.data(), out_bytes() - 1, nullptr);
+  }
+  void combine_backward(int idx) { (void)dispatcher_->combine_backward(handle(idx), out_.data(), nullptr, nullptr); }
+  void combine_backward_of_nothing() { (void)dispatcher_->combine_backward(first_, nullptr, nullptr, nullptr); }
+
+ private:
+  [[nodiscard]] const RoutingTable& table() const { return play_.table(rank_); }
+  [[nodiscard]] std::int64_t out_bytes() const { return static_cast<std::int64_t>(out_.size()); }
+
+  Scenario scenario_;
+  Play play_;
+  int rank_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  Handle first_;
+  Handle second_;
+  std::vector<std::byte> payload_;
+  std::vector<std::byte> rows_;
+  std::vector<std::byte> out_;
+  std::vector<float> grad_weights_;
+  std::vector<float> grad_topk_;
+};
+
+struct Seat {
+  Seat(Group& own_group, const std::string& name)
+      : group(own_group), dispatcher_name(name), desk(group, name), other(group, name) {}
+
+  Group& group;
+  std::string dispatcher_name;
+  Desk desk;
+  Desk other;  ///< a second dispatcher of the same group
+};
+
+struct CallKind {
+  std::string name;
+  std::string collective;  ///< kinds with the same text are one call, made in two ways
+  std::function<void(Seat&)> call;
+  ErrorCode refusal = ErrorCode::kOk;  ///< what this call is refused with on its own rank
+};
+
+void gather(Group& group, std::size_t num_bytes) {
+  const std::vector<std::byte> own(num_bytes, static_cast<std::byte>(group.rank()));
+  std::vector<std::byte> all(num_bytes * static_cast<std::size_t>(group.size()));
+  group.all_gather(own.data(), num_bytes, all.data());
+}
+
+void make(Seat& seat, const std::string& name, std::int64_t hidden, std::int32_t top_k = 3) {
+  DispatcherConfig config = pair_scenario(seat.group.size(), 1).config;
+  config.hidden = hidden;
+  config.top_k = top_k;
+  (void)make_dispatcher(name, seat.group, config);
+}
+
+std::vector<CallKind> call_kinds() {
+  std::vector<CallKind> kinds;
+  const auto add = [&kinds](const std::string& name, const std::string& collective, std::function<void(Seat&)> call,
+                            ErrorCode refusal = ErrorCode::kOk) {
+    kinds.push_back({name, collective, std::move(call), refusal});
+  };
+  add("Barrier", "barrier", [](Seat& s) { s.group.barrier(); });
+  add("Gather8", "gather 8", [](Seat& s) { gather(s.group, 8); });
+  add("Gather16", "gather 16", [](Seat& s) { gather(s.group, 16); });
+  add("Gather100000", "gather 100000", [](Seat& s) { gather(s.group, 100'000); });
+  add("MakeDirect", "make direct 32", [](Seat& s) { make(s, "direct", 32); });
+  add("MakeAlltoall", "make alltoall 32", [](Seat& s) { make(s, "alltoall", 32); });
+  add("MakeDirectHidden64", "make direct 64", [](Seat& s) { make(s, "direct", 64); });
+  add(
+      "MakeUnknown", "make ?", [](Seat& s) { make(s, "telepathy", 32); }, ErrorCode::kNotFound);
+  add(
+      "MakeInvalid", "make ?", [](Seat& s) { make(s, "direct", 32, 0); }, ErrorCode::kInvalidArgument);
+  add("Prepare", "prepare", [](Seat& s) { (void)s.desk.prepare(); });
+  add(
+      "PrepareOtherTopK", "prepare", [](Seat& s) { s.desk.prepare_with_other_top_k(); }, ErrorCode::kInvalidArgument);
+  add("Dispatch", "dispatch", [](Seat& s) { s.desk.dispatch(0); });
+  add("DispatchInHalves", "dispatch", [](Seat& s) { s.desk.dispatch_in_halves(); });
+  add(
+      "DispatchOfNothing", "dispatch", [](Seat& s) { s.desk.dispatch_of_nothing(); }, ErrorCode::kInvalidArgument);
+  add(
+      "DispatchEmptyHandle", "dispatch",
+      [](Seat& s) { (void)s.desk.dispatcher().dispatch(Handle(), s.desk.payload()); }, ErrorCode::kHandleMismatch);
+  add(
+      "DispatchForeignHandle", "dispatch",
+      [](Seat& s) { (void)s.desk.dispatcher().dispatch(s.other.handle(0), s.desk.payload()); },
+      ErrorCode::kHandleMismatch);
+  add("Combine", "combine", [](Seat& s) { s.desk.combine(0); });
+  add("CombineInHalves", "combine", [](Seat& s) { s.desk.combine_in_halves(); });
+  add(
+      "CombineIntoTooLittle", "combine", [](Seat& s) { s.desk.combine_into_too_little(); }, ErrorCode::kBufferTooSmall);
+  add("DispatchBackward", "dispatch_backward", [](Seat& s) { s.desk.dispatch_backward(0, false); });
+  add("DispatchBackwardOfWeights", "dispatch_backward weights", [](Seat& s) { s.desk.dispatch_backward(0, true); });
+  add(
+      "DispatchBackwardIntoTooLittle", "dispatch_backward", [](Seat& s) { s.desk.dispatch_backward_into_too_little(); },
+      ErrorCode::kBufferTooSmall);
+  add("CombineBackward", "combine_backward", [](Seat& s) { s.desk.combine_backward(0); });
+  add(
+      "CombineBackwardOfNothing", "combine_backward", [](Seat& s) { s.desk.combine_backward_of_nothing(); },
+      ErrorCode::kInvalidArgument);
+  add("DispatchOtherHandle", "dispatch h2", [](Seat& s) { s.desk.dispatch(1); });
+  add("CombineOtherHandle", "combine h2", [](Seat& s) { s.desk.combine(1); });
+  add("DispatchBackwardOtherHandle", "dispatch_backward h2", [](Seat& s) { s.desk.dispatch_backward(1, false); });
+  add("CombineBackwardOtherHandle", "combine_backward h2", [](Seat& s) { s.desk.combine_backward(1); });
+  add("OtherPrepare", "2: prepare", [](Seat& s) { (void)s.other.prepare(); });
+  add(
+      "OtherPrepareOtherTopK", "2: prepare", [](Seat& s) { s.other.prepare_with_other_top_k(); },
+      ErrorCode::kInvalidArgument);
+  add("OtherDispatch", "2: dispatch", [](Seat& s) { s.other.dispatch(0); });
+  add("OtherCombine", "2: combine", [](Seat& s) { s.other.combine(0); });
+  add("OtherDispatchBackward", "2: dispatch_backward", [](Seat& s) { s.other.dispatch_backward(0, false); });
+  add("OtherCombineBackward", "2: combine_backward", [](Seat& s) { s.other.combine_backward(0); });
+  return kinds;
+}
+
+std::string code_text(const Outcome& outcome) {
+  return outcome ? fmt::format("{} ({})", to_string(outcome->code()), outcome->what()) : "no error";
+}
+
+/// What is wrong with the outcome of `own` while some other rank made the call `theirs`.
+std::string judge(const CallKind& own, const CallKind& theirs, const Outcome& outcome, Clock::duration took) {
+  if (took > kAtOnce) return fmt::format("{} only after waiting", code_text(outcome));
+  const bool same = own.collective == theirs.collective;
+  const bool refused = own.refusal != ErrorCode::kOk;
+  const bool peer_refused = theirs.refusal != ErrorCode::kOk;
+  if (same && !refused && !peer_refused) return outcome ? "the same call: " + code_text(outcome) : std::string();
+  const ErrorCode code = outcome ? outcome->code() : ErrorCode::kOk;
+  if (refused) return code == own.refusal ? std::string() : "its own refusal is not told, but " + code_text(outcome);
+  if (code == ErrorCode::kPeerRejected && peer_refused) return {};
+  if (code == ErrorCode::kShapeMismatch && !same) return {};
+  return code_text(outcome);
+}
+
+/// Right data from the group and from both dispatchers, whatever was called before.
+void check_goes_on(Seat& seat, std::size_t pair_idx) {
+  Group& group = seat.group;
+  const std::uint64_t own = pair_idx * 100 + static_cast<std::uint64_t>(group.rank());
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(group.size()));
+  group.all_gather(&own, sizeof(own), all.data());
+  for (std::size_t rank = 0; rank < all.size(); ++rank) {
+    if (all[rank] == pair_idx * 100 + rank) continue;
+    throw Error(ErrorCode::kVerificationFailed, fmt::format("all_gather: {} from rank {}", all[rank], rank));
+  }
+  group.barrier();
+  for (const Desk* desk : {&seat.desk, &seat.other}) {
+    const Play play(pair_scenario(group.size(), pair_idx + 10), 0);
+    const Mismatch mismatch = round_trip(desk->dispatcher(), group.rank(), play);
+    if (mismatch) throw Error(ErrorCode::kVerificationFailed, *mismatch);
+  }
+}
+
+struct Pair {
+  const CallKind* usual;  ///< of all ranks but one
+  const CallKind* odd;
+  int odd_rank;
+};
+
+/// One rank plays pairs from `begin` on. Problems go to `report`. Returns the first pair that was not played: after one
+/// that broke the group.
+std::size_t play_pairs(Group& group, const std::string& dispatcher, const std::vector<Pair>& pairs, std::size_t begin,
+                       const std::function<void(const std::string&)>& report) {
+  Seat seat(group, dispatcher);
+  for (std::size_t idx = begin; idx < pairs.size(); ++idx) {
+    const Pair& pair = pairs[idx];
+    const bool is_odd = group.rank() == pair.odd_rank;
+    const CallKind& own = is_odd ? *pair.odd : *pair.usual;
+    const auto say = [&](const std::string& what) {
+      report(fmt::format("rank {} of {}: {} while {}: {}", group.rank(), group.size(), own.name,
+                         is_odd ? "the others call " + pair.usual->name
+                                : fmt::format("rank {} calls {}", pair.odd_rank, pair.odd->name),
+                         what));
+    };
+    const auto start = Clock::now();
+    const Outcome outcome = outcome_of([&] { own.call(seat); });
+    // A usual rank of three has an odd one and a usual one beside it: the odd one decides.
+    const std::string problem = judge(own, is_odd ? *pair.usual : *pair.odd, outcome, Clock::now() - start);
+    if (!problem.empty()) say(problem);
+    const Outcome afterwards = outcome_of([&] { check_goes_on(seat, idx); });
+    if (!afterwards) continue;
+    say("afterwards " + code_text(afterwards));
+    return idx + 1;
+  }
+  return pairs.size();
+}
+
+/// All pairs in which the ranks but one call `kinds[usual_idx]`. Rank 0 is the odd one, and the last.
+std::vector<Pair> pairs_with(const std::vector<CallKind>& kinds, std::size_t usual_idx, int num_ranks) {
+  std::vector<Pair> pairs;
+  for (const CallKind& odd : kinds) {
+    pairs.push_back({&kinds[usual_idx], &odd, num_ranks - 1});
+    if (num_ranks > 2) pairs.push_back({&kinds[usual_idx], &odd, 0});
+  }
+  return pairs;
+}
+
+/// Plays all pairs on groups of threads: a new one where a pair broke the last.
+std::vector<std::string> play_on_threads(const std::string& dispatcher, const std::vector<Pair>& pairs, int num_ranks) {
+  std::vector<std::string> problems;
+  std::mutex mutex;
+  std::size_t next = 0;
+  for (int num_broken = 0; next < pairs.size() && num_broken < kMaxBroken; ++num_broken) {
+    std::size_t reached = next;
+    run_thread_ranks(num_ranks,
+                     [&](Group& group) {
+                       const std::size_t end =
+                           play_pairs(group, dispatcher, pairs, next, [&](const std::string& problem) {
+                             const std::lock_guard lock(mutex);
+                             problems.push_back(problem);
+                           });
+                       const std::lock_guard lock(mutex);
+                       reached = std::max(reached, end);
+                     },
+                     {.timeout = kTimeout});
+    next = reached;
+  }
+  if (next < pairs.size()) problems.push_back(fmt::format("{} pairs were not tried", pairs.size() - next));
+  return problems;
+}
+
+std::string join_lines(const std::vector<std::string>& lines) {
+  std::string text;
+  for (const std::string& line : lines) text += "\n  " + line;
+  return text;
+}
+
+std::string kind_name(std::size_t idx) { return call_kinds()[idx].name; }
+
+class CallPairs : public ::testing::TestWithParam<std::tuple<std::string, std::size_t>> {
+ protected:
+  void expect_all_told(int num_ranks) const {
+    const std::vector<CallKind> kinds = call_kinds();
+    const auto pairs = pairs_with(kinds, std::get<1>(GetParam()), num_ranks);
+    const auto problems = play_on_threads(std::get<0>(GetParam()), pairs, num_ranks);
+    EXPECT_TRUE(problems.empty()) << problems.size() << " problems in " << pairs.size()
+                                  << " pairs:" << join_lines(problems);
+  }
+};
+
+TEST_P(CallPairs, OfTwoThreads) { expect_all_told(2); }
+TEST_P(CallPairs, OneOfThreeThreadsDiffers) { expect_all_told(3); }
+
+INSTANTIATE_TEST_SUITE_P(All, CallPairs,
+                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference"),
+                                            ::testing::Range(std::size_t{0}, call_kinds().size())),
+                         [](const auto& param_info) {
+                           return std::get<0>(param_info.param) + "_" + kind_name(std::get<1>(param_info.param));
+                         });
+
+class CallPairsOfProcesses : public ::testing::TestWithParam<std::string> {};
+
+// Between processes the same memory is compared, so one of every sort is enough.
+TEST_P(CallPairsOfProcesses, AreToldToAll) {
+  const std::vector<CallKind> all = call_kinds();
+  std::vector<CallKind> kinds;
+  for (const char* name :
+       {"Barrier", "Gather8", "Gather16", "MakeDirect", "MakeUnknown", "Prepare", "PrepareOtherTopK", "Dispatch",
+        "Combine", "CombineIntoTooLittle", "DispatchBackwardOfWeights", "DispatchOtherHandle", "OtherDispatch"}) {
+    kinds.push_back(*std::find_if(all.begin(), all.end(), [name](const CallKind& kind) { return kind.name == name; }));
+  }
+  std::vector<Pair> pairs;
+  for (std::size_t usual = 0; usual < kinds.size(); ++usual) {
+    for (const Pair& pair : pairs_with(kinds, usual, 2)) pairs.push_back(pair);
+  }
+  const auto exits = run_process_ranks(2,
+                                       [&](Group& group) {
+                                         bool clean = true;
+                                         const std::size_t end = play_pairs(group, GetParam(), pairs, 0,
+                                                                            [&clean](const std::string& problem) {
+                                                                              clean = false;
+                                                                              std::cerr << problem << std::endl;
+                                                                            });
+                                         return clean && end == pairs.size() ? 0 : 1;
+                                       },
+                                       {.timeout = kTimeout});
+  for (std::size_t rank = 0; rank < exits.size(); ++rank) EXPECT_EQ(exits[rank], 0) << "exit of rank " << rank;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CallPairsOfProcesses, ::testing::Values("direct", "alltoall", "reference"));
+
+}  // namespace
+}  // namespace epistle::testing
