@@ -1,5 +1,6 @@
 #include "faults/staged_ranks.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -184,6 +185,15 @@ std::string judge_same(const std::vector<Ended>& ends, int victim) {
   return {};
 }
 
+/// Without rank 0 the others never meet: each tells by itself that it is gone, or did not come, but for those that it
+/// has `told` more.
+bool are_missing_rank_0(const std::vector<Ended>& others, const StagedRanks::Options& options,
+                        const StagedRecord& record, ErrorCode told = ErrorCode::kPeerLost) {
+  return options.victim == 0 && record.stage == Stage::kJoin &&
+         std::all_of(others.begin(), others.end(),
+                     [](const Ended& end) { return end.threw && end.peer_rank == 0 && breaks_the_group(end.code); });
+}
+
 bool is_failure_of_its_own(ErrorCode code) {
   return code == ErrorCode::kSystem || code == ErrorCode::kOutOfMemory || code == ErrorCode::kUnsupported;
 }
@@ -263,15 +273,17 @@ std::string judge_fault(StagedRanks& ranks, const StagedRanks::Options& options,
     }
     return {};
   }
-  if (!own.threw && !others.front().threw) return judge_same(ends, options.victim);
-  if (std::string problem = judge_same(others, options.victim); !problem.empty()) return problem;
-  if (!own.threw || !others.front().threw) return "only some ranks throw";
-  if (own.code == others.front().code) return {};
-  // A rank that cannot speak is only missed by the others.
   const StagedRecord& record = ranks.record(options.victim);
-  const bool is_dumb = !record.sent_before_fault ||
-                       (options.fault.fault == CallFault::kErrorForever && options.fault.call == SystemCall::kSend);
-  if (is_dumb && is_failure_of_its_own(own.code) && breaks_the_group(others.front().code)) return {};
+  // A rank that cannot speak is only missed by the others.
+  const bool forever = options.fault.fault == CallFault::kErrorForever;
+  const bool cannot_meet = forever && options.fault.call == SystemCall::kAccept;
+  const bool is_dumb = !record.sent_before_fault || (forever && options.fault.call == SystemCall::kSend);
+  const bool failed_alone = (is_dumb || cannot_meet) && own.threw && is_failure_of_its_own(own.code);
+  if (failed_alone && are_missing_rank_0(others, options, record, own.code)) return {};
+  if (std::string problem = judge_same(others, options.victim); !problem.empty()) return problem;
+  if (own.threw != others.front().threw) return "only some ranks throw";
+  if (own.code == others.front().code) return {};
+  if (failed_alone && breaks_the_group(others.front().code)) return {};
   return "the rank with the fault throws another error than the others";
 }
 
@@ -279,13 +291,7 @@ std::string judge_survivors(StagedRanks& ranks, const StagedRanks::Options& opti
   std::vector<Ended> ends;
   if (std::string problem = judge_ends(ranks, options, options.victim, ends); !problem.empty()) return problem;
   std::string problem = judge_same(ends, options.victim);
-  if (!problem.empty() && options.victim == 0 && ranks.record(0).stage == Stage::kJoin) {
-    // Without rank 0 the others never met: each tells by itself that it is gone or did not come.
-    for (const Ended& end : ends) {
-      if (!end.threw || end.peer_rank != 0 || !breaks_the_group(end.code)) return problem;
-    }
-    return {};
-  }
+  if (!problem.empty() && are_missing_rank_0(ends, options, ranks.record(0))) return {};
   if (problem.empty() && ends.front().threw && !breaks_the_group(ends.front().code)) {
     return "a rank that is gone is kPeerLost or kTimeout";
   }
