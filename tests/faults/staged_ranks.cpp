@@ -190,8 +190,9 @@ std::string judge_same(const std::vector<Ended>& ends, int victim) {
 bool are_missing_rank_0(const std::vector<Ended>& others, const StagedRanks::Options& options,
                         const StagedRecord& record, ErrorCode told = ErrorCode::kPeerLost) {
   return options.victim == 0 && record.stage == Stage::kJoin &&
-         std::all_of(others.begin(), others.end(),
-                     [](const Ended& end) { return end.threw && end.peer_rank == 0 && breaks_the_group(end.code); });
+         std::all_of(others.begin(), others.end(), [told](const Ended& end) {
+           return end.threw && end.peer_rank == 0 && (end.code == told || breaks_the_group(end.code));
+         });
 }
 
 bool is_failure_of_its_own(ErrorCode code) {
