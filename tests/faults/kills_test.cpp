@@ -105,11 +105,12 @@ TEST(Kills, DeathIsSeenThoughAChildOfTheRankLivesOn) {
         Group group = join_process_group({.rank = rank, .num_ranks = 3, .job = job}, {.timeout = kTimeout});
         group.barrier();
         if (rank == kVictim) {
-          grandchild[0] = ::fork();
-          if (grandchild[0] == 0) {
+          const pid_t pid = ::fork();
+          if (pid == 0) {
             ::pause();
             ::_exit(0);
           }
+          grandchild[0] = pid;
           ::raise(SIGKILL);
         }
         if (!in_create) {

@@ -1,6 +1,10 @@
 // Every system call of the meeting, of the descriptor channel and of shared memory fails once, in one rank, at every
 // stage: all ranks succeed, or all throw the same error that names it, in time and without leftovers.
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -17,11 +21,16 @@ constexpr int kNumRanks = 3;
 // A stage makes some calls hundreds of times, while it waits: of those the first ones, and some of the others.
 constexpr int kFirstCalls = 10;
 constexpr int kLaterCalls = 3;
+// All of these cases last for as long as this.
+constexpr std::chrono::milliseconds kTimeoutOfStops{1200};
 
 struct Errors {
   SystemCall call;
   std::vector<int> failures;  ///< an error of the rank, which all must hear of, unless it can do without
   std::vector<int> retries;   ///< the call has only to be made again
+  friend std::ostream& operator<<(std::ostream& stream, const Errors& errors) {
+    return stream << kSystemCallNames[static_cast<std::size_t>(errors.call)];
+  }
 };
 
 const std::vector<Errors>& errors() {
@@ -188,6 +197,7 @@ TEST_P(SystemCalls, DeathIsSeenByAll) {
     cases.push_back(tried);
     if (!position.first_of_stage) return;
     tried.options.fault.fault = CallFault::kStopBefore;
+    tried.options.timeout = kTimeoutOfStops;
     cases.push_back(tried);
   }));
 }

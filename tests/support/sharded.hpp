@@ -18,7 +18,7 @@
 
 namespace epistle::testing {
 
-inline constexpr int kNumShards = 6;
+inline constexpr int kNumShards = 10;
 /// A shard that has found this many problems stops: code that is wrong everywhere must not keep the machine for hours.
 inline constexpr int kMaxProblemsPerShard = 5;
 
