@@ -202,18 +202,28 @@ std::string code_text(const Outcome& outcome) {
   return outcome ? fmt::format("{} ({})", to_string(outcome->code()), outcome->what()) : "no error";
 }
 
-/// What is wrong with the outcome of `own` while some other rank made the call `theirs`.
-std::string judge(const CallKind& own, const CallKind& theirs, const Outcome& outcome, Clock::duration took) {
+/// What every rank calls at once.
+using Calls = std::vector<const CallKind*>;
+
+/// What is wrong with the outcome of the call of `rank`.
+std::string judge(const Calls& calls, int rank, const Outcome& outcome, Clock::duration took) {
   if (took > kAtOnce) return fmt::format("{} only after waiting", code_text(outcome));
-  const bool same = own.collective == theirs.collective;
-  const bool refused = own.refusal != ErrorCode::kOk;
-  const bool peer_refused = theirs.refusal != ErrorCode::kOk;
-  if (same && !refused && !peer_refused) return outcome ? "the same call: " + code_text(outcome) : std::string();
+  const CallKind& own = *calls[static_cast<std::size_t>(rank)];
+  const auto refuses = [](const CallKind* kind) { return kind->refusal != ErrorCode::kOk; };
+  const bool same =
+      std::all_of(calls.begin(), calls.end(), [&](const CallKind* kind) { return kind->collective == own.collective; });
+  const bool is_refused = std::any_of(calls.begin(), calls.end(), refuses);
   const ErrorCode code = outcome ? outcome->code() : ErrorCode::kOk;
-  if (refused) return code == own.refusal ? std::string() : "its own refusal is not told, but " + code_text(outcome);
-  if (code == ErrorCode::kPeerRejected && peer_refused) return {};
+  if (refuses(&own)) {
+    return code == own.refusal ? std::string() : "its own refusal is not told, but " + code_text(outcome);
+  }
+  if (same && !is_refused) return outcome ? "the same call: " + code_text(outcome) : std::string();
   if (code == ErrorCode::kShapeMismatch && !same) return {};
-  return code_text(outcome);
+  if (code != ErrorCode::kPeerRejected || !is_refused) return code_text(outcome);
+  const int named = outcome->context().peer_rank;
+  const bool is_rank = named >= 0 && static_cast<std::size_t>(named) < calls.size();
+  return is_rank && refuses(calls[static_cast<std::size_t>(named)]) ? std::string()
+                                                                    : "names the wrong rank: " + code_text(outcome);
 }
 
 /// Right data from the group and from both dispatchers, whatever was called before.
@@ -234,52 +244,56 @@ void check_goes_on(Seat& seat, std::size_t pair_idx) {
   }
 }
 
-struct Pair {
-  const CallKind* usual;  ///< of all ranks but one
-  const CallKind* odd;
-  int odd_rank;
-};
-
-/// One rank plays pairs from `begin` on. Problems go to `report`. Returns the first pair that was not played: after one
+/// One rank makes its calls from `begin` on. Problems go to `report`. Returns the first that was not made: after one
 /// that broke the group.
-std::size_t play_pairs(Group& group, const std::string& dispatcher, const std::vector<Pair>& pairs, std::size_t begin,
-                       const std::function<void(const std::string&)>& report) {
+std::size_t play_calls(Group& group, const std::string& dispatcher, const std::vector<Calls>& all_calls,
+                       std::size_t begin, const std::function<void(const std::string&)>& report) {
   Seat seat(group, dispatcher);
-  for (std::size_t idx = begin; idx < pairs.size(); ++idx) {
-    const Pair& pair = pairs[idx];
-    const bool is_odd = group.rank() == pair.odd_rank;
-    const CallKind& own = is_odd ? *pair.odd : *pair.usual;
+  for (std::size_t idx = begin; idx < all_calls.size(); ++idx) {
+    const Calls& calls = all_calls[idx];
     const auto say = [&](const std::string& what) {
-      report(fmt::format("rank {} of {}: {} while {}: {}", group.rank(), group.size(), own.name,
-                         is_odd ? "the others call " + pair.usual->name
-                                : fmt::format("rank {} calls {}", pair.odd_rank, pair.odd->name),
-                         what));
+      std::string text;
+      for (const CallKind* kind : calls) text += " " + kind->name;
+      report(fmt::format("the ranks call{}; rank {}: {}", text, group.rank(), what));
     };
     const auto start = Clock::now();
-    const Outcome outcome = outcome_of([&] { own.call(seat); });
-    // A usual rank of three has an odd one and a usual one beside it: the odd one decides.
-    const std::string problem = judge(own, is_odd ? *pair.usual : *pair.odd, outcome, Clock::now() - start);
+    const Outcome outcome = outcome_of([&] { calls[static_cast<std::size_t>(group.rank())]->call(seat); });
+    const std::string problem = judge(calls, group.rank(), outcome, Clock::now() - start);
     if (!problem.empty()) say(problem);
     const Outcome afterwards = outcome_of([&] { check_goes_on(seat, idx); });
     if (!afterwards) continue;
     say("afterwards " + code_text(afterwards));
     return idx + 1;
   }
-  return pairs.size();
+  return all_calls.size();
 }
 
-/// All pairs in which the ranks but one call `kinds[usual_idx]`. Rank 0 is the odd one, and the last.
-std::vector<Pair> pairs_with(const std::vector<CallKind>& kinds, std::size_t usual_idx, int num_ranks) {
-  std::vector<Pair> pairs;
+/// Every kind in one rank, while the others call `usual`: in the last rank, and of three also in rank 0.
+std::vector<Calls> pairs_with(const std::vector<CallKind>& kinds, const CallKind& usual, int num_ranks) {
+  std::vector<Calls> result;
   for (const CallKind& odd : kinds) {
-    pairs.push_back({&kinds[usual_idx], &odd, num_ranks - 1});
-    if (num_ranks > 2) pairs.push_back({&kinds[usual_idx], &odd, 0});
+    const Calls all_usual(static_cast<std::size_t>(num_ranks), &usual);
+    result.push_back(all_usual);
+    result.back().back() = &odd;
+    if (num_ranks == 2) continue;
+    result.push_back(all_usual);
+    result.back().front() = &odd;
   }
-  return pairs;
+  return result;
+}
+
+/// `first` in rank 0, and any two other kinds in the others.
+std::vector<Calls> triples_with(const std::vector<CallKind>& kinds, const CallKind& first) {
+  std::vector<Calls> result;
+  for (std::size_t idx = 0; idx < kinds.size(); ++idx) {
+    result.push_back({&first, &kinds[idx], &kinds[mix(7, idx) % kinds.size()]});
+  }
+  return result;
 }
 
 /// Plays all pairs on groups of threads: a new one where a pair broke the last.
-std::vector<std::string> play_on_threads(const std::string& dispatcher, const std::vector<Pair>& pairs, int num_ranks) {
+std::vector<std::string> play_on_threads(const std::string& dispatcher, const std::vector<Calls>& pairs,
+                                         int num_ranks) {
   std::vector<std::string> problems;
   std::mutex mutex;
   std::size_t next = 0;
@@ -288,7 +302,7 @@ std::vector<std::string> play_on_threads(const std::string& dispatcher, const st
     run_thread_ranks(num_ranks,
                      [&](Group& group) {
                        const std::size_t end =
-                           play_pairs(group, dispatcher, pairs, next, [&](const std::string& problem) {
+                           play_calls(group, dispatcher, pairs, next, [&](const std::string& problem) {
                              const std::lock_guard lock(mutex);
                              problems.push_back(problem);
                            });
@@ -312,19 +326,27 @@ std::string kind_name(std::size_t idx) { return call_kinds()[idx].name; }
 
 class CallPairs : public ::testing::TestWithParam<std::tuple<std::string, std::size_t>> {
  protected:
-  void expect_all_told(int num_ranks) const {
-    const std::vector<CallKind> kinds = call_kinds();
-    const auto pairs = pairs_with(kinds, std::get<1>(GetParam()), num_ranks);
+  [[nodiscard]] const CallKind& usual() const { return kinds_[std::get<1>(GetParam())]; }
+
+  void expect_all_told(const std::vector<Calls>& pairs, int num_ranks) const {
     const auto problems = play_on_threads(std::get<0>(GetParam()), pairs, num_ranks);
     EXPECT_TRUE(problems.empty()) << problems.size() << " problems in " << pairs.size()
                                   << " pairs:" << join_lines(problems);
   }
+
+  const std::vector<CallKind> kinds_ = call_kinds();
 };
 
-TEST_P(CallPairs, OfTwoThreads) { expect_all_told(2); }
+TEST_P(CallPairs, OfTwoThreads) { expect_all_told(pairs_with(kinds_, usual(), 2), 2); }
+
 TEST_P(CallPairs, OneOfThreeThreadsDiffers) {
   if (kThreadSanitizer) GTEST_SKIP() << "takes minutes, and two threads go through the same code";
-  expect_all_told(3);
+  expect_all_told(pairs_with(kinds_, usual(), 3), 3);
+}
+
+TEST_P(CallPairs, AllOfThreeThreadsDiffer) {
+  if (kThreadSanitizer) GTEST_SKIP() << "takes minutes, and two threads go through the same code";
+  expect_all_told(triples_with(kinds_, usual()), 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CallPairs,
@@ -345,14 +367,14 @@ TEST_P(CallPairsOfProcesses, AreToldToAll) {
         "Combine", "CombineIntoTooLittle", "DispatchBackwardOfWeights", "DispatchOtherHandle", "OtherDispatch"}) {
     kinds.push_back(*std::find_if(all.begin(), all.end(), [name](const CallKind& kind) { return kind.name == name; }));
   }
-  std::vector<Pair> pairs;
-  for (std::size_t usual = 0; usual < kinds.size(); ++usual) {
-    for (const Pair& pair : pairs_with(kinds, usual, 2)) pairs.push_back(pair);
+  std::vector<Calls> pairs;
+  for (const CallKind& usual : kinds) {
+    for (const Calls& calls : pairs_with(kinds, usual, 2)) pairs.push_back(calls);
   }
   const auto exits = run_process_ranks(2,
                                        [&](Group& group) {
                                          bool clean = true;
-                                         const std::size_t end = play_pairs(group, GetParam(), pairs, 0,
+                                         const std::size_t end = play_calls(group, GetParam(), pairs, 0,
                                                                             [&clean](const std::string& problem) {
                                                                               clean = false;
                                                                               std::cerr << problem << std::endl;
