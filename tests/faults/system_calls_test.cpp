@@ -137,7 +137,11 @@ class SystemCalls : public ::testing::TestWithParam<Errors> {
       positions_.push_back(positions_of(ranks.record(rank), GetParam().call));
       num_positions_ += positions_.back().size();
     }
-    if (num_positions_ == 0) GTEST_SKIP() << "the library does not call " << name_of(GetParam().call);
+    // Not every call is made by every version of the library; these are the ones that no group can do without.
+    const SystemCall call = GetParam().call;
+    const bool is_vital = call == SystemCall::kSocket || call == SystemCall::kSend || call == SystemCall::kReceive ||
+                          call == SystemCall::kMemfdCreate || call == SystemCall::kMmap;
+    ASSERT_TRUE(num_positions_ > 0 || !is_vital) << "the calls of this program do not come through its own functions";
   }
 
   /// Every position in every rank.
@@ -177,7 +181,6 @@ TEST_P(SystemCalls, FailureIsToldToAll) {
 }
 
 TEST_P(SystemCalls, InterruptionIsNotNoticed) {
-  if (GetParam().retries.empty()) GTEST_SKIP() << "no error of this call asks for another try";
   expect_no_problem(make_cases([](Case tried, const Position&, std::vector<Case>& cases) {
     tried.must_succeed = true;
     for (const int error : GetParam().retries) {
