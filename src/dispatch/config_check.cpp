@@ -140,13 +140,12 @@ std::string value_text(std::string_view field, std::int64_t value) {
   return std::to_string(value);
 }
 
-constexpr std::size_t kMessageBytes = 512;
+constexpr std::size_t kMaxNameBytes = 64;
 
 /// What every rank tells the others when a dispatcher is created.
 struct ConfigPost {
   std::array<std::int64_t, kNumFields> values;
-  ErrorCode status;
-  std::array<char, kMessageBytes> message;  ///< the complaint, or the dispatcher's name
+  std::array<char, kMaxNameBytes> name;  ///< the dispatcher's
 };
 
 }  // namespace
@@ -191,38 +190,28 @@ LayoutParams to_layout_params(const DispatcherConfig& resolved, int num_ranks, T
 }
 
 void agree_on_config(GroupImpl& group, const DispatcherConfig& config, std::string_view dispatcher_name,
-                     const Error* error) {
-  const auto num_ranks = static_cast<std::size_t>(group.num_ranks());
+                     const Complaint& complaint) {
+  const Call call{.kind = CallKind::kCreateDispatcher};
+  (void)group.agree(call, Phase::kCreate, complaint);
   const auto own_fields = fields_of(config, dispatcher_name);
   ConfigPost own{};
   for (std::size_t field = 0; field < kNumFields; ++field) own.values[field] = own_fields[field].second;
-  if (error != nullptr) own.status = error->code();
-  const std::string text(error != nullptr ? error->message() : dispatcher_name);
-  std::strncpy(own.message.data(), text.c_str(), kMessageBytes - 1);
-  std::vector<ConfigPost> posts(num_ranks);
-  group.gather({.kind = CallKind::kCreateDispatcher}, &own, sizeof(own), posts.data(), Phase::kCreate);
-  if (error != nullptr) throw AgreedError(*error);
-  for (std::size_t peer = 0; peer < num_ranks; ++peer) {
-    const Error::Context context{.rank = group.rank(), .peer_rank = static_cast<int>(peer), .phase = Phase::kCreate};
-    if (posts[peer].status != ErrorCode::kOk) {
-      throw AgreedError(
-          ErrorCode::kPeerRejected,
-          fmt::format("rank {} rejected its configuration ({}); nothing was created", peer, posts[peer].message.data()),
-          context);
-    }
+  dispatcher_name.copy(own.name.data(), kMaxNameBytes - 1);
+  std::vector<ConfigPost> posts(static_cast<std::size_t>(group.num_ranks()));
+  group.gather(call, &own, sizeof(own), posts.data(), Phase::kCreate);
+  for (std::size_t peer = 0; peer < posts.size(); ++peer) {
     for (std::size_t field = 0; field < kNumFields; ++field) {
       // Compared with rank 0 rather than with this rank, so that every rank reports the same pair.
       if (posts[peer].values[field] == posts[0].values[field]) continue;
       const std::string_view name = own_fields[field].first;
       const auto text_of = [&](std::size_t rank) {
-        return field == kNameField ? std::string(posts[rank].message.data())
-                                   : value_text(name, posts[rank].values[field]);
+        return field == kNameField ? std::string(posts[rank].name.data()) : value_text(name, posts[rank].values[field]);
       };
       throw AgreedError(
           ErrorCode::kShapeMismatch,
           fmt::format("{} differs: rank 0 has {}, rank {} has {}; all ranks must give the same configuration", name,
                       text_of(0), peer, text_of(peer)),
-          context);
+          {.rank = group.rank(), .peer_rank = static_cast<int>(peer), .phase = Phase::kCreate});
     }
   }
 }

@@ -13,9 +13,9 @@ namespace epistle {
 
 [[nodiscard]] LayoutParams to_layout_params(const DispatcherConfig& resolved, int num_ranks, Transport transport);
 
-/// Collective: every rank learns whether all ranks have the same valid configuration. `error` is this rank's own
-/// complaint, or null. Throws it; or kPeerRejected where another rank has one; or kShapeMismatch that names the field.
+/// Collective: every rank learns whether all ranks have the same valid configuration. Throws this rank's own complaint;
+/// or kPeerRejected where another rank has one; or kShapeMismatch that names the field.
 void agree_on_config(GroupImpl& group, const DispatcherConfig& config, std::string_view dispatcher_name,
-                     const Error* error);
+                     const Complaint& complaint);
 
 }  // namespace epistle

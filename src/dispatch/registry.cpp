@@ -67,7 +67,7 @@ std::unique_ptr<Dispatcher> make_dispatcher(std::string_view name, Group& group,
   });
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.
   GroupImpl& impl = group.impl();
-  agree_on_config(impl, resolved, name, error ? &*error : nullptr);
+  agree_on_config(impl, resolved, name, error);
   std::unique_ptr<Dispatcher> dispatcher;
   impl.take_together({.kind = CallKind::kCreateDispatcher}, Phase::kCreate,
                      [&] { dispatcher = entry->create(group, resolved); });

@@ -46,7 +46,8 @@ struct CallPost {
   std::uint32_t ticket = 0;  ///< the generation of the barrier that it was made for
   ErrorCode status = ErrorCode::kOk;
   Call call;
-  std::array<char, 472> message{};  ///< why the rank refuses, where it does
+  bool blames_another = false;      ///< what the rank complains of is another rank's doing: that one knows better
+  std::array<char, 464> message{};  ///< why the rank refuses, where it does
 };
 static_assert(sizeof(CallPost) == 512);
 

@@ -2,6 +2,8 @@
 // stream would print into whatever the library opened there.
 #pragma once
 
+#include <cerrno>
+
 namespace epistle {
 
 /// Owns a file descriptor.
@@ -30,6 +32,15 @@ class UniqueFd {
 
 /// Another descriptor of the same file, closed on exec. Invalid, with errno set, on failure.
 [[nodiscard]] UniqueFd duplicate(int fd) noexcept;
+
+/// The result of a system call that returns -1 on failure, made again when a signal interrupts it; not for ever.
+template <typename SystemCall>
+[[nodiscard]] auto retry_interrupted(const SystemCall& call) {
+  constexpr int kMaxTries = 10'000;
+  auto result = call();
+  for (int num_tries = 1; result < 0 && errno == EINTR && num_tries < kMaxTries; ++num_tries) result = call();
+  return result;
+}
 
 /// What to do, to be put behind a message, where `error` says that there are too many descriptors; else nothing.
 [[nodiscard]] const char* descriptor_hint(int error) noexcept;

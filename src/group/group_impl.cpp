@@ -46,6 +46,8 @@ ErrorCode code_for_peers(ErrorCode code) noexcept {
   return code == ErrorCode::kOutOfMemory || code == ErrorCode::kSystem ? code : ErrorCode::kPeerRejected;
 }
 
+bool complaint_blames_another(const Error& complaint) noexcept { return complaint.context().peer_rank >= 0; }
+
 std::int64_t add_saturating(std::int64_t a, std::int64_t b) noexcept {
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
   return a > kMax - b ? kMax : a + b;
@@ -84,7 +86,7 @@ struct GroupImpl::GroupControl {
 /// after all ranks have passed the generation between, hence have read it.
 struct GroupImpl::RankControl {
   alignas(kCacheLineBytes) std::atomic<std::uint32_t> state;
-  std::uint64_t process;  ///< World::own_process(); written before `state`
+  ProcessId process;  ///< written before `state`
   alignas(kCacheLineBytes) std::array<CallPost, 2> posts;
   std::array<std::array<std::byte, kGatherSlotBytes>, 2> gather_slots;
 };
@@ -116,8 +118,7 @@ void GroupImpl::attach(SymmetricRegion region) {
   // The memory is zero-filled, which is the initial state of every atomic here.
   control_ = std::launder(reinterpret_cast<GroupControl*>(control_region_.base(0)));
   barrier_ = Barrier(&control_->barrier, rank_, num_ranks_);
-  own_process_ = world_->own_process();
-  rank_control(rank_).process = own_process_;
+  rank_control(rank_).process = world_->own_process();
   rank_control(rank_).state.store(kRankActive, std::memory_order_release);
 }
 
@@ -145,6 +146,7 @@ Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
   post.ticket = ticket;
   post.call = call;
   post.status = complaint ? complaint->code() : ErrorCode::kOk;
+  post.blames_another = complaint && complaint_blames_another(*complaint);
   if (complaint) {
     const std::string_view text = complaint->message().substr(0, post.message.size() - 1);
     std::copy(text.begin(), text.end(), post.message.begin());
@@ -172,11 +174,33 @@ std::int64_t GroupImpl::agree(const Call& call, Phase phase, const Complaint& co
   return compare_posts(ticket, phase, complaint);
 }
 
-std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const {
-  if (complaint) {
+void GroupImpl::throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const {
+  int refuser = -1;
+  for (int peer = num_ranks_ - 1; peer >= 0; --peer) {
+    const CallPost& post = rank_control(peer).posts[ticket & 1];
+    if (post.status == ErrorCode::kOk) continue;
+    // The first that refuses of itself; the first of all where every one blames another.
+    const bool better = refuser < 0 || !post.blames_another || rank_control(refuser).posts[ticket & 1].blames_another;
+    if (better) refuser = peer;
+  }
+  if (refuser < 0) return;
+  const CallPost& refusal = rank_control(refuser).posts[ticket & 1];
+  if (complaint && (refuser == rank_ || refusal.blames_another || !complaint_blames_another(*complaint))) {
     if (complaint->context().rank >= 0) throw AgreedError(*complaint);
     throw AgreedError(complaint->code(), std::string(complaint->message()), {.rank = rank_, .phase = phase});
   }
+  const ErrorCode code = code_for_peers(refusal.status);
+  throw AgreedError(
+      code,
+      code == ErrorCode::kPeerRejected
+          ? fmt::format("rank {} rejected its input, so nothing was sent ({})", refuser, refusal.message.data())
+          : fmt::format("rank {} cannot take part in {} ({}); nothing was sent", refuser, refusal.call.describe(),
+                        refusal.message.data()),
+      {.rank = rank_, .peer_rank = refuser, .phase = phase});
+}
+
+std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const {
+  throw_refusals(ticket, phase, complaint);
   const auto post_of = [&](int rank) -> const CallPost& { return rank_control(rank).posts[ticket & 1]; };
   // Compared with rank 0 rather than with this rank, so that all ranks come to the same verdict.
   const CallPost& first = post_of(0);
@@ -184,16 +208,6 @@ std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complain
   for (int peer = 0; peer < num_ranks_; ++peer) {
     const CallPost& other = post_of(peer);
     const Error::Context context{.rank = rank_, .peer_rank = peer, .phase = phase};
-    if (other.status != ErrorCode::kOk) {
-      const ErrorCode code = code_for_peers(other.status);
-      throw AgreedError(
-          code,
-          code == ErrorCode::kPeerRejected
-              ? fmt::format("rank {} rejected its input, so nothing was sent ({})", peer, other.message.data())
-              : fmt::format("rank {} cannot take part in {} ({}); nothing was sent", peer, other.call.describe(),
-                            other.message.data()),
-          context);
-    }
     if (other.call.kind != first.call.kind || other.call.subject != first.call.subject ||
         other.call.detail != first.call.detail) {
       throw AgreedError(ErrorCode::kShapeMismatch,
@@ -358,7 +372,7 @@ bool GroupImpl::is_lost(int rank) const noexcept {
   // pairs with the release in depart(): what the rank did before it went is visible
   const RankControl& control = rank_control(rank);
   if (control.state.load(std::memory_order_acquire) == kRankDeparted) return true;
-  return control.process != own_process_ && !world_->is_alive(rank);
+  return !world_->is_alive(rank, control.process);
 }
 
 int GroupImpl::find_lost_rank() const noexcept {

@@ -125,6 +125,7 @@ class GroupImpl {
 
   Ticket arrive(const Call& call, const Complaint& complaint);
   void wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows);
+  void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
   /// The end of a step that every rank took alone: all have come through it, or all throw.
   void conclude(const Call& call, const Complaint& complaint);
@@ -139,7 +140,6 @@ class GroupImpl {
   int num_regions_ = 0;
   SymmetricRegion control_region_;
   GroupControl* control_ = nullptr;
-  std::uint64_t own_process_ = 0;
   Barrier barrier_;
   Ticket last_waited_ = 0;
 };

@@ -25,6 +25,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kConnectRetry{2};
+constexpr std::chrono::milliseconds kAnswerTime{100};
 // How long rank 0, having failed, stays for ranks that have not come yet.
 constexpr std::chrono::milliseconds kFarewell{2000};
 // Connections whose owner has not said who it is; the oldest has to go when there are more.
@@ -59,11 +60,12 @@ class Meeting {
   void open() {
     listener_ = open_socket();
     if (::bind(listener_.get(), address_.get(), address_.name_bytes) != 0) {
-      throw Error(
-          ErrorCode::kInvalidArgument,
-          fmt::format("cannot open the meeting point of this job ({}); is another rank 0 of the same job running?",
-                      std::strerror(errno)),
-          {.rank = 0, .phase = Phase::kRendezvous});
+      const int error = errno;
+      const bool taken = error == EADDRINUSE;
+      throw Error(taken ? ErrorCode::kInvalidArgument : ErrorCode::kSystem,
+                  fmt::format("cannot open the meeting point of this job ({}){}", std::strerror(error),
+                              taken ? "; is another rank 0 of the same job running?" : ""),
+                  {.rank = 0, .phase = Phase::kRendezvous});
     }
     if (::listen(listener_.get(), std::max(num_ranks_, SOMAXCONN)) != 0) {
       throw Error(ErrorCode::kSystem, fmt::format("listen failed: {}", std::strerror(errno)),
@@ -144,7 +146,7 @@ class Meeting {
         return;
       }
       num_accept_tries_ = 0;
-      if (!is_same_user(socket.get()) || hear(socket)) continue;
+      if (!is_same_user(socket.get()).value_or(false) || hear(socket)) continue;
       if (strangers_.size() == kMaxStrangers) strangers_.pop_front();
       strangers_.push_back(std::move(socket));
     }
@@ -203,14 +205,20 @@ class Meeting {
     }
     Packet welcome;
     welcome.kind = PacketKind::kWelcome;
-    tell(socket, welcome);  // a peer that is gone already shows later
+    ChannelStatus status = ChannelStatus::kClosed;
+    const Complaint complaint = attempt([&] { status = send_message(socket.get(), welcome, -1, briefly()); });
+    if (complaint) fail(complaint->code(), 0, fmt::format("rank 0 cannot answer: {}", complaint->message()));
+    if (status != ChannelStatus::kOk) return;  // it may come again
     place = std::move(socket);
     ++num_joined_;
   }
 
+  /// For packets that go at once or never: the receiver's queue is empty.
+  static Patience briefly() { return {.deadline = Clock::now() + kAnswerTime}; }
+
   /// Best effort: who cannot be told finds out by itself.
   static void tell(const UniqueFd& socket, const Packet& packet) noexcept {
-    (void)attempt([&] { (void)send_message(socket.get(), packet, -1, {.deadline = Clock::now()}); });
+    (void)attempt([&] { (void)send_message(socket.get(), packet, -1, briefly()); });
   }
 
   void say_farewell() {
@@ -249,22 +257,109 @@ class Meeting {
   std::optional<Packet> failure_;
 };
 
-/// Connects to rank 0 and presents this rank; no socket where rank 0 is not there yet.
-UniqueFd try_to_come(const MeetingAddress& address, const Packet& hello, const Patience& patience) {
-  UniqueFd socket = open_socket();
-  if (::connect(socket.get(), address.get(), address.name_bytes) != 0) {
-    const int error = errno;
-    if (error == ECONNREFUSED || error == ENOENT || is_shortage(error)) return {};
-    throw Error(ErrorCode::kSystem, fmt::format("connect failed: {}", std::strerror(error)),
-                {.rank = hello.rank, .phase = Phase::kRendezvous});
+/// Another rank on its way to rank 0.
+class Visit {
+ public:
+  Visit(const std::string& job, int rank, int num_ranks, std::chrono::milliseconds timeout)
+      : address_(job),
+        timeout_(timeout),
+        deadline_(Clock::now() + timeout),
+        // Rank 0 waits first and names the rank at fault; a little patience lets that answer arrive.
+        patience_{.deadline = deadline_ + timeout / 4 + std::chrono::milliseconds(100)} {
+    hello_.kind = PacketKind::kHello;
+    hello_.rank = rank;
+    hello_.num_ranks = num_ranks;
+    hello_.job_check = address_.job_check;
   }
-  if (!is_same_user(socket.get())) {
-    throw Error(ErrorCode::kInvalidArgument, "the meeting point of this job belongs to another user",
-                {.rank = hello.rank, .peer_rank = 0, .phase = Phase::kRendezvous});
+
+  UniqueFd make() {
+    while (true) {
+      if (UniqueFd socket = connect(); socket.valid()) {
+        has_met_ = true;
+        if (is_welcome(socket)) return socket;
+        // Rank 0 had too many connections, or has ended: the next try will tell.
+      }
+      if (Clock::now() >= deadline_) throw_late();
+      std::this_thread::sleep_for(kConnectRetry);
+    }
   }
-  (void)send_message(socket.get(), hello, -1, patience);  // a rank 0 that is gone shows in the answer
-  return socket;
-}
+
+ private:
+  [[nodiscard]] Error::Context context(int peer_rank) const {
+    return {.rank = hello_.rank, .peer_rank = peer_rank, .phase = Phase::kRendezvous};
+  }
+
+  /// No socket where it is worth to try again.
+  UniqueFd connect() {
+    UniqueFd socket = open_socket();
+    if (::connect(socket.get(), address_.get(), address_.name_bytes) != 0) {
+      const int error = errno;
+      const bool nobody_there = error == ECONNREFUSED || error == ENOENT;
+      if (nobody_there && has_met_) {
+        throw Error(ErrorCode::kPeerLost, "rank 0 exited while the ranks met; start all ranks again", context(0));
+      }
+      if (!nobody_there && !is_shortage(error)) {
+        throw Error(ErrorCode::kSystem, fmt::format("connect failed: {}", std::strerror(error)), context(-1));
+      }
+      last_error_ = nobody_there ? 0 : error;
+      return {};
+    }
+    const std::optional<bool> same_user = is_same_user(socket.get());
+    if (!same_user) {
+      last_error_ = errno;
+      return {};
+    }
+    if (!*same_user) {
+      throw Error(ErrorCode::kInvalidArgument, "the meeting point of this job belongs to another user", context(0));
+    }
+    last_error_ = 0;
+    (void)send_message(socket.get(), hello_, -1, patience_);  // a rank 0 that is gone shows in the answer
+    return socket;
+  }
+
+  /// False where rank 0 has closed the connection without a word. Tells rank 0 of an error of this rank.
+  bool is_welcome(const UniqueFd& socket) {
+    Packet answer;
+    ChannelStatus status = ChannelStatus::kClosed;
+    const Complaint complaint =
+        attempt([&] { status = receive_message(socket.get(), answer, nullptr, patience_); });
+    if (complaint) {
+      const Packet note = failure_packet(PacketKind::kStatus, complaint->code(), hello_.rank, Phase::kRendezvous,
+                                         complaint->message());
+      (void)attempt([&] { (void)send_message(socket.get(), note, -1, patience_); });
+      throw error_of(note, hello_.rank);
+    }
+    if (status == ChannelStatus::kClosed) return false;
+    if (status == ChannelStatus::kTimedOut) {
+      throw Error(ErrorCode::kTimeout, fmt::format("rank 0 is there, but did not answer within {} ms", timeout_.count()),
+                  context(0));
+    }
+    if (status == ChannelStatus::kOk && answer.kind == PacketKind::kWelcome) return true;
+    if (status == ChannelStatus::kOk && answer.kind == PacketKind::kVerdict) throw error_of(answer, hello_.rank);
+    throw error_of(silence_packet(ChannelStatus::kMalformed, 0, Phase::kRendezvous, timeout_), hello_.rank);
+  }
+
+  [[noreturn]] void throw_late() const {
+    if (last_error_ != 0) {
+      throw Error(ErrorCode::kSystem,
+                  fmt::format("cannot reach rank 0: {}{}", std::strerror(last_error_), descriptor_hint(last_error_)),
+                  context(-1));
+    }
+    throw Error(ErrorCode::kTimeout,
+                fmt::format("rank 0 did not open the meeting point within {} ms. Was it started, on this host, with "
+                            "the same job name?",
+                            timeout_.count()),
+                context(0));
+  }
+
+  MeetingAddress address_;
+  std::chrono::milliseconds timeout_;
+  Deadline deadline_;
+  Patience patience_;
+  Packet hello_;
+  bool has_met_ = false;
+  int last_error_ = 0;  ///< of the last try, where it is this rank's own
+};
 
 }  // namespace
 
@@ -273,41 +368,7 @@ std::vector<UniqueFd> hold_meeting(const std::string& job, int num_ranks, std::c
 }
 
 UniqueFd come_to_meeting(const std::string& job, int rank, int num_ranks, std::chrono::milliseconds timeout) {
-  const MeetingAddress address(job);
-  // Rank 0 waits first and names the rank at fault; a little patience lets that answer arrive.
-  const Deadline deadline = Clock::now() + timeout;
-  const Patience patience{.deadline = deadline + timeout / 4 + std::chrono::milliseconds(100)};
-  Packet hello;
-  hello.kind = PacketKind::kHello;
-  hello.rank = rank;
-  hello.num_ranks = num_ranks;
-  hello.job_check = address.job_check;
-  const Error::Context context{.rank = rank, .peer_rank = 0, .phase = Phase::kRendezvous};
-  for (bool has_met = false;;) {
-    UniqueFd socket = try_to_come(address, hello, patience);
-    if (socket.valid()) {
-      has_met = true;
-      Packet answer;
-      const ChannelStatus status = receive_message(socket.get(), answer, nullptr, patience);
-      if (status == ChannelStatus::kOk && answer.kind == PacketKind::kWelcome) return socket;
-      if (status == ChannelStatus::kOk) throw error_of(answer, rank);
-      if (status == ChannelStatus::kTimedOut) {
-        throw Error(ErrorCode::kTimeout,
-                    fmt::format("rank 0 is there, but did not answer within {} ms", timeout.count()), context);
-      }
-      // Rank 0 had too many connections, or has ended: the next try will tell.
-    } else if (has_met) {
-      throw Error(ErrorCode::kPeerLost, "rank 0 exited while the ranks met; start all ranks again", context);
-    }
-    if (Clock::now() >= deadline) {
-      throw Error(ErrorCode::kTimeout,
-                  fmt::format("rank 0 did not open the meeting point within {} ms. Was it started, on this host, with "
-                              "the same job name?",
-                              timeout.count()),
-                  context);
-    }
-    std::this_thread::sleep_for(kConnectRetry);
-  }
+  return Visit(job, rank, num_ranks, timeout).make();
 }
 
 }  // namespace epistle

@@ -52,10 +52,11 @@ UniqueFd open_socket() {
   }
 }
 
-bool is_same_user(int socket) noexcept {
+std::optional<bool> is_same_user(int socket) noexcept {
   ucred peer{};
   socklen_t size = sizeof(peer);
-  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == ::getuid();
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return std::nullopt;
+  return peer.uid == ::getuid();
 }
 
 bool is_shortage(int error) noexcept {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -24,8 +25,8 @@ struct MeetingAddress {
 /// A socket that does not block. Tries again for a moment where the system is short of something. Throws kSystem.
 [[nodiscard]] UniqueFd open_socket();
 
-/// Whether the process at the other end runs as the same user.
-[[nodiscard]] bool is_same_user(int socket) noexcept;
+/// Whether the process at the other end runs as the same user; nothing, with errno set, where the kernel does not tell.
+[[nodiscard]] std::optional<bool> is_same_user(int socket) noexcept;
 
 /// True for errors of system calls that may go away when others let go of what they hold.
 [[nodiscard]] bool is_shortage(int error) noexcept;

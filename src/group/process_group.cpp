@@ -5,7 +5,6 @@
 #include <vector>
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -34,13 +33,8 @@ flock life_lock_of(int rank) noexcept {
 
 void hold_life_lock(int file, int rank) {
   flock lock = life_lock_of(rank);
-  int result = 0;
-  do {
-    result = ::fcntl(file, F_SETLK, &lock);
-  } while (result != 0 && errno == EINTR);
-  if (result != 0) {
-    throw Error(ErrorCode::kSystem, fmt::format("locking shared memory failed: {}", std::strerror(errno)));
-  }
+  if (retry_interrupted([&] { return ::fcntl(file, F_SETLK, &lock); }) == 0) return;
+  throw Error(ErrorCode::kSystem, fmt::format("locking shared memory failed: {}", std::strerror(errno)));
 }
 
 class ProcessWorld final : public World {
@@ -78,16 +72,14 @@ class ProcessWorld final : public World {
     return rendezvous_.exchange(own, watch.deadline, watch.is_hopeless);
   }
 
-  [[nodiscard]] std::uint64_t own_process() const noexcept override {
-    // Numbers of processes are only unique within a namespace.
-    struct stat status {};
-    const bool known = ::stat("/proc/self/ns/pid", &status) == 0;
-    return (known ? static_cast<std::uint64_t>(status.st_ino) << 32 : 0) | static_cast<std::uint32_t>(::getpid());
-  }
+  [[nodiscard]] ProcessId own_process() const noexcept override { return own_process_id(); }
 
-  [[nodiscard]] bool is_alive(int rank) const noexcept override {
+  [[nodiscard]] bool is_alive(int rank, const ProcessId& process) const noexcept override {
     flock lock = life_lock_of(rank);
-    return ::fcntl(first_region_.fd(), F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+    if (::fcntl(first_region_.fd(), F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK) return true;
+    // A process loses its lock as well when it opens and closes the file again (through /proc/self/fd), and a process
+    // does not see its own.
+    return is_running(process);
   }
 
  private:

@@ -168,7 +168,7 @@ UniqueFd Rendezvous::receive_file(int peer_rank, const Patience& patience) {
     if (packet.kind == PacketKind::kFile && file.valid()) return file;
     throw Error(packet.code == ErrorCode::kOk ? ErrorCode::kSystem : packet.code,
                 fmt::format("rank {} has no descriptor to give: {}", packet.rank, packet.text.data()),
-                {.rank = rank_, .phase = Phase::kCreate});
+                {.rank = rank_, .peer_rank = packet.rank, .phase = Phase::kCreate});
   }
 }
 

@@ -55,7 +55,7 @@ UniqueFd create_shared_file(std::int64_t num_bytes) {
   check_file_limit(num_bytes);
   UniqueFd file = own_descriptor(::memfd_create("epistle", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!file.valid()) throw_system(ErrorCode::kSystem, "memfd_create failed", errno);
-  if (::ftruncate(file.get(), num_bytes) != 0) {
+  if (retry_interrupted([&] { return ::ftruncate(file.get(), num_bytes); }) != 0) {
     throw_system(ErrorCode::kOutOfMemory, fmt::format("cannot reserve {} bytes of shared memory", num_bytes), errno);
   }
   if (::fcntl(file.get(), F_ADD_SEALS, kNoShrinking) != 0) {
@@ -102,11 +102,8 @@ RegionMapping::~RegionMapping() { ::munmap(base_, static_cast<std::size_t>(file_
 void SymmetricRegion::commit(std::int64_t offset, std::int64_t num_bytes) const {
   if (num_bytes == 0) return;
   const std::int64_t file_offset = rank_ * mapping_->reserved_bytes() + offset;
-  int error = 0;
-  do {
-    error = ::fallocate(fd(), 0, file_offset, num_bytes) == 0 ? 0 : errno;
-  } while (error == EINTR);
-  if (error != 0) {
+  if (retry_interrupted([&] { return ::fallocate(fd(), 0, file_offset, num_bytes); }) != 0) {
+    const int error = errno;
     throw Error(
         ErrorCode::kOutOfMemory,
         fmt::format("cannot commit {} bytes of shared memory ({}); use fewer tokens, capacity sizing, or more memory",

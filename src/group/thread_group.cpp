@@ -53,9 +53,9 @@ class ThreadWorld final : public World {
                 "threads of one, which share them");
   }
 
-  [[nodiscard]] std::uint64_t own_process() const noexcept override { return 0; }
+  [[nodiscard]] ProcessId own_process() const noexcept override { return {}; }
   // A thread cannot die alone: a rank that leaves says so (GroupImpl::depart).
-  [[nodiscard]] bool is_alive(int /*rank*/) const noexcept override { return true; }
+  [[nodiscard]] bool is_alive(int /*rank*/, const ProcessId& /*process*/) const noexcept override { return true; }
 
  private:
   struct PendingRegion {

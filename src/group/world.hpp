@@ -9,6 +9,7 @@
 #include "epistle/types.hpp"
 
 #include "group/fd_channel.hpp"
+#include "group/process_id.hpp"
 #include "group/shared_memory.hpp"
 
 namespace epistle {
@@ -43,11 +44,9 @@ class World {
   /// no need of it.
   [[nodiscard]] virtual std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) = 0;
 
-  /// A number for the process of this rank, different from that of every other on the host.
-  [[nodiscard]] virtual std::uint64_t own_process() const noexcept = 0;
-  /// False once `rank`, which has attached, can never arrive again because its process, another than this one, has
-  /// ended.
-  [[nodiscard]] virtual bool is_alive(int rank) const noexcept = 0;
+  [[nodiscard]] virtual ProcessId own_process() const noexcept = 0;
+  /// False once `rank`, which has attached as `process`, can never arrive again because its process has ended.
+  [[nodiscard]] virtual bool is_alive(int rank, const ProcessId& process) const noexcept = 0;
 };
 
 }  // namespace epistle

@@ -124,7 +124,7 @@ std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Grou
     error = e;
   }
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.
-  agree_on_config(group.impl(), resolved, name, error ? &*error : nullptr);
+  agree_on_config(group.impl(), resolved, name, error);
   return found->create(group, resolved, options, device);
 }
 
