@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "dispatch/collective_dispatcher.hpp"
+#include "topology/memory.hpp"
 
 namespace epistle {
 
@@ -81,6 +82,10 @@ CountsView<std::int32_t> CollectiveDispatcher::own_counts(const HandleState& sta
 Complaint CollectiveDispatcher::read_routing(const RoutingView& routing, HandleState& state) {
   if (Complaint complaint = checks().routing(routing)) return complaint;
   const auto num_entries = static_cast<std::size_t>(routing.num_tokens) * static_cast<std::size_t>(config_.top_k);
+  if (num_entries > state.expert_ids.capacity()) {
+    require_memory(static_cast<std::int64_t>(num_entries * (sizeof(std::int32_t) + sizeof(float))),
+                   "the routing of this rank's tokens");
+  }
   state.stats = RoutingStats{.num_tokens = routing.num_tokens};
   state.expert_ids.resize(num_entries);
   state.weights.resize(num_entries);
@@ -175,6 +180,13 @@ void CollectiveDispatcher::reserve_handle(HandleState& state) {
   const auto num_tokens = static_cast<std::size_t>(state.stats.num_tokens);
   const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
   const auto num_local = static_cast<std::size_t>(layout_.partition().num_local_experts(rank()));
+  if (num_tokens * top_k > state.dst_row.capacity() || num_rows > state.src_rank.capacity()) {
+    const std::size_t entry_bytes = sizeof(std::int32_t) + sizeof(SendEntry);
+    const std::size_t row_bytes = static_cast<std::size_t>(layout_.record_bytes()) + 2 * sizeof(std::int32_t) +
+                                  static_cast<std::size_t>(layout_.weights_per_row()) * sizeof(float);
+    require_memory(static_cast<std::int64_t>(num_tokens * top_k * entry_bytes + num_rows * row_bytes),
+                   "a handle's descriptions of rows");
+  }
   state.dst_row.reserve(num_tokens * top_k);
   state.sends.reserve(static_cast<std::size_t>(state.demand.send_pairs));
   state.send_begin.reserve(num_tokens + 1);

@@ -24,6 +24,9 @@ constexpr std::chrono::milliseconds kLookInterval{10};
 // Between two tries at what passes with time: buffers, and descriptors that are on their way.
 constexpr std::chrono::milliseconds kRetryInterval{1};
 
+// Of receiving once more when there is no more patience; a signal may spoil some.
+constexpr int kMaxLateTries = 16;
+
 bool is_disconnect(int error) noexcept { return error == EPIPE || error == ECONNRESET || error == ENOTCONN; }
 bool is_not_ready(int error) noexcept { return error == EAGAIN || error == EWOULDBLOCK; }
 /// ETOOMANYREFS: the receivers have not taken what was sent before.
@@ -84,6 +87,7 @@ ChannelStatus send_message(int socket, const void* data, std::size_t num_bytes, 
     } else if (sent < 0 && passes_with_time(error)) {
       if (look_at(patience) != ChannelStatus::kOk) throw_system("sendmsg", error);
       std::this_thread::sleep_for(kRetryInterval);
+      continue;
     } else if (sent >= 0 || error != EINTR) {
       throw_system("sendmsg", sent < 0 ? error : EMSGSIZE);
     }
@@ -134,13 +138,15 @@ ChannelStatus receive_now(int socket, void* data, std::size_t num_bytes, UniqueF
 }
 
 ChannelStatus receive_message(int socket, void* data, std::size_t num_bytes, UniqueFd* fd, const Patience& patience) {
-  for (bool last_try = false;;) {
+  ChannelStatus waited = ChannelStatus::kOk;
+  for (int num_late_tries = 0;;) {
     const ChannelStatus status = receive_now(socket, data, num_bytes, fd);
     if (status != ChannelStatus::kNothing) return status;
-    if (const auto waited = wait_ready(socket, POLLIN, patience); waited != ChannelStatus::kOk) return waited;
-    // Ready, and yet nothing may be there, again and again.
-    if (last_try) return ChannelStatus::kTimedOut;
-    last_try = look_at(patience) != ChannelStatus::kOk;
+    // Who is not waited for any longer may have sent just before.
+    if (num_late_tries == kMaxLateTries) return waited;
+    waited = wait_ready(socket, POLLIN, patience);
+    if (waited == ChannelStatus::kOk) waited = look_at(patience);
+    if (waited != ChannelStatus::kOk) ++num_late_tries;
   }
 }
 

@@ -31,10 +31,6 @@ constexpr std::chrono::microseconds kSpinOnSharedCore{1};
 constexpr int kSpinsPerClockRead = 64;
 constexpr std::size_t kGatherSlotBytes = 4096;
 
-// What is left to the rest of the machine: this part of what is available, but no more than so many bytes.
-constexpr std::int64_t kMemoryReservePart = 8;
-constexpr std::int64_t kMaxMemoryReserveBytes = std::int64_t{256} << 20;
-
 constexpr std::uint32_t kRankActive = 1;
 constexpr std::uint32_t kRankDeparted = 2;
 
@@ -79,6 +75,7 @@ struct GroupImpl::Failure {
 /// Start of rank 0's piece of the control region; its barrier follows.
 struct GroupImpl::GroupControl {
   alignas(kCacheLineBytes) std::atomic<std::uint64_t> failure;  ///< the first failure anybody saw, packed; 0 = none
+  std::atomic<std::uint32_t> founded;                           ///< 1 when all ranks have attached
   BarrierBlock barrier;
 };
 
@@ -98,15 +95,40 @@ GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std:
   const bool own_core = num_ranks <= num_cores;
   spin_ = spin_us >= 0 ? std::chrono::microseconds(spin_us) : own_core ? kSpinWithOwnCore : kSpinOnSharedCore;
   look_interval_us_ = kLookIntervalUs * std::max(1, num_ranks / (num_cores * kLookersPerCore));
-  try {
+  const Complaint complaint = attempt([&] {
     world_->found(rank, control_bytes(num_ranks), timeout_,
                   [this](SymmetricRegion region) { attach(std::move(region)); });
-  } catch (const Error& error) {
-    // Ranks that have been told that the group stands must hear of the same failure.
-    if (control_ != nullptr && error.context().peer_rank >= 0) {
-      (void)agree_on({error.code(), Phase::kCreate, error.context().peer_rank, rank_});
-    }
-    throw;
+  });
+  if (complaint) {
+    // Those that have attached wait for what rank 0 makes of it, and all must hear of the same failure.
+    const int peer_rank = complaint->context().peer_rank;
+    if (control_ != nullptr) fail_founding(complaint->code(), peer_rank >= 0 ? peer_rank : rank_, complaint);
+    throw Error(*complaint);
+  }
+  if (rank == 0) {
+    // pairs with wait_until_founded()
+    control_->founded.store(1, std::memory_order_release);
+  } else {
+    wait_until_founded();
+  }
+}
+
+void GroupImpl::fail_founding(ErrorCode code, int peer_rank, const Complaint& complaint) {
+  const Failure agreed = agree_on({code, Phase::kCreate, peer_rank, rank_});
+  depart();
+  if (complaint && agreed.code == code && agreed.peer_rank == peer_rank) throw Error(*complaint);
+  raise(agreed, nullptr);
+}
+
+void GroupImpl::wait_until_founded() {
+  constexpr std::chrono::microseconds kPause{200};
+  // Rank 0 waits for the others as long as this, and then says who was missing.
+  const Clock::time_point deadline = Clock::now() + timeout_ + timeout_ / 4 + std::chrono::milliseconds(100);
+  while (control_->founded.load(std::memory_order_acquire) == 0) {
+    if (agreed_failure()) fail_founding(ErrorCode::kPeerLost, 0, std::nullopt);
+    if (is_lost(0)) fail_founding(ErrorCode::kPeerLost, 0, std::nullopt);
+    if (Clock::now() >= deadline) fail_founding(ErrorCode::kTimeout, 0, std::nullopt);
+    std::this_thread::sleep_for(kPause);
   }
 }
 
@@ -276,7 +298,7 @@ void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
       available = available < 0 ? ask.available_bytes : std::min(available, ask.available_bytes);
   }
   if (available < 0 || needed == 0) return;
-  const std::int64_t reserve = std::min(available / kMemoryReservePart, kMaxMemoryReserveBytes);
+  const std::int64_t reserve = memory_reserve_bytes(available);
   if (needed <= available - reserve) return;
   throw AgreedError(
       ErrorCode::kOutOfMemory,

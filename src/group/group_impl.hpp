@@ -115,6 +115,8 @@ class GroupImpl {
   struct RankControl;
 
   void attach(SymmetricRegion region);
+  void wait_until_founded();
+  [[noreturn]] void fail_founding(ErrorCode code, int peer_rank, const Complaint& complaint);
   [[nodiscard]] RankControl& rank_control(int rank) const noexcept;
   [[nodiscard]] bool is_lost(int rank) const noexcept;
   [[nodiscard]] std::optional<Failure> agreed_failure() const noexcept;

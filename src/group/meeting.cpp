@@ -33,6 +33,7 @@ constexpr std::size_t kMaxStrangers = 64;
 // Tries at accept, over some 200 ms, before a shortage of descriptors counts as lasting.
 constexpr int kMaxAcceptTries = 40;
 constexpr std::chrono::milliseconds kAcceptRetry{5};
+constexpr int kMaxUnknownVisitors = 100;
 
 /// Rank 0 while the others come.
 class Meeting {
@@ -146,7 +147,13 @@ class Meeting {
         return;
       }
       num_accept_tries_ = 0;
-      if (!is_same_user(socket.get()).value_or(false) || hear(socket)) continue;
+      const std::optional<bool> same_user = is_same_user(socket.get());
+      if (!same_user && ++num_unknown_visitors_ == kMaxUnknownVisitors) {
+        fail(ErrorCode::kSystem, 0, "rank 0 cannot find out who connects to it");
+        return;
+      }
+      // Who is of this job and was not recognised comes again.
+      if (!same_user.value_or(false) || hear(socket)) continue;
       if (strangers_.size() == kMaxStrangers) strangers_.pop_front();
       strangers_.push_back(std::move(socket));
     }
@@ -208,9 +215,22 @@ class Meeting {
     ChannelStatus status = ChannelStatus::kClosed;
     const Complaint complaint = attempt([&] { status = send_message(socket.get(), welcome, -1, briefly()); });
     if (complaint) fail(complaint->code(), 0, fmt::format("rank 0 cannot answer: {}", complaint->message()));
-    if (status != ChannelStatus::kOk) return;  // it may come again
+    if (status != ChannelStatus::kOk) {
+      hear_last_words(socket, hello.rank);  // it may come again otherwise
+      return;
+    }
     place = std::move(socket);
     ++num_joined_;
+  }
+
+  /// A rank that could not wait for the answer may have said why.
+  void hear_last_words(const UniqueFd& socket, int rank) {
+    Packet packet;
+    ChannelStatus status = ChannelStatus::kNothing;
+    const Complaint complaint = attempt([&] { status = receive_now(socket.get(), packet); });
+    if (complaint || status != ChannelStatus::kOk || packet.kind != PacketKind::kStatus) return;
+    was_told_[static_cast<std::size_t>(rank)] = true;
+    fail(packet.code, rank, fmt::format("rank {} failed: {}", rank, packet.text.data()));
   }
 
   /// For packets that go at once or never: the receiver's queue is empty.
@@ -251,6 +271,7 @@ class Meeting {
   UniqueFd spare_;
   int num_joined_ = 1;
   int num_accept_tries_ = 0;
+  int num_unknown_visitors_ = 0;
   std::vector<UniqueFd> sockets_;
   std::deque<UniqueFd> strangers_;
   std::vector<bool> was_told_;  ///< of the failure
@@ -321,18 +342,17 @@ class Visit {
   bool is_welcome(const UniqueFd& socket) {
     Packet answer;
     ChannelStatus status = ChannelStatus::kClosed;
-    const Complaint complaint =
-        attempt([&] { status = receive_message(socket.get(), answer, nullptr, patience_); });
+    const Complaint complaint = attempt([&] { status = receive_message(socket.get(), answer, nullptr, patience_); });
     if (complaint) {
-      const Packet note = failure_packet(PacketKind::kStatus, complaint->code(), hello_.rank, Phase::kRendezvous,
-                                         complaint->message());
+      const Packet note =
+          failure_packet(PacketKind::kStatus, complaint->code(), hello_.rank, Phase::kRendezvous, complaint->message());
       (void)attempt([&] { (void)send_message(socket.get(), note, -1, patience_); });
       throw error_of(note, hello_.rank);
     }
     if (status == ChannelStatus::kClosed) return false;
     if (status == ChannelStatus::kTimedOut) {
-      throw Error(ErrorCode::kTimeout, fmt::format("rank 0 is there, but did not answer within {} ms", timeout_.count()),
-                  context(0));
+      throw Error(ErrorCode::kTimeout,
+                  fmt::format("rank 0 is there, but did not answer within {} ms", timeout_.count()), context(0));
     }
     if (status == ChannelStatus::kOk && answer.kind == PacketKind::kWelcome) return true;
     if (status == ChannelStatus::kOk && answer.kind == PacketKind::kVerdict) throw error_of(answer, hello_.rank);

@@ -22,6 +22,13 @@ Deadline deadline_behind_root(std::chrono::milliseconds timeout) {
   return Clock::now() + timeout + timeout / 4 + std::chrono::milliseconds(100);
 }
 
+UniqueFd duplicate_or_throw(const UniqueFd& file) {
+  UniqueFd copy = duplicate(file.get());
+  if (copy.valid()) return copy;
+  throw Error(ErrorCode::kSystem,
+              fmt::format("duplicating a descriptor failed: {}{}", std::strerror(errno), descriptor_hint(errno)));
+}
+
 Packet status_packet(const Complaint& complaint, int rank) {
   Packet packet;
   packet.rank = rank;
@@ -37,6 +44,16 @@ Packet verdict_on(const Packet& status, int rank) {
       rank == 0 ? std::string(status.text.data())
                 : fmt::format("rank {} failed while the group was created: {}", rank, status.text.data());
   return failure_packet(PacketKind::kVerdict, status.code, rank, Phase::kCreate, text);
+}
+
+/// Of a rank that has taken no file: it may have said why before it closed.
+Packet last_words_of(int socket, ChannelStatus status, int rank, std::chrono::milliseconds timeout) {
+  Packet packet;
+  if (status == ChannelStatus::kClosed && receive_now(socket, packet) == ChannelStatus::kOk &&
+      packet.code != ErrorCode::kOk) {
+    return verdict_on(packet, rank);
+  }
+  return silence_packet(status, rank, Phase::kCreate, timeout);
 }
 
 /// A socket's next packet once all are asked: of ranks [1, num_ranks), each one's status. Any rank that ends is seen
@@ -96,50 +113,46 @@ void Rendezvous::found_as_root(const std::function<UniqueFd()>& make, const std:
                                std::chrono::milliseconds timeout) {
   const Patience patience{.deadline = Clock::now() + timeout};
   std::optional<Packet> failure;
-  Complaint complaint = attempt([&] {
+  int num_sent = 1;
+  const Complaint complaint = attempt([&] {
     UniqueFd file = make();
+    first_file_ = duplicate_or_throw(file);
+    adopt(std::move(file));
     Packet packet;
     packet.kind = PacketKind::kFile;
-    for (int peer = 1; peer < num_ranks_ && !failure; ++peer) {
-      const ChannelStatus status = send_message(socket_of(peer), packet, file.get(), patience);
-      if (status != ChannelStatus::kOk) failure = silence_packet(status, peer, Phase::kCreate, timeout);
+    for (; num_sent < num_ranks_ && !failure; ++num_sent) {
+      const ChannelStatus status = send_message(socket_of(num_sent), packet, first_file_.get(), patience);
+      if (status != ChannelStatus::kOk) failure = last_words_of(socket_of(num_sent), status, num_sent, timeout);
     }
-    adopt(std::move(file));
     if (!failure) failure = collect_statuses(sockets_, timeout);
   });
   if (complaint && !failure) failure = verdict_on(status_packet(complaint, 0), 0);
-  Packet verdict;
-  verdict.kind = PacketKind::kVerdict;
-  if (failure) verdict = *failure;
-  for (int peer = 1; peer < num_ranks_; ++peer) {
-    // A rank that ends from here on shows in the group, to all in the same way.
-    (void)attempt([&] { (void)send_message(socket_of(peer), verdict, -1, {.deadline = Clock::now() + timeout}); });
+  if (!failure) return;
+  for (int peer = num_sent; peer < num_ranks_; ++peer) {
+    (void)attempt([&] { (void)send_message(socket_of(peer), *failure, -1, patience); });
   }
-  if (failure) throw error_of(*failure, 0);
+  throw error_of(*failure, 0);
 }
 
 void Rendezvous::found_as_peer(const std::function<void(UniqueFd)>& adopt, std::chrono::milliseconds timeout) {
-  Packet packet;
-  const auto await_root = [&](PacketKind kind, UniqueFd* file) {
-    const ChannelStatus status =
-        receive_message(socket_of(0), packet, file, {.deadline = deadline_behind_root(timeout)});
+  const Patience patience{.deadline = deadline_behind_root(timeout)};
+  const Complaint complaint = attempt([&] {
+    Packet packet;
+    UniqueFd file;
+    const ChannelStatus status = receive_message(socket_of(0), packet, &file, patience);
     if (status != ChannelStatus::kOk) throw error_of(silence_packet(status, 0, Phase::kCreate, timeout), rank_);
     if (packet.code != ErrorCode::kOk) throw error_of(packet, rank_);
-    if (packet.kind != kind) {
+    if (packet.kind != PacketKind::kFile) {
       throw error_of(silence_packet(ChannelStatus::kMalformed, 0, Phase::kCreate, timeout), rank_);
     }
-  };
-  const Complaint complaint = attempt([&] {
-    UniqueFd file;
-    await_root(PacketKind::kFile, &file);
     adopt(std::move(file));
   });
   // What rank 0 has said needs no answer.
   if (complaint && complaint->context().peer_rank >= 0) throw Error(*complaint);
   const Packet own = status_packet(complaint, rank_);
-  (void)send_message(socket_of(0), own, -1, {.deadline = deadline_behind_root(timeout)});
+  const Complaint unsent = attempt([&] { (void)send_message(socket_of(0), own, -1, patience); });
   if (complaint) throw error_of(own, rank_);
-  await_root(PacketKind::kVerdict, nullptr);
+  if (unsent) throw error_of(status_packet(unsent, rank_), rank_);
 }
 
 // ---- Transfers ------------------------------------------------------------------------------------------------------
@@ -180,11 +193,7 @@ UniqueFd Rendezvous::broadcast(const UniqueFd& own, const Complaint& complaint, 
     send_file(peer, 0, own, complaint, {deadline, [&] { return is_hopeless(peer); }});
   }
   if (complaint) throw Error(*complaint);
-  UniqueFd copy = duplicate(own.get());
-  if (!copy.valid()) {
-    throw Error(ErrorCode::kSystem, fmt::format("dup failed: {}{}", std::strerror(errno), descriptor_hint(errno)));
-  }
-  return copy;
+  return duplicate_or_throw(own);
 }
 
 std::vector<UniqueFd> Rendezvous::exchange(const UniqueFd& own, Deadline deadline, const IsHopeless& is_hopeless) {
@@ -197,10 +206,7 @@ std::vector<UniqueFd> Rendezvous::exchange(const UniqueFd& own, Deadline deadlin
     return files;
   }
   Complaint complaint = attempt([&] {
-    files[0] = duplicate(own.get());
-    if (!files[0].valid()) {
-      throw Error(ErrorCode::kSystem, fmt::format("dup failed: {}{}", std::strerror(errno), descriptor_hint(errno)));
-    }
+    files[0] = duplicate_or_throw(own);
     for (int peer = 1; peer < num_ranks_; ++peer) {
       files[static_cast<std::size_t>(peer)] = receive_file(peer, patience_for(peer));
     }

@@ -28,8 +28,9 @@ class Rendezvous {
   /// one that met an error. Throws kInvalidArgument on a rank that came twice, which disturbs nobody else.
   Rendezvous(const std::string& job, int rank, int num_ranks, std::chrono::milliseconds timeout);
 
-  /// Collective, the first step of a group: rank 0 makes a file, and every rank adopts a descriptor of it. Returns when
-  /// all have; otherwise all ranks throw the same.
+  /// Collective, the first step of a group: rank 0 makes a file and adopts it, then every other rank adopts a
+  /// descriptor of it and says so. Rank 0 returns when all have, or throws why not all have; the others return when
+  /// they have adopted it, and learn the rest through what they share now.
   void found(const std::function<UniqueFd()>& make, const std::function<void(UniqueFd)>& adopt,
              std::chrono::milliseconds timeout);
 
@@ -58,6 +59,9 @@ class Rendezvous {
   int num_ranks_;
   std::chrono::milliseconds timeout_;
   std::uint32_t num_transfers_ = 0;
+  /// Root: of the file that the group was founded on. Never closed before the group is: with any descriptor of a file a
+  /// process loses the locks that it holds there.
+  UniqueFd first_file_;
   std::vector<UniqueFd> sockets_;  ///< root: one per rank, its own empty; others: one, to the root
 };
 

@@ -31,7 +31,7 @@ class World {
   [[nodiscard]] virtual GroupKind kind() const noexcept = 0;
 
   /// Collective, the first step of a group: gives every rank its view of the region that everything else is agreed on
-  /// in, and returns when all have attached to it; otherwise all throw the same.
+  /// in. Rank 0 returns when all have attached to it, or throws why not all have; the others return when they have.
   virtual void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
                      const std::function<void(SymmetricRegion)>& attach) = 0;
 

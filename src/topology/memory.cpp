@@ -7,6 +7,10 @@
 #include <optional>
 #include <string_view>
 
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
 namespace epistle {
 namespace {
 
@@ -104,5 +108,23 @@ std::int64_t available_memory_bytes(const std::string& root) {
 }
 
 std::int64_t available_memory_bytes() { return available_memory_bytes(""); }
+
+std::int64_t memory_reserve_bytes(std::int64_t available_bytes) noexcept {
+  // A part of what is available, but no more than so many bytes.
+  constexpr std::int64_t kReservePart = 8;
+  constexpr std::int64_t kMaxReserveBytes = std::int64_t{256} << 20;
+  return std::min(available_bytes / kReservePart, kMaxReserveBytes);
+}
+
+void require_memory(std::int64_t num_bytes, const char* what) {
+  constexpr std::int64_t kMinBytesToAsk = std::int64_t{16} << 20;
+  if (num_bytes < kMinBytesToAsk) return;
+  const std::int64_t available = available_memory_bytes();
+  if (available < 0 || num_bytes <= available - memory_reserve_bytes(available)) return;
+  throw Error(ErrorCode::kOutOfMemory,
+              fmt::format("{} need {} bytes of memory; {} are available, less a reserve of {}: use fewer tokens, a "
+                          "smaller capacity or more memory",
+                          what, num_bytes, available, memory_reserve_bytes(available)));
+}
 
 }  // namespace epistle

@@ -13,4 +13,11 @@ namespace epistle {
 /// The same, from the proc and cgroup file systems mounted below `root` ("" = those of this machine).
 [[nodiscard]] std::int64_t available_memory_bytes(const std::string& root);
 
+/// What is to be left to the rest of the machine of `available_bytes`.
+[[nodiscard]] std::int64_t memory_reserve_bytes(std::int64_t available_bytes) noexcept;
+
+/// Throws kOutOfMemory, with the numbers, where `num_bytes` of this process's own memory are not to be had. Asks the
+/// kernel only for what is worth it; a system that promises more memory than it has would rather kill than refuse.
+void require_memory(std::int64_t num_bytes, const char* what);
+
 }  // namespace epistle

@@ -144,13 +144,17 @@ ReportingChildren start_founding(int victim, Fault fault, std::chrono::milliseco
   return ReportingChildren(bodies);
 }
 
-class FoundingFailures : public ::testing::TestWithParam<int> {};
+// Rank 0 finds out what became of any other, and the others what became of rank 0. The rest they learn in the memory
+// that they share by then (tests/faults).
+class FoundingFailures : public ::testing::TestWithParam<int> {
+ protected:
+  static std::vector<int> witnesses() { return GetParam() == 0 ? std::vector<int>{1, 2, 3} : std::vector<int>{0}; }
+};
 
 TEST_P(FoundingFailures, RankThatEndsIsNamed) {
   for (const Fault fault : {Fault::kKill, Fault::kExit}) {
     ReportingChildren children = start_founding(GetParam(), fault, kLongTimeout);
-    for (int rank = 0; rank < 4; ++rank) {
-      if (rank == GetParam()) continue;
+    for (const int rank : witnesses()) {
       expect_error(children, static_cast<std::size_t>(rank), ErrorCode::kPeerLost, GetParam(),
                    "rank " + std::to_string(GetParam()) + " exited");
       // The others may still have been on their way.
@@ -162,15 +166,13 @@ TEST_P(FoundingFailures, RankThatEndsIsNamed) {
 
 TEST_P(FoundingFailures, RankThatStallsIsNamed) {
   ReportingChildren children = start_founding(GetParam(), Fault::kStop, kShortTimeout);
-  for (int rank = 0; rank < 4; ++rank) {
-    if (rank == GetParam()) continue;
+  for (const int rank : witnesses()) {
     expect_error(children, static_cast<std::size_t>(rank), ErrorCode::kTimeout, GetParam(),
                  "rank " + std::to_string(GetParam()) + " did not join the exchange");
   }
   const auto victim = static_cast<std::size_t>(GetParam());
   children.send(victim, SIGCONT);
   ASSERT_EQ(children.wait(victim), 0);
-  EXPECT_TRUE(children.report(victim).threw) << "it goes on alone";
 }
 
 INSTANTIATE_TEST_SUITE_P(All, FoundingFailures, ::testing::Values(0, 2),
