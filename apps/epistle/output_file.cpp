@@ -117,6 +117,10 @@ void OutputFile::check() const {
   }
   std::error_code error;  // what does not exist has no status, and is no folder
   const std::filesystem::file_status status = std::filesystem::status(path_, error);
+  if (status.type() == std::filesystem::file_type::none) {  // links that lead in a circle
+    errno = error.value();
+    throw_cannot_write(target_);
+  }
   if (std::filesystem::is_directory(status)) {
     errno = EISDIR;
     throw_cannot_write(target_);

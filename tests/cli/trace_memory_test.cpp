@@ -102,7 +102,7 @@ TEST_F(TraceMemory, GzipBombs) {
 TEST_F(TraceMemory, GzipBombsOfNothing) {
   for (const char* const filler : {" ", "\n"}) {
     const std::string path =
-        write_bomb(dir_, {.name = {}, .head = {}, .filler = filler, .tail = {}, .part = {}}, 256, true);
+        write_bomb(dir_, {.name = {}, .head = {}, .filler = filler, .tail = {}, .part = {}}, 64, true);
     const CommandResult result = run_limited("trace '" + path + "'", kReaderLimitMib);
     EXPECT_EQ(result.exit_code, 3) << result.describe();
     EXPECT_TRUE(is_error_line(result.err, "the file holds no layers")) << result.describe();
