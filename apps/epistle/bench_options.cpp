@@ -7,16 +7,25 @@
 #include <fmt/ranges.h>
 
 #include "group/limits.hpp"
+#include "json_option.hpp"
+#include "number_options.hpp"
+#include "output.hpp"
+#include "routing/limits.hpp"
 
 namespace epistle::cli {
 namespace {
 
-constexpr std::int32_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
-constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;  // what a dispatcher takes
-constexpr std::int32_t kMaxIterations = 1'000'000;          // days, and a sample of each is kept
-constexpr std::int32_t kMaxRuns = 1000;
-constexpr std::int32_t kMaxSms = 1024;  // no GPU has as many
+// What a dispatcher takes, see src/dispatch/config_check.cpp.
+constexpr std::int64_t kMaxHidden = std::int64_t{1} << 24;
+constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;
+constexpr std::int64_t kMaxAlignment = 1024;
+constexpr std::int64_t kMaxWorkers = 1024;
+constexpr std::int64_t kMaxIterations = 1'000'000;  // days, and a sample of each is kept
+constexpr std::int64_t kMaxRuns = 1000;
+constexpr std::int64_t kMaxSms = 1024;                                           // no GPU has as many
+constexpr double kMaxSpread = 1.0 - std::numeric_limits<double>::epsilon() / 2;  // the largest number below 1
 constexpr double kMinCapacityFactor = 1e-6;
 constexpr double kMaxCapacityFactor = 1e6;
 
@@ -25,7 +34,6 @@ constexpr double kMaxCapacityFactor = 1e6;
 void add_bench_options(CLI::App& command, BenchOptions& options) {
   const CLI::Validator not_empty(
       [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
-  const auto positive = CLI::Range(1, kMaxInt32).description("");
   command.add_option("--device", options.device, "Where rows lie: host or cuda (default: host)")
       ->check(CLI::IsMember({"host", "cuda"}).description(""))
       ->type_name("DEVICE");
@@ -35,9 +43,8 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
                   "--device cuda: direct)")
       ->delimiter(',')
       ->type_name("NAME,...");
-  command.add_option("--ranks", options.num_ranks, "Ranks of the group (default: 2, or those of the launcher)")
-      ->check(CLI::Range(1, kMaxRanks).description(""))
-      ->type_name("N");
+  add_number(command, "--ranks", options.num_ranks, {1, kMaxRanks},
+             "Ranks of the group (default: those of the launcher, or as many as --tokens lists, or 2)");
   command
       .add_option("--group", options.group,
                   "Ranks are threads or processes (default: processes where a launcher started them, else threads)")
@@ -47,45 +54,39 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       .add_option("--model", options.model, "Shape of a published model; see 'epistle models' (default: qwen3-30b-a3b)")
       ->check(not_empty)
       ->type_name("NAME");
-  command.add_option("--hidden", options.hidden, "Elements per row, instead of the model's")
-      ->check(positive)
-      ->type_name("N");
-  command.add_option("--experts", options.num_experts, "Experts, instead of the model's")
-      ->check(positive)
-      ->type_name("N");
-  command.add_option("--top-k", options.top_k, "Experts per token, instead of the model's")
-      ->check(positive)
+  add_number(command, "--hidden", options.hidden, {1, kMaxHidden}, "Elements per row, instead of the model's");
+  add_number(command, "--experts", options.num_experts, {1, kMaxRoutedExperts}, "Experts, instead of the model's");
+  add_number(command, "--top-k", options.top_k, {1, kMaxRoutedExperts}, "Experts per token, instead of the model's")
       ->type_name("K");
-  command.add_option("--tokens", options.num_tokens, "Tokens per rank (default: 4096)")
-      ->check(CLI::Range(std::int64_t{0}, kMaxTokens).description(""))
-      ->type_name("N");
+  add_numbers(command, "--tokens", options.num_tokens, {0, kMaxTokens},
+              "Tokens per rank: one count for all (default: 4096), or one for every rank, separated by commas")
+      ->type_name("N,...");
+  add_number(command, "--tokens-spread", options.tokens_spread, {0.0, kMaxSpread},
+             "Draw every rank's tokens, by the seed, from the S-th part below --tokens up to it: 0 <= S < 1 (default: "
+             "0)")
+      ->type_name("S");
   command.add_option("--dtype", options.dtype, "bf16, fp16, fp32, or fp8 (e4m3 + scales; combined in bf16)")
       ->type_name("TYPE");
   command.add_option("--layout", options.layout, "token_major, expert_major or expert_slots")->type_name("LAYOUT");
-  command.add_option("--alignment", options.alignment, "expert_major: rows that groups are padded to (default: 1)")
-      ->check(positive)
+  add_number(command, "--alignment", options.alignment, {1, kMaxAlignment},
+             "expert_major: rows that groups are padded to (default: 1)")
       ->type_name("ROWS");
   command.add_option("--sizing", options.sizing, "exact or capacity (static shapes)")->type_name("SIZING");
-  command
-      .add_option("--capacity-rows", options.capacity_rows,
-                  "Rows per rank (capacity sizing) or per expert (expert_slots)")
-      ->check(CLI::Range(std::int64_t{1}, kMaxInt64).description(""))
+  add_number(command, "--capacity-rows", options.capacity_rows, {1, kMaxInt32},
+             "Rows per rank (capacity sizing) or per expert (expert_slots)")
       ->type_name("ROWS");
   command.add_option("--overflow", options.overflow, "What does not fit a capacity: error (default) or drop")
       ->type_name("POLICY");
   command
       .add_option("--routing", options.routing, "uniform, balanced, forced-random, zipf:A, lognormal:S or trace:FILE")
       ->type_name("SPEC");
-  command.add_option("--layer", options.trace_layer, "Layer of the trace (default: its first)")
-      ->check(CLI::Range(0, kMaxInt32).description(""))
+  add_number(command, "--layer", options.trace_layer, {0, kMaxInt32}, "Layer of the trace (default: its first)")
       ->type_name("L");
   command.add_option("--combine", options.combine, "hierarchical or flat")->type_name("MODE");
   command.add_option("--weights", options.weights, "Combine multiplies by the routing weights: on or off")
       ->type_name("on|off");
-  command
-      .add_option("--drop-capacity", options.drop_capacity,
-                  "Capacity factor of the router: drops what an expert gets beyond F times the mean")
-      ->check(CLI::Range(kMinCapacityFactor, kMaxCapacityFactor).description(""))
+  add_number(command, "--drop-capacity", options.drop_capacity, {kMinCapacityFactor, kMaxCapacityFactor},
+             "Capacity factor of the router: drops what an expert gets beyond F times the mean")
       ->type_name("F");
   command
       .add_option("--drop-policy", options.drop_policy,
@@ -94,42 +95,31 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
   command.add_flag("--pad-to-capacity", options.pad_to_capacity,
                    "With --drop-capacity and expert_slots: every expert's block has the router's capacity");
   command.add_flag("--no-zero-padding", options.no_zero_padding, "Dispatch leaves padding rows as they are");
-  command.add_option("--workers", options.num_workers, "Host device: threads per rank (default: 1)")
-      ->check(positive)
-      ->type_name("N");
-  command
-      .add_option("--sms", options.num_sms,
-                  "CUDA device: streaming multiprocessors that a call may occupy (default: as tuned)")
-      ->check(CLI::Range(1, kMaxSms).description(""))
-      ->type_name("N");
+  add_number(command, "--workers", options.num_workers, {1, kMaxWorkers}, "Host device: threads per rank (default: 1)");
+  add_number(command, "--sms", options.num_sms, {1, kMaxSms},
+             "CUDA device: streaming multiprocessors that a call may occupy (default: as tuned)");
   command
       .add_option("--mover", options.mover,
                   "CUDA device: what moves rows: auto (as tuned, default), vector, bulk or copy-engines")
       ->type_name("MOVER");
-  command
-      .add_option("--runs", options.num_runs,
-                  "CUDA device: calls in a row that one sample is the mean of (default: 8). With 1 two events stand "
-                  "around every call, which show about 3 us of their own")
-      ->check(CLI::Range(1, kMaxRuns).description(""))
-      ->type_name("N");
-  command.add_option("--iters", options.num_iterations, "Measured iterations (default: 30)")
-      ->check(CLI::Range(1, kMaxIterations).description(""))
-      ->type_name("N");
-  command.add_option("--warmup", options.num_warmups, "Iterations before these (default: 5)")
-      ->check(CLI::Range(0, kMaxIterations).description(""))
-      ->type_name("N");
-  command.add_option("--seed", options.seed, "Seed of routing and data (default: 1)")
-      ->check(CLI::Range(std::int64_t{0}, kMaxInt64).description(""))
-      ->type_name("N");
+  add_number(command, "--runs", options.num_runs, {1, kMaxRuns},
+             "CUDA device: calls in a row that one sample is the mean of (default: 8). With 1 two events stand around "
+             "every call, which show about 3 us of their own");
+  add_number(command, "--iters", options.num_iterations, {1, kMaxIterations}, "Measured iterations (default: 30)");
+  add_number(command, "--warmup", options.num_warmups, {0, kMaxIterations}, "Iterations before these (default: 5)");
+  add_number(command, "--seed", options.seed, {0, kMaxInt64}, "Seed of routing and data (default: 1)");
   command.add_flag("--no-verify", options.no_verify, "Do not compare every output bit with the reference");
   command.add_flag("--no-bind", options.no_bind,
                    "Host device: do not bind ranks to their share of the processing units");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
-  command.add_option("--json", options.json_target, "Write the result as JSON to a file, or '-' for standard output")
-      ->check(not_empty)
-      ->type_name("FILE");
+  add_json_option(command, options.json_target);
   command.add_flag("--quiet", options.quiet, "No progress bar");
+}
+
+void check_outputs(const BenchOptions& options) {
+  if (!options.json_target.empty()) check_output(options.json_target);
+  if (options.json_target != kStdout) check_output(std::string(kStdout));
 }
 
 std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options) {
@@ -141,7 +131,8 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--hidden", given(options.hidden)},
           {"--experts", given(options.num_experts)},
           {"--top-k", given(options.top_k)},
-          {"--tokens", text(options.num_tokens)},
+          {"--tokens", fmt::format("{}", fmt::join(options.num_tokens, ","))},
+          {"--tokens-spread", text(options.tokens_spread)},
           {"--dtype", options.dtype},
           {"--layout", options.layout},
           {"--alignment", given(options.alignment)},

@@ -23,7 +23,8 @@ struct BenchOptions {
   std::int64_t hidden = 0;
   std::int32_t num_experts = 0;
   std::int32_t top_k = 0;
-  std::int64_t num_tokens = 4096;
+  std::vector<std::int64_t> num_tokens = {4096};  ///< one for every rank, or one for all
+  double tokens_spread = 0.0;
   std::string dtype = "bf16";
   std::string layout = "token_major";
   std::int32_t alignment = 0;
@@ -53,6 +54,9 @@ struct BenchOptions {
 };
 
 void add_bench_options(CLI::App& command, BenchOptions& options);
+
+/// Throws kSystem where the result cannot be written to where it is to go.
+void check_outputs(const BenchOptions& options);
 
 /// The options that all ranks of a run must have in common, as (name, value).
 [[nodiscard]] std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options);

@@ -1,8 +1,10 @@
 #include "bench_plan.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -12,6 +14,7 @@
 #include "epistle/error.hpp"
 #include "epistle/models.hpp"
 
+#include "bench_tokens.hpp"
 #include "dispatch/config_check.hpp"
 #include "measure/bench_memory.hpp"
 #include "output.hpp"
@@ -205,26 +208,36 @@ CapacityOptions choose_capacity(const BenchOptions& options) {
                      options.pad_to_capacity ? "--pad-to-capacity" : "--drop-policy"));
 }
 
-/// All ranks' tables. A trace is read once: its tokens for the ranks follow each other.
+/// Whether the tokens of all ranks are one sequence, of which each rank takes what follows the ranks before it.
+bool shares_one_sequence(const BenchPlan& plan) {
+  if (plan.routing.kind == RoutingKind::kTrace) return true;
+  // Where ranks have equally many tokens, each can make its part alone.
+  const std::vector<std::int64_t>& counts = plan.tokens_per_rank;
+  return plan.routing.kind == RoutingKind::kBalanced &&
+         std::any_of(counts.begin(), counts.end(), [&](std::int64_t count) { return count != counts.front(); });
+}
+
+/// All ranks' tables. A trace is read once.
 std::vector<RoutingTable> make_tables(const BenchPlan& plan, RoutingRequest request) {
   std::vector<RoutingTable> tables;
-  if (plan.routing.kind != RoutingKind::kTrace) {
+  if (!shares_one_sequence(plan)) {
     for (request.rank = 0; request.rank < plan.num_ranks; ++request.rank) {
+      request.num_tokens = plan.tokens_per_rank[static_cast<std::size_t>(request.rank)];
       tables.push_back(generate_routing(plan.routing, request));
     }
     return tables;
   }
-  const std::int64_t num_tokens = request.num_tokens;
-  request.num_tokens *= plan.num_ranks;
+  request.num_tokens = std::accumulate(plan.tokens_per_rank.begin(), plan.tokens_per_rank.end(), std::int64_t{0});
   request.num_ranks = 1;
   const RoutingTable all = generate_routing(plan.routing, request);
-  const auto num_entries = static_cast<std::ptrdiff_t>(num_tokens * all.top_k);
-  for (int rank = 0; rank < plan.num_ranks; ++rank) {
-    const std::ptrdiff_t begin = rank * num_entries;
-    const auto ids = all.expert_ids.begin() + begin;
-    const auto weights = all.weights.begin() + begin;
+  auto ids = all.expert_ids.begin();
+  auto weights = all.weights.begin();
+  for (const std::int64_t num_tokens : plan.tokens_per_rank) {
+    const auto num_entries = static_cast<std::ptrdiff_t>(num_tokens * all.top_k);
     tables.push_back(
         {num_tokens, all.num_experts, all.top_k, {ids, ids + num_entries}, {weights, weights + num_entries}});
+    ids += num_entries;
+    weights += num_entries;
   }
   return tables;
 }
@@ -249,7 +262,7 @@ void drop_beyond_capacity(const CapacityOptions& capacity, BenchPlan& plan) {
   for (RoutingTable& table : plan.tables) {
     const CapacityResult result = apply_capacity(table, capacity);
     plan.dropped_by_router += result.dropped;
-    plan.router_capacity = result.capacity;
+    plan.router_capacity = std::max(plan.router_capacity, result.capacity);
   }
   // At least one row: a block of none is no layout.
   if (capacity.pad) plan.spec.config.capacity_rows = std::max<std::int64_t>(plan.router_capacity * plan.num_ranks, 1);
@@ -302,17 +315,16 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   if (options.trace_layer >= 0 && plan.routing.kind != RoutingKind::kTrace) {
     reject("--layer chooses a layer of a trace; --routing is " + options.routing);
   }
-  RoutingRequest request{.num_tokens = options.num_tokens,
-                         .num_ranks = num_ranks,
-                         .seed = options.seed,
-                         .trace_layer = options.trace_layer};
+  plan.tokens_per_rank = tokens_per_rank(options, num_ranks);
+  RoutingRequest request{.num_ranks = num_ranks, .seed = options.seed, .trace_layer = options.trace_layer};
   choose_shape(options, plan, request);
   DispatcherConfig& config = plan.spec.config;
   choose_layout(options, config);
   const CapacityOptions capacity = choose_capacity(options);
-  config.max_tokens = options.num_tokens;
+  config.max_tokens = *std::max_element(plan.tokens_per_rank.begin(), plan.tokens_per_rank.end());
 
-  const BenchMemoryRequest memory{.num_ranks = num_ranks, .group = group, .verify = !options.no_verify};
+  const BenchMemoryRequest memory{
+      .tokens_per_rank = plan.tokens_per_rank, .group = group, .verify = !options.no_verify};
   check_memory(estimate_table_bytes(plan.spec, memory));
   if (plan.routing.kind != RoutingKind::kTrace) {
     request.num_experts = config.num_experts;

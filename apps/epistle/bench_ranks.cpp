@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::size_t kMessageBytes = 2048;
 constexpr std::size_t kValueBytes = 256;
-constexpr std::size_t kMaxOptions = 32;
+constexpr std::size_t kMaxOptions = 40;
 constexpr std::uint64_t kHashFactor = 31;
 
 /// What a rank tells the others before the run: enough to see whether all is well.
@@ -33,7 +33,7 @@ struct RankSummary {
 /// And where it is not, what is wrong.
 struct RankDetails {
   std::array<char, kMessageBytes> message{};
-  std::array<std::array<char, kValueBytes>, kMaxOptions> values{};  ///< of the shared options; longer ones are cut
+  std::array<std::array<char, kValueBytes>, kMaxOptions> values{};  ///< of the shared options
 };
 
 template <std::size_t kSize>
@@ -41,6 +41,13 @@ void store(std::array<char, kSize>& target, std::string_view text) {
   const std::size_t length = std::min(text.size(), kSize - 1);
   std::memcpy(target.data(), text.data(), length);
   target[length] = '\0';
+}
+
+/// A value that does not fit is cut, and its end replaced by a number that tells it from others.
+std::string fitted(const std::string& value) {
+  if (value.size() < kValueBytes) return value;
+  const std::string mark = fmt::format("... ({:016x})", std::hash<std::string>{}(value));
+  return value.substr(0, kValueBytes - 1 - mark.size()) + mark;
 }
 
 template <typename Value>
@@ -89,7 +96,7 @@ std::optional<Error> agree(Group& group, const BenchOptions& options, const std:
   RankDetails own;
   if (error) store(own.message, reason_of(*error));
   for (std::size_t idx = 0; idx < std::min(values.size(), kMaxOptions); ++idx) {
-    store(own.values[idx], values[idx].second);
+    store(own.values[idx], fitted(values[idx].second));
   }
   const std::vector<RankDetails> details = gather(group, own);
   if (auto difference = find_difference(details, options)) return difference;
@@ -130,7 +137,7 @@ int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const
     std::optional<Error> error;
     try {
       check_num_ranks(options, info);
-      if (group.rank() == 0 && !options.json_target.empty()) check_output(options.json_target);
+      if (group.rank() == 0) check_outputs(options);
       plan = make_bench_plan(options, group.size(), GroupKind::kProcesses);
       require_device(plan);
     } catch (const Error& e) {

@@ -1,8 +1,16 @@
 #include "bench_report.hpp"
 
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <vector>
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "json_text.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/fingerprint.hpp"
 #include "output.hpp"
@@ -13,10 +21,6 @@
 namespace epistle::cli {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-constexpr int kJsonIndent = 2;
-
 double bytes_per_s(std::int64_t num_bytes, double time_us) {
   return time_us > 0.0 ? static_cast<double>(num_bytes) / (time_us / kMicrosPerSecond) : 0.0;
 }
@@ -26,6 +30,19 @@ std::string ranks_text(const BenchPlan& plan) {
   std::string kind(to_string(plan.group));
   if (plan.num_ranks == 1) kind = plan.group == GroupKind::kThreads ? "thread" : "process";
   return fmt::format("{} {}", plan.num_ranks, kind);
+}
+
+/// "20 tokens each", "512, 0, 17 tokens"
+std::string tokens_text(const BenchPlan& plan) {
+  constexpr std::size_t kMaxListed = 8;
+  const std::vector<std::int64_t>& counts = plan.tokens_per_rank;
+  const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
+  if (*least == *most) {
+    return fmt::format("{} token{}{}", *most, *most == 1 ? "" : "s", plan.num_ranks == 1 ? "" : " each");
+  }
+  if (counts.size() <= kMaxListed) return fmt::format("{} tokens", fmt::join(counts, ", "));
+  const std::int64_t total = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+  return fmt::format("{} to {} tokens each ({} in all)", *least, *most, total);
 }
 
 std::string routing_text(const BenchPlan& plan) {
@@ -58,10 +75,9 @@ std::string shape_line(const BenchPlan& plan) {
                                  ? fmt::format("expert_major (alignment {})", config.alignment)
                                  : std::string(to_string(config.layout));
   std::string text =
-      fmt::format("{}: hidden {}, {} experts, top-{}; {} of {} token{}{}; {}, {}, routing {}\n",
+      fmt::format("{}: hidden {}, {} experts, top-{}; {} of {}; {}, {}, routing {}\n",
                   plan.model.empty() ? "custom shape" : plan.model, config.hidden, config.num_experts, config.top_k,
-                  ranks_text(plan), config.max_tokens, config.max_tokens == 1 ? "" : "s",
-                  plan.num_ranks == 1 ? "" : " each", to_string(config.dtype), layout, routing_text(plan));
+                  ranks_text(plan), tokens_text(plan), to_string(config.dtype), layout, routing_text(plan));
   text += fmt::format("combine {}, weights {}; {} sizing{}; {}; {} iteration{}\n", to_string(config.combine),
                       config.apply_weights ? "on" : "off", to_string(config.sizing),
                       config.zero_padding ? "" : ", padding left as it is", means_text(plan.spec),
@@ -140,6 +156,7 @@ Json config_json(const BenchPlan& plan) {
           {"group", to_string(plan.group)},
           {"ranks", plan.num_ranks},
           {"tokens", config.max_tokens},
+          {"tokens_per_rank", plan.tokens_per_rank},
           {"workers", on_cuda ? Json(nullptr) : Json(config.num_workers)},
           {"sms", on_cuda && cuda.num_sms > 0 ? Json(cuda.num_sms) : Json(nullptr)},
           {"mover", on_cuda ? Json(to_string(cuda.mover)) : Json(nullptr)},
@@ -302,7 +319,7 @@ std::string render_bench_json(const BenchPlan& plan, const BenchResult& result) 
         {"dropped", result.load.dropped}}},
       {"buffers", buffers},
       {"results", results}};
-  return document.dump(kJsonIndent);
+  return json_text(document);
 }
 
 }  // namespace epistle::cli

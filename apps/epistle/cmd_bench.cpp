@@ -1,4 +1,6 @@
 // epistle bench: dispatch and combine among ranks, verified and timed.
+#include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -15,6 +17,7 @@
 #include "commands.hpp"
 #include "exit_codes.hpp"
 #include "group/launcher.hpp"
+#include "group/limits.hpp"
 #include "measure/cuda/cuda_bench.hpp"
 #include "measure/dispatch_bench.hpp"
 #include "output.hpp"
@@ -30,8 +33,11 @@ constexpr const char* kFooter =
     "code 1) on a difference.\n"
     "\n"
     "With --group processes the command starts itself once per rank. Under 'epistle run', torchrun, mpirun or srun it\n"
-    "takes the ranks that these started. Rank r takes the tokens from r * --tokens on of a trace; where the trace\n"
-    "ends, it starts again.\n"
+    "takes the ranks that these started.\n"
+    "\n"
+    "Of a trace, each rank takes the tokens that follow those of the ranks before it; where the trace ends, it starts\n"
+    "again. With --tokens-spread S, a rank that --tokens gives T tokens gets one of the numbers from T x (1 - S),\n"
+    "rounded up, to T, all equally likely, by the seed and the rank.\n"
     "\n"
     "With --device cuda, ranks that are threads are spread over the visible GPUs in blocks, several on one GPU where\n"
     "there are fewer GPUs; ranks that are processes take one GPU each. Times are those of the ranks' streams.\n"
@@ -41,6 +47,7 @@ constexpr const char* kFooter =
     "  epistle bench --dispatcher direct --layout expert_major --alignment 128 --dtype fp8 --model deepseek-v3\n"
     "  epistle bench --routing trace:routing.jsonl.gz --layer 3 --hidden 2048 --json result.json\n"
     "  epistle bench --routing zipf:1.0 --drop-capacity 1.25 --ranks 4\n"
+    "  epistle bench --tokens 512,0,17\n"
     "  epistle bench --device cuda --group processes --sms 16 --model deepseek-v3 --sizing capacity \\\n"
     "                --capacity-rows 8192";
 
@@ -71,15 +78,16 @@ int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options,
   if (rank == 0) {
     progress.finish();
     const bool json_on_stdout = options.json_target == kStdout;
-    if (!json_on_stdout) print(render_bench_table(plan, result));
-    if (failed && json_on_stdout) print_error(fmt::format("verification failed: {}", result.mismatch));
+    // The file first: it is there even where nobody takes the table.
     if (!options.json_target.empty()) write_output(options.json_target, render_bench_json(plan, result));
+    if (failed && json_on_stdout) print_error(fmt::format("verification failed: {}", result.mismatch));
+    if (!json_on_stdout) print(render_bench_table(plan, result));
   }
   return failed ? kExitFailed : kExitOk;
 }
 
 int run_threads(const BenchOptions& options, int num_ranks) {
-  if (!options.json_target.empty()) check_output(options.json_target);
+  check_outputs(options);
   Progress progress("preparing", options.quiet);
   BenchPlan plan = make_bench_plan(options, num_ranks, GroupKind::kThreads);
   require_device(plan);
@@ -102,7 +110,7 @@ int run_rank(const BenchOptions& options) {
 
 int start_processes(const BenchOptions& options, int num_ranks) {
   // What is wrong with the options is found here, before any rank starts.
-  if (!options.json_target.empty()) check_output(options.json_target);
+  check_outputs(options);
   static_cast<void>(make_bench_plan(options, num_ranks, GroupKind::kProcesses));
   LaunchOptions launch = relaunch_options(num_ranks);
   launch.peer_lost_exit_code = kExitPeerLost;
@@ -110,10 +118,17 @@ int start_processes(const BenchOptions& options, int num_ranks) {
   return launch_ranks(launch);
 }
 
+/// Without a launcher.
+int chosen_ranks(const BenchOptions& options) {
+  if (options.num_ranks > 0) return options.num_ranks;
+  const std::size_t num_listed = std::min(options.num_tokens.size(), static_cast<std::size_t>(kMaxRanks));
+  return num_listed > 1 ? static_cast<int>(num_listed) : kDefaultRanks;
+}
+
 int run_bench(const BenchOptions& options) {
   const bool launched = is_launched();
   const bool processes = options.group.empty() ? launched : options.group == to_string(GroupKind::kProcesses);
-  const int num_ranks = options.num_ranks > 0 ? options.num_ranks : kDefaultRanks;
+  const int num_ranks = chosen_ranks(options);
   if (!processes) return run_threads(options, num_ranks);
   if (!launched) return start_processes(options, num_ranks);
   return run_rank(options);

@@ -5,20 +5,17 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "epistle/models.hpp"
 
 #include "commands.hpp"
+#include "json_option.hpp"
+#include "json_text.hpp"
 #include "output.hpp"
 #include "report/table.hpp"
 
 namespace epistle::cli {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-constexpr int kJsonIndent = 2;
 
 struct ModelsOptions {
   std::string name;
@@ -96,7 +93,7 @@ void show_models(const ModelsOptions& options) {
   if (!options.json_target.empty()) {
     Json list = Json::array();
     for (const ModelPreset& model : models) list.push_back(to_json(model));
-    write_output(options.json_target, Json{{"models", list}}.dump(kJsonIndent));
+    write_output(options.json_target, json_text({{"models", list}}));
   }
   if (options.json_target != kStdout) print(one ? render_one(models[0]) : render_list(models));
 }
@@ -107,8 +104,7 @@ void add_models_command(CLI::App& app, int& /*exit_code*/) {
   CLI::App* const command = app.add_subcommand("models", "List the shapes of published models");
   const auto options = std::make_shared<ModelsOptions>();
   command->add_option("name", options->name, "Show this model only (a name or an alias)")->type_name("NAME");
-  command->add_option("--json", options->json_target, "Write JSON to FILE; '-' = standard output, instead of the table")
-      ->type_name("FILE");
+  add_json_option(*command, options->json_target);
   command->callback([options] { show_models(*options); });
 }
 

@@ -13,6 +13,7 @@
 #include "exit_codes.hpp"
 #include "group/launcher.hpp"
 #include "group/limits.hpp"
+#include "number_options.hpp"
 
 namespace epistle::cli {
 namespace {
@@ -48,15 +49,10 @@ void add_run_command(CLI::App& app, const std::vector<std::string>& program, int
   CLI::App* const command = app.add_subcommand("run", "Run a program as several ranks on this host");
   command->allow_extras();
   const auto options = std::make_shared<RunOptions>();
-  command->add_option("-n,--ranks", options->launch.num_ranks, "Number of ranks")
-      ->required()
-      ->check(CLI::Range(1, kMaxRanks).description(""))
-      ->type_name("N");
+  add_number(*command, "-n,--ranks", options->launch.num_ranks, {1, kMaxRanks}, "Number of ranks")->required();
   command->add_flag("--label", options->launch.label_output, "Put '[rank R] ' before every line of output");
-  command
-      ->add_option("--grace", options->grace_s,
-                   "Time for the other ranks to end by themselves after one failed (default: EPISTLE_TIMEOUT_MS + 5 s)")
-      ->check(CLI::Range(0.0, kMaxGraceSeconds).description(""))
+  add_number(*command, "--grace", options->grace_s, {0.0, kMaxGraceSeconds},
+             "Time for the other ranks to end by themselves after one failed (default: EPISTLE_TIMEOUT_MS + 5 s)")
       ->type_name("SECONDS");
   command->footer(kFooter);
   command->callback([command, options, &program, &exit_code] {

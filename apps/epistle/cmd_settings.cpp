@@ -3,19 +3,15 @@
 #include <string>
 
 #include <CLI/CLI.hpp>
-#include <nlohmann/json.hpp>
 
 #include "commands.hpp"
 #include "core/settings.hpp"
+#include "json_text.hpp"
 #include "output.hpp"
 #include "report/table.hpp"
 
 namespace epistle::cli {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-constexpr int kJsonIndent = 2;
 
 std::string render_table() {
   Table table({{"variable"}, {"value"}, {"from"}, {"default"}, {"accepted"}, {"meaning"}});
@@ -36,7 +32,7 @@ std::string render_json() {
                     {"accepted", info.accepted},
                     {"summary", info.summary}});
   }
-  return Json{{"settings", list}}.dump(kJsonIndent);
+  return json_text({{"settings", list}});
 }
 
 }  // namespace

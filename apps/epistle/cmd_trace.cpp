@@ -4,35 +4,41 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "epistle/error.hpp"
 #include "epistle/trace.hpp"
 
 #include "commands.hpp"
+#include "json_option.hpp"
+#include "json_text.hpp"
+#include "number_options.hpp"
 #include "output.hpp"
 #include "report/bar.hpp"
 #include "report/format.hpp"
 #include "report/progress.hpp"
 #include "report/table.hpp"
+#include "routing/trace_layers.hpp"
 
 namespace epistle::cli {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-constexpr int kJsonIndent = 2;
 constexpr int kSkewBarColumns = 12;
 constexpr int kHistogramBarColumns = 40;
 constexpr std::int32_t kDefaultTop = 3;
 constexpr std::int32_t kAllLayers = -1;
 constexpr std::int32_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
+
+// Experts of all layers together: their counts are held until the table is made. Ten times what 200 layers of 512
+// experts have; with the table or the JSON made from them they take some 350 MB.
+constexpr std::int64_t kMaxHeldExperts = std::int64_t{1} << 20;
 
 struct TraceOptions {
   std::string path;
@@ -86,22 +92,46 @@ struct AnalysedLayer {
   }
 };
 
+/// The layers that a table is to show. Adds them to a total that memory can hold.
+class ShownLayers {
+ public:
+  explicit ShownLayers(const TraceOptions& options) : options_(&options) {}
+
+  void add(const TraceLayerSummary& summary) {
+    if (options_->layer != kAllLayers && summary.layer != options_->layer) return;
+    num_experts_ += summary.num_experts;
+    if (num_experts_ > kMaxHeldExperts) {
+      throw Error(ErrorCode::kOutOfMemory,
+                  fmt::format("the layers of '{}' up to {} have {} experts together, and a table holds {}; show one "
+                              "layer with --layer",
+                              options_->path, summary.layer, num_experts_, kMaxHeldExperts));
+    }
+    layers_.push_back({.summary = summary, .load = compute_load(summary.tokens_per_expert)});
+  }
+  [[nodiscard]] std::vector<AnalysedLayer> take() { return std::move(layers_); }
+
+ private:
+  const TraceOptions* options_;
+  std::int64_t num_experts_ = 0;
+  std::vector<AnalysedLayer> layers_;
+};
+
 std::vector<AnalysedLayer> read_layers(const TraceOptions& options) {
-  std::vector<AnalysedLayer> layers;
-  std::vector<std::int32_t> present;
+  ShownLayers shown(options);
+  LayerList present;
   Progress progress(fmt::format("reading {}", options.path), options.quiet);
   summarize_trace(
       options.path,
       [&](const TraceLayerSummary& summary) {
-        present.push_back(summary.layer);
-        if (options.layer != kAllLayers && summary.layer != options.layer) return;
-        layers.push_back({.summary = summary, .load = compute_load(summary.tokens_per_expert)});
+        present.add(summary.layer);
+        shown.add(summary);
       },
       [&](std::int64_t bytes_read, std::int64_t bytes_total) { progress.update(bytes_read, bytes_total); });
   progress.finish();
+  std::vector<AnalysedLayer> layers = shown.take();
   if (options.layer != kAllLayers && layers.empty()) {
-    throw Error(ErrorCode::kNotFound, fmt::format("no layer {} in {}; it has the layers {}", options.layer,
-                                                  options.path, fmt::join(present, ", ")));
+    throw Error(ErrorCode::kNotFound, fmt::format("layer {} is not in the trace '{}'; it holds these layers: {}",
+                                                  options.layer, options.path, present.text()));
   }
   return layers;
 }
@@ -189,19 +219,19 @@ Json to_json(const AnalysedLayer& layer, std::int32_t top) {
 }
 
 void show_trace(const TraceOptions& options) {
+  if (!options.json_target.empty()) check_output(options.json_target);
   const std::vector<AnalysedLayer> layers = read_layers(options);
   const std::int32_t top = options.top > 0 ? options.top : kDefaultTop;
   if (!options.json_target.empty()) {
     Json list = Json::array();
     for (const AnalysedLayer& layer : layers) list.push_back(to_json(layer, top));
-    write_output(options.json_target, Json{{"file", options.path}, {"layers", list}}.dump(kJsonIndent));
+    write_output(options.json_target, json_text({{"file", options.path}, {"layers", list}}));
     if (options.json_target == kStdout) return;
   }
   if (options.layer == kAllLayers) {
     print(render_layers(layers, top));
   } else {
-    // A file may hold several records of one layer.
-    for (const AnalysedLayer& layer : layers) print(render_histogram(layer, options.top));
+    print(render_histogram(layers.front(), options.top));
   }
 }
 
@@ -211,22 +241,27 @@ void add_trace_command(CLI::App& app, int& /*exit_code*/) {
   CLI::App* const command = app.add_subcommand("trace", "Show how a recorded routing loads the experts");
   const auto options = std::make_shared<TraceOptions>();
   command->add_option("file", options->path, "JSON lines, plain or gzip")->required()->type_name("FILE");
-  command->add_option("--layer", options->layer, "Show the tokens of every expert of this layer")
-      ->check(CLI::Range(0, kMaxInt32).description(""))
+  add_number(*command, "--layer", options->layer, {0, kMaxInt32}, "Show the tokens of every expert of this layer")
       ->type_name("L");
-  command
-      ->add_option("--top", options->top,
-                   fmt::format("Experts to list per layer (default {}); with --layer: only the N hottest", kDefaultTop))
-      ->check(CLI::Range(1, kMaxInt32).description(""))
-      ->type_name("N");
-  command->add_option("--json", options->json_target, "Write JSON to FILE; '-' = standard output, instead of the table")
-      ->type_name("FILE");
+  add_number(*command, "--top", options->top, {1, kMaxInt32},
+             fmt::format("Experts to list per layer (default {}); with --layer: only the N hottest", kDefaultTop));
+  add_json_option(*command, options->json_target);
   command->add_flag("-q,--quiet", options->quiet, "No progress bar");
   command->footer(
       "max/mean is the load of the hottest expert over the mean load, cv the standard deviation over the mean, share "
       "an\n"
       "expert's part of all assignments of its layer. The longest skew bar is the most skewed layer of the file.");
-  command->callback([options] { show_trace(*options); });
+  command->callback([options] {
+    try {
+      show_trace(*options);
+    } catch (const std::bad_alloc&) {
+      throw Error(
+          ErrorCode::kOutOfMemory,
+          fmt::format("the counts of '{}' do not fit into the memory left; raise its limit (ulimit -v), or show "
+                      "one layer with --layer",
+                      options->path));
+    }
+  });
 }
 
 }  // namespace epistle::cli

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <exception>
 #include <new>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "commands.hpp"
 #include "exit_codes.hpp"
 #include "output.hpp"
+#include "standard_streams.hpp"
 
 namespace epistle::cli {
 namespace {
@@ -42,10 +44,42 @@ int report(const std::string& message, int exit_code) {
   return exit_code;
 }
 
-int report_usage(const CLI::App& app, const CLI::ParseError& error) {
+std::string list_commands(const CLI::App& app) {
+  std::string names;
+  for (const CLI::App* const command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names += (names.empty() ? "" : ", ") + command->get_name();
+  }
+  return names;
+}
+
+/// An option that takes one value and got more, or null.
+const CLI::Option* find_repeated(const CLI::App& app) {
+  for (const CLI::App* const used : app.get_subcommands()) {
+    for (const CLI::Option* const option : used->get_options()) {
+      if (option->get_items_expected_max() == 1 && option->count() > 1) return option;
+    }
+  }
+  return nullptr;
+}
+
+/// What is wrong with the command line: the parser's own words, where they say it.
+std::string describe_usage(const CLI::App& app, const CLI::ParseError& error,
+                           const std::vector<std::string>& arguments) {
+  if (const CLI::Option* const repeated = find_repeated(app)) {
+    return fmt::format("{} is given {}; give it once", repeated->get_name(),
+                       repeated->count() == 2 ? "twice" : fmt::format("{} times", repeated->count()));
+  }
+  if (!app.get_subcommands().empty()) return error.what();
+  if (arguments.empty()) return fmt::format("no command is given; the commands are {}", list_commands(app));
+  const std::string& first = arguments.front();
+  if (first.starts_with('-')) return fmt::format("unknown option '{}' before a command", shortened(first));
+  return fmt::format("unknown command '{}'; the commands are {}", shortened(first), list_commands(app));
+}
+
+int report_usage(const CLI::App& app, const CLI::ParseError& error, const std::vector<std::string>& arguments) {
   std::string command = "epistle";
   for (const CLI::App* const used : app.get_subcommands()) command += " " + used->get_name();
-  return report(fmt::format("{}; see '{} --help'", error.what(), command), kExitUsage);
+  return report(fmt::format("{}; see '{} --help'", describe_usage(app, error, arguments), command), kExitUsage);
 }
 
 /// The position of the "--" behind `epistle run`, or `argc`. CLI11 would take an argument "[a,b]" apart, so the program
@@ -70,8 +104,13 @@ int run(int argc, char** argv) {
     app.parse(own_argc, argv);
   } catch (const CLI::ParseError& error) {
     // --help and --version arrive as errors with exit code 0.
-    if (error.get_exit_code() == 0) return app.exit(error);
-    return report_usage(app, error);
+    if (error.get_exit_code() == 0) {
+      std::ostringstream text;
+      const int code = app.exit(error, text, text);
+      print(text.str());
+      return code;
+    }
+    return report_usage(app, error, {argv + std::min(1, own_argc), argv + own_argc});
   }
   return exit_code;
 }
@@ -81,12 +120,14 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using namespace epistle::cli;
+  open_standard_streams();
+  report_file_size_limit();
   try {
     return run(argc, argv);
   } catch (const epistle::Error& error) {
     return report(error.what(), exit_code_for(error.code()));
   } catch (const std::bad_alloc&) {
-    return report("out of memory; use a smaller problem or a machine with more", kExitSystem);
+    return report("out of memory; free some, raise its limit (ulimit -v), or use a smaller problem", kExitSystem);
   } catch (const std::exception& error) {
     return report(error.what(), kExitSystem);
   }

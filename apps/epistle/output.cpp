@@ -1,42 +1,42 @@
 #include "output.hpp"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
+#include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <memory>
 
 #include <unistd.h>
 
 #include <fmt/format.h>
 
+#include "output_file.hpp"
+
 namespace epistle::cli {
-namespace {
 
-[[noreturn]] void throw_cannot_write(std::string_view target) {
-  const int error = errno;
-  throw Error(ErrorCode::kSystem,
-              fmt::format("cannot write to {}: {}; check the path, its permissions and the free space", target,
-                          std::strerror(error)));
-}
+void print(std::string_view text) { write_all(STDOUT_FILENO, text, "standard output"); }
 
-void write_all(std::FILE* file, std::string_view text, std::string_view target) {
-  // Flushed at once: a full disk must be an error of this command, not a silent loss at its exit.
-  if (std::fwrite(text.data(), 1, text.size(), file) != text.size() || std::fflush(file) != 0) {
-    throw_cannot_write(target);
+void print_error(std::string_view message) noexcept {
+  constexpr unsigned char kFirstPrintable = 0x20;
+  constexpr unsigned char kDelete = 0x7f;
+  try {
+    std::string line = fmt::format("epistle: error: {}", message);
+    // Names may hold line ends and what moves a terminal's cursor.
+    std::replace_if(
+        line.begin(), line.end(),
+        [](char c) {
+          return static_cast<unsigned char>(c) < kFirstPrintable || static_cast<unsigned char>(c) == kDelete;
+        },
+        ' ');
+    write_all(STDERR_FILENO, line + '\n', "standard error");
+  } catch (const std::exception&) {
+    // There is nowhere left to tell it; the exit code remains.
   }
 }
 
-}  // namespace
-
-void print(std::string_view text) { write_all(stdout, text, "standard output"); }
-
-void print_error(std::string_view message) {
-  std::string line(message);
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  fmt::print(stderr, "epistle: error: {}\n", line);
+std::string shortened(std::string_view text) {
+  constexpr std::size_t kMaxChars = 60;
+  return text.size() <= kMaxChars ? std::string(text) : fmt::format("{}...", text.substr(0, kMaxChars));
 }
 
 std::string reason_of(const Error& error) {
@@ -58,29 +58,10 @@ std::string command_line() {
   return text;
 }
 
-void check_output(const std::string& target) {
-  if (target == kStdout) return;
-  const std::filesystem::path path(target);
-  std::error_code no_status;  // what does not exist has no status, and is no folder
-  if (std::filesystem::is_directory(path, no_status)) {
-    errno = EISDIR;
-    throw_cannot_write(target);
-  }
-  const bool exists = ::access(path.c_str(), F_OK) == 0;
-  const std::filesystem::path folder = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-  if (::access(exists ? path.c_str() : folder.c_str(), W_OK) != 0) throw_cannot_write(target);
-}
+void check_output(const std::string& target) { OutputFile(target).check(); }
 
 void write_output(const std::string& target, std::string_view text) {
-  const std::string content = fmt::format("{}\n", text);
-  if (target == kStdout) {
-    print(content);
-    return;
-  }
-  const auto close = [](std::FILE* file) { std::fclose(file); };
-  const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(target.c_str(), "w"), close);
-  if (!file) throw_cannot_write(target);
-  write_all(file.get(), content, target);
+  OutputFile(target).write(fmt::format("{}\n", text));
 }
 
 }  // namespace epistle::cli

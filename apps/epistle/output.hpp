@@ -15,7 +15,10 @@ inline constexpr std::string_view kStdout = "-";
 void print(std::string_view text);
 
 /// Writes "epistle: error: " and `message` to standard error, as one line.
-void print_error(std::string_view message);
+void print_error(std::string_view message) noexcept;
+
+/// What somebody typed, for a message: a few dozen characters of it.
+[[nodiscard]] std::string shortened(std::string_view text);
 
 /// The message of an error without the name of its code, for a new error around it.
 [[nodiscard]] std::string reason_of(const Error& error);
@@ -23,10 +26,11 @@ void print_error(std::string_view message);
 /// This command with its arguments, as a shell would take them. Without the folder of the program, which says nothing.
 [[nodiscard]] std::string command_line();
 
-/// Throws kSystem where write_output to `target` cannot work: better before a long run than behind it.
+/// Throws kSystem where write_output to `target` cannot work: better before a long work than behind it.
 void check_output(const std::string& target);
 
-/// Writes `text` and a newline to the file `target`, or to standard output for "-". Throws kSystem.
+/// Writes `text` and a newline to the file `target`, or to standard output for "-". A regular file is written whole or
+/// not at all: it is replaced once its content is on the disk, and stays as it was where that fails. Throws kSystem.
 void write_output(const std::string& target, std::string_view text);
 
 }  // namespace epistle::cli

@@ -1,6 +1,10 @@
 // Recorded routing: JSON lines, one object per layer, plain or gzip.
 //   {"layer": 1, "num_experts": 64, "top_k": 6, "num_tokens": 8222, "expert_ids": [[...], ...], "weights": [[...],
 //   ...]}
+//
+// The keys may come in any order, and there may be others. A layer stands in one line, and there are at most 65,536 of
+// them, with at most 1,048,576 experts each. No string, key or number is longer than 65,536 bytes. Nothing but gzip
+// members may stand in a gzip file. So memory stays below 50 MB besides the tokens that are kept, whatever the bytes.
 #pragma once
 
 #include <cstdint>
@@ -33,12 +37,15 @@ struct TraceReadOptions {
   std::int64_t max_tokens = -1;  ///< tokens to keep in memory; -1 = all of the layer
 };
 
-/// Reads one layer. The file is parsed as a stream: memory is that of the tokens kept, whatever the file's size.
-/// Throws kNotFound (no file, no such layer: lists the layers there are) or kCorruptInput (with the line number) for
-/// truncated or malformed files, ids out of range or repeated in a row, and counts that contradict the arrays.
+/// Reads one layer. The file is parsed as a stream: memory is that of the tokens kept, whatever the file's size. It is
+/// read to its end, so that damage behind the layer shows; lines of other layers are passed over without a look at
+/// their tokens. Throws kNotFound (no file, no such layer: lists the layers there are) or kCorruptInput (with the line
+/// number) for empty, truncated or malformed files, layers that stand twice, ids out of range or repeated in a row, and
+/// counts that contradict the arrays.
 [[nodiscard]] TraceLayer read_trace_layer(const std::string& path, const TraceReadOptions& options = {});
 
-/// Calls `on_layer` once per layer, in file order, in memory independent of the number of tokens.
+/// Calls `on_layer` once per layer, in file order, in memory independent of the number of tokens. Throws as
+/// read_trace_layer does.
 /// `on_progress` (may be empty) is called now and then with the compressed bytes read so far and the file's size.
 void summarize_trace(const std::string& path, const std::function<void(const TraceLayerSummary&)>& on_layer,
                      const std::function<void(std::int64_t bytes_read, std::int64_t bytes_total)>& on_progress = {});

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
+#include <numeric>
 #include <string_view>
 
 #include "epistle/layout.hpp"
@@ -83,55 +85,61 @@ RowDemand demand_of(const DispatchLayout& layout, const Traffic& traffic, std::i
 }  // namespace
 
 std::int64_t estimate_table_bytes(const BenchSpec& spec, const BenchMemoryRequest& request) {
-  const std::int64_t num_entries =
-      std::int64_t{request.num_ranks} * spec.config.max_tokens * std::int64_t{spec.config.top_k};
+  const std::int64_t num_tokens =
+      std::accumulate(request.tokens_per_rank.begin(), request.tokens_per_rank.end(), std::int64_t{0});
   // The oracle keeps a copy of the tables, a place for every entry, and an origin for every row.
   const std::int64_t oracle_bytes = kEntryBytes + static_cast<std::int64_t>(sizeof(std::int32_t));
   // Threads share one set of tables, processes have one each.
-  const std::int64_t num_copies = request.group == GroupKind::kProcesses ? request.num_ranks : 1;
-  return num_copies * num_entries * (kEntryBytes + (request.verify ? oracle_bytes : 0));
+  const std::int64_t num_copies = request.group == GroupKind::kProcesses ? request.num_ranks() : 1;
+  std::int64_t table_bytes = kEntryBytes + (request.verify ? oracle_bytes : 0);
+  for (const std::int64_t factor : {num_tokens, std::int64_t{spec.config.top_k}, num_copies}) {
+    if (__builtin_mul_overflow(table_bytes, factor, &table_bytes)) return std::numeric_limits<std::int64_t>::max();
+  }
+  return table_bytes;
 }
 
 std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables,
                                   const BenchMemoryRequest& request) {
-  const DispatcherConfig config = resolve_config(spec.config, request.num_ranks);
-  const ExpertPartition partition{config.num_experts, request.num_ranks};
+  const DispatcherConfig config = resolve_config(spec.config, request.num_ranks());
+  const ExpertPartition partition{config.num_experts, request.num_ranks()};
   const std::vector<Traffic> traffic = count_traffic(tables, partition);
   std::int64_t total_bytes = estimate_table_bytes(spec, request);
   std::int64_t total_rows = 0;
-  for (int rank = 0; rank < request.num_ranks; ++rank) {
+  for (int rank = 0; rank < request.num_ranks(); ++rank) {
     const Traffic& own = traffic[static_cast<std::size_t>(rank)];
     const std::int64_t rows = output_rows(config, own, partition.num_local_experts(rank));
     total_rows += rows;
     // Dispatchers come one after the other: the largest counts.
     std::int64_t buffer_bytes = 0;
     for (const std::string& name : spec.dispatchers) {
-      const DispatchLayout layout(to_layout_params(config, request.num_ranks, transport_of(name)));
+      const DispatchLayout layout(to_layout_params(config, request.num_ranks(), transport_of(name)));
       buffer_bytes = std::max(buffer_bytes, layout.buffer_bytes(demand_of(layout, own, rows)));
     }
-    const DispatchLayout layout(to_layout_params(config, request.num_ranks, Transport::kDirect));
+    const DispatchLayout layout(to_layout_params(config, request.num_ranks(), Transport::kDirect));
     const LayoutParams& params = layout.params();
     const std::int64_t row_bytes = params.row_bytes + params.scale_bytes;
-    const std::int64_t sum_bytes = config.max_tokens * params.combine_row_bytes;
+    const std::int64_t num_tokens = request.tokens_per_rank[static_cast<std::size_t>(rank)];
+    const std::int64_t sum_bytes = num_tokens * params.combine_row_bytes;
     // A handle repeats the routing and describes every row.
     const std::int64_t handle_bytes = own.sent_assignments * kEntryBytes + rows * layout.record_bytes();
-    total_bytes += config.max_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) + kNumHandles * handle_bytes;
+    total_bytes += num_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) + kNumHandles * handle_bytes;
     if (spec.device == BenchDevice::kCuda) {
       // Buffers are the GPU's. The host has copies of what a rank received, then of the expert outputs.
       total_bytes += rows * (row_bytes + params.combine_row_bytes);
       continue;
     }
     // The copy limit works on as much as a dispatch reads and writes.
-    const std::int64_t copied_bytes = (config.max_tokens + rows) * row_bytes;
+    const std::int64_t copied_bytes = (num_tokens + rows) * row_bytes;
     total_bytes += buffer_bytes + copied_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);
   }
   // Every rank's handles hold tables of what each rank sends to each column (rank or expert), and of the pairs of
   // ranks.
-  const std::int64_t num_columns = config.layout == OutputLayout::kTokenMajor ? request.num_ranks : config.num_experts;
-  const std::int64_t num_ranks = request.num_ranks;
+  const std::int64_t num_columns =
+      config.layout == OutputLayout::kTokenMajor ? request.num_ranks() : config.num_experts;
+  const std::int64_t num_ranks = request.num_ranks();
   total_bytes += num_ranks * kNumHandles * num_ranks * (2 * num_columns + num_ranks) * kTableEntryBytes;
   if (request.verify) {
-    const std::int64_t num_copies = request.group == GroupKind::kProcesses ? request.num_ranks : 1;
+    const std::int64_t num_copies = request.group == GroupKind::kProcesses ? request.num_ranks() : 1;
     total_bytes += num_copies * total_rows * static_cast<std::int64_t>(sizeof(reference::OutputRow));
   }
   return total_bytes;

@@ -13,9 +13,11 @@
 namespace epistle {
 
 struct BenchMemoryRequest {
-  int num_ranks = 1;
+  std::vector<std::int64_t> tokens_per_rank = {0};
   GroupKind group = GroupKind::kThreads;
   bool verify = true;
+
+  [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(tokens_per_rank.size()); }
 };
 
 /// Bytes of the routing tables of all ranks and of what is derived from them, on all ranks together: a lower bound of

@@ -25,6 +25,7 @@
 #include "epistle/error.hpp"
 #include "epistle/routing.hpp"
 
+#include "routing/limits.hpp"
 #include "routing/philox.hpp"
 #include "routing/popularity.hpp"
 #include "routing/top_k.hpp"
@@ -55,7 +56,9 @@ void check_request(const RoutingSpec& spec, const RoutingRequest& request) {
     if (spec.trace_path.empty()) reject("the trace has no file name; use trace:FILE");
     return;
   }
-  if (request.num_experts < 1) reject(fmt::format("num_experts is {}, expected at least 1", request.num_experts));
+  if (request.num_experts < 1 || request.num_experts > kMaxRoutedExperts) {
+    reject(fmt::format("num_experts is {}, expected 1 to {}", request.num_experts, kMaxRoutedExperts));
+  }
   if (request.top_k < 1 || request.top_k > request.num_experts) {
     reject(fmt::format("top_k is {}, expected 1 to num_experts = {}", request.top_k, request.num_experts));
   }

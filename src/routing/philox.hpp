@@ -38,11 +38,12 @@ inline constexpr int kBitsPerWord = 32;
 /// Separate uses draw from separate streams, so that one use never shifts the numbers of another. The values are part
 /// of the generators' output: never renumber them.
 enum class RandomStream : std::uint32_t {
-  kExperts = 0,     ///< which experts a token goes to
-  kWeights = 1,     ///< a token's weights
-  kScores = 2,      ///< router scores of a token
-  kShuffle = 3,     ///< which expert holds which place in a popularity order
-  kPopularity = 4,  ///< popularity of an expert; the expert stands in the place of the token
+  kExperts = 0,      ///< which experts a token goes to
+  kWeights = 1,      ///< a token's weights
+  kScores = 2,       ///< router scores of a token
+  kShuffle = 3,      ///< which expert holds which place in a popularity order
+  kPopularity = 4,   ///< popularity of an expert; the expert stands in the place of the token
+  kTokenCounts = 5,  ///< how many tokens a rank has
 };
 
 /// Where a sequence of draws belongs. What is equal on all ranks uses rank 0.

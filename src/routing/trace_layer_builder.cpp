@@ -5,11 +5,10 @@
 
 #include <fmt/format.h>
 
+#include "routing/limits.hpp"
+
 namespace epistle {
 namespace {
-
-// Bounds the memory of the counts when a file names absurd experts; more than a thousand times any published model.
-constexpr std::int64_t kMaxExperts = std::int64_t{1} << 20;
 
 constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 
@@ -20,7 +19,7 @@ struct HeaderRange {
 
 // In the order of TraceHeader.
 constexpr std::array<HeaderRange, kTraceHeaderNames.size()> kHeaderRanges = {
-    HeaderRange{0, kMaxInt32}, HeaderRange{1, kMaxExperts}, HeaderRange{1, kMaxExperts},
+    HeaderRange{0, kMaxInt32}, HeaderRange{1, kMaxRoutedExperts}, HeaderRange{1, kMaxRoutedExperts},
     HeaderRange{0, std::numeric_limits<std::int64_t>::max()}};
 
 std::string_view name_of(TraceColumn column) { return kTraceColumnNames[static_cast<std::size_t>(column)]; }
@@ -65,7 +64,7 @@ std::int64_t TraceLayerBuilder::expected_width() const noexcept {
 void TraceLayerBuilder::count_entry(TraceColumn name) {
   Column& own = column(name);
   const std::int64_t expected = expected_width();
-  const std::int64_t limit = expected >= 0 ? expected : kMaxExperts;
+  const std::int64_t limit = expected >= 0 ? expected : kMaxRoutedExperts;
   if (++own.row_width > limit) {
     source_->fail_corrupt(
         fmt::format("\"{}\" of token {} has more than {} entries, as many as \"top_k\" or the first "
@@ -77,7 +76,7 @@ void TraceLayerBuilder::count_entry(TraceColumn name) {
 void TraceLayerBuilder::add_expert_id(std::int64_t id) {
   count_entry(TraceColumn::kExpertIds);
   const std::int64_t row = column(TraceColumn::kExpertIds).num_rows;
-  const std::int64_t id_end = header(TraceHeader::kNumExperts).value_or(kMaxExperts);
+  const std::int64_t id_end = header(TraceHeader::kNumExperts).value_or(kMaxRoutedExperts);
   if (id < kNoExpert || id >= id_end) {
     source_->fail_corrupt(fmt::format("token {} has expert id {}, expected {} to {}", row, id, kNoExpert, id_end - 1));
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "epistle/trace.hpp"
 
 #include "routing/trace_layer_builder.hpp"
+#include "routing/trace_layers.hpp"
 #include "routing/trace_sax.hpp"
 #include "routing/trace_stream.hpp"
 
@@ -33,36 +35,6 @@ RowSelection select_rows(const TraceWindow& window, std::int64_t layer_tokens) {
   return {.head_end = window.num_tokens - tokens_to_end, .begin = begin, .end = layer_tokens};
 }
 
-/// The layers of a file for a message, as ranges in file order.
-class LayerList {
- public:
-  void add(std::int64_t layer) {
-    if (!ranges_.empty() && ranges_.back().second + 1 == layer) {
-      ranges_.back().second = layer;
-    } else if (ranges_.size() < kMaxRanges) {
-      ranges_.emplace_back(layer, layer);
-    } else {
-      cut_ = true;
-    }
-  }
-
-  [[nodiscard]] std::string text() const {
-    if (ranges_.empty()) return "none";
-    std::string text;
-    for (const auto& [first, last] : ranges_) {
-      if (!text.empty()) text += ", ";
-      text += first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last);
-    }
-    return cut_ ? text + ", ..." : text;
-  }
-
- private:
-  static constexpr std::size_t kMaxRanges = 64;  // more would not be read
-
-  std::vector<std::pair<std::int64_t, std::int64_t>> ranges_;
-  bool cut_ = false;
-};
-
 struct ReadRequest {
   std::int32_t layer = kFirstLayer;
   TraceWindow window;
@@ -81,14 +53,17 @@ struct FoundLayer {
 /// Decides, while the headers of a line come in, whether it is the layer wanted and which of its rows to keep.
 class RowPicker : public TraceLineObserver {
  public:
-  RowPicker(const ReadRequest& request, LayerList& layers) : request_(&request), layers_(&layers) {}
+  /// `is_found`: the layer wanted was in a line before this one.
+  RowPicker(const ReadRequest& request, TraceLayers& layers, bool is_found)
+      : request_(&request), layers_(&layers), is_found_(is_found) {}
 
   [[nodiscard]] bool on_layer_number(std::int64_t layer) override {
     layers_->add(layer);
-    return wanted_by_place() || layer == request_->layer;
+    return !is_found_ && (wanted_by_place() || layer == request_->layer);
   }
 
   void before_columns(TraceLayerBuilder& builder) override {
+    if (is_found_) return;
     // Past on_layer_number, a layer number that was read is the one wanted. Without one, nothing is stored on the
     // chance.
     if (!wanted_by_place() && !builder.header(TraceHeader::kLayer)) return;
@@ -122,31 +97,34 @@ class RowPicker : public TraceLineObserver {
   }
 
   const ReadRequest* request_;
-  LayerList* layers_;
+  TraceLayers* layers_;
+  bool is_found_;
   RowSelection selection_;
   bool selected_ = false;
 };
 
+/// Reads to the end of the file, so that damage behind the layer and a second record of it are found, unless the
+/// layer's place says that this was done before.
 FoundLayer scan(const std::string& path, const ReadRequest& request) {
   TraceStream source(path);
-  LayerList layers;
+  TraceLayers layers(source);
+  std::optional<FoundLayer> found;
   for (std::int64_t object_idx = 0; source.next_line(); ++object_idx) {
     if (object_idx < request.object_idx) continue;
     TraceLayerBuilder builder(source);
-    RowPicker picker(request, layers);
+    RowPicker picker(request, layers, found.has_value());
     if (!parse_trace_line(source, builder, picker)) continue;
-    FoundLayer found;
-    found.layer.layer = static_cast<std::int32_t>(*builder.header(TraceHeader::kLayer));
-    found.layer_tokens = *builder.header(TraceHeader::kNumTokens);
-    found.object_idx = object_idx;
-    found.selection = picker.selection();
-    found.complete = picker.complete(found.layer_tokens);
-    found.layer.table = builder.take_rows();
-    return found;
+    found.emplace();
+    found->layer.layer = static_cast<std::int32_t>(*builder.header(TraceHeader::kLayer));
+    found->layer_tokens = *builder.header(TraceHeader::kNumTokens);
+    found->object_idx = object_idx;
+    found->selection = picker.selection();
+    found->complete = picker.complete(found->layer_tokens);
+    found->layer.table = builder.take_rows();
+    if (request.object_idx != kUnknown) break;
   }
-  if (request.layer == kFirstLayer) {
-    throw Error(ErrorCode::kNotFound, fmt::format("the trace '{}' holds no layers", path));
-  }
+  if (found) return *std::move(found);
+  layers.require_some();
   throw Error(ErrorCode::kNotFound, fmt::format("layer {} is not in the trace '{}'; it holds these layers: {}",
                                                 request.layer, path, layers.text()));
 }
@@ -157,17 +135,30 @@ FoundLayer read_rows(const std::string& path, std::int32_t layer, const TraceWin
     reject(fmt::format("trace layer {}, expected {} (the first of the file) or a layer number", layer, kFirstLayer));
   }
   ReadRequest request{.layer = layer, .window = window, .object_idx = kUnknown, .layer_tokens = kUnknown};
-  FoundLayer found = scan(path, request);
-  if (found.complete) return found;
-  request.object_idx = found.object_idx;
-  request.layer_tokens = found.layer_tokens;
-  return scan(path, request);
+  try {
+    FoundLayer found = scan(path, request);
+    if (found.complete) return found;
+    request.object_idx = found.object_idx;
+    request.layer_tokens = found.layer_tokens;
+    return scan(path, request);
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorCode::kOutOfMemory,
+                fmt::format("the tokens wanted of the trace '{}' do not fit into memory; read fewer of them", path));
+  }
 }
 
 class SummaryObserver : public TraceLineObserver {
  public:
-  [[nodiscard]] bool on_layer_number(std::int64_t /*layer*/) override { return true; }
+  explicit SummaryObserver(TraceLayers& layers) : layers_(&layers) {}
+
+  [[nodiscard]] bool on_layer_number(std::int64_t layer) override {
+    layers_->add(layer);
+    return true;
+  }
   void before_columns(TraceLayerBuilder& /*builder*/) override {}
+
+ private:
+  TraceLayers* layers_;
 };
 
 }  // namespace
@@ -211,12 +202,14 @@ RoutingTable read_trace_window(const std::string& path, std::int32_t layer, cons
 void summarize_trace(const std::string& path, const std::function<void(const TraceLayerSummary&)>& on_layer,
                      const std::function<void(std::int64_t bytes_read, std::int64_t bytes_total)>& on_progress) {
   TraceStream source(path, on_progress);
-  SummaryObserver observer;
+  TraceLayers layers(source);
+  SummaryObserver observer(layers);
   while (source.next_line()) {
     TraceLayerBuilder builder(source);
     // The observer takes interest in every line, so the result is always true.
     if (parse_trace_line(source, builder, observer)) on_layer(builder.take_summary());
   }
+  layers.require_some();
 }
 
 }  // namespace epistle

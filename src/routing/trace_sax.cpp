@@ -1,7 +1,8 @@
 #include "routing/trace_sax.hpp"
 
 #include <algorithm>
-#include <istream>
+#include <cstddef>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <variant>
@@ -25,6 +26,10 @@ constexpr int kMaxNesting = 256;
 
 constexpr std::size_t kMaxQuotedChars = 40;
 
+// The parser holds a token whole, and the white space before it. Numbers have some twenty characters; notes that a
+// recorder adds are strings.
+constexpr std::size_t kMaxTokenBytes = std::size_t{64} * 1024;
+
 struct UnknownKey {
   bool operator==(const UnknownKey& other) const = default;
 };
@@ -37,6 +42,75 @@ Field field_of(std::string_view key) {
   if (column != kTraceColumnNames.end()) return static_cast<TraceColumn>(column - kTraceColumnNames.begin());
   return UnknownKey{};
 }
+
+/// Bounds what the parser has to hold of the characters that it takes.
+class TokenGuard {
+ public:
+  explicit TokenGuard(const TraceStream& source) : source_(&source) {}
+
+  void take(char character) {
+    if (++num_bytes_ > kMaxTokenBytes) {
+      source_->fail_corrupt(fmt::format(
+          "a string, a key, a number or the space around it is longer than {} bytes; shorten it", kMaxTokenBytes));
+    }
+    if (in_string_) {
+      const bool escaped = last_ == '\\' && !last_escaped_;
+      if (character == '"' && !escaped) end_token(false);
+      last_escaped_ = escaped;
+    } else if (character == '"') {
+      end_token(true);
+    } else if (kStructural.find(character) != std::string_view::npos) {
+      end_token(false);
+    }
+    last_ = character;
+  }
+
+  /// The character taken last; 0 = none.
+  [[nodiscard]] char last() const noexcept { return last_; }
+
+ private:
+  static constexpr std::string_view kStructural = "{}[],:";
+
+  void end_token(bool begins_string) {
+    num_bytes_ = 0;
+    in_string_ = begins_string;
+    last_escaped_ = false;
+  }
+
+  const TraceStream* source_;
+  std::size_t num_bytes_ = 0;
+  bool in_string_ = false;
+  bool last_escaped_ = false;  // the last character stood behind a backslash
+  char last_ = '\0';
+};
+
+/// The characters of the current line, on their way to the parser. One that was made without a source is the end.
+class LineIterator {
+ public:
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = char;
+
+  LineIterator() = default;
+  LineIterator(TraceStream& source, TokenGuard& guard) : source_(&source), guard_(&guard) {}
+
+  char operator*() const { return Traits::to_char_type(source_->sgetc()); }
+  LineIterator& operator++() {
+    guard_->take(Traits::to_char_type(source_->sbumpc()));
+    return *this;
+  }
+  bool operator==(const LineIterator& other) const { return at_end() == other.at_end(); }
+
+ private:
+  using Traits = std::char_traits<char>;
+
+  [[nodiscard]] bool at_end() const { return source_ == nullptr || source_->sgetc() == Traits::eof(); }
+
+  TraceStream* source_ = nullptr;
+  TokenGuard* guard_ = nullptr;
+};
 
 /// The interface that nlohmann::json::sax_parse calls; the names and signatures are the library's.
 class TraceSax {
@@ -163,10 +237,17 @@ class TraceSax {
 
 bool parse_trace_line(TraceStream& source, TraceLayerBuilder& builder, TraceLineObserver& observer) {
   TraceSax sax(source, builder, observer);
-  std::istream line(&source);
-  if (!Json::sax_parse(line, &sax)) return false;
-  builder.finish();
-  return true;
+  TokenGuard guard(source);
+  if (Json::sax_parse(LineIterator(source, guard), LineIterator(), &sax)) {
+    builder.finish();
+    return true;
+  }
+  // The rest is not parsed, but a line that was cut off shows at its end.
+  const char last = source.skip_line();
+  if ((last == '\0' ? guard.last() : last) != '}') {
+    source.fail_corrupt("the line does not end with '}'; the file is truncated, copy or record it again");
+  }
+  return false;
 }
 
 }  // namespace epistle

@@ -4,12 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <streambuf>
 #include <string>
 #include <vector>
 
-struct gzFile_s;  // zlib's; its header stays out of ours
+#include "routing/trace_input.hpp"
 
 namespace epistle {
 
@@ -27,6 +26,9 @@ class TraceStream : public std::streambuf {
   /// the end of the file.
   [[nodiscard]] bool next_line();
 
+  /// Passes over what is left of the current line; returns the last character of it that is not blank, or 0.
+  char skip_line();
+
   /// Number of the current line, from 1.
   [[nodiscard]] std::int64_t line() const noexcept { return line_; }
 
@@ -37,20 +39,14 @@ class TraceStream : public std::streambuf {
   int_type underflow() override;
 
  private:
-  struct CloseFile {
-    void operator()(gzFile_s* file) const noexcept;
-  };
-
   void expose_line_part(std::size_t begin);
   [[nodiscard]] bool refill();
   [[nodiscard]] bool leave_line();
-  [[noreturn]] void fail_read() const;
-  void report_progress(std::int64_t bytes_read);
+  void report_progress();
 
   std::string path_;
   Progress on_progress_;
-  std::unique_ptr<gzFile_s, CloseFile> file_;
-  std::int64_t file_bytes_ = 0;
+  TraceInput input_;
   std::int64_t bytes_since_report_ = 0;
   std::int64_t line_ = 0;
   std::vector<char> buffer_;

@@ -44,10 +44,10 @@ TEST_P(BenchErrors, WrongValues) {
                  {{"--json", ""}, 2, "--json"},
                  {{"--seed", "-1"}, 2, "--seed"},
                  {{"--workers", "0"}, 2, "--workers"},
-                 {{"--workers", "2000"}, 2, "num_workers is 2000"},
+                 {{"--workers", "2000"}, 2, "--workers is '2000'"},
                  {{"--drop-capacity", "0"}, 2, "--drop-capacity"},
                  {{"--drop-capacity", "inf"}, 2, "--drop-capacity"},
-                 {{"--drop-capacity", "nan"}, 2, "capacity factor is nan"},
+                 {{"--drop-capacity", "nan"}, 2, "--drop-capacity is 'nan'"},
                  {{"--capacity-rows", "0"}, 2, "--capacity-rows"},
                  {{"--layer", "-2"}, 2, "--layer"},
                  {{"--nonsense"}, 2, "--nonsense"}});
@@ -55,7 +55,7 @@ TEST_P(BenchErrors, WrongValues) {
 
 TEST_P(BenchErrors, ValuesThatDoNotGoTogether) {
   expect_errors(
-      {{{"--layout", "expert_major", "--alignment", "2000"}, 2, "alignment is 2000"},
+      {{{"--layout", "expert_major", "--alignment", "2000"}, 2, "--alignment is '2000'"},
        {{"--alignment", "4"}, 2, "--alignment pads the groups of --layout expert_major"},
        {{"--layer", "1"}, 2, "--layer chooses a layer of a trace"},
        {{"--layout", "expert_slots"}, 2, "--layout expert_slots needs --capacity-rows"},
@@ -72,7 +72,7 @@ TEST_P(BenchErrors, ValuesThatDoNotGoTogether) {
 TEST_P(BenchErrors, ShapesThatCannotBe) {
   for (const auto& [shape, part] : std::vector<std::pair<std::vector<std::string>, std::string>>{
            {{"--hidden", "2881"}, "pad hidden to 2888"},
-           {{"--hidden", "20000000"}, "hidden is 20000000"},
+           {{"--hidden", "20000000"}, "--hidden is '20000000'"},
            {{"--hidden", "0"}, "--hidden"},
            {{"--experts", "4", "--top-k", "5"}, "top_k is 5, expected 1 to num_experts = 4"},
            {{"--tokens", "-1"}, "--tokens"},

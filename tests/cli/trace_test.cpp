@@ -135,5 +135,39 @@ TEST(Trace, CorruptAndTruncatedFilesAreRejected) {
   EXPECT_NE(run_epistle({"trace", paths[0]}).err.find("line 2"), std::string::npos);
 }
 
+TEST(Trace, EmptyTracesAndRepeatedLayersAreErrors) {
+  const TempDir dir;
+  const std::string layer = R"({"layer":1,"num_experts":4,"top_k":1,"num_tokens":1,"expert_ids":[[0]]})"
+                            "\n";
+  for (const std::vector<std::string>& options : {std::vector<std::string>{}, {"--layer", "0"}, {"--layer", "1"}}) {
+    std::vector<std::string> arguments = {"trace", dir.write("empty.jsonl", "")};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    const CommandResult empty = run_epistle(arguments);
+    EXPECT_EQ(empty.exit_code, 3) << empty.describe();
+    EXPECT_TRUE(is_error_line(empty.err, "the file holds no layers")) << empty.err;
+    arguments[1] = dir.write("twice.jsonl", layer + layer);
+    const CommandResult twice = run_epistle(arguments);
+    EXPECT_EQ(twice.exit_code, 3) << twice.describe();
+    EXPECT_TRUE(is_error_line(twice.err, "line 2: layer 1 stands in line 1 already")) << twice.err;
+  }
+}
+
+TEST(Trace, DamagedTailsAreErrors) {
+  const TempDir dir;
+  const std::string packed = read_file(write_gzip(dir, "whole.gz", kTrace));
+  std::string damaged = packed;
+  damaged[0] = 'x';
+  for (const std::string& tail : {damaged, std::string("garbage"), packed.substr(0, 10), std::string(1, '\x1f')}) {
+    const std::string path = dir.write("tail.gz", packed + tail);
+    for (const std::vector<std::string>& arguments :
+         {std::vector<std::string>{"trace", path},
+          std::vector<std::string>{"bench", "--routing", "trace:" + path, "--hidden", "64", "--tokens", "1"}}) {
+      const CommandResult result = run_epistle(arguments);
+      EXPECT_EQ(result.exit_code, 3) << result.describe();
+      EXPECT_TRUE(is_error_line(result.err, "corrupt input: trace '" + path)) << result.err;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace epistle::test

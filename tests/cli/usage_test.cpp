@@ -39,6 +39,8 @@ TEST(Usage, WrongUsageIsOneLineAndExitCodeTwo) {
                                                        {"models", "--unknown"},
                                                        {"models", "one", "two"},
                                                        {"models", "--json"},
+                                                       {"models", "--json", ""},
+                                                       {"trace", "file", "--json", ""},
                                                        {"trace"},
                                                        {"trace", "file", "--layer", "x"},
                                                        {"trace", "file", "--layer", "-1"},
@@ -58,6 +60,37 @@ TEST(Usage, WrongUsageIsOneLineAndExitCodeTwo) {
     EXPECT_EQ(result.exit_code, 2) << command << result.describe();
     EXPECT_TRUE(is_error_line(result.err, "")) << command << result.describe();
     EXPECT_EQ(result.out, "") << command;
+  }
+}
+
+TEST(Usage, UnknownCommandsAreNamedWithThoseThereAre) {
+  const std::string commands = "; the commands are run, bench, trace, models, settings; see 'epistle --help'";
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"frobnicate"}, "unknown command 'frobnicate'" + commands},
+      {{"Bench", "--ranks", "2"}, "unknown command 'Bench'" + commands},
+      {{""}, "unknown command ''" + commands},
+      {{std::string(100000, 'x')}, "unknown command '" + std::string(60, 'x') + "...'" + commands},
+      {{}, "no command is given" + commands},
+      {{"--frobnicate"}, "unknown option '--frobnicate' before a command"}};
+  for (const auto& [arguments, message] : cases) {
+    const CommandResult result = run_epistle(arguments);
+    EXPECT_EQ(result.exit_code, 2) << message;
+    EXPECT_TRUE(is_error_line(result.err, "epistle: error: " + message)) << result.err;
+  }
+}
+
+TEST(Usage, RepeatedOptionsAreNamed) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"bench", "--ranks", "2", "--seed", "1", "--ranks", "3"}, "--ranks is given twice; give it once"},
+      {{"bench", "--tokens", "2", "--tokens", "2", "--tokens", "2"}, "--tokens is given 3 times; give it once"},
+      {{"bench", "--routing", "uniform", "--routing", "balanced"}, "--routing is given twice"},
+      {{"trace", "file", "--json", "a", "--json", "b"}, "--json is given twice"},
+      {{"run", "-n", "2", "--ranks", "2", "--", "true"}, "--ranks is given twice"},
+      {{"run", "-n", "2", "--grace", "2", "--grace", "3", "--", "true"}, "--grace is given twice"}};
+  for (const auto& [arguments, message] : cases) {
+    const CommandResult result = run_epistle(arguments);
+    EXPECT_EQ(result.exit_code, 2) << message;
+    EXPECT_TRUE(is_error_line(result.err, message)) << message << result.err;
   }
 }
 

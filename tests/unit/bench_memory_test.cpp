@@ -25,6 +25,10 @@ BenchSpec make_spec(const std::string& dispatcher, OutputLayout layout, Sizing s
   return spec;
 }
 
+std::vector<std::int64_t> equal_tokens(const BenchSpec& spec, std::size_t num_ranks) {
+  return std::vector<std::int64_t>(num_ranks, spec.config.max_tokens);
+}
+
 std::vector<RoutingTable> make_tables(const BenchSpec& spec) {
   std::vector<RoutingTable> tables;
   for (int rank = 0; rank < kNumRanks; ++rank) {
@@ -59,7 +63,8 @@ TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
         const BenchSpec spec = make_spec(dispatcher, layout, sizing);
         const std::vector<RoutingTable> tables = make_tables(spec);
         const std::int64_t buffers = committed_bytes(spec, tables);
-        const std::int64_t estimate = estimate_bench_bytes(spec, tables, {.num_ranks = kNumRanks, .verify = false});
+        const std::int64_t estimate =
+            estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks), .verify = false});
         EXPECT_GE(estimate, buffers);
         EXPECT_LE(estimate, buffers * 2 + (std::int64_t{4} << 20));
       }
@@ -70,9 +75,9 @@ TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
 TEST(BenchMemory, OfGpusOnlyCopiesOfTheOutputsCount) {
   BenchSpec spec = make_spec("alltoall", OutputLayout::kExpertMajor, Sizing::kExact);
   const std::vector<RoutingTable> tables = make_tables(spec);
-  const std::int64_t on_host = estimate_bench_bytes(spec, tables, {.num_ranks = kNumRanks});
+  const std::int64_t on_host = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks)});
   spec.device = BenchDevice::kCuda;
-  const std::int64_t on_cuda = estimate_bench_bytes(spec, tables, {.num_ranks = kNumRanks});
+  const std::int64_t on_cuda = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks)});
   EXPECT_LT(on_cuda, on_host);
   // Each of the assignments is a row and an expert output.
   const std::int64_t num_assignments = std::int64_t{kNumRanks} * spec.config.max_tokens * spec.config.top_k;
@@ -81,8 +86,10 @@ TEST(BenchMemory, OfGpusOnlyCopiesOfTheOutputsCount) {
 
 TEST(BenchMemory, ProcessesHaveTablesOfTheirOwn) {
   const BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, Sizing::kExact);
-  const std::int64_t threads = estimate_table_bytes(spec, {.num_ranks = 4, .group = GroupKind::kThreads});
-  const std::int64_t processes = estimate_table_bytes(spec, {.num_ranks = 4, .group = GroupKind::kProcesses});
+  const std::int64_t threads =
+      estimate_table_bytes(spec, {.tokens_per_rank = equal_tokens(spec, 4), .group = GroupKind::kThreads});
+  const std::int64_t processes =
+      estimate_table_bytes(spec, {.tokens_per_rank = equal_tokens(spec, 4), .group = GroupKind::kProcesses});
   EXPECT_EQ(processes, 4 * threads);
   EXPECT_GE(threads, 4 * 200 * 4 * 8);
 }
@@ -91,7 +98,8 @@ TEST(BenchMemory, HugeRunsDoNotOverflow) {
   BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, Sizing::kExact);
   spec.config.max_tokens = std::int64_t{1} << 28;
   spec.config.top_k = 64;
-  EXPECT_GT(estimate_table_bytes(spec, {.num_ranks = 1024, .group = GroupKind::kProcesses}), std::int64_t{1} << 50);
+  EXPECT_GT(estimate_table_bytes(spec, {.tokens_per_rank = equal_tokens(spec, 1024), .group = GroupKind::kProcesses}),
+            std::int64_t{1} << 50);
 }
 
 }  // namespace

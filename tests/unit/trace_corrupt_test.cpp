@@ -138,13 +138,93 @@ TEST_F(TraceCorrupt, TruncatedPlainFileIsRefused) {
   expect_corrupt(write(two), {"line 2", "not one whole JSON object"});
 }
 
-TEST_F(TraceCorrupt, LayersBeforeTheDamageAreStillReadable) {
-  const std::string path = write(std::string(kGood) + "damage\n");
-  EXPECT_EQ(read_trace_layer(path).table.num_tokens, 2);
-  int num_layers = 0;
-  expect_error(ErrorCode::kCorruptInput, {"line 2"},
-               [&] { summarize_trace(path, [&](const TraceLayerSummary&) { ++num_layers; }); });
-  EXPECT_EQ(num_layers, 1);
+// Whatever the layer wanted: a file that is damaged behind it was not recorded as it should have been.
+TEST_F(TraceCorrupt, DamageBehindTheLayerIsRefused) {
+  const std::string good(kGood);
+  for (const std::string& tail :
+       {std::string("damage\n"), std::string(R"({"layer":2,"num_experts":8,"top_k":2,"num_tok)"),
+        std::string(R"({"layer":2,"num_experts":8,"top_k":2,"num_tokens":1,"expert_ids":[[0,1],)"),
+        std::string(R"({"num_experts":8,"layer":2)")}) {
+    SCOPED_TRACE(tail);
+    const std::string path = write(good + tail);
+    expect_error(ErrorCode::kCorruptInput, {"line 2"}, [&] { (void)read_trace_layer(path); });
+    int num_layers = 0;
+    expect_error(ErrorCode::kCorruptInput, {"line 2"},
+                 [&] { summarize_trace(path, [&](const TraceLayerSummary&) { ++num_layers; }); });
+    EXPECT_EQ(num_layers, 1);
+  }
+}
+
+TEST_F(TraceCorrupt, LinesThatEndWithTheLayerAreWhole) {
+  const std::string path =
+      write(std::string(kGood) + R"({"num_experts":8,"top_k":2,"num_tokens":1,"expert_ids":[[0,1]],"layer":2} )");
+  EXPECT_EQ(read_trace_layer(path).layer, 1);
+  EXPECT_EQ(read_trace_layer(path, {.layer = 2}).table.num_tokens, 1);
+}
+
+void expect_refused(const std::string& path, const std::vector<std::string>& parts) {
+  expect_error(ErrorCode::kCorruptInput, parts, [&] { (void)read_trace_layer(path); });
+  expect_error(ErrorCode::kCorruptInput, parts, [&] { (void)read_trace_layer(path, {.layer = 1}); });
+  expect_error(ErrorCode::kCorruptInput, parts, [&] { summarize_trace(path, [](const TraceLayerSummary&) {}); });
+}
+
+TEST_F(TraceCorrupt, LayersThatStandTwiceAreRefused) {
+  const std::string good(kGood);
+  std::string other = good;
+  other.replace(other.find("\"layer\":1"), 9, "\"layer\":2");
+  expect_refused(write(good + "\n" + other + good), {"line 4", "layer 1 stands in line 1 already"});
+  expect_refused(write(good + other + other), {"line 3", "layer 2 stands in line 2 already"});
+  expect_refused(write(gzip(good) + gzip(good)), {"line 2", "layer 1 stands in line 1 already"});
+}
+
+TEST_F(TraceCorrupt, MoreLayersThanAnyModelHasAreRefused) {
+  std::string text;
+  for (int layer = 0; layer <= 65536; ++layer) {
+    text +=
+        R"({"layer":)" + std::to_string(layer) + R"(,"num_experts":1,"top_k":1,"num_tokens":0,"expert_ids":[]})" + "\n";
+  }
+  expect_refused(write(text), {"line 65537", "more than 65536 layers"});
+}
+
+TEST_F(TraceCorrupt, FilesWithoutLayersAreRefused) {
+  for (const std::string& text : {std::string(), gzip(""), std::string("\n\n  \n"), gzip(" \n"), gzip("") + gzip("")}) {
+    expect_refused(write(text), {"holds no layers"});
+  }
+}
+
+TEST_F(TraceCorrupt, WhatFollowsGzipDataIsGzip) {
+  const std::string first = gzip(kGood);
+  std::string second = gzip(R"({"layer":2,"num_experts":8,"top_k":2,"num_tokens":0,"expert_ids":[]})");
+  EXPECT_EQ(read_trace_layer(write(first + second), {.layer = 2}).table.num_tokens, 0);
+  for (const std::size_t damaged : {0U, 1U, 2U}) {
+    std::string packed = second;
+    packed[damaged] = static_cast<char>(packed[damaged] ^ 0x55);
+    expect_refused(write(first + packed), {"damaged or foreign bytes follow the gzip data"});
+  }
+  for (const std::string& tail : {std::string("x"), std::string(kGood), std::string(512, '\0')}) {
+    expect_refused(write(first + tail), {"damaged or foreign bytes follow the gzip data"});
+  }
+  for (std::size_t kept = 1; kept < second.size(); ++kept) {
+    expect_refused(write(first + second.substr(0, kept)), {"the file is truncated"});
+  }
+}
+
+TEST_F(TraceCorrupt, LongTokensAreRefused) {
+  const std::string head = R"({"layer":1,"num_experts":8,"top_k":2,"num_tokens":0,"expert_ids":[],)";
+  const auto line = [&](std::size_t length, char what) {
+    const std::string run(length, what);
+    if (what == 'k') return head + "\"" + run + "\":1}";
+    if (what == '1') return head + "\"note\":" + run + "}";
+    if (what == ' ') return head + run + "\"note\":1}";
+    if (what == '\\') return head + "\"note\":\"" + run + "\"}";
+    return head + "\"note\":\"" + run + "\"}";
+  };
+  for (const char what : {'k', '1', ' ', 's', '\\'}) {
+    SCOPED_TRACE(what);
+    expect_refused(write(line(70000, what)), {"line 1", "longer than 65536 bytes"});
+    if (what == '1') continue;  // a number of as many digits is out of range
+    summarize_trace(write(line(60000, what)), [](const TraceLayerSummary&) {});
+  }
 }
 
 }  // namespace

@@ -161,7 +161,7 @@ void CudaBench::run_dispatcher(const std::string& name) {
   }
   quiet(trial);
   collector_.add_buffers(*trial.dispatcher);
-  collector_.result().dispatchers.back().tuning = trial.dispatcher->describe_tuning(table_.num_tokens);
+  collector_.result().dispatchers.back().tuning = trial.dispatcher->describe_tuning(config_.max_tokens);
 }
 
 /// What is known, and allocated, once the first dispatcher has chosen the GPU.
