@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <thread>
@@ -40,6 +41,29 @@ namespace epistle::test {
     if (line.starts_with("pid ")) pids.push_back(static_cast<pid_t>(std::atoi(line.c_str() + 4)));
   }
   return pids;
+}
+
+/// The processes whose parent is `parent`.
+[[nodiscard]] inline std::vector<pid_t> children_of(pid_t parent) {
+  std::vector<pid_t> children;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename().string();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream file(entry.path() / "stat");
+    std::string stat;
+    if (!std::getline(file, stat)) continue;
+    // "pid (name) state parent ..."; the name may hold anything.
+    const std::size_t name_end = stat.rfind(')');
+    if (name_end == std::string::npos || std::atoi(stat.c_str() + name_end + 4) != parent) continue;
+    children.push_back(static_cast<pid_t>(std::stoi(name)));
+  }
+  return children;
+}
+
+/// The process between a launcher and its ranks; 0 where there is none.
+[[nodiscard]] inline pid_t keeper_of(pid_t launcher) {
+  const auto children = children_of(launcher);
+  return children.empty() ? 0 : children.front();
 }
 
 }  // namespace epistle::test
