@@ -31,13 +31,24 @@ constexpr const char* kFooter =
     "\n"
     "Every rank gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and EPISTLE_JOB. Rank 0 reads standard input "
     "unless\n"
-    "it is a terminal. All ranks end when this command ends, however it ends.\n"
+    "it is a terminal.\n"
     "\n"
-    "When a rank fails, the others have the grace period to notice and report it; then they get SIGTERM, and SIGKILL "
-    "two\n"
-    "seconds later. The exit code is that of the first rank that failed, 128 + N where signal N killed it, and 127 "
+    "All ranks end when this command ends, however it ends, and so does all that they started: children of wrapper\n"
+    "scripts, daemons, programs that changed their user. What is left when all ranks have ended gets SIGTERM, and "
+    "SIGKILL\n"
+    "two seconds later. Not reached are programs that you may not signal (setuid root), what a service starts on "
+    "request\n"
+    "(docker, systemd-run), and, where both this command and its process 'rank-keeper' are killed with SIGKILL at "
+    "once,\n"
+    "grandchildren.\n"
+    "\n"
+    "When a rank fails, or SIGINT (Ctrl-C) is passed on, the others have the grace period to end by themselves; then "
+    "they\n"
+    "get SIGTERM, and SIGKILL two seconds later. A second SIGINT, SIGTERM and SIGHUP end the grace period at once. The "
+    "exit\n"
+    "code is that of the first rank that failed, 128 + N where signal N killed it or this command got signal N, 127 "
     "where\n"
-    "PROGRAM cannot be executed.\n"
+    "PROGRAM cannot be executed, and 5 where labelled output was lost or a process cannot be started or ended.\n"
     "\n"
     "Examples:\n"
     "  epistle run -n 8 -- ./train --epochs 1\n"
@@ -52,7 +63,7 @@ void add_run_command(CLI::App& app, const std::vector<std::string>& program, int
   add_number(*command, "-n,--ranks", options->launch.num_ranks, {1, kMaxRanks}, "Number of ranks")->required();
   command->add_flag("--label", options->launch.label_output, "Put '[rank R] ' before every line of output");
   add_number(*command, "--grace", options->grace_s, {0.0, kMaxGraceSeconds},
-             "Time for the other ranks to end by themselves after one failed (default: EPISTLE_TIMEOUT_MS + 5 s)")
+             "Time for the ranks to end by themselves after one failed (default: 5) or SIGINT (default: 30)")
       ->type_name("SECONDS");
   command->footer(kFooter);
   command->callback([command, options, &program, &exit_code] {

@@ -15,8 +15,8 @@ struct LaunchOptions {
   int num_ranks = 1;
   std::vector<std::string> command;  ///< program and arguments; the program is looked up in PATH
   std::string executable;            ///< the file to execute where it is not command[0]; empty = look up command[0]
-  /// Time for the other ranks to notice and report a failed rank before they are stopped. Negative = the setting
-  /// EPISTLE_TIMEOUT_MS, after which every survivor has noticed, and 5 s to report it.
+  /// Time for the ranks to end by themselves once one has failed, or SIGINT came, before they are stopped. Negative =
+  /// 5 s after a failure, 30 s after SIGINT.
   std::chrono::milliseconds grace{-1};
   bool label_output = false;  ///< put "[rank r] " before every line that a rank writes
   /// The exit code by which ranks report the loss of another one; -1 = there is none. A rank that ends so is blamed
@@ -35,11 +35,17 @@ struct LaunchOptions {
 /// signal), after a line on stderr that names it; 128 + signal when SIGINT, SIGTERM or SIGHUP ended the job; and
 /// kExitCannotExecute, with a line on stderr, where the command cannot be executed.
 ///
-/// Every rank leads a process group of its own, which is stopped as a whole. Signals for this process are passed on.
-/// Ranks die with the calling thread, however it ends. To be called before the process starts other threads, which
-/// would take the signals.
+/// Every rank leads a process group of its own, which is stopped as a whole. Signals for this process are passed on:
+/// after SIGTERM, SIGHUP, a second SIGINT and the grace period all get SIGTERM, and SIGKILL two seconds later.
 ///
-/// Throws kInvalidArgument for impossible options and kSystem where processes cannot be created.
+/// When this function has returned, and also soon after this process was killed, nothing is left of what the ranks
+/// started: grandchildren, daemons and processes that changed their user included (see launcher_keeper.hpp). What a
+/// rank leaves behind gets SIGTERM when all ranks have ended, and SIGKILL two seconds later; SIGKILL at once where this
+/// process died. Not reached are processes that this user may not signal, and what other services start on a rank's
+/// behalf. To be called before the process starts other threads, which would take the signals.
+///
+/// Throws kInvalidArgument for impossible options and kSystem where processes cannot be created, output of ranks was
+/// lost or a process does not end, unless a rank failed, whose exit code says more; then a line on stderr tells it.
 [[nodiscard]] int launch_ranks(const LaunchOptions& options);
 
 /// Options that run this program again, with the arguments it was given, as `num_ranks` ranks.

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <csignal>
-#include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include "group/shared_memory.hpp"
@@ -14,12 +15,14 @@
 namespace epistle {
 
 struct ChildSpec {
+  int rank = 0;
   std::string executable;
   std::vector<std::string> arguments;    ///< arguments[0] included
   std::vector<std::string> environment;  ///< "NAME=value"
   bool reads_stdin = false;              ///< otherwise /dev/null
   bool capture_output = false;           ///< stdout and stderr go to pipes
   sigset_t signal_mask{};                ///< of the new process
+  rlimit open_files{};                   ///< RLIMIT_NOFILE of the new process
 };
 
 /// How a process ended.
@@ -33,45 +36,47 @@ struct ChildEnd {
   [[nodiscard]] std::string describe() const;
 };
 
-/// A running child that leads its own process group and dies with the thread that started it.
+/// A child of this process that has ended and waits to be reaped.
+struct EndedChild {
+  pid_t pid = 0;
+  ChildEnd end;
+};
+
+/// What there is to know about this process's children without waiting.
+struct ChildrenState {
+  std::optional<EndedChild> ended;  ///< one that has ended
+  bool any = false;                 ///< there are children, ended ones included
+};
+
+/// Throws kSystem.
+[[nodiscard]] ChildrenState look_at_children();
+
+/// Reaps a child that has ended.
+void reap(pid_t pid) noexcept;
+
+/// A rank's process: a child that leads its own process group and dies with the thread that started it. Whoever starts
+/// it also reaps it.
 class Child {
  public:
   /// Returns once the program is executed. Throws kSystem where no process can be created, kUnsupported where the
-  /// program cannot be executed.
+  /// program cannot be executed; then there is no process.
   explicit Child(const ChildSpec& spec);
-  /// Kills what still runs, and reaps it.
-  ~Child();
-  Child(Child&& other) noexcept;
-  Child& operator=(Child&&) = delete;
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
 
   [[nodiscard]] pid_t pid() const noexcept { return pid_; }
-  /// Becomes readable when the process ends.
-  [[nodiscard]] int pidfd() const noexcept { return pidfd_.get(); }
   [[nodiscard]] bool running() const noexcept { return running_; }
   /// The read ends of its pipes, once; not valid without capture_output.
   [[nodiscard]] UniqueFd take_stdout() noexcept { return std::move(stdout_); }
   [[nodiscard]] UniqueFd take_stderr() noexcept { return std::move(stderr_); }
 
-  /// Sends `signal` to the process and those it started.
+  /// Sends `signal` to the process and its group.
   void signal_group(int signal) const noexcept;
 
-  /// Reaps the process where it has ended. `kill_rest` (asked once it has) also ends the processes it left behind.
-  template <typename KillRest>
-  [[nodiscard]] std::optional<ChildEnd> try_reap(KillRest&& kill_rest) {
-    const std::optional<ChildEnd> end = peek_end();
-    if (end) reap(kill_rest(*end));
-    return end;
-  }
+  /// To be called where it has ended: reaps it, and with `kill_rest` kills what is left of its group.
+  void reap_ended(bool kill_rest) noexcept;
 
  private:
-  [[nodiscard]] std::optional<ChildEnd> peek_end() const;
-  void reap(bool kill_rest) noexcept;
-
   pid_t pid_ = -1;
   bool running_ = false;
-  UniqueFd pidfd_;
   UniqueFd stdout_;
   UniqueFd stderr_;
 };

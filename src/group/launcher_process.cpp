@@ -1,10 +1,13 @@
 #include "group/launcher_process.hpp"
 
+#include <charconv>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <optional>
 #include <sstream>
+#include <system_error>
 
 #include <unistd.h>
 
@@ -65,6 +68,26 @@ std::string common_ancestor_key(const std::string& rank_variable) {
     stat = read_stat(pid);
   }
   return fmt::format("pid {} started {}", pid, stat ? stat->start_ticks : 0);
+}
+
+std::vector<pid_t> own_children() {
+  std::vector<pid_t> children;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    pid_t pid = 0;
+    const auto parsed = std::from_chars(name.data(), name.data() + name.size(), pid);
+    if (parsed.ec != std::errc() || parsed.ptr != name.data() + name.size()) continue;
+    const auto stat = read_stat(pid);
+    if (stat && stat->parent_pid == ::getpid()) children.push_back(pid);
+  }
+  return children;
+}
+
+std::string process_name(pid_t pid) {
+  std::string name = read_proc_file(pid, "comm").value_or("?\n");
+  name.pop_back();
+  return name;
 }
 
 }  // namespace epistle

@@ -1,6 +1,5 @@
 #include "group/launcher_signals.hpp"
 
-#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -14,8 +13,6 @@
 namespace epistle {
 namespace {
 
-constexpr std::array<int, 3> kEndingSignals = {SIGINT, SIGTERM, SIGHUP};
-
 bool is_ignored(int signal) noexcept {
   struct sigaction action {};
   return ::sigaction(signal, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
@@ -23,10 +20,10 @@ bool is_ignored(int signal) noexcept {
 
 }  // namespace
 
-SignalInbox::SignalInbox() {
+SignalInbox::SignalInbox(std::initializer_list<int> signals) {
   sigset_t taken;
   ::sigemptyset(&taken);
-  for (const int signal : kEndingSignals) {
+  for (const int signal : signals) {
     // A blocked signal reaches a signalfd even where it is ignored, so ignored ones are left out.
     if (!is_ignored(signal)) ::sigaddset(&taken, signal);
   }

@@ -1,19 +1,20 @@
-// The signals that end a job, taken by a poll loop instead of a handler.
+// Signals taken by a poll loop instead of a handler.
 #pragma once
 
 #include <csignal>
+#include <initializer_list>
 #include <optional>
 
 #include "group/shared_memory.hpp"
 
 namespace epistle {
 
-/// While it lives, SIGINT, SIGTERM and SIGHUP of the calling thread wait to be taken. Signals that this process was
-/// told to ignore (nohup, background jobs) stay ignored.
+/// While it lives, `signals` to the calling thread wait to be taken. Those that this process was told to ignore (nohup,
+/// background jobs) stay ignored.
 class SignalInbox {
  public:
   /// Throws kSystem.
-  SignalInbox();
+  explicit SignalInbox(std::initializer_list<int> signals);
   ~SignalInbox();
   SignalInbox(const SignalInbox&) = delete;
   SignalInbox& operator=(const SignalInbox&) = delete;

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <thread>
@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/bench_run.hpp"
+#include "cli/run_processes.hpp"
 
 namespace epistle::test {
 namespace {
@@ -125,21 +126,13 @@ TEST(BenchRanks, MalformedVariablesAreAnError) {
 
 // ---- Ranks that end -------------------------------------------------------------------------------------------------
 
-/// The process among the children of `parent` that plays `rank`.
-std::optional<pid_t> find_rank(pid_t parent, int rank) {
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename().string();
-    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    std::ifstream stat_file(entry.path() / "stat");
-    std::string stat;
-    if (!std::getline(stat_file, stat)) continue;
-    // "pid (name) state parent ..."; the name may hold anything.
-    const std::size_t name_end = stat.rfind(')');
-    if (name_end == std::string::npos || std::atoi(stat.c_str() + name_end + 4) != parent) continue;
-    std::ifstream environment_file(entry.path() / "environ", std::ios::binary);
+/// The process below `launcher` that plays `rank`.
+std::optional<pid_t> find_rank(pid_t launcher, int rank) {
+  for (const pid_t pid : children_of(keeper_of(launcher))) {
+    std::ifstream environment_file("/proc/" + std::to_string(pid) + "/environ", std::ios::binary);
     const std::string environment(std::istreambuf_iterator<char>(environment_file), {});
     const std::string variable = std::string(1, '\0') + "RANK=" + std::to_string(rank) + '\0';
-    if ((std::string(1, '\0') + environment).find(variable) != std::string::npos) return std::stoi(name);
+    if ((std::string(1, '\0') + environment).find(variable) != std::string::npos) return pid;
   }
   return std::nullopt;
 }

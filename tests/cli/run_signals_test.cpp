@@ -1,7 +1,8 @@
 // What happens to the ranks when the launcher is told to end, or is killed.
+#include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdlib>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -9,36 +10,10 @@
 #include <gtest/gtest.h>
 
 #include "cli/epistle_command.hpp"
+#include "cli/run_processes.hpp"
 
 namespace epistle::test {
 namespace {
-
-/// A running process; a zombie that nobody has reaped yet counts as gone.
-bool is_alive(pid_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string text;
-  if (!std::getline(file, text)) return false;
-  const std::size_t name_end = text.rfind(')');
-  return name_end != std::string::npos && text.compare(name_end + 1, 2, " Z") != 0;
-}
-
-bool ends_soon(pid_t pid) {
-  constexpr std::chrono::seconds kLimit{10};
-  const auto deadline = std::chrono::steady_clock::now() + kLimit;
-  while (std::chrono::steady_clock::now() < deadline) {
-    if (!is_alive(pid)) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return false;
-}
-
-std::vector<pid_t> pids_in(const std::string& text) {
-  std::vector<pid_t> pids;
-  for (const std::string& line : split_lines(text)) {
-    if (line.starts_with("pid ")) pids.push_back(static_cast<pid_t>(std::atoi(line.c_str() + 4)));
-  }
-  return pids;
-}
 
 /// A launcher whose two ranks have printed "pid ..." lines and then "ready".
 class RunningJob {
@@ -98,6 +73,19 @@ TEST(RunSignals, SecondSigintInsists) {
   EXPECT_TRUE(is_alive(job.process().pid()));
   job.process().send_signal(SIGINT);
   EXPECT_EQ(job.process().wait().exit_code, 128 + SIGINT);
+}
+
+TEST(RunSignals, GraceBoundsSigintToo) {
+  Subprocess process(epistle_command({"run", "-n", "2", "--grace", "0.2", "--", "sh", "-c",
+                                      "trap '' INT; echo ready $RANK; while true; do sleep 0.05; done"}),
+                     without_settings());
+  ASSERT_TRUE(process.wait_for_output("ready 0") && process.wait_for_output("ready 1")) << process.err();
+  const auto start = std::chrono::steady_clock::now();
+  process.send_signal(SIGINT);
+  const CommandResult result = process.wait();
+  EXPECT_EQ(result.exit_code, 128 + SIGINT) << result.describe();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+  EXPECT_NE(result.err.find("ranks 0, 1 still ran 200 ms after SIGINT"), std::string::npos) << result.err;
 }
 
 TEST(RunSignals, RanksDieWithAKilledLauncher) {
