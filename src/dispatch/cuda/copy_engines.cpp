@@ -270,7 +270,7 @@ bool CopyEngines::has_send_buffer(bool capturing) {
 }
 
 bool CopyEngines::dispatch(const CudaHandleState& handle, const MoveArgs& args, int pack_blocks, cudaStream_t stream) {
-  CopySignalArgs signal{.group = args.group, .handle_id = args.handle.handle_id, .phases = args.phases};
+  CopySignalArgs signal{.group = args.group, .totals = args.handle.totals, .phases = args.phases};
   if ((args.phases & kSendPhase) != 0) {
     const bool capturing = is_capturing(stream);
     if (!capturing) create_lanes();

@@ -215,24 +215,20 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
   const DeviceGuard guard(device_);
   Complaint complaint = begin_call();
   if (!complaint) complaint = check_routing(routing);
-  announce_call(Collective::kPrepare, nullptr, complaint);
+  const DeviceCall call = follows_ == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
+  announce_call(call, nullptr, complaint);
   std::shared_ptr<CudaHandleState> owned = acquire_handle();
   CudaHandleState& state = *owned;
   ++num_prepared_;
   state.dispatcher_id = dispatcher_id_;
-  state.begin(num_prepared_, complaint ? 0 : routing.num_tokens);
+  state.begin(num_prepared_, routing.num_tokens);
   state.output.combine_rows = own_section(BufferSection::kCombineRows);
   state.waiter = [this](CudaHandleState& waiting) {
     const DeviceGuard waiter_guard(device_);
     wait_for_summary(waiting);
     check_summary(waiting);
   };
-  launch(state, routing, complaint.has_value());
-  if (complaint) {
-    // The others learn it from the device; this rank's own summary has nothing to add.
-    state.checked = true;
-    throw Error(*complaint);
-  }
+  launch(state, routing);
   if (config_.sizing == Sizing::kExact) {
     wait_for_summary(state);
     check_summary(state);
@@ -241,7 +237,7 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
   return Handle(std::move(owned));
 }
 
-void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, bool refuse) {
+void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing) {
   PrepareArgs args;
   args.group = device_group_;
   args.layout = layout_;
@@ -249,13 +245,13 @@ void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, 
   args.expert_ids = routing.expert_ids;
   args.weights = routing.weights;
   args.ids_are_64_bit = routing.id_type == IdType::kInt64;
-  args.refuse = refuse;
+  args.call = follows_ == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
   args.prepare_id = state.handle_id;
   args.drop_overflow = config_.overflow == OverflowPolicy::kDrop;
   args.summary = state.summary;
   const int budget = options_.num_sms > 0 ? options_.num_sms : control_.count_blocks;
   args.tile_tokens = prepare_tile_.num_tokens;
-  args.dispatch_follows = dispatch_follows_;
+  args.announces_dispatch = follows_ == Follows::kDispatchClosely;
   const auto useful = static_cast<int>((state.arrays.num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
   const PrepareLaunch launch{.num_blocks = std::clamp(useful, 1, std::min({budget, control_.count_blocks, sm_share_})),
                              .shared_bytes = prepare_tile_.shared_bytes};
@@ -267,6 +263,7 @@ std::vector<RowDemand> CudaCollective::demands_of(CudaHandleState& handle) {
   std::vector<RowDemand> demands(static_cast<std::size_t>(num_ranks()));
   for (int peer = 0; peer < num_ranks(); ++peer) {
     demands[static_cast<std::size_t>(peer)].output_rows = handle.output_rows(peer);
+    demands[static_cast<std::size_t>(peer)].grad_rows = handle.output_rows(peer);
     demands[static_cast<std::size_t>(peer)].send_pairs = handle.other_pairs(peer);
   }
   return demands;

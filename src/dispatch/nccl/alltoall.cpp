@@ -1,7 +1,6 @@
 #include "dispatch/nccl/alltoall.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <optional>
 #include <thread>
@@ -16,6 +15,7 @@ namespace epistle::nccl {
 
 using cuda::check_cuda;
 using cuda::CudaHandleState;
+using cuda::DeviceCall;
 using cuda::DeviceGuard;
 using cuda::DeviceUuid;
 using cuda::HandleTotals;
@@ -151,36 +151,18 @@ Complaint AllToAllDispatcher::begin_call() {
                   "NCCL was given up after an earlier failure; create the dispatcher again");
 }
 
-void AllToAllDispatcher::announce_call(Collective call, const CudaHandleState* handle, const Complaint& complaint) {
-  constexpr std::array<std::string_view, 5> kNames = {"prepare", "dispatch", "combine", "dispatch_backward",
-                                                      "combine_backward"};
-  struct Announcement {
-    std::uint64_t handle_id;
-    std::int32_t call;
-    std::int32_t refused;
-  };
-  const Phase phase = call == Collective::kPrepare    ? Phase::kLayout
-                      : call == Collective::kDispatch ? Phase::kDispatch
-                                                      : Phase::kCombine;
-  const Announcement own{handle != nullptr ? handle->handle_id : 0, static_cast<std::int32_t>(call), complaint ? 1 : 0};
-  std::vector<Announcement> all(static_cast<std::size_t>(num_ranks()));
-  group().all_gather(&own, sizeof(own), all.data(), phase);
+DeviceCall AllToAllDispatcher::announce_call(DeviceCall call, const CudaHandleState* handle,
+                                             const Complaint& complaint) {
+  const auto handle_id = handle != nullptr ? static_cast<std::uint32_t>(handle->handle_id) : 0;
+  const std::uint64_t own = cuda::call_word(0, complaint ? DeviceCall::kRejected : call, handle_id);
+  std::vector<std::uint64_t> words(static_cast<std::size_t>(num_ranks()));
+  const Phase phase = cuda::phase_of(call);
+  group().all_gather(&own, sizeof(own), words.data(), phase);
   if (complaint) throw Error(*complaint);
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    if (all[static_cast<std::size_t>(peer)].refused == 0) continue;
-    throw Error(ErrorCode::kPeerRejected, fmt::format("rank {} rejected its input, so nothing was sent", peer),
-                {.rank = rank(), .peer_rank = peer, .phase = phase});
-  }
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    const Announcement& other = all[static_cast<std::size_t>(peer)];
-    if (other.call == own.call && other.handle_id == own.handle_id) continue;
-    throw Error(ErrorCode::kShapeMismatch,
-                fmt::format("rank {} calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
-                            "calls in the same order; nothing was sent",
-                            rank(), kNames[static_cast<std::size_t>(own.call)], own.handle_id, peer,
-                            kNames[static_cast<std::size_t>(other.call)], other.handle_id),
-                {.rank = rank(), .peer_rank = peer, .phase = phase});
-  }
+  const cuda::Verdict verdict = cuda::judge(words.data(), num_ranks(), rank());
+  if (verdict.outcome != cuda::Verdict::Outcome::kAgreed) throw Error(cuda::to_error(verdict, rank(), phase));
+  const auto definite = std::find_if_not(words.begin(), words.end(), cuda::takes_any_weights);
+  return definite != words.end() ? cuda::call_of(*definite) : call;
 }
 
 Phase AllToAllDispatcher::abandon_transport() noexcept {

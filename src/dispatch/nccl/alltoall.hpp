@@ -40,7 +40,8 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
 
  protected:
   [[nodiscard]] Complaint begin_call() override;
-  void announce_call(Collective call, const cuda::CudaHandleState* handle, const Complaint& complaint) override;
+  cuda::DeviceCall announce_call(cuda::DeviceCall call, const cuda::CudaHandleState* handle,
+                                 const Complaint& complaint) override;
   [[nodiscard]] std::vector<RowDemand> demands_of(cuda::CudaHandleState& handle) override;
   Phase abandon_transport() noexcept override;
   void start_move(const cuda::CudaHandleState& handle, cuda::MoveArgs& args) override;
