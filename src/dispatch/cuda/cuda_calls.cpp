@@ -158,7 +158,10 @@ Handle CudaCollective::prepare_and_dispatch(const RoutingView& routing, const Pa
   Handle handle = prepare(routing);
   auto* state = static_cast<CudaHandleState*>(handle.state());
   // Where the routing turns out to be void there is no dispatch, on no rank: the host must not look at findings here.
-  if (complaint) refuse(DeviceCall::kDispatch, *complaint, state->arrays.totals);
+  if (complaint) {
+    state->checked = true;  // what prepare finds has nothing to add
+    refuse(DeviceCall::kDispatch, *complaint, state->arrays.totals);
+  }
   open_state_ = state;
   move(*state, payload, kBothPhases);
   static_cast<void>(point_at_rows(*state));
@@ -174,8 +177,7 @@ SumArgs CudaCollective::sum_args(std::uint32_t phases) const {
   args.phases = phases;
   args.send_half = (phases & kReceivePhase) == 0 ? num_send_halves_ : 0;
   args.dtype = config_.combine_dtype;
-  // Rows that nobody sums before they travel are read where they lie.
-  args.pull = layout_.params().transport == Transport::kDevice && !layout_.returns_partial_sums();
+  args.pull = pulls_rows();
   return args;
 }
 
@@ -187,13 +189,16 @@ void CudaCollective::sum(CudaHandleState& state, const SumCall& call) {
   args.rows = static_cast<const std::byte*>(call.rows);
   args.out = static_cast<std::byte*>(call.out);
   args.weighted = call.weighted;
-  std::byte* shared_rows = own_section(BufferSection::kCombineRows);
-  if (args.pull && (call.phases & kSendPhase) != 0 && call.rows != shared_rows && state.output.num_rows > 0) {
-    const auto num_bytes = static_cast<std::size_t>(state.output.num_rows * layout_.params().combine_row_bytes);
-    check_cuda(cudaMemcpyAsync(shared_rows, call.rows, num_bytes, cudaMemcpyDeviceToDevice, stream_),
-               "copying expert outputs to where peers can read them");
-  }
   start_sum(state, args);
+}
+
+/// Before anything announces the call: from then on peers may read the rows.
+void CudaCollective::share_rows(const CudaHandleState& state, const void* rows) {
+  std::byte* shared_rows = own_section(BufferSection::kCombineRows);
+  if (!pulls_rows() || rows == shared_rows || state.output.num_rows == 0) return;
+  const auto num_bytes = static_cast<std::size_t>(state.output.num_rows * layout_.params().combine_row_bytes);
+  check_cuda(cudaMemcpyAsync(shared_rows, rows, num_bytes, cudaMemcpyDeviceToDevice, stream_),
+             "copying expert outputs to where peers can read them");
 }
 
 void CudaCollective::combine_send(const Handle& handle, const void* rows) {
@@ -203,6 +208,7 @@ void CudaCollective::combine_send(const Handle& handle, const void* rows) {
   if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
   announce_call(DeviceCall::kCombine, state, complaint);
   ++num_send_halves_;
+  share_rows(*state, rows);
   sum(*state, {.rows = rows, .phases = kSendPhase, .weighted = config_.apply_weights});
   open(Call::kCombine, *state, rows);
 }
@@ -230,6 +236,7 @@ void CudaCollective::combine(const Handle& handle, const void* rows, void* out, 
   if (!complaint) complaint = checks().sums(*state, out, out_bytes);
   announce_call(DeviceCall::kCombine, state, complaint);
   open_state_ = state;
+  share_rows(*state, rows);
   sum(*state, {.rows = rows, .out = out, .weighted = config_.apply_weights});
 }
 
@@ -260,6 +267,7 @@ void CudaCollective::dispatch_backward(const Handle& handle, const void* grad_ro
   }
   call = announce_call(call, state, complaint);
   open_state_ = state;
+  share_rows(*state, grad_rows);
   gather_weight_gradients(*state, call, grad_weights, grad_topk_weights);
   sum(*state, {.call = call, .rows = grad_rows, .out = grad_out});
 }

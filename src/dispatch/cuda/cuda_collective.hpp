@@ -19,6 +19,7 @@
 #include "dispatch/cuda/device_buffers.hpp"
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/tuning.hpp"
+#include "group/cuda/cuda_error.hpp"
 #include "group/cuda/symmetric_heap.hpp"
 #include "group/group_impl.hpp"
 
@@ -107,11 +108,16 @@ class CudaCollective : public CudaDispatcher {
   void finish_handles();
 
  private:
+  struct DestroyEvent {
+    void operator()(cudaEvent_t event) const noexcept { warn_cuda(cudaEventDestroy(event), "destroying an event"); }
+  };
   enum class Call : std::int32_t { kNone, kDispatch, kCombine };
 
   // cuda_collective.cpp: memory, prepare, findings
   [[nodiscard]] RowDemand committed() const noexcept { return demands_[static_cast<std::size_t>(rank())]; }
   void grow(const std::vector<RowDemand>& demands);
+  void take_own_memory();
+  [[nodiscard]] std::shared_ptr<CudaHandleState> find_free_handle() const;
   [[nodiscard]] std::shared_ptr<CudaHandleState> acquire_handle();
   [[nodiscard]] Complaint check_routing(const RoutingView& routing) const;
   void launch(CudaHandleState& state, const RoutingView& routing);
@@ -130,6 +136,11 @@ class CudaCollective : public CudaDispatcher {
   /// Tells the peers, then throws. `behind`: see MoveArgs::skips_void.
   [[noreturn]] void refuse(DeviceCall call, const Error& complaint, const HandleTotals* behind = nullptr);
   void move(CudaHandleState& state, const Payload& payload, std::uint32_t phases);
+  /// Rows that nobody sums before they travel are read where they lie.
+  [[nodiscard]] bool pulls_rows() const noexcept {
+    return layout_.params().transport == Transport::kDevice && !layout_.returns_partial_sums();
+  }
+  void share_rows(const CudaHandleState& state, const void* rows);
   struct SumCall;
   void sum(CudaHandleState& state, const SumCall& call);
   [[nodiscard]] const DispatchOutput& point_at_rows(CudaHandleState& state) const;
@@ -156,7 +167,7 @@ class CudaCollective : public CudaDispatcher {
   std::vector<RowDemand> demands_;  ///< committed so far, by rank
   std::vector<std::shared_ptr<CudaHandleState>> handles_;
   CudaStream stream_ = nullptr;
-  cudaEvent_t last_work_ = nullptr;
+  std::unique_ptr<CUevent_st, DestroyEvent> last_work_;
   int compute_major_ = 0;
   PrepareTile prepare_tile_;
   std::uint64_t dispatcher_id_;
@@ -164,8 +175,7 @@ class CudaCollective : public CudaDispatcher {
   Call open_call_ = Call::kNone;
   CudaHandleState* open_state_ = nullptr;
   const void* open_rows_ = nullptr;
-  std::uint32_t num_send_halves_ = 0;             ///< so far; the number of the open one
-  std::optional<std::uint32_t> abandoned_epoch_;  ///< of the last call that the host has thrown for
+  std::uint32_t num_send_halves_ = 0;  ///< so far; the number of the open one
   /// What prepare does for prepare_and_dispatch.
   enum class Follows : std::int32_t { kNothing, kDispatch, kDispatchClosely };
   Follows follows_ = Follows::kNothing;

@@ -39,8 +39,8 @@ void CudaCollective::set_stream(CudaStream stream) {
 }
 
 cudaEvent_t CudaCollective::last_work() {
-  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
-  return last_work_;
+  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_.get(), stream_), "recording an event");
+  return last_work_.get();
 }
 
 template <typename IsDone>
@@ -141,7 +141,7 @@ Verdict to_verdict(Finding finding, std::int32_t rank, std::int32_t peer, std::i
 
 }  // namespace
 
-/// Throws where the ranks did not agree on an earlier call, once for each such call.
+/// Throws where the ranks did not agree on an earlier call.
 void CudaCollective::throw_disagreement() {
   auto* control = reinterpret_cast<HostControl*>(host_control_.get());
   // pairs with the fence of report_call(): the finding is written last
@@ -149,9 +149,6 @@ void CudaCollective::throw_disagreement() {
   if (finding.load(std::memory_order_acquire) == 0) return;
   const Report report = control->refused;
   finding.store(0, std::memory_order_release);
-  // Both halves of a call find it.
-  if (abandoned_epoch_ == report.epoch) return;
-  abandoned_epoch_ = report.epoch;
   if (open_call_ != Call::kNone && report.send_half == num_send_halves_) end_open_call();
   throw Error(to_error(to_verdict(static_cast<Finding>(report.finding), report.rank, report.peer, report.a, report.b),
                        rank(), static_cast<Phase>(report.phase)));

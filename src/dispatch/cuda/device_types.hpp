@@ -37,8 +37,8 @@ struct Report {
   std::int32_t rank;
   std::int64_t a;
   std::int64_t b;
-  std::uint32_t epoch;      ///< the call; of `refused` only
-  std::uint32_t send_half;  ///< number of the send half that found it, 0 = the whole call or the receive half
+  std::uint32_t send_half;  ///< of `refused`: number of the send half that found it, 0 = anything else
+  std::uint32_t padding;
 };
 
 /// In host memory that the device can read: set to 1 to make waiting kernels give up.
@@ -60,6 +60,7 @@ struct LocalState {
   std::uint64_t epoch;            ///< calls completed
   std::uint32_t failed;           ///< a Finding that ends all work on this dispatcher
   std::uint32_t abandoned;        ///< epoch of the last call that the ranks did not agree on
+  std::uint32_t reported;         ///< of the last one that the host was told of
   std::uint32_t blocks_left;      ///< blocks of the running call that have read its epoch and need it no more
   std::uint32_t blocks_placed;    ///< of prepare, which a dispatch may overlap
   std::uint32_t blocks_recorded;  ///< likewise

@@ -94,7 +94,11 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   // While the records of the others are on their way.
   if (!args.layout.token_major()) describe_all_padding(args, t, exchange, mine);
   if (blockIdx.x == 0 && !overflow) write_counts(args, call, t, exchange, mine);
-  if (!exchange.disagreed) wait_all_done(call);
+  if (!exchange.disagreed) {
+    wait_all_done(call);
+  } else if (blockIdx.x == 0) {
+    abandon_call(call, false);  // the summary tells the host
+  }
   fence_system();
   __syncthreads();
   if (has_failed(group)) return;

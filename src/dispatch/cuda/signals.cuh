@@ -173,7 +173,7 @@ __device__ inline Verdict verdict_of(const CallContext& call) {
 
 /// The slow part of wait_all_ready(), where some announcement is another one: waits for all, and says whether they go
 /// together all the same. By all threads of the block.
-__device__ __noinline__ bool settle(const CallContext& call) {
+__device__ __noinline__ inline bool settle(const CallContext& call) {
   __shared__ bool agreed;
   bool there = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
@@ -323,9 +323,12 @@ __device__ inline void leave_call(const CallContext& call) {
   if (leaves_last(*call.group)) finish_epoch(call);
 }
 
-/// Tells the host that the ranks did not agree on a call. By one thread, with all announcements there. What the host
-/// has not looked at yet stays.
+/// Tells the host that the ranks did not agree on a call, once where both halves find it. By one thread, with all
+/// announcements there. What the host has not looked at yet stays.
 __device__ inline void report_call(const CallContext& call, std::uint32_t send_half) {
+  LocalState& local = *call.group->local;
+  if (local.reported == call.epoch) return;
+  local.reported = call.epoch;
   const Verdict verdict = verdict_of(call);
   Report& out = call.group->host->refused;
   auto* finding = static_cast<volatile std::uint32_t*>(&out.finding);
@@ -335,7 +338,6 @@ __device__ inline void report_call(const CallContext& call, std::uint32_t send_h
   out.rank = verdict.rank;
   out.a = static_cast<std::int64_t>(verdict.word);
   out.b = static_cast<std::int64_t>(verdict.peer_word);
-  out.epoch = call.epoch;
   out.send_half = send_half;
   __threadfence_system();
   *finding = static_cast<std::uint32_t>(verdict.outcome == Verdict::Outcome::kRejected ? Finding::kPeerRejected
@@ -344,7 +346,7 @@ __device__ inline void report_call(const CallContext& call, std::uint32_t send_h
 
 /// The end of a call that the ranks did not agree on, in one block: nothing has been sent, but by copy engines, which
 /// must be done before the next call. `tells`: this rank has not refused, so its host hears of it here.
-__device__ __noinline__ void abandon_call(const CallContext& call, bool tells) {
+__device__ __noinline__ inline void abandon_call(const CallContext& call, bool tells) {
   const DeviceGroup& group = *call.group;
   bool there = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {

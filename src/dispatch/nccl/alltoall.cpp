@@ -9,6 +9,7 @@
 
 #include "core/settings.hpp"
 #include "group/cuda/cuda_error.hpp"
+#include "group/cuda/heap_agreement.hpp"
 #include "group/cuda/heap_kind.hpp"
 
 namespace epistle::nccl {
@@ -26,12 +27,13 @@ namespace {
 
 /// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
-  cudaDeviceProp properties{};
-  check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
   DeviceUuid own{};
-  std::memcpy(own.data(), properties.uuid.bytes, own.size());
-  std::vector<DeviceUuid> all(static_cast<std::size_t>(group.num_ranks()));
-  group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
+  const auto error = cuda::error_of([&] {
+    cudaDeviceProp properties{};
+    check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
+    std::memcpy(own.data(), properties.uuid.bytes, own.size());
+  });
+  const std::vector<DeviceUuid> all = cuda::agree(group, error, "finding its GPU", own);
   for (auto uuid = all.begin(); uuid != all.end(); ++uuid) {
     if (std::count(uuid, all.end(), *uuid) < 2) continue;
     std::string ranks;
@@ -79,12 +81,16 @@ std::unique_ptr<CudaDispatcher> AllToAllDispatcher::create(Group& group, const D
 
 AllToAllDispatcher::AllToAllDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options,
                                        int device, const NcclApi& api)
-    : CudaCollective(group, config, options, device, Transport::kDeviceAllToAll),
-      totals_(sizeof(HandleTotals)),
-      entry_counts_(sizeof(EntryCounts)) {
+    : CudaCollective(group, config, options, device, Transport::kDeviceAllToAll) {
   const DeviceGuard guard(device);
-  check_cuda(load_exchange_kernels(), "loading the kernels");
+  cuda::agree(this->group(), cuda::error_of([&] { take_exchange_memory(); }), "taking memory for exchanges");
   communicator_ = std::make_unique<Communicator>(api, this->group());
+}
+
+void AllToAllDispatcher::take_exchange_memory() {
+  check_cuda(load_exchange_kernels(), "loading the kernels");
+  totals_ = cuda::PinnedMemory(sizeof(HandleTotals));
+  entry_counts_ = cuda::PinnedMemory(sizeof(EntryCounts));
   if (!returns_entries()) return;
   const LayoutParams& params = layout().params();
   for (const bool placing : {false, true}) {
@@ -92,7 +98,7 @@ AllToAllDispatcher::AllToAllDispatcher(Group& group, const DispatcherConfig& con
     carver.take(entry_tables_.packed_begin, params.max_tokens * layout().max_other_ranks_per_token() + 1);
     carver.take(entry_tables_.received_begin, params.max_tokens * params.num_ranks + 1);
     carver.take(entry_tables_.stage, params.max_tokens * params.top_k);
-    if (!placing) entry_memory_ = cuda::allocate_on(device, carver.num_bytes());
+    if (!placing) entry_memory_ = cuda::allocate_on(device(), carver.num_bytes());
   }
 }
 

@@ -64,6 +64,7 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
 
   /// Whether combine sends one row per (token, expert).
   [[nodiscard]] bool returns_entries() const noexcept { return !layout().combines_per_rank(); }
+  void take_exchange_memory();
   [[nodiscard]] Known& known(const cuda::CudaHandleState& handle);
   void find_entries(const cuda::CudaHandleState& handle, Known& facts);
   void queue(std::vector<Transfer>& transfers, int peer, const Rows& rows, const Block& sent,
