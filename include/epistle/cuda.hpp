@@ -3,15 +3,24 @@
 // The calls are those of Dispatcher (epistle/dispatcher.hpp), with these differences:
 //   - every pointer (routing, payload, output, handle description) is device memory of the dispatcher's device;
 //   - calls put work on the dispatcher's stream and return; results are there when the stream gets to them. prepare
-//   waits
-//     on the host under exact sizing (once, for the counts), never under capacity sizing: then prepare, dispatch and
-//     combine can be captured into a CUDA graph and replayed with other routing and payload in the same buffers. A
-//     captured handle must outlive the graph;
-//   - under capacity sizing Handle::stats() and the num_dropped of its output wait for the stream;
-//   - what the device finds (bad ids, a rank that is late or gone, rows beyond the capacity under
-//   OverflowPolicy::kError)
-//     is thrown by synchronize(), by Handle::stats(), or by a later call, whichever comes first; the rows of the call
-//     it happened in must not be used. Nothing is written out of place in any case.
+//     waits on the host under exact sizing (once, for the counts), never under capacity sizing: then every call,
+//     dispatch_backward with gradients of the weights included, can be captured into a CUDA graph and replayed with
+//     other routing and rows in the same buffers. A captured handle must outlive the graph;
+//   - under capacity sizing Handle::stats() waits for the stream, and Handle::output() does not: num_dropped of the
+//     output is -1 until stats() has been called or synchronize() has returned. After a graph has run prepare again,
+//     stats() brings both up to date;
+//   - what the device finds (bad ids, rows beyond the capacity under OverflowPolicy::kError, ranks that do not agree on
+//     a call, a rank that is late or gone) is thrown by synchronize(), by Handle::stats(), or by a later call,
+//     whichever comes first; a later call that throws it has not been made. The rows of the call it happened in must
+//     not be used. Nothing is written out of place in any case.
+//
+// Ranks do not agree on a call when one of them makes another call, uses another handle, or gives gradients of the
+// weights while others do not (kShapeMismatch on every rank), or when one refuses its input (it throws at once what is
+// wrong, the others kPeerRejected). Such a call ends on all ranks without having moved anything, and the next one
+// works; a rank's own dispatch may have overwritten the rows that its last one has received (and see
+// CudaMover::kCopyEngines). Where several calls in a row fail before the host looks, the first of them is thrown.
+// prepare_and_dispatch is a call of its own here: it does not go together with prepare and dispatch on another rank. A
+// call that fails in its send half may be thrown before its receive half is made; then that must be left out.
 //
 // That is so of `direct`. `alltoall` moves rows with NCCL, which the host has to tell how many there are: the first
 // call with a handle waits for its counts under every sizing, every call agrees with the other ranks on the host, and
@@ -40,7 +49,9 @@ enum class CudaMover : std::int32_t {
   kAuto,         ///< what the tuning table says for the call
   kVector,       ///< 16-byte loads and stores: any GPU from sm_80 on
   kBulk,         ///< bulk copies through shared memory: sm_90 and later
-  kCopyEngines,  ///< rows are packed on a few SMs and moved by the copy engines; exact sizing and token_major only
+  kCopyEngines,  ///< rows are packed on a few SMs and moved by the copy engines; exact sizing and token_major only.
+                 ///< These rows cannot be held back: ranks that do not agree on a dispatch may find their last output
+                 ///< overwritten
 };
 
 struct CudaOptions {

@@ -79,7 +79,7 @@ inline constexpr std::int32_t kNumBufferSections = 10;
 struct RowDemand {
   std::int64_t tokens = 0;         ///< tokens this rank routes
   std::int64_t output_rows = 0;    ///< rows of the output layout, padding included
-  std::int64_t grad_rows = 0;      ///< output rows for which gradients of the weights are asked
+  std::int64_t grad_rows = 0;      ///< output rows for which gradients of the weights are asked; on a device all of them
   std::int64_t send_rows = 0;      ///< rows this rank packs: one per (token, rank), or per (token, expert) where the
                                    ///< transport sends those. kDeviceAllToAll: (token, expert) rows that other
                                    ///< ranks send back, where combine returns those
@@ -242,11 +242,11 @@ class DispatchLayout {
     return demand;
   }
 
-  /// What is committed when a dispatcher is created: under kCapacity everything but the gradients of the weights, so
-  /// that no later call allocates.
+  /// What is committed when a dispatcher is created: under kCapacity everything, so that no later call allocates; but on
+  /// the host not the gradients of the weights.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr RowDemand initial_demand() const noexcept {
     RowDemand demand = max_demand();
-    demand.grad_rows = 0;
+    if (!on_device()) demand.grad_rows = 0;
     if (params_.sizing == Sizing::kCapacity) return demand;
     // Peers write records before the host has seen any count, so a device has room for all of them from the start.
     RowDemand records;

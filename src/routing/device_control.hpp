@@ -32,11 +32,12 @@ struct DeviceControl {
 
   // ---- Offsets in bytes, in the order of the section ----------------------------------------------------------------
 
-  /// uint64 [num_ranks]: a rank has started a call.
+  /// uint64 [2, num_ranks]: a rank has started a call, by the last bit of its epoch. No rank is ever two calls ahead of
+  /// another, so a word stays until everybody is done with its call.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t ready_offset() const noexcept { return 0; }
   /// uint64 [num_ranks]: a rank's prepare has announced the dispatch behind it.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t early_ready_offset() const noexcept {
-    return ready_offset() + aligned(num_ranks * kSignalBytes);
+    return ready_offset() + aligned(2 * num_ranks * kSignalBytes);
   }
   /// uint64 [num_ranks, kMaxBlocks]: all that a thread block of a rank sends in a call is there
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t done_offset() const noexcept {

@@ -1,5 +1,5 @@
-// prepare, dispatch and combine captured into a CUDA graph, and replayed with other routing and rows in the same
-// buffers.
+// prepare, dispatch, combine and the backward pass of dispatch captured into a CUDA graph, and replayed with other
+// routing and rows in the same buffers.
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -52,6 +52,10 @@ class GraphRank {
     expert_rows_ = arena_.take(scenario.config.capacity_rows * play.combine_row_bytes());
     out_bytes_ = table.num_tokens * play.combine_row_bytes();
     out_ = arena_.take(out_bytes_);
+    grad_out_ = arena_.take(out_bytes_);
+    num_weights_ = scenario.config.capacity_rows * dispatcher_->layout().weights_per_row();
+    grad_weights_ = reinterpret_cast<float*>(arena_.take(num_weights_ * kFloatBytes));
+    grad_topk_ = reinterpret_cast<float*>(arena_.take(num_entries * kFloatBytes));
     group_.barrier();
   }
 
@@ -69,12 +73,12 @@ class GraphRank {
 
   [[nodiscard]] Mismatch play() {
     // Once without a graph, so that nothing is loaded for the first time while the stream is captured.
-    fill_buffers(Play(scenario_, 0));
+    fill_buffers(Play(scenario_, 0), 0);
     group_.barrier();
     {
       const Handle handle = call();
       dispatcher_->synchronize();
-      EPISTLE_RETURN_MISMATCH(check(Play(scenario_, 0), handle, "eager"));
+      EPISTLE_RETURN_MISMATCH(check(Play(scenario_, 0), 0, handle, "eager"));
     }
     group_.barrier();
 
@@ -91,34 +95,42 @@ class GraphRank {
 
     for (int replay = 1; replay <= kNumReplays; ++replay) {
       const Play inputs(scenario_, replay);
-      fill_buffers(inputs);
+      fill_buffers(inputs, replay);
       group_.barrier();
       check_cuda(cudaGraphLaunch(exec.get(), arena_.stream()), "cudaGraphLaunch");
       dispatcher_->synchronize();
-      EPISTLE_RETURN_MISMATCH(check(inputs, handle, fmt::format("replay {}", replay)));
+      EPISTLE_RETURN_MISMATCH(check(inputs, replay, handle, fmt::format("replay {}", replay)));
     }
     // Calls that are not in the graph go on from where it left.
-    fill_buffers(Play(scenario_, 0));
+    fill_buffers(Play(scenario_, 0), 0);
     group_.barrier();
     const Handle later = call();
     dispatcher_->synchronize();
-    EPISTLE_RETURN_MISMATCH(check(Play(scenario_, 0), later, "eager after the replays"));
+    EPISTLE_RETURN_MISMATCH(check(Play(scenario_, 0), 0, later, "eager after the replays"));
     // The graph must not be destroyed while another rank still waits on the device.
     group_.barrier();
     return std::nullopt;
   }
 
  private:
+  static constexpr std::int64_t kFloatBytes = sizeof(float);
+
   [[nodiscard]] int rank() const noexcept { return group_.rank(); }
+
+  /// The gradient of weight `idx` of a rank's rows: exact, and another one in every replay.
+  [[nodiscard]] static float gradient(int round, int rank, std::int64_t idx) {
+    return static_cast<float>(idx + (std::int64_t{rank} + 4 * round) * 65536);
+  }
 
   [[nodiscard]] Handle call() {
     Handle handle = dispatcher_->prepare(view_);
     dispatcher_->dispatch(handle, payload_);
     dispatcher_->combine(handle, expert_rows_, out_, out_bytes_);
+    dispatcher_->dispatch_backward(handle, expert_rows_, grad_weights_, grad_out_, out_bytes_, grad_topk_);
     return handle;
   }
 
-  void fill_buffers(const Play& play) {
+  void fill_buffers(const Play& play, int round) {
     const RoutingTable& table = play.table(rank());
     const auto upload = [this](const void* target, const auto& values) {
       arena_.upload(const_cast<void*>(target), values.data(),
@@ -128,10 +140,15 @@ class GraphRank {
     upload(view_.weights, table.weights);
     upload(payload_.rows, play.payload(rank()));
     upload(expert_rows_, play.values(10, rank(), scenario_.config.capacity_rows));
+    std::vector<float> gradients;
+    for (std::int64_t idx = 0; idx < num_weights_; ++idx) gradients.push_back(gradient(round, rank(), idx));
+    upload(grad_weights_, gradients);
     arena_.fill(out_, std::byte{0xa5}, out_bytes_);
+    arena_.fill(grad_out_, std::byte{0xa5}, out_bytes_);
+    arena_.fill(grad_topk_, std::byte{0xa5}, play.table(rank()).num_tokens * view_.top_k * kFloatBytes);
   }
 
-  [[nodiscard]] Mismatch check(const Play& play, const Handle& handle, const std::string& what) {
+  [[nodiscard]] Mismatch check(const Play& play, int round, const Handle& handle, const std::string& what) {
     const auto prefixed = [&what](Mismatch mismatch) {
       if (mismatch) *mismatch = what + ": " + *mismatch;
       return mismatch;
@@ -152,7 +169,25 @@ class GraphRank {
         prefixed(check_rows(play, rank(), host.output.rows, play.row_bytes(), payloads, "dispatch")));
     const std::vector<std::byte> out = arena_.read(out_, out_bytes_);
     const auto expected = play.combined(10, rank(), play.config().apply_weights);
-    return prefixed(compare_bytes(out.data(), expected.data(), out.size(), "combine"));
+    EPISTLE_RETURN_MISMATCH(prefixed(compare_bytes(out.data(), expected.data(), out.size(), "combine")));
+    return prefixed(check_backward(play, round));
+  }
+
+  [[nodiscard]] Mismatch check_backward(const Play& play, int round) {
+    const std::vector<std::byte> grad_out = arena_.read(grad_out_, out_bytes_);
+    const auto expected = play.combined(10, rank(), false);
+    EPISTLE_RETURN_MISMATCH(compare_bytes(grad_out.data(), expected.data(), grad_out.size(), "dispatch_backward"));
+    const RoutingTable& table = play.table(rank());
+    const auto grad_topk = arena_.read(grad_topk_, static_cast<std::int64_t>(table.expert_ids.size()));
+    const ExpertPartition partition = dispatcher_->layout().partition();
+    for (std::size_t entry = 0; entry < grad_topk.size(); ++entry) {
+      const std::int32_t row = play.layout(rank()).dst_row[entry];
+      const auto position = static_cast<std::int64_t>(entry) % view_.top_k;
+      const std::int64_t idx = dispatcher_->layout().token_major() ? std::int64_t{row} * view_.top_k + position : row;
+      const float wanted = row < 0 ? 0.0F : gradient(round, partition.rank_of(table.expert_ids[entry]), idx);
+      EPISTLE_RETURN_MISMATCH(expect_equal(grad_topk[entry], wanted, fmt::format("grad_topk_weights[{}]", entry)));
+    }
+    return std::nullopt;
   }
 
   Group& group_;
@@ -164,6 +199,10 @@ class GraphRank {
   std::byte* expert_rows_ = nullptr;
   std::byte* out_ = nullptr;
   std::int64_t out_bytes_ = 0;
+  std::byte* grad_out_ = nullptr;
+  float* grad_weights_ = nullptr;
+  std::int64_t num_weights_ = 0;
+  float* grad_topk_ = nullptr;
 };
 
 class CudaGraph : public OnGpu<::testing::TestWithParam<OutputLayout>> {};

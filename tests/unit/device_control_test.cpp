@@ -29,7 +29,7 @@ std::vector<Part> parts_of(const DeviceControl& control) {
   const std::int64_t other_ranks = ranks - 1;
   const std::int64_t staged = control.top_k < other_ranks ? control.top_k : other_ranks;
   return {
-      {"ready", control.ready_offset(), ranks * 8},
+      {"ready", control.ready_offset(), 2 * ranks * 8},
       {"early ready", control.early_ready_offset(), ranks * 8},
       {"done", control.done_offset(), ranks * DeviceControl::kMaxBlocks * 8},
       {"counts", control.counts_offset(), ranks * control.count_blocks * (ranks + control.num_experts + 1) * 8},

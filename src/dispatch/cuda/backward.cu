@@ -9,16 +9,18 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// Reads the gradients of this rank's weights where the experts' ranks have put them.
+/// Reads the gradients of this rank's weights where the experts' ranks have put them. Where sums follow, both kernels
+/// are one call: this one announces it, the next one announces the same once more, and ends it.
 __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __grid_constant__ WeightGradientArgs args) {
   const DeviceGroup& group = args.group;
   CallContext call;
-  if (!next_call(group, DeviceCall::kGatherGradients, args.handle.handle_id, Phase::kCombine, call)) return;
+  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
   if (blockIdx.x == 0) announce(call);
   const int top_k = args.handle.top_k;
   const std::int64_t per_row = args.layout.weights_per_row();
   const ExpertPartition partition = args.layout.partition();
-  if (wait_all_ready(call) && args.grad_topk_weights != nullptr) {
+  const bool ok = wait_all_ready(call);
+  if (ok && args.grad_topk_weights != nullptr) {
     const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
     for (std::int64_t i = first; i < args.handle.num_tokens * top_k; i += std::int64_t{gridDim.x} * kThreads) {
       const std::int32_t row = args.handle.dst_row[i];
@@ -31,9 +33,10 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
       args.grad_topk_weights[i] = gradient;
     }
   }
-  signal_done<true>(call);
+  if (!args.ends_call) return;
+  if (ok) signal_done<true>(call);
   leave_call(call);
-  if (blockIdx.x == 0) wait_all_done(call);
+  if (blockIdx.x == 0) end_call(call, ok);
 }
 
 /// Dot product of two rows in the order of the contract: element i to lane i mod 16, ascending, then a tree. Both
@@ -81,9 +84,10 @@ __device__ float dot_rows(const std::byte* a, const std::byte* b, std::int64_t n
 }
 
 /// Gradients of the weights (unless there are no saved rows) from saved and gradient rows, then every gradient row
-/// times its weight, in place.
+/// times its weight, in place; nothing where the ranks did not agree on the call, and the rows are other ones.
 template <class Format>
 __global__ void __launch_bounds__(kThreads) scale_rows_kernel(const __grid_constant__ ScaleRowsArgs args) {
+  if (args.local != nullptr && (args.local->failed != 0 || args.local->abandoned == args.local->epoch)) return;
   const std::int64_t row_bytes = args.layout.params().combine_row_bytes;
   const int top_k = args.handle.top_k;
   const std::int64_t num_rows = args.handle.totals->num_rows;

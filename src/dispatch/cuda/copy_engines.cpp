@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <span>
+#include <string>
 
+#include "core/log.hpp"
 #include "group/cuda/cuda_error.hpp"
 
 namespace epistle::cuda {
@@ -257,20 +259,31 @@ const CopyPlan* CopyEngines::find_plan(const CudaHandleState& handle, int max_bl
 
 /// Room for the rows of the largest call.
 bool CopyEngines::has_send_buffer(bool capturing) {
-  if (send_buffer_ != nullptr) return true;
-  if (capturing) return false;
+  if (packed_rows_ != nullptr) return true;
+  if (capturing || lacks_memory_) return false;
   const std::int64_t num_rows = std::max<std::int64_t>(1, layout_.max_demand().send_pairs);
+  std::byte* rows = nullptr;
   for (const bool placing : {false, true}) {
     BufferCarver carver(send_buffer_.get());
-    carver.take(packed_rows_, num_rows * layout_.params().row_bytes);
+    carver.take(rows, num_rows * layout_.params().row_bytes);
     carver.take(packed_scales_, num_rows * layout_.params().scale_bytes);
-    if (!placing) send_buffer_ = allocate_on(device_, carver.num_bytes());
+    if (placing) continue;
+    try {
+      send_buffer_ = allocate_on(device_, carver.num_bytes());
+    } catch (const Error& error) {
+      // Not worth a call that only this rank cannot make: a kernel needs no buffer.
+      if (error.code() != ErrorCode::kOutOfMemory) throw;
+      log_warn(std::string("the copy engines are not used: ") + error.what());
+      lacks_memory_ = true;
+      return false;
+    }
   }
+  packed_rows_ = rows;
   return true;
 }
 
 bool CopyEngines::dispatch(const CudaHandleState& handle, const MoveArgs& args, int pack_blocks, cudaStream_t stream) {
-  CopySignalArgs signal{.group = args.group, .handle_id = args.handle.handle_id, .phases = args.phases};
+  CopySignalArgs signal{.group = args.group, .totals = args.handle.totals, .phases = args.phases};
   if ((args.phases & kSendPhase) != 0) {
     const bool capturing = is_capturing(stream);
     if (!capturing) create_lanes();

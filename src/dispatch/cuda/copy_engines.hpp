@@ -5,17 +5,17 @@
 //   runs   few runs of consecutive tokens per destination: one copy per run, straight from payload to final place.
 //          Beyond two kernels of one block that signal and wait, no SM is used.
 //   pack   many runs: a kernel on a few SMs puts the rows for each peer in order into a send buffer, chunk by chunk,
-//   and
-//          one copy per chunk and peer follows; rows that stay are written to their place by the same kernel. The
+//          and one copy per chunk and peer follows; rows that stay are written to their place by the same kernel. The
 //          buffer is this rank's own memory, allocated when first needed for the largest call; it is part of neither
 //          the heap nor the layout, so buffer_bytes() and resident_bytes() do not count it.
 //
 // The runs of a handle are found at its first dispatch, which waits on the host for a small kernel; later dispatches of
 // the handle wait for nothing.
 //
-// Copies cannot be taken back by what a kernel finds: when a peer refuses the call or does not come in time, that is
-// reported as ever, but this rank's rows are copied all the same. They go to the places agreed on in prepare, so
-// nothing is out of place; a peer that refused finds its last output overwritten.
+// Copies cannot be taken back by what a kernel finds: when a peer refuses the call, makes another one or does not come
+// in time, that is reported as ever, but this rank's rows are copied all the same. They go to the places agreed on in
+// prepare, so nothing is out of place; a peer that refused, or made another call, finds its last output overwritten. It
+// does not end that call before the copies are done, so they meet nothing of a later one.
 #pragma once
 
 #include <cstdint>
@@ -128,6 +128,7 @@ class CopyEngines {
   /// By handle state, which the dispatcher uses again and again: bounded. A plan of an older handle_id is void.
   std::unordered_map<const CudaHandleState*, CopyPlan> plans_;
   DeviceBuffer send_buffer_;
+  bool lacks_memory_ = false;  ///< for the send buffer
   std::byte* packed_rows_ = nullptr;
   std::byte* packed_scales_ = nullptr;
 };

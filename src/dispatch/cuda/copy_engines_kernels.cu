@@ -18,14 +18,16 @@ constexpr int kPackWarps = kPackThreads / kWarpSize;
 /// The same words as move_kernel's: a rank whose rows go by copy engine and one whose kernel writes them understand
 /// each other.
 __device__ bool dispatch_call(const CopySignalArgs& args, CallContext& call) {
-  return next_call(args.group, DeviceCall::kDispatch, args.handle_id, Phase::kDispatch, call);
+  const bool ok = next_call(args.group, DeviceCall::kDispatch, args.totals, Phase::kDispatch, call);
+  call.announced |= kCopiesBit;
+  return ok;
 }
 
 __global__ void __launch_bounds__(kSignalThreads, 1) start_copies_kernel(const __grid_constant__ CopySignalArgs args) {
   CallContext call;
   if (!dispatch_call(args, call)) return;
   announce(call);
-  wait_all_ready(call);
+  static_cast<void>(wait_all_ready(call));
 }
 
 __global__ void __launch_bounds__(kSignalThreads, 1) finish_copies_kernel(const __grid_constant__ CopySignalArgs args) {
@@ -35,7 +37,7 @@ __global__ void __launch_bounds__(kSignalThreads, 1) finish_copies_kernel(const 
   // signal carries them. Pairs with the acquire in wait_all_done of the peers.
   if ((args.phases & kSendPhase) != 0) signal_done<true>(call);
   if ((args.phases & kReceivePhase) == 0) return;
-  wait_all_done(call);
+  end_call(call, wait_all_ready(call));
   __syncthreads();
   if (threadIdx.x == 0) finish_epoch(call);
 }

@@ -8,6 +8,7 @@
 
 #include "dispatch/config_check.hpp"
 #include "group/cuda/cuda_error.hpp"
+#include "group/cuda/heap_agreement.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -18,6 +19,8 @@ std::atomic<std::uint64_t> next_dispatcher_id{1};
 constexpr int kMaxCountPlaces = 128;
 constexpr std::int64_t kMinTokensPerBlock = 64;
 constexpr std::uint64_t kNsPerMs = 1'000'000;
+// Handles made in advance where ranks share a GPU; see acquire_handle().
+constexpr int kHandlesOnSharedGpu = 8;
 
 int count_blocks_for(int num_ranks, int sm_share) {
   return std::clamp(std::min(kMaxCountPlaces / num_ranks, sm_share), 1, kMaxPrepareBlocks);
@@ -40,15 +43,17 @@ struct DeviceFacts {
 };
 
 DeviceFacts gather_facts(GroupImpl& group, int device) {
-  check_cuda(cudaSetDevice(device), "choosing the device of this rank");
-  check_cuda(cudaFree(nullptr), "starting CUDA on the device of this rank");
   DeviceFacts own;
-  own.device = device;
-  own.granularity = SymmetricHeap::granularity(device);
   int num_sms = 0;
-  check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "asking for the number of SMs");
-  std::vector<DeviceFacts> all(static_cast<std::size_t>(group.num_ranks()));
-  group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
+  const auto error = error_of([&] {
+    check_cuda(cudaSetDevice(device), "choosing the device of this rank");
+    check_cuda(cudaFree(nullptr), "starting CUDA on the device of this rank");
+    own.device = device;
+    own.granularity = SymmetricHeap::granularity(device);
+    check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
+               "asking for the number of SMs");
+  });
+  const std::vector<DeviceFacts> all = agree(group, error, "starting CUDA", own);
   // Ranks of one process that share a GPU share its SMs, so that their kernels are resident together.
   const auto ranks_here = std::count_if(all.begin(), all.end(), [&](const DeviceFacts& other) {
     return group.kind() == GroupKind::kThreads && other.device == device;
@@ -56,8 +61,9 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
   own.sm_share =
       std::min(num_sms / static_cast<int>(std::max<std::ptrdiff_t>(1, ranks_here)), DeviceControl::kMaxBlocks);
   own.shares_gpu = ranks_here > 1 ? 1 : 0;
-  group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
-  for (const DeviceFacts& other : all) {
+  std::vector<DeviceFacts> shares(all.size());
+  group.all_gather(&own, sizeof(own), shares.data(), Phase::kCreate);
+  for (const DeviceFacts& other : shares) {
     own.granularity = std::max(own.granularity, other.granularity);
     own.sm_share = std::min(own.sm_share, other.sm_share);
     own.shares_gpu = std::max(own.shares_gpu, other.shares_gpu);
@@ -111,19 +117,32 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
               layout_ = DispatchLayout(make_params(*group_, config, facts, transport));
               return layout_.reserved_bytes();
             }()),
-      host_control_(sizeof(HostControl)),
       demands_(static_cast<std::size_t>(num_ranks())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
-  check_cuda(cudaDeviceGetAttribute(&compute_major_, cudaDevAttrComputeCapabilityMajor, device),
+  std::vector<HeapRange> control_ranges;
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    control_ranges.push_back({peer, layout_.section_offset(BufferSection::kControl),
+                              layout_.section_bytes(BufferSection::kControl, RowDemand{})});
+  }
+  heap_.commit(control_ranges);
+  grow(std::vector<RowDemand>(static_cast<std::size_t>(num_ranks()), layout_.initial_demand()));
+  // Also keeps every rank until all have their memory: taking some may wait for the device.
+  agree(*group_, error_of([&] { take_own_memory(); }), "taking a dispatcher's own memory");
+}
+
+/// What no other rank sees; may fail on this rank alone.
+void CudaCollective::take_own_memory() {
+  const DeviceGuard guard(device_);
+  host_control_ = PinnedMemory(sizeof(HostControl));
+  check_cuda(cudaDeviceGetAttribute(&compute_major_, cudaDevAttrComputeCapabilityMajor, device_),
              "asking for the compute capability");
-  prepare_tile_ = choose_tile_for(config, num_ranks(), device);
+  prepare_tile_ = choose_tile_for(config_, num_ranks(), device_);
   check_cuda(load_kernels(prepare_tile_.shared_bytes, compute_major_), "loading the kernels");
-  check_cuda(cudaEventCreateWithFlags(&last_work_, cudaEventDisableTiming), "creating an event");
   for (const bool placing : {false, true}) {
     BufferCarver carver(local_memory_.get());
     carver.take(device_group_.local, 1);
-    carver.take(device_group_.outcome, num_ranks() + config.num_experts);
-    if (!placing) local_memory_ = allocate_on(device, carver.num_bytes());
+    carver.take(device_group_.outcome, num_ranks() + config_.num_experts);
+    if (!placing) local_memory_ = allocate_on(device_, carver.num_bytes());
   }
   device_group_.rank = rank();
   device_group_.num_ranks = num_ranks();
@@ -135,15 +154,13 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
     device_group_.section_offset[section] = layout_.section_offset(static_cast<BufferSection>(section));
   }
   for (int peer = 0; peer < num_ranks(); ++peer) device_group_.base[peer] = heap_.base(peer);
-  std::vector<HeapRange> control_ranges;
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    control_ranges.push_back({peer, layout_.section_offset(BufferSection::kControl),
-                              layout_.section_bytes(BufferSection::kControl, RowDemand{})});
+  const int num_handles = shares_gpu_ ? kHandlesOnSharedGpu : 1;
+  while (static_cast<int>(handles_.size()) < num_handles) {
+    handles_.push_back(std::make_shared<CudaHandleState>(device_, layout_, rank()));
   }
-  heap_.commit(control_ranges);
-  grow(std::vector<RowDemand>(static_cast<std::size_t>(num_ranks()), layout_.initial_demand()));
-  handles_.push_back(std::make_shared<CudaHandleState>(device_, layout_, rank()));
-  group_->barrier(Phase::kCreate);
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  last_work_.reset(event);
 }
 
 CudaCollective::~CudaCollective() {
@@ -155,9 +172,8 @@ CudaCollective::~CudaCollective() {
   }
   if (last_work_ != nullptr) {
     // On the stream before this one, and on this one.
-    warn_cuda(cudaEventSynchronize(last_work_), "waiting for the last work of a dispatcher");
+    warn_cuda(cudaEventSynchronize(last_work_.get()), "waiting for the last work of a dispatcher");
     warn_cuda(cudaStreamSynchronize(stream_), "waiting for the last work of a dispatcher");
-    warn_cuda(cudaEventDestroy(last_work_), "destroying an event");
   }
   for (const auto& handle : handles_) handle->waiter = nullptr;
 }
@@ -182,23 +198,28 @@ void CudaCollective::grow(const std::vector<RowDemand>& demands) {
   demands_ = raised;
 }
 
-/// Collective where ranks share a GPU.
-std::shared_ptr<CudaHandleState> CudaCollective::acquire_handle() {
+/// A state that nobody uses any more; null where one has to be made.
+std::shared_ptr<CudaHandleState> CudaCollective::find_free_handle() const {
   const auto found = std::find_if(handles_.begin(), handles_.end(),
                                   [](const auto& handle) { return handle.use_count() == 1 && handle->checked; });
-  const bool has_free = found != handles_.end();
-  const std::shared_ptr<CudaHandleState> free = has_free ? *found : nullptr;
-  bool somebody_allocates = false;
-  if (shares_gpu_) {
-    // Allocating may wait for the device, so nobody's prepare may wait there for a rank that still has to allocate.
-    const std::int32_t own = has_free ? 0 : 1;
-    std::vector<std::int32_t> all(static_cast<std::size_t>(num_ranks()));
-    group_->all_gather(&own, sizeof(own), all.data(), Phase::kLayout);
-    somebody_allocates = std::any_of(all.begin(), all.end(), [](std::int32_t needs) { return needs != 0; });
+  return found != handles_.end() ? *found : nullptr;
+}
+
+/// Not collective: a rank that fails here refuses its prepare.
+std::shared_ptr<CudaHandleState> CudaCollective::acquire_handle() {
+  std::shared_ptr<CudaHandleState> free = find_free_handle();
+  // Making one may wait for the device, where a peer's kernel may wait for this rank: there are some in advance, and
+  // one that the caller has given back is waited for.
+  for (std::size_t idx = 0; free == nullptr && shares_gpu_ && !is_capturing() && idx < handles_.size(); ++idx) {
+    const std::shared_ptr<CudaHandleState> used = handles_[idx];
+    if (used.use_count() > 2) continue;
+    if (!used->finished) wait_for_summary(*used);
+    check_summary(*used);
+    free = used;
   }
-  if (!has_free) handles_.push_back(std::make_shared<CudaHandleState>(device_, layout_, rank()));
-  if (somebody_allocates) group_->barrier(Phase::kLayout);
-  return has_free ? free : handles_.back();
+  if (free != nullptr) return free;
+  handles_.push_back(std::make_shared<CudaHandleState>(device_, layout_, rank()));
+  return handles_.back();
 }
 
 // ---- Prepare --------------------------------------------------------------------------------------------------------
@@ -215,24 +236,28 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
   const DeviceGuard guard(device_);
   Complaint complaint = begin_call();
   if (!complaint) complaint = check_routing(routing);
-  announce_call(Collective::kPrepare, nullptr, complaint);
-  std::shared_ptr<CudaHandleState> owned = acquire_handle();
+  std::shared_ptr<CudaHandleState> owned;
+  if (!complaint) {
+    try {
+      owned = acquire_handle();
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kOutOfMemory) throw;
+      complaint = complain(error.code(), Phase::kLayout, message_of(error));
+    }
+  }
+  const DeviceCall call = follows_ == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
+  announce_call(call, nullptr, complaint);
   CudaHandleState& state = *owned;
   ++num_prepared_;
   state.dispatcher_id = dispatcher_id_;
-  state.begin(num_prepared_, complaint ? 0 : routing.num_tokens);
+  state.begin(num_prepared_, routing.num_tokens);
   state.output.combine_rows = own_section(BufferSection::kCombineRows);
   state.waiter = [this](CudaHandleState& waiting) {
     const DeviceGuard waiter_guard(device_);
     wait_for_summary(waiting);
     check_summary(waiting);
   };
-  launch(state, routing, complaint.has_value());
-  if (complaint) {
-    // The others learn it from the device; this rank's own summary has nothing to add.
-    state.checked = true;
-    throw Error(*complaint);
-  }
+  launch(state, routing);
   if (config_.sizing == Sizing::kExact) {
     wait_for_summary(state);
     check_summary(state);
@@ -241,7 +266,7 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
   return Handle(std::move(owned));
 }
 
-void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, bool refuse) {
+void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing) {
   PrepareArgs args;
   args.group = device_group_;
   args.layout = layout_;
@@ -249,13 +274,13 @@ void CudaCollective::launch(CudaHandleState& state, const RoutingView& routing, 
   args.expert_ids = routing.expert_ids;
   args.weights = routing.weights;
   args.ids_are_64_bit = routing.id_type == IdType::kInt64;
-  args.refuse = refuse;
+  args.call = follows_ == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
   args.prepare_id = state.handle_id;
   args.drop_overflow = config_.overflow == OverflowPolicy::kDrop;
   args.summary = state.summary;
   const int budget = options_.num_sms > 0 ? options_.num_sms : control_.count_blocks;
   args.tile_tokens = prepare_tile_.num_tokens;
-  args.dispatch_follows = dispatch_follows_;
+  args.announces_dispatch = follows_ == Follows::kDispatchClosely;
   const auto useful = static_cast<int>((state.arrays.num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
   const PrepareLaunch launch{.num_blocks = std::clamp(useful, 1, std::min({budget, control_.count_blocks, sm_share_})),
                              .shared_bytes = prepare_tile_.shared_bytes};
@@ -267,6 +292,7 @@ std::vector<RowDemand> CudaCollective::demands_of(CudaHandleState& handle) {
   std::vector<RowDemand> demands(static_cast<std::size_t>(num_ranks()));
   for (int peer = 0; peer < num_ranks(); ++peer) {
     demands[static_cast<std::size_t>(peer)].output_rows = handle.output_rows(peer);
+    demands[static_cast<std::size_t>(peer)].grad_rows = handle.output_rows(peer);
     demands[static_cast<std::size_t>(peer)].send_pairs = handle.other_pairs(peer);
   }
   return demands;

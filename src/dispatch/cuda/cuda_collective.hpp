@@ -14,10 +14,12 @@
 #include "epistle/cuda.hpp"
 
 #include "dispatch/call_checks.hpp"
+#include "dispatch/cuda/call_names.hpp"
 #include "dispatch/cuda/cuda_handle.hpp"
 #include "dispatch/cuda/device_buffers.hpp"
 #include "dispatch/cuda/launch.hpp"
 #include "dispatch/cuda/tuning.hpp"
+#include "group/cuda/cuda_error.hpp"
 #include "group/cuda/symmetric_heap.hpp"
 #include "group/group_impl.hpp"
 
@@ -59,9 +61,6 @@ class CudaCollective : public CudaDispatcher {
   [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const final;
 
  protected:
-  /// The collective calls.
-  enum class Collective : std::int32_t { kPrepare, kDispatch, kCombine, kDispatchBackward, kCombineBackward };
-
   /// Collective. `config` must be resolved and agreed upon.
   CudaCollective(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device,
                  Transport transport = Transport::kDevice);
@@ -71,7 +70,8 @@ class CudaCollective : public CudaDispatcher {
   /// The last step before rows move (before counts are exchanged, in prepare), the one where ranks learn what the
   /// others have to say. Throws `complaint`, this rank's own. Kernels that wait for each other tell each other; here
   /// only a rank that refuses has something to do. `handle` may be null.
-  virtual void announce_call(Collective call, const CudaHandleState* handle, const Complaint& complaint);
+  /// Returns the call as far as the ranks are known to have agreed on it.
+  virtual DeviceCall announce_call(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint);
   /// Collective, under exact sizing: what the rows of a prepared routing need, by rank; the same on all ranks.
   [[nodiscard]] virtual std::vector<RowDemand> demands_of(CudaHandleState& handle);
   /// Ends what moves rows without looking at the abort flag of the device; returns the phase it was in, kNone where
@@ -108,32 +108,47 @@ class CudaCollective : public CudaDispatcher {
   void finish_handles();
 
  private:
+  struct DestroyEvent {
+    void operator()(cudaEvent_t event) const noexcept { warn_cuda(cudaEventDestroy(event), "destroying an event"); }
+  };
   enum class Call : std::int32_t { kNone, kDispatch, kCombine };
 
   // cuda_collective.cpp: memory, prepare, findings
   [[nodiscard]] RowDemand committed() const noexcept { return demands_[static_cast<std::size_t>(rank())]; }
   void grow(const std::vector<RowDemand>& demands);
+  void take_own_memory();
+  [[nodiscard]] std::shared_ptr<CudaHandleState> find_free_handle() const;
   [[nodiscard]] std::shared_ptr<CudaHandleState> acquire_handle();
   [[nodiscard]] Complaint check_routing(const RoutingView& routing) const;
-  void launch(CudaHandleState& state, const RoutingView& routing, bool refuse);
+  void launch(CudaHandleState& state, const RoutingView& routing);
   void wait_for_summary(CudaHandleState& state);
   void check_summary(CudaHandleState& state);
   template <typename IsDone>
   void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
   [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);
+  void throw_disagreement();
   void stop_for_lost_rank(int lost, const CudaHandleState* state);
 
   // cuda_calls.cpp: dispatch, combine, backward
   [[nodiscard]] CudaHandleState* own_state(const Handle& handle, Phase phase, Complaint& complaint) const;
   [[nodiscard]] MoveArgs move_args(std::uint32_t phases) const;
   [[nodiscard]] SumArgs sum_args(std::uint32_t phases) const;
-  [[noreturn]] void refuse_move(BufferSection target, const Error& complaint);
-  [[noreturn]] void refuse_sum(const Error& complaint);
+  /// Tells the peers, then throws. `behind`: see MoveArgs::skips_void.
+  [[noreturn]] void refuse(DeviceCall call, const Error& complaint, const HandleTotals* behind = nullptr);
   void move(CudaHandleState& state, const Payload& payload, std::uint32_t phases);
-  void sum(CudaHandleState& state, const void* rows, void* out, std::uint32_t phases, bool weighted);
+  /// Rows that nobody sums before they travel are read where they lie.
+  [[nodiscard]] bool pulls_rows() const noexcept {
+    return layout_.params().transport == Transport::kDevice && !layout_.returns_partial_sums();
+  }
+  void share_rows(const CudaHandleState& state, const void* rows);
+  struct SumCall;
+  void sum(CudaHandleState& state, const SumCall& call);
   [[nodiscard]] const DispatchOutput& point_at_rows(CudaHandleState& state) const;
-  void gather_weight_gradients(CudaHandleState& state, const float* grad_weights, float* grad_topk_weights);
+  void gather_weight_gradients(const CudaHandleState& state, DeviceCall call, const float* grad_weights,
+                               float* grad_topk_weights);
+  void open(Call call, CudaHandleState& state, const void* rows) noexcept;
   void check_call_open(Call call, const Handle& handle) const;
+  void end_open_call();
   [[nodiscard]] static std::string_view name_of(Call call) noexcept;
 
   DispatcherConfig config_;
@@ -152,7 +167,7 @@ class CudaCollective : public CudaDispatcher {
   std::vector<RowDemand> demands_;  ///< committed so far, by rank
   std::vector<std::shared_ptr<CudaHandleState>> handles_;
   CudaStream stream_ = nullptr;
-  cudaEvent_t last_work_ = nullptr;
+  std::unique_ptr<CUevent_st, DestroyEvent> last_work_;
   int compute_major_ = 0;
   PrepareTile prepare_tile_;
   std::uint64_t dispatcher_id_;
@@ -160,8 +175,11 @@ class CudaCollective : public CudaDispatcher {
   Call open_call_ = Call::kNone;
   CudaHandleState* open_state_ = nullptr;
   const void* open_rows_ = nullptr;
-  bool dispatch_follows_ = false;  ///< inside prepare_and_dispatch
-  int prepare_blocks_ = 0;         ///< of the last prepare
+  std::uint32_t num_send_halves_ = 0;  ///< so far; the number of the open one
+  /// What prepare does for prepare_and_dispatch.
+  enum class Follows : std::int32_t { kNothing, kDispatch, kDispatchClosely };
+  Follows follows_ = Follows::kNothing;
+  int prepare_blocks_ = 0;  ///< of the last prepare
 };
 
 }  // namespace epistle::cuda

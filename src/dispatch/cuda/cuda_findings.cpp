@@ -1,8 +1,7 @@
 // CudaCollective: waiting for the device on the host, and making errors of what the device has found.
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <chrono>
-#include <string_view>
 #include <thread>
 
 #include <fmt/format.h>
@@ -40,8 +39,8 @@ void CudaCollective::set_stream(CudaStream stream) {
 }
 
 cudaEvent_t CudaCollective::last_work() {
-  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_, stream_), "recording an event");
-  return last_work_;
+  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_.get(), stream_), "recording an event");
+  return last_work_.get();
 }
 
 template <typename IsDone>
@@ -103,19 +102,6 @@ void CudaCollective::throw_finding(const Report& report, const CudaHandleState* 
     return phase == Phase::kCombine ? state->num_pairs(rank(), other) : state->num_pairs(other, rank());
   };
   switch (static_cast<Finding>(report.finding)) {
-    case Finding::kCallMismatch: {
-      constexpr std::array<std::string_view, 6> kNames = {"nothing", "prepare",           "dispatch",
-                                                          "combine", "dispatch_backward", "a call that it rejected"};
-      const auto name = [&](std::int64_t word) {
-        return kNames[std::min<std::size_t>(static_cast<std::size_t>(word >> 24) & 0xffU, kNames.size() - 1)];
-      };
-      throw Error(
-          ErrorCode::kShapeMismatch,
-          fmt::format("rank {} calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
-                      "calls in the same order; nothing was sent",
-                      rank(), name(report.a), report.a & 0xffffff, peer, name(report.b), report.b & 0xffffff),
-          {.rank = rank(), .peer_rank = peer, .phase = phase});
-    }
     case Finding::kTimeout: {
       const int lost = group_->find_lost_rank();
       group_->fail(lost == peer ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, peer, &missing);
@@ -135,18 +121,37 @@ void CudaCollective::check_findings() {
   if (control->report.finding != 0) {
     throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, open_state_);
   }
-  if (control->rejected.finding != 0) {
-    const int peer = control->rejected.peer;
-    const auto phase = static_cast<Phase>(control->rejected.phase);
-    control->rejected.finding = 0;
-    throw Error(ErrorCode::kPeerRejected, fmt::format("rank {} rejected its input, so nothing was sent", peer),
-                {.rank = rank(), .peer_rank = peer, .phase = phase});
-  }
+  throw_disagreement();
   for (const auto& handle : handles_) {
     if (handle->checked || !handle->is_complete()) continue;
     if (!handle->finished) handle->finish();
     check_summary(*handle);
   }
+}
+
+namespace {
+
+Verdict to_verdict(Finding finding, std::int32_t rank, std::int32_t peer, std::int64_t a, std::int64_t b) {
+  return {.outcome = finding == Finding::kPeerRejected ? Verdict::Outcome::kRejected : Verdict::Outcome::kMismatch,
+          .rank = rank,
+          .peer = peer,
+          .word = static_cast<std::uint64_t>(a),
+          .peer_word = static_cast<std::uint64_t>(b)};
+}
+
+}  // namespace
+
+/// Throws where the ranks did not agree on an earlier call.
+void CudaCollective::throw_disagreement() {
+  auto* control = reinterpret_cast<HostControl*>(host_control_.get());
+  // pairs with the fence of report_call(): the finding is written last
+  std::atomic_ref<std::uint32_t> finding(control->refused.finding);
+  if (finding.load(std::memory_order_acquire) == 0) return;
+  const Report report = control->refused;
+  finding.store(0, std::memory_order_release);
+  if (open_call_ != Call::kNone && report.send_half == num_send_halves_) end_open_call();
+  throw Error(to_error(to_verdict(static_cast<Finding>(report.finding), report.rank, report.peer, report.a, report.b),
+                       rank(), static_cast<Phase>(report.phase)));
 }
 
 void CudaCollective::synchronize() {
@@ -202,8 +207,9 @@ void CudaCollective::check_summary(CudaHandleState& state) {
                                  "may be chosen once per token",
                                  summary.b, token, position));
     case Finding::kPeerRejected:
-      throw Error(ErrorCode::kPeerRejected,
-                  fmt::format("rank {} rejected its input, so nothing was sent", summary.peer), context);
+    case Finding::kCallMismatch:
+      throw Error(
+          to_error(to_verdict(finding, summary.rank, summary.peer, summary.a, summary.b), rank(), Phase::kLayout));
     default:
       throw Error(ErrorCode::kCapacityExceeded,
                   fmt::format("rank {} would receive {} rows more than its {} {}; nothing was sent. Raise "

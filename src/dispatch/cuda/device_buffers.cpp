@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "group/cuda/cuda_error.hpp"
+#include "group/cuda/memory_budget.hpp"
 #include "group/cuda/private_stream.hpp"
 
 namespace epistle::cuda {
@@ -16,6 +17,7 @@ void FreeOnDevice::operator()(std::byte* memory) const noexcept {
 
 DeviceBuffer allocate_on(int device, std::int64_t num_bytes) {
   const DeviceGuard guard(device);
+  check_device_memory(device, num_bytes, "a dispatcher's own device memory");
   void* memory = nullptr;
   const auto size = static_cast<std::size_t>(num_bytes);
   // Not from a memory pool: a pool gives memory back when somebody synchronises, and that waits for the device.
@@ -61,6 +63,7 @@ PinnedPool& pinned_pool() {
 PinnedMemory::PinnedMemory(std::int64_t num_bytes) : num_bytes_(num_bytes), memory_(pinned_pool().take(num_bytes)) {
   const auto size = static_cast<std::size_t>(num_bytes);
   if (memory_ == nullptr) {
+    check_host_memory(num_bytes, "pinned host memory");
     void* memory = nullptr;
     check_cuda(cudaHostAlloc(&memory, size, cudaHostAllocPortable | cudaHostAllocMapped),
                "allocating pinned host memory");

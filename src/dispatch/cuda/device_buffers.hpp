@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -17,7 +18,8 @@ struct FreeOnDevice {
 };
 using DeviceBuffer = std::unique_ptr<std::byte, FreeOnDevice>;
 
-/// Zero-filled memory of `device`, usable at once on any of its streams.
+/// Zero-filled memory of `device`, usable at once on any of its streams. Throws kOutOfMemory, with the numbers, and
+/// without having taken anything; so does PinnedMemory.
 [[nodiscard]] DeviceBuffer allocate_on(int device, std::int64_t num_bytes);
 
 /// Pinned, zero-filled host memory that the device can read and write.
@@ -47,12 +49,19 @@ class BufferCarver {
   template <typename Value>
   void take(Value*& part, std::int64_t count) noexcept {
     if (memory_ != nullptr) part = reinterpret_cast<Value*>(memory_ + num_bytes_);
+    // What is too much for 64 bits stays so, and nobody allocates it.
+    const std::int64_t room = kMostBytes - num_bytes_ - kAlignment;
+    if (num_bytes_ == kMostBytes || count > room / static_cast<std::int64_t>(sizeof(Value))) {
+      num_bytes_ = kMostBytes;
+      return;
+    }
     num_bytes_ += (count * static_cast<std::int64_t>(sizeof(Value)) + kAlignment - 1) / kAlignment * kAlignment;
   }
   [[nodiscard]] std::int64_t num_bytes() const noexcept { return num_bytes_; }
 
  private:
   static constexpr std::int64_t kAlignment = 256;
+  static constexpr std::int64_t kMostBytes = std::numeric_limits<std::int64_t>::max();
   std::byte* memory_;
   std::int64_t num_bytes_ = 0;
 };

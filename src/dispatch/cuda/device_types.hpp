@@ -9,6 +9,7 @@
 #include "epistle/routing.hpp"
 #include "epistle/types.hpp"
 
+#include "dispatch/cuda/call_words.hpp"
 #include "routing/device_control.hpp"
 
 namespace epistle::cuda {
@@ -16,15 +17,12 @@ namespace epistle::cuda {
 /// Ranks of one scale-up domain.
 inline constexpr int kMaxRanks = 72;
 
-/// What a rank does; announced to the peers, so that ranks that make different calls notice.
-enum class DeviceCall : std::uint32_t { kPrepare = 1, kDispatch, kCombine, kGatherGradients, kRejected };
-
 /// Why a kernel gave up or a call was refused. The first report of a rank counts.
 enum class Finding : std::uint32_t {
   kNone = 0,
   kTimeout,       ///< `peer` did not signal in time
   kAborted,       ///< the host asked to stop
-  kCallMismatch,  ///< `peer` announced another call or handle: a = ours, b = theirs
+  kCallMismatch,  ///< `rank` and `peer` announced different calls or handles: a = word of rank, b = of peer
   kPeerRejected,  ///< `peer` refused its input
   kBadId,         ///< a = entry of the table, b = expert id
   kRepeatedId,    ///< a = entry of the table, b = expert id
@@ -36,17 +34,19 @@ struct Report {
   std::uint32_t finding;
   std::uint32_t phase;
   std::int32_t peer;
-  std::int32_t padding;
+  std::int32_t rank;
   std::int64_t a;
   std::int64_t b;
+  std::uint32_t send_half;  ///< of `refused`: number of the send half that found it, 0 = anything else
+  std::uint32_t padding;
 };
 
 /// In host memory that the device can read: set to 1 to make waiting kernels give up.
 struct HostControl {
   std::uint32_t abort;
   std::uint32_t padding[15];
-  Report report;    ///< ends all work on the dispatcher
-  Report rejected;  ///< a peer refused its input in one call; the dispatcher stays usable
+  Report report;   ///< ends all work on the dispatcher
+  Report refused;  ///< the ranks did not agree on one call; the dispatcher stays usable
 };
 
 /// What the blocks of a kernel share out among them as they go, because some SMs are slower than others.
@@ -59,10 +59,13 @@ inline constexpr int kMaxPrepareBlocks = 16;
 struct LocalState {
   std::uint64_t epoch;            ///< calls completed
   std::uint32_t failed;           ///< a Finding that ends all work on this dispatcher
+  std::uint32_t abandoned;        ///< epoch of the last call that the ranks did not agree on
+  std::uint32_t reported;         ///< of the last one that the host was told of
   std::uint32_t blocks_left;      ///< blocks of the running call that have read its epoch and need it no more
   std::uint32_t blocks_placed;    ///< of prepare, which a dispatch may overlap
   std::uint32_t blocks_recorded;  ///< likewise
-  /// By block of prepare: the call word of the last one in which all rows of the block had their places.
+  /// By block of prepare: epoch, kPrepareAndDispatch (kRejected where the routing is void) and this rank's number of
+  /// the handle, of the last one in which all rows of the block had their places.
   std::uint64_t placed[kMaxPrepareBlocks];
   std::uint32_t followed;              ///< epoch of the last dispatch that followed its prepare closely
   unsigned long long first_bad_entry;  ///< complement of the lowest refused entry of the table, 0 = none
@@ -103,6 +106,8 @@ struct alignas(16) SendPlace {
 
 /// Totals of one handle; on the device.
 struct HandleTotals {
+  std::uint32_t prepared;                  ///< epoch of its prepare: how all ranks call the handle
+  std::uint32_t is_void;                   ///< the routing was refused, or the ranks did not agree on the prepare
   std::int32_t num_pairs;                  ///< received
   std::int32_t content_rows;               ///< output rows that carry a token
   std::int32_t num_rows;                   ///< output rows, padding included
@@ -141,6 +146,8 @@ struct Summary {
   std::uint64_t prepare_id;  ///< which prepare this is of; written last
   std::uint32_t finding;
   std::int32_t peer;
+  std::int32_t rank;
+  std::int32_t padding;
   std::int64_t a;
   std::int64_t b;
   std::int64_t content_rows;

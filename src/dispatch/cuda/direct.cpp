@@ -1,13 +1,18 @@
 #include "dispatch/cuda/direct.hpp"
 
 #include "group/cuda/cuda_error.hpp"
+#include "group/cuda/heap_agreement.hpp"
 
 namespace epistle::cuda {
 
 DirectDispatcher::DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device)
     : CudaCollective(group, config, options, device) {
-  if (options.mover != CudaMover::kCopyEngines) return;
-  copy_engines_ = std::make_unique<CopyEngines>(layout(), rank(), device, shares_gpu());
+  const auto error = error_of([&] {
+    if (options.mover != CudaMover::kCopyEngines) return;
+    copy_engines_ = std::make_unique<CopyEngines>(layout(), this->rank(), device, shares_gpu());
+  });
+  // The mover may differ by rank, so all of them come here.
+  agree(this->group(), error, "taking the copy engines' memory");
 }
 
 void DirectDispatcher::start_move(const CudaHandleState& handle, MoveArgs& args) {

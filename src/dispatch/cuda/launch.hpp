@@ -23,12 +23,12 @@ struct PrepareArgs {
   const void* expert_ids = nullptr;
   const float* weights = nullptr;
   bool ids_are_64_bit = false;
-  bool refuse = false;  ///< this rank's host has refused the input: tell the others
+  DeviceCall call = DeviceCall::kPrepare;
   std::uint64_t prepare_id = 0;
   bool drop_overflow = false;  ///< what does not fit is dropped; otherwise the whole routing is refused
   Summary* summary = nullptr;
-  bool dispatch_follows = false;  ///< a dispatch comes behind this prepare with nothing in between
-  int tile_tokens = 0;            ///< tokens that one pass of a block places; see choose_prepare_tile
+  bool announces_dispatch = false;  ///< one comes behind this prepare for sure, with nothing in between
+  int tile_tokens = 0;              ///< tokens that one pass of a block places; see choose_prepare_tile
 };
 
 /// What the shared memory of prepare depends on.
@@ -67,13 +67,16 @@ struct MoveArgs {
   std::int64_t row_bytes = 0;
   std::int64_t scale_bytes = 0;
   BufferSection target = BufferSection::kReceiveRows;
+  DeviceCall call = DeviceCall::kDispatch;
   std::uint32_t phases = kBothPhases;
-  bool refuse = false;
+  std::uint32_t send_half = 0;  ///< its number, for what the device finds in it
   bool zero_padding = true;
   /// Behind the prepare of the same handle, with nothing in between: starts as soon as that has placed the rows, while
   /// it still describes them.
   bool behind_prepare = false;
   int prepare_blocks = 0;  ///< of that prepare
+  /// The second half of prepare_and_dispatch: no call at all where the first half was refused.
+  bool skips_void = false;
 };
 
 struct SumTuning {
@@ -93,19 +96,23 @@ struct SumArgs {
   DType dtype = DType::kBf16;
   bool weighted = false;
   bool pull = false;  ///< read the peers' rows where they lie: token rows, and flat sums of expert rows
+  DeviceCall call = DeviceCall::kCombine;
   std::uint32_t phases = kBothPhases;
-  bool refuse = false;
+  std::uint32_t send_half = 0;  ///< its number, for what the device finds in it
 };
 
 struct WeightGradientArgs {
   DeviceGroup group;
   DispatchLayout layout;
   HandleArrays handle;
+  DeviceCall call = DeviceCall::kDispatchBackwardWithWeights;
   float* grad_topk_weights = nullptr;  ///< null: take part in the exchange only
+  bool ends_call = false;              ///< otherwise sums follow in the same call
   int num_blocks = 1;
 };
 
 struct ScaleRowsArgs {
+  const LocalState* local = nullptr;  ///< null: the call in which the rows came has not failed
   DispatchLayout layout;
   HandleArrays handle;
   const std::byte* saved_rows = nullptr;
@@ -118,8 +125,15 @@ struct ScaleRowsArgs {
 /// The two kernels around copies by the copy engines, which neither wait for flags nor set them.
 struct CopySignalArgs {
   DeviceGroup group;
-  std::uint32_t handle_id = 0;
+  const HandleTotals* totals = nullptr;
   std::uint32_t phases = kBothPhases;
+};
+
+/// Takes part in a call in the place of the one that this rank has refused.
+struct RefuseArgs {
+  DeviceGroup group;
+  Phase phase = Phase::kNone;
+  const HandleTotals* behind = nullptr;  ///< as MoveArgs::skips_void
 };
 
 /// A token that goes to a destination, while the token before it does not.
@@ -183,6 +197,7 @@ inline constexpr int kMaxTileTokens = 512;
 [[nodiscard]] cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major);
 
 [[nodiscard]] cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_refuse(const RefuseArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream);

@@ -279,12 +279,13 @@ struct Mover {
 struct CloselyBehind {
   std::uint64_t announced = 0;  ///< by the prepare of rank threadIdx.x
 
-  /// Waits until the prepare of the same handle has placed all rows; `epoch` gets the number of that call. False when
-  /// it has failed: it ends by itself, so this does too.
-  __device__ bool wait_until_placed(const MoveArgs& args, std::uint32_t& epoch) {
+  /// Waits until the prepare of the same handle has placed all rows, and begins the call behind it. False when there is
+  /// none: prepare has failed, or its routing is void on all ranks.
+  __device__ bool begin(const MoveArgs& args, CallContext& call) {
     const DeviceGroup& group = args.group;
     const LocalState& local = *group.local;
     __shared__ std::uint32_t placed_epoch;
+    __shared__ bool is_void;
     bool failed = false;
     const int thread = static_cast<int>(threadIdx.x);
     // The announcements have been there for long; asked for here, they cost no time of their own.
@@ -292,27 +293,38 @@ struct CloselyBehind {
     if (thread < args.prepare_blocks) {
       // Words of an earlier prepare of this handle, by a graph, are older than the dispatch that followed that.
       const std::uint32_t followed = __ldcg(&local.followed);
-      const std::uint64_t expected = call_word(0, DeviceCall::kPrepare, args.handle.handle_id);
+      const auto expected =
+          static_cast<std::uint32_t>(call_word(0, DeviceCall::kPrepareAndDispatch, args.handle.handle_id));
+      const auto refused = static_cast<std::uint32_t>(call_word(0, DeviceCall::kRejected, args.handle.handle_id));
       std::uint64_t word = 0;
       const auto is_placed = [&] {
         word = load_relaxed(&local.placed[thread]);
-        return static_cast<std::uint32_t>(word) == expected && !reached(followed, epoch_of(word));
+        const auto what = static_cast<std::uint32_t>(word);
+        return (what == expected || what == refused) && !reached(followed, epoch_of(word));
       };
       while (!is_placed() && !failed) failed = has_failed(group);
       fence_device();
-      if (thread == 0) placed_epoch = epoch_of(word);
+      if (thread == 0) {
+        placed_epoch = epoch_of(word);
+        is_void = rejects(word);
+      }
     }
     failed = __syncthreads_or(failed) != 0;
-    epoch = placed_epoch;
-    return !failed;
+    const std::uint32_t epoch = placed_epoch + 1;
+    call = {&group, epoch, call_word(epoch, args.call, placed_epoch), Phase::kDispatch};
+    if (!failed && !is_void) return true;
+    // The kernel behind this one relies on what is before it being over.
+    wait_for_kernel_before();
+    if (!failed && leaves_last(group)) group.local->followed = placed_epoch;
+    return false;
   }
 
   /// As wait_all_ready(), for rows that nobody reads before the end of the call.
   __device__ bool wait_all_ready(const CallContext& call) const {
     const int peer = static_cast<int>(threadIdx.x);
     // A peer that calls prepare and dispatch one by one announces the second only when it comes.
-    const bool ok = peer >= call.group->num_ranks || announced == call.announced || wait_ready(call, peer);
-    return __syncthreads_and(ok) != 0;
+    const bool ok = peer >= call.group->num_ranks || announced == call.announced || starts_same_call(call, peer);
+    return __syncthreads_and(ok) != 0 || settle(call);
   }
 };
 static_assert(kMaxRanks <= kMoveThreads && kMaxRanks <= kBulkThreads, "a thread for the announcement of every rank");
@@ -336,7 +348,6 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   const bool together = remote_blocks == blocks && args.layout.token_major();
 
   const bool backward = args.target == BufferSection::kCombineRows;
-  const DeviceCall kind = args.refuse ? DeviceCall::kRejected : backward ? DeviceCall::kCombine : DeviceCall::kDispatch;
   const Phase phase = backward ? Phase::kCombine : Phase::kDispatch;
   CallContext call;
   Copier copier(shared);
@@ -344,46 +355,55 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   CloselyBehind behind;
   if (args.behind_prepare) {
     mover.prefetch_first(is_remote ? remote : local);
-    std::uint32_t epoch = 0;
-    if (!behind.wait_until_placed(args, epoch)) return;
-    ++epoch;
-    call = {&group, epoch, call_word(epoch, kind, args.handle.handle_id), phase};
+    if (!behind.begin(args, call)) return;
   } else {
     wait_for_start(group);
-    if (!next_call(group, kind, args.handle.handle_id, phase, call)) return;
+    if (args.skips_void && __ldcg(&args.handle.totals->is_void) != 0) return;
+    if (!next_call(group, args.call, args.handle.totals, phase, call)) return;
   }
 
-  bool ok = !args.refuse;
+  bool ok = true;
+  bool is_settled = false;  // whether the ranks agree on the call is known in this block
   // Padding of token rows is zeroed while the peers are waited for; behind prepare it is not known yet. That of expert
   // rows is more than a wait has room for.
-  const bool zeroes = args.zero_padding && is_local && !args.refuse;
+  const bool zeroes = args.zero_padding && is_local;
   const bool zeroes_early = zeroes && sends && receives && args.layout.token_major() && !args.behind_prepare;
   if (sends) {
     if (block == 0) announce(call);
-    if (zeroes_early) mover.zero_padding(local);
-    if (ok && is_remote) {
+    // A dispatch may write this rank's own rows before the ranks agree: the last ones have had their time. The rows of
+    // combine may be somebody's only copy.
+    if (backward || is_remote) {
+      if (zeroes_early && !backward) mover.zero_padding(local);
       ok = args.behind_prepare ? behind.wait_all_ready(call) : wait_all_ready(call);
-      if (ok) mover.send_rows(remote, together);
+      is_settled = true;
+      if (ok && zeroes_early && backward) mover.zero_padding(local);
+    } else if (zeroes_early) {
+      mover.zero_padding(local);
     }
-    if (!args.refuse && is_local && !together) mover.keep_local(local);
+    if (ok && is_remote) mover.send_rows(remote, together);
+    if (ok && is_local && !together) mover.keep_local(local);
     copier.flush();
     // Signals count upwards: those of prepare come first.
     if (args.behind_prepare) wait_for_kernel_before();
-    signal_done<true>(call);
+    if (ok) signal_done<true>(call);
   }
-  if (!receives) return;
-  if (args.behind_prepare && block == 0 && threadIdx.x == 0) group.local->followed = call.epoch;
-  leave_call(call);
-  if (!args.refuse) {
-    if (zeroes && !zeroes_early) mover.zero_padding(local);
-    if (!args.layout.token_major()) {
-      if (!sends || !is_remote) ok = wait_all_ready(call);
-      // Local rows have all their places already; only what came from others is left.
-      if (ok) mover.duplicate_received();
-      copier.flush();
-    }
+  if (!receives) {
+    if (!ok && block == 0 && threadIdx.x == 0) report_call(call, args.send_half);
+    return;
   }
-  if (block == 0) wait_all_done(call);
+  if (leaves_last(group)) {
+    // Only now: a block that begins later still has to see that prepare is ahead.
+    if (args.behind_prepare) group.local->followed = call.epoch;
+    finish_epoch(call);
+  }
+  if (ok && zeroes && !zeroes_early) mover.zero_padding(local);
+  if (!is_settled && (block == 0 || !args.layout.token_major())) ok = wait_all_ready(call);
+  if (ok && !args.layout.token_major()) {
+    // Local rows have all their places already; only what came from others is left.
+    mover.duplicate_received();
+    copier.flush();
+  }
+  if (block == 0) end_call(call, ok);
 }
 
 __global__ void __launch_bounds__(kMoveThreads, 1) move_vector_kernel(const __grid_constant__ MoveArgs args) {

@@ -15,12 +15,13 @@ namespace epistle::cuda {
 namespace {
 
 /// The rows of this block have their places; the call ends for the next kernel when those of all blocks have.
-__device__ void tell_placed(const CallContext& call) {
+__device__ void tell_placed(const PrepareArgs& args, const CallContext& call, bool is_void) {
   LocalState& local = *call.group->local;
   __syncthreads();
   if (threadIdx.x != 0) return;
   fence_device();
-  *static_cast<volatile std::uint64_t*>(&local.placed[blockIdx.x]) = call.announced;
+  *static_cast<volatile std::uint64_t*>(&local.placed[blockIdx.x]) =
+      call_word(call.epoch, is_void ? DeviceCall::kRejected : args.call, args.handle.handle_id);
   if (atomicAdd(&local.blocks_placed, 1U) != gridDim.x - 1) return;
   local.blocks_placed = 0;
   local.epoch = call.epoch;
@@ -34,14 +35,14 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   EarlyEntries early;
   early.load(args);
   CallContext call;
-  if (!next_call(group, DeviceCall::kPrepare, args.handle.handle_id, Phase::kLayout, call)) return;
+  if (!next_call(group, args.call, nullptr, Phase::kLayout, call)) return;
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
   Tables t;
   carve(shared, {ranks, experts, args.handle.top_k, args.handle.sends_per_token, args.tile_tokens}, t);
   if (blockIdx.x == 0) {
     announce(call);
-    if (args.dispatch_follows && !args.refuse) announce_early(call, args.handle.handle_id);
+    if (args.announces_dispatch) announce_early(call);
     // Not at the end, when the next call may be under way.
     if (threadIdx.x == kPrepareThreads - 1) clear_queues(call);
   }
@@ -60,12 +61,12 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   }
   __syncthreads();
   const bool bad = count_share(args, t, early);
-  tell_counts(args, call, t, __syncthreads_or(bad || args.refuse) != 0);
+  tell_counts(args, call, t, __syncthreads_or(bad) != 0);
   Exchange exchange;
   if (!compute_tables(args, call, t, exchange)) return;
   const Received mine = received(args, t, exchange);
   const bool overflow = exchange.overflow_rank >= 0;
-  if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, t, exchange, mine);
+  if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, call, t, exchange, mine);
   // First the places, which a dispatch behind this prepare waits for, then everything else. A share of one tile keeps
   // its tables in between; others go through their tiles once.
   PlaceCounts counts;
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   });
   // Starts the dispatch, which waits for the places itself. Not sooner: it would hold its SMs for nothing.
   let_next_kernel_start();
-  tell_placed(call);
+  tell_placed(args, call, exchange.refused);
   if (one_tile) for_each_tile(args, t, [&](const Tile& tile) { record_tile(args, t, exchange, tile, counts); });
   bool last = false;
   if (overflow) {
@@ -89,11 +90,15 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
     last = is_last_block(&group.local->blocks_recorded);
     if (last) send_outcome(args);
   }
-  signal_done<true>(call);
+  if (!exchange.disagreed) signal_done<true>(call);
   // While the records of the others are on their way.
   if (!args.layout.token_major()) describe_all_padding(args, t, exchange, mine);
-  if (blockIdx.x == 0 && !overflow) write_counts(args, t, exchange, mine);
-  wait_all_done(call);
+  if (blockIdx.x == 0 && !overflow) write_counts(args, call, t, exchange, mine);
+  if (!exchange.disagreed) {
+    wait_all_done(call);
+  } else if (blockIdx.x == 0) {
+    abandon_call(call, false);  // the summary tells the host
+  }
   fence_system();
   __syncthreads();
   if (has_failed(group)) return;
@@ -102,7 +107,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   } else {
     describe_expert_rows(args, mine);
   }
-  if (last && overflow) write_counts(args, t, exchange, mine);
+  if (last && overflow) write_counts(args, call, t, exchange, mine);
 }
 
 std::int64_t shared_bytes(const PrepareShape& shape, int tile_tokens) {

@@ -43,8 +43,8 @@ __device__ inline Received received(const PrepareArgs& args, const Tables& t, co
 }
 
 /// Totals that later kernels need, by one warp.
-__device__ inline void write_totals(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
-                                    const Received& mine) {
+__device__ inline void write_totals(const PrepareArgs& args, const CallContext& call, const Tables& t,
+                                    const Exchange& exchange, const Received& mine) {
   const int ranks = args.group.num_ranks;
   const int rank = args.group.rank;
   HandleTotals& totals = *args.handle.totals;
@@ -59,6 +59,8 @@ __device__ inline void write_totals(const PrepareArgs& args, const Tables& t, co
     totals.stage_begin[s] = stage;
   }
   if ((threadIdx.x & 31) == 0) {
+    totals.prepared = call.epoch;
+    totals.is_void = exchange.refused ? 1 : 0;
     totals.num_pairs = mine.num_pairs;
     totals.num_rows = mine.num_rows;
     if (args.layout.token_major()) totals.content_rows = mine.num_pairs;
@@ -184,8 +186,8 @@ __device__ inline std::int32_t dropped_of(const PrepareArgs& args, int local) {
 }
 
 /// Counts per local expert and the summary, by one block; with an overflow only when all outcomes are there.
-__device__ inline void write_counts(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
-                                    const Received& mine) {
+__device__ inline void write_counts(const PrepareArgs& args, const CallContext& call, const Tables& t,
+                                    const Exchange& exchange, const Received& mine) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
   const ExpertPartition partition = args.layout.partition();
@@ -256,6 +258,13 @@ __device__ inline void write_counts(const PrepareArgs& args, const Tables& t, co
     summary.b = args.ids_are_64_bit ? static_cast<const std::int64_t*>(args.expert_ids)[summary.a]
                                     : static_cast<const std::int32_t*>(args.expert_ids)[summary.a];
     if (summary.b >= 0 && summary.b < group.control.num_experts) finding = Finding::kRepeatedId;
+  } else if (exchange.disagreed) {
+    const Verdict verdict = verdict_of(call);
+    finding = verdict.outcome == Verdict::Outcome::kRejected ? Finding::kPeerRejected : Finding::kCallMismatch;
+    summary.rank = verdict.rank;
+    summary.peer = verdict.peer;
+    summary.a = static_cast<std::int64_t>(verdict.word);
+    summary.b = static_cast<std::int64_t>(verdict.peer_word);
   } else if (exchange.refusing_rank >= 0) {
     finding = Finding::kPeerRejected;
     summary.peer = exchange.refusing_rank;

@@ -87,6 +87,7 @@ __host__ __device__ inline std::int64_t carve(std::byte* memory, const TableShap
 /// What all threads of a block know after the exchange.
 struct Exchange {
   bool refused;
+  bool disagreed;     // other ranks are in other calls, or have refused theirs; nothing is known of them
   int refusing_rank;  // -1: none refused its input
   int overflow_rank;  // -1: all fits
   std::int64_t overflow_rows;
@@ -164,7 +165,7 @@ __device__ inline std::int32_t place_groups(const DispatchLayout& layout, const 
 }
 
 /// Adds up everybody's counts as they arrive. All loads of a thread are independent, so that their latencies overlap.
-/// False when a wait was given up.
+/// False when a wait was given up, or a rank is in another call.
 __device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& call, const Tables& t, int& refusing_rank,
                                   int& remote) {
   constexpr int kLoads = 8;
@@ -176,6 +177,9 @@ __device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& ca
   const int num_places = ranks * places;
   const std::int32_t stride = group.control.count_columns();
   const auto* counts = group.control_at<const std::uint64_t>(group.rank, group.control.counts_offset());
+  static_assert(kMaxRanks <= kPrepareThreads, "a thread for the announcement of every rank");
+  const int peer = static_cast<int>(threadIdx.x);
+  const std::uint64_t announced = peer < ranks ? load_relaxed(ready_flag(call, peer)) : call.announced;
   bool ok = true;
   for (int i = threadIdx.x; i < num_places * (ranks + 1); i += kPrepareThreads) {
     const int place = i / (ranks + 1);
@@ -227,11 +231,12 @@ __device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& ca
   }
   mine = __reduce_add_sync(0xffffffffU, mine);
   if ((threadIdx.x & 31) == 0 && mine > 0) atomicAdd(&remote, mine);
-  return ok;
+  // Asked for above, so that it takes no time of its own.
+  return (announced == call.announced || starts_same_call(call, peer)) && ok;
 }
 
-/// Where everything of this block begins, and whether all fits; false when a wait was given up. `base`, `total` and
-/// `tokens` must be zero.
+/// Where everything of this block begins, and whether all fits; false when a wait was given up for good. `base`,
+/// `total` and `tokens` must be zero.
 __device__ inline bool compute_tables(const PrepareArgs& args, const CallContext& call, const Tables& t,
                                       Exchange& exchange) {
   const DeviceGroup& group = args.group;
@@ -250,7 +255,20 @@ __device__ inline bool compute_tables(const PrepareArgs& args, const CallContext
   }
   __syncthreads();
   const bool ok = sum_counts(args, call, t, refusing_rank, remote);
-  if (__syncthreads_and(ok) == 0) return false;
+  exchange.disagreed = __syncthreads_and(ok) == 0;
+  if (exchange.disagreed) {
+    // Either a wait was given up, or all ranks see that they disagree: then the routing is a void one.
+    const bool agreed = settle(call);
+    if (__syncthreads_or(agreed || has_failed(group)) != 0) return false;
+    for (int e = threadIdx.x; e < experts; e += kPrepareThreads) t.total[e] = 0;
+    for (int c = threadIdx.x; c < t.columns; c += kPrepareThreads) t.base[c] = 0;
+    for (int i = threadIdx.x; i < ranks * ranks; i += kPrepareThreads) t.tokens[i] = 0;
+    if (threadIdx.x == 0) {
+      refusing_rank = kMaxRanks;
+      remote = 0;
+    }
+    __syncthreads();
+  }
   for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) {
     std::int32_t stage = 0;
     for (int s = 0; s < group.rank; ++s) stage -= t.tokens[s * ranks + d];
@@ -298,7 +316,8 @@ __device__ inline bool compute_tables(const PrepareArgs& args, const CallContext
   exchange.overflow_rank = overflow_rank < kMaxRanks ? overflow_rank : -1;
   exchange.overflow_rows = overflow_rows;
   exchange.remote_assignments = remote;
-  exchange.refused = exchange.refusing_rank >= 0 || (exchange.overflow_rank >= 0 && !args.drop_overflow);
+  exchange.refused =
+      exchange.disagreed || exchange.refusing_rank >= 0 || (exchange.overflow_rank >= 0 && !args.drop_overflow);
   return true;
 }
 

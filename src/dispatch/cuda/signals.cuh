@@ -56,15 +56,6 @@ __device__ inline void store_release(std::uint64_t* flag, std::uint64_t value) {
   asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
 }
 
-/// A rank's announcement of a call: epoch, call, handle.
-__device__ inline std::uint64_t call_word(std::uint32_t epoch, DeviceCall call, std::uint32_t handle_id) {
-  return (std::uint64_t{epoch} << 32) | (static_cast<std::uint64_t>(call) << 24) | (handle_id & 0xffffffU);
-}
-__device__ inline bool rejects(std::uint64_t word) {
-  return static_cast<DeviceCall>((word >> 24) & 0xffU) == DeviceCall::kRejected;
-}
-__device__ inline std::uint32_t epoch_of(std::uint64_t word) { return static_cast<std::uint32_t>(word >> 32); }
-
 /// Signals may run ahead (a peer already in its next call), never back; epochs wrap.
 __device__ inline bool reached(std::uint32_t seen, std::uint32_t epoch) {
   return static_cast<std::int32_t>(seen - epoch) >= 0;
@@ -79,13 +70,15 @@ struct CallContext {
 };
 
 /// The next call of this rank: every block of its kernel makes the same. False when an earlier one has failed. Reads
-/// past the L1 cache, because a prepare that this kernel overlaps may have ended its call just before.
-__device__ inline bool next_call(const DeviceGroup& group, DeviceCall kind, std::uint32_t handle_id, Phase phase,
+/// past the L1 cache, because a prepare that this kernel overlaps may have ended its call just before. `handle` is null
+/// where the call has none yet.
+__device__ inline bool next_call(const DeviceGroup& group, DeviceCall kind, const HandleTotals* handle, Phase phase,
                                  CallContext& call) {
-  // Both loads before either is looked at: a kernel's first waits for memory are part of every call's time.
+  // All loads before any is looked at: a kernel's first waits for memory are part of every call's time.
   const std::uint32_t failed = __ldcg(&group.local->failed);
+  const std::uint32_t prepared = handle != nullptr ? __ldcg(&handle->prepared) : 0;
   const auto epoch = static_cast<std::uint32_t>(__ldcg(&group.local->epoch) + 1);
-  call = {&group, epoch, call_word(epoch, kind, handle_id), phase};
+  call = {&group, epoch, call_word(epoch, kind, prepared), phase};
   return failed == 0;
 }
 
@@ -106,35 +99,27 @@ __device__ inline void report(const DeviceGroup& group, Finding finding, Phase p
   *static_cast<volatile std::uint32_t*>(&out.finding) = static_cast<std::uint32_t>(finding);
 }
 
-/// A peer refused its input: this call moves nothing, the next one may.
-__device__ inline void report_rejection(const DeviceGroup& group, Phase phase, int peer) {
-  Report& out = group.host->rejected;
-  out.phase = static_cast<std::uint32_t>(phase);
-  out.peer = peer;
-  __threadfence_system();
-  *static_cast<volatile std::uint32_t*>(&out.finding) = static_cast<std::uint32_t>(Finding::kPeerRejected);
-}
-
 __device__ inline bool has_failed(const DeviceGroup& group) {
   return *static_cast<volatile std::uint32_t*>(&group.local->failed) != 0U;
 }
 
-/// Where a rank's announcement stands in this rank's control section.
-__device__ inline const std::uint64_t* ready_flag(const DeviceGroup& group, int peer) {
-  return group.control_at<const std::uint64_t>(group.rank, group.control.ready_offset()) + peer;
+/// Where the announcement of `source` stands in the control section of `rank`.
+__device__ inline std::uint64_t* ready_flag(const CallContext& call, int rank, int source) {
+  const DeviceGroup& group = *call.group;
+  return group.control_at<std::uint64_t>(rank, group.control.ready_offset()) +
+         static_cast<int>(call.epoch & 1U) * group.num_ranks + source;
+}
+__device__ inline const std::uint64_t* ready_flag(const CallContext& call, int source) {
+  return ready_flag(call, call.group->rank, source);
 }
 
 /// True when the wait must be given up; looks at clocks and at the host every now and then.
 __device__ inline bool gives_up(const CallContext& call, int peer, std::uint64_t start_ns, std::uint32_t polls) {
   const DeviceGroup& group = *call.group;
   if (has_failed(group)) return true;
-  const std::uint64_t theirs = load_relaxed(ready_flag(group, peer));
-  if (epoch_of(theirs) == call.epoch && theirs != call.announced && !rejects(call.announced)) {
-    if (rejects(theirs)) return true;
-    report(group, Finding::kCallMismatch, call.phase, peer, static_cast<std::int64_t>(call.announced & 0xffffffffU),
-           static_cast<std::int64_t>(theirs & 0xffffffffU));
-    return true;
-  }
+  // What a peer in another call owes in this one will not come. (Announcements themselves are waited for in any case.)
+  const std::uint64_t theirs = load_relaxed(ready_flag(call, peer));
+  if (epoch_of(theirs) == call.epoch && !same_call(theirs, call.announced)) return true;
   if (now_ns() - start_ns > group.timeout_ns) {
     report(group, Finding::kTimeout, call.phase, peer, 0, 0);
     return true;
@@ -174,29 +159,41 @@ __device__ inline bool wait_for_flag(const CallContext& call, int peer, const Fl
   return true;
 }
 
-/// Waits until `peer` has started this call; false also when it refused its input.
-__device__ inline bool wait_ready(const CallContext& call, int peer) {
-  const std::uint64_t* flag = ready_flag(*call.group, peer);
-  if (!await(call, peer, flag)) return false;
+/// Waits until `peer` has started its call; true when that is the very same one.
+__device__ inline bool starts_same_call(const CallContext& call, int peer) {
+  const std::uint64_t* flag = ready_flag(call, peer);
   // Not a fence: that would wait for this rank's own announcement to arrive, which takes 2 us.
-  const std::uint64_t word = load_acquire(flag);
-  if (epoch_of(word) != call.epoch || word == call.announced) return true;
-  if (rejects(word)) {
-    if (!rejects(call.announced)) report_rejection(*call.group, call.phase, peer);
-  } else if (!rejects(call.announced)) {
-    report(*call.group, Finding::kCallMismatch, call.phase, peer,
-           static_cast<std::int64_t>(call.announced & 0xffffffffU), static_cast<std::int64_t>(word & 0xffffffffU));
-  }
-  return false;
+  return await(call, peer, flag) && load_acquire(flag) == call.announced;
 }
 
-/// Waits until all ranks have started this call; the same answer in all threads of the block.
+/// What the announcements of all ranks come to; they must be there.
+__device__ inline Verdict verdict_of(const CallContext& call) {
+  return judge(ready_flag(call, 0), call.group->num_ranks, call.group->rank);
+}
+
+/// The slow part of wait_all_ready(), where some announcement is another one: waits for all, and says whether they go
+/// together all the same. By all threads of the block.
+__device__ __noinline__ inline bool settle(const CallContext& call) {
+  __shared__ bool agreed;
+  bool there = true;
+  for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
+    const std::uint64_t* flag = ready_flag(call, peer);
+    there = wait_for_flag(call, peer, flag) && there;
+  }
+  there = __syncthreads_and(there) != 0;
+  if (threadIdx.x == 0) agreed = there && verdict_of(call).outcome == Verdict::Outcome::kAgreed;
+  __syncthreads();
+  return agreed;
+}
+
+/// Waits until all ranks have started a call; true when it is this one on all of them. The same answer in all threads
+/// of the block, in all blocks of the kernel and on all ranks, unless a wait was given up.
 __device__ inline bool wait_all_ready(const CallContext& call) {
   bool ok = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
-    ok = wait_ready(call, peer) && ok;
+    ok = starts_same_call(call, peer) && ok;
   }
-  return __syncthreads_and(ok) != 0;
+  return __syncthreads_and(ok) != 0 || settle(call);
 }
 
 /// What the prepare of a rank has announced of the dispatch behind it.
@@ -205,9 +202,9 @@ __device__ inline std::uint64_t* early_flag(const DeviceGroup& group, int rank, 
 }
 
 /// By prepare: the dispatch that follows closely may write to this rank. By the first threads of one block.
-__device__ inline void announce_early(const CallContext& call, std::uint32_t handle_id) {
+__device__ inline void announce_early(const CallContext& call) {
   const DeviceGroup& group = *call.group;
-  const std::uint64_t word = call_word(call.epoch + 1, DeviceCall::kDispatch, handle_id);
+  const std::uint64_t word = call_word(call.epoch + 1, DeviceCall::kDispatch, call.epoch);
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
     store_relaxed(early_flag(group, peer, group.rank), word);
   }
@@ -218,8 +215,7 @@ __device__ inline void announce_early(const CallContext& call, std::uint32_t han
 __device__ inline void announce(const CallContext& call) {
   const DeviceGroup& group = *call.group;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    std::uint64_t* flag = group.control_at<std::uint64_t>(peer, group.control.ready_offset()) + group.rank;
-    store_relaxed(flag, call.announced);
+    store_relaxed(ready_flag(call, peer, group.rank), call.announced);
   }
 }
 
@@ -314,14 +310,69 @@ __device__ inline void finish_epoch(const CallContext& call) {
   call.group->local->epoch = call.epoch;
 }
 
+/// True in the last block that comes here, and there in the first thread only.
+__device__ inline bool leaves_last(const DeviceGroup& group) {
+  if (threadIdx.x != 0 || atomicAdd(&group.local->blocks_left, 1U) != gridDim.x - 1) return false;
+  group.local->blocks_left = 0;
+  return true;
+}
+
 /// Ends the call of this kernel, at the last of its blocks that comes here. Every block does, after it has read the
 /// epoch.
 __device__ inline void leave_call(const CallContext& call) {
-  if (threadIdx.x != 0) return;
+  if (leaves_last(*call.group)) finish_epoch(call);
+}
+
+/// Tells the host that the ranks did not agree on a call, once where both halves find it. By one thread, with all
+/// announcements there. What the host has not looked at yet stays.
+__device__ inline void report_call(const CallContext& call, std::uint32_t send_half) {
   LocalState& local = *call.group->local;
-  if (atomicAdd(&local.blocks_left, 1U) != gridDim.x - 1) return;
-  local.blocks_left = 0;
-  finish_epoch(call);
+  if (local.reported == call.epoch) return;
+  local.reported = call.epoch;
+  const Verdict verdict = verdict_of(call);
+  Report& out = call.group->host->refused;
+  auto* finding = static_cast<volatile std::uint32_t*>(&out.finding);
+  if (verdict.outcome == Verdict::Outcome::kAgreed || *finding != 0) return;
+  out.phase = static_cast<std::uint32_t>(call.phase);
+  out.peer = verdict.peer;
+  out.rank = verdict.rank;
+  out.a = static_cast<std::int64_t>(verdict.word);
+  out.b = static_cast<std::int64_t>(verdict.peer_word);
+  out.send_half = send_half;
+  __threadfence_system();
+  *finding = static_cast<std::uint32_t>(verdict.outcome == Verdict::Outcome::kRejected ? Finding::kPeerRejected
+                                                                                       : Finding::kCallMismatch);
+}
+
+/// The end of a call that the ranks did not agree on, in one block: nothing has been sent, but by copy engines, which
+/// must be done before the next call. `tells`: this rank has not refused, so its host hears of it here.
+__device__ __noinline__ inline void abandon_call(const CallContext& call, bool tells) {
+  const DeviceGroup& group = *call.group;
+  bool there = true;
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    const std::uint64_t* flag = ready_flag(call, peer);
+    if (!await(call, peer, flag)) {
+      there = false;
+      continue;
+    }
+    // As a rank that makes the peer's call would wait for it.
+    CallContext theirs = call;
+    theirs.announced = load_acquire(flag);
+    if (copies(theirs.announced)) there = wait_for_flag(theirs, peer, done_signals(group, group.rank, peer)) && there;
+  }
+  const bool all_there = __syncthreads_and(there) != 0;
+  if (threadIdx.x != 0) return;
+  group.local->abandoned = call.epoch;
+  if (tells && all_there) report_call(call, 0);
+}
+
+/// The last that one block of every kernel that ends a call does. `agreed`: what wait_all_ready() has said.
+__device__ inline void end_call(const CallContext& call, bool agreed) {
+  if (agreed) {
+    wait_all_done(call);
+  } else {
+    abandon_call(call, true);
+  }
 }
 
 }  // namespace epistle::cuda

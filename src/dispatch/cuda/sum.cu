@@ -287,9 +287,8 @@ template <class Format>
 __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_constant__ SumArgs args) {
   const DeviceGroup& group = args.group;
   wait_for_start(group);
-  const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
   CallContext call;
-  if (!next_call(group, kind, args.handle.handle_id, Phase::kCombine, call)) return;
+  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
   const Summer<Format> summer{args, call, args.layout.params().combine_row_bytes,
                               (reinterpret_cast<std::uint64_t>(args.rows) & 15U) == 0,
                               (reinterpret_cast<std::uint64_t>(args.out) & 15U) == 0};
@@ -303,27 +302,35 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
   const Worker finisher{(static_cast<int>(blockIdx.x) - finish_begin) * kSumWarps + warp,
                         (blocks - finish_begin) * kSumWarps};
 
-  bool ok = !args.refuse;
+  bool ok = true;
+  bool is_settled = false;  // whether the ranks agree on the call is known in this block
   if ((args.phases & kSendPhase) != 0) {
     if (blockIdx.x == 0) announce(call);
     if (!args.pull) {
-      if (ok && pushes) {
+      if (pushes) {
         ok = wait_all_ready(call);
+        is_settled = true;
         if (ok) summer.push_all(pusher);
       }
-      signal_done<true>(call);
+      if (ok) signal_done<true>(call);
     }
   }
-  if ((args.phases & kReceivePhase) == 0) return;
+  if ((args.phases & kReceivePhase) == 0) {
+    if (!ok && blockIdx.x == 0 && threadIdx.x == 0) report_call(call, args.send_half);
+    return;
+  }
+  if (!is_settled && (finishes || blockIdx.x == 0)) ok = wait_all_ready(call);
   if (ok && finishes) {
-    if (!pushes) ok = wait_all_ready(call);
-    if (ok && args.pull) summer.pull_tokens(finisher);
-    if (ok && !args.pull) summer.finish_tokens(finisher);
+    if (args.pull) {
+      summer.pull_tokens(finisher);
+    } else {
+      summer.finish_tokens(finisher);
+    }
   }
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull) signal_done<false>(call);
+  if (args.pull && ok) signal_done<false>(call);
   leave_call(call);
-  if (blockIdx.x == 0) wait_all_done(call);
+  if (blockIdx.x == 0) end_call(call, ok);
 }
 
 }  // namespace

@@ -18,9 +18,8 @@ template <class Format>
 __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
   wait_for_start(group);
-  const DeviceCall kind = args.refuse ? DeviceCall::kRejected : DeviceCall::kCombine;
   CallContext call;
-  if (!next_call(group, kind, args.handle.handle_id, Phase::kCombine, call)) return;
+  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
   const SumWork work{args, call};
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int block = static_cast<int>(blockIdx.x);
@@ -33,12 +32,14 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
   const Worker pusher{warp * push_blocks + block, push_blocks * kBulkWarps};
   const Worker finisher{warp * (blocks - finish_begin) + block - finish_begin, (blocks - finish_begin) * kBulkWarps};
 
-  bool ok = !args.refuse;
+  bool ok = true;
+  bool is_settled = group.num_ranks == 1;  // whether the ranks agree on the call is known in this block
   if ((args.phases & kSendPhase) != 0) {
     if (block == 0) announce(call);
     if (!args.pull) {
-      if (ok && pushes && group.num_ranks > 1) {
+      if (pushes && group.num_ranks > 1) {
         ok = wait_all_ready(call);
+        is_settled = true;
         if (ok) {
           PartialJobs jobs{work, PairSequence(work, pusher)};
           SumPipe<Format, PartialJobs, false> pipe(slots, jobs, work.row_bytes());
@@ -46,29 +47,33 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
           pipe.run();
         }
       }
-      signal_done<true>(call);
+      if (ok) signal_done<true>(call);
     }
   }
-  if ((args.phases & kReceivePhase) == 0) return;
+  if ((args.phases & kReceivePhase) == 0) {
+    if (!ok && block == 0 && threadIdx.x == 0) report_call(call, args.send_half);
+    return;
+  }
   if (ok && finishes) {
     TokenJobs jobs{work, finisher};
-    const bool ready = pushes && (args.phases & kSendPhase) != 0;  // has been waited for
     if (args.pull) {
       SumPipe<Format, TokenJobs, false> pipe(slots, jobs, work.row_bytes());
       pipe.prepare();  // needs nothing of the peers
-      ok = ready || wait_all_ready(call);
+      ok = is_settled || wait_all_ready(call);
       if (ok) pipe.run();
     } else {
-      ok = ready || wait_all_ready(call);
+      ok = is_settled || wait_all_ready(call);
       SumPipe<Format, TokenJobs, true> pipe(slots, jobs, work.row_bytes());
       if (ok) pipe.prepare();
       if (ok) pipe.run();
     }
+    is_settled = true;
   }
+  if (!is_settled && block == 0) ok = wait_all_ready(call);
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull) signal_done<false>(call);
+  if (args.pull && ok) signal_done<false>(call);
   leave_call(call);
-  if (block == 0) wait_all_done(call);
+  if (block == 0) end_call(call, ok);
 }
 
 #endif  // EPISTLE_BULK_COPIES

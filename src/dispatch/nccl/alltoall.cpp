@@ -1,7 +1,6 @@
 #include "dispatch/nccl/alltoall.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <optional>
 #include <thread>
@@ -10,12 +9,14 @@
 
 #include "core/settings.hpp"
 #include "group/cuda/cuda_error.hpp"
+#include "group/cuda/heap_agreement.hpp"
 #include "group/cuda/heap_kind.hpp"
 
 namespace epistle::nccl {
 
 using cuda::check_cuda;
 using cuda::CudaHandleState;
+using cuda::DeviceCall;
 using cuda::DeviceGuard;
 using cuda::DeviceUuid;
 using cuda::HandleTotals;
@@ -26,12 +27,13 @@ namespace {
 
 /// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
-  cudaDeviceProp properties{};
-  check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
   DeviceUuid own{};
-  std::memcpy(own.data(), properties.uuid.bytes, own.size());
-  std::vector<DeviceUuid> all(static_cast<std::size_t>(group.num_ranks()));
-  group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
+  const auto error = cuda::error_of([&] {
+    cudaDeviceProp properties{};
+    check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
+    std::memcpy(own.data(), properties.uuid.bytes, own.size());
+  });
+  const std::vector<DeviceUuid> all = cuda::agree(group, error, "finding its GPU", own);
   for (auto uuid = all.begin(); uuid != all.end(); ++uuid) {
     if (std::count(uuid, all.end(), *uuid) < 2) continue;
     std::string ranks;
@@ -79,12 +81,16 @@ std::unique_ptr<CudaDispatcher> AllToAllDispatcher::create(Group& group, const D
 
 AllToAllDispatcher::AllToAllDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options,
                                        int device, const NcclApi& api)
-    : CudaCollective(group, config, options, device, Transport::kDeviceAllToAll),
-      totals_(sizeof(HandleTotals)),
-      entry_counts_(sizeof(EntryCounts)) {
+    : CudaCollective(group, config, options, device, Transport::kDeviceAllToAll) {
   const DeviceGuard guard(device);
-  check_cuda(load_exchange_kernels(), "loading the kernels");
+  cuda::agree(this->group(), cuda::error_of([&] { take_exchange_memory(); }), "taking memory for exchanges");
   communicator_ = std::make_unique<Communicator>(api, this->group());
+}
+
+void AllToAllDispatcher::take_exchange_memory() {
+  check_cuda(load_exchange_kernels(), "loading the kernels");
+  totals_ = cuda::PinnedMemory(sizeof(HandleTotals));
+  entry_counts_ = cuda::PinnedMemory(sizeof(EntryCounts));
   if (!returns_entries()) return;
   const LayoutParams& params = layout().params();
   for (const bool placing : {false, true}) {
@@ -92,7 +98,7 @@ AllToAllDispatcher::AllToAllDispatcher(Group& group, const DispatcherConfig& con
     carver.take(entry_tables_.packed_begin, params.max_tokens * layout().max_other_ranks_per_token() + 1);
     carver.take(entry_tables_.received_begin, params.max_tokens * params.num_ranks + 1);
     carver.take(entry_tables_.stage, params.max_tokens * params.top_k);
-    if (!placing) entry_memory_ = cuda::allocate_on(device, carver.num_bytes());
+    if (!placing) entry_memory_ = cuda::allocate_on(device(), carver.num_bytes());
   }
 }
 
@@ -151,36 +157,18 @@ Complaint AllToAllDispatcher::begin_call() {
                   "NCCL was given up after an earlier failure; create the dispatcher again");
 }
 
-void AllToAllDispatcher::announce_call(Collective call, const CudaHandleState* handle, const Complaint& complaint) {
-  constexpr std::array<std::string_view, 5> kNames = {"prepare", "dispatch", "combine", "dispatch_backward",
-                                                      "combine_backward"};
-  struct Announcement {
-    std::uint64_t handle_id;
-    std::int32_t call;
-    std::int32_t refused;
-  };
-  const Phase phase = call == Collective::kPrepare    ? Phase::kLayout
-                      : call == Collective::kDispatch ? Phase::kDispatch
-                                                      : Phase::kCombine;
-  const Announcement own{handle != nullptr ? handle->handle_id : 0, static_cast<std::int32_t>(call), complaint ? 1 : 0};
-  std::vector<Announcement> all(static_cast<std::size_t>(num_ranks()));
-  group().all_gather(&own, sizeof(own), all.data(), phase);
+DeviceCall AllToAllDispatcher::announce_call(DeviceCall call, const CudaHandleState* handle,
+                                             const Complaint& complaint) {
+  const auto handle_id = handle != nullptr ? static_cast<std::uint32_t>(handle->handle_id) : 0;
+  const std::uint64_t own = cuda::call_word(0, complaint ? DeviceCall::kRejected : call, handle_id);
+  std::vector<std::uint64_t> words(static_cast<std::size_t>(num_ranks()));
+  const Phase phase = cuda::phase_of(call);
+  group().all_gather(&own, sizeof(own), words.data(), phase);
   if (complaint) throw Error(*complaint);
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    if (all[static_cast<std::size_t>(peer)].refused == 0) continue;
-    throw Error(ErrorCode::kPeerRejected, fmt::format("rank {} rejected its input, so nothing was sent", peer),
-                {.rank = rank(), .peer_rank = peer, .phase = phase});
-  }
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    const Announcement& other = all[static_cast<std::size_t>(peer)];
-    if (other.call == own.call && other.handle_id == own.handle_id) continue;
-    throw Error(ErrorCode::kShapeMismatch,
-                fmt::format("rank {} calls {} (handle {}), rank {} calls {} (handle {}); all ranks must make the same "
-                            "calls in the same order; nothing was sent",
-                            rank(), kNames[static_cast<std::size_t>(own.call)], own.handle_id, peer,
-                            kNames[static_cast<std::size_t>(other.call)], other.handle_id),
-                {.rank = rank(), .peer_rank = peer, .phase = phase});
-  }
+  const cuda::Verdict verdict = cuda::judge(words.data(), num_ranks(), rank());
+  if (verdict.outcome != cuda::Verdict::Outcome::kAgreed) throw Error(cuda::to_error(verdict, rank(), phase));
+  const auto definite = std::find_if_not(words.begin(), words.end(), cuda::takes_any_weights);
+  return definite != words.end() ? cuda::call_of(*definite) : call;
 }
 
 Phase AllToAllDispatcher::abandon_transport() noexcept {

@@ -40,7 +40,8 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
 
  protected:
   [[nodiscard]] Complaint begin_call() override;
-  void announce_call(Collective call, const cuda::CudaHandleState* handle, const Complaint& complaint) override;
+  cuda::DeviceCall announce_call(cuda::DeviceCall call, const cuda::CudaHandleState* handle,
+                                 const Complaint& complaint) override;
   [[nodiscard]] std::vector<RowDemand> demands_of(cuda::CudaHandleState& handle) override;
   Phase abandon_transport() noexcept override;
   void start_move(const cuda::CudaHandleState& handle, cuda::MoveArgs& args) override;
@@ -63,6 +64,7 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
 
   /// Whether combine sends one row per (token, expert).
   [[nodiscard]] bool returns_entries() const noexcept { return !layout().combines_per_rank(); }
+  void take_exchange_memory();
   [[nodiscard]] Known& known(const cuda::CudaHandleState& handle);
   void find_entries(const cuda::CudaHandleState& handle, Known& facts);
   void queue(std::vector<Transfer>& transfers, int peer, const Rows& rows, const Block& sent,

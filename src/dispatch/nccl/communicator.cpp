@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "core/log.hpp"
+#include "group/cuda/heap_agreement.hpp"
 
 namespace epistle::nccl {
 namespace {
@@ -42,9 +43,9 @@ Communicator::Communicator(const NcclApi& api, GroupImpl& group) : api_(&api), g
   config.blocking = 0;
   const ncclResult_t result = api.comm_init_rank_config(&comm_, group.num_ranks(), id, group.rank(), &config);
   try {
-    check(result, Phase::kCreate, "creating the communicator");
+    const auto error = cuda::error_of([&] { check(result, Phase::kCreate, "creating the communicator"); });
     // Every rank has one, or none uses it.
-    group.barrier(Phase::kCreate);
+    cuda::agree(group, error, "creating the NCCL communicator");
   } catch (const Error&) {
     abort();
     throw;

@@ -29,8 +29,9 @@ void check_step(const GroupImpl& group, const std::optional<Error>& own_error, c
   }
   for (std::size_t peer = 0; peer < statuses.size(); ++peer) {
     if (statuses[peer].code == ErrorCode::kOk) continue;
+    const bool lacks_memory = statuses[peer].code == ErrorCode::kOutOfMemory;
     throw Error(
-        ErrorCode::kPeerRejected,
+        lacks_memory ? ErrorCode::kOutOfMemory : ErrorCode::kPeerRejected,
         fmt::format("rank {} failed in {} ({}); nothing was changed", peer, step, statuses[peer].message.data()),
         {.rank = group.rank(), .peer_rank = static_cast<int>(peer), .phase = Phase::kCreate});
   }

@@ -44,7 +44,8 @@ template <typename Work>
 
 [[nodiscard]] StepStatus to_status(const std::optional<Error>& error);
 
-/// Throws `own_error`, or kPeerRejected for the first rank that failed. `step` ends "rank 3 failed in ...".
+/// Throws `own_error`, or kPeerRejected for the first rank that failed; kOutOfMemory where memory is what it lacked.
+/// `step` ends "rank 3 failed in ...".
 void check_step(const GroupImpl& group, const std::optional<Error>& own_error, const std::vector<StepStatus>& statuses,
                 std::string_view step);
 

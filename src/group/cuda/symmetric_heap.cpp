@@ -16,6 +16,7 @@
 #include "core/settings.hpp"
 #include "group/cuda/cuda_error.hpp"
 #include "group/cuda/heap_agreement.hpp"
+#include "group/cuda/memory_budget.hpp"
 #include "group/cuda/private_stream.hpp"
 
 namespace epistle::cuda {
@@ -37,6 +38,18 @@ DeviceUuid uuid_of(int device) {
   static_assert(sizeof(uuid) == sizeof(properties.uuid.bytes));
   std::memcpy(uuid.data(), properties.uuid.bytes, uuid.size());
   return uuid;
+}
+
+/// Collective: goes on where what every rank is about to take from its GPU is there.
+template <typename Check>
+void claim_memory(GroupImpl& group, const HeapFacts& own, std::string_view step, const Check& bytes_needed) {
+  DeviceClaim claim{.uuid = own.uuid, .device = own.device};
+  const auto error = error_of([&] {
+    claim.needed_bytes = bytes_needed();
+    claim.available_bytes = free_device_bytes(own.device);
+  });
+  const std::vector<DeviceClaim> claims = agree(group, error, step, claim);
+  if (const auto shortage = find_shortage(claims, group.rank(), "the GPU heap")) throw Error(*shortage);
 }
 
 /// The UUIDs of the devices that this process sees.
@@ -176,6 +189,8 @@ void SymmetricHeap::share_pieces() {
     std::uint64_t id = 0;  ///< 0 = none yet, which no piece has
   } registration;
   PieceFacts own_facts;
+  claim_memory(*group_, facts_[static_cast<std::size_t>(rank_)], kCreateStep,
+               [&] { return kind_ == HeapKind::kIpc ? reserved_bytes_ : 0; });
   const auto own_error = error_of([&] {
     check_reach();
     create_own_piece();
@@ -328,9 +343,14 @@ void SymmetricHeap::stage_peers(std::span<const HeapRange> ranges, Staged& stage
 void SymmetricHeap::commit(std::span<const HeapRange> ranges) {
   std::optional<DeviceGuard> guard;
   Staged staged;
-  const auto own_error = error_of([&] {
+  claim_memory(*group_, facts_[static_cast<std::size_t>(rank_)], kCommitStep, [&] {
     guard.emplace(device_);
     check_ranges(ranges);
+    std::int64_t num_bytes = 0;
+    for (const HeapRange& range : ranges_of(ranges, rank_)) num_bytes += range.num_bytes;
+    return kind_ == HeapKind::kIpc ? 0 : num_bytes;
+  });
+  const auto own_error = error_of([&] {
     stage_own(ranges, staged);
     committed_.reserve(committed_.size() + ranges.size());
   });

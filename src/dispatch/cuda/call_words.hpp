@@ -1,0 +1,100 @@
+// What ranks announce when they start a call, and what follows when the announcements are all there. Plain values:
+// every rank comes to the same verdict, because every rank sees the same words.
+#pragma once
+
+#include <cstdint>
+
+#include "epistle/types.hpp"
+
+namespace epistle::cuda {
+
+/// What a rank does. Calls that must not meet have different kinds.
+enum class DeviceCall : std::uint32_t {
+  kNone,
+  kPrepare,
+  kPrepareAndDispatch,  ///< its first half; the second is a kDispatch
+  kDispatch,
+  kCombine,
+  kCombineBackward,
+  kDispatchBackward,  ///< without gradients of the weights
+  kDispatchBackwardWithWeights,
+  kDispatchBackwardAnyWeights,  ///< by a rank without rows and without tokens: goes with both
+  kRejected,                    ///< in place of any call: this rank has refused its input
+  kNumCalls,
+};
+
+// A word, from the top: 32 bits of epoch; 1 bit that says that the rank's rows go by copy engine, and so are sent
+// whatever the others announce; 7 bits of call; the last 24 bits of the epoch of the prepare that made the handle (0:
+// none), which all ranks know alike, whatever calls have failed before.
+inline constexpr std::uint64_t kCopiesBit = std::uint64_t{1} << 31;
+inline constexpr std::uint64_t kHandleMask = 0xffffff;
+
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint64_t call_word(std::uint32_t epoch, DeviceCall call,
+                                                                    std::uint32_t prepared) noexcept {
+  return (std::uint64_t{epoch} << 32) | (static_cast<std::uint64_t>(call) << 24) | (prepared & kHandleMask);
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint32_t epoch_of(std::uint64_t word) noexcept {
+  return static_cast<std::uint32_t>(word >> 32);
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr DeviceCall call_of(std::uint64_t word) noexcept {
+  return static_cast<DeviceCall>((word >> 24) & 0x7fU);
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint32_t handle_of(std::uint64_t word) noexcept {
+  return static_cast<std::uint32_t>(word & kHandleMask);
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool copies(std::uint64_t word) noexcept {
+  return (word & kCopiesBit) != 0;
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool rejects(std::uint64_t word) noexcept {
+  return call_of(word) == DeviceCall::kRejected;
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool takes_any_weights(std::uint64_t word) noexcept {
+  return call_of(word) == DeviceCall::kDispatchBackwardAnyWeights;
+}
+
+/// Whether two ranks may be in these calls at once.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool same_call(std::uint64_t a, std::uint64_t b) noexcept {
+  if ((a & ~kCopiesBit) == (b & ~kCopiesBit)) return true;
+  const auto is_backward = [](std::uint64_t word) {
+    return call_of(word) == DeviceCall::kDispatchBackward ||
+           call_of(word) == DeviceCall::kDispatchBackwardWithWeights || takes_any_weights(word);
+  };
+  return epoch_of(a) == epoch_of(b) && handle_of(a) == handle_of(b) && is_backward(a) && is_backward(b) &&
+         (takes_any_weights(a) || takes_any_weights(b));
+}
+
+/// What all ranks together have announced.
+struct Verdict {
+  enum class Outcome : std::uint32_t { kAgreed, kRejected, kMismatch };
+  Outcome outcome = Outcome::kAgreed;
+  std::int32_t rank = -1;  ///< kMismatch: one of the two, the rank that asks where it can be
+  std::int32_t peer = -1;  ///< the other one; kRejected: the first rank that refused
+  std::uint64_t word = 0;  ///< of `rank`
+  std::uint64_t peer_word = 0;
+};
+
+/// `words` is what all ranks have announced of this call. The outcome is the same for every rank that asks. (Volatile,
+/// because peers have written them while this kernel ran.)
+[[nodiscard]] EPISTLE_HOST_DEVICE inline Verdict judge(const volatile std::uint64_t* words, std::int32_t num_ranks,
+                                                       std::int32_t own) {
+  for (std::int32_t peer = 0; peer < num_ranks; ++peer) {
+    if (rejects(words[peer])) return {Verdict::Outcome::kRejected, own, peer, words[own], words[peer]};
+  }
+  const auto differs_from = [&](std::int32_t rank) {
+    for (std::int32_t peer = 0; peer < num_ranks; ++peer) {
+      if (!same_call(words[rank], words[peer])) {
+        return Verdict{Verdict::Outcome::kMismatch, rank, peer, words[rank], words[peer]};
+      }
+    }
+    return Verdict{};
+  };
+  const Verdict from_own = differs_from(own);
+  if (from_own.outcome != Verdict::Outcome::kAgreed || !takes_any_weights(words[own])) return from_own;
+  // What goes with everything does not see that the others differ.
+  for (std::int32_t rank = 0; rank < num_ranks; ++rank) {
+    if (!takes_any_weights(words[rank])) return differs_from(rank);
+  }
+  return {};
+}
+
+}  // namespace epistle::cuda
