@@ -20,7 +20,7 @@ void open_standard_streams() noexcept {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
     // The lowest free number is taken, and those below are in use by now.
-    const int opened = ::open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY);
+    const int opened = ::open("/dev/null", O_RDONLY);
     if (opened != fd) ::_exit(kExitSystem);
   }
 }

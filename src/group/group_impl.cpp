@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <numeric>
 #include <thread>
 #include <utility>
 
@@ -280,33 +281,28 @@ void GroupImpl::gather(const Call& call, const void* input, std::size_t num_byte
 }
 
 void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
-  struct Ask {
-    std::int64_t num_bytes;
-    std::int64_t available_bytes;
-  };
-  const Ask own{num_bytes, available_memory_bytes()};
-  std::vector<Ask> all(static_cast<std::size_t>(num_ranks_));
-  gather({.kind = CallKind::kAskForMemory}, &own, sizeof(own), all.data(), phase);
-  std::int64_t needed = 0;
-  std::int64_t available = -1;
-  int largest = 0;
-  for (int rank = 0; rank < num_ranks_; ++rank) {
-    const Ask& ask = all[static_cast<std::size_t>(rank)];
-    needed = add_saturating(needed, ask.num_bytes);
-    if (ask.num_bytes > all[static_cast<std::size_t>(largest)].num_bytes) largest = rank;
-    if (ask.available_bytes >= 0)
-      available = available < 0 ? ask.available_bytes : std::min(available, ask.available_bytes);
-  }
-  if (available < 0 || needed == 0) return;
+  // Reading what is available takes longer than a small call.
+  constexpr std::int64_t kMinBytesToAsk = std::int64_t{64} << 20;
+  const Call call{.kind = CallKind::kAskForMemory};
+  std::vector<std::int64_t> all(static_cast<std::size_t>(num_ranks_));
+  gather(call, &num_bytes, sizeof(num_bytes), all.data(), phase);
+  const std::int64_t needed = std::accumulate(all.begin(), all.end(), std::int64_t{0}, add_saturating);
+  if (needed < kMinBytesToAsk) return;
+  const auto largest = std::max_element(all.begin(), all.end());
+  const std::int64_t largest_bytes = *largest;
+  const auto largest_rank = std::distance(all.begin(), largest);
+  const std::int64_t own_available = available_memory_bytes();
+  gather(call, &own_available, sizeof(own_available), all.data(), phase);
+  const std::int64_t available = *std::min_element(all.begin(), all.end());
+  if (available < 0) return;  // the kernel does not tell everywhere
   const std::int64_t reserve = memory_reserve_bytes(available);
   if (needed <= available - reserve) return;
   throw AgreedError(
       ErrorCode::kOutOfMemory,
-      fmt::format("{} bytes of memory are needed ({} by rank {}, the most of any of {} ranks), and {} are "
-                  "available (free memory of the machine and of this control group, {}, less a reserve of {}); "
-                  "use fewer tokens, capacity sizing, a smaller capacity or more memory; nothing was taken",
-                  needed, all[static_cast<std::size_t>(largest)].num_bytes, largest, num_ranks_, available - reserve,
-                  available, reserve),
+      fmt::format("{} bytes of memory are needed ({} by rank {}, the most of any of {} ranks), and {} are available "
+                  "(free memory of the machine and of this control group, {}, less a reserve of {}); use fewer tokens, "
+                  "capacity sizing, a smaller capacity or more memory; nothing was taken",
+                  needed, largest_bytes, largest_rank, num_ranks_, available - reserve, available, reserve),
       {.rank = rank_, .phase = phase});
 }
 
