@@ -325,7 +325,7 @@ __device__ inline void leave_call(const CallContext& call) {
 
 /// Tells the host that the ranks did not agree on a call, once where both halves find it. By one thread, with all
 /// announcements there. What the host has not looked at yet stays.
-__device__ inline void report_call(const CallContext& call, std::uint32_t send_half) {
+__device__ __noinline__ inline void report_call(const CallContext& call, std::uint32_t send_half) {
   LocalState& local = *call.group->local;
   if (local.reported == call.epoch) return;
   local.reported = call.epoch;
@@ -364,6 +364,17 @@ __device__ __noinline__ inline void abandon_call(const CallContext& call, bool t
   if (threadIdx.x != 0) return;
   group.local->abandoned = call.epoch;
   if (tells && all_there) report_call(call, 0);
+}
+
+/// What every block does that finds that the ranks did not agree. `ends_call`: the kernel has the receive half of the
+/// call; where it has only the send half, the host hears of it now, and the receive half ends the call.
+__device__ __noinline__ inline void give_up_call(const CallContext& call, bool ends_call, std::uint32_t send_half) {
+  if (!ends_call) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) report_call(call, send_half);
+    return;
+  }
+  leave_call(call);
+  if (blockIdx.x == 0) abandon_call(call, true);
 }
 
 /// The last that one block of every kernel that ends a call does. `agreed`: what wait_all_ready() has said.

@@ -302,25 +302,19 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
   const Worker finisher{(static_cast<int>(blockIdx.x) - finish_begin) * kSumWarps + warp,
                         (blocks - finish_begin) * kSumWarps};
 
-  bool ok = true;
-  bool is_settled = false;  // whether the ranks agree on the call is known in this block
+  const auto give_up = [&] { give_up_call(call, (args.phases & kReceivePhase) != 0, args.send_half); };
+  const bool pushes_here = (args.phases & kSendPhase) != 0 && !args.pull && pushes;
   if ((args.phases & kSendPhase) != 0) {
     if (blockIdx.x == 0) announce(call);
-    if (!args.pull) {
-      if (pushes) {
-        ok = wait_all_ready(call);
-        is_settled = true;
-        if (ok) summer.push_all(pusher);
-      }
-      if (ok) signal_done<true>(call);
+    if (pushes_here) {
+      if (!wait_all_ready(call)) return give_up();
+      summer.push_all(pusher);
     }
+    if (!args.pull) signal_done<true>(call);
   }
-  if ((args.phases & kReceivePhase) == 0) {
-    if (!ok && blockIdx.x == 0 && threadIdx.x == 0) report_call(call, args.send_half);
-    return;
-  }
-  if (!is_settled && (finishes || blockIdx.x == 0)) ok = wait_all_ready(call);
-  if (ok && finishes) {
+  if ((args.phases & kReceivePhase) == 0) return;
+  if (!pushes_here && (finishes || blockIdx.x == 0) && !wait_all_ready(call)) return give_up();
+  if (finishes) {
     if (args.pull) {
       summer.pull_tokens(finisher);
     } else {
@@ -328,9 +322,9 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
     }
   }
   // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull && ok) signal_done<false>(call);
+  if (args.pull) signal_done<false>(call);
   leave_call(call);
-  if (blockIdx.x == 0) end_call(call, ok);
+  if (blockIdx.x == 0) wait_all_done(call);
 }
 
 }  // namespace

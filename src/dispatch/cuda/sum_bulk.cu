@@ -14,8 +14,36 @@ namespace {
 
 #if EPISTLE_BULK_COPIES
 
+// Pulling and pushing are kernels of their own: each needs every register of the other's loops.
+
+/// Every token's rows are read where they lie.
 template <class Format>
-__device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
+__device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
+  const DeviceGroup& group = args.group;
+  wait_for_start(group);
+  CallContext call;
+  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
+  const SumWork work{args, call};
+  const int block = static_cast<int>(blockIdx.x);
+  const int blocks = args.tuning.num_blocks;
+  if ((args.phases & kSendPhase) != 0 && block == 0) announce(call);
+  if ((args.phases & kReceivePhase) == 0) return;
+  // Neighbouring rows go to different blocks, so that all of them finish together.
+  const Worker worker{static_cast<int>(threadIdx.x) / kWarpSize * blocks + block, blocks * kBulkWarps};
+  TokenJobs jobs{work, worker};
+  SumPipe<Format, TokenJobs, false> pipe(slots, jobs, work.row_bytes());
+  pipe.prepare();  // needs nothing of the peers
+  if (group.num_ranks > 1 && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
+  pipe.run();
+  // The peers may write new expert outputs when everybody has read.
+  signal_done<false>(call);
+  leave_call(call);
+  if (block == 0) wait_all_done(call);
+}
+
+/// The experts' ranks sum first, and push into the stage of the token's rank.
+template <class Format>
+__device__ void push_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
   wait_for_start(group);
   CallContext call;
@@ -24,81 +52,71 @@ __device__ void sum_rows(const SumArgs& args, SumSlots& slots) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int block = static_cast<int>(blockIdx.x);
   const int blocks = args.tuning.num_blocks;
-  const int push_blocks = args.pull ? 0 : args.tuning.push_blocks;
+  const int push_blocks = args.tuning.push_blocks;
   const bool pushes = block < push_blocks;
   const bool finishes = !pushes || push_blocks == blocks;
   const int finish_begin = push_blocks == blocks ? 0 : push_blocks;
-  // Neighbouring rows go to different blocks, so that all of them finish together.
   const Worker pusher{warp * push_blocks + block, push_blocks * kBulkWarps};
   const Worker finisher{warp * (blocks - finish_begin) + block - finish_begin, (blocks - finish_begin) * kBulkWarps};
 
-  bool ok = true;
-  bool is_settled = group.num_ranks == 1;  // whether the ranks agree on the call is known in this block
+  const bool receives = (args.phases & kReceivePhase) != 0;
+  const bool pushes_here = (args.phases & kSendPhase) != 0 && pushes && group.num_ranks > 1;
   if ((args.phases & kSendPhase) != 0) {
     if (block == 0) announce(call);
-    if (!args.pull) {
-      if (pushes && group.num_ranks > 1) {
-        ok = wait_all_ready(call);
-        is_settled = true;
-        if (ok) {
-          PartialJobs jobs{work, PairSequence(work, pusher)};
-          SumPipe<Format, PartialJobs, false> pipe(slots, jobs, work.row_bytes());
-          pipe.prepare();
-          pipe.run();
-        }
-      }
-      if (ok) signal_done<true>(call);
+    if (pushes_here) {
+      if (!wait_all_ready(call)) return give_up_call(call, receives, args.send_half);
+      PartialJobs jobs{work, PairSequence(work, pusher)};
+      SumPipe<Format, PartialJobs, false> pipe(slots, jobs, work.row_bytes());
+      pipe.prepare();
+      pipe.run();
     }
+    signal_done<true>(call);
   }
-  if ((args.phases & kReceivePhase) == 0) {
-    if (!ok && block == 0 && threadIdx.x == 0) report_call(call, args.send_half);
-    return;
-  }
-  if (ok && finishes) {
+  if (!receives) return;
+  const bool is_settled = pushes_here || group.num_ranks == 1 || (!finishes && block != 0);
+  if (!is_settled && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
+  if (finishes) {
     TokenJobs jobs{work, finisher};
-    if (args.pull) {
-      SumPipe<Format, TokenJobs, false> pipe(slots, jobs, work.row_bytes());
-      pipe.prepare();  // needs nothing of the peers
-      ok = is_settled || wait_all_ready(call);
-      if (ok) pipe.run();
-    } else {
-      ok = is_settled || wait_all_ready(call);
-      SumPipe<Format, TokenJobs, true> pipe(slots, jobs, work.row_bytes());
-      if (ok) pipe.prepare();
-      if (ok) pipe.run();
-    }
-    is_settled = true;
+    SumPipe<Format, TokenJobs, true> pipe(slots, jobs, work.row_bytes());
+    pipe.prepare();
+    pipe.run();
   }
-  if (!is_settled && block == 0) ok = wait_all_ready(call);
-  // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull && ok) signal_done<false>(call);
   leave_call(call);
-  if (block == 0) end_call(call, ok);
+  if (block == 0) wait_all_done(call);
 }
 
 #endif  // EPISTLE_BULK_COPIES
 
-template <class Format>
+template <class Format, bool kPull>
 __global__ void __launch_bounds__(kBulkThreads, 1) sum_bulk_kernel(const __grid_constant__ SumArgs args) {
 #if EPISTLE_BULK_COPIES
   extern __shared__ __align__(128) std::byte shared[];
-  sum_rows<Format>(args, reinterpret_cast<SumSlots*>(shared)[threadIdx.x / kWarpSize]);
+  SumSlots& slots = reinterpret_cast<SumSlots*>(shared)[threadIdx.x / kWarpSize];
+  if constexpr (kPull) {
+    pull_rows<Format>(args, slots);
+  } else {
+    push_rows<Format>(args, slots);
+  }
 #endif
 }
 
 }  // namespace
 
-const void* sum_bulk_kernel_address(DType dtype) noexcept {
-  return with_format(dtype,
-                     [](auto format) { return reinterpret_cast<const void*>(&sum_bulk_kernel<decltype(format)>); });
+const void* sum_bulk_kernel_address(DType dtype, bool pull) noexcept {
+  return with_format(dtype, [pull](auto format) {
+    using Format = decltype(format);
+    return pull ? reinterpret_cast<const void*>(&sum_bulk_kernel<Format, true>)
+                : reinterpret_cast<const void*>(&sum_bulk_kernel<Format, false>);
+  });
 }
 std::int64_t sum_bulk_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(SumSlots)) * kBulkWarps; }
 
 cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream) {
   return with_format(args.dtype, [&](auto format) {
-    return start_kernel(sum_bulk_kernel<decltype(format)>,
-                        {args.tuning.num_blocks, kBulkThreads, sum_bulk_shared_bytes()}, args.group.early_start, args,
-                        stream);
+    using Format = decltype(format);
+    const auto kernel = args.pull ? &sum_bulk_kernel<Format, true> : &sum_bulk_kernel<Format, false>;
+    return start_kernel(kernel, {args.tuning.num_blocks, kBulkThreads, sum_bulk_shared_bytes()}, args.group.early_start,
+                        args, stream);
   });
 }
 

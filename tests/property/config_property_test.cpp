@@ -1,0 +1,190 @@
+// Configurations at the edges of their types: refused with a typed error on all ranks, or sized without overflow.
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <rapidcheck.h>
+
+#include <gtest/gtest.h>
+
+#include "epistle/dispatcher.hpp"
+
+#include "dispatch/config_check.hpp"
+#include "support/property.hpp"
+#include "support/round_trip.hpp"
+#include "topology/memory.hpp"
+
+namespace epistle::testing {
+namespace {
+
+constexpr int kNumCases = 4000;
+constexpr int kNumRanks = 2;
+// What a test may take of the machine.
+constexpr std::int64_t kMaxTestBytes = std::int64_t{32} << 20;
+constexpr std::int64_t kPageBytes = 4096;
+
+__extension__ using Wide = __int128;
+
+/// A value at, or next to, an edge.
+rc::Gen<std::int64_t> edge() {
+  constexpr std::int64_t kMin = std::numeric_limits<std::int64_t>::min();
+  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+  constexpr std::int64_t kTwo31 = std::int64_t{1} << 31;
+  return rc::gen::oneOf(
+      rc::gen::element<std::int64_t>(0, 1, -1, 2, kMin, kMax, kMin + 1, kMax - 1, kTwo31, kTwo31 - 1, -kTwo31),
+      rc::gen::map(rc::gen::pair(rc::gen::inRange(0, 63), rc::gen::inRange(-1, 2)), [](const auto& power) {
+        return static_cast<std::int64_t>((std::uint64_t{1} << static_cast<unsigned>(power.first)) +
+                                         static_cast<std::uint64_t>(power.second));
+      }));
+}
+
+DispatcherConfig good_config() {
+  DispatcherConfig config;
+  config.hidden = 32;
+  config.num_experts = 8;
+  config.top_k = 2;
+  config.max_tokens = 16;
+  return config;
+}
+
+/// Sets one field to `value`, as far as its type holds it.
+void set_field(DispatcherConfig& config, int field, std::int64_t value) {
+  const auto narrow = static_cast<std::int32_t>(value);
+  switch (field) {
+    case 0:
+      config.hidden = value;
+      break;
+    case 1:
+      config.dtype = static_cast<DType>(narrow);
+      break;
+    case 2:
+      config.raw_scale_bytes = value;
+      break;
+    case 3:
+      config.num_experts = narrow;
+      break;
+    case 4:
+      config.top_k = narrow;
+      break;
+    case 5:
+      config.max_tokens = value;
+      break;
+    case 6:
+      config.layout = static_cast<OutputLayout>(narrow);
+      break;
+    case 7:
+      config.alignment = narrow;
+      break;
+    case 8:
+      config.sizing = static_cast<Sizing>(narrow);
+      break;
+    case 9:
+      config.capacity_rows = value;
+      break;
+    case 10:
+      config.overflow = static_cast<OverflowPolicy>(narrow);
+      break;
+    case 11:
+      config.combine = static_cast<CombineMode>(narrow);
+      break;
+    case 12:
+      config.combine_dtype = static_cast<DType>(narrow);
+      break;
+    case 13:
+      config.combine_hidden = value;
+      break;
+    default:
+      config.num_workers = narrow;
+      break;
+  }
+}
+constexpr int kNumFields = 15;
+
+/// Raw payloads and capacity sizing as well, with one to four fields at an edge.
+DispatcherConfig edge_config() {
+  DispatcherConfig config = good_config();
+  if (*rc::gen::arbitrary<bool>()) {
+    config.dtype = DType::kRaw;
+    config.raw_scale_bytes = 1;
+  }
+  if (*rc::gen::arbitrary<bool>()) {
+    config.sizing = Sizing::kCapacity;
+    config.capacity_rows = 64;
+  }
+  config.layout = *rc::gen::element(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots);
+  const int num_changes = *rc::gen::inRange(1, 5);
+  for (int change = 0; change < num_changes; ++change) {
+    set_field(config, *rc::gen::inRange(0, kNumFields), *edge());
+  }
+  return config;
+}
+
+std::optional<DispatcherConfig> resolve(const DispatcherConfig& config) {
+  try {
+    return resolve_config(config, kNumRanks);
+  } catch (const Error& error) {
+    RC_ASSERT(error.code() == ErrorCode::kInvalidArgument || error.code() == ErrorCode::kUnsupported);
+    return std::nullopt;
+  }
+}
+
+void expect_exact_sizes(const DispatchLayout& layout) {
+  const RowDemand most = layout.max_demand();
+  const LayoutParams& params = layout.params();
+  const std::array<std::pair<BufferSection, Wide>, 4> sections = {
+      {{BufferSection::kRecords, Wide{most.output_rows} * layout.record_bytes()},
+       {BufferSection::kReceiveRows, Wide{most.output_rows} * params.row_bytes},
+       {BufferSection::kReceiveScales, Wide{most.output_rows} * params.scale_bytes},
+       {BufferSection::kCombineRows, Wide{most.output_rows} * params.combine_row_bytes}}};
+  for (const auto& [section, bytes] : sections) {
+    const Wide pages = (bytes + kPageBytes - 1) / kPageBytes;
+    RC_ASSERT(Wide{layout.section_bytes(section, most)} == pages * kPageBytes);
+  }
+  Wide total = 0;
+  for (std::int32_t section = 0; section < kNumBufferSections; ++section) {
+    const std::int64_t bytes = layout.section_bytes(static_cast<BufferSection>(section), most);
+    RC_ASSERT(bytes >= 0);
+    total += bytes;
+  }
+  RC_ASSERT(Wide{layout.reserved_bytes()} == total);
+}
+
+TEST(ConfigProperty, SizesAreExactOrTheConfigurationIsRefused) {
+  check_property(kNumCases, [] {
+    const auto resolved = resolve(edge_config());
+    if (!resolved) return;
+    for (const Transport transport : {Transport::kReference, Transport::kAllToAll, Transport::kDirect}) {
+      expect_exact_sizes(DispatchLayout(to_layout_params(*resolved, kNumRanks, transport)));
+    }
+  });
+}
+
+TEST(ConfigProperty, CreationSucceedsOrIsRefusedOnAllRanks) {
+  check_property(kNumCases / 10, [] {
+    const DispatcherConfig config = edge_config();
+    const auto resolved = resolve(config);
+    if (resolved) {
+      // What fits is taken; a test takes little, or asks for what cannot be had.
+      const DispatchLayout layout(to_layout_params(*resolved, kNumRanks, Transport::kDirect));
+      const std::int64_t bytes = layout.buffer_bytes(layout.initial_demand());
+      RC_PRE(bytes <= kMaxTestBytes || bytes > available_memory_bytes());
+      RC_PRE(resolved->num_workers <= 4);
+    }
+    std::array<Outcome, kNumRanks> outcomes;
+    run_thread_ranks(kNumRanks, [&](Group& group) {
+      outcomes[static_cast<std::size_t>(group.rank())] =
+          outcome_of([&] { (void)make_dispatcher("direct", group, config); });
+      group.barrier();  // whatever came of it
+    });
+    RC_ASSERT(outcomes[0].has_value() == outcomes[1].has_value());
+    if (!outcomes[0]) return;
+    RC_ASSERT(outcomes[0]->code() == outcomes[1]->code());
+    RC_ASSERT(!resolved || outcomes[0]->code() == ErrorCode::kOutOfMemory);
+  });
+}
+
+}  // namespace
+}  // namespace epistle::testing
