@@ -30,8 +30,8 @@ __device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
   if ((args.phases & kReceivePhase) == 0) return;
   // Neighbouring rows go to different blocks, so that all of them finish together.
   const Worker worker{static_cast<int>(threadIdx.x) / kWarpSize * blocks + block, blocks * kBulkWarps};
-  TokenJobs jobs{work, worker};
-  SumPipe<Format, TokenJobs, false> pipe(slots, jobs, work.row_bytes());
+  TokenJobs<true> jobs{work, worker};
+  SumPipe<Format, TokenJobs<true>, false> pipe(slots, jobs, work.row_bytes());
   pipe.prepare();  // needs nothing of the peers
   if (group.num_ranks > 1 && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
   pipe.run();
@@ -76,8 +76,8 @@ __device__ void push_rows(const SumArgs& args, SumSlots& slots) {
   const bool is_settled = pushes_here || group.num_ranks == 1 || (!finishes && block != 0);
   if (!is_settled && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
   if (finishes) {
-    TokenJobs jobs{work, finisher};
-    SumPipe<Format, TokenJobs, true> pipe(slots, jobs, work.row_bytes());
+    TokenJobs<false> jobs{work, finisher};
+    SumPipe<Format, TokenJobs<false>, true> pipe(slots, jobs, work.row_bytes());
     pipe.prepare();
     pipe.run();
   }

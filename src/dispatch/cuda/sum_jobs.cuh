@@ -124,6 +124,7 @@ struct PartialJobs {
 };
 
 /// Sums of this rank's tokens, from its own rows and its stage.
+template <bool kPull>
 struct TokenJobs {
   const SumWork& work;
   Worker worker;
@@ -143,16 +144,15 @@ struct TokenJobs {
 
   /// Of a job whose terms have been asked for before.
   __device__ Terms terms_again(int job) {
-    if (!work.args.layout.token_major()) return terms(job);
+    if (!kPull || !work.args.layout.token_major()) return terms(job);
     TokenJobs behind{work, worker};
     behind.read_sends(job);
     return behind.token_terms();
   }
 
   __device__ Terms terms(int job) {
+    if constexpr (kPull) return work.args.layout.token_major() ? token_rows(job) : pulled_terms(job);
     if (given_up) return Terms{};
-    if (work.args.layout.token_major()) return token_rows(job);
-    if (work.args.pull) return pulled_terms(job);
     const HandleArrays& handle = work.args.handle;
     SendPlace send{-1, -1, -1, -1};
     if (lane_id() < handle.sends_per_token) send = handle.sends[token(job) * handle.sends_per_token + lane_id()];
