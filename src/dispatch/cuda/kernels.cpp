@@ -10,7 +10,7 @@ const void* refuse_kernel_address() noexcept;
 const void* move_kernel_address(bool bulk) noexcept;
 std::int64_t move_shared_bytes() noexcept;
 const void* sum_kernel_address(DType dtype) noexcept;
-const void* sum_bulk_kernel_address(DType dtype, bool pull) noexcept;
+const void* sum_bulk_kernel_address(DType dtype, SumKind kind) noexcept;
 std::int64_t sum_bulk_shared_bytes() noexcept;
 const void* weight_gradient_kernel_address() noexcept;
 const void* scale_rows_kernel_address(DType dtype) noexcept;
@@ -39,8 +39,8 @@ cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major) {
   // Bulk copies need the shared memory of the GPUs that have them.
   if (compute_major < kFirstMajorWithBulkCopies) return cudaSuccess;
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
-    for (const bool pull : {false, true}) {
-      const void* const kernel = sum_bulk_kernel_address(dtype, pull);
+    for (const SumKind kind : {SumKind::kTokenRows, SumKind::kFlatRows, SumKind::kStagedRows}) {
+      const void* const kernel = sum_bulk_kernel_address(dtype, kind);
       if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
       if (const cudaError_t error = raise(kernel, sum_bulk_shared_bytes()); error != cudaSuccess) return error;
     }

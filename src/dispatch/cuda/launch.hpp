@@ -86,6 +86,13 @@ struct SumTuning {
   bool bulk = false;    ///< rows come through shared memory (sm_90 and later); needs top_k <= 32 and aligned rows
 };
 
+/// What combine with bulk copies sums, and where from.
+enum class SumKind {
+  kTokenRows,   ///< pulled
+  kFlatRows,    ///< of experts, pulled
+  kStagedRows,  ///< of experts, summed by their ranks and pushed
+};
+
 struct SumArgs {
   DeviceGroup group;
   DispatchLayout layout;

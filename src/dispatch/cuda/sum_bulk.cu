@@ -14,10 +14,10 @@ namespace {
 
 #if EPISTLE_BULK_COPIES
 
-// Pulling and pushing are kernels of their own: each needs every register of the other's loops.
+// Every kind of sum is a kernel of its own: each needs every register of the others' loops.
 
-/// Every token's rows are read where they lie.
-template <class Format>
+/// Every token's rows are read where they lie. `Jobs`: TokenRowJobs or FlatRowJobs.
+template <class Format, class Jobs>
 __device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
   wait_for_start(group);
@@ -30,8 +30,8 @@ __device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
   if ((args.phases & kReceivePhase) == 0) return;
   // Neighbouring rows go to different blocks, so that all of them finish together.
   const Worker worker{static_cast<int>(threadIdx.x) / kWarpSize * blocks + block, blocks * kBulkWarps};
-  TokenJobs<true> jobs{work, worker};
-  SumPipe<Format, TokenJobs<true>, false> pipe(slots, jobs, work.row_bytes());
+  Jobs jobs{{work, worker}};
+  SumPipe<Format, Jobs, false> pipe(slots, jobs, work.row_bytes());
   pipe.prepare();  // needs nothing of the peers
   if (group.num_ranks > 1 && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
   pipe.run();
@@ -76,8 +76,8 @@ __device__ void push_rows(const SumArgs& args, SumSlots& slots) {
   const bool is_settled = pushes_here || group.num_ranks == 1 || (!finishes && block != 0);
   if (!is_settled && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
   if (finishes) {
-    TokenJobs<false> jobs{work, finisher};
-    SumPipe<Format, TokenJobs<false>, true> pipe(slots, jobs, work.row_bytes());
+    StageJobs jobs{{work, finisher}};
+    SumPipe<Format, StageJobs, true> pipe(slots, jobs, work.row_bytes());
     pipe.prepare();
     pipe.run();
   }
@@ -87,13 +87,15 @@ __device__ void push_rows(const SumArgs& args, SumSlots& slots) {
 
 #endif  // EPISTLE_BULK_COPIES
 
-template <class Format, bool kPull>
+template <class Format, SumKind kKind>
 __global__ void __launch_bounds__(kBulkThreads, 1) sum_bulk_kernel(const __grid_constant__ SumArgs args) {
 #if EPISTLE_BULK_COPIES
   extern __shared__ __align__(128) std::byte shared[];
   SumSlots& slots = reinterpret_cast<SumSlots*>(shared)[threadIdx.x / kWarpSize];
-  if constexpr (kPull) {
-    pull_rows<Format>(args, slots);
+  if constexpr (kKind == SumKind::kTokenRows) {
+    pull_rows<Format, TokenRowJobs>(args, slots);
+  } else if constexpr (kKind == SumKind::kFlatRows) {
+    pull_rows<Format, FlatRowJobs>(args, slots);
   } else {
     push_rows<Format>(args, slots);
   }
@@ -102,21 +104,27 @@ __global__ void __launch_bounds__(kBulkThreads, 1) sum_bulk_kernel(const __grid_
 
 }  // namespace
 
-const void* sum_bulk_kernel_address(DType dtype, bool pull) noexcept {
-  return with_format(dtype, [pull](auto format) {
-    using Format = decltype(format);
-    return pull ? reinterpret_cast<const void*>(&sum_bulk_kernel<Format, true>)
-                : reinterpret_cast<const void*>(&sum_bulk_kernel<Format, false>);
-  });
+template <class Format>
+auto kernel_for(SumKind kind) noexcept {
+  return kind == SumKind::kTokenRows  ? &sum_bulk_kernel<Format, SumKind::kTokenRows>
+         : kind == SumKind::kFlatRows ? &sum_bulk_kernel<Format, SumKind::kFlatRows>
+                                      : &sum_bulk_kernel<Format, SumKind::kStagedRows>;
+}
+
+const void* sum_bulk_kernel_address(DType dtype, SumKind kind) noexcept {
+  return with_format(dtype,
+                     [kind](auto format) { return reinterpret_cast<const void*>(kernel_for<decltype(format)>(kind)); });
 }
 std::int64_t sum_bulk_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(SumSlots)) * kBulkWarps; }
 
 cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream) {
+  const SumKind kind = !args.pull                  ? SumKind::kStagedRows
+                       : args.layout.token_major() ? SumKind::kTokenRows
+                                                   : SumKind::kFlatRows;
   return with_format(args.dtype, [&](auto format) {
-    using Format = decltype(format);
-    const auto kernel = args.pull ? &sum_bulk_kernel<Format, true> : &sum_bulk_kernel<Format, false>;
-    return start_kernel(kernel, {args.tuning.num_blocks, kBulkThreads, sum_bulk_shared_bytes()}, args.group.early_start,
-                        args, stream);
+    return start_kernel(kernel_for<decltype(format)>(kind),
+                        {args.tuning.num_blocks, kBulkThreads, sum_bulk_shared_bytes()}, args.group.early_start, args,
+                        stream);
   });
 }
 

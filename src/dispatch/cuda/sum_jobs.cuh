@@ -123,64 +123,43 @@ struct PartialJobs {
   }
 };
 
-/// Sums of this rank's tokens, from its own rows and its stage.
-template <bool kPull>
-struct TokenJobs {
+/// The tokens of this rank that a warp sums. What they are summed from is left to the kinds of jobs below, each of them
+/// with a loop of its own: a loop that could do either would be slower at both.
+struct OwnTokens {
   const SumWork& work;
   Worker worker;
-  bool given_up = false;
-  int early_job = -1;
-  SendPlace early_send{-1, -1, -1, -1};
-  float early_weight = 0.0F;
 
   __device__ int count() const {
     const auto tokens = static_cast<int>(work.args.handle.num_tokens);
     return worker.idx < tokens ? (tokens - worker.idx + worker.count - 1) / worker.count : 0;
   }
-  __device__ bool failed() const { return given_up; }
   __device__ std::int64_t token(int job) const { return worker.idx + std::int64_t{job} * worker.count; }
   __device__ std::byte* target(int job) const { return work.args.out + token(job) * work.row_bytes(); }
   __device__ void finish(int /*job*/) const {}
+};
 
-  /// Of a job whose terms have been asked for before.
-  __device__ Terms terms_again(int job) {
-    if (!kPull || !work.args.layout.token_major()) return terms(job);
-    TokenJobs behind{work, worker};
-    behind.read_sends(job);
-    return behind.token_terms();
-  }
+/// Token rows: one for each rank that the token went to, read where it lies. Where a token goes is read one token
+/// ahead.
+struct TokenRowJobs : OwnTokens {
+  int early_job = -1;
+  SendPlace early_send{-1, -1, -1, -1};
+  float early_weight = 0.0F;
 
+  __device__ static bool failed() { return false; }
   __device__ Terms terms(int job) {
-    if constexpr (kPull) return work.args.layout.token_major() ? token_rows(job) : pulled_terms(job);
-    if (given_up) return Terms{};
-    const HandleArrays& handle = work.args.handle;
-    SendPlace send{-1, -1, -1, -1};
-    if (lane_id() < handle.sends_per_token) send = handle.sends[token(job) * handle.sends_per_token + lane_id()];
-    const bool remote = send.dst_rank >= 0 && send.dst_rank != work.group().rank;
-    bool there = true;
-    if (remote) {
-      const auto* flags =
-          work.group().control_at<const std::uint32_t>(work.group().rank, work.group().control.stage_flags_offset());
-      there = wait_for_flag(work.call, send.dst_rank, flags + send.stage);
-    }
-    given_up = __all_sync(kFullWarp, there) == 0;
-    if (given_up) return Terms{};
-    return expert_rows(job, send);
-  }
-
- private:
-  __device__ const std::byte* stage_row(const SendPlace& send) const {
-    return work.group().section(work.group().rank, BufferSection::kStageRows) + send.stage * work.row_bytes();
-  }
-
-  /// One row for each rank that the token went to, read where it lies. Where a token goes is read one token ahead.
-  __device__ Terms token_rows(int job) {
     if (job != early_job) read_sends(job);
-    const Terms terms = token_terms();
+    const Terms terms = early_terms();
     read_sends(job + 1);
     return terms;
   }
-  __device__ Terms token_terms() const {
+  __device__ Terms terms_again(int job) const {
+    TokenRowJobs behind{{work, worker}};
+    behind.read_sends(job);
+    return behind.early_terms();
+  }
+
+ private:
+  __device__ Terms early_terms() const {
     Terms terms;
     if (early_send.dst_rank >= 0) {
       const std::byte* rows = early_send.dst_rank == work.group().rank
@@ -200,6 +179,57 @@ struct TokenJobs {
     const std::int64_t slot = token(job) * handle.sends_per_token + lane_id();
     early_send = handle.sends[slot];
     early_weight = handle.send_weights[slot];
+  }
+};
+
+/// Flat sums of expert rows: every one where it lies, in top-k order.
+struct FlatRowJobs : OwnTokens {
+  __device__ static bool failed() { return false; }
+  __device__ Terms terms_again(int job) const { return terms(job); }
+  __device__ Terms terms(int job) const {
+    const HandleArrays& handle = work.args.handle;
+    Terms terms;
+    std::int32_t row = -1;
+    if (lane_id() < handle.top_k) {
+      const std::int64_t entry = token(job) * handle.top_k + lane_id();
+      row = handle.dst_row[entry];
+      if (row >= 0) {
+        const int rank = work.args.layout.partition().rank_of(handle.expert_ids[entry]);
+        terms.address = reinterpret_cast<std::uint64_t>(work.group().section(rank, BufferSection::kCombineRows) +
+                                                        row * work.row_bytes());
+        if (work.args.weighted) terms.weight = handle.weights[entry];
+      }
+    }
+    return SumWork::compact(row >= 0, terms);
+  }
+};
+
+/// Hierarchical sums of expert rows: of this rank's own rows, and of what the other ranks push into its stage.
+struct StageJobs : OwnTokens {
+  bool given_up = false;
+
+  __device__ bool failed() const { return given_up; }
+  __device__ Terms terms_again(int job) { return terms(job); }
+  __device__ Terms terms(int job) {
+    if (given_up) return Terms{};
+    const HandleArrays& handle = work.args.handle;
+    SendPlace send{-1, -1, -1, -1};
+    if (lane_id() < handle.sends_per_token) send = handle.sends[token(job) * handle.sends_per_token + lane_id()];
+    const bool remote = send.dst_rank >= 0 && send.dst_rank != work.group().rank;
+    bool there = true;
+    if (remote) {
+      const auto* flags =
+          work.group().control_at<const std::uint32_t>(work.group().rank, work.group().control.stage_flags_offset());
+      there = wait_for_flag(work.call, send.dst_rank, flags + send.stage);
+    }
+    given_up = __all_sync(kFullWarp, there) == 0;
+    if (given_up) return Terms{};
+    return expert_rows(job, send);
+  }
+
+ private:
+  __device__ const std::byte* stage_row(const SendPlace& send) const {
+    return work.group().section(work.group().rank, BufferSection::kStageRows) + send.stage * work.row_bytes();
   }
 
   /// Ranks ascending: stage rows of lower ranks, the rows of the experts here as a group, stage rows of higher ranks.
@@ -241,24 +271,6 @@ struct TokenJobs {
     terms.group_ends = own.count > 0 ? 1U << (lower + own.count - 1) : 0U;
     terms.count = own.count + staged.count;
     return terms;
-  }
-
-  /// Flat sums of expert rows: every one where it lies, in top-k order.
-  __device__ Terms pulled_terms(int job) const {
-    const HandleArrays& handle = work.args.handle;
-    Terms terms;
-    std::int32_t row = -1;
-    if (lane_id() < handle.top_k) {
-      const std::int64_t entry = token(job) * handle.top_k + lane_id();
-      row = handle.dst_row[entry];
-      if (row >= 0) {
-        const int rank = work.args.layout.partition().rank_of(handle.expert_ids[entry]);
-        terms.address = reinterpret_cast<std::uint64_t>(work.group().section(rank, BufferSection::kCombineRows) +
-                                                        row * work.row_bytes());
-        if (work.args.weighted) terms.weight = handle.weights[entry];
-      }
-    }
-    return SumWork::compact(row >= 0, terms);
   }
 };
 
