@@ -45,7 +45,7 @@ namespace epistle {
 struct DispatcherConfig {
   std::int64_t hidden = 0;  ///< elements per row; for kRaw bytes per row. hidden * dtype_bytes must be a multiple of 16
   DType dtype = DType::kBf16;
-  std::int64_t raw_scale_bytes = 0;  ///< kRaw only: scale bytes per row
+  std::int64_t raw_scale_bytes = 0;  ///< kRaw only: scale bytes per row, at most 2^26
   std::int32_t num_experts = 0;      ///< divisible by the ranks or not; see ExpertPartition
   std::int32_t top_k = 0;
   std::int64_t max_tokens = 0;  ///< most tokens that any rank gives in one call
@@ -96,7 +96,8 @@ struct DispatchOutput {
   std::int32_t first_expert = 0;                 ///< global id of local expert 0
   const std::int64_t* expert_counts = nullptr;   ///< [num_local_experts] rows received, drops left out
   const std::int64_t* expert_begin = nullptr;    ///< [num_local_experts + 1] first row of each group; token_major: null
-  std::int64_t num_dropped = 0;                  ///< assignments to this rank's experts that did not fit
+  std::int64_t num_dropped = 0;                  ///< assignments to this rank's experts that did not fit; -1 while a
+                                                 ///< device has not told (see cuda.hpp)
   const std::int64_t* expert_dropped = nullptr;  ///< [num_local_experts]
 };
 
@@ -148,7 +149,9 @@ class Handle {
 
 /// Every public call is collective: all ranks of the group make the same calls in the same order. Inputs are checked on
 /// every rank before the first payload byte moves: the rank whose input is bad throws what is wrong with it, the others
-/// throw kPeerRejected naming that rank, and the dispatcher stays usable.
+/// throw kPeerRejected naming that rank, and the dispatcher stays usable. So it does when ranks make different calls at
+/// once, of this or another dispatcher or of the group: all throw kShapeMismatch. A rank that runs out of memory, or meets
+/// an error of the system, gives kOutOfMemory or kSystem on all ranks, and nothing has happened.
 class Dispatcher {
  public:
   virtual ~Dispatcher() = default;

@@ -15,13 +15,15 @@ namespace epistle {
 class GroupImpl;
 
 struct GroupOptions {
-  /// Longest wait for another rank in any one step. 0 = the setting EPISTLE_TIMEOUT_MS (30 s unless set).
+  /// Longest wait for another rank in any one step; more than 24 days count as 24 days. 0 = the setting
+  /// EPISTLE_TIMEOUT_MS (30 s unless set). Negative: kInvalidArgument.
   std::chrono::milliseconds timeout{0};
 };
 
 /// One rank's membership of an EP group. Collective calls must be made by every rank in the same order; a rank's own
 /// calls come from one thread at a time. After a kPeerLost or kTimeout error the group is broken: every later
-/// collective call throws the same error at once. After any other error nothing was sent and the group can be used on.
+/// collective call throws the same error at once. After any other error nothing was sent and the group can be used on:
+/// ranks that make different calls at once all throw kShapeMismatch, one that cannot take part is named on all.
 class Group {
  public:
   explicit Group(std::shared_ptr<GroupImpl> impl);

@@ -45,7 +45,7 @@ struct DeviceFacts {
 DeviceFacts gather_facts(GroupImpl& group, int device) {
   DeviceFacts own;
   int num_sms = 0;
-  const auto error = error_of([&] {
+  const auto error = attempt([&] {
     check_cuda(cudaSetDevice(device), "choosing the device of this rank");
     check_cuda(cudaFree(nullptr), "starting CUDA on the device of this rank");
     own.device = device;
@@ -127,7 +127,7 @@ CudaCollective::CudaCollective(Group& group, const DispatcherConfig& config, con
   heap_.commit(control_ranges);
   grow(std::vector<RowDemand>(static_cast<std::size_t>(num_ranks()), layout_.initial_demand()));
   // Also keeps every rank until all have their memory: taking some may wait for the device.
-  agree(*group_, error_of([&] { take_own_memory(); }), "taking a dispatcher's own memory");
+  agree(*group_, attempt([&] { take_own_memory(); }), "taking a dispatcher's own memory");
 }
 
 /// What no other rank sees; may fail on this rank alone.
@@ -242,7 +242,7 @@ Handle CudaCollective::prepare(const RoutingView& routing) {
       owned = acquire_handle();
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kOutOfMemory) throw;
-      complaint = complain(error.code(), Phase::kLayout, message_of(error));
+      complaint = complain(error.code(), Phase::kLayout, std::string(error.message()));
     }
   }
   const DeviceCall call = follows_ == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;

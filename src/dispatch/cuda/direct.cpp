@@ -7,7 +7,7 @@ namespace epistle::cuda {
 
 DirectDispatcher::DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device)
     : CudaCollective(group, config, options, device) {
-  const auto error = error_of([&] {
+  const auto error = attempt([&] {
     if (options.mover != CudaMover::kCopyEngines) return;
     copy_engines_ = std::make_unique<CopyEngines>(layout(), this->rank(), device, shares_gpu());
   });

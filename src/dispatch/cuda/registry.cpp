@@ -99,9 +99,8 @@ std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Grou
                                                      const DispatcherConfig& config, const CudaOptions& options) {
   DispatcherConfig resolved = config;
   const Entry* found = nullptr;
-  std::optional<Error> error;
   int device = 0;
-  try {
+  const Complaint complaint = attempt([&] {
     std::string known;
     for (const Entry& entry : entries()) {
       if (entry.info.name == name) found = &entry;
@@ -120,12 +119,14 @@ std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view name, Grou
     }
     resolved = resolve_config(config, group.size());
     static_cast<void>(cuda::choose_tile_for(resolved, group.size(), device));
-  } catch (const Error& e) {
-    error = e;
-  }
+  });
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.
-  agree_on_config(group.impl(), resolved, name, error);
-  return found->create(group, resolved, options, device);
+  GroupImpl& impl = group.impl();
+  agree_on_config(impl, resolved, name, complaint);
+  std::unique_ptr<CudaDispatcher> dispatcher;
+  impl.take_together({.kind = CallKind::kCreateDispatcher}, Phase::kCreate,
+                     [&] { dispatcher = found->create(group, resolved, options, device); });
+  return dispatcher;
 }
 
 }  // namespace epistle

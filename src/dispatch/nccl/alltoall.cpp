@@ -28,7 +28,7 @@ namespace {
 /// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
   DeviceUuid own{};
-  const auto error = cuda::error_of([&] {
+  const auto error = attempt([&] {
     cudaDeviceProp properties{};
     check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
     std::memcpy(own.data(), properties.uuid.bytes, own.size());
@@ -83,7 +83,7 @@ AllToAllDispatcher::AllToAllDispatcher(Group& group, const DispatcherConfig& con
                                        int device, const NcclApi& api)
     : CudaCollective(group, config, options, device, Transport::kDeviceAllToAll) {
   const DeviceGuard guard(device);
-  cuda::agree(this->group(), cuda::error_of([&] { take_exchange_memory(); }), "taking memory for exchanges");
+  cuda::agree(this->group(), attempt([&] { take_exchange_memory(); }), "taking memory for exchanges");
   communicator_ = std::make_unique<Communicator>(api, this->group());
 }
 

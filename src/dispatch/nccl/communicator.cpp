@@ -43,7 +43,7 @@ Communicator::Communicator(const NcclApi& api, GroupImpl& group) : api_(&api), g
   config.blocking = 0;
   const ncclResult_t result = api.comm_init_rank_config(&comm_, group.num_ranks(), id, group.rank(), &config);
   try {
-    const auto error = cuda::error_of([&] { check(result, Phase::kCreate, "creating the communicator"); });
+    const auto error = attempt([&] { check(result, Phase::kCreate, "creating the communicator"); });
     // Every rank has one, or none uses it.
     cuda::agree(group, error, "creating the NCCL communicator");
   } catch (const Error&) {

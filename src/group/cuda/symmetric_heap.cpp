@@ -44,7 +44,7 @@ DeviceUuid uuid_of(int device) {
 template <typename Check>
 void claim_memory(GroupImpl& group, const HeapFacts& own, std::string_view step, const Check& bytes_needed) {
   DeviceClaim claim{.uuid = own.uuid, .device = own.device};
-  const auto error = error_of([&] {
+  const auto error = attempt([&] {
     claim.needed_bytes = bytes_needed();
     claim.available_bytes = free_device_bytes(own.device);
   });
@@ -101,7 +101,7 @@ SymmetricHeap::SymmetricHeap(GroupImpl& group, int device, std::int64_t reserved
   pieces_.resize(num_ranks);
   std::optional<DeviceGuard> guard;
   HeapFacts own_facts;
-  const auto facts_error = error_of([&] {
+  const auto facts_error = attempt([&] {
     guard.emplace(device_);
     own_facts = gather_facts(reserved_bytes);
   });
@@ -191,7 +191,7 @@ void SymmetricHeap::share_pieces() {
   PieceFacts own_facts;
   claim_memory(*group_, facts_[static_cast<std::size_t>(rank_)], kCreateStep,
                [&] { return kind_ == HeapKind::kIpc ? reserved_bytes_ : 0; });
-  const auto own_error = error_of([&] {
+  const auto own_error = attempt([&] {
     check_reach();
     create_own_piece();
     const std::shared_ptr<DevicePiece>& own = pieces_[static_cast<std::size_t>(rank_)];
@@ -204,7 +204,7 @@ void SymmetricHeap::share_pieces() {
   });
   const std::vector<PieceFacts> facts = agree(*group_, own_error, kCreateStep, own_facts);
 
-  const auto share_error = error_of([&] {
+  const auto share_error = attempt([&] {
     if (ipc_peers_) {
       std::vector<cudaIpcMemHandle_t> handles;
       for (const PieceFacts& peer_facts : facts) handles.push_back(peer_facts.ipc_handle);
@@ -302,7 +302,7 @@ void SymmetricHeap::stage_peer_range(const HeapRange& range, const PhysicalMemor
   } catch (const Error& error) {
     throw Error(error.code(),
                 fmt::format("the memory of device {} of rank {} cannot be used on device {}: {}", device_of(range.rank),
-                            range.rank, device_, message_of(error)),
+                            range.rank, device_, error.message()),
                 {.rank = rank_, .peer_rank = range.rank, .phase = Phase::kCreate});
   }
 }
@@ -316,7 +316,7 @@ void SymmetricHeap::stage_peers(std::span<const HeapRange> ranges, Staged& stage
     for (std::size_t peer = 0; peer < by_rank.size() && !error; ++peer) {
       if (static_cast<int>(peer) == rank_ || idx >= by_rank[peer].size()) continue;
       const HeapRange& range = by_rank[peer][idx];
-      error = error_of([&] { stage_peer_range(range, import_one(peer, range.num_bytes), staged); });
+      error = attempt([&] { stage_peer_range(range, import_one(peer, range.num_bytes), staged); });
     }
   };
   if (kind_ == HeapKind::kVmmFabric) {
@@ -350,7 +350,7 @@ void SymmetricHeap::commit(std::span<const HeapRange> ranges) {
     for (const HeapRange& range : ranges_of(ranges, rank_)) num_bytes += range.num_bytes;
     return kind_ == HeapKind::kIpc ? 0 : num_bytes;
   });
-  const auto own_error = error_of([&] {
+  const auto own_error = attempt([&] {
     stage_own(ranges, staged);
     committed_.reserve(committed_.size() + ranges.size());
   });
