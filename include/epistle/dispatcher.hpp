@@ -150,8 +150,8 @@ class Handle {
 /// Every public call is collective: all ranks of the group make the same calls in the same order. Inputs are checked on
 /// every rank before the first payload byte moves: the rank whose input is bad throws what is wrong with it, the others
 /// throw kPeerRejected naming that rank, and the dispatcher stays usable. So it does when ranks make different calls at
-/// once, of this or another dispatcher or of the group: all throw kShapeMismatch. A rank that runs out of memory, or meets
-/// an error of the system, gives kOutOfMemory or kSystem on all ranks, and nothing has happened.
+/// once, of this or another dispatcher or of the group: all throw kShapeMismatch. A rank that runs out of memory, or
+/// meets an error of the system, gives kOutOfMemory or kSystem on all ranks, and nothing has happened.
 class Dispatcher {
  public:
   virtual ~Dispatcher() = default;

@@ -77,15 +77,15 @@ inline constexpr std::int32_t kNumBufferSections = 10;
 
 /// The rows that calls need on one rank; buffers are committed for the largest of each.
 struct RowDemand {
-  std::int64_t tokens = 0;         ///< tokens this rank routes
-  std::int64_t output_rows = 0;    ///< rows of the output layout, padding included
-  std::int64_t grad_rows = 0;      ///< output rows for which gradients of the weights are asked; on a device all of them
-  std::int64_t send_rows = 0;      ///< rows this rank packs: one per (token, rank), or per (token, expert) where the
-                                   ///< transport sends those. kDeviceAllToAll: (token, expert) rows that other
-                                   ///< ranks send back, where combine returns those
-  std::int64_t receive_rows = 0;   ///< rows this rank is sent, counted likewise. kDeviceAllToAll: places in what it
-                                   ///< receives, and what it returns in combine, whichever is more
-  std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends; on a device: to other ranks only
+  std::int64_t tokens = 0;        ///< tokens this rank routes
+  std::int64_t output_rows = 0;   ///< rows of the output layout, padding included
+  std::int64_t grad_rows = 0;     ///< output rows for which gradients of the weights are asked; on a device all of them
+  std::int64_t send_rows = 0;     ///< rows this rank packs: one per (token, rank), or per (token, expert) where the
+                                  ///< transport sends those. kDeviceAllToAll: (token, expert) rows that other
+                                  ///< ranks send back, where combine returns those
+  std::int64_t receive_rows = 0;  ///< rows this rank is sent, counted likewise. kDeviceAllToAll: places in what it
+                                  ///< receives, and what it returns in combine, whichever is more
+  std::int64_t send_pairs = 0;    ///< (token, rank) pairs this rank sends; on a device: to other ranks only
   std::int64_t receive_pairs = 0;  ///< (token, rank) pairs this rank is sent
 
   EPISTLE_HOST_DEVICE constexpr void raise_to(const RowDemand& other) noexcept {
@@ -242,8 +242,8 @@ class DispatchLayout {
     return demand;
   }
 
-  /// What is committed when a dispatcher is created: under kCapacity everything, so that no later call allocates; but on
-  /// the host not the gradients of the weights.
+  /// What is committed when a dispatcher is created: under kCapacity everything, so that no later call allocates; but
+  /// on the host not the gradients of the weights.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr RowDemand initial_demand() const noexcept {
     RowDemand demand = max_demand();
     if (!on_device()) demand.grad_rows = 0;
