@@ -87,11 +87,13 @@ class TokenGuard {
 /// The characters of the current line, on their way to the parser. One that was made without a source is the end.
 class LineIterator {
  public:
+  // NOLINTBEGIN(readability-identifier-naming): the names that std::iterator_traits reads
   using iterator_category = std::input_iterator_tag;
   using value_type = char;
   using difference_type = std::ptrdiff_t;
   using pointer = const char*;
   using reference = char;
+  // NOLINTEND(readability-identifier-naming)
 
   LineIterator() = default;
   LineIterator(TraceStream& source, TokenGuard& guard) : source_(&source), guard_(&guard) {}
