@@ -67,7 +67,8 @@ void CollectiveDispatcher::plan(HandleState& state) {
     wanted_[static_cast<std::size_t>(peer)] =
         config_.sizing == Sizing::kCapacity ? layout_.initial_demand() : demand_of(state, peer);
   }
-  state.demand = demand_of(state, rank());
+  state.demand =
+      config_.sizing == Sizing::kCapacity ? demand_of(state, rank()) : wanted_[static_cast<std::size_t>(rank())];
   reserve_handle(state);
   reserve_transport(state);
 }
