@@ -23,10 +23,10 @@
 #include "epistle/group.hpp"
 #include "epistle/routing.hpp"
 
-#include "dispatch/config_check.hpp"
-#include "dispatch/cuda/copy_engines.hpp"
-#include "dispatch/cuda/cuda_collective.hpp"
-#include "group/cuda/cuda_error.hpp"
+#include "dispatch/call/config_check.hpp"
+#include "dispatch/cuda/direct/copy_engines.hpp"
+#include "dispatch/cuda/engine/cuda_collective.hpp"
+#include "gpu/cuda_error.hpp"
 #include "measure/cuda/link_probe.hpp"
 #include "measure/cuda/stream_timer.hpp"
 

@@ -5,7 +5,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include "dispatch/host/row_kernels.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
 
 namespace epistle::bench {
 namespace {

@@ -15,7 +15,7 @@
 #include "epistle/models.hpp"
 
 #include "bench_tokens.hpp"
-#include "dispatch/config_check.hpp"
+#include "dispatch/call/config_check.hpp"
 #include "measure/bench_memory.hpp"
 #include "output.hpp"
 #include "report/format.hpp"

@@ -16,7 +16,7 @@
 #include "bench_report.hpp"
 #include "commands.hpp"
 #include "exit_codes.hpp"
-#include "group/launcher.hpp"
+#include "launch/launcher.hpp"
 #include "group/limits.hpp"
 #include "measure/cuda/cuda_bench.hpp"
 #include "measure/dispatch_bench.hpp"

@@ -11,7 +11,7 @@
 
 #include "commands.hpp"
 #include "exit_codes.hpp"
-#include "group/launcher.hpp"
+#include "launch/launcher.hpp"
 #include "group/limits.hpp"
 #include "number_options.hpp"
 

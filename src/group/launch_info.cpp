@@ -12,7 +12,7 @@
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
-#include "group/launcher_process.hpp"
+#include "launch/process.hpp"
 
 namespace epistle {
 namespace {

@@ -8,8 +8,8 @@
 
 #include "epistle/layout.hpp"
 
-#include "dispatch/config_check.hpp"
-#include "dispatch/host/alltoall.hpp"
+#include "dispatch/call/config_check.hpp"
+#include "dispatch/host/alltoall/alltoall.hpp"
 #include "dispatch/reference/oracle.hpp"
 #include "dispatch/reference/reference_dispatcher.hpp"
 

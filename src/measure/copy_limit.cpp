@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "dispatch/host/row_kernels.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
 #include "measure/statistics.hpp"
 
 namespace epistle {

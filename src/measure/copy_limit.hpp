@@ -8,7 +8,7 @@
 
 #include "epistle/group.hpp"
 
-#include "dispatch/host/worker_pool.hpp"
+#include "dispatch/host/engine/worker_pool.hpp"
 #include "measure/span_timer.hpp"
 
 namespace epistle {

@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "dispatch/config_check.hpp"
+#include "dispatch/call/config_check.hpp"
 #include "measure/bench_check.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/bench_inputs.hpp"

@@ -9,7 +9,7 @@
 
 #include "epistle/version.hpp"
 
-#include "dispatch/host/row_kernels.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
 
 namespace epistle {
 namespace {

@@ -12,7 +12,7 @@
 
 #include "epistle/dispatcher.hpp"
 
-#include "dispatch/config_check.hpp"
+#include "dispatch/call/config_check.hpp"
 #include "support/property.hpp"
 #include "support/round_trip.hpp"
 #include "topology/memory.hpp"

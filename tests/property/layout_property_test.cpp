@@ -10,9 +10,9 @@
 
 #include "epistle/layout.hpp"
 
-#include "dispatch/config_check.hpp"
+#include "dispatch/call/config_check.hpp"
 #include "dispatch/reference/oracle.hpp"
-#include "routing/layout_tables.hpp"
+#include "layout/layout_tables.hpp"
 #include "support/property.hpp"
 #include "support/sanitizers.hpp"
 #include "support/scenario.hpp"

@@ -24,9 +24,9 @@ const std::vector<ThirdPartyRule>& third_party_rules() {
       {{"CLI/"}, {"apps"}, {""}, "the command line is parsed in apps only"},
       {{"gtest/", "gmock/", "rapidcheck", "benchmark/"}, {}, {""}, "test frameworks belong into tests and bench"},
       {{"cuda", "nccl", "nvml", "cub/", "cooperative_groups", "cute/"},
-       {"src/topology", "src/group", "src/dispatch", "src/measure", "apps", "examples"},
+       {"src/topology", "src/gpu", "src/dispatch/cuda", "src/dispatch/registry", "src/measure", "apps", "examples"},
        {""},
-       "core, routing, the decisions and reports build without CUDA"},
+       "only the rooms of the GPU see CUDA"},
   };
   return rules;
 }
@@ -152,38 +152,60 @@ std::optional<std::string> check_include(const SourceFile& file, const Layer* la
 }  // namespace
 
 const std::vector<Layer>& layers() {
+  // What may see CUDA, seen from what may not.
+  static const Prefixes gpu = {"gpu/", "dispatch/cuda/"};
   static const std::vector<Layer> table = {
       {"include", {"epistle"}, {}},
       {"examples", {"epistle"}, {}},
       {"src/core", {"epistle", "core"}, {}},
       {"src/topology", {"epistle", "core", "topology"}, {}},
-      {"src/routing", {"epistle", "core", "topology", "routing"}, {}},
-      {"src/group", {"epistle", "core", "topology", "routing", "group"}, {}},
-      {"src/dispatch", {"epistle", "core", "topology", "routing", "group", "dispatch"}, {}},
-      // The oracle stands on its own: a mistake in a fast path must not reach it.
-      {"src/dispatch/reference",
-       {"epistle", "core", "topology", "routing", "group", "dispatch"},
-       {"dispatch/host/", "dispatch/cuda/", "dispatch/nccl/"}},
-      {"src/measure", {"epistle", "core", "topology", "routing", "group", "dispatch", "measure"}, {}},
-      {"src/cost", {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost"}, {}},
-      // The decisions share a row: none may use another, and none may see CUDA.
-      {"src/select",
-       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "select"},
-       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
-      {"src/tune",
-       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "tune"},
-       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
-      {"src/plan",
-       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "plan"},
-       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
-      {"src/balance",
-       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "balance"},
-       {"group/cuda", "dispatch/cuda/", "dispatch/nccl/"}},
       // Tables and JSON know values, not dispatchers.
       {"src/report", {"epistle", "core", "report"}, {}},
+      {"src/routing", {"epistle", "core", "topology", "routing"}, {}},
+      {"src/layout", {"epistle", "core", "layout"}, {}},
+      {"src/group", {"epistle", "core", "topology", "group"}, {}},
+      {"src/launch", {"epistle", "core", "topology", "group", "launch"}, {}},
+      {"src/gpu", {"epistle", "core", "topology", "group", "gpu"}, {}},
+      // What all dispatchers share knows none of them, and no device.
+      {"src/dispatch/call",
+       {"epistle", "core", "topology", "layout", "group", "dispatch"},
+       {"dispatch/host/", "dispatch/cuda/", "dispatch/reference/", "dispatch/registry/"}},
+      // The oracle stands on its own: a mistake in a fast path must not reach it.
+      {"src/dispatch/reference",
+       {"epistle", "core", "topology", "layout", "group", "dispatch"},
+       {"dispatch/host/direct/", "dispatch/host/alltoall/", "dispatch/cuda/", "dispatch/registry/"}},
+      {"src/dispatch/host/engine",
+       {"epistle", "core", "topology", "layout", "group", "dispatch"},
+       {"dispatch/host/direct/", "dispatch/host/alltoall/", "dispatch/cuda/", "dispatch/reference/",
+        "dispatch/registry/"}},
+      {"src/dispatch/host",
+       {"epistle", "core", "topology", "layout", "group", "dispatch"},
+       {"dispatch/cuda/", "dispatch/reference/", "dispatch/registry/"}},
+      {"src/dispatch/cuda",
+       {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"},
+       {"dispatch/host/", "dispatch/reference/", "dispatch/registry/"}},
+      // The top room of dispatch: it knows them all.
+      {"src/dispatch/registry", {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"}, {}},
+      {"src/measure",
+       {"epistle", "core", "topology", "routing", "layout", "group", "gpu", "dispatch", "measure"},
+       {}},
+      {"src/cost", {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost"}, gpu},
+      // The decisions share a row: none may use another, and none may see CUDA.
+      {"src/select",
+       {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "select"},
+       gpu},
+      {"src/tune",
+       {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "tune"},
+       gpu},
+      {"src/plan",
+       {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "plan"},
+       gpu},
+      {"src/balance",
+       {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "balance"},
+       gpu},
       {"apps/epistle",
-       {"epistle", "core", "topology", "routing", "group", "dispatch", "measure", "cost", "select", "tune", "plan",
-        "balance", "report"},
+       {"epistle", "core", "topology", "routing", "layout", "group", "launch", "gpu", "dispatch", "measure", "cost",
+        "select", "tune", "plan", "balance", "report"},
        {}},
   };
   return table;

@@ -13,7 +13,7 @@
 #include "epistle/cuda.hpp"
 #include "epistle/dispatcher.hpp"
 
-#include "dispatch/handle_state.hpp"
+#include "dispatch/call/handle_state.hpp"
 #include "support/device_arena.hpp"
 #include "support/host_output.hpp"
 #include "support/scenario.hpp"

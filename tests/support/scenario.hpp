@@ -16,7 +16,7 @@
 
 #include "epistle/dispatcher.hpp"
 
-#include "dispatch/config_check.hpp"
+#include "dispatch/call/config_check.hpp"
 #include "dispatch/reference/oracle.hpp"
 #include "measure/verify.hpp"
 

@@ -1,6 +1,6 @@
 // The control section of a rank on a GPU, and the buffer sections of the transport that uses it. Needs neither CUDA nor
 // a GPU: plain values.
-#include "routing/device_control.hpp"
+#include "dispatch/cuda/device/device_control.hpp"
 
 #include <array>
 #include <cstdint>

@@ -10,7 +10,7 @@
 #include "epistle/dispatcher.hpp"
 
 #include "core/settings.hpp"
-#include "dispatch/host/row_kernels.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
 #include "support/environment.hpp"
 #include "support/round_trip.hpp"
 

@@ -1,4 +1,4 @@
-#include "group/launcher.hpp"
+#include "launch/launcher.hpp"
 
 #include <algorithm>
 #include <cerrno>
@@ -14,8 +14,8 @@
 
 #include "epistle/error.hpp"
 
-#include "group/launcher_child.hpp"
-#include "group/launcher_environment.hpp"
+#include "launch/child.hpp"
+#include "launch/environment.hpp"
 #include "support/environment.hpp"
 #include "support/temp_dir.hpp"
 

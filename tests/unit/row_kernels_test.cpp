@@ -1,5 +1,5 @@
 // The vectorised loops on every instruction set of this processor, against scalar code.
-#include "dispatch/host/row_kernels.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
 
 #include <array>
 #include <bit>

@@ -7,7 +7,7 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/config_check.hpp"
+#include "dispatch/call/config_check.hpp"
 #include "measure/bench_check.hpp"
 
 namespace epistle {

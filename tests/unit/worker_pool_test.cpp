@@ -1,4 +1,4 @@
-#include "dispatch/host/worker_pool.hpp"
+#include "dispatch/host/engine/worker_pool.hpp"
 
 #include <algorithm>
 #include <atomic>

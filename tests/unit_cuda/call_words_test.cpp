@@ -1,4 +1,4 @@
-#include "dispatch/cuda/call_words.hpp"
+#include "dispatch/cuda/device/call_words.hpp"
 
 #include <array>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/cuda/call_names.hpp"
+#include "dispatch/cuda/engine/call_names.hpp"
 
 namespace epistle::cuda {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/cuda/copy_engines.hpp"
+#include "dispatch/cuda/direct/copy_engines.hpp"
 
 namespace epistle::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "group/cuda/memory_budget.hpp"
+#include "gpu/heap/memory_budget.hpp"
 
 #include <cstdint>
 #include <limits>
@@ -7,7 +7,7 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/cuda/device_buffers.hpp"
+#include "dispatch/cuda/engine/device_buffers.hpp"
 
 namespace epistle::cuda {
 namespace {

@@ -14,7 +14,7 @@
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
-#include "dispatch/nccl/communicator.hpp"
+#include "gpu/nccl/communicator.hpp"
 
 namespace epistle::nccl {
 namespace {

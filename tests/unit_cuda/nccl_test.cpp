@@ -11,8 +11,8 @@
 
 #include "epistle/error.hpp"
 
-#include "dispatch/nccl/exchange_plan.hpp"
-#include "dispatch/nccl/nccl_library.hpp"
+#include "dispatch/cuda/alltoall/exchange_plan.hpp"
+#include "gpu/nccl/nccl_library.hpp"
 
 namespace epistle::nccl {
 namespace {

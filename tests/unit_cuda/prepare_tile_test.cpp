@@ -5,8 +5,8 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/cuda/device_types.hpp"
-#include "dispatch/cuda/launch.hpp"
+#include "dispatch/cuda/device/device_types.hpp"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {

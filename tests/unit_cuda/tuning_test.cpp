@@ -1,5 +1,5 @@
 // The tuning table and what is read from it, with the device's properties as values.
-#include "dispatch/cuda/tuning.hpp"
+#include "dispatch/cuda/engine/tuning.hpp"
 
 #include <algorithm>
 #include <array>
@@ -10,7 +10,7 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/cuda/tuning_table.hpp"
+#include "dispatch/cuda/direct/tuning_table.hpp"
 
 namespace epistle::cuda {
 namespace {

@@ -2,7 +2,7 @@
 // a time, as the oracle does. For tests and for debugging; never fast.
 #pragma once
 
-#include "dispatch/collective_dispatcher.hpp"
+#include "dispatch/host/engine/collective_dispatcher.hpp"
 
 namespace epistle::reference {
 

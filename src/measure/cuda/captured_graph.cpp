@@ -1,6 +1,6 @@
 #include "measure/cuda/captured_graph.hpp"
 
-#include "group/cuda/cuda_error.hpp"
+#include "gpu/cuda_error.hpp"
 #include "measure/cuda/device_memory.hpp"
 
 namespace epistle {

@@ -9,8 +9,8 @@
 
 #include <fmt/format.h>
 
-#include "dispatch/config_check.hpp"
-#include "group/cuda/cuda_error.hpp"
+#include "dispatch/call/config_check.hpp"
+#include "gpu/cuda_error.hpp"
 #include "measure/bench_check.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/bench_inputs.hpp"

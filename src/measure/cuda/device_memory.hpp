@@ -10,7 +10,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "group/cuda/cuda_error.hpp"
+#include "gpu/cuda_error.hpp"
 
 namespace epistle {
 

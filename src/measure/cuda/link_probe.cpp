@@ -4,7 +4,7 @@
 #include <cstring>
 #include <optional>
 
-#include "group/cuda/cuda_error.hpp"
+#include "gpu/cuda_error.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/cuda/bench_kernels.hpp"
 #include "measure/cuda/device_memory.hpp"

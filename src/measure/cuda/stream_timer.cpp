@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "group/cuda/cuda_error.hpp"
+#include "gpu/cuda_error.hpp"
 #include "measure/cuda/bench_kernels.hpp"
 
 namespace epistle {

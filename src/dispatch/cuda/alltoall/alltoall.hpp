@@ -1,0 +1,86 @@
+// `alltoall` on CUDA: permute, one all-to-all-v over NCCL, unpermute; the conservative baseline. Dispatch sends one row
+// per (token, rank). Combine sends back the rows of token_major as they are, partial sums where `hierarchical` sums
+// expert rows, and otherwise one row per (token, expert).
+//
+// NCCL moves what the host tells it to, so that the host knows the counts of a handle before its first use: under
+// capacity sizing the first call with a handle waits for them. Every call agrees on the host: ranks learn there whether
+// another one has refused its input or makes another call. Calls cannot be captured into a graph. The send half does
+// the exchange, the receive half only what follows it on this rank.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "dispatch/cuda/engine/cuda_collective.hpp"
+#include "gpu/nccl/communicator.hpp"
+#include "dispatch/cuda/alltoall/exchange.hpp"
+#include "dispatch/cuda/alltoall/exchange_plan.hpp"
+
+namespace epistle::nccl {
+
+class AllToAllDispatcher final : public cuda::CudaCollective {
+ public:
+  static constexpr std::string_view kName = "alltoall";
+
+  /// Collective. Throws kUnsupported, on all ranks and before anything is created, where two ranks have the same GPU or
+  /// NCCL cannot be loaded (kPeerRejected where only another rank cannot).
+  [[nodiscard]] static std::unique_ptr<CudaDispatcher> create(Group& group, const DispatcherConfig& config,
+                                                              const CudaOptions& options, int device);
+  AllToAllDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device,
+                     const NcclApi& api);
+  ~AllToAllDispatcher() override;
+  AllToAllDispatcher(const AllToAllDispatcher&) = delete;
+  AllToAllDispatcher& operator=(const AllToAllDispatcher&) = delete;
+
+  [[nodiscard]] std::string_view name() const noexcept override { return kName; }
+  /// Pairs that keep a place in expert layouts although all their rows were dropped are sent, too.
+  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
+
+ protected:
+  [[nodiscard]] Complaint begin_call() override;
+  cuda::DeviceCall announce_call(cuda::DeviceCall call, const cuda::CudaHandleState* handle,
+                                 const Complaint& complaint) override;
+  [[nodiscard]] std::vector<RowDemand> demands_of(cuda::CudaHandleState& handle) override;
+  Phase abandon_transport() noexcept override;
+  void start_move(const cuda::CudaHandleState& handle, cuda::MoveArgs& args) override;
+  void start_sum(const cuda::CudaHandleState& handle, cuda::SumArgs& args) override;
+
+ private:
+  /// What the host knows of a handle.
+  struct Known {
+    std::uint64_t handle_id = 0;
+    PairTable pairs;
+    std::vector<Block> sent;      ///< entries by rank, as begin and number; empty until asked for
+    std::vector<Block> returned;  ///< likewise
+  };
+  /// One kind of rows in an exchange.
+  struct Rows {
+    const std::byte* send = nullptr;
+    std::byte* receive = nullptr;
+    std::int64_t row_bytes = 0;
+  };
+
+  /// Whether combine sends one row per (token, expert).
+  [[nodiscard]] bool returns_entries() const noexcept { return !layout().combines_per_rank(); }
+  void take_exchange_memory();
+  [[nodiscard]] Known& known(const cuda::CudaHandleState& handle);
+  void find_entries(const cuda::CudaHandleState& handle, Known& facts);
+  void queue(std::vector<Transfer>& transfers, int peer, const Rows& rows, const Block& sent,
+             const Block& received) const;
+  void exchange(const std::vector<Transfer>& transfers, Phase phase);
+  void exchange_tokens(const cuda::MoveArgs& args, const PairTable& pairs);
+  void send_sums(const cuda::CudaHandleState& handle, const cuda::SumArgs& args);
+
+  std::unique_ptr<Communicator> communicator_;
+  std::unordered_map<const cuda::CudaHandleState*, Known> known_;
+  cuda::PinnedMemory totals_;
+  cuda::PinnedMemory entry_counts_;
+  cuda::DeviceBuffer entry_memory_;
+  EntryTables entry_tables_;
+  std::uint64_t entries_of_ = 0;  ///< handle that the tables are of; 0 = none
+  Phase phase_ = Phase::kNone;    ///< of the last exchange
+};
+
+}  // namespace epistle::nccl

@@ -1,0 +1,223 @@
+// CudaCollective: waiting for the device on the host, and making errors of what the device has found.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "dispatch/cuda/engine/cuda_collective.hpp"
+#include "gpu/cuda_error.hpp"
+
+namespace epistle::cuda {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How often a waiting host looks at the clock, and at its peers.
+constexpr int kPollsPerLook = 256;
+constexpr std::chrono::milliseconds kPeerLookInterval{5};
+// The device gives up by itself; the host waits a little longer before it believes that it does not.
+constexpr std::chrono::milliseconds kDeviceGrace{2000};
+// Asking for an event takes the driver's lock: after a while less often, so that other ranks of the process get it.
+constexpr int kBusyPolls = 512;
+constexpr std::chrono::microseconds kPollPause{20};
+
+}  // namespace
+
+bool CudaCollective::is_capturing() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream_, &status), "asking whether the stream is being captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void CudaCollective::set_stream(CudaStream stream) {
+  if (stream == stream_) return;
+  const DeviceGuard guard(device_);
+  static_cast<void>(last_work());
+  stream_ = stream;
+}
+
+cudaEvent_t CudaCollective::last_work() {
+  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_.get(), stream_), "recording an event");
+  return last_work_.get();
+}
+
+template <typename IsDone>
+void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is_done) {
+  const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
+  const Clock::time_point start = Clock::now();
+  Clock::time_point last_look = start;
+  while (true) {
+    for (int poll = 0; poll < kPollsPerLook; ++poll) {
+      if (is_done()) return;
+      spin_pause();
+    }
+    if (control->report.finding != 0) throw_finding(const_cast<const HostControl*>(control)->report, state);
+    const Clock::time_point now = Clock::now();
+    if (now - last_look < kPeerLookInterval) continue;
+    last_look = now;
+    if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess)
+      check_cuda(error, "waiting for the device");
+    if (const cudaError_t error = cudaStreamQuery(stream_); error != cudaSuccess && error != cudaErrorNotReady) {
+      check_cuda(error, "waiting for the device");
+    }
+    const int lost = group_->find_lost_rank();
+    if (lost >= 0 && !is_done()) stop_for_lost_rank(lost, state);
+    if (now - start > group_->timeout() + kDeviceGrace) {
+      static_cast<void>(abandon_transport());
+      throw complain(ErrorCode::kTimeout, Phase::kLayout,
+                     fmt::format("the device did not finish within {} ms; another kernel may hold the SMs of GPU {}",
+                                 (group_->timeout() + kDeviceGrace).count(), device_));
+    }
+  }
+}
+
+void CudaCollective::stop_for_lost_rank(int lost, const CudaHandleState* state) {
+  // A rank that has left may have done all it had to: the device says whether it owes anything.
+  const Clock::time_point start = Clock::now();
+  auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
+  const cudaEvent_t work = last_work();
+  while (Clock::now() - start < std::chrono::milliseconds(50)) {
+    if (cudaEventQuery(work) == cudaSuccess && control->report.finding == 0) return;
+  }
+  control->abort = 1;
+  const Phase abandoned = abandon_transport();
+  check_cuda(cudaEventSynchronize(work), "stopping the device after a rank was lost");
+  control->abort = 0;
+  const MissingRows missing = [state, this](int peer) {
+    return state != nullptr && state->finished && !state->pairs.empty() ? std::int64_t{state->num_pairs(peer, rank())}
+                                                                        : std::int64_t{-1};
+  };
+  const auto phase = control->report.finding != 0 ? static_cast<Phase>(control->report.phase) : abandoned;
+  if (phase == Phase::kNone) return;
+  group_->fail(ErrorCode::kPeerLost, phase, lost, &missing);
+}
+
+void CudaCollective::throw_finding(const Report& report, const CudaHandleState* state) {
+  const auto phase = static_cast<Phase>(report.phase);
+  const int peer = report.peer;
+  const MissingRows missing = [state, phase, this](int other) -> std::int64_t {
+    if (state == nullptr || !state->finished || state->pairs.empty()) return -1;
+    return phase == Phase::kCombine ? state->num_pairs(rank(), other) : state->num_pairs(other, rank());
+  };
+  switch (static_cast<Finding>(report.finding)) {
+    case Finding::kTimeout: {
+      const int lost = group_->find_lost_rank();
+      group_->fail(lost == peer ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, peer, &missing);
+    }
+    default: {
+      const int lost = group_->find_lost_rank();
+      group_->check_usable();
+      group_->fail(lost >= 0 ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, lost >= 0 ? lost : peer, &missing);
+    }
+  }
+}
+
+/// Throws what earlier calls have found; does not wait.
+void CudaCollective::check_findings() {
+  group_->check_usable();
+  auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
+  if (control->report.finding != 0) {
+    throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, open_state_);
+  }
+  throw_disagreement();
+  for (const auto& handle : handles_) {
+    if (handle->checked || !handle->is_complete()) continue;
+    if (!handle->finished) handle->finish();
+    check_summary(*handle);
+  }
+}
+
+namespace {
+
+Verdict to_verdict(Finding finding, std::int32_t rank, std::int32_t peer, std::int64_t a, std::int64_t b) {
+  return {.outcome = finding == Finding::kPeerRejected ? Verdict::Outcome::kRejected : Verdict::Outcome::kMismatch,
+          .rank = rank,
+          .peer = peer,
+          .word = static_cast<std::uint64_t>(a),
+          .peer_word = static_cast<std::uint64_t>(b)};
+}
+
+}  // namespace
+
+/// Throws where the ranks did not agree on an earlier call.
+void CudaCollective::throw_disagreement() {
+  auto* control = reinterpret_cast<HostControl*>(host_control_.get());
+  // pairs with the fence of report_call(): the finding is written last
+  std::atomic_ref<std::uint32_t> finding(control->refused.finding);
+  if (finding.load(std::memory_order_acquire) == 0) return;
+  const Report report = control->refused;
+  finding.store(0, std::memory_order_release);
+  if (open_call_ != Call::kNone && report.send_half == num_send_halves_) end_open_call();
+  throw Error(to_error(to_verdict(static_cast<Finding>(report.finding), report.rank, report.peer, report.a, report.b),
+                       rank(), static_cast<Phase>(report.phase)));
+}
+
+void CudaCollective::synchronize() {
+  const DeviceGuard guard(device_);
+  if (is_capturing()) {
+    throw complain(ErrorCode::kInvalidArgument, Phase::kNone, "the stream is being captured and cannot be waited for");
+  }
+  const cudaEvent_t work = last_work();
+  int num_polls = 0;
+  wait_on_host(open_state_, [&] {
+    if (cudaEventQuery(work) == cudaSuccess) return true;
+    if (++num_polls > kBusyPolls) std::this_thread::sleep_for(kPollPause);
+    return false;
+  });
+  check_findings();
+}
+
+// ---- Summaries ------------------------------------------------------------------------------------------------------
+
+void CudaCollective::wait_for_summary(CudaHandleState& state) {
+  if (state.finished) {
+    // Once more, after a graph has run prepare again.
+    state.finish();
+    state.checked = false;
+    return;
+  }
+  if (is_capturing()) {
+    throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                   "the stream is being captured, so the host cannot wait for counts; use capacity sizing and read the "
+                   "counts after the graph has run");
+  }
+  wait_on_host(&state, [&] { return state.is_complete(); });
+  state.finish();
+}
+
+void CudaCollective::check_summary(CudaHandleState& state) {
+  if (state.checked) return;
+  state.checked = true;
+  const Summary& summary = *state.summary;
+  const auto finding = static_cast<Finding>(summary.finding);
+  if (finding == Finding::kNone) return;
+  const Error::Context context{.rank = rank(), .peer_rank = summary.peer, .phase = Phase::kLayout};
+  const std::int64_t token = summary.a / std::max(1, config_.top_k);
+  const std::int64_t position = summary.a % std::max(1, config_.top_k);
+  switch (finding) {
+    case Finding::kBadId:
+      throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                     fmt::format("expert id {} at token {}, position {}; ids go from 0 to {}, and -1 means no expert",
+                                 summary.b, token, position, config_.num_experts - 1));
+    case Finding::kRepeatedId:
+      throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                     fmt::format("expert id {} stands twice in the top-k of token {} (seen at position {}); an expert "
+                                 "may be chosen once per token",
+                                 summary.b, token, position));
+    case Finding::kPeerRejected:
+    case Finding::kCallMismatch:
+      throw Error(
+          to_error(to_verdict(finding, summary.rank, summary.peer, summary.a, summary.b), rank(), Phase::kLayout));
+    default:
+      throw Error(ErrorCode::kCapacityExceeded,
+                  fmt::format("rank {} would receive {} rows more than its {} {}; nothing was sent. Raise "
+                              "capacity_rows, use exact sizing, or set the overflow policy to drop",
+                              summary.peer, summary.a, layout_.row_limit(),
+                              config_.layout == OutputLayout::kExpertSlots ? "expert slots" : "rows of capacity"),
+                  context);
+  }
+}
+
+}  // namespace epistle::cuda

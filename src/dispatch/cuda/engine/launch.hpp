@@ -1,0 +1,221 @@
+// Launching the kernels: plain arguments in, work on a stream out. No policy here; tuning.hpp chooses, the dispatchers
+// fill in.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+#include "epistle/layout.hpp"
+#include "epistle/types.hpp"
+
+#include "dispatch/cuda/device/device_types.hpp"
+
+namespace epistle::cuda {
+
+/// The halves of a call that a kernel does.
+enum PhaseBits : std::uint32_t { kSendPhase = 1, kReceivePhase = 2, kBothPhases = 3 };
+
+struct PrepareArgs {
+  DeviceGroup group;
+  DispatchLayout layout;
+  HandleArrays handle;
+  const void* expert_ids = nullptr;
+  const float* weights = nullptr;
+  bool ids_are_64_bit = false;
+  DeviceCall call = DeviceCall::kPrepare;
+  std::uint64_t prepare_id = 0;
+  bool drop_overflow = false;  ///< what does not fit is dropped; otherwise the whole routing is refused
+  Summary* summary = nullptr;
+  bool announces_dispatch = false;  ///< one comes behind this prepare for sure, with nothing in between
+  int tile_tokens = 0;              ///< tokens that one pass of a block places; see choose_prepare_tile
+};
+
+/// What the shared memory of prepare depends on.
+struct PrepareShape {
+  int num_ranks = 1;
+  int num_experts = 0;
+  int top_k = 0;
+};
+struct PrepareTile {
+  int num_tokens = 0;             ///< 0: not even the smallest tile fits
+  std::int64_t shared_bytes = 0;  ///< of the tile; of the smallest one where none fits
+};
+/// The largest tile of tokens whose tables fit into `max_shared_bytes`.
+[[nodiscard]] PrepareTile choose_prepare_tile(const PrepareShape& shape, std::int64_t max_shared_bytes) noexcept;
+
+struct PrepareLaunch {
+  int num_blocks = 1;
+  std::int64_t shared_bytes = 0;
+};
+
+/// Which blocks of a dispatch do what, and how.
+struct MoveTuning {
+  int num_blocks = 1;
+  int remote_blocks = 1;  ///< the first ones move rows to peers, the others local and duplicate rows; equal to
+                          ///< num_blocks: every block does both
+  bool bulk = false;      ///< bulk copies through shared memory (sm_90 and later)
+};
+
+struct MoveArgs {
+  DeviceGroup group;
+  DispatchLayout layout;
+  HandleArrays handle;
+  MoveTuning tuning;
+  const std::byte* rows = nullptr;
+  const std::byte* scales = nullptr;
+  std::int64_t row_bytes = 0;
+  std::int64_t scale_bytes = 0;
+  BufferSection target = BufferSection::kReceiveRows;
+  DeviceCall call = DeviceCall::kDispatch;
+  std::uint32_t phases = kBothPhases;
+  std::uint32_t send_half = 0;  ///< its number, for what the device finds in it
+  bool zero_padding = true;
+  /// Behind the prepare of the same handle, with nothing in between: starts as soon as that has placed the rows, while
+  /// it still describes them.
+  bool behind_prepare = false;
+  int prepare_blocks = 0;  ///< of that prepare
+  /// The second half of prepare_and_dispatch: no call at all where the first half was refused.
+  bool skips_void = false;
+};
+
+struct SumTuning {
+  int num_blocks = 1;
+  int push_blocks = 1;  ///< the first ones send rows or partial sums to their sources, the others sum; equal to
+                        ///< num_blocks: every block does both
+  bool bulk = false;    ///< rows come through shared memory (sm_90 and later); needs top_k <= 32 and aligned rows
+};
+
+/// What combine with bulk copies sums, and where from.
+enum class SumKind {
+  kTokenRows,   ///< pulled
+  kFlatRows,    ///< of experts, pulled
+  kStagedRows,  ///< of experts, summed by their ranks and pushed
+};
+
+struct SumArgs {
+  DeviceGroup group;
+  DispatchLayout layout;
+  HandleArrays handle;
+  SumTuning tuning;
+  const std::byte* rows = nullptr;  ///< expert outputs of this rank
+  std::byte* out = nullptr;
+  DType dtype = DType::kBf16;
+  bool weighted = false;
+  bool pull = false;  ///< read the peers' rows where they lie: token rows, and flat sums of expert rows
+  DeviceCall call = DeviceCall::kCombine;
+  std::uint32_t phases = kBothPhases;
+  std::uint32_t send_half = 0;  ///< its number, for what the device finds in it
+};
+
+struct WeightGradientArgs {
+  DeviceGroup group;
+  DispatchLayout layout;
+  HandleArrays handle;
+  DeviceCall call = DeviceCall::kDispatchBackwardWithWeights;
+  float* grad_topk_weights = nullptr;  ///< null: take part in the exchange only
+  bool ends_call = false;              ///< otherwise sums follow in the same call
+  int num_blocks = 1;
+};
+
+struct ScaleRowsArgs {
+  const LocalState* local = nullptr;  ///< null: the call in which the rows came has not failed
+  DispatchLayout layout;
+  HandleArrays handle;
+  const std::byte* saved_rows = nullptr;
+  std::byte* grad_rows = nullptr;
+  float* grad_weights = nullptr;
+  DType dtype = DType::kBf16;
+  int num_blocks = 1;
+};
+
+/// The two kernels around copies by the copy engines, which neither wait for flags nor set them.
+struct CopySignalArgs {
+  DeviceGroup group;
+  const HandleTotals* totals = nullptr;
+  std::uint32_t phases = kBothPhases;
+};
+
+/// Takes part in a call in the place of the one that this rank has refused.
+struct RefuseArgs {
+  DeviceGroup group;
+  Phase phase = Phase::kNone;
+  const HandleTotals* behind = nullptr;  ///< as MoveArgs::skips_void
+};
+
+/// A token that goes to a destination, while the token before it does not.
+struct RunStart {
+  std::int32_t token;
+  std::int32_t row;  ///< at the destination
+};
+
+/// Starts that are kept of one destination.
+inline constexpr int kMaxRunStarts = 256;
+
+/// Where one rank's rows go, as runs of consecutive tokens; in host memory that the device can write.
+struct RunList {
+  std::int32_t* num_starts = nullptr;  ///< [num_ranks] also where there are more than are kept
+  std::int32_t* first_row = nullptr;   ///< [num_ranks] row of the first token at the destination; 0 without one
+  std::int32_t* chunk_rows = nullptr;  ///< [num_ranks, num_chunks] tokens of a chunk that go to the destination
+  RunStart* starts = nullptr;          ///< [num_ranks, kMaxRunStarts] in no order
+};
+
+struct RunListArgs {
+  HandleArrays handle;
+  std::int32_t num_ranks = 1;
+  std::int32_t num_chunks = 1;
+  RunList list;
+};
+
+/// Tokens are packed in chunks of nearly equal size; this is where one begins.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t chunk_begin(std::int64_t num_tokens, std::int32_t num_chunks,
+                                                                     std::int32_t chunk) noexcept {
+  return num_tokens * chunk / num_chunks;
+}
+
+struct PackArgs {
+  DeviceGroup group;
+  HandleArrays handle;
+  const std::byte* rows = nullptr;
+  const std::byte* scales = nullptr;
+  std::int64_t row_bytes = 0;
+  std::int64_t scale_bytes = 0;
+  std::int64_t token_begin = 0;
+  std::int64_t token_end = 0;
+  std::byte* packed_rows = nullptr;
+  std::byte* packed_scales = nullptr;
+  /// By destination: what a row there is moved by to give its place in packed_rows.
+  std::int32_t row_shift[kMaxRanks] = {};
+  int num_blocks = 1;
+};
+
+inline constexpr int kPrepareThreads = 1024;
+inline constexpr int kMoveThreads = 512;
+inline constexpr int kSumThreads = 512;
+
+/// GPUs of this compute capability and later have bulk copies between global and shared memory.
+inline constexpr int kFirstMajorWithBulkCopies = 9;
+
+/// Most tokens that one pass of a block of prepare places.
+inline constexpr int kMaxTileTokens = 512;
+
+/// Loads every kernel and raises its shared memory limit, so that no first launch has to wait for a device on which
+/// other ranks' kernels are waiting.
+[[nodiscard]] cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major);
+
+[[nodiscard]] cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_refuse(const RefuseArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_weight_gradients(const WeightGradientArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_scale_rows(const ScaleRowsArgs& args, cudaStream_t stream);
+
+/// Announces the call and waits until all ranks have started it: what is behind it on the stream may write to peers.
+[[nodiscard]] cudaError_t launch_start_copies(const CopySignalArgs& args, cudaStream_t stream);
+/// Send half: tells the peers that what is before it on the stream has arrived. Receive half: waits for theirs.
+[[nodiscard]] cudaError_t launch_finish_copies(const CopySignalArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_find_runs(const RunListArgs& args, int num_blocks, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_pack(const PackArgs& args, cudaStream_t stream);
+
+}  // namespace epistle::cuda

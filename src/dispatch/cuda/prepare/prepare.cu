@@ -1,0 +1,136 @@
+// prepare on the device: one kernel from a routing table to a place for every row, on both sides.
+//
+//   count     every block counts its share of the tokens and tells all ranks
+//   tables    with the counts of all blocks of all ranks, every block knows where its rows begin everywhere
+//   place     every assignment gets its row; one record per (token, rank) goes to the receiver
+//   describe  when all records are there, the receiver's description is made of them
+#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/prepare/prepare_describe.cuh"
+#include "dispatch/cuda/prepare/prepare_place.cuh"
+#include "dispatch/cuda/prepare/prepare_tables.cuh"
+#include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/device/start_kernel.cuh"
+
+namespace epistle::cuda {
+namespace {
+
+/// The rows of this block have their places; the call ends for the next kernel when those of all blocks have.
+__device__ void tell_placed(const PrepareArgs& args, const CallContext& call, bool is_void) {
+  LocalState& local = *call.group->local;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  fence_device();
+  *static_cast<volatile std::uint64_t*>(&local.placed[blockIdx.x]) =
+      call_word(call.epoch, is_void ? DeviceCall::kRejected : args.call, args.handle.handle_id);
+  if (atomicAdd(&local.blocks_placed, 1U) != gridDim.x - 1) return;
+  local.blocks_placed = 0;
+  local.epoch = call.epoch;
+}
+
+__global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __grid_constant__ PrepareArgs args) {
+  extern __shared__ __align__(16) std::byte shared[];
+  const DeviceGroup& group = args.group;
+  wait_for_start(group);
+  // All loads at once: every wait for memory counts here.
+  EarlyEntries early;
+  early.load(args);
+  CallContext call;
+  if (!next_call(group, args.call, nullptr, Phase::kLayout, call)) return;
+  const int ranks = group.num_ranks;
+  const int experts = group.control.num_experts;
+  Tables t;
+  carve(shared, {ranks, experts, args.handle.top_k, args.handle.sends_per_token, args.tile_tokens}, t);
+  if (blockIdx.x == 0) {
+    announce(call);
+    if (args.announces_dispatch) announce_early(call);
+    // Not at the end, when the next call may be under way.
+    if (threadIdx.x == kPrepareThreads - 1) clear_queues(call);
+  }
+  for (int e = threadIdx.x; e < experts; e += kPrepareThreads) {
+    t.rank_of[e] = static_cast<std::uint8_t>(args.layout.partition().rank_of(e));
+    t.total[e] = 0;
+  }
+  for (int c = threadIdx.x; c < ranks + experts; c += kPrepareThreads) {
+    t.counts[c] = 0;
+    t.base[c] = 0;
+  }
+  for (int i = threadIdx.x; i < ranks * ranks; i += kPrepareThreads) t.tokens[i] = 0;
+  for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) {
+    t.first[d] = args.layout.partition().first_expert(d);
+    t.records[d] = group.section(d, BufferSection::kRecords);
+  }
+  __syncthreads();
+  const bool bad = count_share(args, t, early);
+  tell_counts(args, call, t, __syncthreads_or(bad) != 0);
+  Exchange exchange;
+  if (!compute_tables(args, call, t, exchange)) return;
+  const Received mine = received(args, t, exchange);
+  const bool overflow = exchange.overflow_rank >= 0;
+  if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, call, t, exchange, mine);
+  // First the places, which a dispatch behind this prepare waits for, then everything else. A share of one tile keeps
+  // its tables in between; others go through their tiles once.
+  PlaceCounts counts;
+  const Share share = block_share(args.handle.num_tokens);
+  const bool one_tile = share.end - share.begin <= t.tile_tokens;
+  for_each_tile(args, t, [&](const Tile& tile) {
+    place_tile(args, t, exchange, tile, counts);
+    if (!one_tile) {
+      __syncthreads();
+      record_tile(args, t, exchange, tile, counts);
+    }
+  });
+  // Starts the dispatch, which waits for the places itself. Not sooner: it would hold its SMs for nothing.
+  let_next_kernel_start();
+  tell_placed(args, call, exchange.refused);
+  if (one_tile) for_each_tile(args, t, [&](const Tile& tile) { record_tile(args, t, exchange, tile, counts); });
+  bool last = false;
+  if (overflow) {
+    // What became of this rank's assignments is known when all of its blocks have placed theirs.
+    add_counts(args, counts);
+    last = is_last_block(&group.local->blocks_recorded);
+    if (last) send_outcome(args);
+  }
+  if (!exchange.disagreed) signal_done<true>(call);
+  // While the records of the others are on their way.
+  if (!args.layout.token_major()) describe_all_padding(args, t, exchange, mine);
+  if (blockIdx.x == 0 && !overflow) write_counts(args, call, t, exchange, mine);
+  if (!exchange.disagreed) {
+    wait_all_done(call);
+  } else if (blockIdx.x == 0) {
+    abandon_call(call, false);  // the summary tells the host
+  }
+  fence_system();
+  __syncthreads();
+  if (has_failed(group)) return;
+  if (args.layout.token_major()) {
+    describe_token_rows(args, mine);
+  } else {
+    describe_expert_rows(args, mine);
+  }
+  if (last && overflow) write_counts(args, call, t, exchange, mine);
+}
+
+std::int64_t shared_bytes(const PrepareShape& shape, int tile_tokens) {
+  Tables t;
+  const int slots = shape.top_k < shape.num_ranks ? shape.top_k : shape.num_ranks;
+  return carve(nullptr, {shape.num_ranks, shape.num_experts, shape.top_k, slots, tile_tokens}, t);
+}
+
+}  // namespace
+
+PrepareTile choose_prepare_tile(const PrepareShape& shape, std::int64_t max_shared_bytes) noexcept {
+  for (int tile_tokens = kMaxTileTokens; tile_tokens >= 32; tile_tokens /= 2) {
+    const std::int64_t bytes = shared_bytes(shape, tile_tokens);
+    if (bytes <= max_shared_bytes) return {.num_tokens = tile_tokens, .shared_bytes = bytes};
+  }
+  return {.num_tokens = 0, .shared_bytes = shared_bytes(shape, 32)};
+}
+
+const void* prepare_kernel_address() noexcept { return reinterpret_cast<const void*>(&prepare_kernel); }
+
+cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream) {
+  return start_kernel(prepare_kernel, {launch.num_blocks, kPrepareThreads, launch.shared_bytes}, args.group.early_start,
+                      args, stream);
+}
+
+}  // namespace epistle::cuda

@@ -1,0 +1,284 @@
+// prepare, third part: what the receiver knows of its rows, made of the records that all ranks have sent, and what the
+// host is told.
+//
+// Where all rows fit, all of it but the rows themselves follows from the counts. Otherwise every rank also tells the
+// others what became of its assignments (its outcome).
+#pragma once
+
+#include "dispatch/cuda/prepare/prepare_tables.cuh"
+
+namespace epistle::cuda {
+
+/// By the last block of a rank with an overflow somewhere: tells every rank what became of this rank's assignments.
+__device__ inline void send_outcome(const PrepareArgs& args) {
+  const DeviceGroup& group = args.group;
+  const int ranks = group.num_ranks;
+  const ExpertPartition partition = args.layout.partition();
+  for (int peer = 0; peer < ranks; ++peer) {
+    std::int32_t* out = group.control_at<std::int32_t>(peer, group.control.outcomes_offset()) +
+                        std::int64_t{group.rank} * group.control.outcome_entries();
+    for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) out[d] = __ldcg(&group.outcome[d]);
+    for (int local = threadIdx.x; local < partition.num_local_experts(peer); local += kPrepareThreads) {
+      out[ranks + local] = __ldcg(&group.outcome[ranks + partition.first_expert(peer) + local]);
+    }
+    if (threadIdx.x == 0) {
+      out[ranks + group.control.max_local_experts()] = static_cast<std::int32_t>(__ldcg(&group.local->dropped));
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < ranks + group.control.num_experts; i += kPrepareThreads) group.outcome[i] = 0;
+}
+
+/// What this rank receives, the same in all blocks.
+struct Received {
+  std::int32_t num_pairs;
+  std::int32_t num_rows;
+};
+
+__device__ inline Received received(const PrepareArgs& args, const Tables& t, const Exchange& exchange) {
+  const int ranks = args.group.num_ranks;
+  std::int64_t pairs = 0;
+  for (int s = 0; s < ranks; ++s) pairs += t.tokens[s * ranks + args.group.rank];
+  return {exchange.refused ? 0 : clip(pairs, pair_limit(args.layout)), t.out_rows[args.group.rank]};
+}
+
+/// Totals that later kernels need, by one warp.
+__device__ inline void write_totals(const PrepareArgs& args, const CallContext& call, const Tables& t,
+                                    const Exchange& exchange, const Received& mine) {
+  const int ranks = args.group.num_ranks;
+  const int rank = args.group.rank;
+  HandleTotals& totals = *args.handle.totals;
+  const std::int64_t limit = exchange.refused ? 0 : pair_limit(args.layout);
+  for (int s = static_cast<int>(threadIdx.x) & 31; s <= ranks; s += 32) {
+    std::int64_t begin = 0;
+    for (int before = 0; before < s; ++before) begin += t.tokens[before * ranks + rank];
+    totals.pair_begin[s] = clip(begin, limit);
+    if (s == ranks) continue;
+    std::int32_t stage = 0;
+    for (int r = 0; r < rank; ++r) stage += r != s ? t.tokens[s * ranks + r] : 0;
+    totals.stage_begin[s] = stage;
+  }
+  if ((threadIdx.x & 31) == 0) {
+    totals.prepared = call.epoch;
+    totals.is_void = exchange.refused ? 1 : 0;
+    totals.num_pairs = mine.num_pairs;
+    totals.num_rows = mine.num_rows;
+    if (args.layout.token_major()) totals.content_rows = mine.num_pairs;
+  }
+}
+
+// ---- Rows -----------------------------------------------------------------------------------------------------------
+
+__device__ inline const std::uint32_t* own_records(const PrepareArgs& args) {
+  return reinterpret_cast<const std::uint32_t*>(args.group.section(args.group.rank, BufferSection::kRecords));
+}
+
+__device__ inline void describe_token_rows(const PrepareArgs& args, const Received& mine) {
+  const auto top_k = static_cast<unsigned>(args.handle.top_k);
+  const auto record_words = static_cast<unsigned>(args.layout.pair_record_bytes() / 4);
+  const std::uint32_t* records = own_records(args);
+  const unsigned step = gridDim.x * kPrepareThreads;
+  const unsigned count = static_cast<unsigned>(mine.num_rows) * top_k;
+  // Rows and positions advance by the same steps every time: one division.
+  const unsigned row_step = step / top_k;
+  const unsigned position_step = step - row_step * top_k;
+  unsigned i = blockIdx.x * kPrepareThreads + threadIdx.x;
+  unsigned row = i / top_k;
+  unsigned position = i - row * top_k;
+#pragma unroll 4
+  for (; i < count; i += step) {
+    const bool content = row < static_cast<unsigned>(mine.num_pairs);
+    const std::uint32_t* record = records + std::size_t{row} * record_words;
+    args.handle.local_expert_ids[i] = content ? static_cast<std::int32_t>(__ldcg(record + 2 + position)) : -1;
+    args.handle.row_weights[i] = content ? __uint_as_float(__ldcg(record + 2 + top_k + position)) : 0.0F;
+    if (position == 0) {
+      const uint2 header = content ? __ldcg(reinterpret_cast<const uint2*>(record)) : make_uint2(~0U, ~0U);
+      args.handle.src_rank[row] = static_cast<std::int32_t>(header.x);
+      args.handle.src_token[row] = static_cast<std::int32_t>(header.y);
+    }
+    row += row_step;
+    position += position_step;
+    if (position >= top_k) {
+      position -= top_k;
+      ++row;
+    }
+  }
+}
+
+__device__ inline void describe_padding(const PrepareArgs& args, std::int64_t begin, std::int64_t end, int first,
+                                        int step) {
+  for (std::int64_t row = begin + first; row < end; row += step) {
+    args.handle.src_rank[row] = -1;
+    args.handle.src_token[row] = -1;
+    args.handle.row_weights[row] = 0.0F;
+  }
+}
+
+/// Rows of an expert of this rank that have a place.
+__device__ inline std::int32_t kept_rows(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
+                                         int expert) {
+  if (exchange.refused) return 0;
+  const std::int64_t room = row_end(args.layout, t.group[expert]) - t.group[expert];
+  return clip(t.total[expert], room > 0 ? room : 0);
+}
+
+/// Padding behind each group and behind the last one; needs no record.
+__device__ inline void describe_all_padding(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
+                                            const Received& mine) {
+  const ExpertPartition partition = args.layout.partition();
+  const int first_expert = partition.first_expert(args.group.rank);
+  const int num_local = partition.num_local_experts(args.group.rank);
+  const int warp = static_cast<int>(blockIdx.x) * kPrepareWarps + static_cast<int>(threadIdx.x) / 32;
+  for (int local = warp; local < num_local; local += static_cast<int>(gridDim.x) * kPrepareWarps) {
+    const int expert = first_expert + local;
+    const std::int64_t begin = std::int64_t{t.group[expert]} + kept_rows(args, t, exchange, expert);
+    const std::int64_t end = std::int64_t{t.group[expert]} + args.layout.group_rows(t.total[expert]);
+    describe_padding(args, begin, min(end, std::int64_t{mine.num_rows}), static_cast<int>(threadIdx.x) & 31, 32);
+  }
+  std::int64_t last_end = 0;
+  if (num_local > 0) {
+    const int last = first_expert + num_local - 1;
+    last_end = std::int64_t{t.group[last]} + args.layout.group_rows(t.total[last]);
+  }
+  describe_padding(args, last_end, mine.num_rows, static_cast<int>(blockIdx.x * kPrepareThreads + threadIdx.x),
+                   static_cast<int>(gridDim.x) * kPrepareThreads);
+}
+
+__device__ inline void describe_expert_rows(const PrepareArgs& args, const Received& mine) {
+  const auto top_k = static_cast<unsigned>(args.handle.top_k);
+  const unsigned units = 1 + top_k;  // of 8 bytes
+  const std::uint32_t* records = own_records(args);
+  auto* copies = reinterpret_cast<uint2*>(args.handle.pair_records);
+  const unsigned step = gridDim.x * kPrepareThreads;
+  const unsigned count = static_cast<unsigned>(mine.num_pairs) * units;
+#pragma unroll 2
+  for (unsigned i = blockIdx.x * kPrepareThreads + threadIdx.x; i < count; i += step) {
+    const unsigned pair = i / units;
+    const unsigned unit = i - pair * units;
+    const std::uint32_t* record = records + std::size_t{pair} * units * 2;
+    const uint2 value = __ldcg(reinterpret_cast<const uint2*>(record) + unit);
+    copies[i] = value;
+    if (unit == 0) continue;
+    const uint2 header = __ldcg(reinterpret_cast<const uint2*>(record));
+    const auto describe = [&](unsigned word, std::uint32_t content) {
+      const auto row = static_cast<std::int32_t>(content);
+      if (word >= top_k || row < 0) return;
+      args.handle.src_rank[row] = static_cast<std::int32_t>(header.x);
+      args.handle.src_token[row] = static_cast<std::int32_t>(header.y);
+      args.handle.row_weights[row] = __uint_as_float(__ldcg(record + 2 + top_k + word));
+    };
+    describe(2 * unit - 2, value.x);
+    describe(2 * unit - 1, value.y);
+  }
+}
+
+// ---- Counts for the caller and the host -----------------------------------------------------------------------------
+
+/// Assignments of all ranks to a local expert that did not fit.
+__device__ inline std::int32_t dropped_of(const PrepareArgs& args, int local) {
+  const DeviceGroup& group = args.group;
+  const auto* outcomes = group.control_at<const std::int32_t>(group.rank, group.control.outcomes_offset());
+  std::int32_t dropped = 0;
+  for (int s = 0; s < group.num_ranks; ++s) {
+    dropped += __ldcg(outcomes + s * group.control.outcome_entries() + group.num_ranks + local);
+  }
+  return dropped;
+}
+
+/// Counts per local expert and the summary, by one block; with an overflow only when all outcomes are there.
+__device__ inline void write_counts(const PrepareArgs& args, const CallContext& call, const Tables& t,
+                                    const Exchange& exchange, const Received& mine) {
+  const DeviceGroup& group = args.group;
+  const int ranks = group.num_ranks;
+  const ExpertPartition partition = args.layout.partition();
+  const int first_expert = partition.first_expert(group.rank);
+  const int num_local = partition.num_local_experts(group.rank);
+  const bool token_major = args.layout.token_major();
+  const bool overflow = exchange.overflow_rank >= 0;
+  const auto* outcomes = group.control_at<const std::int32_t>(group.rank, group.control.outcomes_offset());
+  const std::int32_t stride = group.control.outcome_entries();
+  __shared__ int content_rows;
+  __shared__ int dropped_here;
+  if (threadIdx.x == 0) {
+    content_rows = token_major ? mine.num_pairs : 0;
+    dropped_here = 0;
+  }
+  __syncthreads();
+  for (int local = threadIdx.x; local < num_local; local += kPrepareThreads) {
+    const int expert = first_expert + local;
+    const std::int32_t dropped = overflow && !exchange.refused ? dropped_of(args, local) : 0;
+    const std::int32_t kept = exchange.refused ? 0 : t.total[expert] - dropped;
+    args.handle.expert_counts[local] = kept;
+    args.handle.expert_dropped[local] = dropped;
+    if (dropped > 0) atomicAdd(&dropped_here, dropped);
+    if (token_major) continue;
+    if (kept > 0) atomicAdd(&content_rows, kept);
+    // Groups beyond the capacity are empty and begin at its end.
+    const std::int64_t begin = min(std::int64_t{t.group[expert]}, std::int64_t{mine.num_rows});
+    args.handle.expert_begin[local] = begin;
+    if (local == num_local - 1) {
+      args.handle.expert_begin[num_local] = min(begin + args.layout.group_rows(kept), std::int64_t{mine.num_rows});
+    }
+  }
+  if (num_local == 0 && !token_major && threadIdx.x == 0) args.handle.expert_begin[0] = 0;
+  Summary& summary = *args.summary;
+  auto* pairs = reinterpret_cast<std::int32_t*>(args.summary + 1);
+  std::int32_t* output_rows = pairs + ranks * ranks;
+  std::int32_t* other_pairs = output_rows + ranks;
+  for (int i = threadIdx.x; i < ranks * ranks; i += kPrepareThreads) {
+    pairs[i] = exchange.refused ? 0 : overflow ? __ldcg(outcomes + (i / ranks) * stride + i % ranks) : t.tokens[i];
+  }
+  for (int r = threadIdx.x; r < ranks; r += kPrepareThreads) {
+    output_rows[r] = t.out_rows[r];
+    std::int32_t others = 0;
+    for (int d = 0; d < ranks; ++d) others += d != r ? t.tokens[r * ranks + d] : 0;
+    other_pairs[r] = others;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  args.handle.totals->content_rows = content_rows;
+  summary.content_rows = content_rows;
+  summary.num_rows = mine.num_rows;
+  summary.padding_rows = mine.num_rows - content_rows;
+  summary.sent_remote_assignments =
+      overflow ? __ldcg(&group.local->sent_remote_assignments) : exchange.remote_assignments;
+  summary.dropped_by_this_rank = overflow ? __ldcg(&group.local->dropped) : 0;
+  summary.dropped_here = dropped_here;
+  std::int64_t in_group = 0;
+  for (int s = 0; s < ranks && overflow && !exchange.refused; ++s) {
+    in_group += __ldcg(outcomes + s * stride + ranks + group.control.max_local_experts());
+  }
+  summary.dropped_in_group = in_group;
+  Finding finding = Finding::kNone;
+  summary.peer = -1;
+  const unsigned long long bad_entry = __ldcg(&group.local->first_bad_entry);
+  if (bad_entry != 0) {
+    finding = Finding::kBadId;
+    summary.a = static_cast<std::int64_t>(~bad_entry);
+    summary.b = args.ids_are_64_bit ? static_cast<const std::int64_t*>(args.expert_ids)[summary.a]
+                                    : static_cast<const std::int32_t*>(args.expert_ids)[summary.a];
+    if (summary.b >= 0 && summary.b < group.control.num_experts) finding = Finding::kRepeatedId;
+  } else if (exchange.disagreed) {
+    const Verdict verdict = verdict_of(call);
+    finding = verdict.outcome == Verdict::Outcome::kRejected ? Finding::kPeerRejected : Finding::kCallMismatch;
+    summary.rank = verdict.rank;
+    summary.peer = verdict.peer;
+    summary.a = static_cast<std::int64_t>(verdict.word);
+    summary.b = static_cast<std::int64_t>(verdict.peer_word);
+  } else if (exchange.refusing_rank >= 0) {
+    finding = Finding::kPeerRejected;
+    summary.peer = exchange.refusing_rank;
+  } else if (overflow && !args.drop_overflow) {
+    finding = Finding::kOverflow;
+    summary.peer = exchange.overflow_rank;
+    summary.a = exchange.overflow_rows;
+  }
+  summary.finding = static_cast<std::uint32_t>(finding);
+  group.local->first_bad_entry = 0;
+  group.local->dropped = 0;
+  group.local->sent_remote_assignments = 0;
+  __threadfence_system();
+  *static_cast<volatile std::uint64_t*>(&summary.prepare_id) = args.prepare_id;
+}
+
+}  // namespace epistle::cuda

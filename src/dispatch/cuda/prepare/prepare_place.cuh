@@ -1,0 +1,360 @@
+// prepare, second part: every assignment of a block's tokens gets its row, and every pair its record.
+//
+// Positions within a tile come from bitmaps: the number of set bits before a token's bit is its place among the tile's
+// rows of that column.
+#pragma once
+
+#include "dispatch/cuda/prepare/prepare_tables.cuh"
+
+namespace epistle::cuda {
+
+/// Tokens [begin, end) that a block counts and places.
+struct Share {
+  std::int64_t begin;
+  std::int64_t end;
+};
+__device__ inline Share block_share(std::int64_t num_tokens) {
+  const std::int64_t per_block = (num_tokens + gridDim.x - 1) / gridDim.x;
+  const std::int64_t begin = min(num_tokens, per_block * blockIdx.x);
+  return {begin, min(num_tokens, begin + per_block)};
+}
+
+__device__ inline std::int64_t read_id(const PrepareArgs& args, std::int64_t entry) {
+  return args.ids_are_64_bit ? static_cast<const std::int64_t*>(args.expert_ids)[entry]
+                             : static_cast<const std::int32_t*>(args.expert_ids)[entry];
+}
+
+/// The first entries of a block's share, on their way while the block sets itself up.
+struct EarlyEntries {
+  static constexpr int kPerThread = 2;
+  std::int64_t ids[kPerThread];
+  float weights[kPerThread];
+
+  __device__ void load(const PrepareArgs& args) {
+    const Share share = block_share(args.handle.num_tokens);
+#pragma unroll
+    for (int j = 0; j < kPerThread; ++j) {
+      const std::int64_t entry = share.begin * args.handle.top_k + threadIdx.x + j * kPrepareThreads;
+      const bool inside = entry < share.end * args.handle.top_k;
+      ids[j] = inside ? read_id(args, entry) : kNoExpert;
+      weights[j] = inside && args.weights != nullptr ? args.weights[entry] : 1.0F;
+    }
+  }
+};
+
+/// A rank's bitmap is that of all its experts together: one warp for each word.
+__device__ inline void mark_ranks(const PrepareArgs& args, const Tables& t) {
+  const int ranks = args.group.num_ranks;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < ranks * t.words; i += kPrepareWarps) {
+    const int word = i / ranks;
+    const int rank = i - word * ranks;
+    const int end = rank + 1 < ranks ? t.first[rank + 1] : args.group.control.num_experts;
+    std::uint32_t bits = 0;
+    for (int e = t.first[rank] + lane; e < end; e += 32) bits |= t.bitmap[word * t.columns + ranks + e];
+    bits = __reduce_or_sync(0xffffffffU, bits);
+    if (lane == 0) t.bitmap[word * t.columns + rank] = bits;
+  }
+}
+
+/// Reads a tile into shared memory and sets its bitmaps. The first time it also checks the ids and fills the handle;
+/// returns true in a thread that has seen a bad one.
+template <bool kFirst>
+__device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t tile, int num_tokens,
+                          const EarlyEntries* early) {
+  const int ranks = args.group.num_ranks;
+  const int experts = args.group.control.num_experts;
+  const int top_k = args.handle.top_k;
+  bool bad = false;
+  for (int i = threadIdx.x; i < t.columns * t.words; i += kPrepareThreads) t.bitmap[i] = 0;
+  __syncthreads();
+  const unsigned per_top_k = 0xffffffffU / static_cast<unsigned>(top_k) + 1;
+  int round = 0;
+  for (int i = threadIdx.x; i < num_tokens * top_k; i += kPrepareThreads, ++round) {
+    const std::int64_t entry = tile * top_k + i;
+    std::int64_t id = 0;
+    float weight = 1.0F;
+    if constexpr (kFirst) {
+      if (early != nullptr && round < EarlyEntries::kPerThread) {
+        id = round == 0 ? early->ids[0] : early->ids[1];
+        weight = round == 0 ? early->weights[0] : early->weights[1];
+      } else {
+        id = read_id(args, entry);
+        if (args.weights != nullptr) weight = args.weights[entry];
+      }
+      if (id < kNoExpert || id >= experts) {
+        bad = true;
+        atomicMax(&args.group.local->first_bad_entry, ~static_cast<unsigned long long>(entry));
+        id = kNoExpert;
+      }
+      args.handle.expert_ids[entry] = static_cast<std::int32_t>(id);
+      args.handle.weights[entry] = weight;
+    } else {
+      id = args.handle.expert_ids[entry];
+      weight = args.handle.weights[entry];
+    }
+    const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
+    const int at = t.at(token, i - token * top_k);
+    t.ids[at] = static_cast<std::int32_t>(id);
+    t.weights[at] = weight;
+    t.ranks[at] = id == kNoExpert ? kNoRank : t.rank_of[id];
+    if (id == kNoExpert) continue;
+    const std::uint32_t bit = 1U << (token & 31);
+    const std::uint32_t old = atomicOr(&t.bitmap[(token >> 5) * t.columns + ranks + id], bit);
+    if (kFirst && (old & bit) != 0) {
+      bad = true;
+      atomicMax(&args.group.local->first_bad_entry, ~static_cast<unsigned long long>(entry));
+    }
+  }
+  __syncthreads();
+  mark_ranks(args, t);
+  __syncthreads();
+  return bad;
+}
+
+/// Counts the bits of one column of a tile, and those before each word.
+__device__ inline int count_column(const Tables& t, int column) {
+  int count = 0;
+  for (int w = 0; w < t.words; ++w) {
+    t.before[w * t.columns + column] = static_cast<std::uint16_t>(count);
+    count += __popc(t.bitmap[w * t.columns + column]);
+  }
+  return count;
+}
+
+/// How many tokens of the tile before `token` go to a column.
+__device__ inline int place_in_tile(const Tables& t, int column, int token) {
+  const int word = (token >> 5) * t.columns + column;
+  return t.before[word] + __popc(t.bitmap[word] & ((1U << (token & 31)) - 1));
+}
+
+/// Counts this block's tokens; true when it has seen a bad id.
+__device__ inline bool count_share(const PrepareArgs& args, const Tables& t, const EarlyEntries& early) {
+  const int columns = args.group.num_ranks + args.group.control.num_experts;
+  bool bad = false;
+  const Share share = block_share(args.handle.num_tokens);
+  for (std::int64_t tile = share.begin; tile < share.end; tile += t.tile_tokens) {
+    const int num_tokens = static_cast<int>(min(std::int64_t{t.tile_tokens}, share.end - tile));
+    bad = read_tile<true>(args, t, tile, num_tokens, tile == share.begin ? &early : nullptr) || bad;
+    for (int c = threadIdx.x; c < columns; c += kPrepareThreads) t.counts[c] += count_column(t, c);
+    __syncthreads();
+  }
+  return bad;
+}
+
+/// The rank of a pair of which no row fits, written so that later kernels see no place: only its record is sent.
+__device__ inline std::int32_t dropped_pair_to(int rank) { return -2 - rank; }
+
+/// Counts of what does not fit, per thread.
+struct PlaceCounts {
+  int dropped = 0;
+  int remote = 0;
+};
+
+/// Rows of all assignments of a tile, one thread each.
+__device__ inline void place_rows(const PrepareArgs& args, const Tables& t, const Exchange& exchange, std::int64_t tile,
+                                  int num_tokens, PlaceCounts& counts) {
+  const int ranks = args.group.num_ranks;
+  const int top_k = args.handle.top_k;
+  const bool token_major = args.layout.token_major();
+  const std::int64_t limit = pair_limit(args.layout);
+  const unsigned per_top_k = 0xffffffffU / static_cast<unsigned>(top_k) + 1;
+  for (int i = threadIdx.x; i < num_tokens * top_k; i += kPrepareThreads) {
+    const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
+    const int at = t.at(token, i - token * top_k);
+    const int dst = t.ranks[at];
+    std::int32_t row = -1;
+    if (dst != kNoRank && !exchange.refused) {
+      const std::int32_t expert = t.ids[at];
+      const int column = token_major ? dst : ranks + expert;
+      row = t.base[column] + place_in_tile(t, column, token);
+      if (row >= (token_major ? limit : row_end(args.layout, t.group[expert]))) row = -1;
+      if (row < 0) {
+        ++counts.dropped;
+        atomicAdd(&args.group.outcome[ranks + expert], 1);
+      } else if (dst != args.group.rank) {
+        ++counts.remote;
+      }
+    }
+    t.rows[at] = row;
+    args.handle.dst_row[tile * top_k + i] = row;
+  }
+}
+
+/// Fills one slot of a token's sends: its rows at `dst`.
+__device__ inline bool place_send(const PrepareArgs& args, const Tables& t, const Exchange& exchange, std::int64_t tile,
+                                  int in_tile, int dst, int slot) {
+  const int top_k = args.handle.top_k;
+  const bool token_major = args.layout.token_major();
+  const std::int32_t pair = t.base[dst] + place_in_tile(t, dst, in_tile);
+  if (token_major && pair >= pair_limit(args.layout)) return false;
+  std::int32_t primary = token_major ? pair : -1;
+  float weight = 0.0F;
+  for (int position = 0; position < top_k; ++position) {
+    const int at = t.at(in_tile, position);
+    if (t.ranks[at] != dst || (!token_major && t.rows[at] < 0)) continue;
+    if (primary < 0) primary = t.rows[at];
+    weight += t.weights[at];
+  }
+  // In expert layouts the receiver has a place for the pair, whether any of its rows fit or not.
+  SendPlace send;
+  send.dst_rank = primary >= 0 ? dst : dropped_pair_to(dst);
+  send.row = primary;
+  send.pair = pair;
+  send.stage = dst != args.group.rank ? send.pair + t.stage[dst] : -1;
+  const int slots = args.handle.sends_per_token;
+  t.sends[in_tile * slots + slot] = make_int2(dst, send.pair);
+  const std::int64_t place = (tile + in_tile) * slots + slot;
+  args.handle.sends[place] = send;
+  args.handle.send_weights[place] = weight;
+  if (primary >= 0 && exchange.overflow_rank >= 0) atomicAdd(&args.group.outcome[dst], 1);
+  return true;
+}
+
+__device__ inline void clear_slot(const PrepareArgs& args, const Tables& t, std::int64_t tile, int in_tile, int slot) {
+  const int slots = args.handle.sends_per_token;
+  t.sends[in_tile * slots + slot] = make_int2(-1, -1);
+  args.handle.sends[(tile + in_tile) * slots + slot] = SendPlace{-1, -1, -1, -1};
+}
+
+/// The sends of a tile's tokens, ranks ascending: one thread per token and rank.
+__device__ inline void place_sends_by_rank(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
+                                           std::int64_t tile, int num_tokens) {
+  const int ranks = args.group.num_ranks;
+  const int slots = args.handle.sends_per_token;
+  for (int i = threadIdx.x; i < num_tokens * ranks; i += kPrepareThreads) {
+    const int dst = i / num_tokens;
+    const int in_tile = i - dst * num_tokens;
+    const std::uint32_t* words = t.bitmap + (in_tile >> 5) * t.columns;
+    const auto goes_to = [&](int rank) { return static_cast<int>(words[rank] >> (in_tile & 31) & 1U); };
+    int slot = 0;
+    for (int lower = 0; lower < dst; ++lower) slot += goes_to(lower);
+    if (goes_to(dst) != 0 && (exchange.refused || !place_send(args, t, exchange, tile, in_tile, dst, slot))) {
+      clear_slot(args, t, tile, in_tile, slot);
+    }
+    if (dst != ranks - 1) continue;
+    for (slot += goes_to(dst); slot < slots; ++slot) clear_slot(args, t, tile, in_tile, slot);
+  }
+}
+
+/// The sends of a tile's tokens, ranks in the order of their first appearance: one thread per token.
+__device__ inline void place_sends_by_appearance(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
+                                                 std::int64_t tile, int num_tokens) {
+  const int top_k = args.handle.top_k;
+  for (int i = threadIdx.x; i < num_tokens; i += kPrepareThreads) {
+    std::uint64_t seen[2] = {0, 0};
+    int slot = 0;
+    for (int position = 0; position < top_k && !exchange.refused; ++position) {
+      const int dst = t.ranks[t.at(i, position)];
+      if (dst == kNoRank) continue;
+      const std::uint64_t bit = std::uint64_t{1} << (dst & 63);
+      if ((seen[dst >> 6] & bit) != 0) continue;
+      seen[dst >> 6] |= bit;
+      if (place_send(args, t, exchange, tile, i, dst, slot)) ++slot;
+    }
+    for (; slot < args.handle.sends_per_token; ++slot) clear_slot(args, t, tile, i, slot);
+  }
+}
+
+/// Sends the records of a tile. A warp serves several records at a time, a lane always the same 8 bytes of them;
+/// consecutive lanes write consecutive bytes.
+__device__ inline void send_records(const PrepareArgs& args, const Tables& t, std::int64_t tile, int num_tokens) {
+  const int top_k = args.handle.top_k;
+  const int slots = args.handle.sends_per_token;
+  const int units = 1 + top_k;
+  const int lanes = units < 32 ? units : 32;
+  const int per_warp = 32 / lanes;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int record = lane / lanes;  // of those that the warp serves at a time
+  if (record >= per_warp) return;
+  const bool token_major = args.layout.token_major();
+  const unsigned per_slot = 0xffffffffU / static_cast<unsigned>(slots) + 1;
+  const int step = kPrepareWarps * per_warp;
+  for (int first_unit = lane - record * lanes; first_unit < units; first_unit += lanes) {
+    // The two words of this unit: a top-k position, and whether it is the id or the weight; unit 0 is the header.
+    const int w0 = 2 * first_unit - 2;
+    const int w1 = w0 + 1;
+    const int p0 = w0 < top_k ? w0 : w0 - top_k;
+    const int p1 = w1 < top_k ? w1 : w1 - top_k;
+    for (int slot = (static_cast<int>(threadIdx.x) / 32) * per_warp + record; slot < num_tokens * slots; slot += step) {
+      const int2 send = t.sends[slot];
+      if (send.x < 0) continue;
+      const auto in_tile = static_cast<int>(slots > 1 ? __umulhi(static_cast<unsigned>(slot), per_slot) : slot);
+      uint2 value = make_uint2(static_cast<std::uint32_t>(args.group.rank), static_cast<std::uint32_t>(tile + in_tile));
+      if (first_unit > 0) {
+        const auto word = [&](int w, int entry) -> std::uint32_t {
+          const bool there = t.ranks[entry] == send.x;
+          if (w >= top_k) return there ? __float_as_uint(t.weights[entry]) : 0U;
+          const std::int32_t id = token_major ? t.ids[entry] - t.first[send.x] : t.rows[entry];
+          return there ? static_cast<std::uint32_t>(id) : ~0U;
+        };
+        value = make_uint2(word(w0, t.at(in_tile, p0)), word(w1, t.at(in_tile, p1)));
+      }
+      reinterpret_cast<uint2*>(
+          t.records[send.x])[static_cast<unsigned>(send.y) * std::size_t{static_cast<unsigned>(units)} + first_unit] =
+          value;
+    }
+  }
+}
+
+/// What stands in shared memory for the tile at hand: where it begins, and whether it is the only one of the share.
+struct Tile {
+  std::int64_t begin;
+  int num_tokens;
+  bool only;
+};
+
+/// Calls `step(tile)` for every tile of this block's share, with its bitmaps in place. Where there is only one, what
+/// counting left in shared memory is still right.
+template <typename Step>
+__device__ inline void for_each_tile(const PrepareArgs& args, const Tables& t, const Step& step) {
+  const Share share = block_share(args.handle.num_tokens);
+  const bool only = share.end - share.begin <= t.tile_tokens;
+  for (std::int64_t begin = share.begin; begin < share.end; begin += t.tile_tokens) {
+    const int num_tokens = static_cast<int>(min(std::int64_t{t.tile_tokens}, share.end - begin));
+    if (!only) {
+      static_cast<void>(read_tile<false>(args, t, begin, num_tokens, nullptr));
+      for (int c = threadIdx.x; c < t.columns; c += kPrepareThreads) t.counts[c] = count_column(t, c);
+      __syncthreads();
+    }
+    step(Tile{begin, num_tokens, only});
+    if (only) continue;
+    __syncthreads();
+    for (int c = threadIdx.x; c < t.columns; c += kPrepareThreads) t.base[c] += t.counts[c];
+    __syncthreads();
+  }
+}
+
+/// Places for everything a tile sends. In token_major the sends follow from the bitmaps alone; expert rows come first.
+__device__ inline void place_tile(const PrepareArgs& args, const Tables& t, const Exchange& exchange, const Tile& tile,
+                                  PlaceCounts& counts) {
+  if (!args.layout.token_major()) {
+    place_rows(args, t, exchange, tile.begin, tile.num_tokens, counts);
+    __syncthreads();
+  }
+  if (args.layout.params().combine == CombineMode::kFlat) {
+    place_sends_by_appearance(args, t, exchange, tile.begin, tile.num_tokens);
+  } else {
+    place_sends_by_rank(args, t, exchange, tile.begin, tile.num_tokens);
+  }
+}
+
+/// The rest of a tile: what a dispatch does not wait for.
+__device__ inline void record_tile(const PrepareArgs& args, const Tables& t, const Exchange& exchange, const Tile& tile,
+                                   PlaceCounts& counts) {
+  if (args.layout.token_major()) place_rows(args, t, exchange, tile.begin, tile.num_tokens, counts);
+  __syncthreads();
+  send_records(args, t, tile.begin, tile.num_tokens);
+}
+
+__device__ inline void add_counts(const PrepareArgs& args, const PlaceCounts& counts) {
+  const int dropped = __reduce_add_sync(0xffffffffU, counts.dropped);
+  const int remote = __reduce_add_sync(0xffffffffU, counts.remote);
+  if ((threadIdx.x & 31) != 0) return;
+  if (dropped > 0) atomicAdd(reinterpret_cast<unsigned long long*>(&args.group.local->dropped), dropped);
+  if (remote > 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(&args.group.local->sent_remote_assignments), remote);
+  }
+}
+
+}  // namespace epistle::cuda

@@ -1,0 +1,68 @@
+#include "dispatch/host/direct/direct.hpp"
+
+#include <cstring>
+
+namespace epistle::host {
+
+void DirectDispatcher::send_rows(const MoveJob& job) {
+  const HandleState& handle = *job.handle;
+  const StoreMode mode = store_mode(static_cast<std::int64_t>(handle.sends.size()) * job.row_bytes);
+  const auto row_bytes = static_cast<std::size_t>(job.row_bytes);
+  pool().parallel_for(handle.stats.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t token = begin; token < end; ++token) {
+      const auto t = static_cast<std::size_t>(token);
+      // All copies of one token in a row: it is read from memory once, and from the cache after that.
+      for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
+           idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
+        const SendEntry& send = handle.sends[idx];
+        copy_row(job.rows + token * job.row_bytes, section(send.dst_rank, job.target) + send.row * job.row_bytes,
+                 row_bytes, mode);
+        if (job.scale_bytes > 0) {
+          std::memcpy(section(send.dst_rank, BufferSection::kReceiveScales) + send.row * job.scale_bytes,
+                      job.scales + token * job.scale_bytes, static_cast<std::size_t>(job.scale_bytes));
+        }
+      }
+    }
+    store_fence();
+  });
+}
+
+void DirectDispatcher::receive_rows(const MoveJob& job) {
+  if (layout().token_major()) return;  // the senders have done it all
+  const HandleState& handle = *job.handle;
+  std::byte* rows = own_section(job.target);
+  std::byte* scales = own_section(BufferSection::kReceiveScales);
+  const StoreMode mode = store_mode(handle.output.num_rows * job.row_bytes);
+  pool().parallel_for(handle.output.num_rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t primary = begin; primary < end; ++primary) {
+      if (handle.records[static_cast<std::size_t>(primary)].primary_row != primary) continue;
+      for (std::int32_t row = handle.records[static_cast<std::size_t>(primary)].next_row; row >= 0;
+           row = handle.records[static_cast<std::size_t>(row)].next_row) {
+        copy_row(rows + primary * job.row_bytes, rows + row * job.row_bytes, static_cast<std::size_t>(job.row_bytes),
+                 mode);
+        if (job.scale_bytes > 0) {
+          std::memcpy(scales + row * job.scale_bytes, scales + primary * job.scale_bytes,
+                      static_cast<std::size_t>(job.scale_bytes));
+        }
+      }
+    }
+    store_fence();
+  });
+}
+
+void DirectDispatcher::receive_sums(const SumRequest& request) {
+  const HandleState& handle = *request.handle;
+  const std::int64_t row_bytes = layout().params().combine_row_bytes;
+  if (layout().token_major()) {
+    sum_token_rows(request, [&](std::size_t idx) {
+      const SendEntry& send = handle.sends[idx];
+      return section(send.dst_rank, BufferSection::kCombineRows) + send.row * row_bytes;
+    });
+  } else {
+    sum_expert_rows(request, [&](std::size_t entry) {
+      return section(rank_of_entry(handle, entry), BufferSection::kCombineRows) + handle.dst_row[entry] * row_bytes;
+    });
+  }
+}
+
+}  // namespace epistle::host
