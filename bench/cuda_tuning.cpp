@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <sstream>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -23,15 +25,21 @@
 #include "epistle/group.hpp"
 #include "epistle/routing.hpp"
 
-#include "dispatch/call/config_check.hpp"
+#include "dispatch/call/resolved_config.hpp"
 #include "dispatch/cuda/direct/copy_engines.hpp"
-#include "dispatch/cuda/engine/cuda_collective.hpp"
+#include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/sizes.hpp"
+#include "dispatch/registry/registry.hpp"
 #include "gpu/cuda_error.hpp"
 #include "measure/cuda/link_probe.hpp"
 #include "measure/cuda/stream_timer.hpp"
+#include "measure/received_data.hpp"
 
 namespace epistle::cuda {
 namespace {
+
+constexpr std::int32_t kAlignment = 128;
 
 struct Options {
   DispatcherConfig config;
@@ -78,7 +86,7 @@ Options parse(int argc, char** argv) {
     else if (name == "--top-k")
       options.config.top_k = std::stoi(value());
     else if (name == "--fp8")
-      options.config.dtype = DType::kFp8E4m3;
+      options.config.input = DType::kFp8E4m3;
     else if (name == "--loop")
       options.loop = true;
     else if (name == "--virtual")
@@ -93,8 +101,7 @@ Options parse(int argc, char** argv) {
       default_calls = false;
     } else if (name == "--layout") {
       if (value() == "expert_major") {
-        options.config.layout = OutputLayout::kExpertMajor;
-        options.config.alignment = 128;
+        options.config.layout = ExpertMajor{.alignment = kAlignment};
       }
     } else if (name == "--mover") {
       const std::string mover = value();
@@ -115,7 +122,7 @@ Options parse(int argc, char** argv) {
   options.config.zero_padding = false;
   if (options.copy_engines) {
     // The only layout and sizing they have; and there is nothing else to choose.
-    if (options.config.layout != OutputLayout::kTokenMajor) {
+    if (!std::holds_alternative<TokenMajor>(options.config.layout)) {
       std::fprintf(stderr, "--mover copy-engines takes token_major only\n");
       std::exit(2);
     }
@@ -127,41 +134,72 @@ Options parse(int argc, char** argv) {
     options.shares = {1000};
     return options;
   }
-  options.config.sizing = Sizing::kCapacity;
-  options.config.capacity_rows = 2 * options.num_tokens;
-  if (options.config.layout == OutputLayout::kExpertMajor) {
-    options.config.capacity_rows = 2 * options.num_tokens * options.config.top_k / 2 * 11 / 10 +
-                                   std::int64_t{options.config.num_experts} / 2 * options.config.alignment;
+  Capacity capacity{.rows_per_rank = 2 * options.num_tokens};
+  if (std::holds_alternative<ExpertMajor>(options.config.layout)) {
+    capacity.rows_per_rank = 2 * options.num_tokens * options.config.top_k / 2 * 11 / 10 +
+                             std::int64_t{options.config.num_experts} / 2 * kAlignment;
   }
+  options.config.sizing = capacity;
   return options;
 }
 
-/// `direct` with whatever the sweep asks for in place of the table.
-class TunedDispatcher final : public CudaCollective {
- public:
-  TunedDispatcher(Group& group, const DispatcherConfig& config, int device)
-      : CudaCollective(group, config, CudaOptions{.device = device}, device) {}
-  [[nodiscard]] std::string_view name() const noexcept override { return "tuned"; }
+/// What the sweep asks for in place of the table, on this rank.
+struct Tuning {
   MoveTuning move;
   SumTuning sum;
   bool separate = true;                       ///< every rank has a GPU of its own
   std::unique_ptr<CopyEngines> copy_engines;  ///< move.num_blocks are those that pack
+};
 
- protected:
+/// Of the rank whose thread this is.
+thread_local Tuning* tuning_of_rank = nullptr;
+
+/// How `direct` moves rows, tuned by the sweep.
+class TunedTransport final : public RowTransport {
+ public:
+  explicit TunedTransport(EngineContext& context) : context_(context), tuning_(*tuning_of_rank) {}
+
+  [[nodiscard]] bool agrees_on_host() const noexcept override { return false; }
   void start_move(const CudaHandleState& handle, MoveArgs& args) override {
-    if (copy_engines != nullptr) {
-      if (copy_engines->dispatch(handle, args, move.num_blocks, stream())) return;
+    if (tuning_.copy_engines != nullptr) {
+      if (tuning_.copy_engines->dispatch(handle, args, tuning_.move.num_blocks, context_.stream)) return;
       throw Error(ErrorCode::kUnsupported, "the copy engines left a dispatch to the kernels");
     }
-    args.tuning = move;
-    check_cuda(launch_move(args, stream()), "launching dispatch");
+    args.tuning = tuning_.move;
+    check_cuda(launch_move(args, context_.stream), "launching dispatch");
   }
-  [[nodiscard]] bool can_follow_closely() const noexcept override { return copy_engines == nullptr && separate; }
+  [[nodiscard]] bool can_follow_closely() const noexcept override {
+    return tuning_.copy_engines == nullptr && tuning_.separate;
+  }
   void start_sum(const CudaHandleState& /*handle*/, SumArgs& args) override {
-    args.tuning = sum;
-    check_cuda(launch_sum(args, stream()), "launching combine");
+    args.tuning = tuning_.sum;
+    check_cuda(launch_sum(args, context_.stream), "launching combine");
   }
+  [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
+    return wire_bytes_of(context_.layout, handle.stats);
+  }
+
+ private:
+  EngineContext& context_;
+  Tuning& tuning_;
 };
+
+/// A dispatcher of this program: all of `direct` but its choices.
+const DispatcherInfo& tuned_info() {
+  static constexpr DispatcherInfo::Functions kFunctions = {
+      .memory = [](const ResolvedConfig& config,
+                   int num_ranks) { return device_memory_plan(config, {.num_ranks = num_ranks}, Transport::kDevice); },
+      .check = check_direct,
+      .create = [](const Creation& creation) -> std::unique_ptr<DispatcherImpl> {
+        return std::make_unique<CudaEngine>(creation, Transport::kDevice,
+                                            [](EngineContext& context) -> std::unique_ptr<RowTransport> {
+                                              return std::make_unique<TunedTransport>(context);
+                                            });
+      }};
+  static const DispatcherInfo info("tuned", Device::kCuda, "direct with the choices of a sweep",
+                                   direct_info().capabilities(), kFunctions);
+  return info;
+}
 
 class Sweep {
  public:
@@ -175,37 +213,44 @@ class Sweep {
                                                          .top_k = options.config.top_k,
                                                          .rank = group.rank(),
                                                          .num_ranks = group.size()});
-    ids_ = copy_in(table.expert_ids.data(), table.expert_ids.size() * sizeof(std::int32_t));
-    weights_ = copy_in(table.weights.data(), table.weights.size() * sizeof(float));
-    routing_ = {ids_, static_cast<const float*>(weights_), table.num_tokens, table.top_k, IdType::kInt32};
-    const DispatcherConfig config = resolve_config(options.config, group.size());
-    dispatcher_ = std::make_unique<TunedDispatcher>(group, config, device_);
-    dispatcher_->set_stream(stream_);
-    dispatcher_->separate = !options.one_gpu;
+    ids_ = {static_cast<const std::int32_t*>(
+                copy_in(table.expert_ids.data(), table.expert_ids.size() * sizeof(std::int32_t))),
+            table.num_tokens, table.top_k};
+    weights_ = {static_cast<const float*>(copy_in(table.weights.data(), table.weights.size() * sizeof(float)))};
+    const ResolvedConfig config = resolve_config(options.config, group.size());
+    const LayoutParams params = to_layout_params(config, group.size(), Transport::kDevice);
+    tuning_.separate = !options.one_gpu;
     if (options.copy_engines) {
-      dispatcher_->copy_engines =
-          std::make_unique<CopyEngines>(dispatcher_->layout(), group.rank(), device_, options.one_gpu);
-      dispatcher_->copy_engines->set(options.copies);
+      tuning_.copy_engines =
+          std::make_unique<CopyEngines>(DispatchLayout(params), group.rank(), device_, options.one_gpu);
+      tuning_.copy_engines->set(options.copies);
     }
-    const LayoutParams& params = dispatcher_->layout().params();
+    tuning_of_rank = &tuning_;
+    dispatcher_ =
+        std::make_unique<Dispatcher>(group, tuned_info().name(), options.config, CudaOptions{.device = device_});
     std::vector<std::uint32_t> noise(static_cast<std::size_t>(options.num_tokens * params.row_bytes) / 4);
     for (std::size_t i = 0; i < noise.size(); ++i)
       noise[i] = 0x3f803f80U + static_cast<std::uint32_t>(i * 2654435761U % 0x00400040U);
-    payload_.rows = copy_in(noise.data(), noise.size() * 4);
-    payload_.scales = params.scale_bytes > 0
-                          ? copy_in(noise.data(), static_cast<std::size_t>(options.num_tokens * params.scale_bytes))
-                          : nullptr;
-    payload_.num_tokens = options.num_tokens;
+    tokens_ = {.data = copy_in(noise.data(), noise.size() * 4),
+               .num_rows = options.num_tokens,
+               .hidden = config.hidden,
+               .dtype = config.dtype};
+    if (params.scale_bytes > 0) {
+      scales_ = {.data = copy_in(noise.data(), static_cast<std::size_t>(options.num_tokens * params.scale_bytes)),
+                 .num_rows = options.num_tokens,
+                 .num_columns = params.scale_bytes / static_cast<std::int64_t>(sizeof(float))};
+    }
     noise_ = std::move(noise);
-    out_bytes_ = options.num_tokens * params.combine_row_bytes;
-    check_cuda(cudaMalloc(&out_, static_cast<std::size_t>(out_bytes_)), "allocating");
+    out_ = {.num_rows = options.num_tokens, .hidden = config.combine_hidden, .dtype = config.combine_dtype};
+    check_cuda(cudaMalloc(&out_.data, static_cast<std::size_t>(options.num_tokens * params.combine_row_bytes)),
+               "allocating");
     limit_ = measure_link_limit(group, stream_, gather_devices(group));
   }
 
   void run() {
-    Handle handle = dispatcher_->prepare(routing_);
-    dispatcher_->synchronize();
-    const RoutingStats stats = handle.stats();
+    Handle handle = prepare();
+    dispatcher_->wait();
+    const RoutingStats stats = handle.wait_stats();
     const WireBytes wire = dispatcher_->wire_bytes(handle);
     if (group_.rank() == 0) {
       std::printf(
@@ -219,26 +264,25 @@ class Sweep {
       for (const int sms : options_.sms) {
         const int blocks = options_.one_gpu ? std::min(sms, 132 / group_.size()) : sms;
         if (call == "prepare") {
-          dispatcher_->set_num_sms(blocks);
-          report(call, blocks, 0, mover_name(false), [&] { handle = dispatcher_->prepare(routing_); });
+          report(call, blocks, 0, mover_name(false), [&] { handle = prepare(blocks); });
           continue;
         }
         for (const int share : options_.shares) {
           const int peer =
               std::clamp((blocks * share + 500) / 1000, 1, share >= 1000 ? blocks : std::max(1, blocks - 1));
           for (const bool bulk : options_.bulk) {
-            dispatcher_->move = {.num_blocks = blocks, .remote_blocks = peer, .bulk = bulk};
-            dispatcher_->sum = {.num_blocks = blocks, .push_blocks = peer, .bulk = bulk};
-            dispatcher_->set_num_sms(blocks);
+            tuning_.move = {.num_blocks = blocks, .remote_blocks = peer, .bulk = bulk};
+            tuning_.sum = {.num_blocks = blocks, .push_blocks = peer, .bulk = bulk};
             if (call == "dispatch") {
-              report(call, blocks, peer, mover_name(bulk), [&] { dispatcher_->dispatch(handle, payload_); });
+              report(call, blocks, peer, mover_name(bulk), [&] { static_cast<void>(dispatch(handle, blocks)); });
             } else if (call == "combine") {
-              const DispatchOutput& output = handle.output();
-              report(call, blocks, peer, mover_name(bulk),
-                     [&] { dispatcher_->combine(handle, output.combine_rows, out_, out_bytes_); });
+              const Received received = dispatch(handle, blocks);
+              report(call, blocks, peer, mover_name(bulk), [&] {
+                dispatcher_->combine(
+                    {.handle = handle, .rows = received.expert_outputs(), .out = out_, .num_sms = blocks}, stream_);
+              });
             } else {
-              report(call, blocks, peer, mover_name(bulk),
-                     [&] { handle = dispatcher_->prepare_and_dispatch(routing_, payload_); });
+              report(call, blocks, peer, mover_name(bulk), [&] { handle = prepare_and_dispatch(blocks); });
             }
           }
         }
@@ -252,22 +296,37 @@ class Sweep {
 
   static const char* mover_name(bool bulk) { return bulk ? "bulk" : "vector"; }
 
+  [[nodiscard]] Handle prepare(int num_sms = 0) {
+    return dispatcher_->prepare({.expert_ids = ids_, .weights = weights_, .num_sms = num_sms}, stream_);
+  }
+  [[nodiscard]] Received dispatch(const Handle& handle, int num_sms = 0) {
+    return dispatcher_->dispatch({.handle = handle, .tokens = tokens_, .scales = scales_, .num_sms = num_sms}, stream_);
+  }
+  [[nodiscard]] Handle prepare_and_dispatch(int num_sms) {
+    return dispatcher_
+        ->dispatch({.expert_ids = ids_, .weights = weights_, .tokens = tokens_, .scales = scales_, .num_sms = num_sms},
+                   stream_)
+        .handle();
+  }
+
   void run_copy_engines(Handle& handle) {
     for (const std::string& call : options_.calls) {
       for (const int sms : options_.sms) {
-        dispatcher_->move.num_blocks = std::max(1, sms);
-        dispatcher_->dispatch(handle, payload_);
-        dispatcher_->synchronize();
-        check_rows(handle.output());
-        const bool packs = dispatcher_->copy_engines->has_packed();
+        tuning_.move.num_blocks = std::max(1, sms);
+        {
+          const Received received = dispatch(handle);
+          dispatcher_->wait();
+          check_rows(data_of(received));
+        }
+        const bool packs = tuning_.copy_engines->has_packed();
         const char* mover = packs ? "pack" : "runs";
         const int blocks = packs ? std::max(1, sms) : 0;
         if (call == "dispatch") {
-          report(call, blocks, blocks, mover, [&] { dispatcher_->dispatch(handle, payload_); });
+          report(call, blocks, blocks, mover, [&] { static_cast<void>(dispatch(handle)); });
         } else if (call == "cold") {
           report(call, blocks, blocks, mover, [&] {
-            handle = dispatcher_->prepare(routing_);
-            dispatcher_->dispatch(handle, payload_);
+            handle = prepare();
+            static_cast<void>(dispatch(handle));
           });
         } else {
           throw Error(ErrorCode::kInvalidArgument, "--mover copy-engines times dispatch and cold only, not " + call);
@@ -277,15 +336,16 @@ class Sweep {
   }
 
   /// Every rank has the same payload, so a received row is known by its token.
-  void check_rows(const DispatchOutput& output) const {
-    const auto num_rows = static_cast<std::size_t>(output.num_rows);
+  void check_rows(const ReceivedData& received) const {
+    const auto num_rows = static_cast<std::size_t>(received.num_rows());
     std::vector<std::int32_t> tokens(num_rows);
-    check_cuda(cudaMemcpy(tokens.data(), output.src_token, num_rows * sizeof(std::int32_t), cudaMemcpyDeviceToHost),
+    check_cuda(cudaMemcpy(tokens.data(), received.description.src_token, num_rows * sizeof(std::int32_t),
+                          cudaMemcpyDeviceToHost),
                "reading the tokens of rows");
-    const auto check_part = [&](const std::byte* received, std::int64_t row_bytes) {
+    const auto check_part = [&](const std::byte* device_rows, std::int64_t row_bytes) {
       const auto size = static_cast<std::size_t>(row_bytes);
       std::vector<std::byte> rows(num_rows * size);
-      check_cuda(cudaMemcpy(rows.data(), received, rows.size(), cudaMemcpyDeviceToHost), "reading rows");
+      check_cuda(cudaMemcpy(rows.data(), device_rows, rows.size(), cudaMemcpyDeviceToHost), "reading rows");
       for (std::size_t row = 0; row < num_rows; ++row) {
         const auto* sent =
             reinterpret_cast<const std::byte*>(noise_.data()) + static_cast<std::size_t>(tokens[row]) * size;
@@ -295,10 +355,11 @@ class Sweep {
                                                         std::to_string(tokens[row]));
       }
     };
-    check_part(output.rows, output.row_bytes);
-    if (output.scale_bytes > 0) check_part(output.scales, output.scale_bytes);
+    const std::int64_t row_bytes = received.rows.row_bytes();
+    check_part(received.row_data(), row_bytes);
+    if (received.scale_row_bytes() > 0) check_part(received.scale_rows(), received.scale_row_bytes());
     // Nothing is to be found where it was left by the dispatch before.
-    check_cuda(cudaMemset(output.rows, 0, num_rows * static_cast<std::size_t>(output.row_bytes)), "clearing rows");
+    check_cuda(cudaMemset(received.rows.data, 0, num_rows * static_cast<std::size_t>(row_bytes)), "clearing rows");
     check_cuda(cudaDeviceSynchronize(), "clearing rows");
     group_.barrier();
   }
@@ -315,7 +376,7 @@ class Sweep {
     StreamTimer timer(group_, stream_, options_.loop ? kDefaultRunsPerSample : 1);
     std::vector<double> times;
     for (int sample = 0; sample < kWarmUps + kSamples; ++sample) {
-      const double time_us = timer.time(step, [&] { dispatcher_->synchronize(); });
+      const double time_us = timer.time(step, [&] { dispatcher_->wait(); });
       if (sample >= kWarmUps) times.push_back(time_us);
     }
     std::sort(times.begin(), times.end());
@@ -330,15 +391,15 @@ class Sweep {
   const Options& options_;
   int device_ = 0;
   cudaStream_t stream_ = nullptr;
-  void* ids_ = nullptr;
-  void* weights_ = nullptr;
-  RoutingView routing_;
-  Payload payload_;
+  IdsView ids_;
+  WeightsView weights_;
+  ConstRows tokens_;
+  ScalesView scales_;
   std::vector<std::uint32_t> noise_;
-  void* out_ = nullptr;
-  std::int64_t out_bytes_ = 0;
+  Rows out_;
   LinkLimit limit_;
-  std::unique_ptr<TunedDispatcher> dispatcher_;
+  Tuning tuning_;
+  std::unique_ptr<Dispatcher> dispatcher_;
 };
 
 }  // namespace
@@ -347,7 +408,7 @@ class Sweep {
 int main(int argc, char** argv) {
   try {
     const auto options = epistle::cuda::parse(argc, argv);
-    static_cast<void>(epistle::cuda_support());
+    epistle::register_dispatcher(epistle::cuda::tuned_info());
     epistle::run_thread_ranks(2, [&](epistle::Group& group) { epistle::cuda::Sweep(group, options).run(); });
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());

@@ -37,8 +37,10 @@ struct RankState {
   RoutingTable table;
   std::vector<std::byte> rows;
   std::vector<std::byte> out;
-  std::unique_ptr<Dispatcher> dispatcher;
+  DispatcherConfig config;
+  std::optional<Dispatcher> dispatcher;
   Handle handle;
+  Received received;
 
   RankState(Group& group, const std::string& dispatcher_name) {
     const ModelPreset& model = find_model("qwen3-30b-a3b");
@@ -47,31 +49,37 @@ struct RankState {
                                                                .top_k = model.top_k,
                                                                .rank = group.rank(),
                                                                .num_ranks = group.size()});
-    DispatcherConfig config;
     config.hidden = model.hidden;
     config.num_experts = model.num_experts;
     config.top_k = model.top_k;
     config.max_tokens = kTokens;
-    dispatcher = make_dispatcher(dispatcher_name, group, config);
-    const std::int64_t row_bytes = model.hidden * dtype_bytes(config.dtype);
-    rows.resize(static_cast<std::size_t>(kTokens * row_bytes));
+    dispatcher.emplace(group, dispatcher_name, config);
+    rows.resize(static_cast<std::size_t>(kTokens * row_bytes()));
     out.resize(rows.size());
-    fill_values({.rank = group.rank()}, config.dtype, rows.data(), static_cast<std::int64_t>(rows.size()));
-    handle = dispatcher->prepare(table.view());
-    const DispatchOutput& output = dispatcher->dispatch(handle, payload());
-    fill_values({.rank = group.rank()}, config.dtype, output.combine_rows, output.num_rows * row_bytes);
+    fill_values({.rank = group.rank()}, config.input, rows.data(), static_cast<std::int64_t>(rows.size()));
+    prepare();
+    dispatch();
+    const Rows outputs = received.expert_outputs();
+    fill_values({.rank = group.rank()}, outputs.dtype, static_cast<std::byte*>(outputs.data),
+                outputs.num_rows * outputs.row_bytes());
   }
 
-  [[nodiscard]] Payload payload() const { return {.rows = rows.data(), .num_tokens = kTokens}; }
-  void prepare() { handle = dispatcher->prepare(table.view()); }
-  void dispatch() { dispatcher->dispatch(handle, payload()); }
+  [[nodiscard]] std::int64_t row_bytes() const { return config.hidden * dtype_bytes(config.input); }
+  void prepare() { handle = dispatcher->prepare({.expert_ids = table.ids(), .weights = table.probs()}); }
+  void dispatch() {
+    received.release();
+    received = dispatcher->dispatch(
+        {.handle = handle,
+         .tokens = {.data = rows.data(), .num_rows = kTokens, .hidden = config.hidden, .dtype = config.input}});
+  }
   void combine() {
-    dispatcher->combine(handle, handle.output().combine_rows, out.data(), static_cast<std::int64_t>(out.size()));
+    dispatcher->combine(
+        {.handle = handle,
+         .rows = received.expert_outputs(),
+         .out = {.data = out.data(), .num_rows = kTokens, .hidden = config.hidden, .dtype = config.input}});
   }
   /// Bytes of rows that this rank's share of a dispatch, or of a combine, must read and write once.
-  [[nodiscard]] std::int64_t moved_bytes() const {
-    return (kTokens + handle.stats().output_rows) * dispatcher->layout().params().row_bytes;
-  }
+  [[nodiscard]] std::int64_t moved_bytes() const { return (kTokens + handle.wait_stats().output_rows) * row_bytes(); }
 };
 
 /// What the last lines need of the runs before.

@@ -37,3 +37,8 @@ if(EPISTLE_HAS_CUDA AND EPISTLE_NCCL)
     message(STATUS "nccl.h was not found: built without the CUDA dispatcher alltoall (set NCCL_INCLUDE_DIR)")
   endif()
 endif()
+
+# For #if in the project's own sources; never for its users.
+foreach(feature CUDA NCCL)
+  target_compile_definitions(epistle_compile_options INTERFACE EPISTLE_HAS_${feature}=$<BOOL:${EPISTLE_HAS_${feature}}>)
+endforeach()

@@ -16,4 +16,4 @@ configure_package_config_file(cmake/epistleConfig.cmake.in "${CMAKE_CURRENT_BINA
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/epistle)
 write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/epistleConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/epistleConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/epistleConfigVersion.cmake"
-  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/epistle)
+  cmake/Findhwloc.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/epistle)

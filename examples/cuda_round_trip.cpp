@@ -15,8 +15,7 @@
 #include <cuda_runtime_api.h>
 
 #include "epistle/cuda.hpp"
-#include "epistle/error.hpp"
-#include "epistle/group.hpp"
+#include "epistle/dispatcher.hpp"
 
 namespace {
 
@@ -64,12 +63,15 @@ class DeviceArray {
   DeviceArray& operator=(const DeviceArray&) = delete;
 
   [[nodiscard]] Value* get() const { return static_cast<Value*>(data_); }
-  [[nodiscard]] std::int64_t num_bytes() const { return static_cast<std::int64_t>(num_bytes_); }
 
  private:
   void* data_ = nullptr;
   std::size_t num_bytes_;
 };
+
+epistle::Rows rows_of(const DeviceArray<float>& values) {
+  return {.data = values.get(), .num_rows = kTokens, .hidden = kHidden, .dtype = epistle::DType::kFp32};
+}
 
 // Integers below 8192: 0.5, 0.25 and 0.75 of them are exact in fp32.
 float element(int rank, std::int64_t token, std::int64_t column) {
@@ -92,16 +94,6 @@ int run_rank(epistle::Group& group, int num_devices) {
   const int device = group.rank() % num_devices;
   check(cudaSetDevice(device), "cudaSetDevice");
 
-  epistle::DispatcherConfig config;
-  config.hidden = kHidden;
-  config.dtype = epistle::DType::kFp32;
-  config.num_experts = kRanks * kExpertsPerRank;
-  config.top_k = kTopK;
-  config.max_tokens = kTokens;
-  config.layout = epistle::OutputLayout::kTokenMajor;
-  config.sizing = epistle::Sizing::kCapacity;  // static shapes: the host waits for nothing
-  config.capacity_rows = kRanks * kTokens;
-
   // Memory is allocated before the first call of any rank, and freed after the last one of all ranks.
   const Stream stream;
   std::vector<std::int32_t> expert_ids;
@@ -116,18 +108,27 @@ int run_rank(epistle::Group& group, int num_devices) {
   const DeviceArray device_tokens(tokens, stream.get());
   const DeviceArray<float> device_result(tokens.size());
 
-  const auto dispatcher = epistle::make_cuda_dispatcher("direct", group, config, {.device = device, .num_sms = kSms});
-  dispatcher->set_stream(stream.get());
+  epistle::Dispatcher moe(group, "direct",
+                          {.hidden = kHidden,
+                           .num_experts = kRanks * kExpertsPerRank,
+                           .top_k = kTopK,
+                           .max_tokens = kTokens,
+                           .input = epistle::DType::kFp32,
+                           .layout = epistle::TokenMajor{},
+                           // Static shapes: the host waits for nothing.
+                           .sizing = epistle::Capacity{.rows_per_rank = kRanks * kTokens}},
+                          epistle::CudaOptions{.device = device, .num_sms = kSms});
   group.barrier();
 
-  const epistle::Handle handle = dispatcher->prepare_and_dispatch(
-      {.expert_ids = device_ids.get(), .weights = device_weights.get(), .num_tokens = kTokens, .top_k = kTopK},
-      {.rows = device_tokens.get(), .num_tokens = kTokens});
-  // Experts would run here, on the same stream, over the received rows into output().combine_rows.
-  dispatcher->combine(handle, handle.output().rows, device_result.get(), device_result.num_bytes());
+  const epistle::Received received = moe.dispatch({.expert_ids = {device_ids.get(), kTokens, kTopK},
+                                                   .weights = device_weights.get(),
+                                                   .tokens = rows_of(device_tokens)},
+                                                  stream.get());
+  // Experts would run here, on the same stream, over the received rows into received.expert_outputs().
+  moe.combine({.received = received, .rows = received.rows(), .out = rows_of(device_result)}, stream.get());
 
-  dispatcher->synchronize();  // also throws what went wrong on the device
-  group.barrier();            // from here on no rank has a call under way
+  moe.wait();       // also throws what went wrong on the device
+  group.barrier();  // from here on no rank has a call under way
 
   std::vector<float> row(static_cast<std::size_t>(kHidden));
   check(cudaMemcpy(row.data(), device_result.get() + kCheckedToken * kHidden, row.size() * sizeof(float),
@@ -139,9 +140,9 @@ int run_rank(epistle::Group& group, int num_devices) {
     if (row[static_cast<std::size_t>(column)] != expected) ++num_wrong;
   }
   std::printf("rank %d on GPU %d, %d SMs asked for: sent %lld rows, %d elements of token %lld wrong\n", group.rank(),
-              dispatcher->device(), kSms, static_cast<long long>(handle.stats().sent_rows), num_wrong,
+              moe.device_ordinal(), kSms, static_cast<long long>(received.handle().wait_stats().sent_rows), num_wrong,
               static_cast<long long>(kCheckedToken));
-  if (group.rank() == 0) std::printf("%s", dispatcher->describe_tuning(kTokens).c_str());
+  if (group.rank() == 0) std::printf("%s", moe.describe_tuning(kTokens).c_str());
   return num_wrong;
 }
 

@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
-#include "epistle/group.hpp"
 #include "epistle/routing.hpp"
 
 namespace {
@@ -73,14 +72,15 @@ std::vector<float> dense_layer(const std::vector<float>& tokens, const epistle::
 }
 
 // This rank's experts over the rows it received; the outputs go where combine reads them, so nothing is copied.
-void apply_local_experts(const epistle::DispatchOutput& received) {
-  const std::span inputs(reinterpret_cast<const float*>(received.rows),
-                         static_cast<std::size_t>(received.num_rows) * kHidden);
-  const std::span outputs(reinterpret_cast<float*>(received.combine_rows), inputs.size());
-  for (std::int32_t local_expert = 0; local_expert < received.num_local_experts; ++local_expert) {
-    const Expert expert(received.first_expert + local_expert);
-    const auto begin = static_cast<std::size_t>(received.expert_begin[local_expert]);
-    const auto end = begin + static_cast<std::size_t>(received.expert_counts[local_expert]);
+void apply_local_experts(const epistle::Received& received) {
+  const auto num_elements = static_cast<std::size_t>(received.num_rows()) * kHidden;
+  const std::span inputs(static_cast<const float*>(received.rows().data), num_elements);
+  const std::span outputs(static_cast<float*>(received.expert_outputs().data), num_elements);
+  const epistle::RowDescription& rows = received.description();
+  for (std::int32_t local_expert = 0; local_expert < rows.num_local_experts; ++local_expert) {
+    const Expert expert(rows.first_expert + local_expert);
+    const auto begin = static_cast<std::size_t>(rows.expert_begin[local_expert]);
+    const auto end = begin + static_cast<std::size_t>(rows.expert_counts[local_expert]);
     for (std::size_t row = begin; row < end; ++row) {
       expert.apply(inputs.subspan(row * kHidden, kHidden), outputs.subspan(row * kHidden, kHidden));
     }
@@ -88,15 +88,13 @@ void apply_local_experts(const epistle::DispatchOutput& received) {
 }
 
 bool run_rank(epistle::Group& group) {
-  epistle::DispatcherConfig config;
-  config.hidden = kHidden;
-  config.dtype = epistle::DType::kFp32;
-  config.num_experts = kExperts;
-  config.top_k = kTopK;
-  config.max_tokens = kTokens;
-  config.layout = epistle::OutputLayout::kExpertMajor;
-  config.alignment = kAlignment;
-  const auto dispatcher = epistle::make_dispatcher("direct", group, config);
+  epistle::Dispatcher moe(group, "direct",
+                          {.hidden = kHidden,
+                           .num_experts = kExperts,
+                           .top_k = kTopK,
+                           .max_tokens = kTokens,
+                           .input = epistle::DType::kFp32,
+                           .layout = epistle::ExpertMajor{.alignment = kAlignment}});
 
   epistle::RoutingTable routing =
       epistle::generate_routing(epistle::RoutingSpec::parse("zipf:0.8"), {.num_tokens = kTokens,
@@ -112,18 +110,22 @@ bool run_rank(epistle::Group& group) {
     tokens[i] = small_integer(static_cast<std::size_t>(group.rank()) * 1000 + i);
   }
 
-  const epistle::Handle handle = dispatcher->prepare(routing.view());
-  const epistle::DispatchOutput& received =
-      dispatcher->dispatch(handle, {.rows = tokens.data(), .num_tokens = kTokens});
+  const auto rows_of = [](std::vector<float>& values) {
+    return epistle::Rows{.data = values.data(), .num_rows = kTokens, .hidden = kHidden, .dtype = epistle::DType::kFp32};
+  };
+
+  // The routing is prepared in the same call.
+  const epistle::Received received =
+      moe.dispatch({.expert_ids = routing.ids(), .weights = routing.probs(), .tokens = rows_of(tokens)});
   apply_local_experts(received);
   std::vector<float> result(tokens.size());
-  const std::size_t result_bytes = result.size() * sizeof(float);
-  dispatcher->combine(handle, received.combine_rows, result.data(), static_cast<std::int64_t>(result_bytes));
+  moe.combine({.received = received, .out = rows_of(result)});
 
   const std::vector<float> expected = dense_layer(tokens, routing);
-  const bool same_bits = std::memcmp(result.data(), expected.data(), result_bytes) == 0;
+  const bool same_bits = std::memcmp(result.data(), expected.data(), result.size() * sizeof(float)) == 0;
   std::printf("rank %d: %lld rows with %lld of padding, result %s the dense layer\n", group.rank(),
-              static_cast<long long>(received.num_rows), static_cast<long long>(handle.stats().padding_rows),
+              static_cast<long long>(received.num_rows()),
+              static_cast<long long>(received.handle().wait_stats().padding_rows),
               same_bits ? "equals" : "DIFFERS from");
   return same_bits;
 }

@@ -48,14 +48,13 @@ epistle::RoutingTable make_routing(const epistle::Group& group) {
 int run_rank() {
   epistle::Group group = epistle::join_process_group();
 
-  epistle::DispatcherConfig config;
-  config.hidden = kHidden;
-  config.dtype = epistle::DType::kBf16;
-  config.num_experts = kExpertsPerRank * group.size();
-  config.top_k = kTopK;
-  config.max_tokens = kTokens;
-  config.layout = epistle::OutputLayout::kExpertMajor;
-  const auto dispatcher = epistle::make_dispatcher("direct", group, config);
+  epistle::Dispatcher moe(group, "direct",
+                          {.hidden = kHidden,
+                           .num_experts = kExpertsPerRank * group.size(),
+                           .top_k = kTopK,
+                           .max_tokens = kTokens,
+                           .input = epistle::DType::kBf16,
+                           .layout = epistle::ExpertMajor{}});
 
   const epistle::RoutingTable routing = make_routing(group);
   std::vector<std::uint16_t> tokens;
@@ -63,18 +62,20 @@ int run_rank() {
     for (std::int64_t column = 0; column < kHidden; ++column) tokens.push_back(element(group.rank(), token, column));
   }
 
-  const epistle::Handle handle = dispatcher->prepare(routing.view());
-  const epistle::DispatchOutput& received =
-      dispatcher->dispatch(handle, {.rows = tokens.data(), .num_tokens = kTokens});
+  const auto rows_of = [](std::vector<std::uint16_t>& values) {
+    return epistle::Rows{.data = values.data(), .num_rows = kTokens, .hidden = kHidden, .dtype = epistle::DType::kBf16};
+  };
+
+  const epistle::Handle handle = moe.prepare({.expert_ids = routing.ids(), .weights = routing.probs()});
+  const epistle::Received received = moe.dispatch({.handle = handle, .tokens = rows_of(tokens)});
 
   // The rows are given to combine as they came: identity experts.
   std::vector<std::uint16_t> result(tokens.size());
-  dispatcher->combine(handle, received.rows, result.data(),
-                      static_cast<std::int64_t>(result.size() * sizeof(std::uint16_t)));
+  moe.combine({.handle = handle, .rows = received.rows(), .out = rows_of(result)});
 
   const bool same = result == tokens;
   std::printf("rank %d of %d: received %lld rows, tokens came back %s\n", group.rank(), group.size(),
-              static_cast<long long>(received.num_rows), same ? "unchanged" : "CHANGED");
+              static_cast<long long>(received.num_rows()), same ? "unchanged" : "CHANGED");
   return same ? 0 : 1;
 }
 

@@ -7,18 +7,15 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
-#include "epistle/group.hpp"
-#include "epistle/layout.hpp"
 #include "epistle/routing.hpp"
 
 namespace {
 
 constexpr int kRanks = 4;
-constexpr std::int32_t kExperts = 8;
+constexpr std::int32_t kExpertsPerRank = 2;
 constexpr std::int32_t kTopK = 2;
 constexpr std::int64_t kTokens = 16;
 constexpr std::int64_t kHidden = 8;  // elements of a row
@@ -28,56 +25,50 @@ float element(int rank, std::int64_t token, std::int64_t column) {
   return static_cast<float>(rank * 1000 + token * 10 + column);
 }
 
-// The number of different ranks that hold one of the token's experts.
+// The number of different ranks that hold one of the token's two experts.
 int count_ranks(const epistle::RoutingTable& routing, std::int64_t token) {
-  const epistle::ExpertPartition partition{.num_experts = kExperts, .num_ranks = kRanks};
-  std::vector<bool> used(kRanks, false);
-  int num_used = 0;
-  for (std::int64_t k = 0; k < kTopK; ++k) {
-    const auto entry = static_cast<std::size_t>(token * kTopK + k);
-    const auto rank = static_cast<std::size_t>(partition.rank_of(routing.expert_ids[entry]));
-    if (!used[rank]) ++num_used;
-    used[rank] = true;
-  }
-  return num_used;
+  const auto entry = static_cast<std::size_t>(token * kTopK);
+  const std::int32_t first_rank = routing.expert_ids[entry] / kExpertsPerRank;
+  const std::int32_t second_rank = routing.expert_ids[entry + 1] / kExpertsPerRank;
+  return first_rank == second_rank ? 1 : 2;
 }
 
 // What each rank runs. Returns the number of wrong elements among its own tokens.
 int run_rank(epistle::Group& group) {
-  epistle::DispatcherConfig config;
-  config.hidden = kHidden;
-  config.dtype = epistle::DType::kFp32;
-  config.num_experts = kExperts;
-  config.top_k = kTopK;
-  config.max_tokens = kTokens;
-  config.layout = epistle::OutputLayout::kTokenMajor;
-  config.apply_weights = false;  // plain sums
-  const auto dispatcher = epistle::make_dispatcher("direct", group, config);
+  epistle::Dispatcher moe(group, "direct",
+                          {.hidden = kHidden,
+                           .num_experts = kRanks * kExpertsPerRank,
+                           .top_k = kTopK,
+                           .max_tokens = kTokens,
+                           .input = epistle::DType::kFp32,
+                           .layout = epistle::TokenMajor{},
+                           .apply_weights = false});  // plain sums
 
   // A router would give this table; here the experts are drawn at random, the same on every machine.
   const epistle::RoutingTable routing =
       epistle::generate_routing(epistle::RoutingSpec::parse("uniform"), {.num_tokens = kTokens,
-                                                                         .num_experts = kExperts,
+                                                                         .num_experts = kRanks * kExpertsPerRank,
                                                                          .top_k = kTopK,
                                                                          .rank = group.rank(),
                                                                          .num_ranks = group.size()});
-
   std::vector<float> tokens;
   for (std::int64_t token = 0; token < kTokens; ++token) {
     for (std::int64_t column = 0; column < kHidden; ++column) tokens.push_back(element(group.rank(), token, column));
   }
+  const auto rows_of = [](auto& values) {
+    return epistle::Rows{.data = values.data(), .num_rows = kTokens, .hidden = kHidden, .dtype = epistle::DType::kFp32};
+  };
 
-  const epistle::Handle handle = dispatcher->prepare(routing.view());
-  const epistle::DispatchOutput& received =
-      dispatcher->dispatch(handle, {.rows = tokens.data(), .num_tokens = kTokens});
+  const epistle::Handle handle = moe.prepare({.expert_ids = routing.ids()});
+  const epistle::Received received = moe.dispatch({.handle = handle, .tokens = rows_of(tokens)});
 
-  std::vector<float> expert_rows(static_cast<std::size_t>(received.num_rows * kHidden));
-  if (!expert_rows.empty()) std::memcpy(expert_rows.data(), received.rows, expert_rows.size() * sizeof(float));
-  for (float& value : expert_rows) value *= 2.0F;
+  // The outputs go where combine reads them, so nothing is copied.
+  const auto* inputs = static_cast<const float*>(received.rows().data);
+  auto* outputs = static_cast<float*>(received.expert_outputs().data);
+  for (std::int64_t i = 0; i < received.num_rows() * kHidden; ++i) outputs[i] = 2.0F * inputs[i];
 
   std::vector<float> result(tokens.size());
-  dispatcher->combine(handle, expert_rows.data(), result.data(),
-                      static_cast<std::int64_t>(result.size() * sizeof(float)));
+  moe.combine({.handle = handle, .rows = received.expert_outputs(), .out = rows_of(result)});
 
   int num_wrong = 0;
   for (std::int64_t token = 0; token < kTokens; ++token) {
@@ -88,7 +79,8 @@ int run_rank(epistle::Group& group) {
     }
   }
   std::printf("rank %d: sent %lld rows, received %lld, %d elements wrong\n", group.rank(),
-              static_cast<long long>(handle.stats().sent_rows), static_cast<long long>(received.num_rows), num_wrong);
+              static_cast<long long>(handle.wait_stats().sent_rows), static_cast<long long>(received.num_rows()),
+              num_wrong);
   return num_wrong;
 }
 

@@ -67,13 +67,13 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->type_name("S");
   command.add_option("--dtype", options.dtype, "bf16, fp16, fp32, or fp8 (e4m3 + scales; combined in bf16)")
       ->type_name("TYPE");
-  command.add_option("--layout", options.layout, "token_major, expert_major or expert_slots")->type_name("LAYOUT");
+  command.add_option("--layout", options.layout, "token_major, expert_major or expert_blocks")->type_name("LAYOUT");
   add_number(command, "--alignment", options.alignment, {1, kMaxAlignment},
              "expert_major: rows that groups are padded to (default: 1)")
       ->type_name("ROWS");
   command.add_option("--sizing", options.sizing, "exact or capacity (static shapes)")->type_name("SIZING");
   add_number(command, "--capacity-rows", options.capacity_rows, {1, kMaxInt32},
-             "Rows per rank (capacity sizing) or per expert (expert_slots)")
+             "Rows per rank (capacity sizing) or per expert (expert_blocks)")
       ->type_name("ROWS");
   command.add_option("--overflow", options.overflow, "What does not fit a capacity: error (default) or drop")
       ->type_name("POLICY");
@@ -82,7 +82,8 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->type_name("SPEC");
   add_number(command, "--layer", options.trace_layer, {0, kMaxInt32}, "Layer of the trace (default: its first)")
       ->type_name("L");
-  command.add_option("--combine", options.combine, "hierarchical or flat")->type_name("MODE");
+  command.add_option("--combine", options.combine, "hierarchical, flat or deepep_v2: the order of sums")
+      ->type_name("MODE");
   command.add_option("--weights", options.weights, "Combine multiplies by the routing weights: on or off")
       ->type_name("on|off");
   add_number(command, "--drop-capacity", options.drop_capacity, {kMinCapacityFactor, kMaxCapacityFactor},
@@ -93,7 +94,7 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
                   "With --drop-capacity, what stays: prob (highest weight, default) or position")
       ->type_name("POLICY");
   command.add_flag("--pad-to-capacity", options.pad_to_capacity,
-                   "With --drop-capacity and expert_slots: every expert's block has the router's capacity");
+                   "With --drop-capacity and expert_blocks: every expert's block has the router's capacity");
   command.add_flag("--no-zero-padding", options.no_zero_padding, "Dispatch leaves padding rows as they are");
   add_number(command, "--workers", options.num_workers, {1, kMaxWorkers}, "Host device: threads per rank (default: 1)");
   add_number(command, "--sms", options.num_sms, {1, kMaxSms},

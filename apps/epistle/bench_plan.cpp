@@ -10,12 +10,12 @@
 #include <fmt/format.h>
 
 #include "epistle/cuda.hpp"
-#include "epistle/dispatcher.hpp"
+#include "epistle/dispatcher_info.hpp"
 #include "epistle/error.hpp"
 #include "epistle/models.hpp"
 
 #include "bench_tokens.hpp"
-#include "dispatch/call/config_check.hpp"
+#include "dispatch/call/resolved_config.hpp"
 #include "measure/bench_memory.hpp"
 #include "output.hpp"
 #include "report/format.hpp"
@@ -51,7 +51,13 @@ const std::map<std::string, DType>& dtypes() {
 const std::map<std::string, OutputLayout>& layouts() {
   static const std::map<std::string, OutputLayout> all = {{"token_major", OutputLayout::kTokenMajor},
                                                           {"expert_major", OutputLayout::kExpertMajor},
-                                                          {"expert_slots", OutputLayout::kExpertSlots}};
+                                                          {"expert_blocks", OutputLayout::kExpertBlocks}};
+  return all;
+}
+
+const std::map<std::string, SumOrder>& orders() {
+  static const std::map<std::string, SumOrder> all = {
+      {"hierarchical", SumOrder::kHierarchical}, {"flat", SumOrder::kFlat}, {"deepep_v2", SumOrder::kDeepEpV2}};
   return all;
 }
 
@@ -63,14 +69,14 @@ const std::map<std::string, CudaMover>& movers() {
   return all;
 }
 
-void check_dispatchers(const std::vector<std::string>& names, BenchDevice device) {
-  const auto& registry = dispatchers_of(device);
+void check_dispatchers(const std::vector<std::string>& names, Device device) {
+  const std::vector<const DispatcherInfo*> registry = dispatchers_of(device);
   for (auto name = names.begin(); name != names.end(); ++name) {
-    const bool known =
-        std::any_of(registry.begin(), registry.end(), [&](const DispatcherInfo& info) { return info.name == *name; });
+    const bool known = std::any_of(registry.begin(), registry.end(),
+                                   [&](const DispatcherInfo* info) { return info->name() == *name; });
     if (!known) {
       std::string all;
-      for (const DispatcherInfo& info : registry) all += fmt::format("{}{}", all.empty() ? "" : ", ", info.name);
+      for (const DispatcherInfo* info : registry) all += fmt::format("{}{}", all.empty() ? "" : ", ", info->name());
       reject(fmt::format("--dispatcher names '{}'; there {} {}", *name, registry.size() == 1 ? "is" : "are", all));
     }
     if (std::find(names.begin(), name, *name) != name) {
@@ -80,26 +86,26 @@ void check_dispatchers(const std::vector<std::string>& names, BenchDevice device
 }
 
 /// On GPUs only what runs with several ranks on one of them, too.
-std::vector<std::string> default_dispatchers(BenchDevice device) {
-  if (device == BenchDevice::kCuda) return {"direct"};
+std::vector<std::string> default_dispatchers(Device device) {
+  if (device == Device::kCuda) return {"direct"};
   return {"direct", "alltoall"};
 }
 
 /// Fills in what belongs to one device, and rejects what belongs to the other.
 void choose_device(const BenchOptions& options, BenchSpec& spec) {
   spec.device = device_of(options);
-  const bool on_cuda = spec.device == BenchDevice::kCuda;
-  const auto belongs_to = [&](BenchDevice device, bool given, std::string_view option) {
+  const bool on_cuda = spec.device == Device::kCuda;
+  const auto belongs_to = [&](Device device, bool given, std::string_view option) {
     if (!given || device == spec.device) return;
     reject(fmt::format("{} belongs to --device {}; the device is {}", option, to_string(device), options.device));
   };
-  belongs_to(BenchDevice::kHost, options.num_workers > 0, "--workers");
-  belongs_to(BenchDevice::kHost, options.no_bind, "--no-bind");
-  belongs_to(BenchDevice::kCuda, options.num_sms > 0, "--sms");
-  belongs_to(BenchDevice::kCuda, !options.mover.empty(), "--mover");
-  belongs_to(BenchDevice::kCuda, options.num_runs > 0, "--runs");
+  belongs_to(Device::kHost, options.num_workers > 0, "--workers");
+  belongs_to(Device::kHost, options.no_bind, "--no-bind");
+  belongs_to(Device::kCuda, options.num_sms > 0, "--sms");
+  belongs_to(Device::kCuda, !options.mover.empty(), "--mover");
+  belongs_to(Device::kCuda, options.num_runs > 0, "--runs");
   spec.bind = !on_cuda && !options.no_bind;
-  spec.config.num_workers = options.num_workers > 0 ? options.num_workers : 1;
+  spec.host.num_workers = options.num_workers > 0 ? options.num_workers : 1;
   spec.cuda.num_sms = options.num_sms;
   if (options.num_runs > 0) spec.runs_per_sample = options.num_runs;
   if (!options.mover.empty()) spec.cuda.mover = lookup(movers(), options.mover, "--mover");
@@ -151,39 +157,53 @@ std::string model_name(const BenchOptions& options, const DispatcherConfig& conf
   return has_shape_of(config, model) ? std::string(model.name) : std::string();
 }
 
+Layout layout_of(OutputLayout kind, const BenchOptions& options) {
+  switch (kind) {
+    case OutputLayout::kExpertMajor:
+      return ExpertMajor{.alignment = options.alignment > 0 ? options.alignment : kDefaultAlignment};
+    case OutputLayout::kExpertBlocks:
+      return ExpertBlocks{.rows_per_expert = options.capacity_rows};
+    case OutputLayout::kTokenMajor:
+      break;
+  }
+  return TokenMajor{};
+}
+
 void choose_layout(const BenchOptions& options, DispatcherConfig& config) {
-  config.layout = lookup(layouts(), options.layout, "--layout");
-  config.alignment = options.alignment > 0 ? options.alignment : kDefaultAlignment;
-  if (options.alignment > 0 && config.layout != OutputLayout::kExpertMajor) {
+  const OutputLayout layout = lookup(layouts(), options.layout, "--layout");
+  const bool has_blocks = layout == OutputLayout::kExpertBlocks;
+  config.layout = layout_of(layout, options);
+  if (options.alignment > 0 && layout != OutputLayout::kExpertMajor) {
     reject("--alignment pads the groups of --layout expert_major; the layout is " + options.layout);
   }
-  config.sizing =
-      lookup<Sizing>({{"exact", Sizing::kExact}, {"capacity", Sizing::kCapacity}}, options.sizing, "--sizing");
-  config.combine = lookup<CombineMode>({{"hierarchical", CombineMode::kHierarchical}, {"flat", CombineMode::kFlat}},
-                                       options.combine, "--combine");
+  const auto sizing = lookup<SizingMode>({{"exact", SizingMode::kExact}, {"capacity", SizingMode::kCapacity}},
+                                         options.sizing, "--sizing");
+  if (sizing == SizingMode::kCapacity) {
+    config.sizing = Capacity{.rows_per_rank = has_blocks ? 0 : options.capacity_rows};
+  }
+  config.order = lookup(orders(), options.combine, "--combine");
   config.apply_weights = lookup<bool>({{"on", true}, {"off", false}}, options.weights, "--weights");
-  config.dtype = lookup(dtypes(), options.dtype, "--dtype");
+  config.input = lookup(dtypes(), options.dtype, "--dtype");
 
-  const bool has_capacity = config.sizing == Sizing::kCapacity || config.layout == OutputLayout::kExpertSlots;
-  config.capacity_rows = options.capacity_rows;
+  const bool has_capacity = sizing == SizingMode::kCapacity || has_blocks;
   if (has_capacity && options.capacity_rows == 0 && !options.pad_to_capacity) {
-    reject(config.layout == OutputLayout::kExpertSlots
-               ? "--layout expert_slots needs --capacity-rows ROWS, the rows of every expert's block"
-               : "--sizing capacity needs --capacity-rows ROWS, the output rows of every rank");
+    reject(has_blocks ? "--layout expert_blocks needs --capacity-rows ROWS, the rows of every expert's block"
+                      : "--sizing capacity needs --capacity-rows ROWS, the output rows of every rank");
   }
   if (!has_capacity && options.capacity_rows > 0) {
-    reject("--capacity-rows belongs to --sizing capacity or --layout expert_slots; exact sizing has room for all rows");
+    reject(
+        "--capacity-rows belongs to --sizing capacity or --layout expert_blocks; exact sizing has room for all rows");
   }
-  const bool has_padding = config.sizing == Sizing::kCapacity || config.layout != OutputLayout::kTokenMajor;
+  const bool has_padding = sizing == SizingMode::kCapacity || layout != OutputLayout::kTokenMajor;
   if (options.no_zero_padding && !has_padding) {
-    reject("--no-zero-padding needs padding: --sizing capacity, or --layout expert_major or expert_slots");
+    reject("--no-zero-padding needs padding: --sizing capacity, or --layout expert_major or expert_blocks");
   }
   config.zero_padding = !options.no_zero_padding;
   if (options.overflow.empty()) return;
   config.overflow = lookup<OverflowPolicy>({{"error", OverflowPolicy::kError}, {"drop", OverflowPolicy::kDrop}},
                                            options.overflow, "--overflow");
   if (!has_capacity) {
-    reject("--overflow belongs to --sizing capacity or --layout expert_slots; exact sizing has room for all rows");
+    reject("--overflow belongs to --sizing capacity or --layout expert_blocks; exact sizing has room for all rows");
   }
 }
 
@@ -196,9 +216,9 @@ CapacityOptions choose_capacity(const BenchOptions& options) {
                                          options.drop_policy, "--drop-policy");
   }
   if (options.drop_capacity > 0.0 || (options.drop_policy.empty() && !options.pad_to_capacity)) {
-    if (options.pad_to_capacity && (options.layout != "expert_slots" || options.capacity_rows > 0)) {
+    if (options.pad_to_capacity && (options.layout != "expert_blocks" || options.capacity_rows > 0)) {
       reject(
-          fmt::format("--pad-to-capacity fills a fixed block per expert: it needs --layout expert_slots without "
+          fmt::format("--pad-to-capacity fills a fixed block per expert: it needs --layout expert_blocks without "
                       "--capacity-rows; the layout is {}, --capacity-rows {}",
                       options.layout, options.capacity_rows));
     }
@@ -265,7 +285,18 @@ void drop_beyond_capacity(const CapacityOptions& capacity, BenchPlan& plan) {
     plan.router_capacity = std::max(plan.router_capacity, result.capacity);
   }
   // At least one row: a block of none is no layout.
-  if (capacity.pad) plan.spec.config.capacity_rows = std::max<std::int64_t>(plan.router_capacity * plan.num_ranks, 1);
+  if (capacity.pad) {
+    plan.spec.config.layout =
+        ExpertBlocks{.rows_per_expert = std::max<std::int64_t>(plan.router_capacity * plan.num_ranks, 1)};
+  }
+}
+
+/// What a dispatcher cannot do is told before any rank starts.
+void check_capabilities(const BenchPlan& plan) {
+  for (const std::string& name : plan.spec.dispatchers) {
+    const auto reason = find_dispatcher(name, plan.spec.device).cannot_serve(plan.spec.config, plan.num_ranks);
+    if (reason) throw Error(ErrorCode::kUnsupported, fmt::format("--dispatcher {}: {}", name, *reason));
+  }
 }
 
 void check_memory(std::int64_t needed_bytes) {
@@ -279,15 +310,17 @@ void check_memory(std::int64_t needed_bytes) {
 
 }  // namespace
 
-BenchDevice device_of(const BenchOptions& options) noexcept {
-  return options.device == to_string(BenchDevice::kCuda) ? BenchDevice::kCuda : BenchDevice::kHost;
+Device device_of(const BenchOptions& options) noexcept {
+  return options.device == to_string(Device::kCuda) ? Device::kCuda : Device::kHost;
 }
 
-const std::vector<DispatcherInfo>& dispatchers_of(BenchDevice device) {
-  if (device == BenchDevice::kHost) return dispatcher_registry();
-  const auto& registry = cuda_dispatcher_registry();
-  if (registry.empty()) throw_no_gpu();
-  return registry;
+std::vector<const DispatcherInfo*> dispatchers_of(Device device) {
+  if (device == Device::kCuda && !cuda_support().compiled) throw_no_gpu();
+  std::vector<const DispatcherInfo*> found;
+  for (const DispatcherInfo* info : dispatchers()) {
+    if (info->device() == device) found.push_back(info);
+  }
+  return found;
 }
 
 std::string_view to_string(CudaMover mover) noexcept {
@@ -298,7 +331,7 @@ std::string_view to_string(CudaMover mover) noexcept {
 }
 
 void require_device(const BenchPlan& plan) {
-  if (plan.spec.device == BenchDevice::kCuda && cuda_support().num_devices == 0) throw_no_gpu();
+  if (plan.spec.device == Device::kCuda && cuda_support().num_devices == 0) throw_no_gpu();
 }
 
 BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind group) {
@@ -334,15 +367,15 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   adopt_shape(options, plan.tables.front(), config);
   plan.model = model_name(options, config);
   drop_beyond_capacity(capacity, plan);
-  static_cast<void>(resolve_config(config, num_ranks));
+  plan.resolved = resolve_config(config, num_ranks);
+  check_capabilities(plan);
   check_memory(estimate_bench_bytes(plan.spec, plan.tables, memory));
   return plan;
 }
 
 void add_expectation(const BenchOptions& options, BenchPlan& plan) {
   if (options.no_verify) return;
-  plan.spec.expectation =
-      std::make_shared<const Expectation>(resolve_config(plan.spec.config, plan.num_ranks), plan.tables);
+  plan.spec.expectation = std::make_shared<const Expectation>(plan.resolved, plan.tables);
 }
 
 }  // namespace epistle::cli

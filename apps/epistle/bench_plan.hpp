@@ -6,16 +6,19 @@
 #include <string_view>
 #include <vector>
 
+#include "epistle/dispatcher_info.hpp"
 #include "epistle/routing.hpp"
 #include "epistle/types.hpp"
 
 #include "bench_options.hpp"
+#include "dispatch/call/resolved_config.hpp"
 #include "measure/bench_types.hpp"
 
 namespace epistle::cli {
 
 struct BenchPlan {
   BenchSpec spec;
+  ResolvedConfig resolved;  ///< of the spec's configuration
   int num_ranks = 1;
   GroupKind group = GroupKind::kThreads;
   std::vector<std::int64_t> tokens_per_rank;
@@ -38,11 +41,11 @@ void require_device(const BenchPlan& plan);
 /// As --mover takes it.
 [[nodiscard]] std::string_view to_string(CudaMover mover) noexcept;
 
-/// The dispatchers of a device. Throws kUnsupported where this build does not have it.
-[[nodiscard]] const std::vector<DispatcherInfo>& dispatchers_of(BenchDevice device);
+/// The dispatchers of a device, in order of preference. Throws kUnsupported where this build does not have it.
+[[nodiscard]] std::vector<const DispatcherInfo*> dispatchers_of(Device device);
 
 /// The device that --device names.
-[[nodiscard]] BenchDevice device_of(const BenchOptions& options) noexcept;
+[[nodiscard]] Device device_of(const BenchOptions& options) noexcept;
 
 /// Asks the oracle what the outputs must be, unless the options say --no-verify.
 void add_expectation(const BenchOptions& options, BenchPlan& plan);

@@ -59,8 +59,8 @@ std::string cuda_version_text(int version) {
 
 /// What a rank works with: "2 workers per rank", "16 SMs per rank, mover auto".
 std::string means_text(const BenchSpec& spec) {
-  if (spec.device == BenchDevice::kHost) {
-    return fmt::format("{} worker{} per rank", spec.config.num_workers, spec.config.num_workers == 1 ? "" : "s");
+  if (spec.device == Device::kHost) {
+    return fmt::format("{} worker{} per rank", spec.host.num_workers, spec.host.num_workers == 1 ? "" : "s");
   }
   const std::string sms = spec.cuda.num_sms == 0
                               ? "SMs as tuned"
@@ -70,7 +70,7 @@ std::string means_text(const BenchSpec& spec) {
 }
 
 std::string shape_line(const BenchPlan& plan) {
-  const DispatcherConfig& config = plan.spec.config;
+  const ResolvedConfig& config = plan.resolved;
   const std::string layout = config.layout == OutputLayout::kExpertMajor
                                  ? fmt::format("expert_major (alignment {})", config.alignment)
                                  : std::string(to_string(config.layout));
@@ -78,7 +78,7 @@ std::string shape_line(const BenchPlan& plan) {
       fmt::format("{}: hidden {}, {} experts, top-{}; {} of {}; {}, {}, routing {}\n",
                   plan.model.empty() ? "custom shape" : plan.model, config.hidden, config.num_experts, config.top_k,
                   ranks_text(plan), tokens_text(plan), to_string(config.dtype), layout, routing_text(plan));
-  text += fmt::format("combine {}, weights {}; {} sizing{}; {}; {} iteration{}\n", to_string(config.combine),
+  text += fmt::format("combine {}, weights {}; {} sizing{}; {}; {} iteration{}\n", to_string(config.order),
                       config.apply_weights ? "on" : "off", to_string(config.sizing),
                       config.zero_padding ? "" : ", padding left as it is", means_text(plan.spec),
                       plan.spec.num_iterations, plan.spec.num_iterations == 1 ? "" : "s");
@@ -87,12 +87,12 @@ std::string shape_line(const BenchPlan& plan) {
 
 std::string machine_line(const BenchPlan& plan, const BenchResult& result) {
   const MachineInfo& machine = machine_info();
-  const int num_threads = plan.num_ranks * plan.spec.config.num_workers;
+  const int num_threads = plan.num_ranks * plan.spec.host.num_workers;
   return fmt::format(
       "{}, {} of {} processing units; memory-copy limit {} ({}, {} thread{} at once, {} each)\n\n",
       machine.cpu_model.empty() ? machine.architecture : machine.cpu_model, machine.num_usable_processing_units,
       machine.num_processing_units, format_rate(result.limit.bytes_per_s), result.limit.method, num_threads,
-      num_threads == 1 ? "" : "s", format_bytes(result.limit.working_set_bytes / plan.spec.config.num_workers));
+      num_threads == 1 ? "" : "s", format_bytes(result.limit.working_set_bytes / plan.spec.host.num_workers));
 }
 
 std::string gpu_lines(const BenchPlan& plan, const CudaRun& run) {
@@ -132,9 +132,9 @@ std::string load_lines(const BenchPlan& plan, const BenchResult& result) {
 }
 
 Json config_json(const BenchPlan& plan) {
-  const DispatcherConfig& config = plan.spec.config;
+  const ResolvedConfig& config = plan.resolved;
   const CudaOptions& cuda = plan.spec.cuda;
-  const bool on_cuda = plan.spec.device == BenchDevice::kCuda;
+  const bool on_cuda = plan.spec.device == Device::kCuda;
   return {{"model", plan.model.empty() ? Json(nullptr) : Json(plan.model)},
           {"hidden", config.hidden},
           {"num_experts", config.num_experts},
@@ -145,7 +145,7 @@ Json config_json(const BenchPlan& plan) {
           {"sizing", to_string(config.sizing)},
           {"capacity_rows", config.capacity_rows},
           {"overflow", to_string(config.overflow)},
-          {"combine", to_string(config.combine)},
+          {"combine", to_string(config.order)},
           {"weights", config.apply_weights},
           {"routing", plan.routing.to_string()},
           {"trace_layer", plan.trace_layer < 0 ? Json(nullptr) : Json(plan.trace_layer)},
@@ -157,7 +157,7 @@ Json config_json(const BenchPlan& plan) {
           {"ranks", plan.num_ranks},
           {"tokens", config.max_tokens},
           {"tokens_per_rank", plan.tokens_per_rank},
-          {"workers", on_cuda ? Json(nullptr) : Json(config.num_workers)},
+          {"workers", on_cuda ? Json(nullptr) : Json(plan.spec.host.num_workers)},
           {"sms", on_cuda && cuda.num_sms > 0 ? Json(cuda.num_sms) : Json(nullptr)},
           {"mover", on_cuda ? Json(to_string(cuda.mover)) : Json(nullptr)},
           {"runs_per_sample", on_cuda ? Json(plan.spec.runs_per_sample) : Json(nullptr)},

@@ -16,8 +16,8 @@
 #include "bench_report.hpp"
 #include "commands.hpp"
 #include "exit_codes.hpp"
-#include "launch/launcher.hpp"
 #include "group/limits.hpp"
+#include "launch/launcher.hpp"
 #include "measure/cuda/cuda_bench.hpp"
 #include "measure/dispatch_bench.hpp"
 #include "output.hpp"
@@ -53,8 +53,8 @@ constexpr const char* kFooter =
 
 BenchResult run_on_device(Group& group, const BenchSpec& spec, const RoutingTable& table,
                           const BenchProgress& progress) {
-  if (spec.device == BenchDevice::kHost) return run_dispatch_bench(group, spec, table, progress);
-#if defined(EPISTLE_HAS_CUDA)
+  if (spec.device == Device::kHost) return run_dispatch_bench(group, spec, table, progress);
+#if EPISTLE_HAS_CUDA
   return run_cuda_bench(group, spec, table, progress);
 #else
   throw Error(ErrorCode::kUnsupported, "--device cuda: this build has no CUDA device");
@@ -134,8 +134,10 @@ int run_bench(const BenchOptions& options) {
   return run_rank(options);
 }
 
-void list_dispatchers(BenchDevice device) {
-  for (const DispatcherInfo& info : dispatchers_of(device)) print(fmt::format("{:<10}  {}\n", info.name, info.summary));
+void list_dispatchers(Device device) {
+  for (const DispatcherInfo* info : dispatchers_of(device)) {
+    print(fmt::format("{:<10}  {}\n", info->name(), info->summary()));
+  }
 }
 
 }  // namespace

@@ -11,8 +11,8 @@
 
 #include "commands.hpp"
 #include "exit_codes.hpp"
-#include "launch/launcher.hpp"
 #include "group/limits.hpp"
+#include "launch/launcher.hpp"
 #include "number_options.hpp"
 
 namespace epistle::cli {

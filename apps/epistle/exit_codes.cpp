@@ -20,6 +20,7 @@ int exit_code_for(ErrorCode code) noexcept {
       return kExitInput;
     case ErrorCode::kPeerLost:
     case ErrorCode::kTimeout:
+    case ErrorCode::kAborted:
       return kExitPeerLost;
     case ErrorCode::kUnsupported:
     case ErrorCode::kOutOfMemory:

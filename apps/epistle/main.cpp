@@ -91,7 +91,7 @@ int find_program_mark(int argc, char** argv) {
 
 int run(int argc, char** argv) {
   CLI::App app("Expert-parallel dispatch and combine for mixture-of-experts models.", "epistle");
-  app.set_version_flag("--version", "epistle " EPISTLE_VERSION, "Print the version");
+  app.set_version_flag("--version", "epistle " EPISTLE_VERSION_STRING, "Print the version");
   app.require_subcommand(1);
   app.footer(fmt::format("{}\n{}", kExamples, exit_code_help()));
   app.get_formatter()->column_width(30);

@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "epistle/export.hpp"
+
 namespace epistle {
 
 enum class ErrorCode : std::int32_t {
@@ -26,6 +28,7 @@ enum class ErrorCode : std::int32_t {
   kOutOfMemory,         ///< memory could not be reserved
   kSystem,              ///< an operating system call failed
   kVerificationFailed,  ///< an output bit differs from the reference
+  kAborted,             ///< a rank has called Dispatcher::abort
 };
 
 /// The step of a collective call in which a failure was seen.
@@ -39,10 +42,10 @@ enum class Phase : std::int32_t {
   kCombine,     ///< expert outputs move back
 };
 
-[[nodiscard]] std::string_view to_string(ErrorCode code) noexcept;
-[[nodiscard]] std::string_view to_string(Phase phase) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(ErrorCode code) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(Phase phase) noexcept;
 
-class Error : public std::runtime_error {
+class EPISTLE_API Error : public std::runtime_error {
  public:
   struct Context {
     int rank = -1;                   ///< the rank that reports; -1 when there is no group

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "epistle/export.hpp"
 #include "epistle/types.hpp"
 
 namespace epistle {
@@ -24,7 +25,7 @@ struct GroupOptions {
 /// calls come from one thread at a time. After a kPeerLost or kTimeout error the group is broken: every later
 /// collective call throws the same error at once. After any other error nothing was sent and the group can be used on:
 /// ranks that make different calls at once all throw kShapeMismatch, one that cannot take part is named on all.
-class Group {
+class EPISTLE_API Group {
  public:
   explicit Group(std::shared_ptr<GroupImpl> impl);
   ~Group();
@@ -54,12 +55,13 @@ class Group {
 };
 
 /// Creates a group whose ranks are threads of this process: element r belongs to the thread that plays rank r.
-[[nodiscard]] std::vector<Group> make_thread_groups(int num_ranks, const GroupOptions& options = {});
+[[nodiscard]] EPISTLE_API std::vector<Group> make_thread_groups(int num_ranks, const GroupOptions& options = {});
 
 /// Runs `body` as every rank of a thread group, one thread per rank, and waits for all of them. A rank that throws or
 /// returns early counts as lost for the ranks that still wait for it. Rethrows the error of the rank that failed first
 /// of itself (not one that only reports another rank's loss).
-void run_thread_ranks(int num_ranks, const std::function<void(Group&)>& body, const GroupOptions& options = {});
+EPISTLE_API void run_thread_ranks(int num_ranks, const std::function<void(Group&)>& body,
+                                  const GroupOptions& options = {});
 
 /// Where a process stands among the ranks that a launcher started.
 struct LaunchInfo {
@@ -71,16 +73,16 @@ struct LaunchInfo {
 };
 
 /// True when this process was started as one of several ranks.
-[[nodiscard]] bool is_launched() noexcept;
+[[nodiscard]] EPISTLE_API bool is_launched() noexcept;
 
 /// Reads the launcher's variables: `epistle run`; torchrun (RANK, WORLD_SIZE, LOCAL_RANK); Open MPI; PMI (MPICH, Intel
 /// MPI); Slurm. Throws kNotFound where there are none, kInvalidArgument where they are malformed, kUnsupported where
 /// the job spans several hosts.
-[[nodiscard]] LaunchInfo read_launch_info();
+[[nodiscard]] EPISTLE_API LaunchInfo read_launch_info();
 
 /// Joins the process group that the launcher described. Collective over its processes, all on one host. Memory shared
 /// between ranks is anonymous (memfd): it has no name and is gone when the last process is, however it ends.
-[[nodiscard]] Group join_process_group(const GroupOptions& options = {});
-[[nodiscard]] Group join_process_group(const LaunchInfo& info, const GroupOptions& options = {});
+[[nodiscard]] EPISTLE_API Group join_process_group(const GroupOptions& options = {});
+[[nodiscard]] EPISTLE_API Group join_process_group(const LaunchInfo& info, const GroupOptions& options = {});
 
 }  // namespace epistle

@@ -5,6 +5,8 @@
 #include <span>
 #include <string_view>
 
+#include "epistle/export.hpp"
+
 namespace epistle {
 
 struct ModelPreset {
@@ -23,9 +25,9 @@ struct ModelPreset {
   std::string_view source;  ///< where the shape was read
 };
 
-[[nodiscard]] std::span<const ModelPreset> model_presets() noexcept;
+[[nodiscard]] EPISTLE_API std::span<const ModelPreset> model_presets() noexcept;
 
 /// Looks up a canonical name or an alias, ignoring case. Throws kNotFound that lists the closest names.
-[[nodiscard]] const ModelPreset& find_model(std::string_view name);
+[[nodiscard]] EPISTLE_API const ModelPreset& find_model(std::string_view name);
 
 }  // namespace epistle

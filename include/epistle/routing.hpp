@@ -7,23 +7,11 @@
 #include <string_view>
 #include <vector>
 
+#include "epistle/export.hpp"
+#include "epistle/types.hpp"
+#include "epistle/views.hpp"
+
 namespace epistle {
-
-enum class IdType : std::int32_t { kInt32, kInt64 };
-
-/// No expert: the entry was dropped or is padding.
-inline constexpr std::int32_t kNoExpert = -1;
-
-/// A router's output as the caller holds it; owns nothing.
-/// `expert_ids` is [num_tokens, top_k] row-major of `id_type`, kNoExpert for "none"; an expert may stand only once in a
-/// token's row. `weights` is [num_tokens, top_k] fp32, or null for "all 1"; NaN and infinities are carried through.
-struct RoutingView {
-  const void* expert_ids = nullptr;
-  const float* weights = nullptr;
-  std::int64_t num_tokens = 0;
-  std::int32_t top_k = 0;
-  IdType id_type = IdType::kInt32;
-};
 
 /// An owning routing table of one rank: ids [num_tokens, top_k] and weights [num_tokens, top_k], row-major.
 struct RoutingTable {
@@ -33,9 +21,9 @@ struct RoutingTable {
   std::vector<std::int32_t> expert_ids;
   std::vector<float> weights;
 
-  [[nodiscard]] RoutingView view() const noexcept {
-    return {expert_ids.data(), weights.data(), num_tokens, top_k, IdType::kInt32};
-  }
+  [[nodiscard]] IdsView ids() const noexcept { return {expert_ids.data(), num_tokens, top_k}; }
+  /// `weights` as a view.
+  [[nodiscard]] WeightsView probs() const noexcept { return {weights.data()}; }
 };
 
 enum class RoutingKind : std::int32_t {
@@ -50,7 +38,7 @@ enum class RoutingKind : std::int32_t {
 };
 
 /// What to generate: the text form is `uniform`, `balanced`, `forced-random`, `zipf:A`, `lognormal:S`, `trace:FILE`.
-struct RoutingSpec {
+struct EPISTLE_API RoutingSpec {
   RoutingKind kind = RoutingKind::kUniform;
   double parameter = 0.0;  ///< A of zipf, S of lognormal
   std::string trace_path = {};
@@ -77,7 +65,7 @@ struct RoutingRequest {
 /// from. Weights are positive, descending along a row and sum to 1 up to fp32 rounding (trace: as recorded). kTrace:
 /// rank r takes tokens [r*num_tokens, (r+1)*num_tokens) of the layer, wrapping round at its end. Throws
 /// kInvalidArgument for impossible requests (top_k > num_experts, ...), kCorruptInput or kNotFound for traces.
-[[nodiscard]] RoutingTable generate_routing(const RoutingSpec& spec, const RoutingRequest& request);
+[[nodiscard]] EPISTLE_API RoutingTable generate_routing(const RoutingSpec& spec, const RoutingRequest& request);
 
 /// How a group is scored in group-limited top-k.
 enum class GroupScore : std::int32_t {
@@ -96,8 +84,8 @@ struct TopKOptions {
 /// Top-k over router scores [num_tokens, num_experts] (row-major, finite), limited to the best `groups_per_token` of
 /// `num_groups` equal groups. Ties go to the lower expert or group id. Weights are the scores of the chosen experts,
 /// in descending order. num_experts must be divisible by num_groups, and top_k must fit into the groups kept.
-[[nodiscard]] RoutingTable group_limited_top_k(std::span<const float> scores, std::int64_t num_tokens,
-                                               std::int32_t num_experts, const TopKOptions& options);
+[[nodiscard]] EPISTLE_API RoutingTable group_limited_top_k(std::span<const float> scores, std::int64_t num_tokens,
+                                                           std::int32_t num_experts, const TopKOptions& options);
 
 enum class DropPolicy : std::int32_t {
   kProbability,  ///< keep the assignments of highest weight (ties: earlier token)
@@ -119,6 +107,6 @@ struct CapacityResult {
 
 /// Applies a capacity factor to one rank's table in place (Megatron's moe_expert_capacity_factor). Dropped entries
 /// become kNoExpert with weight 0; other entries keep their place. NaN weights rank below every number.
-CapacityResult apply_capacity(RoutingTable& table, const CapacityOptions& options);
+EPISTLE_API CapacityResult apply_capacity(RoutingTable& table, const CapacityOptions& options);
 
 }  // namespace epistle

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "epistle/export.hpp"
 #include "epistle/routing.hpp"
 
 namespace epistle {
@@ -42,12 +43,13 @@ struct TraceReadOptions {
 /// their tokens. Throws kNotFound (no file, no such layer: lists the layers there are) or kCorruptInput (with the line
 /// number) for empty, truncated or malformed files, layers that stand twice, ids out of range or repeated in a row, and
 /// counts that contradict the arrays.
-[[nodiscard]] TraceLayer read_trace_layer(const std::string& path, const TraceReadOptions& options = {});
+[[nodiscard]] EPISTLE_API TraceLayer read_trace_layer(const std::string& path, const TraceReadOptions& options = {});
 
 /// Calls `on_layer` once per layer, in file order, in memory independent of the number of tokens. Throws as
 /// read_trace_layer does.
 /// `on_progress` (may be empty) is called now and then with the compressed bytes read so far and the file's size.
-void summarize_trace(const std::string& path, const std::function<void(const TraceLayerSummary&)>& on_layer,
-                     const std::function<void(std::int64_t bytes_read, std::int64_t bytes_total)>& on_progress = {});
+EPISTLE_API void summarize_trace(
+    const std::string& path, const std::function<void(const TraceLayerSummary&)>& on_layer,
+    const std::function<void(std::int64_t bytes_read, std::int64_t bytes_total)>& on_progress = {});
 
 }  // namespace epistle

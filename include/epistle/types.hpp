@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "epistle/export.hpp"
+
 #if defined(__CUDACC__)
 #define EPISTLE_HOST_DEVICE __host__ __device__
 #else
@@ -32,19 +34,26 @@ inline constexpr std::int64_t kRowAlignmentBytes = 16;
   return dtype == DType::kFp32 ? 4 : (dtype == DType::kBf16 || dtype == DType::kFp16) ? 2 : 1;
 }
 
-/// How received rows are arranged.
-enum class OutputLayout : std::int32_t {
-  kTokenMajor,   ///< each received token once, ordered by (src_rank, src_token), with its list of local experts
-  kExpertMajor,  ///< one row per (token, local expert), grouped by expert, groups padded to `alignment` rows;
-                 ///< inside a group ordered by (src_rank, src_token)
-  kExpertSlots,  ///< a block of `capacity_rows` rows per local expert, filled from its start, plus counts
+/// What the scales of a quantised row are.
+enum class ScaleFormat : std::int32_t {
+  kFp32,   ///< one fp32 per 128 elements
+  kUe8m0,  ///< one exponent byte per 128 elements
+  kBytes,  ///< opaque bytes, for rows of kRaw
 };
 
-/// How receive buffers are sized.
-enum class Sizing : std::int32_t {
-  kExact,     ///< the host learns the counts; buffers grow to what is needed, to the page
-  kCapacity,  ///< static shapes; what does not fit is counted and reported
-};
+/// No expert: the entry was dropped or is padding.
+inline constexpr std::int32_t kNoExpert = -1;
+
+enum class IdType : std::int32_t { kInt32, kInt64 };
+
+/// Where a dispatcher's rows lie.
+enum class Device : std::int32_t { kHost, kCuda };
+
+/// How received rows are arranged; see the structs of these names in config.hpp.
+enum class OutputLayout : std::int32_t { kTokenMajor, kExpertMajor, kExpertBlocks };
+
+/// How receive buffers are sized; see Exact and Capacity in config.hpp.
+enum class SizingMode : std::int32_t { kExact, kCapacity };
 
 /// What happens to rows beyond the capacity.
 enum class OverflowPolicy : std::int32_t {
@@ -52,19 +61,22 @@ enum class OverflowPolicy : std::int32_t {
   kDrop,   ///< the last rows in output order are left out, counted per rank and per expert
 };
 
-/// Where combine sums the expert outputs of a token; see dispatcher.hpp for the exact order of additions.
-enum class CombineMode : std::int32_t {
-  kHierarchical,  ///< per rank first (rounded to the payload type), then over ranks
-  kFlat,          ///< once, at the source, in top-k order
+/// In which order combine adds the expert outputs of a token; see dispatcher.hpp for the exact additions.
+enum class SumOrder : std::int32_t {
+  kHierarchical,  ///< per rank first (rounded to the output type), then over ranks, ascending
+  kFlat,          ///< once, at the source, in top-k order: of expert rows the same bits for any number of ranks
+  kDeepEpV2,      ///< per rank first, then over ranks in the order of their last place in the token's top-k
 };
 
 enum class GroupKind : std::int32_t { kThreads, kProcesses };
 
-[[nodiscard]] std::string_view to_string(DType dtype) noexcept;
-[[nodiscard]] std::string_view to_string(OutputLayout layout) noexcept;
-[[nodiscard]] std::string_view to_string(Sizing sizing) noexcept;
-[[nodiscard]] std::string_view to_string(OverflowPolicy policy) noexcept;
-[[nodiscard]] std::string_view to_string(CombineMode mode) noexcept;
-[[nodiscard]] std::string_view to_string(GroupKind kind) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(DType dtype) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(OutputLayout layout) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(SizingMode sizing) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(OverflowPolicy policy) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(SumOrder order) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(GroupKind kind) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(Device device) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(ScaleFormat format) noexcept;
 
 }  // namespace epistle

@@ -46,6 +46,8 @@ std::string_view to_string(ErrorCode code) noexcept {
       return "out of memory";
     case ErrorCode::kSystem:
       return "system error";
+    case ErrorCode::kAborted:
+      return "aborted";
     case ErrorCode::kVerificationFailed:
       return "verification failed";
   }

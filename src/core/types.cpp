@@ -24,20 +24,42 @@ std::string_view to_string(OutputLayout layout) noexcept {
       return "token_major";
     case OutputLayout::kExpertMajor:
       return "expert_major";
-    case OutputLayout::kExpertSlots:
-      return "expert_slots";
+    case OutputLayout::kExpertBlocks:
+      return "expert_blocks";
   }
   return "unknown";
 }
 
-std::string_view to_string(Sizing sizing) noexcept { return sizing == Sizing::kExact ? "exact" : "capacity"; }
+std::string_view to_string(SizingMode sizing) noexcept { return sizing == SizingMode::kExact ? "exact" : "capacity"; }
 
 std::string_view to_string(OverflowPolicy policy) noexcept {
   return policy == OverflowPolicy::kError ? "error" : "drop";
 }
 
-std::string_view to_string(CombineMode mode) noexcept {
-  return mode == CombineMode::kHierarchical ? "hierarchical" : "flat";
+std::string_view to_string(SumOrder order) noexcept {
+  switch (order) {
+    case SumOrder::kHierarchical:
+      return "hierarchical";
+    case SumOrder::kFlat:
+      return "flat";
+    case SumOrder::kDeepEpV2:
+      return "deepep_v2";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(Device device) noexcept { return device == Device::kHost ? "host" : "cuda"; }
+
+std::string_view to_string(ScaleFormat format) noexcept {
+  switch (format) {
+    case ScaleFormat::kFp32:
+      return "fp32";
+    case ScaleFormat::kUe8m0:
+      return "ue8m0";
+    case ScaleFormat::kBytes:
+      return "bytes";
+  }
+  return "unknown";
 }
 
 std::string_view to_string(GroupKind kind) noexcept { return kind == GroupKind::kThreads ? "threads" : "processes"; }

@@ -30,9 +30,10 @@ enum class CallKind : std::int32_t {
 /// A value that agrees with every other.
 inline constexpr std::int64_t kAnyValue = -1;
 
-/// A step of this rank. Everything must be equal on all ranks.
+/// A step of this rank. Everything but the buffer must be equal on all ranks.
 struct Call {
   CallKind kind = CallKind::kNone;
+  std::int32_t buffer = 0;         ///< which of its buffers the rank uses: its own choice, which the others must know
   std::uint64_t subject = 0;       ///< number of the dispatcher, 0 = the group itself
   std::uint64_t detail = 0;        ///< number of the handle, or bytes
   std::int64_t value = kAnyValue;  ///< calls of dispatchers: 1 = gradients of the weights are given, 0 = they are not

@@ -197,6 +197,10 @@ std::int64_t GroupImpl::agree(const Call& call, Phase phase, const Complaint& co
   return compare_posts(ticket, phase, complaint);
 }
 
+std::int32_t GroupImpl::announced_buffer(int peer) const noexcept {
+  return rank_control(peer).posts[last_waited_ & 1].call.buffer;
+}
+
 void GroupImpl::throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const {
   int refuser = -1;
   for (int peer = num_ranks_ - 1; peer >= 0; --peer) {
@@ -365,7 +369,10 @@ void GroupImpl::raise(const Failure& failure, const MissingRows* missing_rows) c
   const std::int64_t rows = missing_rows != nullptr && *missing_rows ? (*missing_rows)(failure.peer_rank) : -1;
   const std::string rows_text = rows >= 0 ? fmt::format("; {} rows from it are missing", rows) : std::string();
   std::string text;
-  if (failure.peer_rank == rank_) {
+  if (failure.code == ErrorCode::kAborted) {
+    text = fmt::format("{} has called abort(); the group is broken, start all ranks again",
+                       failure.peer_rank == rank_ ? "this rank" : fmt::format("rank {}", failure.peer_rank));
+  } else if (failure.peer_rank == rank_) {
     text = fmt::format(
         "this rank was given up by rank {}, which waited {} ms for it in {}; raise the timeout (EPISTLE_TIMEOUT_MS) if "
         "it is only slow",
@@ -392,6 +399,22 @@ bool GroupImpl::is_lost(int rank) const noexcept {
   if (control.state.load(std::memory_order_acquire) == kRankDeparted) return true;
   return !world_->is_alive(rank, control.process);
 }
+
+GroupHealth GroupImpl::health() const noexcept {
+  if (const auto failure = agreed_failure()) return {failure->code, failure->peer_rank};
+  const int lost = find_lost_rank();
+  return lost < 0 ? GroupHealth{} : GroupHealth{ErrorCode::kPeerLost, lost};
+}
+
+std::vector<int> GroupImpl::lost_ranks() const {
+  std::vector<int> ranks;
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (peer != rank_ && is_lost(peer)) ranks.push_back(peer);
+  }
+  return ranks;
+}
+
+void GroupImpl::abort() noexcept { (void)agree_on({ErrorCode::kAborted, Phase::kNone, rank_, rank_}); }
 
 int GroupImpl::find_lost_rank() const noexcept {
   for (int peer = 0; peer < num_ranks_; ++peer) {

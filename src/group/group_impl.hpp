@@ -28,6 +28,12 @@
 
 namespace epistle {
 
+/// How a group stands: kOk, or why it is broken and which rank is at fault.
+struct GroupHealth {
+  ErrorCode code = ErrorCode::kOk;
+  int peer_rank = -1;
+};
+
 /// How many rows the peer still owed, for the error message; -1 = not known.
 using MissingRows = std::function<std::int64_t(int peer_rank)>;
 
@@ -51,6 +57,9 @@ class GroupImpl {
   /// memory or met a system error), kShapeMismatch where ranks are about to do different things. Nothing has happened
   /// then, and the group can be used on. Returns the value that the ranks agree on.
   std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint = std::nullopt);
+
+  /// Which buffer `peer` has announced in the call of the last agree().
+  [[nodiscard]] std::int32_t announced_buffer(int peer) const noexcept;
 
   /// The two halves of a step inside a call that was agreed on: between them other ranks may still be on their way.
   Ticket arrive(const Call& call);
@@ -105,6 +114,15 @@ class GroupImpl {
   /// A rank other than this one that has left the group or whose process has ended; -1 = none. What that rank did
   /// before it went may still be on its way to the caller: look for it once more before calling fail().
   [[nodiscard]] int find_lost_rank() const noexcept;
+
+  /// The failure that was agreed on, or a rank that is lost. Waits for nothing.
+  [[nodiscard]] GroupHealth health() const noexcept;
+
+  /// All ranks that are lost, this one left out.
+  [[nodiscard]] std::vector<int> lost_ranks() const;
+
+  /// Breaks the group on purpose: every wait of every rank ends with kAborted, which names this rank. From any thread.
+  void abort() noexcept;
 
   /// This rank takes part no longer: ranks that wait for it see kPeerLost at once.
   void depart() noexcept;

@@ -12,7 +12,7 @@
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
-#include "launch/process.hpp"
+#include "topology/process_tree.hpp"
 
 namespace epistle {
 namespace {

@@ -50,6 +50,8 @@ class SymmetricRegion {
   [[nodiscard]] std::byte* base(int rank) const noexcept { return mapping_->base(rank); }
   [[nodiscard]] std::byte* own() const noexcept { return mapping_->base(rank_); }
   [[nodiscard]] int fd() const noexcept { return mapping_->fd(); }
+  /// Keeps the region mapped.
+  [[nodiscard]] std::shared_ptr<const void> share() const noexcept { return mapping_; }
 
   /// Commits [offset, offset + num_bytes) of this rank's piece, zero-filled where it was not committed before. Nobody
   /// may use these bytes yet. Throws kOutOfMemory; whether there is room is asked before (GroupImpl::ask_for_memory),

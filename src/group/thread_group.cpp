@@ -80,7 +80,8 @@ bool is_secondary(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
   } catch (const Error& e) {
-    return e.code() == ErrorCode::kPeerLost || e.code() == ErrorCode::kPeerRejected || e.code() == ErrorCode::kTimeout;
+    return e.code() == ErrorCode::kPeerLost || e.code() == ErrorCode::kPeerRejected ||
+           e.code() == ErrorCode::kTimeout || e.code() == ErrorCode::kAborted;
   } catch (...) {
     return false;
   }

@@ -23,8 +23,8 @@
 #include "launch/child.hpp"
 #include "launch/environment.hpp"
 #include "launch/output.hpp"
-#include "launch/process.hpp"
 #include "launch/signals.hpp"
+#include "topology/process_tree.hpp"
 
 namespace epistle {
 namespace {

@@ -4,8 +4,8 @@
 #include <csignal>
 #include <string>
 
-#include "launch/launcher.hpp"
 #include "launch/keeper.hpp"
+#include "launch/launcher.hpp"
 
 namespace epistle {
 

@@ -22,8 +22,8 @@
 #include "epistle/error.hpp"
 
 #include "launch/child.hpp"
-#include "launch/process.hpp"
 #include "launch/signals.hpp"
+#include "topology/process_tree.hpp"
 
 namespace epistle {
 namespace {

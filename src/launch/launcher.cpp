@@ -15,11 +15,11 @@
 
 #include "epistle/error.hpp"
 
+#include "group/limits.hpp"
 #include "launch/environment.hpp"
 #include "launch/job.hpp"
 #include "launch/keeper.hpp"
 #include "launch/signals.hpp"
-#include "group/limits.hpp"
 
 namespace epistle {
 namespace {

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "epistle/layout.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 

@@ -24,16 +24,18 @@ BenchCheck::BenchCheck(Group& group, const Expectation& expectation, BenchInputs
       rank_(group.rank()),
       expected_out_(inputs.out().size()) {}
 
-void BenchCheck::poison(const DispatchOutput& output) {
-  fill_with_poison(output.rows, output.num_rows * output.row_bytes);
-  if (output.scales != nullptr) fill_with_poison(output.scales, output.num_rows * output.scale_bytes);
+void BenchCheck::poison(const ReceivedData& received) {
+  fill_with_poison(received.row_data(), received.num_rows() * received.rows.row_bytes());
+  if (received.scales.data != nullptr) {
+    fill_with_poison(received.scale_rows(), received.num_rows() * received.scale_row_bytes());
+  }
   std::fill(inputs_.out().begin(), inputs_.out().end(), kPoison);
 }
 
-Mismatch BenchCheck::run(const DispatchOutput& output, const OnPart& on_part) {
-  Mismatch mismatch = expectation_.check_description(rank_, output);
+Mismatch BenchCheck::run(const ReceivedData& received, const OnPart& on_part) {
+  Mismatch mismatch = expectation_.check_description(rank_, received.description);
   for (std::int64_t part = 0; part < kNumParts; ++part) {
-    if (!mismatch) mismatch = check_rows(output, part_of(expectation_.all_rows(rank_), part));
+    if (!mismatch) mismatch = check_rows(received, part_of(expectation_.all_rows(rank_), part));
     if (!mismatch) mismatch = check_sums(part_of({0, inputs_.shape().num_tokens}, part));
     group_.barrier();
     if (on_part) on_part(part + 1, kNumParts);
@@ -41,36 +43,37 @@ Mismatch BenchCheck::run(const DispatchOutput& output, const OnPart& on_part) {
   return mismatch;
 }
 
-std::int64_t BenchCheck::num_bytes(const DispatchOutput& output) const {
-  std::int64_t num_rows = output.num_rows;
+std::int64_t BenchCheck::num_bytes(const ReceivedData& received) const {
+  std::int64_t num_rows = received.num_rows();
   if (!expectation_.config().zero_padding) {
     const auto& rows = expectation_.layout(rank_).rows;
     num_rows = std::count_if(rows.begin(), rows.end(), [](const auto& row) { return row.src_rank >= 0; });
   }
-  return num_rows * (output.row_bytes + output.scale_bytes) + static_cast<std::int64_t>(inputs_.out().size());
+  return num_rows * (received.rows.row_bytes() + received.scale_row_bytes()) +
+         static_cast<std::int64_t>(inputs_.out().size());
 }
 
-Mismatch BenchCheck::check_rows(const DispatchOutput& output, RowRange range) const {
+Mismatch BenchCheck::check_rows(const ReceivedData& received, RowRange range) const {
   const auto source = [this](RowStream stream, std::int64_t num_bytes) {
     return [this, stream, num_bytes](int src_rank, std::int64_t token, std::byte* row) {
       fill_bytes(inputs_.key(stream, src_rank, token), row, num_bytes);
     };
   };
   if (Mismatch mismatch = expectation_.check_rows(
-          rank_, {.rows = output.rows, .row_bytes = output.row_bytes, .range = range, .what = "dispatch"},
-          source(RowStream::kPayload, output.row_bytes))) {
+          rank_,
+          {.rows = received.row_data(), .row_bytes = received.rows.row_bytes(), .range = range, .what = "dispatch"},
+          source(RowStream::kPayload, received.rows.row_bytes()))) {
     return mismatch;
   }
-  if (output.scales == nullptr) return std::nullopt;
+  if (received.scales.data == nullptr) return std::nullopt;
   return expectation_.check_rows(
-      rank_, {.rows = output.scales, .row_bytes = output.scale_bytes, .range = range, .what = "scales"},
-      source(RowStream::kScales, output.scale_bytes));
+      rank_, {.rows = received.scale_rows(), .row_bytes = received.scale_row_bytes(), .range = range, .what = "scales"},
+      source(RowStream::kScales, received.scale_row_bytes()));
 }
 
 Mismatch BenchCheck::check_sums(RowRange tokens) {
-  const BenchInputs::Shape& shape = inputs_.shape();
-  const DispatcherConfig& config = expectation_.config();
-  const std::int64_t row_bytes = shape.combine_row_bytes;
+  const ResolvedConfig& config = expectation_.config();
+  const std::int64_t row_bytes = inputs_.output_row_bytes();
   if (tokens.end > num_expected_tokens_) {
     std::vector<std::byte> row(static_cast<std::size_t>(row_bytes));
     const reference::RowReader reader = [&](int peer, std::int32_t idx, std::vector<float>& values) {

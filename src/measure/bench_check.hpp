@@ -6,10 +6,10 @@
 #include <functional>
 #include <vector>
 
-#include "epistle/dispatcher.hpp"
 #include "epistle/group.hpp"
 
 #include "measure/bench_inputs.hpp"
+#include "measure/received_data.hpp"
 #include "measure/verify.hpp"
 
 namespace epistle {
@@ -29,17 +29,17 @@ class BenchCheck {
   BenchCheck(Group& group, const Expectation& expectation, BenchInputs& inputs);
 
   /// Overwrites what a dispatcher gave, so that nothing left over can pass a later check.
-  void poison(const DispatchOutput& output);
+  void poison(const ReceivedData& received);
 
-  /// Collective. Compares `output` and what combine wrote into the inputs' out() with the oracle. Calls `on_part`
+  /// Collective. Compares `received` and what combine wrote into the inputs' out() with the oracle. Calls `on_part`
   /// after every part. Returns this rank's first difference.
-  [[nodiscard]] Mismatch run(const DispatchOutput& output, const OnPart& on_part);
+  [[nodiscard]] Mismatch run(const ReceivedData& received, const OnPart& on_part);
 
   /// Bytes that one run compares on this rank.
-  [[nodiscard]] std::int64_t num_bytes(const DispatchOutput& output) const;
+  [[nodiscard]] std::int64_t num_bytes(const ReceivedData& received) const;
 
  private:
-  [[nodiscard]] Mismatch check_rows(const DispatchOutput& output, RowRange range) const;
+  [[nodiscard]] Mismatch check_rows(const ReceivedData& received, RowRange range) const;
   [[nodiscard]] Mismatch check_sums(RowRange tokens);
 
   Group& group_;

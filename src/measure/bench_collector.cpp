@@ -24,8 +24,6 @@ PhaseBytes operator+(const PhaseBytes& a, const PhaseBytes& b) {
 
 }  // namespace
 
-std::string_view to_string(BenchDevice device) noexcept { return device == BenchDevice::kCuda ? "cuda" : "host"; }
-
 std::string_view to_string(BenchPhase phase) noexcept {
   switch (phase) {
     case BenchPhase::kLayout:
@@ -89,9 +87,9 @@ std::int64_t BenchCollector::max_over_ranks(std::int64_t value) const {
   return *std::max_element(values.begin(), values.end());
 }
 
-void BenchCollector::add_load(const RoutingStats& stats, std::span<const std::int64_t> expert_counts) {
+void BenchCollector::add_load(const RoutingStats& stats, std::span<const std::int32_t> expert_counts) {
   std::int64_t own_assignments = 0;
-  for (const std::int64_t count : expert_counts) own_assignments += count;
+  for (const std::int32_t count : expert_counts) own_assignments += count;
   const auto max_over_mean = [this](std::int64_t value) {
     const std::int64_t sum = sum_over_ranks(value);
     const std::int64_t max = max_over_ranks(value);
@@ -133,9 +131,9 @@ void BenchCollector::add_check(std::string_view dispatcher, const Mismatch& mism
 }
 
 void BenchCollector::add_buffers(const Dispatcher& dispatcher) {
-  const bool as_predicted = dispatcher.resident_bytes() == dispatcher.buffer_bytes();
-  result_.dispatchers.push_back({.dispatcher = std::string(dispatcher.name()),
-                                 .max_buffer_bytes = max_over_ranks(dispatcher.buffer_bytes()),
+  const bool as_predicted = dispatcher.resident_bytes() == dispatcher.shared_bytes();
+  result_.dispatchers.push_back({.dispatcher = std::string(dispatcher.info().name()),
+                                 .max_buffer_bytes = max_over_ranks(dispatcher.shared_bytes()),
                                  .buffers_as_predicted = sum_over_ranks(as_predicted ? 0 : 1) == 0});
 }
 

@@ -9,8 +9,8 @@
 
 #include "epistle/dispatcher.hpp"
 #include "epistle/group.hpp"
-#include "epistle/layout.hpp"
 
+#include "layout/dispatch_layout.hpp"
 #include "measure/bench_types.hpp"
 #include "measure/verify.hpp"
 
@@ -55,7 +55,7 @@ class BenchCollector {
   [[nodiscard]] std::int64_t max_over_ranks(std::int64_t value) const;
 
   /// `expert_counts` in host memory.
-  void add_load(const RoutingStats& stats, std::span<const std::int64_t> expert_counts);
+  void add_load(const RoutingStats& stats, std::span<const std::int32_t> expert_counts);
   /// One result for each phase of `phases`.
   void add_phases(std::string_view dispatcher, std::span<const BenchPhase> phases, const PhaseTimes& times,
                   const BytesOfPhases& own_bytes);

@@ -1,23 +1,47 @@
 #include "measure/bench_inputs.hpp"
 
+#include "measure/received_data.hpp"
+
 namespace epistle {
 
-BenchInputs::BenchInputs(const Shape& shape)
-    : shape_(shape),
-      rows_(static_cast<std::size_t>(shape.num_tokens * shape.row_bytes)),
-      scales_(static_cast<std::size_t>(shape.num_tokens * shape.scale_bytes)),
-      out_(static_cast<std::size_t>(shape.num_tokens * shape.combine_row_bytes)) {
+BenchInputs::BenchInputs(const Shape& shape) : shape_(shape) {
+  const LayoutParams params = to_layout_params(shape.config, 1, Transport::kDirect);
+  row_bytes_ = params.row_bytes;
+  scale_row_bytes_ = params.scale_bytes;
+  output_row_bytes_ = params.combine_row_bytes;
+  rows_.resize(static_cast<std::size_t>(shape.num_tokens * row_bytes_));
+  scales_.resize(static_cast<std::size_t>(shape.num_tokens * scale_row_bytes_));
+  out_.resize(static_cast<std::size_t>(shape.num_tokens * output_row_bytes_));
   for (std::int64_t token = 0; token < shape.num_tokens; ++token) {
-    fill_bytes(key(RowStream::kPayload, shape.rank, token), rows_.data() + token * shape.row_bytes, shape.row_bytes);
-    fill_bytes(key(RowStream::kScales, shape.rank, token), scales_.data() + token * shape.scale_bytes,
-               shape.scale_bytes);
+    fill_bytes(key(RowStream::kPayload, shape.rank, token), rows_.data() + token * row_bytes_, row_bytes_);
+    fill_bytes(key(RowStream::kScales, shape.rank, token), scales_.data() + token * scale_row_bytes_, scale_row_bytes_);
   }
+}
+
+ConstRows BenchInputs::tokens_at(const void* rows) const noexcept {
+  return {.data = rows, .num_rows = shape_.num_tokens, .hidden = shape_.config.hidden, .dtype = shape_.config.dtype};
+}
+
+ScalesView BenchInputs::scales_at(const void* scales) const noexcept {
+  if (scale_row_bytes_ == 0) return {};
+  const ScaleFormat format = shape_.config.dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32;
+  return {.data = scales,
+          .num_rows = shape_.num_tokens,
+          .num_columns = scale_row_bytes_ / scale_bytes(format),
+          .format = format};
+}
+
+Rows BenchInputs::out_rows_at(void* out) const noexcept {
+  return {.data = out,
+          .num_rows = shape_.num_tokens,
+          .hidden = shape_.config.combine_hidden,
+          .dtype = shape_.config.combine_dtype};
 }
 
 void BenchInputs::fill_expert_outputs(std::byte* rows, std::int64_t num_rows) const noexcept {
   for (std::int64_t row = 0; row < num_rows; ++row) {
-    fill_values(key(RowStream::kExpertOutput, shape_.rank, row), shape_.combine_dtype,
-                rows + row * shape_.combine_row_bytes, shape_.combine_row_bytes);
+    fill_values(key(RowStream::kExpertOutput, shape_.rank, row), shape_.config.combine_dtype,
+                rows + row * output_row_bytes_, output_row_bytes_);
   }
 }
 

@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "epistle/dispatcher.hpp"
+#include "epistle/views.hpp"
 
+#include "dispatch/call/resolved_config.hpp"
 #include "measure/pattern.hpp"
 
 namespace epistle {
@@ -17,20 +18,27 @@ class BenchInputs {
     int rank = 0;
     std::uint64_t seed = 1;
     std::int64_t num_tokens = 0;
-    std::int64_t row_bytes = 0;
-    std::int64_t scale_bytes = 0;
-    std::int64_t combine_row_bytes = 0;
-    DType combine_dtype = DType::kBf16;
+    ResolvedConfig config = {};
   };
 
   explicit BenchInputs(const Shape& shape);
 
   [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
-  [[nodiscard]] Payload payload() const noexcept {
-    return {
-        .rows = rows_.data(), .scales = scales_.empty() ? nullptr : scales_.data(), .num_tokens = shape_.num_tokens};
-  }
-  /// Where combine writes; [num_tokens, combine_row_bytes].
+  [[nodiscard]] std::int64_t row_bytes() const noexcept { return row_bytes_; }
+  [[nodiscard]] std::int64_t scale_row_bytes() const noexcept { return scale_row_bytes_; }
+  /// Of an expert output.
+  [[nodiscard]] std::int64_t output_row_bytes() const noexcept { return output_row_bytes_; }
+
+  // What dispatch takes, and where combine writes: here, or wherever a copy of it lies.
+
+  [[nodiscard]] ConstRows tokens() const noexcept { return tokens_at(rows_.data()); }
+  [[nodiscard]] ScalesView scales() const noexcept { return scales_at(scales_.data()); }
+  [[nodiscard]] Rows out_rows() noexcept { return out_rows_at(out_.data()); }
+  [[nodiscard]] ConstRows tokens_at(const void* rows) const noexcept;
+  [[nodiscard]] ScalesView scales_at(const void* scales) const noexcept;
+  [[nodiscard]] Rows out_rows_at(void* out) const noexcept;
+
+  /// The bytes of out_rows().
   [[nodiscard]] std::vector<std::byte>& out() noexcept { return out_; }
 
   /// Writes expert outputs for `num_rows` rows of this rank to `rows`.
@@ -43,21 +51,12 @@ class BenchInputs {
 
  private:
   Shape shape_;
+  std::int64_t row_bytes_ = 0;
+  std::int64_t scale_row_bytes_ = 0;
+  std::int64_t output_row_bytes_ = 0;
   std::vector<std::byte> rows_;
   std::vector<std::byte> scales_;
   std::vector<std::byte> out_;
 };
-
-/// The inputs of one rank for a benchmark of `config` (resolved), whose layout has `params`.
-[[nodiscard]] inline BenchInputs make_bench_inputs(int rank, std::uint64_t seed, std::int64_t num_tokens,
-                                                   const DispatcherConfig& config, const LayoutParams& params) {
-  return BenchInputs({.rank = rank,
-                      .seed = seed,
-                      .num_tokens = num_tokens,
-                      .row_bytes = params.row_bytes,
-                      .scale_bytes = params.scale_bytes,
-                      .combine_row_bytes = params.combine_row_bytes,
-                      .combine_dtype = config.combine_dtype});
-}
 
 }  // namespace epistle

@@ -6,12 +6,9 @@
 #include <numeric>
 #include <string_view>
 
-#include "epistle/layout.hpp"
-
-#include "dispatch/call/config_check.hpp"
-#include "dispatch/host/alltoall/alltoall.hpp"
+#include "dispatch/call/resolved_config.hpp"
 #include "dispatch/reference/oracle.hpp"
-#include "dispatch/reference/reference_dispatcher.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 namespace {
@@ -53,25 +50,25 @@ std::vector<Traffic> count_traffic(const std::vector<RoutingTable>& tables, cons
 }
 
 Transport transport_of(std::string_view dispatcher) {
-  if (dispatcher == host::AllToAllDispatcher::kName) return Transport::kAllToAll;
-  return dispatcher == reference::ReferenceDispatcher::kName ? Transport::kReference : Transport::kDirect;
+  if (dispatcher == "alltoall") return Transport::kAllToAll;
+  return dispatcher == "reference" ? Transport::kReference : Transport::kDirect;
 }
 
-std::int64_t output_rows(const DispatcherConfig& config, const Traffic& traffic, std::int64_t num_local_experts) {
+std::int64_t output_rows(const ResolvedConfig& config, const Traffic& traffic, std::int64_t num_local_experts) {
   switch (config.layout) {
-    case OutputLayout::kExpertSlots:
+    case OutputLayout::kExpertBlocks:
       return config.capacity_rows * num_local_experts;
     case OutputLayout::kExpertMajor:
-      if (config.sizing == Sizing::kCapacity) return config.capacity_rows;
+      if (config.sizing == SizingMode::kCapacity) return config.capacity_rows;
       return traffic.received_assignments + num_local_experts * (config.alignment - 1);
     case OutputLayout::kTokenMajor:
       break;
   }
-  return config.sizing == Sizing::kCapacity ? config.capacity_rows : traffic.received_pairs;
+  return config.sizing == SizingMode::kCapacity ? config.capacity_rows : traffic.received_pairs;
 }
 
 RowDemand demand_of(const DispatchLayout& layout, const Traffic& traffic, std::int64_t rows) {
-  if (layout.params().sizing == Sizing::kCapacity) return layout.initial_demand();
+  if (layout.params().sizing == SizingMode::kCapacity) return layout.initial_demand();
   const bool per_expert = layout.sends_per_expert();
   return {.tokens = layout.params().max_tokens,
           .output_rows = rows,
@@ -100,7 +97,7 @@ std::int64_t estimate_table_bytes(const BenchSpec& spec, const BenchMemoryReques
 
 std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables,
                                   const BenchMemoryRequest& request) {
-  const DispatcherConfig config = resolve_config(spec.config, request.num_ranks());
+  const ResolvedConfig config = resolve_config(spec.config, request.num_ranks());
   const ExpertPartition partition{config.num_experts, request.num_ranks()};
   const std::vector<Traffic> traffic = count_traffic(tables, partition);
   std::int64_t total_bytes = estimate_table_bytes(spec, request);
@@ -123,7 +120,7 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
     // A handle repeats the routing and describes every row.
     const std::int64_t handle_bytes = own.sent_assignments * kEntryBytes + rows * layout.record_bytes();
     total_bytes += num_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) + kNumHandles * handle_bytes;
-    if (spec.device == BenchDevice::kCuda) {
+    if (spec.device == Device::kCuda) {
       // Buffers are the GPU's. The host has copies of what a rank received, then of the expert outputs.
       total_bytes += rows * (row_bytes + params.combine_row_bytes);
       continue;

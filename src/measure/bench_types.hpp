@@ -11,8 +11,8 @@
 #include <string_view>
 #include <vector>
 
-#include "epistle/cuda.hpp"
-#include "epistle/dispatcher.hpp"
+#include "epistle/config.hpp"
+#include "epistle/types.hpp"
 
 #include "measure/copy_limit.hpp"
 #include "measure/statistics.hpp"
@@ -20,17 +20,14 @@
 
 namespace epistle {
 
-/// Where the rows of a benchmark lie.
-enum class BenchDevice : std::int32_t { kHost, kCuda };
-
 /// kCuda: calls in a row whose mean is one iteration's time, unless asked for otherwise.
 inline constexpr std::int32_t kDefaultRunsPerSample = 8;
-[[nodiscard]] std::string_view to_string(BenchDevice device) noexcept;
 
 struct BenchSpec {
   std::vector<std::string> dispatchers;
   DispatcherConfig config;
-  BenchDevice device = BenchDevice::kHost;
+  Device device = Device::kHost;
+  HostOptions host;  ///< kHost only
   CudaOptions cuda;  ///< kCuda only
   std::uint64_t seed = 1;
   std::int32_t runs_per_sample = kDefaultRunsPerSample;  ///< kCuda only

@@ -7,10 +7,13 @@
 
 #include <fmt/format.h>
 
-#include "dispatch/call/config_check.hpp"
+#include "epistle/dispatcher.hpp"
+
+#include "dispatch/call/resolved_config.hpp"
 #include "measure/bench_check.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/bench_inputs.hpp"
+#include "measure/received_data.hpp"
 #include "measure/span_timer.hpp"
 #include "topology/affinity.hpp"
 
@@ -19,6 +22,15 @@ namespace {
 
 constexpr std::array<BenchPhase, 4> kPhases = {BenchPhase::kLayout, BenchPhase::kDispatch, BenchPhase::kCombine,
                                                BenchPhase::kRoundTrip};
+
+/// One dispatcher while it is measured.
+struct Trial {
+  Dispatcher dispatcher;
+  Handle handle = {};
+  Received received = {};  ///< the rows of the last dispatch
+
+  [[nodiscard]] std::string_view name() const noexcept { return dispatcher.info().name(); }
+};
 
 class DispatchBench {
  public:
@@ -29,11 +41,15 @@ class DispatchBench {
  private:
   void run_dispatcher(const std::string& name);
   void start_limit(const Handle& handle);
-  void first_round_trip(Dispatcher& dispatcher, const Handle& handle);
-  void last_round_trip(Dispatcher& dispatcher, Handle& handle);
-  void check(Dispatcher& dispatcher, const Handle& handle, std::string_view when);
-  void time_phases(Dispatcher& dispatcher, Handle& handle);
-  void combine(Dispatcher& dispatcher, const Handle& handle);
+  void first_round_trip(Trial& trial);
+  void last_round_trip(Trial& trial);
+  void check(const Trial& trial, std::string_view when);
+  void time_phases(Trial& trial);
+  void prepare(Trial& trial) {
+    trial.handle = trial.dispatcher.prepare({.expert_ids = table_.ids(), .weights = table_.probs()});
+  }
+  void dispatch(Trial& trial);
+  void combine(Trial& trial);
   void report(const BenchStep& step) const {
     if (progress_) progress_(step);
   }
@@ -42,7 +58,7 @@ class DispatchBench {
   const BenchSpec& spec_;
   const RoutingTable& table_;
   const BenchProgress& progress_;
-  DispatcherConfig config_;
+  ResolvedConfig config_;
   LayoutParams params_;
   BenchInputs inputs_;
   std::optional<CopyProbe> probe_;
@@ -59,7 +75,7 @@ DispatchBench::DispatchBench(Group& group, const BenchSpec& spec, const RoutingT
       progress_(progress),
       config_(resolve_config(spec.config, group.size())),
       params_(to_layout_params(config_, group.size(), Transport::kDirect)),
-      inputs_(make_bench_inputs(group.rank(), spec.seed, own_table.num_tokens, config_, params_)),
+      inputs_({.rank = group.rank(), .seed = spec.seed, .num_tokens = own_table.num_tokens, .config = config_}),
       collector_(group, spec.expectation != nullptr) {
   if (spec.expectation != nullptr) check_ = std::make_unique<BenchCheck>(group, *spec.expectation, inputs_);
 }
@@ -79,98 +95,109 @@ BenchResult DispatchBench::run() {
 void DispatchBench::run_dispatcher(const std::string& name) {
   const std::string preparing = fmt::format("preparing {}", name);
   report({.task = preparing});
-  const std::unique_ptr<Dispatcher> dispatcher = make_dispatcher(name, group_, spec_.config);
-  Handle handle = dispatcher->prepare(table_.view());
+  Trial trial{.dispatcher = Dispatcher(group_, name, spec_.config, spec_.host)};
+  prepare(trial);
   if (!probe_) {
-    start_limit(handle);
-    const DispatchOutput& output = handle.output();
-    collector_.add_load(handle.stats(), {output.expert_counts, static_cast<std::size_t>(output.num_local_experts)});
+    start_limit(trial.handle);
+    const RowDescription& rows = trial.handle.description();
+    collector_.add_load(trial.handle.wait_stats(),
+                        {rows.expert_counts, static_cast<std::size_t>(rows.num_local_experts)});
   }
   report({.task = preparing});
-  first_round_trip(*dispatcher, handle);
-  check(*dispatcher, handle, "checking");
-  time_phases(*dispatcher, handle);
-  last_round_trip(*dispatcher, handle);
-  check(*dispatcher, handle, "rechecking");
-  collector_.add_buffers(*dispatcher);
+  first_round_trip(trial);
+  check(trial, "checking");
+  time_phases(trial);
+  last_round_trip(trial);
+  check(trial, "rechecking");
+  collector_.add_buffers(trial.dispatcher);
 }
 
 void DispatchBench::start_limit(const Handle& handle) {
   report({.task = "copy limit"});
   const std::int64_t row_bytes = params_.row_bytes + params_.scale_bytes;
   const std::int64_t working_set_bytes =
-      collector_.sum_over_ranks((table_.num_tokens + handle.stats().output_rows) * row_bytes) / group_.size();
-  probe_.emplace(group_, CopyLimitOptions{.working_set_bytes = working_set_bytes, .num_workers = config_.num_workers});
+      collector_.sum_over_ranks((table_.num_tokens + handle.wait_stats().output_rows) * row_bytes) / group_.size();
+  probe_.emplace(group_,
+                 CopyLimitOptions{.working_set_bytes = working_set_bytes, .num_workers = spec_.host.num_workers});
 }
 
 // ---- Verification ---------------------------------------------------------------------------------------------------
 
 /// Everything once, untimed: afterwards the expert outputs are where the timed iterations find them.
-void DispatchBench::first_round_trip(Dispatcher& dispatcher, const Handle& handle) {
-  DispatchOutput output = dispatcher.dispatch(handle, inputs_.payload());
+void DispatchBench::first_round_trip(Trial& trial) {
+  dispatch(trial);
   if (check_ != nullptr) {
     // The first dispatch told where the rows are; the second one has to write them.
-    check_->poison(output);
+    check_->poison(data_of(trial.received));
     group_.barrier();  // nobody sends before all have poisoned
-    output = dispatcher.dispatch(handle, inputs_.payload());
+    dispatch(trial);
   }
+  const std::int64_t num_rows = trial.received.num_rows();
   if (spec_.stage_combine) {
-    private_outputs_.resize(static_cast<std::size_t>(output.num_rows * params_.combine_row_bytes));
-    inputs_.fill_expert_outputs(private_outputs_.data(), output.num_rows);
+    private_outputs_.resize(static_cast<std::size_t>(num_rows * params_.combine_row_bytes));
+    inputs_.fill_expert_outputs(private_outputs_.data(), num_rows);
   } else {
-    inputs_.fill_expert_outputs(output.combine_rows, output.num_rows);
+    inputs_.fill_expert_outputs(static_cast<std::byte*>(trial.received.expert_outputs().data), num_rows);
   }
-  combine(dispatcher, handle);
+  combine(trial);
 }
 
 /// Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
-void DispatchBench::last_round_trip(Dispatcher& dispatcher, Handle& handle) {
+void DispatchBench::last_round_trip(Trial& trial) {
   if (check_ == nullptr) return;
-  check_->poison(handle.output());
+  check_->poison(data_of(trial.received));
   group_.barrier();  // nobody sends before all have poisoned
-  handle = dispatcher.prepare(table_.view());
-  dispatcher.dispatch(handle, inputs_.payload());
-  combine(dispatcher, handle);
+  prepare(trial);
+  dispatch(trial);
+  combine(trial);
 }
 
-void DispatchBench::combine(Dispatcher& dispatcher, const Handle& handle) {
-  dispatcher.combine(handle, spec_.stage_combine ? private_outputs_.data() : handle.output().combine_rows,
-                     inputs_.out().data(), static_cast<std::int64_t>(inputs_.out().size()));
+void DispatchBench::dispatch(Trial& trial) {
+  trial.received.release();
+  trial.received =
+      trial.dispatcher.dispatch({.handle = trial.handle, .tokens = inputs_.tokens(), .scales = inputs_.scales()});
 }
 
-void DispatchBench::check(Dispatcher& dispatcher, const Handle& handle, std::string_view when) {
+void DispatchBench::combine(Trial& trial) {
+  ConstRows rows = trial.received.expert_outputs();
+  if (spec_.stage_combine) rows.data = private_outputs_.data();
+  trial.dispatcher.combine({.handle = trial.handle, .rows = rows, .out = inputs_.out_rows()});
+}
+
+void DispatchBench::check(const Trial& trial, std::string_view when) {
   if (check_ == nullptr) return;
-  const std::string task = fmt::format("{} {}", when, dispatcher.name());
-  const DispatchOutput& output = handle.output();
+  const std::string task = fmt::format("{} {}", when, trial.name());
+  const ReceivedData received = data_of(trial.received);
   const Mismatch mismatch = check_->run(
-      output, [&](std::int64_t done, std::int64_t total) { report({.task = task, .done = done, .total = total}); });
-  collector_.add_check(dispatcher.name(), mismatch, check_->num_bytes(output));
+      received, [&](std::int64_t done, std::int64_t total) { report({.task = task, .done = done, .total = total}); });
+  collector_.add_check(trial.name(), mismatch, check_->num_bytes(received));
 }
 
 // ---- Times ----------------------------------------------------------------------------------------------------------
 
-void DispatchBench::time_phases(Dispatcher& dispatcher, Handle& handle) {
+void DispatchBench::time_phases(Trial& trial) {
   SpanTimer timer(group_);
   PhaseTimes times(spec_);
   const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
-  const std::string task = fmt::format("timing {}", dispatcher.name());
+  const std::string task = fmt::format("timing {}", trial.name());
   std::int64_t num_done = 0;
   const auto step = [&] { report({.task = task, .done = ++num_done, .total = std::int64_t{2} * num_rounds}); };
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
     probe_->sample();
-    times.record(BenchPhase::kLayout, iteration, timer.time([&] { handle = dispatcher.prepare(table_.view()); }));
-    times.record(BenchPhase::kDispatch, iteration, timer.time([&] { dispatcher.dispatch(handle, inputs_.payload()); }));
-    times.record(BenchPhase::kCombine, iteration, timer.time([&] { combine(dispatcher, handle); }));
+    times.record(BenchPhase::kLayout, iteration, timer.time([&] { prepare(trial); }));
+    times.record(BenchPhase::kDispatch, iteration, timer.time([&] { dispatch(trial); }));
+    times.record(BenchPhase::kCombine, iteration, timer.time([&] { combine(trial); }));
   }
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
     times.record(BenchPhase::kRoundTrip, iteration, timer.time([&] {
-      handle = dispatcher.prepare(table_.view());
-      dispatcher.dispatch(handle, inputs_.payload());
-      combine(dispatcher, handle);
+      prepare(trial);
+      dispatch(trial);
+      combine(trial);
     }));
   }
-  collector_.add_phases(dispatcher.name(), kPhases, times,
-                        phase_bytes(dispatcher.layout(), handle.stats(), dispatcher.wire_bytes(handle)));
+  collector_.add_phases(
+      trial.name(), kPhases, times,
+      phase_bytes(DispatchLayout(params_), trial.handle.wait_stats(), trial.dispatcher.wire_bytes(trial.handle)));
 }
 
 }  // namespace
@@ -179,8 +206,7 @@ BenchResult run_dispatch_bench(Group& group, const BenchSpec& spec, const Routin
                                const BenchProgress& progress) {
   std::optional<ScopedBinding> binding;
   if (spec.bind) {
-    binding.emplace(
-        BindingShare{.idx = group.rank(), .num_shares = group.size(), .min_units = spec.config.num_workers});
+    binding.emplace(BindingShare{.idx = group.rank(), .num_shares = group.size(), .min_units = spec.host.num_workers});
   }
   return DispatchBench(group, spec, own_table, progress).run();
 }

@@ -39,7 +39,7 @@ Fingerprint make_fingerprint() {
   constexpr unsigned kMinorShift = 8;
   constexpr unsigned kByteMask = 0xff;
   const unsigned hwloc = hwloc_get_api_version();
-  return {.epistle_version = EPISTLE_VERSION,
+  return {.epistle_version = EPISTLE_VERSION_STRING,
           .compiler = compiler_name(),
           .build_type = EPISTLE_BUILD_TYPE,
           .simd_target = host::simd_target_name(),

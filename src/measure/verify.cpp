@@ -16,11 +16,30 @@ Mismatch compare(const Value& actual, const Value& expected, std::string_view wh
   return fmt::format("{}[{}] is {}, expected {}", what, idx, actual, expected);
 }
 
-Mismatch compare_counts(const std::int64_t* actual, const std::vector<std::int64_t>& expected, std::string_view what) {
+Mismatch compare_counts(const std::int32_t* actual, const std::vector<std::int32_t>& expected, std::string_view what) {
   for (std::size_t idx = 0; idx < expected.size(); ++idx) {
     if (Mismatch mismatch = compare(actual[idx], expected[idx], what, idx)) return mismatch;
   }
   return std::nullopt;
+}
+
+/// The arrays that a layout has, and no others.
+Mismatch check_arrays(bool token_major, const RowDescription& description) {
+  const auto check = [](bool present, bool wanted, std::string_view what) -> Mismatch {
+    if (present == wanted) return std::nullopt;
+    return fmt::format("{} is {}", what, present ? "given, and the layout has none" : "null");
+  };
+  // An array of no rows may be null.
+  const bool has_rows = description.num_rows > 0;
+  if (Mismatch mismatch =
+          check(has_rows && description.local_experts != nullptr, has_rows && token_major, "local_experts")) {
+    return mismatch;
+  }
+  if (Mismatch mismatch =
+          check(has_rows && description.row_expert != nullptr, has_rows && !token_major, "row_expert")) {
+    return mismatch;
+  }
+  return check(description.expert_begin != nullptr, !token_major, "expert_begin");
 }
 
 }  // namespace
@@ -34,39 +53,41 @@ Mismatch compare_bytes(const void* actual, const void* expected, std::size_t num
   return fmt::format("{}: byte {} of {} is {:02x}, expected {:02x}", what, first, num_bytes, a[first], e[first]);
 }
 
-Expectation::Expectation(const DispatcherConfig& config, std::vector<RoutingTable> tables)
+Expectation::Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables)
     : config_(config), tables_(std::move(tables)), layout_(reference::layout_of(config_, tables_)) {}
 
-Mismatch Expectation::check_description(int rank, const DispatchOutput& output) const {
+Mismatch Expectation::check_description(int rank, const RowDescription& description) const {
   const reference::RankLayout& expected = layout(rank);
-  if (output.num_rows != static_cast<std::int64_t>(expected.rows.size())) {
-    return fmt::format("num_rows is {}, expected {}", output.num_rows, expected.rows.size());
+  if (description.num_rows != static_cast<std::int64_t>(expected.rows.size())) {
+    return fmt::format("num_rows is {}, expected {}", description.num_rows, expected.rows.size());
   }
-  if (static_cast<std::size_t>(output.num_local_experts) != expected.expert_counts.size()) {
-    return fmt::format("num_local_experts is {}, expected {}", output.num_local_experts, expected.expert_counts.size());
+  if (static_cast<std::size_t>(description.num_local_experts) != expected.expert_counts.size()) {
+    return fmt::format("num_local_experts is {}, expected {}", description.num_local_experts,
+                       expected.expert_counts.size());
   }
   const std::int32_t first_expert = ExpertPartition{config_.num_experts, num_ranks()}.first_expert(rank);
-  if (output.first_expert != first_expert) {
-    return fmt::format("first_expert is {}, expected {}", output.first_expert, first_expert);
+  if (description.first_expert != first_expert) {
+    return fmt::format("first_expert is {}, expected {}", description.first_expert, first_expert);
   }
+  if (Mismatch mismatch = check_arrays(config_.layout == OutputLayout::kTokenMajor, description)) return mismatch;
   for (std::size_t row = 0; row < expected.rows.size(); ++row) {
-    if (Mismatch mismatch = check_row_description(rank, output, row)) return mismatch;
+    if (Mismatch mismatch = check_row_description(rank, description, row)) return mismatch;
   }
-  if (Mismatch mismatch = compare_counts(output.expert_counts, expected.expert_counts, "expert_counts"))
+  if (Mismatch mismatch = compare_counts(description.expert_counts, expected.expert_counts, "expert_counts"))
     return mismatch;
-  if (Mismatch mismatch = compare_counts(output.expert_dropped, expected.expert_dropped, "expert_dropped")) {
+  if (Mismatch mismatch = compare_counts(description.expert_dropped, expected.expert_dropped, "expert_dropped")) {
     return mismatch;
   }
-  return compare_counts(output.expert_begin, expected.expert_begin, "expert_begin");
+  return compare_counts(description.expert_begin, expected.expert_begin, "expert_begin");
 }
 
-Mismatch Expectation::check_row_description(int rank, const DispatchOutput& output, std::size_t row) const {
+Mismatch Expectation::check_row_description(int rank, const RowDescription& description, std::size_t row) const {
   const ExpertPartition partition{config_.num_experts, num_ranks()};
   const reference::OutputRow& origin = layout(rank).rows[row];
   const bool token_major = config_.layout == OutputLayout::kTokenMajor;
   const auto top_k = static_cast<std::size_t>(config_.top_k);
-  if (Mismatch mismatch = compare(output.src_rank[row], origin.src_rank, "src_rank", row)) return mismatch;
-  if (Mismatch mismatch = compare(output.src_token[row], origin.src_token, "src_token", row)) return mismatch;
+  if (Mismatch mismatch = compare(description.src_rank[row], origin.src_rank, "src_rank", row)) return mismatch;
+  if (Mismatch mismatch = compare(description.src_token[row], origin.src_token, "src_token", row)) return mismatch;
   const std::size_t num_weights = token_major ? top_k : 1;
   for (std::size_t column = 0; column < num_weights; ++column) {
     float weight = 0.0F;
@@ -83,18 +104,17 @@ Mismatch Expectation::check_row_description(int rank, const DispatchOutput& outp
     }
     const std::size_t idx = row * num_weights + column;
     // As bytes: a NaN weight must come through unchanged.
-    if (std::bit_cast<std::uint32_t>(output.weights[idx]) != std::bit_cast<std::uint32_t>(weight)) {
-      return compare_bytes(&output.weights[idx], &weight, sizeof(weight), fmt::format("weights[{}]", idx));
+    if (std::bit_cast<std::uint32_t>(description.weights[idx]) != std::bit_cast<std::uint32_t>(weight)) {
+      return compare_bytes(&description.weights[idx], &weight, sizeof(weight), fmt::format("weights[{}]", idx));
     }
-    if (!token_major) continue;
-    if (Mismatch mismatch = compare(output.local_expert_ids[idx], local_expert, "local_expert_ids", idx)) {
-      return mismatch;
-    }
+    Mismatch mismatch = token_major ? compare(description.local_experts[idx], local_expert, "local_experts", idx)
+                                    : compare(description.row_expert[row], local_expert, "row_expert", row);
+    if (mismatch) return mismatch;
   }
   return std::nullopt;
 }
 
-Mismatch Expectation::check_rows(int rank, const ReceivedRows& received, const SourceRow& source_row) const {
+Mismatch Expectation::check_rows(int rank, const RowsToCheck& received, const SourceRow& source_row) const {
   const auto& expected = layout(rank).rows;
   std::vector<std::byte> row(static_cast<std::size_t>(received.row_bytes));
   for (std::int64_t idx = received.range.begin; idx < received.range.end; ++idx) {

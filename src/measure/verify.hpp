@@ -10,9 +10,10 @@
 #include <string_view>
 #include <vector>
 
-#include "epistle/dispatcher.hpp"
+#include "epistle/received.hpp"
 #include "epistle/routing.hpp"
 
+#include "dispatch/call/resolved_config.hpp"
 #include "dispatch/reference/oracle.hpp"
 
 namespace epistle {
@@ -33,29 +34,30 @@ struct RowRange {
 /// one.
 class Expectation {
  public:
-  /// `config` must be resolved. Keeps no reference to the arguments.
-  Expectation(const DispatcherConfig& config, std::vector<RoutingTable> tables);
+  /// Keeps no reference to the arguments.
+  Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables);
 
-  [[nodiscard]] const DispatcherConfig& config() const noexcept { return config_; }
+  [[nodiscard]] const ResolvedConfig& config() const noexcept { return config_; }
   [[nodiscard]] const RoutingTable& table(int rank) const { return tables_[static_cast<std::size_t>(rank)]; }
   [[nodiscard]] const reference::RankLayout& layout(int rank) const { return layout_[static_cast<std::size_t>(rank)]; }
   [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(tables_.size()); }
 
-  /// The description of the rows that `rank` received: origins, weights, local experts, counts, begins, drops.
-  [[nodiscard]] Mismatch check_description(int rank, const DispatchOutput& output) const;
+  /// The description of the rows that `rank` received: origins, weights, local experts, counts, begins, drops. In host
+  /// memory.
+  [[nodiscard]] Mismatch check_description(int rank, const RowDescription& description) const;
 
   /// Writes the source's row.
   using SourceRow = std::function<void(int src_rank, std::int64_t src_token, std::byte* row)>;
 
   /// What `rank` received: `rows` is its row 0, and those in `range` are compared, padding (zero) included unless
   /// the configuration leaves it as it was.
-  struct ReceivedRows {
+  struct RowsToCheck {
     const std::byte* rows = nullptr;
     std::int64_t row_bytes = 0;
     RowRange range;
     std::string_view what;  ///< names the rows in a mismatch
   };
-  [[nodiscard]] Mismatch check_rows(int rank, const ReceivedRows& received, const SourceRow& source_row) const;
+  [[nodiscard]] Mismatch check_rows(int rank, const RowsToCheck& received, const SourceRow& source_row) const;
 
   /// All rows of `rank`.
   [[nodiscard]] RowRange all_rows(int rank) const { return {0, static_cast<std::int64_t>(layout(rank).rows.size())}; }
@@ -64,9 +66,9 @@ class Expectation {
   void combine(int rank, RowRange range, const reference::RowReader& read_row, bool weighted, std::byte* out) const;
 
  private:
-  [[nodiscard]] Mismatch check_row_description(int rank, const DispatchOutput& output, std::size_t row) const;
+  [[nodiscard]] Mismatch check_row_description(int rank, const RowDescription& description, std::size_t row) const;
 
-  DispatcherConfig config_;
+  ResolvedConfig config_;
   std::vector<RoutingTable> tables_;
   std::vector<reference::RankLayout> layout_;
 };

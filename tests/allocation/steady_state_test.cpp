@@ -1,8 +1,10 @@
 // In steady state nothing is allocated: after a few round trips, prepare, dispatch and combine run in the memory that
 // they have.
 #include <algorithm>
+#include <deque>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -11,7 +13,7 @@
 #include "epistle/dispatcher.hpp"
 
 #include "allocation/counting_new.hpp"
-#include "support/scenario.hpp"
+#include "support/player.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -22,58 +24,50 @@ constexpr int kNumRounds = 3;
 
 /// Everything one rank gives and takes in a round trip.
 struct RoundTripBuffers {
-  RoutingTable table;
-  std::vector<std::byte> payload;
-  std::vector<std::byte> scales;
+  RoundTripBuffers(const Scenario& scenario, int round_idx, int rank)
+      : round(scenario, round_idx), inputs(round, rank), rows(kMostRowBytes), out(inputs.sums()) {}
+  RoundTripBuffers(const RoundTripBuffers&) = delete;
+  RoundTripBuffers& operator=(const RoundTripBuffers&) = delete;
+
+  static constexpr std::size_t kMostRowBytes = 1 << 18;  ///< of any output here
+
+  Round round;
+  RankInputs inputs;
   std::vector<std::byte> rows;
-  std::vector<std::byte> out;
+  RowsBuffer out;
 };
 
 void round_trip(Dispatcher& dispatcher, RoundTripBuffers& buffers) {
-  const Handle handle = dispatcher.prepare(buffers.table.view());
-  (void)dispatcher.dispatch(handle, {.rows = buffers.payload.data(),
-                                     .scales = buffers.scales.empty() ? nullptr : buffers.scales.data(),
-                                     .num_tokens = buffers.table.num_tokens});
-  const auto out_bytes = static_cast<std::int64_t>(buffers.out.size());
-  dispatcher.combine(handle, buffers.rows.data(), buffers.out.data(), out_bytes);
-  dispatcher.combine(handle, handle.output().combine_rows, buffers.out.data(), out_bytes);
-  dispatcher.dispatch_backward(handle, buffers.rows.data(), nullptr, buffers.out.data(), out_bytes, nullptr);
-  (void)dispatcher.combine_backward(handle, buffers.out.data(), nullptr, nullptr);
+  const Handle handle = dispatcher.prepare(buffers.inputs.prepare());
+  Received received = dispatcher.dispatch(buffers.inputs.dispatch(handle));
+  const Rows outputs = received.expert_outputs();
+  Rows rows = outputs;
+  rows.data = buffers.rows.data();
+  dispatcher.combine({.handle = handle, .rows = rows, .out = buffers.out.view()});
+  dispatcher.combine({.received = received, .out = buffers.out.view()});
+  dispatcher.dispatch_backward({.handle = handle, .grad_rows = rows, .grad_tokens = buffers.out.view()});
+  received.release();
+  (void)dispatcher.combine_backward({.handle = handle, .grad_out = buffers.out.view()});
+  received = dispatcher.dispatch(buffers.inputs.prepare_and_dispatch());
+  Pending pending = dispatcher.combine_send({.received = received, .out = buffers.out.view()});
+  dispatcher.combine_receive(std::move(pending));
 }
 
-using Parameters = std::tuple<std::string, OutputLayout, Sizing, CombineMode, int>;
+using Parameters = std::tuple<std::string, OutputLayout, SizingMode, SumOrder, int>;
 
 class SteadyState : public ::testing::TestWithParam<Parameters> {
  protected:
   Scenario scenario() const {
-    const auto& [name, layout, sizing, combine, num_workers] = GetParam();
+    const auto& [name, layout, sizing, order, num_workers] = GetParam();
     Scenario scenario;
     scenario.config = {.hidden = 64, .num_experts = 10, .top_k = 4, .max_tokens = 64};
-    scenario.config.dtype = DType::kFp8E4m3;
-    scenario.config.layout = layout;
-    scenario.config.alignment = 4;
-    scenario.config.sizing = sizing;
-    scenario.config.combine = combine;
+    scenario.config.input = DType::kFp8E4m3;
+    set_layout(scenario.config, layout, sizing, /*capacity_rows=*/200, /*alignment=*/4);
+    scenario.config.order = order;
     scenario.config.overflow = OverflowPolicy::kDrop;
-    scenario.config.num_workers = num_workers;
-    if (sizing == Sizing::kCapacity || layout == OutputLayout::kExpertSlots) scenario.config.capacity_rows = 200;
+    scenario.num_workers = num_workers;
     scenario.tokens_per_rank = {64, 20, 0, 41};
     return scenario;
-  }
-
-  std::vector<RoundTripBuffers> buffers_of(int rank) const {
-    std::vector<RoundTripBuffers> all;
-    const std::size_t most_row_bytes = 1 << 18;  // of any output here
-    for (int routing = 0; routing < kNumRoutings; ++routing) {
-      const Play play(scenario(), routing);
-      all.push_back({.table = play.table(rank),
-                     .payload = play.payload(rank),
-                     .scales = play.scales(rank),
-                     .rows = std::vector<std::byte>(most_row_bytes),
-                     .out = std::vector<std::byte>(
-                         static_cast<std::size_t>(play.table(rank).num_tokens * play.combine_row_bytes()))});
-    }
-    return all;
   }
 };
 
@@ -81,17 +75,19 @@ TEST_P(SteadyState, AllocatesNothing) {
   std::int64_t num_in_warm_up = 0;
   std::int64_t num_in_steady_state = -1;
   run_thread_ranks(kNumRanks, [&](Group& group) {
-    const auto dispatcher = make_dispatcher(std::get<0>(GetParam()), group, scenario().config);
-    std::vector<RoundTripBuffers> buffers = buffers_of(group.rank());
+    Dispatcher dispatcher(group, std::get<0>(GetParam()), scenario().config,
+                          HostOptions{.num_workers = scenario().num_workers});
+    std::deque<RoundTripBuffers> buffers;
+    for (int routing = 0; routing < kNumRoutings; ++routing) buffers.emplace_back(scenario(), routing, group.rank());
     group.barrier();
     const std::int64_t at_start = num_allocations();
     group.barrier();
-    for (RoundTripBuffers& one : buffers) round_trip(*dispatcher, one);
+    for (RoundTripBuffers& one : buffers) round_trip(dispatcher, one);
     group.barrier();
     const std::int64_t when_warm = num_allocations();
     group.barrier();
     for (int round = 0; round < kNumRounds; ++round) {
-      for (RoundTripBuffers& one : buffers) round_trip(*dispatcher, one);
+      for (RoundTripBuffers& one : buffers) round_trip(dispatcher, one);
     }
     group.barrier();
     if (group.rank() == 0) {
@@ -105,9 +101,9 @@ TEST_P(SteadyState, AllocatesNothing) {
 }
 
 std::string case_name(const ::testing::TestParamInfo<Parameters>& info) {
-  const auto& [name, layout, sizing, combine, num_workers] = info.param;
+  const auto& [name, layout, sizing, order, num_workers] = info.param;
   std::string text =
-      fmt::format("{}_{}_{}_{}_{}workers", name, to_string(layout), to_string(sizing), to_string(combine), num_workers);
+      fmt::format("{}_{}_{}_{}_{}workers", name, to_string(layout), to_string(sizing), to_string(order), num_workers);
   std::replace(text.begin(), text.end(), '-', '_');
   return text;
 }
@@ -115,9 +111,10 @@ std::string case_name(const ::testing::TestParamInfo<Parameters>& info) {
 INSTANTIATE_TEST_SUITE_P(All, SteadyState,
                          ::testing::Combine(::testing::Values("direct", "alltoall"),
                                             ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
-                                                              OutputLayout::kExpertSlots),
-                                            ::testing::Values(Sizing::kExact, Sizing::kCapacity),
-                                            ::testing::Values(CombineMode::kHierarchical, CombineMode::kFlat),
+                                                              OutputLayout::kExpertBlocks),
+                                            ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
+                                            ::testing::Values(SumOrder::kHierarchical, SumOrder::kFlat,
+                                                              SumOrder::kDeepEpV2),
                                             ::testing::Values(1, 3)),
                          case_name);
 

@@ -34,7 +34,7 @@ TEST_P(BenchErrors, WrongValues) {
                  {{"--dispatcher", "direct,alltoall,direct"}, 2, "'direct' twice"},
                  {{"--dtype", "fp4"}, 2, "--dtype is 'fp4'; it takes bf16, fp16, fp32, fp8"},
                  {{"--layout", "rows"}, 2, "--layout is 'rows'"},
-                 {{"--combine", "tree"}, 2, "--combine is 'tree'"},
+                 {{"--combine", "tree"}, 2, "--combine is 'tree'; it takes deepep_v2, flat, hierarchical"},
                  {{"--weights", "yes"}, 2, "--weights is 'yes'; it takes off, on"},
                  {{"--sizing", "huge"}, 2, "--sizing is 'huge'"},
                  {{"--routing", "zip:1"}, 2, "routing 'zip:1'"},
@@ -58,15 +58,15 @@ TEST_P(BenchErrors, ValuesThatDoNotGoTogether) {
       {{{"--layout", "expert_major", "--alignment", "2000"}, 2, "--alignment is '2000'"},
        {{"--alignment", "4"}, 2, "--alignment pads the groups of --layout expert_major"},
        {{"--layer", "1"}, 2, "--layer chooses a layer of a trace"},
-       {{"--layout", "expert_slots"}, 2, "--layout expert_slots needs --capacity-rows"},
+       {{"--layout", "expert_blocks"}, 2, "--layout expert_blocks needs --capacity-rows"},
        {{"--sizing", "capacity"}, 2, "--sizing capacity needs --capacity-rows"},
        {{"--capacity-rows", "9"}, 2, "--capacity-rows belongs to"},
        {{"--overflow", "drop"}, 2, "--overflow belongs to"},
-       {{"--layout", "expert_slots", "--capacity-rows", "9", "--overflow", "some"}, 2, "--overflow is 'some'"},
+       {{"--layout", "expert_blocks", "--capacity-rows", "9", "--overflow", "some"}, 2, "--overflow is 'some'"},
        {{"--drop-policy", "prob"}, 2, "--drop-policy needs --drop-capacity"},
        {{"--drop-capacity", "1", "--drop-policy", "best"}, 2, "--drop-policy is 'best'"},
        {{"--pad-to-capacity"}, 2, "--pad-to-capacity needs --drop-capacity"},
-       {{"--drop-capacity", "1", "--pad-to-capacity"}, 2, "needs --layout expert_slots without --capacity-rows"}});
+       {{"--drop-capacity", "1", "--pad-to-capacity"}, 2, "needs --layout expert_blocks without --capacity-rows"}});
 }
 
 TEST_P(BenchErrors, ShapesThatCannotBe) {
@@ -89,13 +89,13 @@ TEST_P(BenchErrors, ShapesThatCannotBe) {
 
 TEST_P(BenchErrors, CapacityThatIsExceeded) {
   expect_errors({{{"--sizing", "capacity", "--capacity-rows", "3"}, 1, "capacity exceeded"},
-                 {{"--layout", "expert_slots", "--capacity-rows", "1"}, 1, "capacity exceeded"}});
+                 {{"--layout", "expert_blocks", "--capacity-rows", "1"}, 1, "capacity exceeded"}});
 }
 
 TEST_P(BenchErrors, RunsThatMemoryCannotHold) {
   for (const std::vector<std::string>& size : std::vector<std::vector<std::string>>{
            {"--tokens", "20000000", "--hidden", "65536", "--ranks", "100"},
-           {"--tokens", "10", "--layout", "expert_slots", "--capacity-rows", "16000000", "--hidden", "65536"}}) {
+           {"--tokens", "10", "--layout", "expert_blocks", "--capacity-rows", "16000000", "--hidden", "65536"}}) {
     std::vector<std::string> arguments = {"bench", "--group", GetParam(), "--experts", "64", "--top-k", "1"};
     arguments.insert(arguments.end(), size.begin(), size.end());
     const CommandResult result = run_epistle(arguments);

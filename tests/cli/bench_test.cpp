@@ -63,6 +63,14 @@ TEST(Bench, WithoutVerificationItSaysSo) {
   EXPECT_TRUE(json.at("mismatch").is_null());
 }
 
+TEST(Bench, EveryOrderOfSumsIsVerified) {
+  for (const char* const order : {"hierarchical", "flat", "deepep_v2"}) {
+    const Json json = bench_json({"--ranks", "3", "--combine", order, "--layout", "expert_major"});
+    EXPECT_EQ(json.at("verified"), true) << order;
+    EXPECT_EQ(json.at("config").at("combine"), order);
+  }
+}
+
 TEST(Bench, JsonHasConfigurationMachineVersionsAndResults) {
   const Json json = bench_json({"--ranks", "2", "--dtype", "fp16", "--layout", "expert_major", "--alignment", "8",
                                 "--combine", "flat", "--weights", "off", "--seed", "9"});
@@ -166,7 +174,7 @@ TEST(Bench, RouterCapacityDropsAndPads) {
   EXPECT_GT(dropped.at("config").at("router_dropped"), 0);
   EXPECT_EQ(dropped.at("load").at("dropped"), 0);
   const Json padded = bench_json({"--ranks", "2", "--routing", "zipf:1.5", "--drop-capacity", "1.0", "--layout",
-                                  "expert_slots", "--pad-to-capacity"});
+                                  "expert_blocks", "--pad-to-capacity"});
   EXPECT_EQ(padded.at("config").at("capacity_rows"), 10);
   EXPECT_EQ(padded.at("load").at("dropped"), 0);
   EXPECT_GT(padded.at("load").at("padding_rows"), 0);

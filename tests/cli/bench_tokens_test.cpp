@@ -130,7 +130,7 @@ TEST(BenchTokens, RanksOfALauncherTakeThem) {
 
 TEST(BenchTokens, CapacityAndDropsGoByEachRanksOwn) {
   const auto json = json_of({"--tokens", "60,0,6", "--drop-capacity", "1.0", "--routing", "zipf:1.5", "--layout",
-                             "expert_slots", "--pad-to-capacity"});
+                             "expert_blocks", "--pad-to-capacity"});
   EXPECT_EQ(json.at("verified"), true);
   EXPECT_EQ(json.at("config").at("router_capacity"), 15);  // 60 tokens x 3 of 12 experts
   EXPECT_EQ(json.at("load").at("dropped"), 0);

@@ -13,7 +13,7 @@ namespace {
 TEST(Usage, VersionIsThatOfTheLibrary) {
   const CommandResult result = run_epistle({"--version"});
   EXPECT_EQ(result.exit_code, 0);
-  EXPECT_EQ(result.out, "epistle " EPISTLE_VERSION "\n");
+  EXPECT_EQ(result.out, "epistle " EPISTLE_VERSION_STRING "\n");
   EXPECT_EQ(result.err, "");
 }
 

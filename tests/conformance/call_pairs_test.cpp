@@ -47,66 +47,85 @@ class Desk {
  public:
   Desk(Group& group, const std::string& name)
       : scenario_(pair_scenario(group.size(), 3)),
-        play_(scenario_, 0),
+        round_(scenario_, 0),
         rank_(group.rank()),
-        dispatcher_(make_dispatcher(name, group, scenario_.config)),
+        inputs_(round_, rank_),
+        subject_(group, name, scenario_.config),
         first_(prepare()),
         second_(prepare()),
-        payload_(play_.payload(rank_)),
-        rows_(play_.values(3, rank_, first_.output().num_rows)),
-        out_(static_cast<std::size_t>(table().num_tokens * play_.combine_row_bytes())),
-        grad_weights_(static_cast<std::size_t>(first_.output().num_rows) * 3 + 1, 1.0F),
-        grad_topk_(table().expert_ids.size(), 0.0F) {}
+        rows_(inputs_.output_rows(num_rows(), round_.values(3, rank_, num_rows()))),
+        out_(inputs_.sums()),
+        grad_weights_(static_cast<std::size_t>(num_rows()) * 3 + 1, 1.0F),
+        grad_probs_(round_.table(rank_).expert_ids.size(), 0.0F) {}
 
-  [[nodiscard]] Dispatcher& dispatcher() const { return *dispatcher_; }
+  [[nodiscard]] Subject& subject() { return subject_; }
+  [[nodiscard]] Dispatcher& dispatcher() { return subject_.dispatcher(); }
   [[nodiscard]] const Handle& handle(int idx) const { return idx == 0 ? first_ : second_; }
-  [[nodiscard]] Handle prepare() const { return dispatcher_->prepare(table().view()); }
-  [[nodiscard]] Payload payload() const { return {.rows = payload_.data(), .num_tokens = table().num_tokens}; }
+  [[nodiscard]] DispatchRequest dispatch_request(const Handle& handle) { return inputs_.dispatch(handle); }
+  [[nodiscard]] Handle prepare() { return dispatcher().prepare(inputs_.prepare()); }
 
-  void prepare_with_other_top_k() const {
-    RoutingView view = table().view();
-    view.top_k = 2;
-    (void)dispatcher_->prepare(view);
+  void prepare_with_other_top_k() {
+    PrepareRequest request = inputs_.prepare();
+    request.expert_ids.top_k = 2;
+    (void)dispatcher().prepare(request);
   }
-  void dispatch(int idx) const { (void)dispatcher_->dispatch(handle(idx), payload()); }
-  void dispatch_in_halves() const {
-    dispatcher_->dispatch_send(first_, payload());
-    (void)dispatcher_->dispatch_receive(first_);
+  void dispatch(int idx) { (void)dispatcher().dispatch(inputs_.dispatch(handle(idx))); }
+  void dispatch_in_halves() {
+    (void)dispatcher().dispatch_receive(dispatcher().dispatch_send(inputs_.dispatch(first_)));
   }
-  void dispatch_of_nothing() const {
-    (void)dispatcher_->dispatch(first_, {.rows = nullptr, .num_tokens = table().num_tokens});
+  void dispatch_of_nothing() {
+    DispatchRequest request = inputs_.dispatch(first_);
+    request.tokens.data = nullptr;
+    (void)dispatcher().dispatch(request);
   }
-  void combine(int idx) { dispatcher_->combine(handle(idx), rows_.data(), out_.data(), out_bytes()); }
-  void combine_in_halves() {
-    dispatcher_->combine_send(first_, rows_.data());
-    dispatcher_->combine_receive(first_, out_.data(), out_bytes());
+  void combine(int idx) { dispatcher().combine(combine_request(idx)); }
+  void combine_in_halves() { dispatcher().combine_receive(dispatcher().combine_send(combine_request(0))); }
+  void combine_into_too_little() {
+    CombineRequest request = combine_request(0);
+    --request.out.num_rows;
+    dispatcher().combine(request);
   }
-  void combine_into_too_little() { dispatcher_->combine(first_, rows_.data(), out_.data(), out_bytes() - 1); }
   void dispatch_backward(int idx, bool with_weights) {
-    dispatcher_->dispatch_backward(handle(idx), rows_.data(), with_weights ? grad_weights_.data() : nullptr,
-                                   out_.data(), out_bytes(), with_weights ? grad_topk_.data() : nullptr);
+    dispatcher().dispatch_backward(backward_request(idx, with_weights));
   }
   void dispatch_backward_into_too_little() {
-    dispatcher_->dispatch_backward(first_, rows_.data(), nullptr, out_.data(), out_bytes() - 1, nullptr);
+    DispatchBackwardRequest request = backward_request(0, false);
+    --request.grad_tokens.num_rows;
+    dispatcher().dispatch_backward(request);
   }
-  void combine_backward(int idx) { (void)dispatcher_->combine_backward(handle(idx), out_.data(), nullptr, nullptr); }
-  void combine_backward_of_nothing() { (void)dispatcher_->combine_backward(first_, nullptr, nullptr, nullptr); }
+  void combine_backward(int idx) {
+    (void)dispatcher().combine_backward({.handle = handle(idx), .grad_out = out_.view()});
+  }
+  void combine_backward_of_nothing() {
+    CombineBackwardRequest request{.handle = first_, .grad_out = out_.view()};
+    request.grad_out.data = nullptr;
+    (void)dispatcher().combine_backward(request);
+  }
 
  private:
-  [[nodiscard]] const RoutingTable& table() const { return play_.table(rank_); }
-  [[nodiscard]] std::int64_t out_bytes() const { return static_cast<std::int64_t>(out_.size()); }
+  [[nodiscard]] std::int64_t num_rows() const { return first_.description().num_rows; }
+  [[nodiscard]] CombineRequest combine_request(int idx) {
+    return {.handle = handle(idx), .rows = rows_.view(), .out = out_.view()};
+  }
+  [[nodiscard]] DispatchBackwardRequest backward_request(int idx, bool with_weights) {
+    return {.handle = handle(idx),
+            .grad_rows = rows_.view(),
+            .grad_weights = with_weights ? grad_weights_.data() : nullptr,
+            .grad_tokens = out_.view(),
+            .grad_probs = with_weights ? grad_probs_.data() : nullptr};
+  }
 
   Scenario scenario_;
-  Play play_;
+  Round round_;
   int rank_;
-  std::unique_ptr<Dispatcher> dispatcher_;
+  RankInputs inputs_;
+  Subject subject_;
   Handle first_;
   Handle second_;
-  std::vector<std::byte> payload_;
-  std::vector<std::byte> rows_;
-  std::vector<std::byte> out_;
+  RowsBuffer rows_;
+  RowsBuffer out_;
   std::vector<float> grad_weights_;
-  std::vector<float> grad_topk_;
+  std::vector<float> grad_probs_;
 };
 
 struct Seat {
@@ -136,7 +155,7 @@ void make(Seat& seat, const std::string& name, std::int64_t hidden, std::int32_t
   DispatcherConfig config = pair_scenario(seat.group.size(), 1).config;
   config.hidden = hidden;
   config.top_k = top_k;
-  (void)make_dispatcher(name, seat.group, config);
+  (void)Dispatcher(seat.group, name, config);
 }
 
 std::vector<CallKind> call_kinds() {
@@ -165,10 +184,11 @@ std::vector<CallKind> call_kinds() {
       "DispatchOfNothing", "dispatch", [](Seat& s) { s.desk.dispatch_of_nothing(); }, ErrorCode::kInvalidArgument);
   add(
       "DispatchEmptyHandle", "dispatch",
-      [](Seat& s) { (void)s.desk.dispatcher().dispatch(Handle(), s.desk.payload()); }, ErrorCode::kHandleMismatch);
+      [](Seat& s) { (void)s.desk.dispatcher().dispatch(s.desk.dispatch_request(Handle())); },
+      ErrorCode::kHandleMismatch);
   add(
       "DispatchForeignHandle", "dispatch",
-      [](Seat& s) { (void)s.desk.dispatcher().dispatch(s.other.handle(0), s.desk.payload()); },
+      [](Seat& s) { (void)s.desk.dispatcher().dispatch(s.desk.dispatch_request(s.other.handle(0))); },
       ErrorCode::kHandleMismatch);
   add("Combine", "combine", [](Seat& s) { s.desk.combine(0); });
   add("CombineInHalves", "combine", [](Seat& s) { s.desk.combine_in_halves(); });
@@ -237,9 +257,8 @@ void check_goes_on(Seat& seat, std::size_t pair_idx) {
     throw Error(ErrorCode::kVerificationFailed, fmt::format("all_gather: {} from rank {}", all[rank], rank));
   }
   group.barrier();
-  for (const Desk* desk : {&seat.desk, &seat.other}) {
-    const Play play(pair_scenario(group.size(), pair_idx + 10), 0);
-    const Mismatch mismatch = round_trip(desk->dispatcher(), group.rank(), play);
+  for (Desk* desk : {&seat.desk, &seat.other}) {
+    const Mismatch mismatch = round_trip(desk->subject(), Round(pair_scenario(group.size(), pair_idx + 10), 0));
     if (mismatch) throw Error(ErrorCode::kVerificationFailed, *mismatch);
   }
 }

@@ -8,8 +8,8 @@
 #include "epistle/group.hpp"
 
 #include "support/named_scenarios.hpp"
+#include "support/player.hpp"
 #include "support/process_ranks.hpp"
-#include "support/scenario.hpp"
 
 namespace epistle::testing {
 namespace {

@@ -42,8 +42,7 @@ class CudaAllToAll : public ::testing::Test {
     run_thread_ranks(num_ranks,
                      [&](Group& group) {
                        outcomes[static_cast<std::size_t>(group.rank())] = outcome_of([&] {
-                         const DispatcherConfig config = scenario_of(num_ranks).config;
-                         (void)make_cuda_dispatcher("alltoall", group, config, {.device = 0});
+                         (void)Dispatcher(group, "alltoall", scenario_of(num_ranks).config, CudaOptions{.device = 0});
                        });
                      },
                      {.timeout = kCudaTimeout});
@@ -81,13 +80,11 @@ TEST_F(CudaAllToAll, RefusedPayloadIsToldToThePeers) {
   const auto outcomes = call_on_all_ranks(
       "alltoall", scenario_of(2),
       [](const Caller& caller) {
-        const Handle handle = caller.dispatcher.prepare(caller.view());
-        const auto payload = caller.play.payload(caller.rank);
-        const std::int64_t num_tokens = caller.play.table(caller.rank).num_tokens;
-        (void)caller.dispatcher.dispatch(
-            handle, {.rows = payload.data(), .num_tokens = caller.rank == kBadRank ? num_tokens - 1 : num_tokens});
+        DispatchRequest request = caller.inputs.dispatch(caller.prepare());
+        if (caller.rank == kBadRank) --request.tokens.num_rows;
+        (void)caller.subject.dispatch(request);
       },
-      staged_factory({}));
+      on_cuda());
   ASSERT_TRUE(outcomes.by_rank[kBadRank].has_value());
   EXPECT_EQ(outcomes.by_rank[kBadRank]->code(), ErrorCode::kInvalidArgument) << outcomes.by_rank[kBadRank]->what();
   ASSERT_TRUE(outcomes.by_rank[0].has_value());
@@ -102,16 +99,14 @@ TEST_F(CudaAllToAll, OtherCallsAreNamed) {
   const auto outcomes = call_on_all_ranks(
       "alltoall", scenario_of(2),
       [](const Caller& caller) {
-        const Handle handle = caller.dispatcher.prepare(caller.view());
+        const Handle handle = caller.prepare();
         if (caller.rank == kBadRank) {
-          (void)caller.dispatcher.prepare(caller.view());
+          (void)caller.prepare();
           return;
         }
-        const auto payload = caller.play.payload(caller.rank);
-        (void)caller.dispatcher.dispatch(
-            handle, {.rows = payload.data(), .num_tokens = caller.play.table(caller.rank).num_tokens});
+        (void)caller.subject.dispatch(caller.inputs.dispatch(handle));
       },
-      staged_factory({.poison = false}));
+      on_cuda());
   for (std::size_t rank = 0; rank < outcomes.by_rank.size(); ++rank) {
     ASSERT_TRUE(outcomes.by_rank[rank].has_value());
     EXPECT_EQ(outcomes.by_rank[rank]->code(), ErrorCode::kShapeMismatch) << outcomes.by_rank[rank]->what();

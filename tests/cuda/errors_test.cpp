@@ -28,20 +28,18 @@ class CudaErrors : public OnGpu<> {
   /// prepare with the ids of the bad rank changed, then a good round trip on the same dispatcher.
   template <typename Id>
   void expect_bad_ids(const std::function<void(std::vector<Id>&)>& change) {
-    const Play play(small_scenario(), 0);
-    std::vector<Id> ids(play.table(kBadRank).expert_ids.begin(), play.table(kBadRank).expert_ids.end());
+    const Round round(small_scenario(), 0);
+    const RoutingTable& table = round.table(kBadRank);
+    std::vector<Id> ids(table.expert_ids.begin(), table.expert_ids.end());
     change(ids);
     const auto outcomes = call_on_all_ranks(
         "direct", small_scenario(),
         [&](const Caller& caller) {
-          RoutingView view = caller.view();
-          if (caller.rank == kBadRank) {
-            view.expert_ids = ids.data();
-            view.id_type = sizeof(Id) == sizeof(std::int64_t) ? IdType::kInt64 : IdType::kInt32;
-          }
-          (void)caller.dispatcher.prepare(view);
+          PrepareRequest request = caller.inputs.prepare();
+          if (caller.rank == kBadRank) request.expert_ids = {ids.data(), table.num_tokens, table.top_k};
+          (void)caller.subject.prepare(request);
         },
-        staged_factory({}));
+        on_cuda());
     for (std::size_t rank = 0; rank < outcomes.by_rank.size(); ++rank) {
       SCOPED_TRACE("rank " + std::to_string(rank));
       const Outcome& outcome = outcomes.by_rank[rank];
@@ -84,20 +82,19 @@ class CudaCapacity : public OnGpu<::testing::TestWithParam<OutputLayout>> {};
 
 TEST_P(CudaCapacity, RowsThatDoNotFit) {
   Scenario scenario = small_scenario();
-  scenario.config.layout = GetParam();
-  scenario.config.sizing = Sizing::kCapacity;
-  scenario.config.capacity_rows = 2;
+  set_layout(scenario.config, GetParam(), SizingMode::kCapacity, /*capacity_rows=*/2);
   std::vector<Outcome> overflow(scenario.tokens_per_rank.size());
   std::vector<Outcome> empty(scenario.tokens_per_rank.size());
   run_thread_ranks(static_cast<int>(overflow.size()),
                    [&](Group& group) {
                      const auto rank = static_cast<std::size_t>(group.rank());
-                     const Play play(scenario, 0);
-                     StagedCudaDispatcher dispatcher("direct", group, scenario.config);
-                     RoutingView view = play.table(group.rank()).view();
-                     overflow[rank] = outcome_of([&] { (void)dispatcher.prepare(view); });
-                     view.num_tokens = 0;
-                     empty[rank] = outcome_of([&] { (void)dispatcher.prepare(view); });
+                     const Round round(scenario, 0);
+                     Subject subject(group, "direct", scenario.config, on_cuda());
+                     const RankInputs inputs(round, group.rank());
+                     PrepareRequest request = inputs.prepare();
+                     overflow[rank] = outcome_of([&] { (void)subject.prepare(request); });
+                     request.expert_ids.num_tokens = 0;
+                     empty[rank] = outcome_of([&] { (void)subject.prepare(request); });
                    },
                    {.timeout = kCudaTimeout});
   for (std::size_t rank = 0; rank < overflow.size(); ++rank) {
@@ -110,11 +107,11 @@ TEST_P(CudaCapacity, RowsThatDoNotFit) {
 
 INSTANTIATE_TEST_SUITE_P(All, CudaCapacity,
                          ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
-                                           OutputLayout::kExpertSlots),
+                                           OutputLayout::kExpertBlocks),
                          [](const auto& param_info) {
                            return std::string(param_info.param == OutputLayout::kTokenMajor    ? "TokenMajor"
                                               : param_info.param == OutputLayout::kExpertMajor ? "ExpertMajor"
-                                                                                               : "ExpertSlots");
+                                                                                               : "ExpertBlocks");
                          });
 
 // ---- A rank that does not come
@@ -127,15 +124,15 @@ class CudaLateRank : public OnGpu<::testing::TestWithParam<Phase>> {
   static constexpr std::chrono::milliseconds kSlack{5000};
 
   /// Everything up to `last`, that included.
-  static void call_until(StagedCudaDispatcher& dispatcher, const Play& play, int rank, Phase last) {
-    const Handle handle = dispatcher.prepare(play.table(rank).view());
+  static void call_until(Subject& subject, const Round& round, int rank, Phase last) {
+    RankInputs inputs(round, rank);
+    const Handle handle = subject.prepare(inputs.prepare());
     if (last == Phase::kLayout) return;
-    const auto payload = play.payload(rank);
-    (void)dispatcher.dispatch(handle, {.rows = payload.data(), .num_tokens = play.table(rank).num_tokens});
+    const Received received = subject.dispatch(inputs.dispatch(handle));
     if (last == Phase::kDispatch) return;
-    const auto rows = play.values(9, rank, handle.output().num_rows);
-    std::vector<std::byte> out(static_cast<std::size_t>(play.table(rank).num_tokens * play.combine_row_bytes()));
-    dispatcher.combine(handle, rows.data(), out.data(), static_cast<std::int64_t>(out.size()));
+    RowsBuffer rows = inputs.output_rows(received.num_rows(), round.values(9, rank, received.num_rows()));
+    RowsBuffer out = inputs.sums();
+    subject.combine({.handle = handle, .rows = rows.view(), .out = out.view()});
   }
 };
 
@@ -143,7 +140,7 @@ TEST_P(CudaLateRank, IsNamedWithinTheTimeout) {
   const Phase missed = GetParam();
   const Scenario scenario = small_scenario();
   // Starting CUDA and loading kernels takes longer than the timeout below.
-  expect_play("direct", scenario, {});
+  expect_play("direct", scenario);
   if (HasFailure()) return;
 
   const auto num_ranks = scenario.tokens_per_rank.size();
@@ -153,18 +150,17 @@ TEST_P(CudaLateRank, IsNamedWithinTheTimeout) {
   run_thread_ranks(static_cast<int>(num_ranks),
                    [&](Group& group) {
                      const auto rank = static_cast<std::size_t>(group.rank());
-                     const Play play(scenario, 0);
-                     // No poison: its barrier would be what times out.
-                     StagedCudaDispatcher dispatcher("direct", group, scenario.config, {.poison = false});
+                     const Round round(scenario, 0);
+                     Subject subject(group, "direct", scenario.config, on_cuda());
                      if (group.rank() != kBadRank) {
                        const auto begin = Clock::now();
-                       outcomes[rank] = outcome_of([&] { call_until(dispatcher, play, group.rank(), missed); });
+                       outcomes[rank] = outcome_of([&] { call_until(subject, round, group.rank(), missed); });
                        waited[rank] = Clock::now() - begin;
                        ++num_done;
                        return;
                      }
                      if (missed != Phase::kLayout) {
-                       call_until(dispatcher, play, group.rank(),
+                       call_until(subject, round, group.rank(),
                                   missed == Phase::kCombine ? Phase::kDispatch : Phase::kLayout);
                      }
                      // A rank that leaves is lost, not late.

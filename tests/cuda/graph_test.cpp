@@ -1,8 +1,10 @@
 // prepare, dispatch, combine and the backward pass of dispatch captured into a CUDA graph, and replayed with other
 // routing and rows in the same buffers.
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -13,10 +15,8 @@
 #include "epistle/group.hpp"
 
 #include "support/cuda_devices.hpp"
+#include "support/cuda_memory.hpp"
 #include "support/cuda_play.hpp"
-#include "support/device_arena.hpp"
-#include "support/host_output.hpp"
-#include "support/scenario.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -38,29 +38,35 @@ class GraphRank {
   GraphRank(Group& group, const Scenario& scenario)
       : group_(group),
         scenario_(scenario),
-        dispatcher_(make_cuda_dispatcher("direct", group, scenario.config, {.device = 0})),
-        arena_(dispatcher_->device(), DeviceArena::kDefaultBytes) {
-    dispatcher_->set_stream(arena_.stream());
-    const Play play(scenario, 0);
-    const RoutingTable& table = play.table(rank());
+        config_(resolve_config(scenario.config, group.size())),
+        dispatcher_(std::in_place, group, "direct", scenario.config, CudaOptions{.device = 0}),
+        memory_(dispatcher_->device_ordinal(), DeviceArena::kDefaultBytes) {
+    const Round round(scenario, 0);
+    const RoutingTable& table = round.table(rank());
     const auto num_entries = static_cast<std::int64_t>(table.expert_ids.size());
-    view_ = {.expert_ids = arena_.take(num_entries * 4),
-             .weights = reinterpret_cast<const float*>(arena_.take(num_entries * 4)),
-             .num_tokens = table.num_tokens,
-             .top_k = table.top_k};
-    payload_ = {.rows = arena_.take(table.num_tokens * play.row_bytes()), .num_tokens = table.num_tokens};
-    expert_rows_ = arena_.take(scenario.config.capacity_rows * play.combine_row_bytes());
-    out_bytes_ = table.num_tokens * play.combine_row_bytes();
-    out_ = arena_.take(out_bytes_);
-    grad_out_ = arena_.take(out_bytes_);
-    num_weights_ = scenario.config.capacity_rows * dispatcher_->layout().weights_per_row();
-    grad_weights_ = reinterpret_cast<float*>(arena_.take(num_weights_ * kFloatBytes));
-    grad_topk_ = reinterpret_cast<float*>(arena_.take(num_entries * kFloatBytes));
+    num_tokens_ = table.num_tokens;
+    expert_ids_ = take<std::int32_t>(num_entries);
+    weights_ = take<float>(num_entries);
+    counted_ = take<std::int32_t>(1);
+    const std::int64_t num_rows = config_.capacity_rows;
+    const auto rows_of = [&](std::int64_t count, std::int64_t hidden, DType dtype) {
+      return Rows{.data = arena().take(count * hidden * dtype_bytes(dtype)),
+                  .num_rows = count,
+                  .hidden = hidden,
+                  .dtype = dtype};
+    };
+    tokens_ = rows_of(num_tokens_, config_.hidden, config_.dtype);
+    expert_rows_ = rows_of(num_rows, config_.combine_hidden, config_.combine_dtype);
+    out_ = rows_of(num_tokens_, config_.combine_hidden, config_.combine_dtype);
+    grad_out_ = rows_of(num_tokens_, config_.combine_hidden, config_.combine_dtype);
+    num_weights_ = num_rows * static_cast<std::int64_t>(Checker(round).weights_per_row());
+    grad_weights_ = take<float>(num_weights_);
+    grad_probs_ = take<float>(num_entries);
     group_.barrier();
   }
 
   ~GraphRank() {
-    (void)cudaStreamSynchronize(arena_.stream());
+    memory_.drain();
     try {
       group_.barrier();
     } catch (const Error&) {
@@ -73,40 +79,33 @@ class GraphRank {
 
   [[nodiscard]] Mismatch play() {
     // Once without a graph, so that nothing is loaded for the first time while the stream is captured.
-    fill_buffers(Play(scenario_, 0), 0);
-    group_.barrier();
-    {
-      const Handle handle = call();
-      dispatcher_->synchronize();
-      EPISTLE_RETURN_MISMATCH(check(Play(scenario_, 0), 0, handle, "eager"));
-    }
+    EPISTLE_RETURN_MISMATCH(play_eager("eager"));
     group_.barrier();
 
-    check_cuda(cudaStreamBeginCapture(arena_.stream(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-    const Handle handle = call();
+    check_cuda(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    Received received = call();
     cudaGraph_t captured = nullptr;
-    check_cuda(cudaStreamEndCapture(arena_.stream(), &captured), "cudaStreamEndCapture");
+    check_cuda(cudaStreamEndCapture(stream(), &captured), "cudaStreamEndCapture");
     const Graph graph(captured);
     cudaGraphExec_t instantiated = nullptr;
     check_cuda(cudaGraphInstantiate(&instantiated, graph.get(), 0), "cudaGraphInstantiate");
     const GraphExec exec(instantiated);
-    check_cuda(cudaGraphUpload(exec.get(), arena_.stream()), "cudaGraphUpload");
-    arena_.synchronize();
+    check_cuda(cudaGraphUpload(exec.get(), stream()), "cudaGraphUpload");
+    arena().synchronize();
 
     for (int replay = 1; replay <= kNumReplays; ++replay) {
-      const Play inputs(scenario_, replay);
+      const Round inputs(scenario_of(replay), replay);
       fill_buffers(inputs, replay);
       group_.barrier();
-      check_cuda(cudaGraphLaunch(exec.get(), arena_.stream()), "cudaGraphLaunch");
-      dispatcher_->synchronize();
-      EPISTLE_RETURN_MISMATCH(check(inputs, replay, handle, fmt::format("replay {}", replay)));
+      check_cuda(cudaGraphLaunch(exec.get(), stream()), "cudaGraphLaunch");
+      dispatcher_->wait();
+      EPISTLE_RETURN_MISMATCH(check(inputs, replay, received, fmt::format("replay {}", replay)));
     }
-    // Calls that are not in the graph go on from where it left.
-    fill_buffers(Play(scenario_, 0), 0);
+    // Calls that are not in the graph go on from where it left. The graph runs no more, so its buffer can be used.
+    const Handle captured_handle = received.handle();
+    received.release();
     group_.barrier();
-    const Handle later = call();
-    dispatcher_->synchronize();
-    EPISTLE_RETURN_MISMATCH(check(Play(scenario_, 0), 0, later, "eager after the replays"));
+    EPISTLE_RETURN_MISMATCH(play_eager("eager after the replays"));
     // The graph must not be destroyed while another rank still waits on the device.
     group_.barrier();
     return std::nullopt;
@@ -116,120 +115,169 @@ class GraphRank {
   static constexpr std::int64_t kFloatBytes = sizeof(float);
 
   [[nodiscard]] int rank() const noexcept { return group_.rank(); }
+  [[nodiscard]] DeviceArena& arena() noexcept { return memory_.arena(); }
+  [[nodiscard]] cudaStream_t stream() noexcept { return arena().stream(); }
+  template <typename Value>
+  [[nodiscard]] Value* take(std::int64_t count) {
+    return reinterpret_cast<Value*>(arena().take(count * static_cast<std::int64_t>(sizeof(Value))));
+  }
+
+  /// Where tokens are counted, each replay has another number of them: none, half, all.
+  [[nodiscard]] Scenario scenario_of(int round) const {
+    Scenario scenario = scenario_;
+    if (counts_tokens()) scenario.counted = 0.5 * (round % 3);
+    return scenario;
+  }
+  [[nodiscard]] bool counts_tokens() const { return scenario_.counted >= 0.0; }
 
   /// The gradient of weight `idx` of a rank's rows: exact, and another one in every replay.
   [[nodiscard]] static float gradient(int round, int rank, std::int64_t idx) {
     return static_cast<float>(idx + (std::int64_t{rank} + 4 * round) * 65536);
   }
 
-  [[nodiscard]] Handle call() {
-    Handle handle = dispatcher_->prepare(view_);
-    dispatcher_->dispatch(handle, payload_);
-    dispatcher_->combine(handle, expert_rows_, out_, out_bytes_);
-    dispatcher_->dispatch_backward(handle, expert_rows_, grad_weights_, grad_out_, out_bytes_, grad_topk_);
-    return handle;
+  [[nodiscard]] Received call() {
+    Received received = dispatcher_->dispatch({.expert_ids = {expert_ids_, num_tokens_, config_.top_k},
+                                               .weights = weights_,
+                                               .num_tokens = counts_tokens() ? counted_ : nullptr,
+                                               .tokens = tokens_},
+                                              stream());
+    const Handle handle = received.handle();
+    dispatcher_->combine({.handle = handle, .rows = expert_rows_, .out = out_}, stream());
+    dispatcher_->dispatch_backward({.handle = handle,
+                                    .grad_rows = expert_rows_,
+                                    .grad_weights = grad_weights_,
+                                    .grad_tokens = grad_out_,
+                                    .grad_probs = grad_probs_},
+                                   stream());
+    return received;
   }
 
-  void fill_buffers(const Play& play, int round) {
-    const RoutingTable& table = play.table(rank());
-    const auto upload = [this](const void* target, const auto& values) {
-      arena_.upload(const_cast<void*>(target), values.data(),
-                    static_cast<std::int64_t>(values.size() * sizeof(values[0])));
+  [[nodiscard]] Mismatch play_eager(const std::string& what) {
+    const Round round(scenario_of(0), 0);
+    fill_buffers(round, 0);
+    group_.barrier();
+    const Received received = call();
+    dispatcher_->wait();
+    return check(round, 0, received, what);
+  }
+
+  void fill_buffers(const Round& round, int idx) {
+    const RoutingTable& table = round.table(rank());
+    const auto upload = [this](void* target, const auto& values) {
+      arena().upload(target, values.data(), static_cast<std::int64_t>(values.size() * sizeof(values[0])));
     };
-    upload(view_.expert_ids, table.expert_ids);
-    upload(view_.weights, table.weights);
-    upload(payload_.rows, play.payload(rank()));
-    upload(expert_rows_, play.values(10, rank(), scenario_.config.capacity_rows));
+    upload(expert_ids_, table.expert_ids);
+    upload(weights_, table.weights);
+    upload(counted_, std::vector<std::int32_t>{static_cast<std::int32_t>(round.counted_tokens(rank()))});
+    upload(tokens_.data, round.payload(rank()));
+    upload(expert_rows_.data, round.values(10, rank(), expert_rows_.num_rows));
     std::vector<float> gradients;
-    for (std::int64_t idx = 0; idx < num_weights_; ++idx) gradients.push_back(gradient(round, rank(), idx));
+    for (std::int64_t weight = 0; weight < num_weights_; ++weight) gradients.push_back(gradient(idx, rank(), weight));
     upload(grad_weights_, gradients);
-    arena_.fill(out_, std::byte{0xa5}, out_bytes_);
-    arena_.fill(grad_out_, std::byte{0xa5}, out_bytes_);
-    arena_.fill(grad_topk_, std::byte{0xa5}, play.table(rank()).num_tokens * view_.top_k * kFloatBytes);
+    memory_.fill(out_.data, Subject::kPoison, out_bytes());
+    memory_.fill(grad_out_.data, Subject::kPoison, out_bytes());
+    memory_.fill(grad_probs_, Subject::kPoison, num_tokens_ * config_.top_k * kFloatBytes);
   }
 
-  [[nodiscard]] Mismatch check(const Play& play, int round, const Handle& handle, const std::string& what) {
-    const auto prefixed = [&what](Mismatch mismatch) {
-      if (mismatch) *mismatch = what + ": " + *mismatch;
-      return mismatch;
-    };
-    const RoutingStats stats = handle.stats();
-    const DispatchOutput& device = handle.output();
-    HostOutput host;
-    host.read_description(arena_, device, dispatcher_->layout());
-    host.read_rows(arena_, device, dispatcher_->layout());
-    EPISTLE_RETURN_MISMATCH(prefixed(check_description(play, rank(), host.output)));
+  [[nodiscard]] std::int64_t out_bytes() const { return out_.num_rows * out_.row_bytes(); }
+
+  [[nodiscard]] Mismatch check(const Round& round, int idx, const Received& received, const std::string& what) {
+    Mismatch mismatch = find_mismatch(round, idx, received);
+    if (mismatch) *mismatch = what + ": " + *mismatch;
+    return mismatch;
+  }
+
+  [[nodiscard]] Mismatch find_mismatch(const Round& round, int idx, const Received& received) {
+    const Checker checker(round);
+    const RoutingStats stats = received.handle().wait_stats();
+    const ReceivedCopy host(memory_, data_of(received), config_.top_k);
+    EPISTLE_RETURN_MISMATCH(checker.check_description(rank(), host.data().description));
     std::int64_t num_dropped = 0;
-    for (const std::int64_t dropped : play.layout(rank()).expert_dropped) num_dropped += dropped;
-    EPISTLE_RETURN_MISMATCH(prefixed(expect_equal(device.num_dropped, num_dropped, "num_dropped")));
-    EPISTLE_RETURN_MISMATCH(prefixed(expect_equal(stats.num_tokens, view_.num_tokens, "stats().num_tokens")));
-    std::vector<std::vector<std::byte>> payloads;
-    for (int peer = 0; peer < group_.size(); ++peer) payloads.push_back(play.payload(peer));
-    EPISTLE_RETURN_MISMATCH(
-        prefixed(check_rows(play, rank(), host.output.rows, play.row_bytes(), payloads, "dispatch")));
-    const std::vector<std::byte> out = arena_.read(out_, out_bytes_);
-    const auto expected = play.combined(10, rank(), play.config().apply_weights);
-    EPISTLE_RETURN_MISMATCH(prefixed(compare_bytes(out.data(), expected.data(), out.size(), "combine")));
-    return prefixed(check_backward(play, round));
+    for (const std::int32_t dropped : checker.layout(rank()).expert_dropped) num_dropped += dropped;
+    EPISTLE_RETURN_MISMATCH(expect_equal(stats.dropped_here, num_dropped, "dropped_here"));
+    const RoutingStats* const known = received.handle().try_stats();
+    if (known == nullptr) return "try_stats does not know what wait_stats has told";
+    EPISTLE_RETURN_MISMATCH(expect_equal(known->dropped_here, num_dropped, "dropped_here of try_stats"));
+    if (!counts_tokens()) {
+      EPISTLE_RETURN_MISMATCH(expect_equal(stats.num_tokens, num_tokens_, "num_tokens"));
+    }
+    EPISTLE_RETURN_MISMATCH(checker.check_received(rank(), host.data(), "dispatch"));
+    const std::vector<std::byte> out = arena().read(static_cast<const std::byte*>(out_.data), out_bytes());
+    EPISTLE_RETURN_MISMATCH(checker.check_sums(10, rank(), round.config().apply_weights, out, "combine"));
+    return check_backward(checker, idx);
   }
 
-  [[nodiscard]] Mismatch check_backward(const Play& play, int round) {
-    const std::vector<std::byte> grad_out = arena_.read(grad_out_, out_bytes_);
-    const auto expected = play.combined(10, rank(), false);
-    EPISTLE_RETURN_MISMATCH(compare_bytes(grad_out.data(), expected.data(), grad_out.size(), "dispatch_backward"));
-    const RoutingTable& table = play.table(rank());
-    const auto grad_topk = arena_.read(grad_topk_, static_cast<std::int64_t>(table.expert_ids.size()));
-    const ExpertPartition partition = dispatcher_->layout().partition();
-    for (std::size_t entry = 0; entry < grad_topk.size(); ++entry) {
-      const std::int32_t row = play.layout(rank()).dst_row[entry];
-      const auto position = static_cast<std::int64_t>(entry) % view_.top_k;
-      const std::int64_t idx = dispatcher_->layout().token_major() ? std::int64_t{row} * view_.top_k + position : row;
-      const float wanted = row < 0 ? 0.0F : gradient(round, partition.rank_of(table.expert_ids[entry]), idx);
-      EPISTLE_RETURN_MISMATCH(expect_equal(grad_topk[entry], wanted, fmt::format("grad_topk_weights[{}]", entry)));
+  [[nodiscard]] Mismatch check_backward(const Checker& checker, int idx) {
+    const std::vector<std::byte> grad_out = arena().read(static_cast<const std::byte*>(grad_out_.data), out_bytes());
+    EPISTLE_RETURN_MISMATCH(checker.check_sums(10, rank(), false, grad_out, "dispatch_backward"));
+    const RoutingTable& table = checker.table(rank());
+    const auto grad_probs = arena().read(grad_probs_, static_cast<std::int64_t>(table.expert_ids.size()));
+    const ExpertPartition partition{config_.num_experts, group_.size()};
+    for (std::size_t entry = 0; entry < grad_probs.size(); ++entry) {
+      const std::int32_t row = checker.layout(rank()).dst_row[entry];
+      const auto position = static_cast<std::int64_t>(entry) % config_.top_k;
+      const std::int64_t weight = checker.token_major() ? std::int64_t{row} * config_.top_k + position : row;
+      const float wanted = row < 0 ? 0.0F : gradient(idx, partition.rank_of(table.expert_ids[entry]), weight);
+      EPISTLE_RETURN_MISMATCH(expect_equal(grad_probs[entry], wanted, fmt::format("grad_probs[{}]", entry)));
     }
     return std::nullopt;
   }
 
   Group& group_;
   const Scenario& scenario_;
-  std::unique_ptr<CudaDispatcher> dispatcher_;
-  DeviceArena arena_;
-  RoutingView view_;
-  Payload payload_;
-  std::byte* expert_rows_ = nullptr;
-  std::byte* out_ = nullptr;
-  std::int64_t out_bytes_ = 0;
-  std::byte* grad_out_ = nullptr;
+  ResolvedConfig config_;
+  std::optional<Dispatcher> dispatcher_;
+  CudaMemory memory_;
+  std::int64_t num_tokens_ = 0;
+  std::int32_t* expert_ids_ = nullptr;
+  float* weights_ = nullptr;
+  std::int32_t* counted_ = nullptr;
+  Rows tokens_;
+  Rows expert_rows_;
+  Rows out_;
+  Rows grad_out_;
   float* grad_weights_ = nullptr;
   std::int64_t num_weights_ = 0;
-  float* grad_topk_ = nullptr;
+  float* grad_probs_ = nullptr;
 };
 
-class CudaGraph : public OnGpu<::testing::TestWithParam<OutputLayout>> {};
-
-TEST_P(CudaGraph, ReplaysWithOtherRouting) {
-  Scenario scenario;
-  scenario.config.hidden = 128;
-  scenario.config.num_experts = 8;
-  scenario.config.top_k = 3;
-  scenario.config.max_tokens = 24;
-  scenario.config.layout = GetParam();
-  scenario.config.alignment = 4;
-  scenario.config.sizing = Sizing::kCapacity;
-  // What one routing drops another has room for.
-  scenario.config.capacity_rows = GetParam() == OutputLayout::kTokenMajor ? 30 : 64;
-  scenario.config.overflow = OverflowPolicy::kDrop;
-  scenario.tokens_per_rank = {24, 17};
-  std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
-  run_thread_ranks(static_cast<int>(mismatches.size()),
-                   [&](Group& group) {
-                     GraphRank rank(group, scenario);
-                     mismatches[static_cast<std::size_t>(group.rank())] = rank.play();
-                   },
-                   {.timeout = kCudaTimeout});
-  for (std::size_t rank = 0; rank < mismatches.size(); ++rank) {
-    EXPECT_FALSE(mismatches[rank].has_value()) << "rank " << rank << ": " << *mismatches[rank];
+class CudaGraph : public OnGpu<::testing::TestWithParam<OutputLayout>> {
+ protected:
+  static Scenario scenario() {
+    Scenario scenario;
+    scenario.config.hidden = 128;
+    scenario.config.num_experts = 8;
+    scenario.config.top_k = 3;
+    scenario.config.max_tokens = 24;
+    // What one routing drops another has room for.
+    set_layout(scenario.config, GetParam(), SizingMode::kCapacity, GetParam() == OutputLayout::kTokenMajor ? 30 : 64,
+               /*alignment=*/4);
+    scenario.config.overflow = OverflowPolicy::kDrop;
+    scenario.tokens_per_rank = {24, 17};
+    return scenario;
   }
+
+  static void expect_replays(const Scenario& scenario) {
+    std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
+    run_thread_ranks(static_cast<int>(mismatches.size()),
+                     [&](Group& group) {
+                       GraphRank rank(group, scenario);
+                       mismatches[static_cast<std::size_t>(group.rank())] = rank.play();
+                     },
+                     {.timeout = kCudaTimeout});
+    for (std::size_t rank = 0; rank < mismatches.size(); ++rank) {
+      EXPECT_FALSE(mismatches[rank].has_value()) << "rank " << rank << ": " << *mismatches[rank];
+    }
+  }
+};
+
+TEST_P(CudaGraph, ReplaysWithOtherRouting) { expect_replays(scenario()); }
+
+TEST_P(CudaGraph, ReplaysWithAnotherNumberOfTokens) {
+  Scenario counted = scenario();
+  counted.counted = 1.0;
+  if (const std::string reason = cannot_play("direct", counted); !reason.empty()) GTEST_SKIP() << reason;
+  expect_replays(counted);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaGraph, ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor),

@@ -29,7 +29,7 @@ class CudaMemory : public OnGpu<> {};
 
 TEST_F(CudaMemory, MoreThanTheGpuHasIsRefusedOnAllRanks) {
   // Whatever stays when a dispatcher has gone is there now.
-  expect_play("direct", small_scenario(), {});
+  expect_play("direct", small_scenario());
   if (HasFailure()) return;
   const std::int64_t before = free_bytes();
   DispatcherConfig config;
@@ -37,14 +37,13 @@ TEST_F(CudaMemory, MoreThanTheGpuHasIsRefusedOnAllRanks) {
   config.num_experts = 8;
   config.top_k = 2;
   config.max_tokens = 4096;
-  config.sizing = Sizing::kCapacity;
   // Half of it on each of two ranks would fit, together with the rows of combine it does not.
-  config.capacity_rows = before / (2 * config.hidden * 2) + 1;
+  config.sizing = Capacity{.rows_per_rank = before / (2 * config.hidden * 2) + 1};
   std::vector<Outcome> outcomes(2);
   run_thread_ranks(2,
                    [&](Group& group) {
                      outcomes[static_cast<std::size_t>(group.rank())] =
-                         outcome_of([&] { (void)make_cuda_dispatcher("direct", group, config, {.device = 0}); });
+                         outcome_of([&] { (void)Dispatcher(group, "direct", config, CudaOptions{.device = 0}); });
                      // The group is not the worse for it.
                      group.barrier();
                    },

@@ -1,7 +1,6 @@
 // Every pair of calls that ranks can make at once, refusals included: what does not go together is an error on all
 // ranks, nothing has moved, and the dispatcher goes on.
 #include <algorithm>
-#include <array>
 #include <functional>
 #include <optional>
 #include <string>
@@ -15,7 +14,6 @@
 
 #include "support/cuda_devices.hpp"
 #include "support/cuda_play.hpp"
-#include "support/device_arena.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -27,115 +25,158 @@ constexpr std::byte kMark{0x5a};
 class Rig {
  public:
   Rig(Group& group, const Scenario& scenario, const CudaOptions& options)
-      : group_(group),
-        play_(scenario, 0),
+      : round_(scenario, 0),
         later_(scenario, 1),
-        dispatcher_("direct", group, scenario.config, {.cuda = options, .poison = false}),
-        arena_(dispatcher_.inner().device(), DeviceArena::kDefaultBytes) {
-    const RoutingTable& table = play_.table(group.rank());
-    view_ = table.view();
-    view_.expert_ids = arena_.copy_in(table.expert_ids.data(), bytes_of(table.expert_ids));
-    view_.weights = reinterpret_cast<const float*>(arena_.copy_in(table.weights.data(), bytes_of(table.weights)));
-    const auto rows = play_.payload(group.rank());
-    payload_ = {.rows = arena_.copy_in(rows.data(), bytes_of(rows)), .num_tokens = table.num_tokens};
-    out_bytes_ = table.num_tokens * play_.combine_row_bytes();
-    out_ = arena_.take(out_bytes_);
-    grad_topk_ = reinterpret_cast<float*>(arena_.take(table.num_tokens * table.top_k * 4));
+        subject_(group, "direct", scenario.config, on_cuda(options)),
+        memory_(dispatcher().device_ordinal(), DeviceArena::kDefaultBytes) {
+    const RoutingTable& table = round_.table(group.rank());
+    const ResolvedConfig& config = round_.config();
+    ids_ = {static_cast<const std::int32_t*>(place(table.expert_ids)), table.num_tokens, table.top_k};
+    weights_ = {static_cast<const float*>(place(table.weights))};
+    tokens_ = {.data = place(round_.payload(group.rank())),
+               .num_rows = table.num_tokens,
+               .hidden = config.hidden,
+               .dtype = config.dtype};
+    out_ = {.data = arena().take(table.num_tokens * round_.output_row_bytes()),
+            .num_rows = table.num_tokens,
+            .hidden = config.combine_hidden,
+            .dtype = config.combine_dtype};
+    grad_probs_ = reinterpret_cast<float*>(arena().take(table.num_tokens * table.top_k * 4));
     group.barrier();
-    handle_ = inner().prepare(view_);
-    other_handle_ = inner().prepare(view_);
-    inner().synchronize();
-    const std::int64_t num_weights = output().num_rows * inner().layout().weights_per_row();
-    grad_weights_ = reinterpret_cast<float*>(arena_.take(num_weights * 4));
-    saved_rows_ = arena_.take(output().num_rows * play_.combine_row_bytes());
-    (void)inner().dispatch(handle_, payload_);
-    inner().synchronize();
+    handle_ = make_handle();
+    other_handle_ = make_handle();
+    dispatcher().wait();
+    const std::int64_t num_rows = handle_.description().num_rows;
+    const auto per_row = static_cast<std::int64_t>(Checker(round_).weights_per_row());
+    grad_weights_ = reinterpret_cast<float*>(arena().take(num_rows * per_row * 4));
+    Received received = dispatcher().dispatch(dispatch_request(handle_), stream());
+    dispatcher().wait();
+    received_rows_ = received.rows();
+    outputs_ = received.expert_outputs();
+    saved_rows_ = outputs_;
+    saved_rows_.data = arena().take(num_rows * round_.output_row_bytes());
   }
 
-  [[nodiscard]] CudaDispatcher& inner() const { return dispatcher_.inner(); }
+  [[nodiscard]] Dispatcher& dispatcher() { return subject_.dispatcher(); }
 
-  void prepare() { (void)inner().prepare(view_); }
-  void prepare_and_dispatch() { (void)inner().prepare_and_dispatch(view_, payload_); }
-  void dispatch() { (void)inner().dispatch(handle_, payload_); }
-  void dispatch_other() { (void)inner().dispatch(other_handle_, payload_); }
+  void prepare() { (void)make_handle(); }
+  void prepare_and_dispatch() { (void)dispatcher().dispatch(dispatch_request(), stream()); }
+  void dispatch() { (void)dispatcher().dispatch(dispatch_request(handle_), stream()); }
+  void dispatch_other() { (void)dispatcher().dispatch(dispatch_request(other_handle_), stream()); }
   void dispatch_halves() {
-    inner().dispatch_send(handle_, payload_);
-    (void)inner().dispatch_receive(handle_);
+    (void)dispatcher().dispatch_receive(dispatcher().dispatch_send(dispatch_request(handle_), stream()), stream());
   }
-  void combine() { inner().combine(handle_, output().combine_rows, out_, out_bytes_); }
-  void combine_other() { inner().combine(other_handle_, output().combine_rows, out_, out_bytes_); }
+  void combine() { dispatcher().combine(combine_request(handle_), stream()); }
+  void combine_other() { dispatcher().combine(combine_request(other_handle_), stream()); }
   void combine_halves() {
-    inner().combine_send(handle_, output().combine_rows);
-    inner().combine_receive(handle_, out_, out_bytes_);
+    dispatcher().combine_receive(dispatcher().combine_send(combine_request(handle_), stream()), stream());
   }
   void dispatch_backward(bool with_weights) {
-    inner().dispatch_backward(handle_, output().combine_rows, with_weights ? grad_weights_ : nullptr, out_, out_bytes_,
-                              with_weights ? grad_topk_ : nullptr);
+    dispatcher().dispatch_backward(backward_request(with_weights), stream());
   }
-  void combine_backward() { (void)inner().combine_backward(handle_, out_, saved_rows_, grad_weights_); }
+  void combine_backward() { (void)dispatcher().combine_backward(gradient_request(), stream()); }
 
   void refuse_prepare() {
-    RoutingView bad = view_;
+    IdsView bad = ids_;
     ++bad.top_k;
-    (void)inner().prepare(bad);
+    (void)dispatcher().prepare({.expert_ids = bad, .weights = weights_}, stream());
   }
   void refuse_prepare_and_dispatch() {
-    RoutingView bad = view_;
-    ++bad.top_k;
-    (void)inner().prepare_and_dispatch(bad, payload_);
+    DispatchRequest bad = dispatch_request();
+    ++bad.expert_ids.top_k;
+    (void)dispatcher().dispatch(bad, stream());
   }
-  void refuse_second_half() { (void)inner().prepare_and_dispatch(view_, {.num_tokens = payload_.num_tokens}); }
-  void refuse_dispatch() { (void)inner().dispatch(handle_, {.num_tokens = payload_.num_tokens}); }
-  void refuse_combine() { inner().combine(handle_, output().combine_rows, out_, out_bytes_ - 1); }
+  void refuse_second_half() {
+    DispatchRequest bad = dispatch_request();
+    bad.tokens.data = nullptr;
+    (void)dispatcher().dispatch(bad, stream());
+  }
+  void refuse_dispatch() {
+    DispatchRequest bad = dispatch_request(handle_);
+    bad.tokens.data = nullptr;
+    (void)dispatcher().dispatch(bad, stream());
+  }
+  void refuse_combine() {
+    CombineRequest bad = combine_request(handle_);
+    --bad.out.num_rows;
+    dispatcher().combine(bad, stream());
+  }
   void refuse_dispatch_backward() {
-    inner().dispatch_backward(handle_, output().combine_rows, grad_weights_, out_, out_bytes_ - 1, grad_topk_);
+    DispatchBackwardRequest bad = backward_request(true);
+    --bad.grad_tokens.num_rows;
+    dispatcher().dispatch_backward(bad, stream());
   }
-  void refuse_combine_backward() { (void)inner().combine_backward(handle_, nullptr, saved_rows_, grad_weights_); }
+  void refuse_combine_backward() {
+    CombineBackwardRequest bad = gradient_request();
+    bad.grad_out.data = nullptr;
+    (void)dispatcher().combine_backward(bad, stream());
+  }
 
   /// Fills what peers read and write with a mark.
   void mark() {
-    for (const auto& [rows, num_bytes] : shared_rows()) arena_.fill(rows, kMark, num_bytes);
+    for (const Rows& rows : {received_rows_, outputs_}) {
+      memory_.fill(rows.data, kMark, rows.num_rows * rows.row_bytes());
+    }
   }
   /// What has changed of it. This rank's own dispatch may have written to its rows, agreed on or not.
   [[nodiscard]] Mismatch check_mark(bool dispatched) {
-    const auto all = shared_rows();
-    for (std::size_t part = 0; part < all.size(); ++part) {
-      if (part == 0 && dispatched) continue;
-      const auto bytes = arena_.read(all[part].first, all[part].second);
-      if (std::any_of(bytes.begin(), bytes.end(), [](std::byte byte) { return byte != kMark; })) {
-        return std::string(part == 0 ? "received rows" : "combine rows") + " have changed";
-      }
-    }
+    if (!dispatched && has_changed(received_rows_)) return "received rows have changed";
+    if (has_changed(outputs_)) return "expert outputs have changed";
     return std::nullopt;
   }
 
-  [[nodiscard]] Mismatch round_trip_after() { return round_trip(dispatcher_, group_.rank(), later_); }
+  [[nodiscard]] Mismatch round_trip_after() { return round_trip(subject_, later_); }
 
  private:
+  [[nodiscard]] DeviceArena& arena() { return memory_.arena(); }
+  [[nodiscard]] Stream stream() const { return subject_.stream(); }
   template <typename Values>
-  static std::int64_t bytes_of(const Values& values) {
-    return static_cast<std::int64_t>(values.size() * sizeof(values[0]));
+  [[nodiscard]] void* place(const Values& values) {
+    return memory_.place(values.data(), static_cast<std::int64_t>(values.size() * sizeof(values[0])));
   }
-  [[nodiscard]] const DispatchOutput& output() const { return handle_.output(); }
-  [[nodiscard]] std::array<std::pair<std::byte*, std::int64_t>, 2> shared_rows() const {
-    return {{{output().rows, output().num_rows * play_.row_bytes()},
-             {output().combine_rows, output().num_rows * play_.combine_row_bytes()}}};
+  [[nodiscard]] Handle make_handle() {
+    return dispatcher().prepare({.expert_ids = ids_, .weights = weights_}, stream());
+  }
+  [[nodiscard]] DispatchRequest dispatch_request(const Handle& handle) const {
+    return {.handle = handle, .tokens = tokens_};
+  }
+  /// prepare and dispatch in one call.
+  [[nodiscard]] DispatchRequest dispatch_request() const {
+    return {.expert_ids = ids_, .weights = weights_, .tokens = tokens_};
+  }
+  [[nodiscard]] CombineRequest combine_request(const Handle& handle) const {
+    return {.handle = handle, .rows = outputs_, .out = out_};
+  }
+  [[nodiscard]] DispatchBackwardRequest backward_request(bool with_weights) const {
+    return {.handle = handle_,
+            .grad_rows = outputs_,
+            .grad_weights = with_weights ? grad_weights_ : nullptr,
+            .grad_tokens = out_,
+            .grad_probs = with_weights ? grad_probs_ : nullptr};
+  }
+  [[nodiscard]] CombineBackwardRequest gradient_request() const {
+    return {.handle = handle_, .grad_out = out_, .saved_rows = saved_rows_, .grad_weights = grad_weights_};
+  }
+  [[nodiscard]] bool has_changed(const Rows& rows) {
+    const auto bytes = arena().read(static_cast<const std::byte*>(rows.data), rows.num_rows * rows.row_bytes());
+    return std::any_of(bytes.begin(), bytes.end(), [](std::byte byte) { return byte != kMark; });
   }
 
-  Group& group_;
-  Play play_;
-  Play later_;
-  StagedCudaDispatcher dispatcher_;
-  DeviceArena arena_;
-  RoutingView view_;
-  Payload payload_;
+  Round round_;
+  Round later_;
+  Subject subject_;
+  CudaMemory memory_;  ///< on a stream of its own, which nothing but copies uses
+  IdsView ids_;
+  WeightsView weights_;
+  ConstRows tokens_;
   Handle handle_;
   Handle other_handle_;
-  std::byte* out_ = nullptr;
-  std::int64_t out_bytes_ = 0;
-  float* grad_topk_ = nullptr;
+  Rows out_;
+  Rows received_rows_;  ///< of the one buffer, whoever holds it
+  Rows outputs_;
+  Rows saved_rows_;
+  float* grad_probs_ = nullptr;
   float* grad_weights_ = nullptr;
-  std::byte* saved_rows_ = nullptr;
 };
 
 struct CallKind {
@@ -146,7 +187,7 @@ struct CallKind {
   std::function<void(Rig&)> make;
 };
 
-/// prepare_and_dispatch whose first half is in order.
+/// A dispatch with ids whose first half is in order.
 const std::string kLateRefusal = "prepare_and_refused_dispatch";
 
 const std::vector<CallKind>& call_kinds() {
@@ -174,10 +215,10 @@ const std::vector<CallKind>& call_kinds() {
 }
 
 /// The code that a rank must see; kOk = none.
-ErrorCode expected_code(const CallKind& own, const CallKind& other, Sizing sizing) {
+ErrorCode expected_code(const CallKind& own, const CallKind& other, SizingMode sizing) {
   const bool own_late = own.name == kLateRefusal;
   const bool other_late = other.name == kLateRefusal;
-  if (own_late && sizing == Sizing::kExact && own.meets != other.meets) {
+  if (own_late && sizing == SizingMode::kExact && own.meets != other.meets) {
     // The host waits in between, and finds the first half wrong.
     return other.refusal ? ErrorCode::kPeerRejected : ErrorCode::kShapeMismatch;
   }
@@ -190,7 +231,7 @@ ErrorCode expected_code(const CallKind& own, const CallKind& other, Sizing sizin
 struct PairsParam {
   std::string name;
   OutputLayout layout;
-  Sizing sizing;
+  SizingMode sizing;
   int num_ranks;
   bool own_gpus;
   CudaMover mover = CudaMover::kAuto;
@@ -204,9 +245,7 @@ class CudaPairs : public OnGpu<::testing::TestWithParam<PairsParam>> {
     scenario.config.num_experts = 8;
     scenario.config.top_k = 2;
     scenario.config.max_tokens = 12;
-    scenario.config.layout = GetParam().layout;
-    scenario.config.sizing = GetParam().sizing;
-    if (GetParam().sizing == Sizing::kCapacity) scenario.config.capacity_rows = 24 * GetParam().num_ranks;
+    set_layout(scenario.config, GetParam().layout, GetParam().sizing, 24 * GetParam().num_ranks);
     scenario.tokens_per_rank.assign(static_cast<std::size_t>(GetParam().num_ranks), 12);
     scenario.missing_probability = 0.0;
     return scenario;
@@ -216,7 +255,7 @@ class CudaPairs : public OnGpu<::testing::TestWithParam<PairsParam>> {
 /// One rank's part in all pairs. Ends at the first pair that leaves it unfit for the next.
 Mismatch play_pairs(Group& group, const Scenario& scenario, const CudaOptions& options) {
   Rig rig(group, scenario, options);
-  const Sizing sizing = scenario.config.sizing;
+  const SizingMode sizing = resolve_config(scenario.config, group.size()).sizing;
   const bool copies = options.mover == CudaMover::kCopyEngines;
   // With more ranks one of them differs from all others.
   const int odd_rank = group.size() - 1;
@@ -231,7 +270,7 @@ Mismatch play_pairs(Group& group, const Scenario& scenario, const CudaOptions& o
       group.barrier();
       const Outcome outcome = outcome_of([&] {
         own.make(rig);
-        rig.inner().synchronize();
+        rig.dispatcher().wait();
       });
       const ErrorCode code = outcome ? outcome->code() : ErrorCode::kOk;
       const ErrorCode expected = expected_code(own, other, sizing);
@@ -285,18 +324,18 @@ std::vector<PairsParam> pairs_params() {
   std::vector<PairsParam> params;
   for (const bool own_gpus : {false, true}) {
     const std::string where = own_gpus ? "OwnGpus" : "OneGpu";
-    for (const Sizing sizing : {Sizing::kExact, Sizing::kCapacity}) {
-      const std::string how = where + (sizing == Sizing::kExact ? "Exact" : "Capacity");
+    for (const SizingMode sizing : {SizingMode::kExact, SizingMode::kCapacity}) {
+      const std::string how = where + (sizing == SizingMode::kExact ? "Exact" : "Capacity");
       params.push_back({how + "TokenMajor", OutputLayout::kTokenMajor, sizing, 2, own_gpus});
       params.push_back({how + "ExpertMajor", OutputLayout::kExpertMajor, sizing, 2, own_gpus});
     }
   }
   for (const bool own_gpus : {false, true}) {
-    params.push_back({own_gpus ? "OwnGpusCopyEngines" : "OneGpuCopyEngines", OutputLayout::kTokenMajor, Sizing::kExact,
-                      2, own_gpus, CudaMover::kCopyEngines});
+    params.push_back({own_gpus ? "OwnGpusCopyEngines" : "OneGpuCopyEngines", OutputLayout::kTokenMajor,
+                      SizingMode::kExact, 2, own_gpus, CudaMover::kCopyEngines});
   }
-  params.push_back({"OneGpuFourRanks", OutputLayout::kTokenMajor, Sizing::kCapacity, 4, false});
-  params.push_back({"OneGpuFourRanksExpertMajor", OutputLayout::kExpertMajor, Sizing::kExact, 4, false});
+  params.push_back({"OneGpuFourRanks", OutputLayout::kTokenMajor, SizingMode::kCapacity, 4, false});
+  params.push_back({"OneGpuFourRanksExpertMajor", OutputLayout::kExpertMajor, SizingMode::kExact, 4, false});
   return params;
 }
 

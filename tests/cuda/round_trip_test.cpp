@@ -2,6 +2,7 @@
 // other SM budgets, and with 1 to 16 ranks on one GPU.
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -42,10 +43,11 @@ TEST_P(CudaRoundTrip, OverThreads) {
   if (mover == CudaMover::kBulk && device_attribute(cudaDevAttrComputeCapabilityMajor) < kBulkCapability) {
     GTEST_SKIP() << "bulk copies need compute capability 9.0";
   }
+  if (const std::string reason = cannot_play("direct", named.scenario); !reason.empty()) GTEST_SKIP() << reason;
   // 0 is what the tuning table says. The bits are the same, as all are those of the oracle.
   for (const int num_sms : {2, 4, 1, 0}) {
     SCOPED_TRACE("num_sms " + std::to_string(num_sms));
-    expect_play("direct", named.scenario, {.cuda = {.num_sms = num_sms, .mover = mover}, .split_halves = split_halves});
+    expect_play("direct", named.scenario, on_cuda({.num_sms = num_sms, .mover = mover}, split_halves));
     if (HasFailure()) return;
   }
 }
@@ -60,12 +62,15 @@ INSTANTIATE_TEST_SUITE_P(All, CudaRoundTrip,
                                             ::testing::Values(CudaMover::kVector, CudaMover::kBulk), ::testing::Bool()),
                          mover_case_name);
 
-/// The copy engines move rows of exact token_major calls only.
+/// The copy engines move rows of exact token_major calls with one buffer only.
 std::vector<NamedScenario> copy_engine_scenarios() {
   std::vector<NamedScenario> chosen;
   for (const NamedScenario& named : named_scenarios()) {
     const DispatcherConfig& config = named.scenario.config;
-    if (config.layout == OutputLayout::kTokenMajor && config.sizing == Sizing::kExact) chosen.push_back(named);
+    if (std::holds_alternative<TokenMajor>(config.layout) && std::holds_alternative<Exact>(config.sizing) &&
+        config.num_buffers == 1) {
+      chosen.push_back(named);
+    }
   }
   return chosen;
 }
@@ -83,7 +88,9 @@ class CudaVirtualRanks : public OnGpu<::testing::TestWithParam<RanksParam>> {};
 
 TEST_P(CudaVirtualRanks, OnOneGpu) {
   const auto& [named, num_ranks] = GetParam();
-  expect_play("direct", with_ranks(named.scenario, num_ranks), {.cuda = {.device = 0}});
+  const Scenario scenario = with_ranks(named.scenario, num_ranks);
+  if (const std::string reason = cannot_play("direct", scenario); !reason.empty()) GTEST_SKIP() << reason;
+  expect_play("direct", scenario, on_cuda({.device = 0}));
 }
 
 std::string ranks_case_name(const ::testing::TestParamInfo<RanksParam>& param_info) {
@@ -110,9 +117,11 @@ class CudaTwoGpus : public ::testing::TestWithParam<TwoGpusParam> {
 
 TEST_P(CudaTwoGpus, OverThreads) {
   const auto& [dispatcher, named] = GetParam();
+  const Scenario scenario = with_ranks(named.scenario, 2);
+  if (const std::string reason = cannot_play(dispatcher, scenario); !reason.empty()) GTEST_SKIP() << reason;
   for (const bool split_halves : {false, true}) {
     SCOPED_TRACE(split_halves ? "halves" : "fused");
-    expect_play(dispatcher, with_ranks(named.scenario, 2), {.split_halves = split_halves});
+    expect_play(dispatcher, scenario, on_cuda({}, split_halves));
     if (HasFailure()) return;
   }
 }

@@ -30,37 +30,42 @@ std::vector<NamedScenario> sanitizer_scenarios() {
   };
   add("TokenMajor", [](Scenario&) {});
   add("TokenMajorFlatFp8Capacity", [](Scenario& s) {
-    s.config.combine = CombineMode::kFlat;
-    s.config.dtype = DType::kFp8E4m3;
+    s.config.order = SumOrder::kFlat;
+    s.config.input = DType::kFp8E4m3;
     s.config.hidden = 144;
-    s.config.sizing = Sizing::kCapacity;
-    s.config.capacity_rows = 8;
+    s.config.sizing = Capacity{.rows_per_rank = 8};
     s.config.overflow = OverflowPolicy::kDrop;
   });
   add("ExpertMajorAligned", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertMajor;
-    s.config.alignment = 8;
+    s.config.layout = ExpertMajor{.alignment = 8};
     s.id_type = IdType::kInt64;
   });
   add("ExpertMajorFlatCapacity", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertMajor;
-    s.config.combine = CombineMode::kFlat;
-    s.config.sizing = Sizing::kCapacity;
-    s.config.capacity_rows = 60;
+    s.config.layout = ExpertMajor{};
+    s.config.order = SumOrder::kFlat;
+    s.config.sizing = Capacity{.rows_per_rank = 60};
     s.stage_combine = true;
   });
-  add("ExpertSlotsDrop", [](Scenario& s) {
-    s.config.layout = OutputLayout::kExpertSlots;
-    s.config.capacity_rows = 4;
+  add("ExpertBlocksDrop", [](Scenario& s) {
+    s.config.layout = ExpertBlocks{.rows_per_expert = 4};
     s.config.overflow = OverflowPolicy::kDrop;
     s.hot_experts = true;
   });
   add("RawCombined", [](Scenario& s) {
-    s.config.dtype = DType::kRaw;
+    s.config.input = DType::kRaw;
     s.config.hidden = 48;
     s.config.raw_scale_bytes = 7;
-    s.config.combine_dtype = DType::kFp16;
-    s.config.combine_hidden = 72;
+    s.config.expert_output = DType::kFp16;
+    s.config.expert_output_hidden = 72;
+  });
+  add("ExpertMajorStrided", [](Scenario& s) {
+    s.config.layout = ExpertMajor{.alignment = 4};
+    s.strided = true;
+    s.stage_combine = true;
+  });
+  add("TokenMajorTwoBuffers", [](Scenario& s) {
+    s.config.num_buffers = 2;
+    s.num_rounds = 2;
   });
   return all;
 }
@@ -68,12 +73,12 @@ std::vector<NamedScenario> sanitizer_scenarios() {
 class CudaSanitizer : public OnGpu<::testing::TestWithParam<NamedScenario>> {};
 
 TEST_P(CudaSanitizer, TwoRanks) {
-  expect_play("direct", GetParam().scenario, {.cuda = {.device = 0}}, kSanitizerTimeout);
+  expect_play("direct", GetParam().scenario, on_cuda({.device = 0}), kSanitizerTimeout);
 }
 
 // For tools that run one kernel at a time: there two ranks on one GPU would wait for each other for ever.
 TEST_P(CudaSanitizer, OneRank) {
-  expect_play("direct", with_ranks(GetParam().scenario, 1), {.cuda = {.device = 0}}, kSanitizerTimeout);
+  expect_play("direct", with_ranks(GetParam().scenario, 1), on_cuda({.device = 0}), kSanitizerTimeout);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaSanitizer, ::testing::ValuesIn(sanitizer_scenarios()),

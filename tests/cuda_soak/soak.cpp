@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <deque>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -12,7 +12,8 @@
 
 #include "epistle/error.hpp"
 
-#include "support/cuda_staging.hpp"
+#include "support/cuda_memory.hpp"
+#include "support/player.hpp"
 #include "support/random_scenario.hpp"
 #include "support/scenario_text.hpp"
 
@@ -39,9 +40,9 @@ ScenarioLimits soak_limits(int num_ranks) {
 }
 
 /// Every rank's rows or scales, changed a little for every repeat.
-class Inputs {
+class ChangingInputs {
  public:
-  Inputs(std::vector<std::vector<std::byte>> bytes, std::int64_t row_bytes)
+  ChangingInputs(std::vector<std::vector<std::byte>> bytes, std::int64_t row_bytes)
       : bytes_(std::move(bytes)), row_bytes_(row_bytes) {}
 
   [[nodiscard]] std::int64_t row_bytes() const noexcept { return row_bytes_; }
@@ -52,15 +53,15 @@ class Inputs {
     return changed;
   }
 
-  [[nodiscard]] Mismatch check(const Play& play, int rank, const std::byte* rows, std::byte key,
+  [[nodiscard]] Mismatch check(const Checker& checker, int rank, const std::byte* rows, std::byte key,
                                const char* what) const {
     const auto source_row = [&](int src_rank, std::int64_t src_token, std::byte* row) {
       const std::byte* const source = bytes_[static_cast<std::size_t>(src_rank)].data() + src_token * row_bytes_;
       for (std::int64_t idx = 0; idx < row_bytes_; ++idx) row[idx] = source[idx] ^ key;
     };
-    return play.expectation().check_rows(
-        rank, {.rows = rows, .row_bytes = row_bytes_, .range = play.expectation().all_rows(rank), .what = what},
-        source_row);
+    const Expectation& expectation = checker.expectation();
+    return expectation.check_rows(
+        rank, {.rows = rows, .row_bytes = row_bytes_, .range = expectation.all_rows(rank), .what = what}, source_row);
   }
 
  private:
@@ -68,16 +69,13 @@ class Inputs {
   std::int64_t row_bytes_;
 };
 
-Inputs payload_inputs(const Play& play, int num_ranks) {
-  std::vector<std::vector<std::byte>> bytes;
-  for (int rank = 0; rank < num_ranks; ++rank) bytes.push_back(play.payload(rank));
-  return {std::move(bytes), play.row_bytes()};
-}
-
-Inputs scale_inputs(const Play& play, int num_ranks) {
-  std::vector<std::vector<std::byte>> bytes;
-  for (int rank = 0; rank < num_ranks; ++rank) bytes.push_back(play.scales(rank));
-  return {std::move(bytes), play.scale_bytes()};
+/// What of a random scenario the dispatcher has.
+Scenario soak_scenario(std::uint64_t seed, int num_ranks) {
+  Scenario scenario = random_scenario(seed, soak_limits(num_ranks));
+  const DispatcherInfo& info = find_dispatcher("direct", Device::kCuda);
+  if (!info.capabilities().device_token_count) scenario.counted = -1.0;
+  if (info.cannot_serve(scenario.config, num_ranks)) scenario.config.order = SumOrder::kHierarchical;
+  return scenario;
 }
 
 /// One dispatcher's share of the soak.
@@ -85,10 +83,10 @@ class Stretch {
  public:
   Stretch(Group& group, const SoakOptions& options, std::uint64_t seed)
       : group_(group),
-        scenario_(random_scenario(seed, soak_limits(group.size()))),
-        dispatcher_("direct", group, scenario_.config, staged_options(options, seed)) {}
+        scenario_(soak_scenario(seed, group.size())),
+        subject_(group, "direct", scenario_.config, subject_options(options, seed)) {}
 
-  [[nodiscard]] int device() const noexcept { return dispatcher_.inner().device(); }
+  [[nodiscard]] int device() { return subject_.dispatcher().device_ordinal(); }
 
   void play(std::int64_t num_trips) {
     for (int round = 0; num_trips > 0; ++round) {
@@ -103,55 +101,57 @@ class Stretch {
   }
 
  private:
-  static StagedOptions staged_options(const SoakOptions& options, std::uint64_t seed) {
+  static SubjectOptions subject_options(const SoakOptions& options, std::uint64_t seed) {
     Draw draw(~seed);
-    return {.cuda = {.device = options.virtual_ranks ? 0 : -1, .num_sms = static_cast<int>(draw.between(0, 8))},
-            .split_halves = draw.one_in(2),
-            .arena_bytes = kArenaBytes};
+    const CudaOptions cuda{.device = options.virtual_ranks ? 0 : -1, .num_sms = static_cast<int>(draw.between(0, 8))};
+    return on_cuda(cuda, draw.one_in(2), kArenaBytes);
   }
 
-  Mismatch play_handle(int round, int num_trips) {
-    const Play play(scenario_, round);
-    const int rank = group_.rank();
-    handles_.push_back(dispatcher_.prepare(play.table(rank).view()));
+  Mismatch play_handle(int round_idx, int num_trips) {
+    const Round round(scenario_, round_idx);
+    const Checker checker(round);
+    RankInputs inputs(round, group_.rank());
+    handles_.push_back(subject_.prepare(inputs.prepare()));
     if (handles_.size() > kHandlesAlive) handles_.pop_front();
     const Handle& handle = handles_.back();
-    EPISTLE_RETURN_MISMATCH(check_description(play, rank, handle.output()));
-    const Inputs payload = payload_inputs(play, group_.size());
-    const Inputs scales = scale_inputs(play, group_.size());
+    EPISTLE_RETURN_MISMATCH(checker.check_description(group_.rank(), subject_.read(handle).get()));
+    const ChangingInputs payload(round.payloads(), round.row_bytes());
+    const ChangingInputs scales(round.all_scales(), round.scale_row_bytes());
+    // The first dispatch tells where the rows will be; the others have to write them.
+    Received received = subject_.dispatch(inputs.dispatch(handle));
     for (int repeat = 0; repeat < num_trips; ++repeat) {
-      EPISTLE_RETURN_MISMATCH(play_trip(play, handle, payload, scales, repeat));
+      subject_.poison_and_release(received);
+      EPISTLE_RETURN_MISMATCH(play_trip(checker, inputs, handle, payload, scales, repeat, received));
     }
-    if (play.config().combine_hidden == 0 || round % kHandlesPerBackward != 0) return std::nullopt;
-    return check_backward(play, rank, dispatcher_, handle);
+    if (!round.combines() || round_idx % kHandlesPerBackward != 0) return std::nullopt;
+    return check_backward(subject_, checker, inputs, handle, received);
   }
 
-  Mismatch play_trip(const Play& play, const Handle& handle, const Inputs& payload, const Inputs& scales, int repeat) {
+  Mismatch play_trip(const Checker& checker, const RankInputs& inputs, const Handle& handle,
+                     const ChangingInputs& payload, const ChangingInputs& scales, int repeat, Received& received) {
     const int rank = group_.rank();
+    const ResolvedConfig& config = subject_.config();
+    const std::int64_t num_tokens = checker.table(rank).num_tokens;
     const auto key = static_cast<std::byte>(37 * repeat);
-    const std::vector<std::byte> own_rows = payload.of_rank(rank, key);
-    const std::vector<std::byte> own_scales = scales.of_rank(rank, key);
-    const bool has_scales = scales.row_bytes() > 0;
-    const DispatchOutput& output = dispatcher_.dispatch(handle, {.rows = own_rows.data(),
-                                                                 .scales = has_scales ? own_scales.data() : nullptr,
-                                                                 .num_tokens = play.table(rank).num_tokens});
-    EPISTLE_RETURN_MISMATCH(payload.check(play, rank, output.rows, key, "dispatch"));
-    if (has_scales) EPISTLE_RETURN_MISMATCH(scales.check(play, rank, output.scales, key, "scales"));
-    if (play.config().combine_hidden == 0) return std::nullopt;
-    const std::uint64_t stream = 10 + static_cast<std::uint64_t>(repeat);
-    const std::vector<std::byte> rows = play.values(stream, rank, output.num_rows);
-    if (!scenario_.stage_combine && !rows.empty()) std::memcpy(output.combine_rows, rows.data(), rows.size());
-    std::vector<std::byte> out(static_cast<std::size_t>(play.table(rank).num_tokens * play.combine_row_bytes()));
-    poison(out.data(), static_cast<std::int64_t>(out.size()));
-    dispatcher_.combine(handle, scenario_.stage_combine ? rows.data() : output.combine_rows, out.data(),
-                        static_cast<std::int64_t>(out.size()));
-    const auto expected = play.combined(stream, rank, play.config().apply_weights);
-    return compare_bytes(out.data(), expected.data(), out.size(), "combine");
+    RowsBuffer tokens({num_tokens, config.hidden, config.dtype, scenario_.strided}, payload.of_rank(rank, key));
+    const ScalesBuffer own_scales(num_tokens, scales.row_bytes(), RankInputs::scale_format(config), scenario_.strided,
+                                  scales.of_rank(rank, key));
+    received = subject_.dispatch({.handle = handle, .tokens = tokens.view(), .scales = own_scales.view()});
+    {
+      const ReceivedCopy copy = subject_.read(received);
+      EPISTLE_RETURN_MISMATCH(payload.check(checker, rank, copy.data().row_data(), key, "dispatch"));
+      if (scales.row_bytes() > 0) {
+        EPISTLE_RETURN_MISMATCH(scales.check(checker, rank, copy.data().scale_rows(), key, "scales"));
+      }
+    }
+    if (!checker.round().combines()) return std::nullopt;
+    return check_combine(subject_, checker, inputs, received, 10 + static_cast<Round::ValueStream>(repeat),
+                         scenario_.stage_combine);
   }
 
   Group& group_;
   Scenario scenario_;
-  StagedCudaDispatcher dispatcher_;
+  Subject subject_;
   std::deque<Handle> handles_;
 };
 
@@ -174,8 +174,7 @@ void play_stretch(Group& group, const SoakOptions& options, std::int64_t idx, st
     Stretch(group, options, seed).play(num_trips);
   } catch (const Error& error) {
     throw Error(error.code(),
-                fmt::format("dispatcher {} ({}): {}", idx, to_text(random_scenario(seed, soak_limits(group.size()))),
-                            error.what()),
+                fmt::format("dispatcher {} ({}): {}", idx, to_text(soak_scenario(seed, group.size())), error.what()),
                 error.context());
   }
 }

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "epistle/layout.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace {
 
@@ -48,8 +48,8 @@ __global__ void evaluate_kernel(DispatchLayout layout, std::int64_t* values) { e
 
 std::vector<LayoutParams> cases() {
   std::vector<LayoutParams> all;
-  for (const auto layout :
-       {epistle::OutputLayout::kTokenMajor, epistle::OutputLayout::kExpertMajor, epistle::OutputLayout::kExpertSlots}) {
+  for (const auto layout : {epistle::OutputLayout::kTokenMajor, epistle::OutputLayout::kExpertMajor,
+                            epistle::OutputLayout::kExpertBlocks}) {
     for (const auto transport :
          {epistle::Transport::kReference, epistle::Transport::kAllToAll, epistle::Transport::kDirect,
           epistle::Transport::kDevice, epistle::Transport::kDeviceAllToAll}) {
@@ -65,8 +65,8 @@ std::vector<LayoutParams> cases() {
         params.layout = layout;
         params.alignment = 16;
         params.transport = transport;
-        params.capacity_rows = layout == epistle::OutputLayout::kExpertSlots ? 40 : capacity_rows;
-        params.sizing = capacity_rows > 0 ? epistle::Sizing::kCapacity : epistle::Sizing::kExact;
+        params.capacity_rows = layout == epistle::OutputLayout::kExpertBlocks ? 40 : capacity_rows;
+        params.sizing = capacity_rows > 0 ? epistle::SizingMode::kCapacity : epistle::SizingMode::kExact;
         all.push_back(params);
       }
     }

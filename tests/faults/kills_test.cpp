@@ -117,7 +117,7 @@ TEST(Kills, DeathIsSeenThoughAChildOfTheRankLivesOn) {
           group.barrier();
           return;
         }
-        (void)make_dispatcher("direct", group, {.hidden = 64, .num_experts = 8, .top_k = 2, .max_tokens = 16});
+        (void)Dispatcher(group, "direct", {.hidden = 64, .num_experts = 8, .top_k = 2, .max_tokens = 16});
       });
     }
     ReportingChildren children(bodies);

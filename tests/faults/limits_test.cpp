@@ -48,9 +48,9 @@ Scenario tiny_scenario(int num_ranks) {
   return scenario;
 }
 
-void play_round_trip(Group& group, const Play& play, const Scenario& scenario) {
-  const auto dispatcher = make_dispatcher("direct", group, scenario.config);
-  if (const Mismatch mismatch = round_trip(*dispatcher, group.rank(), play)) throw std::runtime_error(*mismatch);
+void play_round_trip(Group& group, const Round& round) {
+  Subject subject(group, "direct", round.scenario().config);
+  if (const Mismatch mismatch = round_trip(subject, round)) throw std::runtime_error(*mismatch);
   group.barrier();
 }
 
@@ -61,14 +61,13 @@ class LimitedRanks {
                std::chrono::milliseconds timeout = kTimeout)
       : num_ranks_(num_ranks), timeout_(timeout) {
     const std::string job = unique_job();
-    const Scenario scenario = tiny_scenario(num_ranks);
-    const Play play(scenario, 0);
+    const Round round(tiny_scenario(num_ranks), 0);
     std::vector<ReportingChildren::Body> bodies;
     for (int rank = 0; rank < num_ranks; ++rank) {
       bodies.emplace_back([&, rank](ChildReport&) {
         prepare(rank);
         Group group = join_process_group({.rank = rank, .num_ranks = num_ranks, .job = job}, {.timeout = timeout});
-        play_round_trip(group, play, scenario);
+        play_round_trip(group, round);
       });
     }
     children_ = std::make_unique<ReportingChildren>(bodies);
@@ -194,8 +193,7 @@ rlim_t address_space_bytes() {
 TEST(Limits, AddressSpaceOfOneRank) {
   constexpr rlim_t kRoomBytes = rlim_t{32} << 20;
   const DispatcherConfig large{.hidden = 8192, .num_experts = 8, .top_k = 2, .max_tokens = 65'536};
-  const Scenario small = tiny_scenario(3);
-  const Play play(small, 0);
+  const Round small(tiny_scenario(3), 0);
   for (const int limited : {0, 1, 2}) {
     SCOPED_TRACE("rank " + std::to_string(limited));
     const std::string job = unique_job();
@@ -207,10 +205,10 @@ TEST(Limits, AddressSpaceOfOneRank) {
         ::getrlimit(RLIMIT_AS, &before);
         const rlimit limit{address_space_bytes() + kRoomBytes, before.rlim_max};
         if (rank == limited) ::setrlimit(RLIMIT_AS, &limit);
-        const Outcome outcome = outcome_of([&] { (void)make_dispatcher("direct", group, large); });
+        const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, "direct", large); });
         ::setrlimit(RLIMIT_AS, &before);
         // What did not fit is gone, and the group goes on.
-        play_round_trip(group, play, small);
+        play_round_trip(group, small);
         report.progress = 1;
         if (outcome) throw Error(*outcome);
       });
@@ -237,8 +235,7 @@ class ClosedStreams : public ::testing::TestWithParam<std::vector<int>> {};
 TEST_P(ClosedStreams, WhatIsPrintedGoesNowhere) {
   constexpr int kNumRanks = 3;
   const std::string job = unique_job();
-  const Scenario scenario = tiny_scenario(kNumRanks);
-  const Play play(scenario, 0);
+  const Round inputs(tiny_scenario(kNumRanks), 0);
   std::vector<ReportingChildren::Body> bodies;
   for (int rank = 0; rank < kNumRanks; ++rank) {
     bodies.emplace_back([&, rank](ChildReport& report) {
@@ -250,10 +247,10 @@ TEST_P(ClosedStreams, WhatIsPrintedGoesNowhere) {
       Group group = join_process_group({.rank = rank, .num_ranks = kNumRanks, .job = job}, {.timeout = kTimeout});
       print();
       group.barrier();
-      const auto dispatcher = make_dispatcher("direct", group, scenario.config);
+      Subject subject(group, "direct", inputs.scenario().config);
       print();
       for (int round = 0; round < 3; ++round) {
-        if (const Mismatch mismatch = round_trip(*dispatcher, rank, play)) {
+        if (const Mismatch mismatch = round_trip(subject, inputs)) {
           throw Error(ErrorCode::kVerificationFailed, *mismatch);
         }
         print();

@@ -39,8 +39,7 @@ Scenario staged_scenario(int num_ranks, std::int64_t num_tokens) {
 
 Scenario capacity_scenario(int num_ranks) {
   Scenario scenario = staged_scenario(num_ranks, 5);
-  scenario.config.sizing = Sizing::kCapacity;
-  scenario.config.capacity_rows = 40L * num_ranks;
+  scenario.config.sizing = Capacity{.rows_per_rank = 40L * num_ranks};
   return scenario;
 }
 
@@ -105,18 +104,18 @@ class StagedRank {
   void play(Group& group) {
     enter(Stage::kCreate);
     const Scenario small = staged_scenario(info_.num_ranks, 1);
-    const auto exact = make_dispatcher("direct", group, small.config);
+    Subject exact(group, "direct", small.config);
     enter(Stage::kRoundTrip);
-    check(round_trip(*exact, info_.rank, Play(small, 0)));
+    check(round_trip(exact, Round(small, 0)));
     enter(Stage::kGrow);
-    check(round_trip(*exact, info_.rank, Play(staged_scenario(info_.num_ranks, 30), 1)));
+    check(round_trip(exact, Round(staged_scenario(info_.num_ranks, 30), 1)));
     enter(Stage::kCreateMore);
     const Scenario capacity = capacity_scenario(info_.num_ranks);
-    const auto second = make_dispatcher("alltoall", group, capacity.config);
+    Subject second(group, "alltoall", capacity.config);
     enter(Stage::kGather);
     check_gather(group);
     enter(Stage::kLastRoundTrip);
-    check(round_trip(*second, info_.rank, Play(capacity, 2)));
+    check(round_trip(second, Round(capacity, 2)));
     group.barrier();
     enter(Stage::kLeave);
   }
@@ -127,8 +126,8 @@ class StagedRank {
     const Outcome outcome = outcome_of([&] {
       check_gather(group);
       const Scenario scenario = staged_scenario(info_.num_ranks, 3);
-      const auto dispatcher = make_dispatcher("direct", group, scenario.config);
-      check(round_trip(*dispatcher, info_.rank, Play(scenario, 3)));
+      Subject subject(group, "direct", scenario.config);
+      check(round_trip(subject, Round(scenario, 3)));
     });
     if (!outcome) return;
     record_.afterwards = outcome->code();

@@ -71,7 +71,7 @@ class StagedRanks {
 
 /// True for the errors after which a group cannot be used on (include/epistle/group.hpp).
 [[nodiscard]] inline bool breaks_the_group(ErrorCode code) {
-  return code == ErrorCode::kPeerLost || code == ErrorCode::kTimeout;
+  return code == ErrorCode::kPeerLost || code == ErrorCode::kTimeout || code == ErrorCode::kAborted;
 }
 
 /// Nothing where the ranks behaved, otherwise what they did wrong. Nobody may take longer than the timeout and some

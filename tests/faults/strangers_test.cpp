@@ -297,8 +297,8 @@ class Ranks {
       const auto start = Clock::now();
       const Outcome outcome = outcome_of([&] {
         Group group = join_process_group(launch(job_, rank), {.timeout = kTimeout});
-        const auto dispatcher = make_dispatcher("direct", group, scenario_.config);
-        if (const Mismatch mismatch = round_trip(*dispatcher, rank, Play(scenario_, 0))) {
+        Subject subject(group, "direct", scenario_.config);
+        if (const Mismatch mismatch = round_trip(subject, Round(scenario_, 0))) {
           throw Error(ErrorCode::kVerificationFailed, *mismatch);
         }
         group.barrier();

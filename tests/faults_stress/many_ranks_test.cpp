@@ -28,16 +28,16 @@ TEST_P(ManyRanks, FormAGroupAndPassTokens) {
   Scenario scenario;
   scenario.config = {.hidden = 16, .num_experts = num_ranks, .top_k = 2, .max_tokens = 1};
   scenario.tokens_per_rank.assign(static_cast<std::size_t>(num_ranks), 1);
-  const Play play(scenario, 0);
+  const Round round(scenario, 0);
   const std::string job = unique_job();
   std::vector<ReportingChildren::Body> bodies;
   for (int rank = 0; rank < num_ranks; ++rank) {
     bodies.emplace_back([&, rank](ChildReport& report) {
       Group group = join_process_group({.rank = rank, .num_ranks = num_ranks, .job = job}, {.timeout = kTimeout});
       report.progress = 1;
-      const auto dispatcher = make_dispatcher("direct", group, scenario.config);
+      Subject subject(group, "direct", scenario.config);
       report.progress = 2;
-      if (const Mismatch mismatch = round_trip(*dispatcher, rank, play)) {
+      if (const Mismatch mismatch = round_trip(subject, round)) {
         throw Error(ErrorCode::kVerificationFailed, *mismatch);
       }
       group.barrier();

@@ -2,11 +2,12 @@
 
 #include <cstddef>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
 
-#include "support/scenario.hpp"
+#include "support/scenario_round.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -19,13 +20,15 @@ Scenario scenario_of_failures() {
 }
 
 /// Rows that `source` sends to `destination`: tokens with an expert there.
-std::int64_t num_pairs(const Play& play, int source, int destination) {
-  const RoutingTable& table = play.table(source);
+std::int64_t num_pairs(const Round& round, int source, int destination) {
+  const RoutingTable& table = round.table(source);
+  const ExpertPartition partition{table.num_experts, round.num_ranks()};
   std::int64_t pairs = 0;
   for (std::int64_t token = 0; token < table.num_tokens; ++token) {
     bool goes_there = false;
     for (std::int64_t idx = token * table.top_k; idx < (token + 1) * table.top_k; ++idx) {
-      goes_there = goes_there || play.is_local(destination, table.expert_ids[static_cast<std::size_t>(idx)]);
+      const std::int32_t expert = table.expert_ids[static_cast<std::size_t>(idx)];
+      goes_there = goes_there || (expert != kNoExpert && partition.rank_of(expert) == destination);
     }
     if (goes_there) ++pairs;
   }
@@ -40,28 +43,37 @@ class RankProgram {
       : failure_(failure), info_(info), report_(report) {}
 
   void run(std::chrono::milliseconds timeout) {
-    const Scenario scenario = scenario_of_failures();
-    const Play play(scenario, 0);
-    const RoutingTable& table = play.table(info_.rank);
+    const Round round(scenario_of_failures(), 0);
+    const RoutingTable& table = round.table(info_.rank);
+    const ResolvedConfig& config = round.config();
     std::unique_ptr<FaultingBuffer> buffer;
     Group group = join_process_group(info_, {.timeout = timeout});
     call(Step::kCreate);
-    const auto dispatcher = make_dispatcher(failure_.dispatcher, group, scenario.config);
+    Dispatcher dispatcher(group, failure_.dispatcher, round.scenario().config);
     call(Step::kLayout);
-    const Handle handle = dispatcher->prepare(table.view());
+    const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
     call(Step::kDispatchSend);
-    auto payload = play.payload(info_.rank);
-    dispatcher->dispatch_send(
-        handle, {.rows = failing_at(Step::kInsideDispatch, payload, buffer), .num_tokens = table.num_tokens});
+    auto payload = round.payload(info_.rank);
+    Pending pending = dispatcher.dispatch_send({.handle = handle,
+                                                .tokens = {.data = failing_at(Step::kInsideDispatch, payload, buffer),
+                                                           .num_rows = table.num_tokens,
+                                                           .hidden = config.hidden,
+                                                           .dtype = config.dtype}});
     call(Step::kDispatchReceive);
-    (void)dispatcher->dispatch_receive(handle);
+    const Received received = dispatcher.dispatch_receive(std::move(pending));
     call(Step::kCombineSend);
-    auto rows = play.values(1, info_.rank, handle.output().num_rows);
-    dispatcher->combine_send(handle, failing_at(Step::kInsideCombine, rows, buffer));
+    auto values = round.values(1, info_.rank, received.num_rows());
+    std::vector<std::byte> out(static_cast<std::size_t>(table.num_tokens * round.output_row_bytes()));
+    Rows rows = received.expert_outputs();
+    rows.data = failing_at(Step::kInsideCombine, values, buffer);
+    pending = dispatcher.combine_send({.handle = handle,
+                                       .rows = rows,
+                                       .out = {.data = failing_at(Step::kInsideSums, out, buffer),
+                                               .num_rows = table.num_tokens,
+                                               .hidden = config.combine_hidden,
+                                               .dtype = config.combine_dtype}});
     call(Step::kCombineReceive);
-    std::vector<std::byte> out(static_cast<std::size_t>(table.num_tokens * play.combine_row_bytes()));
-    dispatcher->combine_receive(handle, failing_at(Step::kInsideSums, out, buffer),
-                                static_cast<std::int64_t>(out.size()));
+    dispatcher.combine_receive(std::move(pending));
     report_.progress = kEverythingDone;
     group.barrier();
   }
@@ -126,9 +138,9 @@ Step failing_call_of(Step step) {
 }
 
 std::int64_t missing_rows_of(Step step, int victim, int rank) {
-  const Play play(scenario_of_failures(), 0);
-  if (step == Step::kInsideDispatch) return num_pairs(play, victim, rank);
-  if (step == Step::kInsideCombine) return num_pairs(play, rank, victim);
+  const Round round(scenario_of_failures(), 0);
+  if (step == Step::kInsideDispatch) return num_pairs(round, victim, rank);
+  if (step == Step::kInsideCombine) return num_pairs(round, rank, victim);
   return -1;
 }
 

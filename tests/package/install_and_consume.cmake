@@ -13,6 +13,18 @@ endfunction()
 
 run("install" ${CMAKE_COMMAND} --install "${BINARY_DIR}" --prefix "${prefix}")
 
+# The package may move to another machine: what it links is named, not a path of this one.
+file(GLOB_RECURSE exports "${prefix}/*/epistleTargets*.cmake")
+if(NOT exports)
+  message(FATAL_ERROR "no exported targets below ${prefix}")
+endif()
+foreach(export IN LISTS exports)
+  file(STRINGS "${export}" paths REGEX "INTERFACE_.*[\";:](/|[A-Za-z]:)")
+  if(paths)
+    message(FATAL_ERROR "${export} names paths of this machine:\n${paths}")
+  endif()
+endforeach()
+
 set(flags)
 if(SANITIZE)
   list(APPEND flags "-DCMAKE_CXX_FLAGS=-fsanitize=${SANITIZE}")

@@ -1,5 +1,4 @@
 // The same bits whatever moves the rows: dispatcher, kind of group, number of worker threads.
-#include <array>
 #include <cstddef>
 #include <cstring>
 #include <string>
@@ -7,12 +6,13 @@
 
 #include <sys/mman.h>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "epistle/group.hpp"
 
+#include "support/player.hpp"
 #include "support/process_ranks.hpp"
-#include "support/scenario.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -20,37 +20,35 @@ namespace {
 /// What combine gave, by rank.
 using Bits = std::vector<std::vector<std::byte>>;
 
-Scenario rounding_scenario(CombineMode mode, OutputLayout layout) {
+Scenario rounding_scenario(SumOrder mode, OutputLayout layout) {
   Scenario scenario;
   scenario.config.hidden = 96;
   scenario.config.num_experts = 10;
   scenario.config.top_k = 6;
   scenario.config.max_tokens = 50;
-  scenario.config.layout = layout;
-  scenario.config.alignment = 4;
-  scenario.config.combine = mode;
+  set_layout(scenario.config, layout, SizingMode::kExact, 0, /*alignment=*/4);
+  scenario.config.order = mode;
   scenario.tokens_per_rank = {50, 17, 33};
   scenario.odd_values = true;
   return scenario;
 }
 
 std::vector<std::byte> combined_bits(Group& group, const std::string& dispatcher_name, const Scenario& scenario) {
-  const Play play(scenario, 0);
-  const int rank = group.rank();
-  const auto dispatcher = make_dispatcher(dispatcher_name, group, scenario.config);
-  const Handle handle = dispatcher->prepare(play.table(rank).view());
-  const auto payload = play.payload(rank);
-  const DispatchOutput& output =
-      dispatcher->dispatch(handle, {.rows = payload.data(), .num_tokens = play.table(rank).num_tokens});
+  const Round round(scenario, 0);
+  RankInputs inputs(round, group.rank());
+  Dispatcher dispatcher(group, dispatcher_name, scenario.config, HostOptions{.num_workers = scenario.num_workers});
+  const Handle handle = dispatcher.prepare(inputs.prepare());
+  const Received received = dispatcher.dispatch(inputs.dispatch(handle));
   // Expert outputs depend on the token and the expert, so every order of sums has its own bits.
-  const auto rows = play.values(5, rank, output.num_rows);
-  std::vector<std::byte> out(static_cast<std::size_t>(play.table(rank).num_tokens * play.combine_row_bytes()));
-  dispatcher->combine(handle, rows.data(), out.data(), static_cast<std::int64_t>(out.size()));
-  return out;
+  const auto values = round.values(5, group.rank(), received.num_rows());
+  RowsBuffer rows = inputs.output_rows(received.num_rows(), values);
+  RowsBuffer out = inputs.sums();
+  dispatcher.combine({.handle = handle, .rows = rows.view(), .out = out.view()});
+  return out.compact();
 }
 
 Bits over_threads(const std::string& dispatcher_name, Scenario scenario, int num_workers = 1) {
-  scenario.config.num_workers = num_workers;
+  scenario.num_workers = num_workers;
   Bits bits(scenario.tokens_per_rank.size());
   run_thread_ranks(static_cast<int>(bits.size()), [&](Group& group) {
     bits[static_cast<std::size_t>(group.rank())] = combined_bits(group, dispatcher_name, scenario);
@@ -75,15 +73,14 @@ Bits over_processes(const std::string& dispatcher_name, const Scenario& scenario
   Bits bits;
   for (std::size_t rank = 0; rank < num_ranks; ++rank) {
     EXPECT_EQ(exits[rank], 0) << "exit of rank " << rank;
-    const Play play(scenario, 0);
     const std::byte* const begin = bytes + rank * kBytesPerRank;
-    bits.emplace_back(begin, begin + scenario.tokens_per_rank[rank] * play.combine_row_bytes());
+    bits.emplace_back(begin, begin + scenario.tokens_per_rank[rank] * Round(scenario, 0).output_row_bytes());
   }
   ::munmap(shared, kBytesPerRank * num_ranks);
   return bits;
 }
 
-class Determinism : public ::testing::TestWithParam<std::tuple<CombineMode, OutputLayout>> {
+class Determinism : public ::testing::TestWithParam<std::tuple<SumOrder, OutputLayout>> {
  protected:
   Scenario scenario() const { return rounding_scenario(std::get<0>(GetParam()), std::get<1>(GetParam())); }
 };
@@ -105,24 +102,36 @@ TEST_P(Determinism, SameBitsFromAnyNumberOfWorkers) {
   }
 }
 
+TEST_P(Determinism, SameBitsWithAnyStrides) {
+  Scenario strided = scenario();
+  strided.strided = true;
+  for (const std::string name : {"direct", "alltoall", "reference"}) {
+    EXPECT_EQ(over_threads(name, scenario()), over_threads(name, strided)) << name;
+  }
+}
+
 TEST_P(Determinism, SameBitsOnEveryRun) {
   EXPECT_EQ(over_threads("direct", scenario()), over_threads("direct", scenario()));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Determinism,
-                         ::testing::Combine(::testing::Values(CombineMode::kHierarchical, CombineMode::kFlat),
+                         ::testing::Combine(::testing::Values(SumOrder::kHierarchical, SumOrder::kFlat,
+                                                              SumOrder::kDeepEpV2),
                                             ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor)),
                          [](const auto& param_info) {
-                           return std::string(std::get<0>(param_info.param) == CombineMode::kFlat ? "Flat"
-                                                                                                  : "Hierarchical") +
-                                  (std::get<1>(param_info.param) == OutputLayout::kTokenMajor ? "TokenMajor"
-                                                                                              : "ExpertMajor");
+                           return fmt::format("{}_{}", to_string(std::get<0>(param_info.param)),
+                                              to_string(std::get<1>(param_info.param)));
                          });
 
-// The two modes round at different places; if they always agreed, the tests above would prove little.
-TEST(DeterminismOfModes, ModesDifferInSomeBits) {
-  const Bits flat = over_threads("direct", rounding_scenario(CombineMode::kFlat, OutputLayout::kExpertMajor));
-  EXPECT_NE(flat, over_threads("direct", rounding_scenario(CombineMode::kHierarchical, OutputLayout::kExpertMajor)));
+// The orders round at different places, or add in another sequence; if they always agreed, the tests above would prove
+// little.
+TEST(DeterminismOfOrders, OrdersDifferInSomeBits) {
+  const auto bits_of = [](SumOrder order) {
+    return over_threads("direct", rounding_scenario(order, OutputLayout::kExpertMajor));
+  };
+  EXPECT_NE(bits_of(SumOrder::kFlat), bits_of(SumOrder::kHierarchical));
+  EXPECT_NE(bits_of(SumOrder::kFlat), bits_of(SumOrder::kDeepEpV2));
+  EXPECT_NE(bits_of(SumOrder::kHierarchical), bits_of(SumOrder::kDeepEpV2));
 }
 
 }  // namespace

@@ -8,14 +8,13 @@
 
 #include <gtest/gtest.h>
 
-#include "epistle/layout.hpp"
-
-#include "dispatch/call/config_check.hpp"
+#include "dispatch/call/resolved_config.hpp"
 #include "dispatch/reference/oracle.hpp"
+#include "layout/dispatch_layout.hpp"
 #include "layout/layout_tables.hpp"
+#include "support/checker.hpp"
 #include "support/property.hpp"
 #include "support/sanitizers.hpp"
-#include "support/scenario.hpp"
 #include "support/scenario_text.hpp"
 
 namespace epistle::testing {
@@ -28,21 +27,20 @@ Scenario any_routing() {
   DispatcherConfig& config = scenario.config;
   const int num_ranks = *rc::gen::inRange(1, 12);
   config.hidden = 16;
-  config.dtype = *rc::gen::element(DType::kFp8E4m3, DType::kFp32);
+  config.input = *rc::gen::element(DType::kFp8E4m3, DType::kFp32);
   config.num_experts = *rc::gen::inRange<std::int32_t>(1, 40);
   config.top_k = *rc::gen::inRange<std::int32_t>(1, std::min(10, config.num_experts) + 1);
-  config.layout = *rc::gen::element(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots);
-  config.alignment = *rc::gen::element(1, 3, 8);
-  config.sizing = *rc::gen::element(Sizing::kExact, Sizing::kCapacity);
-  config.combine = *rc::gen::element(CombineMode::kHierarchical, CombineMode::kFlat);
+  config.order = *rc::gen::element(SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2);
   config.overflow = OverflowPolicy::kDrop;
   for (int rank = 0; rank < num_ranks; ++rank) {
     scenario.tokens_per_rank.push_back(*rc::gen::inRange<std::int64_t>(0, 20));
     config.max_tokens = std::max(config.max_tokens, scenario.tokens_per_rank.back());
   }
-  if (config.sizing == Sizing::kCapacity || config.layout == OutputLayout::kExpertSlots) {
-    config.capacity_rows = *rc::gen::inRange<std::int64_t>(1, 120);
-  }
+  set_layout(config,
+             *rc::gen::element(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks),
+             *rc::gen::element(SizingMode::kExact, SizingMode::kCapacity), *rc::gen::inRange<std::int64_t>(1, 120),
+             *rc::gen::element(1, 3, 8));
+  config.num_buffers = *rc::gen::inRange(1, 4);
   scenario.seed = *rc::gen::arbitrary<std::uint64_t>();
   scenario.missing_probability = *rc::gen::element(0.0, 0.3);
   scenario.hot_experts = *rc::gen::arbitrary<bool>();
@@ -56,14 +54,14 @@ Transport any_transport() {
 
 /// What every rank announces, counted from its table.
 struct Counts {
-  Counts(const Play& play, const LayoutParams& params) {
+  Counts(const Round& round, const LayoutParams& params) {
     const DispatchLayout layout(params);
     entries.resize(static_cast<std::size_t>(params.num_ranks));
     for (std::int32_t rank = 0; rank < params.num_ranks; ++rank) {
       auto& own = entries[static_cast<std::size_t>(rank)];
       own.resize(static_cast<std::size_t>(layout.counts_entries()));
       const auto view = counts_view(params, own.data());
-      const RoutingTable& table = play.table(rank);
+      const RoutingTable& table = round.table(rank);
       for (std::int64_t token = 0; token < table.num_tokens; ++token) {
         std::vector<bool> seen(static_cast<std::size_t>(params.num_ranks));
         for (std::int64_t idx = token * table.top_k; idx < (token + 1) * table.top_k; ++idx) {
@@ -84,9 +82,9 @@ struct Counts {
 };
 
 /// The column (destination rank, or expert) that an output row of `rank` belongs to.
-int column_of(const Play& play, int rank, const reference::OutputRow& row) {
-  if (play.config().layout == OutputLayout::kTokenMajor) return rank;
-  const RoutingTable& table = play.table(row.src_rank);
+int column_of(const Round& round, int rank, const reference::OutputRow& row) {
+  if (round.config().layout == OutputLayout::kTokenMajor) return rank;
+  const RoutingTable& table = round.table(row.src_rank);
   return table.expert_ids[static_cast<std::size_t>(row.src_token * table.top_k + row.topk_idx)];
 }
 
@@ -94,25 +92,26 @@ TEST(LayoutProperty, TablesAreThoseOfTheOracle) {
   check_property(kNumCases, [] {
     const Scenario scenario = any_routing();
     RC_LOG() << to_text(scenario) << std::endl;
-    const Play play(scenario, 0);
+    const Round round(scenario, 0);
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());
-    const LayoutParams params = to_layout_params(play.config(), num_ranks, Transport::kDirect);
+    const LayoutParams params = to_layout_params(round.config(), num_ranks, Transport::kDirect);
     const DispatchLayout layout(params);
+    const Checker checker(round);
     LayoutTables tables;
-    tables.compute(layout, Counts(play, params).views);
+    tables.compute(layout, Counts(round, params).views);
 
     std::int64_t overflow = 0;
     std::vector<std::int32_t> found(static_cast<std::size_t>(num_ranks) *
                                     static_cast<std::size_t>(tables.num_columns()));
     for (int rank = 0; rank < num_ranks; ++rank) {
-      const reference::RankLayout& expected = play.layout(rank);
+      const reference::RankLayout& expected = checker.layout(rank);
       RC_ASSERT(tables.output_rows(rank) == static_cast<std::int64_t>(expected.rows.size()));
       std::int64_t content = 0;
       for (std::size_t row = 0; row < expected.rows.size(); ++row) {
         const reference::OutputRow& origin = expected.rows[row];
         if (origin.src_rank < 0) continue;
         ++content;
-        const int column = column_of(play, rank, origin);
+        const int column = column_of(round, rank, origin);
         // A source's rows of a column stand together, in the order in which the oracle lists them.
         std::int32_t& idx = found[static_cast<std::size_t>(origin.src_rank * tables.num_columns() + column)];
         RC_ASSERT(static_cast<std::int64_t>(row) == tables.row_begin(origin.src_rank, column) + idx);
@@ -133,7 +132,7 @@ TEST(LayoutProperty, TablesAreThoseOfTheOracle) {
     if (!layout.token_major()) {
       std::int64_t dropped = 0;
       for (int rank = 0; rank < num_ranks; ++rank) {
-        const auto& of_rank = play.layout(rank).expert_dropped;
+        const auto& of_rank = checker.layout(rank).expert_dropped;
         dropped += std::accumulate(of_rank.begin(), of_rank.end(), std::int64_t{0});
       }
       RC_ASSERT(overflow == dropped);
@@ -145,14 +144,14 @@ TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
   check_property(kNumCases, [] {
     const Scenario scenario = any_routing();
     RC_LOG() << to_text(scenario) << std::endl;
-    const Play play(scenario, 0);
+    const Round round(scenario, 0);
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());
     const auto transport = any_transport();
-    const LayoutParams params = to_layout_params(play.config(), num_ranks, transport);
+    const LayoutParams params = to_layout_params(round.config(), num_ranks, transport);
     const DispatchLayout layout(params);
     const RowDemand most = layout.max_demand();
     LayoutTables tables;
-    const Counts counts(play, params);
+    const Counts counts(round, params);
     tables.compute(layout, counts.views);
     for (int rank = 0; rank < num_ranks; ++rank) {
       const auto idx = static_cast<std::size_t>(rank);
@@ -214,8 +213,8 @@ TEST(LayoutProperty, SectionsLieOneBehindTheOther) {
       RC_ASSERT(bytes <= layout.section_bytes(section, most));
       RC_ASSERT(layout.section_offset(section) == end);
       RC_ASSERT(layout.section_offset(section) % params.page_bytes == 0);
-      end += layout.section_bytes(section, most);
-      sum += bytes;
+      end += layout.section_stride(section) * layout.section_copies(section);
+      sum += bytes * layout.section_copies(section);
     }
     RC_ASSERT(sum == layout.buffer_bytes(demand));
     RC_ASSERT(end == layout.reserved_bytes());

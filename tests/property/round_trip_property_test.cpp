@@ -1,5 +1,6 @@
 // Random scenarios against the oracle, over thread groups.
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,9 +10,9 @@
 
 #include "epistle/group.hpp"
 
+#include "support/player.hpp"
 #include "support/property.hpp"
 #include "support/sanitizers.hpp"
-#include "support/scenario.hpp"
 #include "support/scenario_text.hpp"
 
 namespace epistle::testing {
@@ -35,18 +36,28 @@ std::int64_t any_row_elements(DType dtype, std::int64_t max_elements) {
   return std::min(drawn, largest) * step;
 }
 
-void draw_sizing(DispatcherConfig& config, std::int64_t num_ranks, std::int64_t num_assignments) {
-  config.sizing = *rc::gen::element(Sizing::kExact, Sizing::kCapacity);
+/// Layout and sizing. Returns the rows of all ranks together, at most.
+std::int64_t draw_layout(DispatcherConfig& config, std::int64_t num_ranks, std::int64_t num_assignments) {
+  const auto layout =
+      *rc::gen::element(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks);
+  const std::int32_t alignment = *rc::gen::element(1, 2, 8, 16, 100);
+  const auto sizing = *rc::gen::element(SizingMode::kExact, SizingMode::kCapacity);
   config.overflow = *rc::gen::element(OverflowPolicy::kError, OverflowPolicy::kDrop);
-  const bool slots = config.layout == OutputLayout::kExpertSlots;
-  if (config.sizing == Sizing::kExact && !slots) return;
+  const bool blocks = layout == OutputLayout::kExpertBlocks;
+  const bool pads = layout == OutputLayout::kExpertMajor;
+  if (sizing == SizingMode::kExact && !blocks) {
+    set_layout(config, layout, sizing, 0, alignment);
+    return num_assignments + (pads ? std::int64_t{config.num_experts} * (alignment - 1) : 0);
+  }
   // Room for all, so that nothing can overflow; with kDrop also too little of it.
-  std::int64_t room = slots ? config.max_tokens * num_ranks
-                            : num_assignments + static_cast<std::int64_t>(config.num_experts) * config.alignment;
+  std::int64_t room =
+      blocks ? config.max_tokens * num_ranks : num_assignments + std::int64_t{config.num_experts} * alignment;
   room = std::max<std::int64_t>(room, 1);
   const bool tight =
       config.overflow == OverflowPolicy::kDrop && *rc::gen::weightedElement<bool>({{3, true}, {1, false}});
-  config.capacity_rows = tight ? *rc::gen::inRange<std::int64_t>(1, std::max<std::int64_t>(room / 4, 2)) : room;
+  const std::int64_t rows = tight ? *rc::gen::inRange<std::int64_t>(1, std::max<std::int64_t>(room / 4, 2)) : room;
+  set_layout(config, layout, sizing, rows, alignment);
+  return rows * (blocks ? config.num_experts : num_ranks);
 }
 
 Scenario any_scenario() {
@@ -66,27 +77,23 @@ Scenario any_scenario() {
   }
   config.max_tokens += *rc::gen::element<std::int64_t>(0, 3);
 
-  config.layout = *rc::gen::element(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots);
-  config.alignment = *rc::gen::element(1, 2, 8, 16, 100);
-  const std::int64_t num_assignments = num_tokens * config.top_k;
-  draw_sizing(config, num_ranks, num_assignments);
-  std::int64_t num_rows = num_assignments;
-  if (config.layout == OutputLayout::kExpertMajor) num_rows += config.num_experts * (config.alignment - 1);
-  if (config.capacity_rows > 0) {
-    num_rows = config.capacity_rows * (config.layout == OutputLayout::kExpertSlots ? config.num_experts : num_ranks);
-  }
+  const std::int64_t num_rows = draw_layout(config, num_ranks, num_tokens * config.top_k);
   const std::int64_t max_elements = kMaxElements / std::max<std::int64_t>(num_rows, 1);
 
-  config.dtype = *rc::gen::element(DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw);
-  config.hidden = any_row_elements(config.dtype, max_elements);
-  if (config.dtype == DType::kRaw) config.raw_scale_bytes = *rc::gen::element<std::int64_t>(0, 1, 4, 28);
-  // kRaw: the default type of expert outputs, with the payload's width, or (raw payloads) no combine at all.
-  config.combine_dtype = *rc::gen::element(DType::kRaw, DType::kBf16, DType::kFp16, DType::kFp32);
-  if (config.combine_dtype != DType::kRaw) config.combine_hidden = any_row_elements(config.combine_dtype, max_elements);
-  config.combine = *rc::gen::element(CombineMode::kHierarchical, CombineMode::kFlat);
+  config.input = *rc::gen::element(DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw);
+  config.hidden = any_row_elements(config.input, max_elements);
+  if (config.input == DType::kRaw) config.raw_scale_bytes = *rc::gen::element<std::int64_t>(0, 1, 4, 28);
+  // Also the default type of expert outputs, with the payload's width, or (raw payloads) no combine at all.
+  config.expert_output =
+      *rc::gen::element<std::optional<DType>>(std::nullopt, DType::kBf16, DType::kFp16, DType::kFp32);
+  if (config.expert_output) config.expert_output_hidden = any_row_elements(*config.expert_output, max_elements);
+  config.order = *rc::gen::element(SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2);
   config.apply_weights = *rc::gen::arbitrary<bool>();
-  config.num_workers = *rc::gen::inRange(1, 4);
+  config.num_buffers = *rc::gen::weightedElement<std::int32_t>({{3, 1}, {1, 2}, {1, 3}});
 
+  scenario.num_workers = *rc::gen::inRange(1, 4);
+  scenario.strided = *rc::gen::weightedElement<bool>({{2, false}, {1, true}});
+  scenario.counted = *rc::gen::weightedElement<double>({{5, -1.0}, {1, 0.0}, {1, 0.5}, {1, 1.0}});
   scenario.seed = *rc::gen::arbitrary<std::uint64_t>();
   scenario.missing_probability = *rc::gen::element(0.0, 0.1, 0.6, 1.0);
   scenario.hot_experts = *rc::gen::arbitrary<bool>();

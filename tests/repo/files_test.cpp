@@ -44,6 +44,8 @@ const std::vector<LineRule>& line_rules() {
       {std::regex(std::string(R"(\b(TO)") + "DO|FIX" + "ME|XX" + R"(X)\b)"), "unfinished work"},
       {std::regex(std::string(R"((^|[^A-Za-z0-9_.}/-])/)") + "(home|root|Users)" + R"((/|$|[\s"'`]))"),
        "a path of one machine"},
+      {std::regex(std::string(R"((ifn?def|defined)\s*\(?\s*EPISTLE_)") + "HAS_(CUDA|NCCL)"),
+       "what a build has is 0 or 1, always defined: test the value"},
   };
   return rules;
 }
@@ -131,6 +133,9 @@ TEST(FileChecker, FindsUncleanLines) {
   EXPECT_EQ(count(std::string("// FIX") + "ME\n"), 1U);
   EXPECT_EQ(count(std::string("open(\"/ho") + "me/someone/file\");\n"), 1U);
   EXPECT_EQ(count(std::string("cd /ro") + "ot\n"), 1U);
+  EXPECT_EQ(count(std::string("#ifdef EPISTLE_") + "HAS_CUDA\n"), 1U);
+  EXPECT_EQ(count(std::string("#if !defined(EPISTLE_") + "HAS_NCCL)\n"), 1U);
+  EXPECT_EQ(count(std::string("#if EPISTLE_") + "HAS_CUDA\n"), 0U);
   EXPECT_EQ(count("see https://example.org/home/page and src/root/a.cpp\n"), 0U);
 }
 

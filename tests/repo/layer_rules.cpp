@@ -186,9 +186,7 @@ const std::vector<Layer>& layers() {
        {"dispatch/host/", "dispatch/reference/", "dispatch/registry/"}},
       // The top room of dispatch: it knows them all.
       {"src/dispatch/registry", {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"}, {}},
-      {"src/measure",
-       {"epistle", "core", "topology", "routing", "layout", "group", "gpu", "dispatch", "measure"},
-       {}},
+      {"src/measure", {"epistle", "core", "topology", "routing", "layout", "group", "gpu", "dispatch", "measure"}, {}},
       {"src/cost", {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost"}, gpu},
       // The decisions share a row: none may use another, and none may see CUDA.
       {"src/select",

@@ -21,13 +21,15 @@ TEST(Version, IsTheSameInCMakeHeaderAndChangelog) {
   const std::string changelog = first_match(read_source("CHANGELOG.md"), R"(^## \[([0-9]+\.[0-9]+\.[0-9]+)\])");
   EXPECT_FALSE(cmake.empty());
   EXPECT_EQ(changelog, cmake);
-  EXPECT_EQ(EPISTLE_VERSION, cmake);
+  EXPECT_EQ(EPISTLE_VERSION_STRING, cmake);
 }
 
 TEST(Version, HeaderNumbersAgree) {
   const std::string numbers = std::to_string(epistle::kVersionMajor) + "." + std::to_string(epistle::kVersionMinor) +
                               "." + std::to_string(epistle::kVersionPatch);
-  EXPECT_EQ(EPISTLE_VERSION, numbers);
+  EXPECT_EQ(EPISTLE_VERSION_STRING, numbers);
+  EXPECT_EQ(EPISTLE_VERSION, epistle::kVersionMajor * 10000 + epistle::kVersionMinor * 100 + epistle::kVersionPatch);
+  EXPECT_EQ(EPISTLE_VERSION, epistle::library_version());
 }
 
 }  // namespace

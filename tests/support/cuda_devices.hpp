@@ -13,6 +13,9 @@
 #include <gtest/gtest.h>
 
 #include "epistle/cuda.hpp"
+#include "epistle/dispatcher_info.hpp"
+
+#include "support/scenario.hpp"
 
 namespace epistle::testing {
 
@@ -53,8 +56,20 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 }
 
 inline bool has_cuda_dispatcher(std::string_view name) {
-  const auto& registry = cuda_dispatcher_registry();
-  return std::any_of(registry.begin(), registry.end(), [&](const DispatcherInfo& info) { return info.name == name; });
+  if (!cuda_support().compiled) return false;
+  return std::any_of(dispatchers().begin(), dispatchers().end(), [&](const DispatcherInfo* info) {
+    return info->device() == Device::kCuda && info->name() == name;
+  });
+}
+
+/// Why a dispatcher cannot play `scenario` on CUDA; empty where it can.
+inline std::string cannot_play(std::string_view dispatcher, const Scenario& scenario) {
+  const DispatcherInfo& info = find_dispatcher(dispatcher, Device::kCuda);
+  if (const auto reason = info.cannot_serve(scenario.config, scenario.num_ranks())) return *reason;
+  if (scenario.counted >= 0.0 && !info.capabilities().device_token_count) {
+    return fmt::format("{} does not read the number of tokens when a call runs", dispatcher);
+  }
+  return {};
 }
 
 /// Skips every test of a suite where there is no GPU.

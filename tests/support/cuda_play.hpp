@@ -9,23 +9,22 @@
 
 #include "epistle/group.hpp"
 
-#include "support/cuda_staging.hpp"
-#include "support/scenario.hpp"
+#include "support/cuda_memory.hpp"
+#include "support/player.hpp"
 
 namespace epistle::testing {
 
 /// Longest wait of a rank for another: a test that hangs must not take the time of all others.
 inline constexpr std::chrono::milliseconds kCudaTimeout{10'000};
 
-inline void expect_play(const std::string& dispatcher, const Scenario& scenario, const StagedOptions& options,
-                        std::chrono::milliseconds timeout = kCudaTimeout) {
+inline void expect_play(const std::string& dispatcher, const Scenario& scenario,
+                        const SubjectOptions& options = on_cuda(), std::chrono::milliseconds timeout = kCudaTimeout) {
   std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
-  const DispatcherFactory create = staged_factory(options);
   try {
     run_thread_ranks(static_cast<int>(mismatches.size()),
                      [&](Group& group) {
                        mismatches[static_cast<std::size_t>(group.rank())] =
-                           play_rank(group, dispatcher, scenario, create);
+                           play_rank(group, dispatcher, scenario, options);
                      },
                      {.timeout = timeout});
   } catch (const Error& error) {

@@ -17,7 +17,6 @@
 
 #include <fmt/format.h>
 
-#include "epistle/cuda.hpp"
 #include "epistle/error.hpp"
 
 namespace epistle::testing {
@@ -44,7 +43,7 @@ class StreamPool {
     static auto* pool = new StreamPool();
     return *pool;
   }
-  [[nodiscard]] CudaStream take(int device) {
+  [[nodiscard]] cudaStream_t take(int device) {
     const std::lock_guard lock(mutex_);
     const auto found = free_.find(device);
     if (found != free_.end()) return free_.extract(found).mapped();
@@ -52,19 +51,19 @@ class StreamPool {
     check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     return stream;
   }
-  void give(int device, CudaStream stream) {
+  void give(int device, cudaStream_t stream) {
     const std::lock_guard lock(mutex_);
     free_.emplace(device, stream);
   }
 
  private:
   std::mutex mutex_;
-  std::multimap<int, CudaStream> free_;
+  std::multimap<int, cudaStream_t> free_;
 };
 
 struct GiveStreamBack {
   int device = 0;
-  void operator()(CudaStream stream) const { StreamPool::instance().give(device, stream); }
+  void operator()(cudaStream_t stream) const { StreamPool::instance().give(device, stream); }
 };
 
 /// A bump allocator over one piece of device memory, and copies through pinned memory that are ordered by a stream of
@@ -83,7 +82,7 @@ class DeviceArena {
     stream_ = {StreamPool::instance().take(device), GiveStreamBack{device}};
   }
 
-  [[nodiscard]] CudaStream stream() const noexcept { return stream_.get(); }
+  [[nodiscard]] cudaStream_t stream() const noexcept { return stream_.get(); }
 
   /// Makes the device the current one of the calling thread.
   void activate() const { check_cuda(cudaSetDevice(device_), "cudaSetDevice"); }

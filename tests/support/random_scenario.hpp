@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 
 #include "support/scenario.hpp"
 
@@ -38,16 +39,27 @@ struct ScenarioLimits {
   std::int64_t max_elements = 300'000;  ///< rows of all ranks times their length: bounds the time of a scenario
 };
 
-inline void draw_sizing(Draw& draw, DispatcherConfig& config, int num_ranks, std::int64_t num_assignments) {
-  config.sizing = draw.any_of({Sizing::kExact, Sizing::kCapacity});
+/// Layout and sizing. Returns the rows of all ranks together, at most.
+inline std::int64_t draw_layout(Draw& draw, DispatcherConfig& config, int num_ranks, std::int64_t num_assignments) {
+  const OutputLayout layout =
+      draw.any_of({OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks});
+  const std::int32_t alignment = draw.any_of({1, 2, 8, 16, 100, 128, 256});
+  const SizingMode sizing = draw.any_of({SizingMode::kExact, SizingMode::kCapacity});
   config.overflow = draw.any_of({OverflowPolicy::kError, OverflowPolicy::kDrop});
-  const bool slots = config.layout == OutputLayout::kExpertSlots;
-  if (config.sizing == Sizing::kExact && !slots) return;
+  const bool blocks = layout == OutputLayout::kExpertBlocks;
+  const bool pads = layout == OutputLayout::kExpertMajor;
+  if (sizing == SizingMode::kExact && !blocks) {
+    set_layout(config, layout, sizing, 0, alignment);
+    return num_assignments + (pads ? std::int64_t{config.num_experts} * (alignment - 1) : 0);
+  }
   // Room for all, so that nothing can overflow; with kDrop also too little of it.
-  const std::int64_t room = slots ? config.max_tokens * num_ranks
-                                  : num_assignments + static_cast<std::int64_t>(config.num_experts) * config.alignment;
+  const std::int64_t room =
+      blocks ? config.max_tokens * num_ranks : num_assignments + std::int64_t{config.num_experts} * alignment;
   const bool tight = config.overflow == OverflowPolicy::kDrop && !draw.one_in(4);
-  config.capacity_rows = std::max<std::int64_t>(tight ? draw.between(1, std::max<std::int64_t>(room / 4, 1)) : room, 1);
+  const std::int64_t capacity_rows =
+      std::max<std::int64_t>(tight ? draw.between(1, std::max<std::int64_t>(room / 4, 1)) : room, 1);
+  set_layout(config, layout, sizing, capacity_rows, alignment);
+  return capacity_rows * (blocks ? config.num_experts : num_ranks);
 }
 
 /// A multiple of 8 elements (16 where an element has one byte) up to `most`, short ones more often.
@@ -73,27 +85,20 @@ inline Scenario random_scenario(std::uint64_t seed, const ScenarioLimits& limits
   }
   config.max_tokens += draw.any_of<std::int64_t>({0, 3});
 
-  config.layout = draw.any_of({OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots});
-  config.alignment = draw.any_of({1, 2, 8, 16, 100, 128, 256});
-  const std::int64_t num_assignments = num_tokens * config.top_k;
-  draw_sizing(draw, config, num_ranks, num_assignments);
-  std::int64_t num_rows = num_assignments;
-  if (config.layout == OutputLayout::kExpertMajor) num_rows += config.num_experts * (config.alignment - 1);
-  if (config.capacity_rows > 0) {
-    num_rows = config.capacity_rows * (config.layout == OutputLayout::kExpertSlots ? config.num_experts : num_ranks);
-  }
+  const std::int64_t num_rows = draw_layout(draw, config, num_ranks, num_tokens * config.top_k);
   const std::int64_t most_elements =
       std::min(limits.max_hidden, limits.max_elements / std::max<std::int64_t>(num_rows, 1));
 
-  config.dtype = draw.any_of({DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw});
-  config.hidden = draw_row_elements(draw, config.dtype, most_elements);
-  if (config.dtype == DType::kRaw) config.raw_scale_bytes = draw.any_of<std::int64_t>({0, 1, 4, 28});
-  // kRaw: the default type of expert outputs, with the payload's width, or (raw payloads) no combine at all.
-  config.combine_dtype = draw.any_of({DType::kRaw, DType::kBf16, DType::kFp16, DType::kFp32});
-  if (config.combine_dtype != DType::kRaw && draw.one_in(2)) {
-    config.combine_hidden = draw_row_elements(draw, config.combine_dtype, most_elements);
+  config.input = draw.any_of({DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw});
+  config.hidden = draw_row_elements(draw, config.input, most_elements);
+  if (config.input == DType::kRaw) config.raw_scale_bytes = draw.any_of<std::int64_t>({0, 1, 4, 28});
+  // Also the default type of expert outputs, with the payload's width, or (raw payloads) no combine at all.
+  config.expert_output = draw.any_of<std::optional<DType>>({std::nullopt, DType::kBf16, DType::kFp16, DType::kFp32});
+  if (config.expert_output && (config.input == DType::kRaw || draw.one_in(2))) {
+    config.expert_output_hidden = draw_row_elements(draw, *config.expert_output, most_elements);
   }
-  config.combine = draw.any_of({CombineMode::kHierarchical, CombineMode::kFlat});
+  config.order = draw.any_of({SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2});
+  config.num_buffers = static_cast<std::int32_t>(draw.one_in(3) ? draw.between(2, 3) : 1);
   config.apply_weights = !draw.one_in(3);
 
   scenario.seed = draw.bits();
@@ -103,6 +108,8 @@ inline Scenario random_scenario(std::uint64_t seed, const ScenarioLimits& limits
   scenario.id_type = draw.any_of({IdType::kInt32, IdType::kInt64});
   scenario.stage_combine = draw.one_in(2);
   scenario.num_rounds = static_cast<int>(draw.between(1, 2));
+  scenario.strided = draw.one_in(3);
+  scenario.counted = draw.one_in(4) ? draw.any_of({0.0, 0.5, 1.0}) : -1.0;
   return scenario;
 }
 

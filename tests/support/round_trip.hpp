@@ -2,8 +2,8 @@
 // of what works after them.
 #pragma once
 
+#include <chrono>
 #include <functional>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,34 +11,27 @@
 #include "epistle/dispatcher.hpp"
 #include "epistle/group.hpp"
 
-#include "support/scenario.hpp"
+#include "support/player.hpp"
 
 namespace epistle::testing {
 
-/// prepare, dispatch and combine of `rank`'s share of `play`, compared with the oracle.
-inline Mismatch round_trip(Dispatcher& dispatcher, int rank, const Play& play) {
-  const RoutingTable& table = play.table(rank);
-  const Handle handle = dispatcher.prepare(table.view());
-  EPISTLE_RETURN_MISMATCH(check_description(play, rank, handle.output()));
-  std::vector<std::vector<std::byte>> payloads;
-  for (int peer = 0; peer < dispatcher.layout().params().num_ranks; ++peer) payloads.push_back(play.payload(peer));
-  const auto scales = play.scales(rank);
-  const auto& own = payloads[static_cast<std::size_t>(rank)];
-  const DispatchOutput& output = dispatcher.dispatch(
-      handle, {.rows = own.data(), .scales = scales.empty() ? nullptr : scales.data(), .num_tokens = table.num_tokens});
-  EPISTLE_RETURN_MISMATCH(check_rows(play, rank, output.rows, play.row_bytes(), payloads, "dispatch"));
-  if (play.config().combine_hidden == 0) return std::nullopt;
-  const auto rows = play.values(9, rank, output.num_rows);
-  std::vector<std::byte> out(static_cast<std::size_t>(table.num_tokens * play.combine_row_bytes()));
-  dispatcher.combine(handle, rows.data(), out.data(), static_cast<std::int64_t>(out.size()));
-  const auto expected = play.combined(9, rank, play.config().apply_weights);
-  return compare_bytes(out.data(), expected.data(), out.size(), "combine");
+/// prepare, dispatch and combine of this rank's share of `round`, compared with the oracle. Needs a free buffer.
+[[nodiscard]] inline Mismatch round_trip(Subject& subject, const Round& round) {
+  const int rank = subject.group().rank();
+  const Checker checker(round);
+  RankInputs inputs(round, rank);
+  const Handle handle = subject.prepare(inputs.prepare());
+  EPISTLE_RETURN_MISMATCH(checker.check_description(rank, subject.read(handle).get()));
+  const Received received = subject.dispatch(inputs.dispatch(handle));
+  EPISTLE_RETURN_MISMATCH(checker.check_received(rank, subject.read(received).data(), "dispatch"));
+  if (!round.combines()) return std::nullopt;
+  return check_combine(subject, checker, inputs, received, 9, /*stage=*/true);
 }
 
 /// The error of one rank, or nothing where its call went through.
 using Outcome = std::optional<Error>;
 
-inline Outcome outcome_of(const std::function<void()>& call) {
+[[nodiscard]] inline Outcome outcome_of(const std::function<void()>& call) {
   try {
     call();
   } catch (const Error& error) {
@@ -47,15 +40,16 @@ inline Outcome outcome_of(const std::function<void()>& call) {
   return std::nullopt;
 }
 
-/// What a rank of a bad call has at hand.
+/// What a rank of a bad call has at hand. Its inputs lie one behind the other.
 struct Caller {
   Group& group;
-  Dispatcher& dispatcher;
-  const Play& play;
+  Subject& subject;
+  const Round& round;
+  RankInputs& inputs;
   int rank;
 
-  [[nodiscard]] RoutingView view() const { return play.table(rank).view(); }
-  [[nodiscard]] std::int64_t num_tokens() const { return play.table(rank).num_tokens; }
+  [[nodiscard]] std::int64_t num_tokens() const { return round.table(rank).num_tokens; }
+  [[nodiscard]] Handle prepare() const { return subject.prepare(inputs.prepare()); }
 };
 
 struct CallOutcomes {
@@ -64,18 +58,19 @@ struct CallOutcomes {
 };
 
 /// Every rank makes `call` on a dispatcher of its own, and afterwards a good round trip on the same one.
-inline CallOutcomes call_on_all_ranks(const std::string& dispatcher_name, const Scenario& scenario,
-                                      const std::function<void(const Caller&)>& call,
-                                      const DispatcherFactory& create = make_dispatcher) {
+[[nodiscard]] inline CallOutcomes call_on_all_ranks(const std::string& dispatcher, const Scenario& scenario,
+                                                    const std::function<void(const Caller&)>& call,
+                                                    const SubjectOptions& options = {}) {
   const std::size_t num_ranks = scenario.tokens_per_rank.size();
   CallOutcomes outcomes{std::vector<Outcome>(num_ranks), std::vector<Mismatch>(num_ranks)};
   run_thread_ranks(static_cast<int>(num_ranks),
                    [&](Group& group) {
                      const auto rank = static_cast<std::size_t>(group.rank());
-                     const Play play(scenario, 0);
-                     const auto dispatcher = create(dispatcher_name, group, scenario.config);
-                     outcomes.by_rank[rank] = outcome_of([&] { call({group, *dispatcher, play, group.rank()}); });
-                     outcomes.afterwards[rank] = round_trip(*dispatcher, group.rank(), Play(scenario, 1));
+                     const Round round(scenario, 0);
+                     RankInputs inputs(round, group.rank());
+                     Subject subject(group, dispatcher, scenario.config, options);
+                     outcomes.by_rank[rank] = outcome_of([&] { call({group, subject, round, inputs, group.rank()}); });
+                     outcomes.afterwards[rank] = round_trip(subject, Round(scenario, 1));
                    },
                    {.timeout = std::chrono::milliseconds(20'000)});
   return outcomes;

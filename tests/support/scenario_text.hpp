@@ -6,22 +6,27 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "dispatch/call/resolved_config.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle::testing {
 
 inline std::string to_text(const Scenario& scenario) {
-  const DispatcherConfig& config = scenario.config;
-  return fmt::format(
-      "tokens_per_rank {{{}}}, seed {}, missing {}, hot {}, odd {}, ids {}, stage_combine {}, rounds {}; hidden {}, "
-      "dtype {}, raw_scale_bytes {}, experts {}, top_k {}, max_tokens {}, layout {}, alignment {}, sizing {}, "
-      "capacity_rows {}, overflow {}, combine {}, weights {}, combine_dtype {}, combine_hidden {}, workers {}",
+  const ResolvedConfig config = resolve_config(scenario.config, scenario.num_ranks());
+  std::string text = fmt::format(
+      "tokens_per_rank {{{}}}, seed {}, missing {}, hot {}, odd {}, ids {}, stage_combine {}, rounds {}, workers {}, "
+      "strided {}, counted {}; ",
       fmt::join(scenario.tokens_per_rank, ", "), scenario.seed, scenario.missing_probability, scenario.hot_experts,
       scenario.odd_values, scenario.id_type == IdType::kInt32 ? "int32" : "int64", scenario.stage_combine,
-      scenario.num_rounds, config.hidden, to_string(config.dtype), config.raw_scale_bytes, config.num_experts,
-      config.top_k, config.max_tokens, to_string(config.layout), config.alignment, to_string(config.sizing),
-      config.capacity_rows, to_string(config.overflow), to_string(config.combine), config.apply_weights,
-      to_string(config.combine_dtype), config.combine_hidden, config.num_workers);
+      scenario.num_rounds, scenario.num_workers, scenario.strided, scenario.counted);
+  text += fmt::format(
+      "hidden {}, input {}, raw_scale_bytes {}, experts {}, top_k {}, max_tokens {}, layout {}, alignment {}, sizing "
+      "{}, capacity rows {}, overflow {}, order {}, weights {}, expert_output {}, expert_output_hidden {}, buffers {}",
+      config.hidden, to_string(config.dtype), config.raw_scale_bytes, config.num_experts, config.top_k,
+      config.max_tokens, to_string(config.layout), config.alignment, to_string(config.sizing), config.capacity_rows,
+      to_string(config.overflow), to_string(config.order), config.apply_weights, to_string(config.combine_dtype),
+      config.combine_hidden, config.num_buffers);
+  return text;
 }
 
 }  // namespace epistle::testing

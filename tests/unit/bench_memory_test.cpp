@@ -6,22 +6,23 @@
 
 #include <gtest/gtest.h>
 
+#include "epistle/dispatcher.hpp"
+
+#include "support/scenario.hpp"
+
 namespace epistle {
 namespace {
 
 constexpr int kNumRanks = 3;
 
-BenchSpec make_spec(const std::string& dispatcher, OutputLayout layout, Sizing sizing) {
+BenchSpec make_spec(const std::string& dispatcher, OutputLayout layout, SizingMode sizing) {
   BenchSpec spec;
   spec.dispatchers = {dispatcher};
   spec.config.hidden = 512;
   spec.config.num_experts = 12;
   spec.config.top_k = 4;
   spec.config.max_tokens = 200;
-  spec.config.layout = layout;
-  spec.config.sizing = sizing;
-  spec.config.alignment = layout == OutputLayout::kExpertMajor ? 16 : 1;
-  if (sizing == Sizing::kCapacity || layout == OutputLayout::kExpertSlots) spec.config.capacity_rows = 1000;
+  testing::set_layout(spec.config, layout, sizing, /*capacity_rows=*/1000, /*alignment=*/16);
   return spec;
 }
 
@@ -46,9 +47,10 @@ std::vector<RoutingTable> make_tables(const BenchSpec& spec) {
 std::int64_t committed_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables) {
   std::atomic<std::int64_t> total_bytes{0};
   run_thread_ranks(kNumRanks, [&](Group& group) {
-    const auto dispatcher = make_dispatcher(spec.dispatchers.front(), group, spec.config);
-    const Handle handle = dispatcher->prepare(tables[static_cast<std::size_t>(group.rank())].view());
-    total_bytes += dispatcher->buffer_bytes();
+    Dispatcher dispatcher(group, spec.dispatchers.front(), spec.config);
+    const RoutingTable& table = tables[static_cast<std::size_t>(group.rank())];
+    const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
+    total_bytes += dispatcher.shared_bytes();
   });
   return total_bytes;
 }
@@ -56,8 +58,8 @@ std::int64_t committed_bytes(const BenchSpec& spec, const std::vector<RoutingTab
 TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
   for (const char* const dispatcher : {"direct", "alltoall", "reference"}) {
     for (const OutputLayout layout :
-         {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots}) {
-      for (const Sizing sizing : {Sizing::kExact, Sizing::kCapacity}) {
+         {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks}) {
+      for (const SizingMode sizing : {SizingMode::kExact, SizingMode::kCapacity}) {
         SCOPED_TRACE(std::string(dispatcher) + " " + std::string(to_string(layout)) + " " +
                      std::string(to_string(sizing)));
         const BenchSpec spec = make_spec(dispatcher, layout, sizing);
@@ -73,10 +75,10 @@ TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
 }
 
 TEST(BenchMemory, OfGpusOnlyCopiesOfTheOutputsCount) {
-  BenchSpec spec = make_spec("alltoall", OutputLayout::kExpertMajor, Sizing::kExact);
+  BenchSpec spec = make_spec("alltoall", OutputLayout::kExpertMajor, SizingMode::kExact);
   const std::vector<RoutingTable> tables = make_tables(spec);
   const std::int64_t on_host = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks)});
-  spec.device = BenchDevice::kCuda;
+  spec.device = Device::kCuda;
   const std::int64_t on_cuda = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks)});
   EXPECT_LT(on_cuda, on_host);
   // Each of the assignments is a row and an expert output.
@@ -85,7 +87,7 @@ TEST(BenchMemory, OfGpusOnlyCopiesOfTheOutputsCount) {
 }
 
 TEST(BenchMemory, ProcessesHaveTablesOfTheirOwn) {
-  const BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, Sizing::kExact);
+  const BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, SizingMode::kExact);
   const std::int64_t threads =
       estimate_table_bytes(spec, {.tokens_per_rank = equal_tokens(spec, 4), .group = GroupKind::kThreads});
   const std::int64_t processes =
@@ -95,7 +97,7 @@ TEST(BenchMemory, ProcessesHaveTablesOfTheirOwn) {
 }
 
 TEST(BenchMemory, HugeRunsDoNotOverflow) {
-  BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, Sizing::kExact);
+  BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, SizingMode::kExact);
   spec.config.max_tokens = std::int64_t{1} << 28;
   spec.config.top_k = 64;
   EXPECT_GT(estimate_table_bytes(spec, {.tokens_per_rank = equal_tokens(spec, 1024), .group = GroupKind::kProcesses}),

@@ -9,7 +9,7 @@
 
 #include <gtest/gtest.h>
 
-#include "epistle/layout.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 namespace {
@@ -104,9 +104,9 @@ TEST(DeviceControl, GrowsWithWhatItHolds) {
 template <typename Visit>
 void for_each_layout(const Visit& visit) {
   for (const OutputLayout layout :
-       {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots}) {
-    for (const CombineMode combine : {CombineMode::kHierarchical, CombineMode::kFlat}) {
-      for (const Sizing sizing : {Sizing::kExact, Sizing::kCapacity}) {
+       {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks}) {
+    for (const SumOrder combine : {SumOrder::kHierarchical, SumOrder::kFlat}) {
+      for (const SizingMode sizing : {SizingMode::kExact, SizingMode::kCapacity}) {
         for (const std::int32_t num_ranks : {1, 2, 16, 72}) {
           const DeviceControl control{
               .num_ranks = num_ranks, .num_experts = 256, .top_k = 8, .max_tokens = 1000, .count_blocks = 16};
@@ -121,8 +121,8 @@ void for_each_layout(const Visit& visit) {
           params.layout = layout;
           params.alignment = 128;
           params.sizing = sizing;
-          params.capacity_rows = sizing == Sizing::kCapacity || layout == OutputLayout::kExpertSlots ? 512 : 0;
-          params.combine = combine;
+          params.capacity_rows = sizing == SizingMode::kCapacity || layout == OutputLayout::kExpertBlocks ? 512 : 0;
+          params.order = combine;
           params.transport = Transport::kDevice;
           params.page_bytes = kPageBytes;
           params.control_bytes = control.num_bytes();

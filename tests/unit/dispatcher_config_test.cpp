@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "epistle/cuda.hpp"
 #include "epistle/dispatcher.hpp"
 
 #include "core/settings.hpp"
@@ -31,18 +32,26 @@ DispatcherConfig good_config() {
 
 using Change = std::function<void(DispatcherConfig&)>;
 
+/// How the one rank creates its dispatcher.
+struct BadRankOptions {
+  std::string name = "direct";
+  HostOptions options = {};
+};
+
 /// What creating a dispatcher gives where one rank's configuration (or name) is another; afterwards all ranks create a
 /// good one in the same group.
-std::vector<Outcome> create_with_bad_rank(const Change& change, const std::string& name_of_bad_rank = "direct") {
+std::vector<Outcome> create_with_bad_rank(const Change& change, const BadRankOptions& bad = {}) {
   std::vector<Outcome> outcomes(kNumRanks);
   run_thread_ranks(kNumRanks, [&](Group& group) {
     DispatcherConfig config = good_config();
     const bool is_bad = group.rank() == kBadRank;
     if (is_bad) change(config);
-    outcomes[static_cast<std::size_t>(group.rank())] =
-        outcome_of([&] { (void)make_dispatcher(is_bad ? name_of_bad_rank : "direct", group, config); });
-    const auto dispatcher = make_dispatcher("direct", group, good_config());
-    EXPECT_EQ(dispatcher->config().hidden, 64);
+    outcomes[static_cast<std::size_t>(group.rank())] = outcome_of(
+        [&] { (void)Dispatcher(group, is_bad ? bad.name : "direct", config, is_bad ? bad.options : HostOptions{}); });
+    const Dispatcher dispatcher(group, "direct", good_config());
+    EXPECT_EQ(dispatcher.config().hidden, 64);
+    EXPECT_EQ(dispatcher.info().name(), "direct");
+    EXPECT_EQ(dispatcher.device_ordinal(), -1);
   });
   return outcomes;
 }
@@ -93,24 +102,39 @@ std::vector<BadField> bad_fields() {
          c.top_k = 8;
        },
        {"rows; row numbers end at 2147483647", "fewer tokens"}},
-      {"AlignmentZero", [](Config& c) { c.alignment = 0; }, {"alignment is 0", "between 1 and 1024"}},
-      {"AlignmentHuge", [](Config& c) { c.alignment = 1025; }, {"alignment is 1025"}},
-      {"WorkersZero", [](Config& c) { c.num_workers = 0; }, {"num_workers is 0", "between 1 and"}},
-      {"WorkersHuge", [](Config& c) { c.num_workers = 1'000'000; }, {"num_workers is 1000000"}},
+      {"AlignmentZero",
+       [](Config& c) { c.layout = ExpertMajor{.alignment = 0}; },
+       {"alignment is 0", "between 1 and 1024"}},
+      {"AlignmentHuge", [](Config& c) { c.layout = ExpertMajor{.alignment = 1025}; }, {"alignment is 1025"}},
+      {"NoBuffers", [](Config& c) { c.num_buffers = 0; }, {"num_buffers is 0", "between 1 and 8"}},
+      {"ManyBuffers", [](Config& c) { c.num_buffers = 9; }, {"num_buffers is 9", "between 1 and 8"}},
+      {"NoHandles", [](Config& c) { c.max_handles = 0; }, {"max_handles is 0", "between 1 and 4096"}},
+      {"ManyHandles", [](Config& c) { c.max_handles = 4097; }, {"max_handles is 4097"}},
       {"ScalesOfBf16", [](Config& c) { c.raw_scale_bytes = 4; }, {"raw_scale_bytes is 4", "bf16"}},
-      {"CapacityWithoutRows", [](Config& c) { c.sizing = Sizing::kCapacity; }, {"capacity_rows is 0", "positive"}},
-      {"RowsWithoutCapacity", [](Config& c) { c.capacity_rows = 5; }, {"capacity_rows is 5", "exact sizing takes 0"}},
-      {"CapacityHuge",
+      {"CapacityWithoutRows", [](Config& c) { c.sizing = Capacity{}; }, {"rows_per_rank is 0", "between 1 and"}},
+      {"CapacityOfExpertBlocks",
        [](Config& c) {
-         c.layout = OutputLayout::kExpertSlots;
-         c.capacity_rows = std::numeric_limits<std::int64_t>::max();
+         c.layout = ExpertBlocks{.rows_per_expert = 5};
+         c.sizing = Capacity{.rows_per_rank = 5};
        },
-       {"capacity_rows is 9223372036854775807"}},
+       {"rows_per_rank is 5", "ExpertBlocks"}},
+      {"BlocksWithoutRows", [](Config& c) { c.layout = ExpertBlocks{}; }, {"rows_per_expert is 0", "between 1 and"}},
+      {"CapacityHuge",
+       [](Config& c) { c.layout = ExpertBlocks{.rows_per_expert = std::numeric_limits<std::int64_t>::max()}; },
+       {"rows_per_expert is 9223372036854775807"}},
       {"CombineInFp8",
-       [](Config& c) { c.combine_dtype = DType::kFp8E4m3; },
+       [](Config& c) { c.expert_output = DType::kFp8E4m3; },
        {"fp8", "cannot be summed"},
        ErrorCode::kUnsupported},
-      {"CombineHiddenUnaligned", [](Config& c) { c.combine_hidden = 3; }, {"combine_hidden = 3", "to 8"}},
+      {"OutputHiddenUnaligned", [](Config& c) { c.expert_output_hidden = 3; }, {"expert_output_hidden = 3", "to 8"}},
+      {"OutputHiddenZero", [](Config& c) { c.expert_output_hidden = 0; }, {"expert_output_hidden is 0"}},
+      {"QuantisedOnTheWire", [](Config& c) { c.wire = Fp8Blocks{}; }, {"does not quantise"}, ErrorCode::kUnsupported},
+      {"PlacedElsewhere",
+       [](Config& c) {
+         c.placement = Placement(8, {{0, 1, 2, 3}, {4, 5}, {6, 7}});
+       },
+       {"contiguous blocks", "placement"},
+       ErrorCode::kUnsupported},
   };
 }
 
@@ -124,7 +148,7 @@ INSTANTIATE_TEST_SUITE_P(All, BadConfig, ::testing::ValuesIn(bad_fields()),
                          [](const auto& param_info) { return param_info.param.name; });
 
 TEST(DispatcherConfigErrors, UnknownName) {
-  expect_refused(create_with_bad_rank([](DispatcherConfig&) {}, "a-dispatcher-that-does-not-exist"),
+  expect_refused(create_with_bad_rank([](DispatcherConfig&) {}, {.name = "a-dispatcher-that-does-not-exist"}),
                  ErrorCode::kNotFound, {"a-dispatcher-that-does-not-exist", "direct alltoall reference"});
 }
 
@@ -140,19 +164,20 @@ std::vector<DifferingField> differing_fields() {
   using Config = DispatcherConfig;
   return {
       {"hidden", [](Config& c) { c.hidden = 128; }, "rank 0 has 64, rank 1 has 128"},
-      {"dtype", [](Config& c) { c.dtype = DType::kFp16; }, "rank 0 has bf16, rank 1 has fp16"},
+      {"input", [](Config& c) { c.input = DType::kFp16; }, "rank 0 has bf16, rank 1 has fp16"},
       {"num_experts", [](Config& c) { c.num_experts = 9; }, "rank 0 has 8, rank 1 has 9"},
       {"top_k", [](Config& c) { c.top_k = 1; }, "rank 0 has 2, rank 1 has 1"},
       {"max_tokens", [](Config& c) { c.max_tokens = 17; }, "rank 0 has 16, rank 1 has 17"},
-      {"layout", [](Config& c) { c.layout = OutputLayout::kExpertMajor; },
-       "rank 0 has token_major, rank 1 has expert_major"},
-      {"alignment", [](Config& c) { c.alignment = 2; }, "rank 0 has 1, rank 1 has 2"},
+      {"layout", [](Config& c) { c.layout = ExpertMajor{}; }, "rank 0 has token_major, rank 1 has expert_major"},
+      {"sizing", [](Config& c) { c.sizing = Capacity{.rows_per_rank = 5}; }, "rank 0 has exact, rank 1 has capacity"},
       {"overflow", [](Config& c) { c.overflow = OverflowPolicy::kDrop; }, "rank 0 has error, rank 1 has drop"},
-      {"combine", [](Config& c) { c.combine = CombineMode::kFlat; }, "rank 0 has hierarchical, rank 1 has flat"},
+      {"order", [](Config& c) { c.order = SumOrder::kFlat; }, "rank 0 has hierarchical, rank 1 has flat"},
       {"apply_weights", [](Config& c) { c.apply_weights = false; }, "rank 0 has true, rank 1 has false"},
       {"zero_padding", [](Config& c) { c.zero_padding = false; }, "rank 0 has true, rank 1 has false"},
-      {"combine_dtype", [](Config& c) { c.combine_dtype = DType::kFp32; }, "rank 0 has bf16, rank 1 has fp32"},
-      {"combine_hidden", [](Config& c) { c.combine_hidden = 32; }, "rank 0 has 64, rank 1 has 32"},
+      {"expert_output", [](Config& c) { c.expert_output = DType::kFp32; }, "rank 0 has bf16, rank 1 has fp32"},
+      {"expert_output_hidden", [](Config& c) { c.expert_output_hidden = 32; }, "rank 0 has 64, rank 1 has 32"},
+      {"num_buffers", [](Config& c) { c.num_buffers = 2; }, "rank 0 has 1, rank 1 has 2"},
+      {"max_handles", [](Config& c) { c.max_handles = 9; }, "rank 0 has 8, rank 1 has 9"},
   };
 }
 
@@ -173,8 +198,31 @@ TEST_P(DifferingConfig, IsNamedOnAllRanks) {
 INSTANTIATE_TEST_SUITE_P(All, DifferingConfig, ::testing::ValuesIn(differing_fields()),
                          [](const auto& param_info) { return param_info.param.name; });
 
+TEST(DispatcherConfigErrors, NumbersOfALayoutAreNamed) {
+  struct Case {
+    Layout usual;
+    Layout odd;
+    Sizing sizing;
+    std::string message;
+  };
+  for (const Case& differing : {Case{ExpertMajor{.alignment = 1}, ExpertMajor{.alignment = 2}, Exact{},
+                                     "alignment differs: rank 0 has 1, rank 1 has 2"},
+                                Case{ExpertBlocks{.rows_per_expert = 7}, ExpertBlocks{.rows_per_expert = 8}, Capacity{},
+                                     "capacity rows differs: rank 0 has 7, rank 1 has 8"}}) {
+    run_thread_ranks(2, [&](Group& group) {
+      DispatcherConfig config = good_config();
+      config.layout = group.rank() == 1 ? differing.odd : differing.usual;
+      config.sizing = differing.sizing;
+      const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, "direct", config); });
+      ASSERT_TRUE(outcome.has_value());
+      EXPECT_EQ(outcome->code(), ErrorCode::kShapeMismatch);
+      EXPECT_NE(std::string(outcome->what()).find(differing.message), std::string::npos) << outcome->what();
+    });
+  }
+}
+
 TEST(DispatcherConfigErrors, DifferentDispatchersAreNamed) {
-  const auto outcomes = create_with_bad_rank([](DispatcherConfig&) {}, "alltoall");
+  const auto outcomes = create_with_bad_rank([](DispatcherConfig&) {}, {.name = "alltoall"});
   for (const Outcome& outcome : outcomes) {
     ASSERT_TRUE(outcome.has_value());
     EXPECT_EQ(outcome->code(), ErrorCode::kShapeMismatch);
@@ -184,9 +232,30 @@ TEST(DispatcherConfigErrors, DifferentDispatchersAreNamed) {
 }
 
 TEST(DispatcherConfigErrors, WorkersMayDiffer) {
-  for (const Outcome& outcome : create_with_bad_rank([](DispatcherConfig& config) { config.num_workers = 3; })) {
+  for (const Outcome& outcome :
+       create_with_bad_rank([](DispatcherConfig&) {}, {.options = HostOptions{.num_workers = 3}})) {
     EXPECT_FALSE(outcome.has_value()) << outcome->what();
   }
+}
+
+TEST(DispatcherConfigErrors, NumbersOfWorkersThatMakeNoSense) {
+  for (const std::int32_t num_workers : {0, -1, 1'000'000}) {
+    const auto outcomes =
+        create_with_bad_rank([](DispatcherConfig&) {}, {.options = HostOptions{.num_workers = num_workers}});
+    expect_refused(outcomes, ErrorCode::kInvalidArgument,
+                   {"num_workers is " + std::to_string(num_workers), "between 1"});
+  }
+}
+
+TEST(DispatcherConfigErrors, DeviceThatThisBuildLacks) {
+  if (cuda_support().num_devices > 0) GTEST_SKIP() << "there is a GPU";
+  run_thread_ranks(2, [&](Group& group) {
+    const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, "direct", good_config(), CudaOptions{}); });
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kUnsupported) << outcome->what();
+    // The group is not the worse for it.
+    (void)Dispatcher(group, "direct", good_config());
+  });
 }
 
 // ---- EPISTLE_SIMD ---------------------------------------------------------------------------------------------------
@@ -211,19 +280,19 @@ class SimdSetting : public ::testing::Test {
 TEST_F(SimdSetting, ChoosesTheTarget) {
   for (const std::string& name : host::simd_target_names()) {
     set(name);
-    run_thread_ranks(2, [&](Group& group) { (void)make_dispatcher("direct", group, good_config()); });
+    run_thread_ranks(2, [&](Group& group) { (void)Dispatcher(group, "direct", good_config()); });
     EXPECT_EQ(host::simd_target_name(), name);
   }
   const std::string best = host::simd_target_names().front();
   set("auto");
-  run_thread_ranks(1, [&](Group& group) { (void)make_dispatcher("alltoall", group, good_config()); });
+  run_thread_ranks(1, [&](Group& group) { (void)Dispatcher(group, "alltoall", good_config()); });
   EXPECT_EQ(host::simd_target_name(), best);
 }
 
 TEST_F(SimdSetting, UnknownTargetIsRefusedWhenADispatcherIsCreated) {
   set("MMX");
   run_thread_ranks(2, [&](Group& group) {
-    const Outcome outcome = outcome_of([&] { (void)make_dispatcher("direct", group, good_config()); });
+    const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, "direct", good_config()); });
     ASSERT_TRUE(outcome.has_value());
     EXPECT_EQ(outcome->code(), ErrorCode::kInvalidArgument);
     const std::string message = outcome->what();

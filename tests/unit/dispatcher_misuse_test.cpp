@@ -1,6 +1,7 @@
 // Calls in a wrong order, with wrong buffers, or that the configuration does not allow.
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -16,25 +17,23 @@ namespace {
 Scenario expert_scenario() {
   Scenario scenario = small_scenario();
   scenario.config.top_k = 3;
-  scenario.config.layout = OutputLayout::kExpertMajor;
+  scenario.config.layout = ExpertMajor{};
   return scenario;
 }
 
-/// One rank's buffers for a whole round trip.
+/// One rank's expert outputs and room for its sums.
 struct Buffers {
-  explicit Buffers(const Caller& caller, const Handle& handle)
-      : payload(caller.play.payload(caller.rank)),
-        rows(caller.play.values(3, caller.rank, handle.output().num_rows)),
-        out(static_cast<std::size_t>(caller.num_tokens() * caller.play.combine_row_bytes())),
-        num_tokens(caller.num_tokens()) {}
+  Buffers(const Caller& caller, const Handle& handle)
+      : rows(caller.inputs.output_rows(handle.description().num_rows,
+                                       caller.round.values(3, caller.rank, handle.description().num_rows))),
+        out(caller.inputs.sums()) {}
 
-  [[nodiscard]] Payload payload_view() const { return {.rows = payload.data(), .num_tokens = num_tokens}; }
-  [[nodiscard]] std::int64_t out_bytes() const { return static_cast<std::int64_t>(out.size()); }
+  [[nodiscard]] CombineRequest combine(const Handle& handle) {
+    return {.handle = handle, .rows = rows.view(), .out = out.view()};
+  }
 
-  std::vector<std::byte> payload;
-  std::vector<std::byte> rows;
-  std::vector<std::byte> out;
-  std::int64_t num_tokens;
+  RowsBuffer rows;
+  RowsBuffer out;
 };
 
 class DispatcherMisuse : public ::testing::TestWithParam<std::string> {
@@ -62,7 +61,7 @@ class DispatcherMisuse : public ::testing::TestWithParam<std::string> {
   }
 };
 
-/// `outcomes` of a call in which kBadRank gave an output that is one byte too small.
+/// `outcomes` of a call in which kBadRank gave an output that is one row too small.
 void expect_too_small(const CallOutcomes& outcomes) {
   for (std::size_t rank = 0; rank < outcomes.by_rank.size(); ++rank) {
     ASSERT_TRUE(outcomes.by_rank[rank].has_value());
@@ -73,29 +72,30 @@ void expect_too_small(const CallOutcomes& outcomes) {
       EXPECT_EQ(error.code(), ErrorCode::kPeerRejected);
       EXPECT_EQ(error.context().peer_rank, kBadRank);
     }
-    EXPECT_NE(std::string(error.what()).find("out has 511 bytes; 8 tokens of 64 bytes need 512"), std::string::npos)
+    EXPECT_NE(std::string(error.what()).find("out has 7 rows; 8 tokens need as many"), std::string::npos)
         << error.what();
   }
 }
 
 TEST_P(DispatcherMisuse, OutputTooSmallForCombine) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
-    const std::int64_t short_by = caller.rank == kBadRank ? 1 : 0;
-    caller.dispatcher.combine(handle, buffers.rows.data(), buffers.out.data(), buffers.out_bytes() - short_by);
+    CombineRequest request = buffers.combine(handle);
+    if (caller.rank == kBadRank) --request.out.num_rows;
+    caller.subject.dispatcher().combine(request);
   });
   expect_too_small(outcomes);
   expect_usable(outcomes);
 }
 
-TEST_P(DispatcherMisuse, OutputTooSmallForCombineReceive) {
+TEST_P(DispatcherMisuse, OutputTooSmallForCombineSend) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
-    const std::int64_t short_by = caller.rank == kBadRank ? 1 : 0;
-    caller.dispatcher.combine_send(handle, buffers.rows.data());
-    caller.dispatcher.combine_receive(handle, buffers.out.data(), buffers.out_bytes() - short_by);
+    CombineRequest request = buffers.combine(handle);
+    if (caller.rank == kBadRank) --request.out.num_rows;
+    caller.subject.dispatcher().combine_receive(caller.subject.dispatcher().combine_send(request));
   });
   expect_too_small(outcomes);
   expect_usable(outcomes);
@@ -103,10 +103,11 @@ TEST_P(DispatcherMisuse, OutputTooSmallForCombineReceive) {
 
 TEST_P(DispatcherMisuse, NoOutputForCombine) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
-    caller.dispatcher.combine(handle, buffers.rows.data(), caller.rank == kBadRank ? nullptr : buffers.out.data(),
-                              buffers.out_bytes());
+    CombineRequest request = buffers.combine(handle);
+    if (caller.rank == kBadRank) request.out.data = nullptr;
+    caller.subject.dispatcher().combine(request);
   });
   ASSERT_TRUE(outcomes.by_rank[kBadRank].has_value());
   EXPECT_EQ(outcomes.by_rank[kBadRank]->code(), ErrorCode::kBufferTooSmall);
@@ -115,10 +116,11 @@ TEST_P(DispatcherMisuse, NoOutputForCombine) {
 
 TEST_P(DispatcherMisuse, NoRowsForCombine) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
-    caller.dispatcher.combine(handle, caller.rank == kBadRank ? nullptr : buffers.rows.data(), buffers.out.data(),
-                              buffers.out_bytes());
+    CombineRequest request = buffers.combine(handle);
+    if (caller.rank == kBadRank) request.rows.data = nullptr;
+    caller.subject.dispatcher().combine(request);
   });
   ASSERT_TRUE(outcomes.by_rank[kBadRank].has_value());
   EXPECT_EQ(outcomes.by_rank[kBadRank]->code(), ErrorCode::kInvalidArgument);
@@ -128,42 +130,71 @@ TEST_P(DispatcherMisuse, NoRowsForCombine) {
   expect_usable(outcomes);
 }
 
+TEST_P(DispatcherMisuse, OutputOfAnotherShapeForCombine) {
+  for (const auto& change : std::vector<std::function<void(CombineRequest&)>>{
+           [](CombineRequest& request) { request.out.hidden = 16; },
+           [](CombineRequest& request) { request.out.dtype = DType::kFp32; },
+           [](CombineRequest& request) { request.out.stride = 8; },
+           [](CombineRequest& request) { request.rows.hidden = 16; },
+           [](CombineRequest& request) { ++request.rows.num_rows; }}) {
+    const auto outcomes = call([&](const Caller& caller) {
+      const Handle handle = caller.prepare();
+      Buffers buffers(caller, handle);
+      CombineRequest request = buffers.combine(handle);
+      if (caller.rank == kBadRank) change(request);
+      caller.subject.dispatcher().combine(request);
+    });
+    ASSERT_TRUE(outcomes.by_rank[kBadRank].has_value());
+    EXPECT_EQ(outcomes.by_rank[kBadRank]->code(), ErrorCode::kInvalidArgument) << outcomes.by_rank[kBadRank]->what();
+    expect_usable(outcomes);
+  }
+}
+
 // ---- Order of calls -------------------------------------------------------------------------------------------------
 
 TEST_P(DispatcherMisuse, ReceiveWithoutSend) {
   // Nothing is exchanged, so only the rank that makes the call knows; it can make the right one instead.
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
-    (void)caller.dispatcher.dispatch_receive(handle);
+    const Handle handle = caller.prepare();
+    (void)caller.subject.dispatcher().dispatch_receive(Pending());
   });
-  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "dispatch_receive needs the dispatch_send");
-  const auto of_combine = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "dispatch_receive needs the Pending");
+  const auto of_combine = call([](const Caller& caller) { caller.subject.dispatcher().combine_receive(Pending()); });
+  expect_on_all(of_combine, ErrorCode::kInvalidArgument, "combine_receive needs the Pending");
+}
+
+TEST_P(DispatcherMisuse, ReceiveOfTheOtherHalf) {
+  const auto outcomes = call([](const Caller& caller) {
+    Dispatcher& dispatcher = caller.subject.dispatcher();
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
-    caller.dispatcher.combine_receive(handle, buffers.out.data(), buffers.out_bytes());
+    const Received received = dispatcher.dispatch(caller.inputs.dispatch(handle));
+    Pending pending = dispatcher.combine_send(buffers.combine(handle));
+    const Outcome outcome = outcome_of([&] { (void)dispatcher.dispatch_receive(Pending()); });
+    dispatcher.combine_receive(std::move(pending));
+    if (outcome) throw Error(*outcome);
   });
-  expect_on_all(of_combine, ErrorCode::kInvalidArgument, "combine_receive needs the combine_send");
+  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "dispatch_receive needs the Pending");
 }
 
 TEST_P(DispatcherMisuse, SendTwiceOnOneRank) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+    Dispatcher& dispatcher = caller.subject.dispatcher();
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
-    caller.dispatcher.dispatch_send(handle, buffers.payload_view());
+    Pending pending = dispatcher.dispatch_send(caller.inputs.dispatch(handle));
+    Received received;
     // Everything sent must have arrived before the bad call of the other rank lets anyone go on.
-    if (caller.rank != kBadRank) (void)caller.dispatcher.dispatch_receive(handle);
+    if (caller.rank != kBadRank) received = dispatcher.dispatch_receive(std::move(pending));
     const Outcome outcome = outcome_of([&] {
       if (caller.rank == kBadRank) {
-        caller.dispatcher.dispatch_send(handle, buffers.payload_view());
+        (void)dispatcher.dispatch_send(caller.inputs.dispatch(handle));
       } else {
-        caller.dispatcher.combine_send(handle, buffers.rows.data());
+        (void)dispatcher.combine_send(buffers.combine(handle));
       }
     });
-    if (caller.rank == kBadRank) (void)caller.dispatcher.dispatch_receive(handle);
-    std::vector<std::vector<std::byte>> payloads;
-    for (int peer = 0; peer < caller.group.size(); ++peer) payloads.push_back(caller.play.payload(peer));
-    const Mismatch mismatch =
-        check_rows(caller.play, caller.rank, handle.output().rows, caller.play.row_bytes(), payloads, "dispatch");
+    if (caller.rank == kBadRank) received = dispatcher.dispatch_receive(std::move(pending));
+    const Mismatch mismatch = Checker(caller.round).check_received(caller.rank, data_of(received), "dispatch");
     EXPECT_FALSE(mismatch.has_value()) << *mismatch;
     if (outcome) throw Error(*outcome);
   });
@@ -179,24 +210,23 @@ TEST_P(DispatcherMisuse, SendTwiceOnOneRank) {
 
 TEST_P(DispatcherMisuse, PrepareBetweenSendAndReceive) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
-    Buffers buffers(caller, handle);
-    caller.dispatcher.dispatch_send(handle, buffers.payload_view());
-    const Outcome outcome = outcome_of([&] { (void)caller.dispatcher.prepare(caller.view()); });
-    (void)caller.dispatcher.dispatch_receive(handle);
+    Dispatcher& dispatcher = caller.subject.dispatcher();
+    Pending pending = dispatcher.dispatch_send(caller.inputs.dispatch(caller.prepare()));
+    const Outcome outcome = outcome_of([&] { (void)caller.prepare(); });
+    (void)dispatcher.dispatch_receive(std::move(pending));
     if (outcome) throw Error(*outcome);
   });
-  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "a send half is open");
+  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "receive half of the last dispatch is missing");
 }
 
 TEST_P(DispatcherMisuse, DifferentCalls) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
     if (caller.rank == kBadRank) {
-      caller.dispatcher.combine(handle, buffers.rows.data(), buffers.out.data(), buffers.out_bytes());
+      caller.subject.dispatcher().combine(buffers.combine(handle));
     } else {
-      (void)caller.dispatcher.dispatch(handle, buffers.payload_view());
+      (void)caller.subject.dispatcher().dispatch(caller.inputs.dispatch(handle));
     }
   });
   expect_on_all(outcomes, ErrorCode::kShapeMismatch, "rank 0 calls dispatch (dispatcher 1, handle 1");
@@ -205,12 +235,11 @@ TEST_P(DispatcherMisuse, DifferentCalls) {
 
 TEST_P(DispatcherMisuse, PrepareWhereOthersDispatch) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
-    Buffers buffers(caller, handle);
+    const Handle handle = caller.prepare();
     if (caller.rank == kBadRank) {
-      (void)caller.dispatcher.prepare(caller.view());
+      (void)caller.prepare();
     } else {
-      (void)caller.dispatcher.dispatch(handle, buffers.payload_view());
+      (void)caller.subject.dispatcher().dispatch(caller.inputs.dispatch(handle));
     }
   });
   expect_on_all(outcomes, ErrorCode::kShapeMismatch, "rank 1 calls prepare");
@@ -218,41 +247,53 @@ TEST_P(DispatcherMisuse, PrepareWhereOthersDispatch) {
 
 TEST_P(DispatcherMisuse, DifferentHandles) {
   const auto outcomes = call([](const Caller& caller) {
-    const Handle first = caller.dispatcher.prepare(caller.view());
-    const Handle second = caller.dispatcher.prepare(caller.view());
-    Buffers buffers(caller, first);
-    (void)caller.dispatcher.dispatch(caller.rank == kBadRank ? first : second, buffers.payload_view());
+    const Handle first = caller.prepare();
+    const Handle second = caller.prepare();
+    (void)caller.subject.dispatcher().dispatch(caller.inputs.dispatch(caller.rank == kBadRank ? first : second));
   });
   expect_on_all(outcomes, ErrorCode::kShapeMismatch, "handle 1");
 }
 
 TEST_P(DispatcherMisuse, GradientsOfTheWeightsOnSomeRanksOnly) {
-  const auto outcomes = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
+  const auto give = [](const Caller& caller, bool grad_weights, bool grad_probs) {
+    const Handle handle = caller.prepare();
     Buffers buffers(caller, handle);
-    const std::vector<float> grad_weights(static_cast<std::size_t>(handle.output().num_rows) + 1);
-    std::vector<float> grad_topk(static_cast<std::size_t>(caller.num_tokens() * 3));
+    const std::vector<float> row_gradients(static_cast<std::size_t>(handle.description().num_rows) + 1);
+    std::vector<float> probs(static_cast<std::size_t>(caller.num_tokens() * 3));
+    caller.subject.dispatcher().dispatch_backward({.handle = handle,
+                                                   .grad_rows = buffers.rows.view(),
+                                                   .grad_weights = grad_weights ? row_gradients.data() : nullptr,
+                                                   .grad_tokens = buffers.out.view(),
+                                                   .grad_probs = grad_probs ? probs.data() : nullptr});
+  };
+  const auto outcomes = call([&](const Caller& caller) {
     const bool gives = caller.rank != kBadRank;
-    caller.dispatcher.dispatch_backward(handle, buffers.rows.data(), gives ? grad_weights.data() : nullptr,
-                                        buffers.out.data(), buffers.out_bytes(), gives ? grad_topk.data() : nullptr);
+    give(caller, gives, gives);
   });
   expect_on_all(outcomes, ErrorCode::kShapeMismatch, "gradients of the weights");
-  const auto half = call([](const Caller& caller) {
-    const Handle handle = caller.dispatcher.prepare(caller.view());
-    Buffers buffers(caller, handle);
-    const std::vector<float> grad_weights(static_cast<std::size_t>(handle.output().num_rows) + 1);
-    caller.dispatcher.dispatch_backward(handle, buffers.rows.data(), grad_weights.data(), buffers.out.data(),
-                                        buffers.out_bytes(), nullptr);
-  });
+  const auto half = call([&](const Caller& caller) { give(caller, true, false); });
   expect_on_all(half, ErrorCode::kInvalidArgument, "give both or neither");
+}
+
+TEST_P(DispatcherMisuse, SavedRowsWhereTheGradientsGo) {
+  const auto outcomes = call([](const Caller& caller) {
+    const Handle handle = caller.prepare();
+    Received received = caller.subject.dispatcher().dispatch(caller.inputs.dispatch(handle));
+    const Rows outputs = received.expert_outputs();
+    received.release();
+    Buffers buffers(caller, handle);
+    std::vector<float> grad_weights(static_cast<std::size_t>(handle.description().num_rows) + 1);
+    (void)caller.subject.dispatcher().combine_backward(
+        {.handle = handle, .grad_out = buffers.out.view(), .saved_rows = outputs, .grad_weights = grad_weights.data()});
+  });
+  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "saved_rows");
 }
 
 // ---- Limits of the configuration ------------------------------------------------------------------------------------
 
 TEST_P(DispatcherMisuse, CapacityExceeded) {
   Scenario scenario = expert_scenario();
-  scenario.config.sizing = Sizing::kCapacity;
-  scenario.config.capacity_rows = 25;
+  scenario.config.sizing = Capacity{.rows_per_rank = 25};
   scenario.missing_probability = 0.9;  // for the round trip afterwards
   const auto outcomes = call(
       [](const Caller& caller) {
@@ -261,11 +302,10 @@ TEST_P(DispatcherMisuse, CapacityExceeded) {
           ids[token * 3] = 5;                              // all tokens to one expert of rank 2: exactly its capacity
           if (caller.rank == 0 && token == 0) ids[1] = 6;  // and one row more
         }
-        RoutingView view = caller.view();
-        view.expert_ids = ids.data();
-        const Outcome outcome = outcome_of([&] { (void)caller.dispatcher.prepare(view); });
+        const PrepareRequest request{.expert_ids = {ids.data(), caller.num_tokens(), 3}};
+        const Outcome outcome = outcome_of([&] { (void)caller.subject.prepare(request); });
         ids.assign(ids.size(), kNoExpert);
-        EXPECT_EQ(caller.dispatcher.prepare(view).stats().received_rows, 0);
+        EXPECT_EQ(caller.subject.prepare(request).wait_stats().received_rows, 0);
         if (outcome) throw Error(*outcome);
       },
       scenario);
@@ -273,17 +313,59 @@ TEST_P(DispatcherMisuse, CapacityExceeded) {
                 "rank 2 would receive 1 rows more than its 25 rows of capacity");
 }
 
-TEST_P(DispatcherMisuse, RawRowsAreNotCombined) {
+TEST_P(DispatcherMisuse, AllHandlesInUse) {
   Scenario scenario = expert_scenario();
-  scenario.config.dtype = DType::kRaw;
+  scenario.config.max_handles = 3;
   const auto outcomes = call(
       [](const Caller& caller) {
-        const Handle handle = caller.dispatcher.prepare(caller.view());
-        std::vector<std::byte> bytes(4096);
-        caller.dispatcher.combine(handle, bytes.data(), bytes.data(), 4096);
+        std::vector<Handle> handles;
+        for (int idx = 0; idx < 3; ++idx) handles.push_back(caller.prepare());
+        const Outcome outcome = outcome_of([&] { (void)caller.prepare(); });
+        // Those that there are still work; and a copy holds what the original let go.
+        const Handle copy = handles.back();
+        handles.pop_back();
+        const Outcome copied = outcome_of([&] { (void)caller.prepare(); });
+        EXPECT_TRUE(copied.has_value());
+        Received received = caller.subject.dispatch(caller.inputs.dispatch(copy));
+        const Mismatch mismatch = Checker(caller.round).check_received(caller.rank, data_of(received), "dispatch");
+        EXPECT_FALSE(mismatch.has_value()) << *mismatch;
+        // One that is given back can be used again.
+        handles.pop_back();
+        handles.push_back(caller.prepare());
+        if (outcome) throw Error(*outcome);
       },
       scenario);
-  expect_on_all(outcomes, ErrorCode::kUnsupported, "combine_hidden");
+  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "all 3 handles");
+}
+
+TEST_P(DispatcherMisuse, LeaseKeepsItsHandleInUse) {
+  Scenario scenario = expert_scenario();
+  scenario.config.max_handles = 1;
+  const auto outcomes = call(
+      [](const Caller& caller) {
+        Handle handle = caller.prepare();
+        Received received = caller.subject.dispatch(caller.inputs.dispatch(handle));
+        handle = Handle();
+        const Outcome outcome = outcome_of([&] { (void)caller.prepare(); });
+        received.release();
+        EXPECT_TRUE(caller.prepare().valid());
+        if (outcome) throw Error(*outcome);
+      },
+      scenario);
+  expect_on_all(outcomes, ErrorCode::kInvalidArgument, "all 1 handles");
+}
+
+TEST_P(DispatcherMisuse, RawRowsAreNotCombined) {
+  Scenario scenario = expert_scenario();
+  scenario.config.input = DType::kRaw;
+  const auto outcomes = call(
+      [](const Caller& caller) {
+        std::vector<std::byte> bytes(4096);
+        const Rows rows{.data = bytes.data(), .num_rows = caller.num_tokens(), .hidden = 32, .dtype = DType::kBf16};
+        caller.subject.dispatcher().combine({.handle = caller.prepare(), .rows = rows, .out = rows});
+      },
+      scenario);
+  expect_on_all(outcomes, ErrorCode::kUnsupported, "expert_output_hidden");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DispatcherMisuse, ::testing::Values("direct", "alltoall", "reference"),

@@ -226,14 +226,14 @@ TEST(Group, RankThatStallsInADispatcherCall) {
   std::atomic<int> num_given_up{0};
   const Ending ending = run_four(
       [&](Group& group) {
-        const auto dispatcher = make_dispatcher("direct", group, scenario.config);
-        const Play play(scenario, 0);
-        const Handle handle = dispatcher->prepare(play.table(group.rank()).view());
+        Subject subject(group, "direct", scenario.config);
+        const Round round(scenario, 0);
+        const Handle handle = subject.prepare(RankInputs(round, group.rank()).prepare());
         if (group.rank() == 2) {
           const auto deadline = Clock::now() + kNever;
           while (num_given_up.load() < 3 && Clock::now() < deadline) std::this_thread::sleep_for(milliseconds(1));
         }
-        const Outcome outcome = outcome_of([&] { (void)round_trip(*dispatcher, group.rank(), play); });
+        const Outcome outcome = outcome_of([&] { (void)round_trip(subject, round); });
         num_given_up.fetch_add(1);
         if (outcome) throw Error(*outcome);
       },

@@ -1,11 +1,11 @@
 // The layout's arithmetic: who holds which expert, how groups are padded and cut, where sections lie.
-#include "epistle/layout.hpp"
-
 #include <array>
 #include <cstdint>
 #include <vector>
 
 #include <gtest/gtest.h>
+
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 namespace {
@@ -62,7 +62,7 @@ TEST(ExpertPartition, EveryExpertHasOneRank) {
 
 // ---- Rows -----------------------------------------------------------------------------------------------------------
 
-LayoutParams params_of(OutputLayout layout, Sizing sizing, std::int64_t capacity_rows) {
+LayoutParams params_of(OutputLayout layout, SizingMode sizing, std::int64_t capacity_rows) {
   LayoutParams params = kParams;
   params.layout = layout;
   params.sizing = sizing;
@@ -71,8 +71,8 @@ LayoutParams params_of(OutputLayout layout, Sizing sizing, std::int64_t capacity
 }
 
 TEST(DispatchLayout, GroupsArePaddedOrFixed) {
-  const DispatchLayout token_major(params_of(OutputLayout::kTokenMajor, Sizing::kExact, 0));
-  const DispatchLayout slots(params_of(OutputLayout::kExpertSlots, Sizing::kExact, 9));
+  const DispatchLayout token_major(params_of(OutputLayout::kTokenMajor, SizingMode::kExact, 0));
+  const DispatchLayout slots(params_of(OutputLayout::kExpertBlocks, SizingMode::kExact, 9));
   for (std::int64_t count = 0; count < 100; ++count) {
     EXPECT_EQ(token_major.group_rows(count), count);
     EXPECT_EQ(slots.group_rows(count), 9);
@@ -83,10 +83,10 @@ TEST(DispatchLayout, GroupsArePaddedOrFixed) {
 }
 
 TEST(DispatchLayout, RowsBeyondTheCapacityHaveNoPlace) {
-  const DispatchLayout exact(params_of(OutputLayout::kExpertMajor, Sizing::kExact, 0));
+  const DispatchLayout exact(params_of(OutputLayout::kExpertMajor, SizingMode::kExact, 0));
   EXPECT_EQ(exact.kept_rows(1'000'000, 5, 7), 7);
 
-  const DispatchLayout capacity(params_of(OutputLayout::kExpertMajor, Sizing::kCapacity, 100));
+  const DispatchLayout capacity(params_of(OutputLayout::kExpertMajor, SizingMode::kCapacity, 100));
   EXPECT_EQ(capacity.kept_rows(0, 0, 100), 100);
   EXPECT_EQ(capacity.kept_rows(0, 0, 101), 100);
   EXPECT_EQ(capacity.kept_rows(80, 10, 30), 10);
@@ -96,14 +96,14 @@ TEST(DispatchLayout, RowsBeyondTheCapacityHaveNoPlace) {
   EXPECT_EQ(capacity.kept_rows(50, 0, 0), 0);
 
   // Slots: every group has its own end, wherever it begins.
-  const DispatchLayout slots(params_of(OutputLayout::kExpertSlots, Sizing::kExact, 20));
+  const DispatchLayout slots(params_of(OutputLayout::kExpertBlocks, SizingMode::kExact, 20));
   EXPECT_EQ(slots.kept_rows(40, 0, 25), 20);
   EXPECT_EQ(slots.kept_rows(40, 15, 25), 5);
   EXPECT_EQ(slots.kept_rows(40, 20, 25), 0);
 }
 
 TEST(DispatchLayout, CapacityHasOneSize) {
-  const DispatchLayout capacity(params_of(OutputLayout::kExpertMajor, Sizing::kCapacity, 100));
+  const DispatchLayout capacity(params_of(OutputLayout::kExpertMajor, SizingMode::kCapacity, 100));
   std::vector<std::int64_t> begin(3);
   const std::array<std::int64_t, 2> few{1, 1};
   const std::array<std::int64_t, 2> many{90, 90};
@@ -112,7 +112,7 @@ TEST(DispatchLayout, CapacityHasOneSize) {
   EXPECT_EQ(capacity.expert_group_begins(many.data(), 2, begin.data()), 100);
   EXPECT_EQ(begin, (std::vector<std::int64_t>{0, 96, 192}));
   EXPECT_EQ(capacity.max_output_rows(), 100);
-  const DispatchLayout slots(params_of(OutputLayout::kExpertSlots, Sizing::kCapacity, 7));
+  const DispatchLayout slots(params_of(OutputLayout::kExpertBlocks, SizingMode::kCapacity, 7));
   EXPECT_EQ(slots.expert_group_begins(many.data(), 2, begin.data()), 14);
   EXPECT_EQ(slots.max_output_rows(), 14);
 }
@@ -122,7 +122,7 @@ TEST(DispatchLayout, CapacityHasOneSize) {
 TEST(DispatchLayout, RecordsHoldWhatTheyDescribe) {
   EXPECT_EQ(kLayout.record_bytes(), 24);
   EXPECT_EQ(kLayout.weights_per_row(), 1);
-  const DispatchLayout token_major(params_of(OutputLayout::kTokenMajor, Sizing::kExact, 0));
+  const DispatchLayout token_major(params_of(OutputLayout::kTokenMajor, SizingMode::kExact, 0));
   EXPECT_EQ(token_major.record_bytes(), 8 + 2 * (4 + 4));
   EXPECT_EQ(token_major.weights_per_row(), 2);
 }

@@ -8,8 +8,9 @@
 #include <gtest/gtest.h>
 
 #include "epistle/error.hpp"
-#include "epistle/layout.hpp"
 #include "epistle/routing.hpp"
+
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 namespace {

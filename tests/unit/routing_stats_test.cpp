@@ -10,6 +10,9 @@
 #include "epistle/group.hpp"
 #include "epistle/routing.hpp"
 
+#include "layout/dispatch_layout.hpp"
+#include "support/scenario.hpp"
+
 namespace epistle {
 namespace {
 
@@ -17,14 +20,14 @@ constexpr int kRanks = 4;
 constexpr std::int64_t kTokens = 33;
 constexpr std::int64_t kRowBytes = 64;
 
-DispatcherConfig config_of(OutputLayout layout, CombineMode combine) {
+DispatcherConfig config_of(OutputLayout layout, SumOrder order) {
   DispatcherConfig config;
   config.hidden = kRowBytes / 2;
   config.num_experts = 10;
   config.top_k = 3;
   config.max_tokens = kTokens;
-  config.layout = layout;
-  config.combine = combine;
+  config.layout = testing::layout_of(layout, /*alignment=*/1, /*rows_per_expert=*/0);
+  config.order = order;
   return config;
 }
 
@@ -54,8 +57,7 @@ class RoutingStatsOf : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(RoutingStatsOf, FreshAndRecycledHandles) {
   run_thread_ranks(kRanks, [](Group& group) {
-    const auto dispatcher =
-        make_dispatcher(GetParam(), group, config_of(OutputLayout::kTokenMajor, CombineMode::kHierarchical));
+    Dispatcher dispatcher(group, GetParam(), config_of(OutputLayout::kTokenMajor, SumOrder::kHierarchical));
     for (std::uint64_t seed = 1; seed <= 4; ++seed) {
       // Fewer and fewer tokens: a count left over from the last routing would show.
       const RoutingTable table = generate_routing({.kind = RoutingKind::kUniform},
@@ -65,8 +67,8 @@ TEST_P(RoutingStatsOf, FreshAndRecycledHandles) {
                                                    .rank = group.rank(),
                                                    .num_ranks = kRanks,
                                                    .seed = seed});
-      const Handle handle = dispatcher->prepare(table.view());
-      const RoutingStats& stats = handle.stats();
+      const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
+      const RoutingStats& stats = handle.wait_stats();
       const Counts expected = count(table, group.rank());
       EXPECT_EQ(stats.sent_rows, expected.rows) << "rank " << group.rank() << ", seed " << seed;
       EXPECT_EQ(stats.sent_remote_rows, expected.remote_rows);
@@ -90,17 +92,17 @@ TEST_P(RoutingStatsOf, FreshAndRecycledHandles) {
 TEST_P(RoutingStatsOf, WireBytesFollowTheTransport) {
   const bool alltoall = GetParam() == "alltoall";
   for (const OutputLayout layout : {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor}) {
-    for (const CombineMode combine : {CombineMode::kHierarchical, CombineMode::kFlat}) {
+    for (const SumOrder order : {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2}) {
       run_thread_ranks(kRanks, [&](Group& group) {
-        const auto dispatcher = make_dispatcher(GetParam(), group, config_of(layout, combine));
+        Dispatcher dispatcher(group, GetParam(), config_of(layout, order));
         const RoutingTable table = generate_routing(
             {.kind = RoutingKind::kUniform},
             {.num_tokens = kTokens, .num_experts = 10, .top_k = 3, .rank = group.rank(), .num_ranks = kRanks});
-        const Handle handle = dispatcher->prepare(table.view());
+        const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
         const Counts expected = count(table, group.rank());
         const bool token_major = layout == OutputLayout::kTokenMajor;
-        const bool sums_first = token_major || (alltoall && combine == CombineMode::kHierarchical);
-        const WireBytes wire = dispatcher->wire_bytes(handle);
+        const bool sums_first = token_major || (alltoall && order != SumOrder::kFlat);
+        const WireBytes wire = dispatcher.wire_bytes(handle);
         EXPECT_EQ(wire.dispatch,
                   kRowBytes * (alltoall && !token_major ? expected.remote_assignments : expected.remote_rows));
         EXPECT_EQ(wire.combine, kRowBytes * (sums_first ? expected.remote_rows : expected.remote_assignments));

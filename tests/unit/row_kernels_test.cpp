@@ -16,7 +16,7 @@
 
 #include "core/numeric.hpp"
 #include "dispatch/reference/oracle.hpp"
-#include "support/scenario.hpp"
+#include "support/scenario_round.hpp"
 
 namespace epistle::host {
 namespace {

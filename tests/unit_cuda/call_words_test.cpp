@@ -18,7 +18,9 @@ using Outcome = Verdict::Outcome;
 constexpr std::uint32_t kEpoch = 0xfffffff0;
 constexpr std::uint32_t kPrepared = 0x1234567;
 
-std::uint64_t word(DeviceCall call, std::uint32_t prepared = kPrepared) { return call_word(kEpoch, call, prepared); }
+std::uint64_t word(DeviceCall call, std::uint32_t prepared = kPrepared, std::int32_t buffer = 0) {
+  return call_word(kEpoch, call, prepared, buffer);
+}
 
 std::vector<DeviceCall> all_calls() {
   std::vector<DeviceCall> calls;
@@ -35,14 +37,32 @@ Outcome outcome(const std::vector<std::uint64_t>& words, int own) {
 TEST(CallWords, KeepTheirParts) {
   for (const DeviceCall call : all_calls()) {
     for (const std::uint64_t bit : {std::uint64_t{0}, kCopiesBit}) {
-      const std::uint64_t made = word(call) | bit;
-      EXPECT_EQ(epoch_of(made), kEpoch);
-      EXPECT_EQ(call_of(made), call);
-      EXPECT_EQ(handle_of(made), kPrepared & 0xffffffU);
-      EXPECT_EQ(copies(made), bit != 0);
-      EXPECT_EQ(rejects(made), call == DeviceCall::kRejected);
+      for (const std::uint32_t prepared : {0U, kPrepared, 0xffffffffU}) {
+        for (std::int32_t buffer = 0; buffer < kMaxBuffers; ++buffer) {
+          const std::uint64_t made = word(call, prepared, buffer) | bit;
+          EXPECT_EQ(epoch_of(made), kEpoch);
+          EXPECT_EQ(call_of(made), call);
+          EXPECT_EQ(handle_of(made), prepared & 0x1fffffU);
+          EXPECT_EQ(buffer_of(made), buffer);
+          EXPECT_EQ(copies(made), bit != 0);
+          EXPECT_EQ(rejects(made), call == DeviceCall::kRejected);
+        }
+      }
     }
   }
+}
+
+TEST(CallWords, PartsDoNotOverlap) {
+  EXPECT_EQ(kHandleMask & kBufferMask, 0U);
+  EXPECT_EQ(kChoiceMask, kBufferMask | kCopiesBit);
+  EXPECT_EQ(word(DeviceCall::kNone, 0) >> 32, kEpoch);
+  EXPECT_EQ(word(DeviceCall::kNone, 0xffffffff) & ~kHandleMask, std::uint64_t{kEpoch} << 32);
+  EXPECT_EQ(word(DeviceCall::kNone, 0, kMaxBuffers - 1) & ~kBufferMask, std::uint64_t{kEpoch} << 32);
+  // A buffer that does not exist spoils nothing else.
+  EXPECT_EQ(call_of(word(DeviceCall::kCombine, 0, kMaxBuffers)), DeviceCall::kCombine);
+  EXPECT_EQ(call_of(word(DeviceCall::kCombine, 0, -1)), DeviceCall::kCombine);
+  EXPECT_EQ(epoch_of(word(DeviceCall::kCombine, 0, -1)), kEpoch);
+  EXPECT_FALSE(copies(word(DeviceCall::kCombine, 0, -1)));
 }
 
 TEST(CallWords, EveryPairOfCalls) {
@@ -105,6 +125,48 @@ TEST(CallWords, HowRowsTravelMayDiffer) {
   const std::vector<std::uint64_t> words = {word(DeviceCall::kDispatch), word(DeviceCall::kDispatch) | kCopiesBit};
   EXPECT_EQ(outcome(words, 0), Outcome::kAgreed);
   EXPECT_EQ(outcome(words, 1), Outcome::kAgreed);
+}
+
+TEST(CallWords, EveryRankChoosesItsBuffer) {
+  for (const DeviceCall call : all_calls()) {
+    if (call == DeviceCall::kRejected) continue;
+    std::vector<std::uint64_t> words;
+    for (std::int32_t buffer = 0; buffer < kMaxBuffers; ++buffer) words.push_back(word(call, kPrepared, buffer));
+    words.push_back(word(call, kPrepared, 3) | kCopiesBit);
+    for (const std::uint64_t a : words) {
+      for (const std::uint64_t b : words) {
+        EXPECT_TRUE(same_but_choices(a, b));
+        EXPECT_TRUE(same_call(a, b));
+      }
+    }
+    for (int own = 0; own < static_cast<int>(words.size()); ++own) {
+      EXPECT_EQ(outcome(words, own), Outcome::kAgreed) << name_of(call);
+    }
+  }
+}
+
+TEST(CallWords, BuffersHideNoDifference) {
+  for (std::int32_t buffer = 0; buffer < kMaxBuffers; ++buffer) {
+    const std::uint64_t combine = word(DeviceCall::kCombine, kPrepared, buffer);
+    for (const std::uint64_t other :
+         {word(DeviceCall::kDispatch, kPrepared, 1), word(DeviceCall::kCombine, kPrepared + 1, 1),
+          call_word(kEpoch + 1, DeviceCall::kCombine, kPrepared, 1)}) {
+      EXPECT_FALSE(same_but_choices(combine, other));
+      EXPECT_FALSE(same_call(combine, other));
+      EXPECT_EQ(outcome({combine, other}, 0), Outcome::kMismatch);
+      EXPECT_EQ(outcome({combine, other}, 1), Outcome::kMismatch);
+    }
+    const std::uint64_t refusal = word(DeviceCall::kRejected, 0);
+    EXPECT_EQ(outcome({combine, refusal}, 0), Outcome::kRejected);
+  }
+}
+
+TEST(CallWords, AnyWeightsGoWithOtherBuffers) {
+  const std::vector<std::uint64_t> words = {word(DeviceCall::kDispatchBackwardAnyWeights, kPrepared, 1),
+                                            word(DeviceCall::kDispatchBackwardWithWeights, kPrepared, 2),
+                                            word(DeviceCall::kDispatchBackwardWithWeights, kPrepared, 0)};
+  EXPECT_FALSE(same_but_choices(words[0], words[1]));
+  for (int own = 0; own < 3; ++own) EXPECT_EQ(outcome(words, own), Outcome::kAgreed);
 }
 
 TEST(CallWords, WhoGoesWithBothSeesThatTheOthersDiffer) {

@@ -89,7 +89,7 @@ TEST(CopyPlan, RunsBringEveryRowToItsPlace) {
     }
     const auto num_chunks = static_cast<std::int32_t>(1 + random() % 7);
     const CopyPlan plan = routing.plan(num_chunks, random);
-    EXPECT_EQ(plan.handle_id, Routing::kHandleId);
+    EXPECT_EQ(plan.prepare_id, Routing::kHandleId);
     if (!plan.has_runs) {
       EXPECT_TRUE(plan.runs.empty());
       continue;

@@ -7,7 +7,7 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/cuda/engine/device_buffers.hpp"
+#include "dispatch/cuda/engine/buffer_carver.hpp"
 
 namespace epistle::cuda {
 namespace {

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kNumSmsOfH200 = 132;
 constexpr std::array kCalls = {TunedCall::kDispatch, TunedCall::kColdDispatch, TunedCall::kCombine};
-constexpr std::array kLayouts = {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertSlots};
+constexpr std::array kLayouts = {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks};
 constexpr std::array kRowClasses = {LayoutClass::kTokenMajor, LayoutClass::kExpertRows};
 
 OutputLayout layout_of(LayoutClass row_class) {

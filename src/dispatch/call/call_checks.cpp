@@ -1,131 +1,216 @@
 #include "dispatch/call/call_checks.hpp"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 namespace epistle {
 
-Complaint CallChecks::handle(const Handle& handle, bool own, std::string_view dispatcher, std::string_view open_call,
-                             Phase phase) const {
-  if (handle.state() == nullptr) {
+Complaint CallChecks::handle(const HandleState* state, bool own, std::string_view open_call, Phase phase) const {
+  if (state == nullptr) {
     return complain(ErrorCode::kHandleMismatch, phase,
                     "the handle is empty (moved from, or never prepared); call prepare first");
   }
   if (!own) {
     return complain(
         ErrorCode::kHandleMismatch, phase,
-        fmt::format("the handle was prepared by another dispatcher than this one ({}); prepare it here", dispatcher));
+        fmt::format("the handle was prepared by another dispatcher than this one ({}); prepare it here", info.name()));
   }
-  if (!open_call.empty()) {
-    return complain(ErrorCode::kInvalidArgument, phase,
-                    fmt::format("the receive half of the last {} is missing; call it first, or use a second "
-                                "dispatcher for overlapping batches",
-                                open_call));
-  }
-  return std::nullopt;
+  return nothing_open(open_call, phase);
+}
+
+Complaint CallChecks::nothing_open(std::string_view open_call, Phase phase) const {
+  if (open_call.empty()) return std::nullopt;
+  return complain(ErrorCode::kInvalidArgument, phase,
+                  fmt::format("the receive half of the last {} is missing; call it first, or use a second dispatcher "
+                              "for overlapping batches",
+                              open_call));
 }
 
 Error CallChecks::nothing_sent(std::string_view call, Phase phase) const {
   return complain(ErrorCode::kInvalidArgument, phase,
-                  fmt::format("{}_receive needs the {}_send of the same handle before it", call, call));
+                  fmt::format("{}_receive needs the Pending of the last {}_send of this dispatcher", call, call));
 }
 
-Complaint CallChecks::routing(const RoutingView& routing) const {
+Complaint CallChecks::device_options(Stream stream, int num_sms, Phase phase) const {
+  if (info.device() != Device::kHost) {
+    if (num_sms >= 0) return std::nullopt;
+    return complain(ErrorCode::kInvalidArgument, phase, fmt::format("num_sms is {}; it is 0 or more", num_sms));
+  }
+  if (stream.get() == nullptr && num_sms == 0) return std::nullopt;
+  return complain(ErrorCode::kInvalidArgument, phase,
+                  fmt::format("{} given to a dispatcher on the host, which has no GPU; leave it out, or create the "
+                              "dispatcher with CudaOptions",
+                              stream.get() != nullptr ? "a stream was" : "num_sms was"));
+}
+
+Complaint CallChecks::routing(const PrepareRequest& request) const {
+  const IdsView& ids = request.expert_ids;
   const auto reject = [this](const std::string& message) {
     return complain(ErrorCode::kInvalidArgument, Phase::kLayout, message);
   };
-  if (routing.num_tokens < 0 || routing.num_tokens > config.max_tokens) {
-    return reject(fmt::format("{} tokens; this dispatcher was created for 0 to {} (max_tokens)", routing.num_tokens,
+  if (ids.num_tokens < 0 || ids.num_tokens > config.max_tokens) {
+    return reject(fmt::format("{} tokens; this dispatcher was created for 0 to {} (max_tokens)", ids.num_tokens,
                               config.max_tokens));
   }
-  if (routing.id_type != IdType::kInt32 && routing.id_type != IdType::kInt64) {
-    return reject(fmt::format("routing.id_type has the value {}; it is kInt32 (0) or kInt64 (1)",
-                              static_cast<int>(routing.id_type)));
+  if (ids.type != IdType::kInt32 && ids.type != IdType::kInt64) {
+    return reject(
+        fmt::format("expert_ids.type has the value {}; it is kInt32 (0) or kInt64 (1)", static_cast<int>(ids.type)));
   }
-  if (routing.top_k != config.top_k) {
-    return reject(fmt::format("the routing has top_k {}, the dispatcher {}", routing.top_k, config.top_k));
+  if (ids.top_k != config.top_k && !(ids.num_tokens == 0 && ids.data == nullptr)) {
+    return reject(fmt::format("expert_ids has top_k {}, the dispatcher {}", ids.top_k, config.top_k));
   }
-  if (routing.expert_ids == nullptr && routing.num_tokens > 0) return reject("routing.expert_ids is null");
+  if (ids.data == nullptr && ids.num_tokens > 0) return reject("expert_ids.data is null");
+  if (ids.stride != 0 && ids.stride < ids.top_k) {
+    return reject(fmt::format("expert_ids.stride is {}; a token has {} ids", ids.stride, ids.top_k));
+  }
+  if (request.weights.stride != 0 && request.weights.stride < config.top_k) {
+    return reject(fmt::format("weights.stride is {}; a token has {} weights", request.weights.stride, config.top_k));
+  }
+  if (request.num_tokens != nullptr && !info.capabilities().device_token_count) {
+    return complain(ErrorCode::kUnsupported, Phase::kLayout,
+                    fmt::format("dispatcher '{}' does not read the number of tokens when a call runs; leave num_tokens "
+                                "null",
+                                info.name()));
+  }
   return std::nullopt;
 }
 
-Complaint CallChecks::payload(std::int64_t num_tokens, const Payload& payload) const {
+Complaint CallChecks::rows(const ConstRows& given, const Expected& expected) const {
+  const auto reject = [&](const std::string& message) {
+    return complain(ErrorCode::kInvalidArgument, expected.phase, message);
+  };
+  if (given.num_rows != expected.num_rows) {
+    return reject(fmt::format("{} has {} rows; {} are expected", expected.name, given.num_rows, expected.num_rows));
+  }
+  if (expected.num_rows == 0) return std::nullopt;
+  if (given.data == nullptr) return reject(fmt::format("{}.data is null", expected.name));
+  if (given.hidden != expected.hidden || given.dtype != expected.dtype) {
+    return reject(fmt::format("a row of {} has {} elements of {}; {} of {} are expected", expected.name, given.hidden,
+                              to_string(given.dtype), expected.hidden, to_string(expected.dtype)));
+  }
+  if (given.stride == 0 || given.stride >= given.hidden) return std::nullopt;
+  return reject(fmt::format("{}.stride is {}; a row has {} elements", expected.name, given.stride, given.hidden));
+}
+
+Complaint CallChecks::scales_of(std::int64_t num_tokens, const ScalesView& scales) const {
   const auto reject = [this](const std::string& message) {
     return complain(ErrorCode::kInvalidArgument, Phase::kDispatch, message);
   };
-  if (payload.num_tokens != num_tokens) {
-    return reject(
-        fmt::format("the payload has {} tokens, the handle was prepared for {}", payload.num_tokens, num_tokens));
+  if (num_tokens == 0) return std::nullopt;
+  if ((scales.data != nullptr) != (params.scale_bytes > 0)) {
+    return reject(fmt::format("scales.data is {}, but a row of this dispatcher has {} bytes of scales",
+                              scales.data == nullptr ? "null" : "given", params.scale_bytes));
   }
-  if (num_tokens > 0 && payload.rows == nullptr) return reject("payload.rows is null");
-  if (num_tokens > 0 && (payload.scales != nullptr) != (params.scale_bytes > 0)) {
-    return reject(fmt::format("payload.scales is {}, but a row of this dispatcher has {} bytes of scales",
-                              payload.scales == nullptr ? "null" : "given", params.scale_bytes));
+  if (scales.data == nullptr) return std::nullopt;
+  const ScaleFormat format = config.dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32;
+  if (scales.format != format) {
+    return reject(fmt::format("scales are {}; those of {} rows are {} here", to_string(scales.format),
+                              to_string(config.dtype), to_string(format)));
   }
-  return std::nullopt;
+  const std::int64_t columns = scale_columns(config);
+  if (scales.num_rows != num_tokens || scales.num_columns != columns) {
+    return reject(fmt::format("scales are [{}, {}]; [{}, {}] are expected", scales.num_rows, scales.num_columns,
+                              num_tokens, columns));
+  }
+  if (scales.row_stride >= 0 && scales.column_stride > 0) return std::nullopt;
+  return reject(
+      fmt::format("scales have strides of {} and {}; they go forwards", scales.row_stride, scales.column_stride));
 }
 
-Complaint CallChecks::expert_outputs(const HandleState& state, const void* rows) const {
-  if (params.combine_row_bytes == 0) {
+Complaint CallChecks::tokens(std::int64_t num_tokens, const ConstRows& tokens, const ScalesView& scales) const {
+  if (Complaint complaint = rows(tokens, {.name = "tokens",
+                                          .num_rows = num_tokens,
+                                          .hidden = config.hidden,
+                                          .dtype = config.dtype,
+                                          .phase = Phase::kDispatch})) {
+    return complaint;
+  }
+  return scales_of(num_tokens, scales);
+}
+
+Complaint CallChecks::has_sums() const {
+  if (params.combine_row_bytes > 0) return std::nullopt;
+  return complain(ErrorCode::kUnsupported, Phase::kCombine,
+                  "a dispatcher of raw rows combines, and has gradients, only with expert_output_hidden set in its "
+                  "configuration");
+}
+
+Complaint CallChecks::expert_outputs(const HandleState& state, const ConstRows& outputs,
+                                     const WeightsView& weights) const {
+  if (Complaint complaint = has_sums()) return complaint;
+  if (weights.data != nullptr && !info.capabilities().late_weights) {
     return complain(ErrorCode::kUnsupported, Phase::kCombine,
-                    "a dispatcher of raw rows combines only with combine_hidden set in its configuration");
+                    fmt::format("dispatcher '{}' takes the weights with the ids (PrepareRequest, DispatchRequest), not "
+                                "in combine",
+                                info.name()));
   }
-  if (rows == nullptr && state.output.num_rows > 0) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kCombine, "rows is null");
-  }
-  return std::nullopt;
+  return rows(outputs, {.name = "rows",
+                        .num_rows = state.description.num_rows,
+                        .hidden = config.combine_hidden,
+                        .dtype = config.combine_dtype,
+                        .phase = Phase::kCombine});
 }
 
-Complaint CallChecks::sums(const HandleState& state, const void* out, std::int64_t out_bytes) const {
-  const std::int64_t needed_bytes = sum_bytes(state);
-  if (out_bytes >= needed_bytes && (out != nullptr || needed_bytes == 0)) return std::nullopt;
-  return complain(ErrorCode::kBufferTooSmall, Phase::kCombine,
-                  fmt::format("out has {} bytes; {} tokens of {} bytes need {}", out == nullptr ? 0 : out_bytes,
-                              state.stats.num_tokens, params.combine_row_bytes, needed_bytes));
-}
-
-Complaint CallChecks::dispatch_backward(const HandleState& state, const void* grad_rows, const float* grad_weights,
-                                        const void* grad_out, std::int64_t grad_out_bytes,
-                                        const float* grad_topk_weights) const {
-  const bool has_rows = state.output.num_rows > 0;
-  const bool has_tokens = state.stats.num_tokens > 0;
-  if (params.combine_row_bytes == 0) {
-    return complain(ErrorCode::kUnsupported, Phase::kCombine, "raw rows without combine_hidden have no gradients");
-  }
-  if (has_rows && grad_rows == nullptr) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kCombine, "grad_rows is null");
-  }
-  if (has_tokens && (grad_out == nullptr || grad_out_bytes < sum_bytes(state))) {
+Complaint CallChecks::sums(const HandleState& state, const Rows& out) const {
+  if (out.num_rows < state.num_tokens || (out.data == nullptr && state.num_tokens > 0)) {
     return complain(ErrorCode::kBufferTooSmall, Phase::kCombine,
-                    fmt::format("grad_out has {} bytes; {} tokens need {}", grad_out == nullptr ? 0 : grad_out_bytes,
-                                state.stats.num_tokens, sum_bytes(state)));
+                    fmt::format("out has {} rows; {} tokens need as many", out.data == nullptr ? 0 : out.num_rows,
+                                state.num_tokens));
   }
-  if (has_rows && has_tokens && (grad_weights == nullptr) != (grad_topk_weights == nullptr)) {
-    return complain(
-        ErrorCode::kInvalidArgument, Phase::kCombine,
-        fmt::format("grad_weights is {} and grad_topk_weights is {}; give both or neither",
-                    grad_weights == nullptr ? "null" : "given", grad_topk_weights == nullptr ? "null" : "given"));
-  }
-  return std::nullopt;
+  ConstRows wanted = out;
+  wanted.num_rows = state.num_tokens;
+  return rows(wanted, {.name = "out",
+                       .num_rows = state.num_tokens,
+                       .hidden = config.combine_hidden,
+                       .dtype = config.combine_dtype,
+                       .phase = Phase::kCombine});
 }
 
-Complaint CallChecks::combine_backward(const HandleState& state, const void* grad_out, const void* saved_rows,
-                                       const float* grad_weights, const void* combine_rows) const {
-  if (params.combine_row_bytes == 0) {
-    return complain(ErrorCode::kUnsupported, Phase::kCombine, "raw rows without combine_hidden have no gradients");
+Complaint CallChecks::dispatch_backward(const HandleState& state, const DispatchBackwardRequest& request) const {
+  if (Complaint complaint = has_sums()) return complaint;
+  if (Complaint complaint = rows(request.grad_rows, {.name = "grad_rows",
+                                                     .num_rows = state.description.num_rows,
+                                                     .hidden = config.combine_hidden,
+                                                     .dtype = config.combine_dtype,
+                                                     .phase = Phase::kCombine})) {
+    return complaint;
   }
-  if (grad_out == nullptr && state.stats.num_tokens > 0) {
-    return complain(ErrorCode::kInvalidArgument, Phase::kCombine, "grad_out is null");
+  if (Complaint complaint = sums(state, request.grad_tokens)) return complaint;
+  const bool has_both = state.description.num_rows > 0 && state.num_tokens > 0;
+  if (!has_both || (request.grad_weights == nullptr) == (request.grad_probs == nullptr)) return std::nullopt;
+  return complain(ErrorCode::kInvalidArgument, Phase::kCombine,
+                  fmt::format("grad_weights is {} and grad_probs is {}; give both or neither",
+                              request.grad_weights == nullptr ? "null" : "given",
+                              request.grad_probs == nullptr ? "null" : "given"));
+}
+
+Complaint CallChecks::combine_backward(const HandleState& state, const CombineBackwardRequest& request,
+                                       const void* target) const {
+  if (Complaint complaint = has_sums()) return complaint;
+  if (Complaint complaint = rows(request.grad_out, {.name = "grad_out",
+                                                    .num_rows = state.num_tokens,
+                                                    .hidden = config.combine_hidden,
+                                                    .dtype = config.combine_dtype,
+                                                    .phase = Phase::kCombine})) {
+    return complaint;
   }
-  if (saved_rows != nullptr && (!config.apply_weights || grad_weights == nullptr)) {
+  if (request.saved_rows.data == nullptr) return std::nullopt;
+  if (!config.apply_weights || request.grad_weights == nullptr) {
     return complain(ErrorCode::kInvalidArgument, Phase::kCombine,
                     "saved_rows yields gradients of the weights: it needs apply_weights in the configuration and a "
                     "grad_weights buffer");
   }
-  if (saved_rows != nullptr && saved_rows == combine_rows) {
+  if (request.saved_rows.data == target) {
     return complain(ErrorCode::kInvalidArgument, Phase::kCombine,
-                    "saved_rows is output().combine_rows, which the gradients overwrite; save a copy");
+                    "saved_rows are the expert_outputs() that the gradients overwrite; keep their Received, with one "
+                    "more of num_buffers, or save a copy");
   }
-  return std::nullopt;
+  return rows(request.saved_rows, {.name = "saved_rows",
+                                   .num_rows = state.description.num_rows,
+                                   .hidden = config.combine_hidden,
+                                   .dtype = config.combine_dtype,
+                                   .phase = Phase::kCombine});
 }
 
 }  // namespace epistle

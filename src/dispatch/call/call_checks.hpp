@@ -8,19 +8,20 @@
 
 #include "epistle/dispatcher.hpp"
 #include "epistle/error.hpp"
-#include "epistle/layout.hpp"
-#include "epistle/routing.hpp"
 
 #include "core/complaint.hpp"
 #include "dispatch/call/handle_state.hpp"
+#include "dispatch/call/resolved_config.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 
 /// The checks of one rank's dispatcher; refers to what it is given.
 struct CallChecks {
   int rank;
-  const DispatcherConfig& config;
+  const ResolvedConfig& config;
   const LayoutParams& params;
+  const DispatcherInfo& info;
 
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
     return {code, message, {.rank = rank, .phase = phase}};
@@ -28,28 +29,38 @@ struct CallChecks {
 
   /// The handle of a call. `own`: this dispatcher has prepared it; `open_call`: what has been sent and not received
   /// yet, empty where nothing has.
-  [[nodiscard]] Complaint handle(const Handle& handle, bool own, std::string_view dispatcher,
-                                 std::string_view open_call, Phase phase) const;
+  [[nodiscard]] Complaint handle(const HandleState* state, bool own, std::string_view open_call, Phase phase) const;
+  /// A call that needs none, while `open_call` is.
+  [[nodiscard]] Complaint nothing_open(std::string_view open_call, Phase phase) const;
   /// A receive half of `call` without its send half.
   [[nodiscard]] Error nothing_sent(std::string_view call, Phase phase) const;
+  /// What only a GPU has: the host takes neither.
+  [[nodiscard]] Complaint device_options(Stream stream, int num_sms, Phase phase) const;
+
   /// prepare: all but the ids themselves.
-  [[nodiscard]] Complaint routing(const RoutingView& routing) const;
-  /// dispatch, with the payload of a handle of `num_tokens`.
-  [[nodiscard]] Complaint payload(std::int64_t num_tokens, const Payload& payload) const;
+  [[nodiscard]] Complaint routing(const PrepareRequest& request) const;
+  /// dispatch, with the tokens of a handle for `num_tokens`.
+  [[nodiscard]] Complaint tokens(std::int64_t num_tokens, const ConstRows& tokens, const ScalesView& scales) const;
   /// combine: the expert outputs, and where the sums go.
-  [[nodiscard]] Complaint expert_outputs(const HandleState& state, const void* rows) const;
-  [[nodiscard]] Complaint sums(const HandleState& state, const void* out, std::int64_t out_bytes) const;
-  [[nodiscard]] Complaint dispatch_backward(const HandleState& state, const void* grad_rows, const float* grad_weights,
-                                            const void* grad_out, std::int64_t grad_out_bytes,
-                                            const float* grad_topk_weights) const;
-  /// `combine_rows`: this rank's, which the gradients overwrite.
-  [[nodiscard]] Complaint combine_backward(const HandleState& state, const void* grad_out, const void* saved_rows,
-                                           const float* grad_weights, const void* combine_rows) const;
+  [[nodiscard]] Complaint expert_outputs(const HandleState& state, const ConstRows& outputs,
+                                         const WeightsView& weights) const;
+  [[nodiscard]] Complaint sums(const HandleState& state, const Rows& out) const;
+  [[nodiscard]] Complaint dispatch_backward(const HandleState& state, const DispatchBackwardRequest& request) const;
+  /// `target`: where the gradients go, which must not be the saved rows.
+  [[nodiscard]] Complaint combine_backward(const HandleState& state, const CombineBackwardRequest& request,
+                                           const void* target) const;
 
  private:
-  [[nodiscard]] std::int64_t sum_bytes(const HandleState& state) const {
-    return state.stats.num_tokens * params.combine_row_bytes;
-  }
+  struct Expected {
+    std::string_view name;
+    std::int64_t num_rows;
+    std::int64_t hidden;
+    DType dtype;
+    Phase phase;
+  };
+  [[nodiscard]] Complaint rows(const ConstRows& given, const Expected& expected) const;
+  [[nodiscard]] Complaint scales_of(std::int64_t num_tokens, const ScalesView& scales) const;
+  [[nodiscard]] Complaint has_sums() const;
 };
 
 }  // namespace epistle

@@ -1,23 +1,16 @@
-// What a handle knows: one prepared routing, from the sender's and from the receiver's side.
+// What every device knows of a prepared routing. Each hangs its own tables on it.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "epistle/dispatcher.hpp"
-#include "epistle/layout.hpp"
+#include "epistle/received.hpp"
 
-#include "layout/layout_tables.hpp"
+#include "core/complaint.hpp"
 
 namespace epistle {
-
-/// One row that a token sends: to a rank that holds at least one of its experts.
-struct SendEntry {
-  std::int32_t dst_rank = 0;
-  std::int32_t row = 0;     ///< output row there; in expert layouts the first of the token's rows (in top-k order)
-  float weight_sum = 0.0F;  ///< of the token's experts there, in top-k order
-};
 
 class HandleState {
  public:
@@ -26,53 +19,36 @@ class HandleState {
   HandleState(const HandleState&) = delete;
   HandleState& operator=(const HandleState&) = delete;
 
-  /// Returns when `stats` and `output` are complete: at once, except where a device still computes them.
-  virtual void wait_for_counts() {}
+  /// True when `stats` are complete; throws what prepare has found. Never waits.
+  [[nodiscard]] virtual bool counts_are_known() = 0;
+  /// Returns when they are.
+  virtual void wait_for_counts() = 0;
 
   std::uint64_t dispatcher_id = 0;
-  std::uint64_t handle_id = 0;  ///< counts prepares; equal on all ranks
-  LayoutTables tables;
+  std::int64_t num_tokens = 0;  ///< that every call of this handle is made for
   RoutingStats stats;
-  RowDemand demand;
-
-  // Sender's side.
-  std::vector<std::int32_t> expert_ids;  ///< [num_tokens, top_k]
-  std::vector<float> weights;            ///< [num_tokens, top_k]
-  std::vector<std::int32_t> dst_row;     ///< [num_tokens, top_k] output row at the expert's rank; -1 = none or dropped
-  std::vector<SendEntry> sends;          ///< by token; per token in the order of the ranks' first appearance
-  std::vector<std::int32_t> send_begin;  ///< [num_tokens + 1] into `sends`
-
-  // Both sides: (token, rank) pairs that fit.
-  std::vector<std::int32_t> pairs;  ///< [num_ranks (source), num_ranks (destination)]
-
-  // Receiver's side.
-  std::vector<RowRecord> records;  ///< [num_rows]; expert layouts
-  std::vector<std::int32_t> src_rank;
-  std::vector<std::int32_t> src_token;
-  std::vector<std::int32_t> local_expert_ids;  ///< [num_rows, top_k]; token_major
-  std::vector<float> row_weights;              ///< [num_rows, top_k] or [num_rows]
-  std::vector<std::int64_t> expert_counts;
-  std::vector<std::int64_t> expert_begin;
-  std::vector<std::int64_t> expert_dropped;
-  /// First rows of the received pairs by (src_rank, src_token); expert layouts, only where a transport asks for it.
-  std::vector<std::int32_t> pair_rows;
-  /// The how manieth pair for its rank each entry of `sends` is; likewise.
-  std::vector<std::int32_t> pair_of_send;
-  DispatchOutput output;
-
-  [[nodiscard]] std::int32_t num_pairs(int source, int destination) const noexcept {
-    return pairs[static_cast<std::size_t>(source) * num_ranks + static_cast<std::size_t>(destination)];
-  }
-  std::size_t num_ranks = 1;
+  RowDescription description;
 };
 
-/// Hands out states and takes them back: a state is free when nobody but the pool holds it.
+/// The handles of one dispatcher: hands them out and takes them back. One is free when nobody but the pool holds it.
+template <typename State>
 class HandlePool {
  public:
-  [[nodiscard]] std::shared_ptr<HandleState> acquire();
+  /// A free handle. Null where `max_handles` are in use.
+  [[nodiscard]] std::shared_ptr<State> acquire(std::int32_t max_handles) {
+    for (const auto& state : states_) {
+      if (state.use_count() == 1) return state;
+    }
+    if (states_.size() >= static_cast<std::size_t>(max_handles)) return nullptr;
+    states_.push_back(std::make_shared<State>());
+    return states_.back();
+  }
 
  private:
-  std::vector<std::shared_ptr<HandleState>> states_;
+  std::vector<std::shared_ptr<State>> states_;
 };
+
+/// What to say where all handles are in use.
+[[nodiscard]] std::string all_handles_in_use(std::int32_t max_handles);
 
 }  // namespace epistle

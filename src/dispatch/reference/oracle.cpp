@@ -5,6 +5,8 @@
 #include <cstring>
 #include <string>
 
+#include "epistle/error.hpp"
+
 #include "core/numeric.hpp"
 
 namespace epistle::reference {
@@ -52,7 +54,7 @@ std::vector<std::vector<OutputRow>> list_expert_rows(const ExpertPartition& part
   return groups;
 }
 
-RankLayout rank_layout(const DispatcherConfig& config, std::span<const RoutingTable> tables, int rank) {
+RankLayout rank_layout(const ResolvedConfig& config, std::span<const RoutingTable> tables, int rank) {
   const ExpertPartition partition{config.num_experts, static_cast<std::int32_t>(tables.size())};
   const auto capacity = static_cast<std::size_t>(config.capacity_rows);
   RankLayout result;
@@ -60,27 +62,27 @@ RankLayout rank_layout(const DispatcherConfig& config, std::span<const RoutingTa
     list_token_rows(partition, tables, rank, result.rows);
   } else {
     for (std::vector<OutputRow>& group : list_expert_rows(partition, tables, rank)) {
-      if (config.layout == OutputLayout::kExpertSlots) {
+      if (config.layout == OutputLayout::kExpertBlocks) {
         group.resize(capacity);
       } else {
         const auto alignment = static_cast<std::size_t>(config.alignment);
         group.resize((group.size() + alignment - 1) / alignment * alignment);
       }
-      result.expert_begin.push_back(static_cast<std::int64_t>(result.rows.size()));
+      result.expert_begin.push_back(static_cast<std::int32_t>(result.rows.size()));
       result.rows.insert(result.rows.end(), group.begin(), group.end());
     }
-    result.expert_begin.push_back(static_cast<std::int64_t>(result.rows.size()));
+    result.expert_begin.push_back(static_cast<std::int32_t>(result.rows.size()));
   }
-  if (config.sizing == Sizing::kCapacity && config.layout != OutputLayout::kExpertSlots) {
+  if (config.sizing == SizingMode::kCapacity && config.layout != OutputLayout::kExpertBlocks) {
     result.rows.resize(capacity);
-    for (std::int64_t& begin : result.expert_begin) begin = std::min(begin, config.capacity_rows);
+    for (std::int32_t& begin : result.expert_begin) begin = std::min(begin, static_cast<std::int32_t>(capacity));
   }
   return result;
 }
 
 }  // namespace
 
-std::vector<RankLayout> layout_of(const DispatcherConfig& config, std::span<const RoutingTable> tables) {
+std::vector<RankLayout> layout_of(const ResolvedConfig& config, std::span<const RoutingTable> tables) {
   const ExpertPartition partition{config.num_experts, static_cast<std::int32_t>(tables.size())};
   const auto top_k = static_cast<std::size_t>(config.top_k);
   std::vector<RankLayout> ranks;
@@ -124,69 +126,114 @@ std::vector<RankLayout> layout_of(const DispatcherConfig& config, std::span<cons
   return ranks;
 }
 
-void combine_token(const DispatcherConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
-                   bool weighted, std::byte* out) {
-  const ExpertPartition partition{config.num_experts, num_ranks};
-  const auto hidden = static_cast<std::size_t>(config.combine_hidden);
-  const bool hierarchical = config.combine == CombineMode::kHierarchical;
-  std::vector<float> total(hidden, 0.0F);
-  std::vector<float> row;
-  const auto add = [&](std::vector<float>& sum, float weight) {
-    for (std::size_t idx = 0; idx < hidden; ++idx) {
-      const float term = weighted ? weight * row[idx] : row[idx];
+namespace {
+
+/// One token's sums, as the text of the contract has them.
+class TokenSum {
+ public:
+  TokenSum(const ResolvedConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
+           bool weighted)
+      : config_(config),
+        partition_{config.num_experts, num_ranks},
+        token_(token),
+        read_row_(read_row),
+        weighted_(weighted),
+        total_(static_cast<std::size_t>(config.combine_hidden), 0.0F) {}
+
+  [[nodiscard]] const std::vector<float>& run() {
+    if (config_.layout == OutputLayout::kTokenMajor) {
+      add_token_rows();
+    } else if (config_.order == SumOrder::kFlat) {
+      for (std::size_t position = 0; position < num_positions(); ++position) add_expert_row(position, total_);
+    } else {
+      add_partial_sums();
+    }
+    return total_;
+  }
+
+ private:
+  [[nodiscard]] std::size_t num_positions() const { return token_.dst_row.size(); }
+
+  /// Where the row of a top-k position is; -1 = nowhere.
+  [[nodiscard]] int rank_at(std::size_t position) const {
+    return token_.dst_row[position] < 0 ? -1 : partition_.rank_of(token_.expert_ids[position]);
+  }
+
+  /// R(t), in the order in which the ranks are added.
+  [[nodiscard]] std::vector<int> ranks_in_order() const {
+    std::vector<int> ranks;
+    for (std::size_t position = 0; position < num_positions(); ++position) {
+      const int rank = rank_at(position);
+      if (rank < 0) continue;
+      const auto found = std::find(ranks.begin(), ranks.end(), rank);
+      if (found == ranks.end()) {
+        ranks.push_back(rank);
+      } else if (config_.order == SumOrder::kDeepEpV2) {
+        // Where it was last counts: it moves behind all that came before this place.
+        ranks.erase(found);
+        ranks.push_back(rank);
+      }
+    }
+    if (config_.order == SumOrder::kHierarchical) std::sort(ranks.begin(), ranks.end());
+    return ranks;
+  }
+
+  void add(float weight, std::vector<float>& sum) const {
+    for (std::size_t idx = 0; idx < sum.size(); ++idx) {
+      const float term = weighted_ ? weight * row_[idx] : row_[idx];
       sum[idx] = sum[idx] + term;
     }
-  };
-  const auto expert_rank = [&](std::size_t position) {
-    return token.dst_row[position] < 0 ? -1 : partition.rank_of(token.expert_ids[position]);
-  };
-  const auto weight_on = [&](int rank) {
-    float weight = 0.0F;
-    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
-      if (expert_rank(position) == rank) weight = weight + token.weights[position];
-    }
-    return weight;
-  };
-  const auto row_on = [&](int rank) {
-    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
-      if (expert_rank(position) == rank) return token.dst_row[position];
-    }
-    return std::int32_t{-1};
-  };
+  }
 
-  if (config.layout == OutputLayout::kTokenMajor) {
-    std::vector<int> ranks;  // in the order in which their rows are added
-    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
-      const int rank = expert_rank(position);
-      if (rank >= 0 && std::find(ranks.begin(), ranks.end(), rank) == ranks.end()) ranks.push_back(rank);
-    }
-    if (hierarchical) std::sort(ranks.begin(), ranks.end());
-    for (const int rank : ranks) {
-      read_row(rank, row_on(rank), row);
-      add(total, weight_on(rank));
-    }
-  } else if (hierarchical) {
-    for (int rank = 0; rank < num_ranks; ++rank) {
-      if (row_on(rank) < 0) continue;
-      std::vector<float> partial(hidden, 0.0F);
-      for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
-        if (expert_rank(position) != rank) continue;
-        read_row(rank, token.dst_row[position], row);
-        add(partial, token.weights[position]);
+  void add_expert_row(std::size_t position, std::vector<float>& sum) {
+    const int rank = rank_at(position);
+    if (rank < 0) return;
+    read_row_(rank, token_.dst_row[position], row_);
+    add(token_.weights[position], sum);
+  }
+
+  void add_partial_sums() {
+    for (const int rank : ranks_in_order()) {
+      std::vector<float> partial(total_.size(), 0.0F);
+      for (std::size_t position = 0; position < num_positions(); ++position) {
+        if (rank_at(position) == rank) add_expert_row(position, partial);
       }
-      for (std::size_t idx = 0; idx < hidden; ++idx) {
-        total[idx] = total[idx] + round_to(config.combine_dtype, partial[idx]);
+      for (std::size_t idx = 0; idx < total_.size(); ++idx) {
+        total_[idx] = total_[idx] + round_to(config_.combine_dtype, partial[idx]);
       }
-    }
-  } else {
-    for (std::size_t position = 0; position < token.dst_row.size(); ++position) {
-      const int rank = expert_rank(position);
-      if (rank < 0) continue;
-      read_row(rank, token.dst_row[position], row);
-      add(total, token.weights[position]);
     }
   }
-  for (std::size_t idx = 0; idx < hidden; ++idx) {
+
+  void add_token_rows() {
+    for (const int rank : ranks_in_order()) {
+      float weight = 0.0F;
+      std::int32_t row = -1;
+      for (std::size_t position = 0; position < num_positions(); ++position) {
+        if (rank_at(position) != rank) continue;
+        weight = weight + token_.weights[position];
+        row = token_.dst_row[position];
+      }
+      read_row_(rank, row, row_);
+      add(weight, total_);
+    }
+  }
+
+  const ResolvedConfig& config_;
+  ExpertPartition partition_;
+  const TokenPlaces& token_;
+  const RowReader& read_row_;
+  bool weighted_;
+  std::vector<float> total_;
+  std::vector<float> row_;
+};
+
+}  // namespace
+
+void combine_token(const ResolvedConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
+                   bool weighted, std::byte* out) {
+  TokenSum sum(config, num_ranks, token, read_row, weighted);
+  const std::vector<float>& total = sum.run();
+  for (std::size_t idx = 0; idx < total.size(); ++idx) {
     write_element(config.combine_dtype, out, static_cast<std::int64_t>(idx), total[idx]);
   }
 }

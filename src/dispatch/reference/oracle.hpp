@@ -8,8 +8,10 @@
 #include <span>
 #include <vector>
 
-#include "epistle/dispatcher.hpp"
 #include "epistle/routing.hpp"
+#include "epistle/types.hpp"
+
+#include "dispatch/call/resolved_config.hpp"
 
 namespace epistle::reference {
 
@@ -25,14 +27,14 @@ struct OutputRow {
 /// One rank's share of the layout.
 struct RankLayout {
   std::vector<OutputRow> rows;
-  std::vector<std::int64_t> expert_counts;
-  std::vector<std::int64_t> expert_begin;  ///< [num_local_experts + 1]; expert layouts
-  std::vector<std::int64_t> expert_dropped;
+  std::vector<std::int32_t> expert_counts;
+  std::vector<std::int32_t> expert_begin;  ///< [num_local_experts + 1]; expert layouts
+  std::vector<std::int32_t> expert_dropped;
   std::vector<std::int32_t> dst_row;  ///< [num_tokens, top_k] of this rank as a source; -1 = none or dropped
 };
 
-/// The layout of all ranks from all their tables. `config` must be resolved (capacity_rows where needed).
-[[nodiscard]] std::vector<RankLayout> layout_of(const DispatcherConfig& config, std::span<const RoutingTable> tables);
+/// The layout of all ranks from all their tables.
+[[nodiscard]] std::vector<RankLayout> layout_of(const ResolvedConfig& config, std::span<const RoutingTable> tables);
 
 /// Reads one expert output row of a rank as floats.
 using RowReader = std::function<void(int rank, std::int32_t row, std::vector<float>& values)>;
@@ -45,7 +47,7 @@ struct TokenPlaces {
 };
 
 /// What combine gives for one token: combine_hidden elements of combine_dtype. `num_ranks` ranks hold the experts.
-void combine_token(const DispatcherConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
+void combine_token(const ResolvedConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
                    bool weighted, std::byte* out);
 
 /// Dot product of two rows in the order that Dispatcher::combine_backward documents.

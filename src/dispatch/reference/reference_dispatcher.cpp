@@ -22,68 +22,74 @@ std::vector<float> read_row(DType dtype, const std::byte* row, std::int64_t num_
 
 }  // namespace
 
-void ReferenceDispatcher::send_rows(const MoveJob& job) {
-  const std::int64_t num_tokens = job.handle->stats.num_tokens;
-  copy_bytes(job.rows, own_section(BufferSection::kSendRows), num_tokens * job.row_bytes);
-  copy_bytes(job.scales, own_section(BufferSection::kSendScales), num_tokens * job.scale_bytes);
-}
-
-void ReferenceDispatcher::receive_rows(const MoveJob& job) {
-  const HandleState& handle = *job.handle;
-  for (std::int64_t row = 0; row < handle.output.num_rows; ++row) {
-    const int src_rank = handle.src_rank[static_cast<std::size_t>(row)];
-    const std::int64_t src_token = handle.src_token[static_cast<std::size_t>(row)];
-    if (src_rank < 0) continue;
-    copy_bytes(section(src_rank, BufferSection::kSendRows) + src_token * job.row_bytes,
-               own_section(job.target) + row * job.row_bytes, job.row_bytes);
-    copy_bytes(section(src_rank, BufferSection::kSendScales) + src_token * job.scale_bytes,
-               own_section(BufferSection::kReceiveScales) + row * job.scale_bytes, job.scale_bytes);
+void ReferenceMover::send_rows(const host::MoveJob& job) {
+  std::byte* rows = context_.own_section(BufferSection::kSendRows);
+  std::byte* scales = context_.own_section(BufferSection::kSendScales);
+  for (std::int64_t token = 0; token < job.handle->num_tokens; ++token) {
+    copy_bytes(job.rows + token * job.row_stride, rows + token * job.row_bytes, job.row_bytes);
+    for (std::int64_t idx = 0; job.scale_bytes > 0 && idx < job.scale_bytes / job.scales.element_bytes; ++idx) {
+      copy_bytes(job.scales.data + token * job.scales.row_stride + idx * job.scales.column_stride,
+                 scales + token * job.scale_bytes + idx * job.scales.element_bytes, job.scales.element_bytes);
+    }
   }
 }
 
-void ReferenceDispatcher::receive_sums(const SumRequest& request) {
-  const HandleState& handle = *request.handle;
-  const auto top_k = static_cast<std::size_t>(config().top_k);
-  const std::int64_t row_bytes = layout().params().combine_row_bytes;
+void ReferenceMover::receive_rows(const host::MoveJob& job) {
+  const host::HostHandle& handle = *job.handle;
+  for (std::int64_t row = 0; row < handle.description.num_rows; ++row) {
+    const int src_rank = handle.src_rank[static_cast<std::size_t>(row)];
+    const std::int64_t src_token = handle.src_token[static_cast<std::size_t>(row)];
+    if (src_rank < 0) continue;
+    copy_bytes(context_.section(src_rank, BufferSection::kSendRows) + src_token * job.row_bytes,
+               context_.own_section(job.target) + row * job.row_bytes, job.row_bytes);
+    copy_bytes(context_.section(src_rank, BufferSection::kSendScales) + src_token * job.scale_bytes,
+               context_.own_section(BufferSection::kReceiveScales) + row * job.scale_bytes, job.scale_bytes);
+  }
+}
+
+void ReferenceMover::receive_sums(const host::SumRequest& request) {
+  const host::HostHandle& handle = *request.handle;
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
+  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
   const RowReader reader = [&](int rank, std::int32_t row, std::vector<float>& values) {
-    values = read_row(config().combine_dtype, section(rank, BufferSection::kCombineRows) + row * row_bytes,
-                      config().combine_hidden);
+    values =
+        read_row(context_.config.combine_dtype, context_.section(rank, BufferSection::kCombineRows) + row * row_bytes,
+                 context_.config.combine_hidden);
   };
-  for (std::int64_t token = 0; token < handle.stats.num_tokens; ++token) {
+  for (std::int64_t token = 0; token < handle.num_tokens; ++token) {
     const std::size_t first = static_cast<std::size_t>(token) * top_k;
     const TokenPlaces places{.expert_ids = {&handle.expert_ids[first], top_k},
                              .weights = {&handle.weights[first], top_k},
                              .dst_row = {&handle.dst_row[first], top_k}};
-    combine_token(config(), num_ranks(), places, reader, request.weighted, request.out + token * row_bytes);
+    combine_token(context_.config, context_.num_ranks, places, reader, request.weighted,
+                  request.out + token * request.out_stride);
   }
 }
 
-void ReferenceDispatcher::copy_rows(const std::byte* source, std::byte* target, std::int64_t num_rows) {
-  copy_bytes(source, target, num_rows * layout().params().combine_row_bytes);
-}
-
-void ReferenceDispatcher::apply_row_weights(const HandleState& handle, const std::byte* saved_rows,
-                                            std::byte* grad_rows, float* grad_weights) {
-  const std::int64_t row_bytes = layout().params().combine_row_bytes;
-  const auto per_row = static_cast<std::size_t>(layout().weights_per_row());
-  const DType dtype = config().combine_dtype;
-  for (std::int64_t row = 0; row < handle.output.num_rows; ++row) {
-    std::byte* grad_row = grad_rows + row * row_bytes;
-    const std::vector<float> gradients = read_row(dtype, grad_row, config().combine_hidden);
+void ReferenceMover::apply_row_weights(const host::RowWeightJob& job) {
+  const host::HostHandle& handle = *job.handle;
+  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const auto per_row = static_cast<std::size_t>(context_.layout.weights_per_row());
+  const DType dtype = context_.config.combine_dtype;
+  for (std::int64_t row = 0; row < handle.description.num_rows; ++row) {
+    std::byte* grad_row = job.grad_rows + row * row_bytes;
+    const std::vector<float> gradients = read_row(dtype, grad_row, context_.config.combine_hidden);
     float weight = 0.0F;
     for (std::size_t column = 0; column < per_row; ++column) {
       const std::size_t idx = static_cast<std::size_t>(row) * per_row + column;
-      const bool is_here = layout().token_major() ? handle.local_expert_ids[idx] >= 0
-                                                  : handle.src_rank[static_cast<std::size_t>(row)] >= 0;
-      if (grad_weights != nullptr) {
-        grad_weights[idx] =
-            is_here ? dot_in_lanes(read_row(dtype, saved_rows + row * row_bytes, config().combine_hidden), gradients)
-                    : 0.0F;
+      const bool is_here = context_.layout.token_major() ? handle.local_experts[idx] >= 0
+                                                         : handle.src_rank[static_cast<std::size_t>(row)] >= 0;
+      if (job.saved_rows != nullptr) {
+        job.grad_weights[idx] =
+            is_here
+                ? dot_in_lanes(read_row(dtype, job.saved_rows + row * job.saved_stride, context_.config.combine_hidden),
+                               gradients)
+                : 0.0F;
       }
       if (is_here) weight += handle.row_weights[idx];
     }
     if (handle.src_rank[static_cast<std::size_t>(row)] < 0) continue;
-    for (std::int64_t idx = 0; idx < config().combine_hidden; ++idx) {
+    for (std::int64_t idx = 0; idx < context_.config.combine_hidden; ++idx) {
       write_element(dtype, grad_row, idx, weight * gradients[static_cast<std::size_t>(idx)]);
     }
   }

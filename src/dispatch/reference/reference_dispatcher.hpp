@@ -2,28 +2,23 @@
 // a time, as the oracle does. For tests and for debugging; never fast.
 #pragma once
 
-#include "dispatch/host/engine/collective_dispatcher.hpp"
+#include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/row_mover.hpp"
 
 namespace epistle::reference {
 
-class ReferenceDispatcher final : public CollectiveDispatcher {
+class ReferenceMover final : public host::RowMover {
  public:
-  static constexpr std::string_view kName = "reference";
+  explicit ReferenceMover(host::HostContext& context) : context_(context) {}
 
-  ReferenceDispatcher(Group& group, const DispatcherConfig& config)
-      : CollectiveDispatcher(group, config, Transport::kReference) {}
+  void send_rows(const host::MoveJob& job) override;
+  void receive_rows(const host::MoveJob& job) override;
+  void send_sums(const host::SumRequest& /*request*/) override {}
+  void receive_sums(const host::SumRequest& request) override;
+  void apply_row_weights(const host::RowWeightJob& job) override;
 
-  [[nodiscard]] std::string_view name() const noexcept override { return kName; }
-
- protected:
-  void plan_transport(HandleState& /*handle*/) override {}
-  void send_rows(const MoveJob& job) override;
-  void receive_rows(const MoveJob& job) override;
-  void send_sums(const SumRequest& /*request*/) override {}
-  void receive_sums(const SumRequest& request) override;
-  void copy_rows(const std::byte* source, std::byte* target, std::int64_t num_rows) override;
-  void apply_row_weights(const HandleState& handle, const std::byte* saved_rows, std::byte* grad_rows,
-                         float* grad_weights) override;
+ private:
+  host::HostContext& context_;
 };
 
 }  // namespace epistle::reference

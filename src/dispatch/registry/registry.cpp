@@ -1,77 +1,76 @@
-#include <array>
-#include <functional>
+#include "dispatch/registry/registry.hpp"
+
 #include <memory>
+#include <vector>
 
 #include <fmt/format.h>
 
 #include "core/complaint.hpp"
-#include "dispatch/call/config_check.hpp"
-#include "dispatch/host/alltoall/alltoall.hpp"
-#include "dispatch/host/direct/direct.hpp"
-#include "dispatch/reference/reference_dispatcher.hpp"
+#include "dispatch/call/dispatcher_functions.hpp"
+#include "dispatch/cuda/alltoall/alltoall_info.hpp"
+#include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/host/alltoall/alltoall_info.hpp"
+#include "dispatch/host/direct/direct_info.hpp"
+#include "dispatch/reference/reference_info.hpp"
 
 namespace epistle {
 namespace {
 
-template <typename Implementation>
-std::unique_ptr<Dispatcher> create(Group& group, const DispatcherConfig& config) {
-  return std::make_unique<Implementation>(group, config);
-}
-
-struct Entry {
-  DispatcherInfo info;
-  std::unique_ptr<Dispatcher> (*create)(Group& group, const DispatcherConfig& config);
-};
-
-const std::array<Entry, 3>& entries() {
-  static const std::array<Entry, 3> all = {{
-      {{host::DirectDispatcher::kName, "each row written once per (token, rank) straight to its final place"},
-       create<host::DirectDispatcher>},
-      {{host::AllToAllDispatcher::kName, "permute, one all-to-all-v, unpermute: the conservative baseline"},
-       create<host::AllToAllDispatcher>},
-      {{reference::ReferenceDispatcher::kName, "every rank sees all inputs, one element at a time: for checking"},
-       create<reference::ReferenceDispatcher>},
-  }};
+std::vector<const DispatcherInfo*>& entries() {
+  static std::vector<const DispatcherInfo*> all = {
+      &host::direct_info(), &host::alltoall_info(), &reference::reference_info(),
+      &cuda::direct_info(), &cuda::alltoall_info(),
+  };
   return all;
 }
 
-const Entry* find_entry(std::string_view name) {
-  for (const Entry& entry : entries()) {
-    if (entry.info.name == name) return &entry;
+const DispatcherInfo* look_up(std::string_view name, Device device) noexcept {
+  for (const DispatcherInfo* info : entries()) {
+    if (info->name() == name && info->device() == device) return info;
   }
   return nullptr;
 }
 
 }  // namespace
 
-const std::vector<DispatcherInfo>& dispatcher_registry() noexcept {
-  static const std::vector<DispatcherInfo> infos = [] {
-    std::vector<DispatcherInfo> result;
-    for (const Entry& entry : entries()) result.push_back(entry.info);
-    return result;
-  }();
-  return infos;
+void register_dispatcher(const DispatcherInfo& info) {
+  if (look_up(info.name(), info.device()) != nullptr) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("there is a dispatcher '{}' on {} already", info.name(), to_string(info.device())));
+  }
+  entries().push_back(&info);
 }
 
-std::unique_ptr<Dispatcher> make_dispatcher(std::string_view name, Group& group, const DispatcherConfig& config) {
-  const Entry* entry = find_entry(name);
-  DispatcherConfig resolved = config;
-  const Complaint error = attempt([&] {
-    if (entry == nullptr) {
-      std::string known;
-      for (const DispatcherInfo& info : dispatcher_registry()) known += fmt::format(" {}", info.name);
-      throw Error(ErrorCode::kNotFound, fmt::format("there is no dispatcher '{}'; known:{}", name, known));
-    }
-    resolved = resolve_config(config, group.size());
-    host::configure_simd();
+const std::vector<const DispatcherInfo*>& dispatchers() noexcept { return entries(); }
+
+const DispatcherInfo& find_dispatcher(std::string_view name, Device device) {
+  if (const DispatcherInfo* info = look_up(name, device)) return *info;
+  std::string known;
+  for (const DispatcherInfo* info : entries()) {
+    if (info->device() == device) known += fmt::format(" {}", info->name());
+  }
+  throw Error(ErrorCode::kNotFound,
+              fmt::format("there is no dispatcher '{}' on {}; known:{}", name, to_string(device), known));
+}
+
+Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConfig& config,
+                       const DeviceOptions& options) {
+  const Device device = std::holds_alternative<CudaOptions>(options) ? Device::kCuda : Device::kHost;
+  Creation creation{
+      .group = group.share(), .identity = {.info = nullptr, .config = config}, .config = {}, .options = options};
+  const Complaint complaint = attempt([&] {
+    const DispatcherInfo& info = find_dispatcher(name, device);
+    creation.identity.info = &info;
+    creation.config = resolve_config(config, group.size());
+    if (const auto reason = info.cannot_serve(config, group.size())) throw Error(ErrorCode::kUnsupported, *reason);
+    const auto& functions = DispatcherInfo::Functions::of(info);
+    if (functions.check != nullptr) functions.check(creation.config, options, group);
   });
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.
   GroupImpl& impl = group.impl();
-  agree_on_config(impl, resolved, name, error);
-  std::unique_ptr<Dispatcher> dispatcher;
+  agree_on_config(impl, creation.config, {name, device}, complaint);
   impl.take_together({.kind = CallKind::kCreateDispatcher}, Phase::kCreate,
-                     [&] { dispatcher = entry->create(group, resolved); });
-  return dispatcher;
+                     [&] { impl_ = DispatcherInfo::Functions::of(*creation.identity.info).create(creation); });
 }
 
 }  // namespace epistle

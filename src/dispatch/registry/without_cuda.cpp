@@ -1,23 +1,27 @@
 // The CUDA device in a build without CUDA: it says so.
 #include "epistle/cuda.hpp"
+#include "epistle/error.hpp"
+
+#include "dispatch/cuda/direct/direct_info.hpp"
 
 namespace epistle {
-
 namespace {
+
 constexpr const char* kReason = "this build has no CUDA device; configure with -DEPISTLE_CUDA=ON and a CUDA compiler";
-}
+
+}  // namespace
 
 CudaSupport cuda_support() { return {.compiled = false, .num_devices = 0, .reason = kReason}; }
 
-std::unique_ptr<CudaDispatcher> make_cuda_dispatcher(std::string_view /*name*/, Group& /*group*/,
-                                                     const DispatcherConfig& /*config*/,
-                                                     const CudaOptions& /*options*/) {
+namespace cuda {
+
+void check_direct(const ResolvedConfig& /*config*/, const DeviceOptions& /*options*/, const Group& /*group*/) {
+  throw Error(ErrorCode::kUnsupported, kReason);
+}
+// Nobody comes here: the checks are made first.
+std::unique_ptr<DispatcherImpl> create_direct(const Creation& /*creation*/) {
   throw Error(ErrorCode::kUnsupported, kReason);
 }
 
-const std::vector<DispatcherInfo>& cuda_dispatcher_registry() noexcept {
-  static const std::vector<DispatcherInfo> none;
-  return none;
-}
-
+}  // namespace cuda
 }  // namespace epistle

@@ -9,7 +9,9 @@
 
 #include <fmt/format.h>
 
-#include "dispatch/call/config_check.hpp"
+#include "epistle/dispatcher.hpp"
+
+#include "dispatch/call/resolved_config.hpp"
 #include "gpu/cuda_error.hpp"
 #include "measure/bench_check.hpp"
 #include "measure/bench_collector.hpp"
@@ -20,6 +22,7 @@
 #include "measure/cuda/link_probe.hpp"
 #include "measure/cuda/stream_timer.hpp"
 #include "measure/gpu_driver.hpp"
+#include "measure/received_data.hpp"
 
 namespace epistle {
 namespace {
@@ -53,11 +56,15 @@ struct RankOnGpu {
 
 /// One dispatcher while it is measured. Declared in the order in which its parts need each other.
 struct Trial {
-  std::unique_ptr<CudaDispatcher> dispatcher;
-  DeviceMemory private_outputs;  ///< expert outputs, where combine has to copy them
-  Handle handle;
-  Handle graph_handle;
-  std::optional<CapturedGraph> graph;  ///< capacity sizing
+  Dispatcher dispatcher;
+  DeviceMemory private_outputs = {};  ///< expert outputs, where combine has to copy them
+  Handle handle = {};
+  Received received = {};                   ///< the rows of the last dispatch
+  std::optional<CapturedGraph> graph = {};  ///< capacity sizing
+  Handle graph_handle = {};                 ///< lives as long as the graph
+  ReceivedData graph_rows = {};             ///< where the graph's dispatch puts its rows
+
+  [[nodiscard]] std::string_view name() const noexcept { return dispatcher.info().name(); }
 };
 
 class CudaBench {
@@ -68,22 +75,24 @@ class CudaBench {
 
  private:
   void run_dispatcher(const std::string& name);
-  void start_rank(const CudaDispatcher& dispatcher);
+  void start_rank(const Dispatcher& dispatcher);
   void first_round_trip(Trial& trial);
-  void poison(const DispatchOutput& output);
-  void check(const Trial& trial, const Handle& handle, std::string_view when);
+  void poison(const ReceivedData& received);
+  void check(Trial& trial, const ReceivedData& received, std::string_view when);
   void capture(Trial& trial);
   void time_phases(Trial& trial);
-  void prepare_and_dispatch(Trial& trial) {
-    trial.handle = trial.dispatcher->prepare_and_dispatch(rank_->inputs.routing(), rank_->inputs.payload());
+  [[nodiscard]] Stream stream() const noexcept { return rank_->stream.get(); }
+  [[nodiscard]] Handle prepare(Dispatcher& dispatcher) {
+    return dispatcher.prepare({.expert_ids = rank_->inputs.ids(), .weights = rank_->inputs.probs()}, stream());
   }
-  void prepare(Trial& trial) { trial.handle = trial.dispatcher->prepare(rank_->inputs.routing()); }
-  void dispatch(Trial& trial) { trial.dispatcher->dispatch(trial.handle, rank_->inputs.payload()); }
-  void combine(Trial& trial, const Handle& handle);
+  void prepare(Trial& trial) { trial.handle = prepare(trial.dispatcher); }
+  void dispatch(Trial& trial);
+  void prepare_and_dispatch(Trial& trial);
+  void combine(Trial& trial, const Received& received);
   void fill_expert_outputs(std::byte* device_rows, std::int64_t num_rows);
   /// Collective. Afterwards no stream of any rank has work: memory may come and go until the next barrier.
   void quiet(Trial& trial) {
-    trial.dispatcher->synchronize();
+    trial.dispatcher.wait();
     group_.barrier();
   }
   void report(const BenchStep& step) const {
@@ -94,7 +103,7 @@ class CudaBench {
   const BenchSpec& spec_;
   const RoutingTable& table_;
   const BenchProgress& progress_;
-  DispatcherConfig config_;
+  ResolvedConfig config_;
   LayoutParams params_;
   BenchInputs inputs_;
   BenchCollector collector_;
@@ -109,7 +118,7 @@ CudaBench::CudaBench(Group& group, const BenchSpec& spec, const RoutingTable& ow
       progress_(progress),
       config_(resolve_config(spec.config, group.size())),
       params_(to_layout_params(config_, group.size(), Transport::kDirect)),
-      inputs_(make_bench_inputs(group.rank(), spec.seed, own_table.num_tokens, config_, params_)),
+      inputs_({.rank = group.rank(), .seed = spec.seed, .num_tokens = own_table.num_tokens, .config = config_}),
       collector_(group, spec.expectation != nullptr) {
   if (spec.expectation != nullptr) check_ = std::make_unique<BenchCheck>(group, *spec.expectation, inputs_);
 }
@@ -128,51 +137,50 @@ BenchResult CudaBench::run() {
 void CudaBench::run_dispatcher(const std::string& name) {
   const std::string preparing = fmt::format("preparing {}", name);
   report({.task = preparing});
-  Trial trial;
-  trial.dispatcher = make_cuda_dispatcher(name, group_, spec_.config, spec_.cuda);
+  Trial trial{.dispatcher = Dispatcher(group_, name, spec_.config, spec_.cuda)};
   quiet(trial);
   const bool first = !rank_;
-  if (first) start_rank(*trial.dispatcher);
+  if (first) start_rank(trial.dispatcher);
   report({.task = preparing});
-  trial.dispatcher->set_stream(rank_->stream.get());
   prepare(trial);
   quiet(trial);
-  if (first) {
-    const HostOutput received(rank_->stream.get(), trial.handle.output(), config_);
-    const DispatchOutput& output = received.output();
-    collector_.add_load(trial.handle.stats(),
-                        {output.expert_counts, static_cast<std::size_t>(output.num_local_experts)});
-  }
   first_round_trip(trial);
-  check(trial, trial.handle, "checking");
+  check(trial, data_of(trial.received), "checking");
+  if (first) {
+    const HostCopy received(rank_->stream.get(), data_of(trial.received), config_.top_k);
+    const RowDescription& rows = received.data().description;
+    collector_.add_load(trial.handle.wait_stats(),
+                        {rows.expert_counts, static_cast<std::size_t>(rows.num_local_experts)});
+  }
   time_phases(trial);
   // Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
   if (check_ != nullptr) {
-    poison(trial.handle.output());
+    poison(data_of(trial.received));
     prepare(trial);
     dispatch(trial);
-    combine(trial, trial.handle);
-    check(trial, trial.handle, "rechecking");
+    combine(trial, trial.received);
+    check(trial, data_of(trial.received), "rechecking");
   }
   if (check_ != nullptr && trial.graph) {
-    poison(trial.graph_handle.output());
+    poison(trial.graph_rows);
     trial.graph->launch(rank_->stream.get());
-    check(trial, trial.graph_handle, "checking the graph of");
+    check(trial, trial.graph_rows, "checking the graph of");
   }
   quiet(trial);
-  collector_.add_buffers(*trial.dispatcher);
-  collector_.result().dispatchers.back().tuning = trial.dispatcher->describe_tuning(config_.max_tokens);
+  collector_.add_buffers(trial.dispatcher);
+  collector_.result().dispatchers.back().tuning = trial.dispatcher.describe_tuning(config_.max_tokens);
 }
 
 /// What is known, and allocated, once the first dispatcher has chosen the GPU.
-void CudaBench::start_rank(const CudaDispatcher& dispatcher) {
-  rank_.emplace(dispatcher.device(), table_, inputs_);
+void CudaBench::start_rank(const Dispatcher& dispatcher) {
+  rank_.emplace(dispatcher.device_ordinal(), table_, inputs_);
   const std::vector<RankDevice> devices = gather_devices(group_);
   CudaRun run;
   report({.task = "link limit"});
   run.limit = measure_link_limit(group_, rank_->stream.get(), devices);
   cudaDeviceProp properties{};
-  cuda::check_cuda(cudaGetDeviceProperties(&properties, dispatcher.device()), "ask for the properties of the GPU");
+  cuda::check_cuda(cudaGetDeviceProperties(&properties, dispatcher.device_ordinal()),
+                   "ask for the properties of the GPU");
   cuda::check_cuda(cudaDriverGetVersion(&run.driver_cuda), "ask for the version of the driver");
   cuda::check_cuda(cudaRuntimeGetVersion(&run.runtime_cuda), "ask for the version of the CUDA runtime");
   cuda::check_cuda(cudaGetDeviceCount(&run.num_visible_gpus), "count the GPUs");
@@ -191,18 +199,35 @@ void CudaBench::start_rank(const CudaDispatcher& dispatcher) {
 void CudaBench::first_round_trip(Trial& trial) {
   dispatch(trial);
   quiet(trial);
-  const DispatchOutput& output = trial.handle.output();
-  if (spec_.stage_combine) trial.private_outputs = DeviceMemory(output.num_rows * params_.combine_row_bytes);
+  const std::int64_t num_rows = trial.received.num_rows();
+  if (spec_.stage_combine) trial.private_outputs = DeviceMemory(num_rows * params_.combine_row_bytes);
   if (check_ != nullptr) {
     // The first dispatch told where the rows are; the second one has to write them.
-    poison(output);
+    poison(data_of(trial.received));
     dispatch(trial);
     quiet(trial);
   }
-  fill_expert_outputs(spec_.stage_combine ? trial.private_outputs.as<std::byte>() : output.combine_rows,
-                      output.num_rows);
+  fill_expert_outputs(spec_.stage_combine ? trial.private_outputs.as<std::byte>()
+                                          : static_cast<std::byte*>(trial.received.expert_outputs().data),
+                      num_rows);
   group_.barrier();
-  combine(trial, trial.handle);
+  combine(trial, trial.received);
+}
+
+void CudaBench::dispatch(Trial& trial) {
+  trial.received.release();
+  trial.received = trial.dispatcher.dispatch(
+      {.handle = trial.handle, .tokens = rank_->inputs.tokens(), .scales = rank_->inputs.scales()}, stream());
+}
+
+void CudaBench::prepare_and_dispatch(Trial& trial) {
+  trial.received.release();
+  trial.received = trial.dispatcher.dispatch({.expert_ids = rank_->inputs.ids(),
+                                              .weights = rank_->inputs.probs(),
+                                              .tokens = rank_->inputs.tokens(),
+                                              .scales = rank_->inputs.scales()},
+                                             stream());
+  trial.handle = trial.received.handle();
 }
 
 void CudaBench::fill_expert_outputs(std::byte* device_rows, std::int64_t num_rows) {
@@ -213,34 +238,34 @@ void CudaBench::fill_expert_outputs(std::byte* device_rows, std::int64_t num_row
 }
 
 /// Collective: overwrites what the calls that follow have to write, on all ranks before any of them sends.
-void CudaBench::poison(const DispatchOutput& output) {
+void CudaBench::poison(const ReceivedData& received) {
   cudaStream_t stream = rank_->stream.get();
-  fill_device(stream, output.rows, BenchCheck::kPoison, output.num_rows * output.row_bytes);
-  if (output.scales != nullptr) {
-    fill_device(stream, output.scales, BenchCheck::kPoison, output.num_rows * output.scale_bytes);
+  fill_device(stream, received.row_data(), BenchCheck::kPoison, received.num_rows() * received.rows.row_bytes());
+  if (received.scales.data != nullptr) {
+    fill_device(stream, received.scale_rows(), BenchCheck::kPoison, received.num_rows() * received.scale_row_bytes());
   }
   fill_device(stream, rank_->inputs.out(), BenchCheck::kPoison, rank_->inputs.out_bytes());
   wait_for_stream(stream);
   group_.barrier();
 }
 
-void CudaBench::combine(Trial& trial, const Handle& handle) {
-  const std::byte* const rows =
-      spec_.stage_combine ? trial.private_outputs.as<std::byte>() : handle.output().combine_rows;
-  trial.dispatcher->combine(handle, rows, rank_->inputs.out(), rank_->inputs.out_bytes());
+void CudaBench::combine(Trial& trial, const Received& received) {
+  ConstRows rows = received.expert_outputs();
+  if (spec_.stage_combine) rows.data = trial.private_outputs.as();
+  trial.dispatcher.combine({.handle = received.handle(), .rows = rows, .out = rank_->inputs.out_rows()}, stream());
 }
 
-void CudaBench::check(const Trial& trial, const Handle& handle, std::string_view when) {
-  trial.dispatcher->synchronize();
+void CudaBench::check(Trial& trial, const ReceivedData& received, std::string_view when) {
+  trial.dispatcher.wait();
   if (check_ == nullptr) return;
-  const std::string task = fmt::format("{} {}", when, trial.dispatcher->name());
-  const HostOutput received(rank_->stream.get(), handle.output(), config_);
+  const std::string task = fmt::format("{} {}", when, trial.name());
+  const HostCopy copy(rank_->stream.get(), received, config_.top_k);
   copy_to_host(rank_->stream.get(), inputs_.out().data(), rank_->inputs.out(), rank_->inputs.out_bytes());
   wait_for_stream(rank_->stream.get());
-  const Mismatch mismatch = check_->run(received.output(), [&](std::int64_t done, std::int64_t total) {
+  const Mismatch mismatch = check_->run(copy.data(), [&](std::int64_t done, std::int64_t total) {
     report({.task = task, .done = done, .total = total});
   });
-  collector_.add_check(trial.dispatcher->name(), mismatch, check_->num_bytes(received.output()));
+  collector_.add_check(trial.name(), mismatch, check_->num_bytes(copy.data()));
 }
 
 // ---- Times ----------------------------------------------------------------------------------------------------------
@@ -248,53 +273,50 @@ void CudaBench::check(const Trial& trial, const Handle& handle, std::string_view
 void CudaBench::time_phases(Trial& trial) {
   quiet(trial);
   StreamTimer timer(group_, rank_->stream.get(), spec_.runs_per_sample);
-  if (config_.sizing == Sizing::kCapacity) capture(trial);
+  if (config_.sizing == SizingMode::kCapacity) capture(trial);
   quiet(trial);
   PhaseTimes times(spec_);
   const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
-  const std::string task = fmt::format("timing {}", trial.dispatcher->name());
+  const std::string task = fmt::format("timing {}", trial.name());
   const std::int64_t num_steps = std::int64_t{trial.graph ? 3 : 2} * num_rounds;
   std::int64_t num_done = 0;
   const auto step = [&] { report({.task = task, .done = ++num_done, .total = num_steps}); };
   const auto record = [&](BenchPhase phase, std::int32_t iteration, const auto& calls) {
-    times.record(phase, iteration, timer.time(calls, [&] { trial.dispatcher->synchronize(); }));
+    times.record(phase, iteration, timer.time(calls, [&] { trial.dispatcher.wait(); }));
   };
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
     record(BenchPhase::kLayout, iteration, [&] { prepare(trial); });
     record(BenchPhase::kDispatch, iteration, [&] { dispatch(trial); });
-    record(BenchPhase::kCombine, iteration, [&] { combine(trial, trial.handle); });
+    record(BenchPhase::kCombine, iteration, [&] { combine(trial, trial.received); });
   }
   for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
     record(BenchPhase::kDispatchWithLayout, iteration, [&] { prepare_and_dispatch(trial); });
     record(BenchPhase::kRoundTrip, iteration, [&] {
       prepare_and_dispatch(trial);
-      combine(trial, trial.handle);
+      combine(trial, trial.received);
     });
   }
   for (std::int32_t iteration = 0; trial.graph && iteration < num_rounds; ++iteration, step()) {
     record(BenchPhase::kGraphRoundTrip, iteration, [&] { trial.graph->launch(rank_->stream.get()); });
   }
   const BytesOfPhases bytes =
-      phase_bytes(trial.dispatcher->layout(), trial.handle.stats(), trial.dispatcher->wire_bytes(trial.handle));
-  collector_.add_phases(trial.dispatcher->name(), kPhases, times, bytes);
-  if (trial.graph) collector_.add_phases(trial.dispatcher->name(), kGraphPhases, times, bytes);
+      phase_bytes(DispatchLayout(params_), trial.handle.wait_stats(), trial.dispatcher.wire_bytes(trial.handle));
+  collector_.add_phases(trial.name(), kPhases, times, bytes);
+  if (trial.graph) collector_.add_phases(trial.name(), kGraphPhases, times, bytes);
 }
 
-/// A round trip with a handle of its own, which lives as long as the graph.
+/// A round trip with a handle of its own, which lives as long as the graph. Its lease does not: what is timed uses the
+/// same buffer, never while the graph runs.
 void CudaBench::capture(Trial& trial) {
-  {
-    // Handles that have been made and given back: the recorded prepare, and those that are timed while its handle
-    // lives, find their memory without asking for any.
-    const Handle recorded = trial.dispatcher->prepare(rank_->inputs.routing());
-    quiet(trial);
-    const Handle next = trial.dispatcher->prepare(rank_->inputs.routing());
-    quiet(trial);
-  }
+  trial.received.release();
   trial.graph.emplace(rank_->stream.get(), [&] {
-    trial.graph_handle = trial.dispatcher->prepare(rank_->inputs.routing());
-    trial.dispatcher->dispatch(trial.graph_handle, rank_->inputs.payload());
-    combine(trial, trial.graph_handle);
+    trial.graph_handle = prepare(trial.dispatcher);
+    const Received received = trial.dispatcher.dispatch(
+        {.handle = trial.graph_handle, .tokens = rank_->inputs.tokens(), .scales = rank_->inputs.scales()}, stream());
+    trial.graph_rows = data_of(received);
+    combine(trial, received);
   });
+  dispatch(trial);
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include <epistle/dispatcher.hpp>
-#include <epistle/group.hpp>
 #include <epistle/version.hpp>
 
 namespace {
@@ -16,27 +15,28 @@ constexpr std::int64_t kHidden = 4;
 
 // Each token goes to expert 0 on rank 0 and to expert 1 on rank 1, so it comes back doubled.
 bool round_trip(epistle::Group& group) {
-  epistle::DispatcherConfig config;
-  config.hidden = kHidden;
-  config.dtype = epistle::DType::kFp32;
-  config.num_experts = kRanks;
-  config.top_k = kRanks;
-  config.max_tokens = kTokens;
-  config.apply_weights = false;
-  const auto dispatcher = epistle::make_dispatcher("direct", group, config);
+  epistle::Dispatcher moe(group, "direct",
+                          {.hidden = kHidden,
+                           .num_experts = kRanks,
+                           .top_k = kRanks,
+                           .max_tokens = kTokens,
+                           .input = epistle::DType::kFp32,
+                           .apply_weights = false});
 
   const std::vector<std::int32_t> expert_ids = {0, 1, 1, 0, 0, 1, 1, 0};
   std::vector<float> tokens;
   for (std::int64_t i = 0; i < kTokens * kHidden; ++i) tokens.push_back(static_cast<float>(group.rank() * 100 + i));
 
-  const epistle::Handle handle =
-      dispatcher->prepare({.expert_ids = expert_ids.data(), .num_tokens = kTokens, .top_k = kRanks});
-  const epistle::DispatchOutput& received =
-      dispatcher->dispatch(handle, {.rows = tokens.data(), .num_tokens = kTokens});
-  std::vector<float> result(tokens.size());
-  dispatcher->combine(handle, received.rows, result.data(), static_cast<std::int64_t>(result.size() * sizeof(float)));
+  const auto rows_of = [](std::vector<float>& values) {
+    return epistle::Rows{.data = values.data(), .num_rows = kTokens, .hidden = kHidden, .dtype = epistle::DType::kFp32};
+  };
 
-  bool correct = received.num_rows == kRanks * kTokens;
+  const epistle::Received received =
+      moe.dispatch({.expert_ids = {expert_ids.data(), kTokens, kRanks}, .tokens = rows_of(tokens)});
+  std::vector<float> result(tokens.size());
+  moe.combine({.received = received, .rows = received.rows(), .out = rows_of(result)});
+
+  bool correct = received.num_rows() == kRanks * kTokens;
   for (std::size_t i = 0; i < tokens.size(); ++i) correct = correct && result[i] == 2.0F * tokens[i];
   return correct;
 }
@@ -48,6 +48,6 @@ int main() {
   epistle::run_thread_ranks(kRanks, [&](epistle::Group& group) {
     if (!round_trip(group)) ++num_wrong;
   });
-  std::printf("epistle %s: %s\n", EPISTLE_VERSION, num_wrong == 0 ? "ok" : "wrong result");
-  return num_wrong == 0 ? 0 : 1;
+  std::printf("epistle %s: %s\n", EPISTLE_VERSION_STRING, num_wrong == 0 ? "ok" : "wrong result");
+  return num_wrong == 0 && epistle::library_version() == EPISTLE_VERSION ? 0 : 1;
 }

@@ -13,44 +13,36 @@
 #include <unordered_map>
 #include <vector>
 
-#include "dispatch/cuda/engine/cuda_collective.hpp"
-#include "gpu/nccl/communicator.hpp"
 #include "dispatch/cuda/alltoall/exchange.hpp"
 #include "dispatch/cuda/alltoall/exchange_plan.hpp"
+#include "dispatch/cuda/engine/buffer_carver.hpp"
+#include "dispatch/cuda/engine/context.hpp"
+#include "dispatch/cuda/engine/device_buffers.hpp"
+#include "dispatch/cuda/engine/transport.hpp"
+#include "gpu/nccl/communicator.hpp"
 
 namespace epistle::nccl {
 
-class AllToAllDispatcher final : public cuda::CudaCollective {
+class AllToAllTransport final : public cuda::RowTransport {
  public:
-  static constexpr std::string_view kName = "alltoall";
+  /// Collective. Throws kUnsupported, on all ranks, where two ranks have the same GPU or NCCL cannot be loaded
+  /// (kPeerRejected where only another rank cannot).
+  explicit AllToAllTransport(cuda::EngineContext& context);
 
-  /// Collective. Throws kUnsupported, on all ranks and before anything is created, where two ranks have the same GPU or
-  /// NCCL cannot be loaded (kPeerRejected where only another rank cannot).
-  [[nodiscard]] static std::unique_ptr<CudaDispatcher> create(Group& group, const DispatcherConfig& config,
-                                                              const CudaOptions& options, int device);
-  AllToAllDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device,
-                     const NcclApi& api);
-  ~AllToAllDispatcher() override;
-  AllToAllDispatcher(const AllToAllDispatcher&) = delete;
-  AllToAllDispatcher& operator=(const AllToAllDispatcher&) = delete;
-
-  [[nodiscard]] std::string_view name() const noexcept override { return kName; }
-  /// Pairs that keep a place in expert layouts although all their rows were dropped are sent, too.
-  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
-
- protected:
-  [[nodiscard]] Complaint begin_call() override;
-  cuda::DeviceCall announce_call(cuda::DeviceCall call, const cuda::CudaHandleState* handle,
-                                 const Complaint& complaint) override;
-  [[nodiscard]] std::vector<RowDemand> demands_of(cuda::CudaHandleState& handle) override;
-  Phase abandon_transport() noexcept override;
+  [[nodiscard]] bool agrees_on_host() const noexcept override { return true; }
+  [[nodiscard]] Complaint find_broken() const override;
+  void raise_demands(cuda::CudaHandleState& handle, std::vector<RowDemand>& demands) override;
+  Phase abandon() noexcept override;
+  void end() noexcept override;
   void start_move(const cuda::CudaHandleState& handle, cuda::MoveArgs& args) override;
   void start_sum(const cuda::CudaHandleState& handle, cuda::SumArgs& args) override;
+  /// Pairs that keep a place in expert layouts although all their rows were dropped are sent, too.
+  [[nodiscard]] WireBytes wire_bytes(const cuda::CudaHandleState& handle) const override;
 
  private:
   /// What the host knows of a handle.
   struct Known {
-    std::uint64_t handle_id = 0;
+    std::uint64_t prepare_id = 0;
     PairTable pairs;
     std::vector<Block> sent;      ///< entries by rank, as begin and number; empty until asked for
     std::vector<Block> returned;  ///< likewise
@@ -63,7 +55,7 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
   };
 
   /// Whether combine sends one row per (token, expert).
-  [[nodiscard]] bool returns_entries() const noexcept { return !layout().combines_per_rank(); }
+  [[nodiscard]] bool returns_entries() const noexcept { return !context_.layout.combines_per_rank(); }
   void take_exchange_memory();
   [[nodiscard]] Known& known(const cuda::CudaHandleState& handle);
   void find_entries(const cuda::CudaHandleState& handle, Known& facts);
@@ -73,6 +65,7 @@ class AllToAllDispatcher final : public cuda::CudaCollective {
   void exchange_tokens(const cuda::MoveArgs& args, const PairTable& pairs);
   void send_sums(const cuda::CudaHandleState& handle, const cuda::SumArgs& args);
 
+  cuda::EngineContext& context_;
   std::unique_ptr<Communicator> communicator_;
   std::unordered_map<const cuda::CudaHandleState*, Known> known_;
   cuda::PinnedMemory totals_;

@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kSumThreads, 1)
       const std::int32_t staged = tables.stage[entry];
       return Term{staged >= 0 ? stage + staged * row_bytes : args.rows + row * row_bytes, args.handle.weights[entry]};
     };
-    sum_row<Format>(top_k, term_at, args.weighted, args.out + token * row_bytes, row_bytes);
+    sum_row<Format>(top_k, term_at, args.weighted, args.out + token * args.out_stride, row_bytes);
   }
 }
 

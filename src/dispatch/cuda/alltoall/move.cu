@@ -1,7 +1,7 @@
 // Dispatch around an exchange: rows into the send buffer, and out of the stage.
-#include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/alltoall/exchange.hpp"
 #include "dispatch/cuda/alltoall/row_sums.cuh"
+#include "dispatch/cuda/device/rows.cuh"
 
 namespace epistle::nccl {
 namespace {
@@ -24,26 +24,36 @@ struct Copier {
     const BufferSection section = place == Place::kPacked   ? BufferSection::kSendRows
                                   : place == Place::kStaged ? BufferSection::kStageRows
                                                             : args.target;
-    return args.group.section(args.group.rank, section) + row * args.row_bytes;
+    return args.group.section(args.group.rank, section, buffer_of(place)) + row * args.row_bytes;
   }
   __device__ std::byte* scales_at(Place place, std::int32_t row) const {
     const BufferSection section = place == Place::kPacked   ? BufferSection::kSendScales
                                   : place == Place::kStaged ? BufferSection::kStageScales
                                                             : BufferSection::kReceiveScales;
-    return args.group.section(args.group.rank, section) + row * args.scale_bytes;
+    return args.group.section(args.group.rank, section, buffer_of(place)) + row * args.scale_bytes;
   }
-  /// One row, with its scales, to the places of the lanes in `mask`, each lane's own.
+  /// What is received is there several times; the stage and what is packed are not.
+  __device__ std::int32_t buffer_of(Place place) const { return place == Place::kOutput ? args.buffer : 0; }
+  /// One row, with its scales, to the places of the lanes in `mask`, each lane's own. `kSpaced`: the scales lie as
+  /// args.strides says, otherwise dense.
+  template <bool kSpaced>
   __device__ void copy(unsigned mask, Place place, std::int32_t at, const std::byte* row,
                        const std::byte* scales) const {
     if (mask == 0) return;
     const bool mine = (mask >> lane_id() & 1U) != 0;
     cuda::copy_row_to(mask, mine ? row_at(place, at) : nullptr, row, args.row_bytes);
     if (args.scale_bytes == 0) return;
-    cuda::copy_row_to(mask, mine ? scales_at(place, at) : nullptr, scales, args.scale_bytes);
+    std::byte* target = mine ? scales_at(place, at) : nullptr;
+    if (kSpaced && !args.strides.has_dense_scales()) {
+      cuda::gather_row_to(mask, target,
+                          {scales, args.strides.scale_column, args.strides.scale_element_bytes, args.scale_bytes});
+    } else {
+      cuda::copy_row_to(mask, target, scales, args.scale_bytes);
+    }
   }
   __device__ void copy_token(unsigned mask, Place place, std::int32_t at, std::int64_t token) const {
-    copy(mask, place, at, args.rows + token * args.row_bytes,
-         args.scale_bytes > 0 ? args.scales + token * args.scale_bytes : nullptr);
+    copy<true>(mask, place, at, args.rows + token * args.strides.row,
+               args.scale_bytes > 0 ? args.scales + token * args.strides.scale_row : nullptr);
   }
 
   __device__ void pack_token(std::int64_t token) const {
@@ -75,8 +85,8 @@ struct Copier {
     for (int first = 0; first < top_k; first += kWarpSize) {
       const int i = first + lane_id();
       const std::int32_t row = i < top_k ? record[2 + i] : -1;
-      copy(__ballot_sync(kFullWarp, row >= 0), Place::kOutput, row, row_at(Place::kStaged, pair),
-           args.scale_bytes > 0 ? scales_at(Place::kStaged, pair) : nullptr);
+      copy<false>(__ballot_sync(kFullWarp, row >= 0), Place::kOutput, row, row_at(Place::kStaged, pair),
+                  args.scale_bytes > 0 ? scales_at(Place::kStaged, pair) : nullptr);
     }
   }
 
@@ -95,7 +105,7 @@ struct Copier {
       return;
     }
     const int num_local = args.layout.partition().num_local_experts(args.group.rank);
-    const std::int64_t* begins = args.handle.expert_begin;
+    const std::int32_t* begins = args.handle.expert_begin;
     for (int local = warp.idx; local < num_local; local += warp.count) {
       zero_rows(begins[local] + args.handle.expert_counts[local], begins[local + 1], WarpIndex{0, 1});
     }

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_tokens_kernel(const __grid
       return Term{own_sums + send.pair * row_bytes, weight};
     };
     // Sums of expert rows have the weights in them already.
-    sum_row<Format>(slots, term_at, args.weighted && token_major, args.out + token * row_bytes, row_bytes);
+    sum_row<Format>(slots, term_at, args.weighted && token_major, args.out + token * args.out_stride, row_bytes);
   }
 }
 

@@ -23,21 +23,48 @@ enum class DeviceCall : std::uint32_t {
   kNumCalls,
 };
 
-// A word, from the top: 32 bits of epoch; 1 bit that says that the rank's rows go by copy engine, and so are sent
-// whatever the others announce; 7 bits of call; the last 24 bits of the epoch of the prepare that made the handle (0:
-// none), which all ranks know alike, whatever calls have failed before.
-inline constexpr std::uint64_t kCopiesBit = std::uint64_t{1} << 31;
-inline constexpr std::uint64_t kHandleMask = 0xffffff;
+// A word, from the top:
+//
+//   32 bits   epoch
+//    1 bit    the rank's rows go by copy engine, and so are sent whatever the others announce
+//    7 bits   call
+//    3 bits   buffer: which of its copies of what calls receive into (kReceiveRows, kReceiveScales, kCombineRows) the
+//             rank uses in this call; 0 where the call uses none
+//   21 bits   the last ones of the epoch of the prepare that made the handle (0: none), which all ranks know alike,
+//             whatever calls have failed before
+//
+// How a rank's rows travel and which buffer it uses are its own choice: the others follow it.
+inline constexpr int kHandleBits = 21;
+inline constexpr int kBufferBits = 3;
+inline constexpr int kCallBits = 7;
+inline constexpr int kCallShift = kHandleBits + kBufferBits;
+static_assert(kCallShift + kCallBits + 1 == 32);
+static_assert(static_cast<std::uint32_t>(DeviceCall::kNumCalls) < (1U << kCallBits));
+
+inline constexpr std::uint64_t kHandleMask = (std::uint64_t{1} << kHandleBits) - 1;
+inline constexpr std::uint64_t kBufferMask = ((std::uint64_t{1} << kBufferBits) - 1) << kHandleBits;
+inline constexpr std::uint64_t kCallMask = (std::uint64_t{1} << kCallBits) - 1;
+inline constexpr std::uint64_t kCopiesBit = std::uint64_t{1} << (kCallShift + kCallBits);
+/// What a rank chooses for itself.
+inline constexpr std::uint64_t kChoiceMask = kCopiesBit | kBufferMask;
+
+/// Copies that a word can tell apart.
+inline constexpr std::int32_t kMaxBuffers = 1 << kBufferBits;
 
 [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint64_t call_word(std::uint32_t epoch, DeviceCall call,
-                                                                    std::uint32_t prepared) noexcept {
-  return (std::uint64_t{epoch} << 32) | (static_cast<std::uint64_t>(call) << 24) | (prepared & kHandleMask);
+                                                                    std::uint32_t prepared,
+                                                                    std::int32_t buffer = 0) noexcept {
+  return (std::uint64_t{epoch} << 32) | (static_cast<std::uint64_t>(call) << kCallShift) |
+         ((static_cast<std::uint64_t>(buffer) << kHandleBits) & kBufferMask) | (prepared & kHandleMask);
 }
 [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint32_t epoch_of(std::uint64_t word) noexcept {
   return static_cast<std::uint32_t>(word >> 32);
 }
 [[nodiscard]] EPISTLE_HOST_DEVICE constexpr DeviceCall call_of(std::uint64_t word) noexcept {
-  return static_cast<DeviceCall>((word >> 24) & 0x7fU);
+  return static_cast<DeviceCall>((word >> kCallShift) & kCallMask);
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t buffer_of(std::uint64_t word) noexcept {
+  return static_cast<std::int32_t>((word & kBufferMask) >> kHandleBits);
 }
 [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint32_t handle_of(std::uint64_t word) noexcept {
   return static_cast<std::uint32_t>(word & kHandleMask);
@@ -52,9 +79,14 @@ inline constexpr std::uint64_t kHandleMask = 0xffffff;
   return call_of(word) == DeviceCall::kDispatchBackwardAnyWeights;
 }
 
+/// Whether two words differ in nothing but what every rank chooses for itself.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool same_but_choices(std::uint64_t a, std::uint64_t b) noexcept {
+  return ((a ^ b) & ~kChoiceMask) == 0;
+}
+
 /// Whether two ranks may be in these calls at once.
 [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool same_call(std::uint64_t a, std::uint64_t b) noexcept {
-  if ((a & ~kCopiesBit) == (b & ~kCopiesBit)) return true;
+  if (same_but_choices(a, b)) return true;
   const auto is_backward = [](std::uint64_t word) {
     return call_of(word) == DeviceCall::kDispatchBackward ||
            call_of(word) == DeviceCall::kDispatchBackwardWithWeights || takes_any_weights(word);

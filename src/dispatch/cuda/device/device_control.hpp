@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "epistle/layout.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 

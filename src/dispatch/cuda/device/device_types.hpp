@@ -5,12 +5,12 @@
 #include <cstdint>
 
 #include "epistle/error.hpp"
-#include "epistle/layout.hpp"
 #include "epistle/routing.hpp"
 #include "epistle/types.hpp"
 
 #include "dispatch/cuda/device/call_words.hpp"
 #include "dispatch/cuda/device/device_control.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
 
@@ -79,7 +79,8 @@ struct DeviceGroup {
   std::int32_t rank = 0;
   std::int32_t num_ranks = 1;
   std::byte* base[kMaxRanks] = {};
-  std::int64_t section_offset[kNumBufferSections] = {};
+  std::int64_t section_offset[kNumBufferSections] = {};  ///< of the first copy
+  std::int64_t section_stride[kNumBufferSections] = {};  ///< bytes from one copy to the next, where there are several
   DeviceControl control;
   LocalState* local = nullptr;
   std::int32_t* outcome = nullptr;  ///< [num_ranks + num_experts] pairs that fit for each rank, drops of each expert
@@ -87,8 +88,10 @@ struct DeviceGroup {
   std::uint64_t timeout_ns = 0;
   bool early_start = false;  ///< kernels may start while the one before them ends (sm_90 and later, one rank per GPU)
 
-  [[nodiscard]] EPISTLE_HOST_DEVICE std::byte* section(int peer, BufferSection section) const {
-    return base[peer] + section_offset[static_cast<int>(section)];
+  /// `buffer`: the copy, for sections that are there several times (DispatchLayout::section_copies).
+  [[nodiscard]] EPISTLE_HOST_DEVICE std::byte* section(int peer, BufferSection section, std::int32_t buffer = 0) const {
+    const auto idx = static_cast<int>(section);
+    return base[peer] + section_offset[idx] + buffer * section_stride[idx];
   }
   template <typename Value>
   [[nodiscard]] EPISTLE_HOST_DEVICE Value* control_at(int peer, std::int64_t offset) const {
@@ -129,14 +132,15 @@ struct HandleArrays {
   float* send_weights = nullptr;       ///< [num_tokens, sends_per_token] sum of the token's weights there
   // Receiver's side.
   HandleTotals* totals = nullptr;
-  std::byte* pair_records = nullptr;  ///< [num_pairs, pair_record_bytes]; expert layouts
-  std::int32_t* src_rank = nullptr;
-  std::int32_t* src_token = nullptr;
-  std::int32_t* local_expert_ids = nullptr;
-  float* row_weights = nullptr;
-  std::int64_t* expert_counts = nullptr;
-  std::int64_t* expert_begin = nullptr;
-  std::int64_t* expert_dropped = nullptr;
+  std::byte* pair_records = nullptr;         ///< [num_pairs, pair_record_bytes]; expert layouts
+  std::int32_t* src_rank = nullptr;          ///< [num_rows]; -1 at padding
+  std::int32_t* src_token = nullptr;         ///< [num_rows]; -1 at padding
+  std::int32_t* local_expert_ids = nullptr;  ///< [num_rows, top_k]; -1 = not here; token_major
+  std::int32_t* row_expert = nullptr;        ///< [num_rows] local expert of the row, -1 at padding; expert layouts
+  float* row_weights = nullptr;              ///< [num_rows, weights_per_row]; 0 at padding
+  std::int32_t* expert_counts = nullptr;     ///< [num_local_experts] rows that have a place
+  std::int32_t* expert_begin = nullptr;      ///< [num_local_experts + 1]; expert layouts
+  std::int32_t* expert_dropped = nullptr;    ///< [num_local_experts]
 };
 
 /// What the host learns of a prepared handle; in host memory that the device can write, followed by
@@ -157,6 +161,7 @@ struct Summary {
   std::int64_t dropped_by_this_rank;
   std::int64_t dropped_in_group;
   std::int64_t dropped_here;  ///< assignments to this rank's experts
+  std::int64_t num_tokens;    ///< of this rank that were routed: fewer than the handle's where the device said so
 };
 
 }  // namespace epistle::cuda

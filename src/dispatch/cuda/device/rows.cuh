@@ -124,6 +124,47 @@ __device__ inline void copy_row_to(unsigned mask, std::byte* target, const std::
   }
 }
 
+/// A row whose elements lie apart.
+struct SpacedRow {
+  const std::byte* first;
+  std::int64_t stride;  ///< bytes from one element to the next
+  std::int64_t element_bytes;
+  std::int64_t num_bytes;  ///< of all elements
+};
+
+/// As copy_row_to(). Not inlined: only scales in column order come here, and the rows' loops keep their registers.
+__device__ __noinline__ inline void gather_row_to(unsigned mask, std::byte* target, const SpacedRow row) {
+  const auto to_of = [target](unsigned left) {
+    const int lane = __ffs(static_cast<int>(left)) - 1;
+    return reinterpret_cast<std::byte*>(__shfl_sync(kFullWarp, reinterpret_cast<std::uint64_t>(target), lane));
+  };
+  const std::uint64_t bits = reinterpret_cast<std::uint64_t>(target) | reinterpret_cast<std::uint64_t>(row.first) |
+                             static_cast<std::uint64_t>(row.stride);
+  const bool mine = (mask >> lane_id() & 1U) != 0;
+  const bool unaligned = __any_sync(kFullWarp, mine && (bits & 3U) != 0) != 0;
+  const bool by_words = row.element_bytes == 4 && !unaligned;
+  const std::int64_t count = by_words ? row.num_bytes / 4 : row.num_bytes;
+  for (std::int64_t begin = 0; begin < count; begin += kWarpSize) {
+    const std::int64_t i = begin + lane_id();
+    const bool inside = i < count;
+    std::uint32_t value = 0;
+    if (inside && by_words) {
+      value = __ldcg(reinterpret_cast<const std::uint32_t*>(row.first + i * row.stride));
+    } else if (inside) {
+      const std::byte* from = row.first + i / row.element_bytes * row.stride + i % row.element_bytes;
+      value = __ldcg(reinterpret_cast<const std::uint8_t*>(from));
+    }
+    for (unsigned left = mask; left != 0; left &= left - 1) {
+      std::byte* to = to_of(left);
+      if (inside && by_words) {
+        reinterpret_cast<std::uint32_t*>(to)[i] = value;
+      } else if (inside) {
+        to[i] = static_cast<std::byte>(value);
+      }
+    }
+  }
+}
+
 /// Zeroes one row.
 __device__ inline void zero_row(std::byte* row, std::int64_t num_bytes) {
   const int width = common_width(reinterpret_cast<std::uint64_t>(row), static_cast<std::uint64_t>(num_bytes), 0);

@@ -69,16 +69,22 @@ struct CallContext {
   Phase phase;
 };
 
+/// What a kernel begins.
+struct CallStart {
+  DeviceCall call;
+  Phase phase;
+  const HandleTotals* handle = nullptr;  ///< null where the call has none yet
+  std::int32_t buffer = 0;               ///< of this rank; see call_words.hpp
+};
+
 /// The next call of this rank: every block of its kernel makes the same. False when an earlier one has failed. Reads
-/// past the L1 cache, because a prepare that this kernel overlaps may have ended its call just before. `handle` is null
-/// where the call has none yet.
-__device__ inline bool next_call(const DeviceGroup& group, DeviceCall kind, const HandleTotals* handle, Phase phase,
-                                 CallContext& call) {
+/// past the L1 cache, because a prepare that this kernel overlaps may have ended its call just before.
+__device__ inline bool next_call(const DeviceGroup& group, const CallStart& start, CallContext& call) {
   // All loads before any is looked at: a kernel's first waits for memory are part of every call's time.
   const std::uint32_t failed = __ldcg(&group.local->failed);
-  const std::uint32_t prepared = handle != nullptr ? __ldcg(&handle->prepared) : 0;
+  const std::uint32_t prepared = start.handle != nullptr ? __ldcg(&start.handle->prepared) : 0;
   const auto epoch = static_cast<std::uint32_t>(__ldcg(&group.local->epoch) + 1);
-  call = {&group, epoch, call_word(epoch, kind, prepared), phase};
+  call = {&group, epoch, call_word(epoch, start.call, prepared, start.buffer), start.phase};
   return failed == 0;
 }
 
@@ -159,11 +165,16 @@ __device__ inline bool wait_for_flag(const CallContext& call, int peer, const Fl
   return true;
 }
 
-/// Waits until `peer` has started its call; true when that is the very same one.
-__device__ inline bool starts_same_call(const CallContext& call, int peer) {
+/// Waits until `peer` has started its call, and returns its word; 0 when the wait was given up.
+__device__ inline std::uint64_t await_word(const CallContext& call, int peer) {
   const std::uint64_t* flag = ready_flag(call, peer);
   // Not a fence: that would wait for this rank's own announcement to arrive, which takes 2 us.
-  return await(call, peer, flag) && load_acquire(flag) == call.announced;
+  return await(call, peer, flag) ? load_acquire(flag) : 0;
+}
+
+/// The same; true when it is the very same call.
+__device__ inline bool starts_same_call(const CallContext& call, int peer) {
+  return same_but_choices(await_word(call, peer), call.announced);
 }
 
 /// What the announcements of all ranks come to; they must be there.
@@ -186,14 +197,35 @@ __device__ __noinline__ inline bool settle(const CallContext& call) {
   return agreed;
 }
 
+/// The end of wait_all_ready(). `ok`: the words that this thread has seen are those of this call.
+template <typename See>
+__device__ inline bool agree_on_words(const CallContext& call, bool ok, const See& see) {
+  if (__syncthreads_and(ok) != 0) return true;
+  if (!settle(call)) return false;
+  // Now all words are there.
+  for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
+    see(peer, load_relaxed(ready_flag(call, peer)));
+  }
+  __syncthreads();
+  return true;
+}
+
 /// Waits until all ranks have started a call; true when it is this one on all of them. The same answer in all threads
-/// of the block, in all blocks of the kernel and on all ranks, unless a wait was given up.
-__device__ inline bool wait_all_ready(const CallContext& call) {
+/// of the block, in all blocks of the kernel and on all ranks, unless a wait was given up. `see(peer, word)` is called
+/// by one thread for the word of every rank; what it writes to shared memory is there for the block. Where the answer
+/// is false, the words may be any.
+template <typename See>
+__device__ inline bool wait_all_ready(const CallContext& call, const See& see) {
   bool ok = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < call.group->num_ranks; peer += static_cast<int>(blockDim.x)) {
-    ok = starts_same_call(call, peer) && ok;
+    const std::uint64_t word = await_word(call, peer);
+    ok = same_but_choices(word, call.announced) && ok;
+    see(peer, word);
   }
-  return __syncthreads_and(ok) != 0 || settle(call);
+  return agree_on_words(call, ok, see);
+}
+__device__ inline bool wait_all_ready(const CallContext& call) {
+  return wait_all_ready(call, [](int, std::uint64_t) {});
 }
 
 /// What the prepare of a rank has announced of the dispatch behind it.
@@ -201,10 +233,11 @@ __device__ inline std::uint64_t* early_flag(const DeviceGroup& group, int rank, 
   return group.control_at<std::uint64_t>(rank, group.control.early_ready_offset()) + source;
 }
 
-/// By prepare: the dispatch that follows closely may write to this rank. By the first threads of one block.
-__device__ inline void announce_early(const CallContext& call) {
+/// By prepare: the dispatch that follows closely may write to this rank, into `buffer`. By the first threads of one
+/// block.
+__device__ inline void announce_early(const CallContext& call, std::int32_t buffer) {
   const DeviceGroup& group = *call.group;
-  const std::uint64_t word = call_word(call.epoch + 1, DeviceCall::kDispatch, call.epoch);
+  const std::uint64_t word = call_word(call.epoch + 1, DeviceCall::kDispatch, call.epoch, buffer);
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
     store_relaxed(early_flag(group, peer, group.rank), word);
   }

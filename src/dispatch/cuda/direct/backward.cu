@@ -1,8 +1,8 @@
 // What the backward passes need besides moves and sums: gradients of the weights, and rows times their weights.
 #include "dispatch/cuda/device/formats.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -14,7 +14,9 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __grid_constant__ WeightGradientArgs args) {
   const DeviceGroup& group = args.group;
   CallContext call;
-  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
+  const CallStart start{
+      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
+  if (!next_call(group, start, call)) return;
   if (blockIdx.x == 0) announce(call);
   const int top_k = args.handle.top_k;
   const std::int64_t per_row = args.layout.weights_per_row();
@@ -97,7 +99,8 @@ __global__ void __launch_bounds__(kThreads) scale_rows_kernel(const __grid_const
     std::byte* grad_row = args.grad_rows + row * row_bytes;
     const bool content = args.handle.src_rank[row] >= 0;
     if (args.grad_weights != nullptr) {
-      const float dot = content ? dot_rows<Format>(args.saved_rows + row * row_bytes, grad_row, row_bytes) : 0.0F;
+      const float dot =
+          content ? dot_rows<Format>(args.saved_rows + row * args.saved_stride, grad_row, row_bytes) : 0.0F;
       if (args.layout.token_major()) {
         for (int i = lane_id(); i < top_k; i += kWarpSize) {
           const bool local = content && args.handle.local_expert_ids[row * top_k + i] >= 0;

@@ -82,9 +82,10 @@ std::int32_t num_pack_chunks(std::int64_t num_tokens) noexcept {
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(num_tokens / kMinChunkTokens, 1, kMaxPackChunks));
 }
 
-CopyPlan make_copy_plan(const RunList& list, std::int32_t num_ranks, std::int32_t num_chunks, std::uint64_t handle_id) {
+CopyPlan make_copy_plan(const RunList& list, std::int32_t num_ranks, std::int32_t num_chunks,
+                        std::uint64_t prepare_id) {
   CopyPlan plan;
-  plan.handle_id = handle_id;
+  plan.prepare_id = prepare_id;
   plan.num_chunks = num_chunks;
   plan.first_row.assign(list.first_row, list.first_row + num_ranks);
   std::int64_t num_runs = 0;
@@ -206,6 +207,10 @@ class CopyEngines::Call {
 
 // ---- Calls ----------------------------------------------------------------------------------------------------------
 
+bool CopyEngines::can_serve(const LayoutParams& params) noexcept {
+  return params.layout == OutputLayout::kTokenMajor && params.sizing == SizingMode::kExact && params.num_buffers == 1;
+}
+
 CopyEngines::CopyEngines(const DispatchLayout& layout, int rank, int device, bool shares_gpu)
     : layout_(layout), rank_(rank), num_ranks_(layout.params().num_ranks), device_(device), shares_gpu_(shares_gpu) {
   const DeviceGuard guard(device_);
@@ -244,7 +249,7 @@ void CopyEngines::create_lanes() {
 const CopyPlan* CopyEngines::find_plan(const CudaHandleState& handle, int max_blocks, bool capturing,
                                        cudaStream_t stream) {
   CopyPlan& plan = plans_[&handle];
-  if (plan.handle_id == handle.handle_id) return &plan;
+  if (plan.prepare_id == handle.prepare_id) return &plan;
   if (capturing) return nullptr;
   const std::int32_t num_chunks = num_pack_chunks(handle.arrays.num_tokens);
   // Not behind other work of the caller, where there is a stream of our own: prepare is over, the host has its counts.
@@ -253,7 +258,7 @@ const CopyPlan* CopyEngines::find_plan(const CudaHandleState& handle, int max_bl
   check_cuda(launch_find_runs(args, std::clamp(max_blocks, 1, num_ranks_), own), "launching the search for runs");
   record(fork_, own);
   check_cuda(cudaEventSynchronize(fork_), "waiting for the runs of a routing");
-  plan = make_copy_plan(list_, num_ranks_, num_chunks, handle.handle_id);
+  plan = make_copy_plan(list_, num_ranks_, num_chunks, handle.prepare_id);
   return &plan;
 }
 
@@ -282,6 +287,17 @@ bool CopyEngines::has_send_buffer(bool capturing) {
   return true;
 }
 
+bool CopyEngines::can_copy_runs(const MoveArgs& args) noexcept {
+  const TokenStrides& strides = args.strides;
+  const bool dense_scales =
+      args.scale_bytes == 0 || (strides.has_dense_scales() && strides.scale_row == args.scale_bytes);
+  return strides.row == args.row_bytes && dense_scales;
+}
+
+bool CopyEngines::packs(const CopyPlan& plan, const MoveArgs& args) const noexcept {
+  return !plan.has_runs || settings_.always_pack || !can_copy_runs(args);
+}
+
 bool CopyEngines::dispatch(const CudaHandleState& handle, const MoveArgs& args, int pack_blocks, cudaStream_t stream) {
   CopySignalArgs signal{.group = args.group, .totals = args.handle.totals, .phases = args.phases};
   if ((args.phases & kSendPhase) != 0) {
@@ -289,7 +305,7 @@ bool CopyEngines::dispatch(const CudaHandleState& handle, const MoveArgs& args, 
     if (!capturing) create_lanes();
     const CopyPlan* plan = find_plan(handle, pack_blocks, capturing, stream);
     sent_by_kernel_ = plan == nullptr;
-    if (plan != nullptr && (!plan->has_runs || settings_.always_pack)) sent_by_kernel_ = !has_send_buffer(capturing);
+    if (plan != nullptr && packs(*plan, args)) sent_by_kernel_ = !has_send_buffer(capturing);
     if (sent_by_kernel_) return false;
     const bool forked = !lanes_.empty();
     if (forked) record(fork_, stream);
@@ -306,7 +322,7 @@ bool CopyEngines::dispatch(const CudaHandleState& handle, const MoveArgs& args, 
 void CopyEngines::send(const CopyPlan& plan, const MoveArgs& args, int pack_blocks, bool capturing,
                        cudaStream_t stream) {
   Call call(*this, capturing, stream);
-  has_packed_ = !plan.has_runs || settings_.always_pack;
+  has_packed_ = packs(plan, args);
   if (has_packed_) {
     copy_packed(plan, args, pack_blocks, call);
   } else {
@@ -340,6 +356,7 @@ void CopyEngines::copy_packed(const CopyPlan& plan, const MoveArgs& args, int pa
   pack.scales = args.scales;
   pack.row_bytes = args.row_bytes;
   pack.scale_bytes = args.scale_bytes;
+  pack.strides = args.strides;
   pack.packed_rows = packed_rows_;
   pack.packed_scales = packed_scales_;
   pack.num_blocks = std::max(1, pack_blocks);

@@ -2,9 +2,10 @@
 // SMs to others. token_major and exact sizing only: there, rows that one source sends to one destination are
 // consecutive in the order of tokens.
 //
-//   runs   few runs of consecutive tokens per destination: one copy per run, straight from payload to final place.
+//   runs   few runs of consecutive tokens per destination, and a dense payload: one copy per run, straight from there
+//          to its final place.
 //          Beyond two kernels of one block that signal and wait, no SM is used.
-//   pack   many runs: a kernel on a few SMs puts the rows for each peer in order into a send buffer, chunk by chunk,
+//   pack   otherwise: a kernel on a few SMs puts the rows for each peer in order into a send buffer, chunk by chunk,
 //          and one copy per chunk and peer follows; rows that stay are written to their place by the same kernel. The
 //          buffer is this rank's own memory, allocated when first needed for the largest call; it is part of neither
 //          the heap nor the layout, so buffer_bytes() and resident_bytes() do not count it.
@@ -25,11 +26,11 @@
 
 #include <cuda_runtime_api.h>
 
-#include "epistle/layout.hpp"
-
+#include "dispatch/cuda/engine/buffer_carver.hpp"
 #include "dispatch/cuda/engine/cuda_handle.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
 
@@ -49,7 +50,7 @@ struct CopyRun {
 
 /// Where the rows of one handle go.
 struct CopyPlan {
-  std::uint64_t handle_id = 0;
+  std::uint64_t prepare_id = 0;
   bool has_runs = false;      ///< few enough to copy run by run
   std::vector<CopyRun> runs;  ///< by destination, then by token; only where has_runs
   std::int32_t num_chunks = 1;
@@ -67,7 +68,7 @@ struct CopyPlan {
 
 /// Pure: reads what find_runs_kernel wrote.
 [[nodiscard]] CopyPlan make_copy_plan(const RunList& list, std::int32_t num_ranks, std::int32_t num_chunks,
-                                      std::uint64_t handle_id);
+                                      std::uint64_t prepare_id);
 
 struct CopyEngineSettings {
   /// Copies to one peer take turns on this many streams, so that one begins while another ends.
@@ -79,8 +80,13 @@ struct CopyEngineSettings {
 
 class CopyEngines {
  public:
-  /// `shares_gpu`: other ranks use the same GPU. Then everything stays on the caller's stream: kernels of several ranks
-  /// that wait for each other must not meet other streams in a hardware queue.
+  /// Only token_major and exact sizing make rows of one source consecutive; and there must be one buffer, because the
+  /// host gives the copies their addresses when it does not know yet which buffer a peer uses.
+  [[nodiscard]] static bool can_serve(const LayoutParams& params) noexcept;
+
+  /// `layout` is one that can_serve(). `shares_gpu`: other ranks use the same GPU. Then everything stays on the
+  /// caller's stream: kernels of several ranks that wait for each other must not meet other streams in a hardware
+  /// queue.
   CopyEngines(const DispatchLayout& layout, int rank, int device, bool shares_gpu);
   ~CopyEngines();
   CopyEngines(const CopyEngines&) = delete;
@@ -95,6 +101,10 @@ class CopyEngines {
   [[nodiscard]] bool dispatch(const CudaHandleState& handle, const MoveArgs& args, int pack_blocks,
                               cudaStream_t stream);
 
+  /// Whether runs of tokens can be copied as they lie: rows and scales of consecutive tokens lie one behind the other.
+  /// Copies with a stride would need one call for each run, and none could be batched; other payloads are packed.
+  [[nodiscard]] static bool can_copy_runs(const MoveArgs& args) noexcept;
+
   /// What the last send half did.
   [[nodiscard]] bool has_packed() const noexcept { return has_packed_; }
 
@@ -106,6 +116,7 @@ class CopyEngines {
   [[nodiscard]] const CopyPlan* find_plan(const CudaHandleState& handle, int max_blocks, bool capturing,
                                           cudaStream_t stream);
   [[nodiscard]] bool has_send_buffer(bool capturing);
+  [[nodiscard]] bool packs(const CopyPlan& plan, const MoveArgs& args) const noexcept;
   void send(const CopyPlan& plan, const MoveArgs& args, int pack_blocks, bool capturing, cudaStream_t stream);
   void copy_runs(const CopyPlan& plan, const MoveArgs& args, Call& call) const;
   void copy_packed(const CopyPlan& plan, const MoveArgs& args, int pack_blocks, Call& call);
@@ -125,7 +136,7 @@ class CopyEngines {
   std::vector<std::unique_ptr<Lane>> lanes_;  ///< the first for what stays here; none where the GPU is shared
   PinnedMemory pinned_;
   RunList list_;
-  /// By handle state, which the dispatcher uses again and again: bounded. A plan of an older handle_id is void.
+  /// By handle state, which the dispatcher uses again and again: bounded. A plan of an older prepare_id is void.
   std::unordered_map<const CudaHandleState*, CopyPlan> plans_;
   DeviceBuffer send_buffer_;
   bool lacks_memory_ = false;  ///< for the send buffer

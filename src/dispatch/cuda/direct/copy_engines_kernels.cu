@@ -1,9 +1,9 @@
 // The kernels around copies by the copy engines: signals before and behind them, the runs of a routing, and packing.
 #include <climits>
 
-#include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -16,9 +16,10 @@ constexpr int kPackThreads = 512;
 constexpr int kPackWarps = kPackThreads / kWarpSize;
 
 /// The same words as move_kernel's: a rank whose rows go by copy engine and one whose kernel writes them understand
-/// each other.
+/// each other. Copy engines have one buffer (CopyEngines::can_serve).
 __device__ bool dispatch_call(const CopySignalArgs& args, CallContext& call) {
-  const bool ok = next_call(args.group, DeviceCall::kDispatch, args.totals, Phase::kDispatch, call);
+  const CallStart start{.call = DeviceCall::kDispatch, .phase = Phase::kDispatch, .handle = args.totals};
+  const bool ok = next_call(args.group, start, call);
   call.announced |= kCopiesBit;
   return ok;
 }
@@ -108,11 +109,17 @@ struct Packer {
     const unsigned mask = __ballot_sync(kFullWarp, send.dst_rank >= 0);
     if (mask == 0) return;
     copy_row_to(mask, place(send.dst_rank, send.row, BufferSection::kReceiveRows, args.packed_rows, args.row_bytes),
-                args.rows + token * args.row_bytes, args.row_bytes);
+                args.rows + token * args.strides.row, args.row_bytes);
     if (args.scale_bytes == 0) return;
-    copy_row_to(mask,
-                place(send.dst_rank, send.row, BufferSection::kReceiveScales, args.packed_scales, args.scale_bytes),
-                args.scales + token * args.scale_bytes, args.scale_bytes);
+    std::byte* target =
+        place(send.dst_rank, send.row, BufferSection::kReceiveScales, args.packed_scales, args.scale_bytes);
+    const std::byte* scales = args.scales + token * args.strides.scale_row;
+    if (args.strides.has_dense_scales()) {
+      copy_row_to(mask, target, scales, args.scale_bytes);
+    } else {
+      gather_row_to(mask, target,
+                    {scales, args.strides.scale_column, args.strides.scale_element_bytes, args.scale_bytes});
+    }
   }
 };
 

@@ -1,36 +1,65 @@
 #include "dispatch/cuda/direct/direct.hpp"
 
+#include <fmt/format.h>
+
+#include "dispatch/call/dispatcher_functions.hpp"
+#include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
 #include "gpu/heap/heap_agreement.hpp"
 
 namespace epistle::cuda {
 
-DirectDispatcher::DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device)
-    : CudaCollective(group, config, options, device) {
+DirectTransport::DirectTransport(EngineContext& context) : context_(context) {
   const auto error = attempt([&] {
-    if (options.mover != CudaMover::kCopyEngines) return;
-    copy_engines_ = std::make_unique<CopyEngines>(layout(), this->rank(), device, shares_gpu());
+    if (context.options.mover != CudaMover::kCopyEngines) return;
+    copy_engines_ = std::make_unique<CopyEngines>(context.layout, context.rank(), context.device, context.shares_gpu);
   });
   // The mover may differ by rank, so all of them come here.
-  agree(this->group(), error, "taking the copy engines' memory");
+  agree(*context.group, error, "taking the copy engines' memory");
 }
 
-void DirectDispatcher::start_move(const CudaHandleState& handle, MoveArgs& args) {
+void DirectTransport::start_move(const CudaHandleState& handle, MoveArgs& args) {
   const TuningQuery query =
-      tuning_query(args.behind_prepare ? TunedCall::kColdDispatch : TunedCall::kDispatch, handle.stats.num_tokens);
+      context_.tuning_query(args.behind_prepare ? TunedCall::kColdDispatch : TunedCall::kDispatch, handle.num_tokens);
   const bool is_dispatch = args.target == BufferSection::kReceiveRows;
-  if (copy_engines_ != nullptr && is_dispatch && copy_engines_->dispatch(handle, args, pack_blocks(query), stream())) {
+  if (copy_engines_ != nullptr && is_dispatch &&
+      copy_engines_->dispatch(handle, args, pack_blocks(query), context_.stream)) {
     return;
   }
   const TuningChoice choice = choose(query);
   args.tuning = {.num_blocks = choice.num_blocks, .remote_blocks = choice.peer_blocks, .bulk = choice.bulk};
-  check_cuda(launch_move(args, stream()), "launching dispatch");
+  check_cuda(launch_move(args, context_.stream), "launching dispatch");
 }
 
-void DirectDispatcher::start_sum(const CudaHandleState& handle, SumArgs& args) {
-  const TuningChoice choice = choose(tuning_query(TunedCall::kCombine, handle.stats.num_tokens));
+void DirectTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
+  const TuningChoice choice = choose(context_.tuning_query(TunedCall::kCombine, handle.num_tokens));
   args.tuning = {.num_blocks = choice.num_blocks, .push_blocks = choice.peer_blocks, .bulk = choice.bulk};
-  check_cuda(launch_sum(args, stream()), "launching combine");
+  check_cuda(launch_sum(args, context_.stream), "launching combine");
+}
+
+WireBytes DirectTransport::wire_bytes(const CudaHandleState& handle) const {
+  return wire_bytes_of(context_.layout, handle.stats);
+}
+
+void check_direct(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
+  const auto& cuda_options = std::get<CudaOptions>(options);
+  check_cuda_options(config, cuda_options, group);
+  if (cuda_options.mover != CudaMover::kCopyEngines) return;
+  const DispatchLayout layout = layout_of(config, {.num_ranks = group.size()}, Transport::kDevice);
+  if (CopyEngines::can_serve(layout.params())) return;
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("copy engines move rows of layout token_major under exact sizing with one buffer only; this "
+                          "is {}, {} and {} buffers: use another mover",
+                          to_string(config.layout), to_string(config.sizing), config.num_buffers));
+}
+
+std::unique_ptr<DispatcherImpl> create_direct(const Creation& creation) {
+  return std::make_unique<CudaEngine>(creation, Transport::kDevice,
+                                      [](EngineContext& context) -> std::unique_ptr<RowTransport> {
+                                        return std::make_unique<DirectTransport>(context);
+                                      });
 }
 
 }  // namespace epistle::cuda

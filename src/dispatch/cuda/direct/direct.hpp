@@ -7,29 +7,28 @@
 #include <memory>
 
 #include "dispatch/cuda/direct/copy_engines.hpp"
-#include "dispatch/cuda/engine/cuda_collective.hpp"
+#include "dispatch/cuda/engine/context.hpp"
+#include "dispatch/cuda/engine/transport.hpp"
 
 namespace epistle::cuda {
 
-class DirectDispatcher final : public CudaCollective {
+class DirectTransport final : public RowTransport {
  public:
-  static constexpr std::string_view kName = "direct";
+  /// Collective.
+  explicit DirectTransport(EngineContext& context);
 
-  /// CudaMover::kCopyEngines asks for token_major and exact sizing (checked by make_cuda_dispatcher).
-  DirectDispatcher(Group& group, const DispatcherConfig& config, const CudaOptions& options, int device);
-
-  [[nodiscard]] std::string_view name() const noexcept override { return kName; }
-
- protected:
+  [[nodiscard]] bool agrees_on_host() const noexcept override { return false; }
   void start_move(const CudaHandleState& handle, MoveArgs& args) override;
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
   // On a shared GPU a dispatch that starts early would take SMs from a rank whose prepare the others wait for. Starting
   // early came with bulk copies (sm_90).
   [[nodiscard]] bool can_follow_closely() const noexcept override {
-    return copy_engines_ == nullptr && !shares_gpu() && has_bulk_copies();
+    return copy_engines_ == nullptr && !context_.shares_gpu && context_.has_bulk_copies();
   }
+  [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override;
 
  private:
+  EngineContext& context_;
   std::unique_ptr<CopyEngines> copy_engines_;  ///< with CudaMover::kCopyEngines; for dispatch alone
 };
 

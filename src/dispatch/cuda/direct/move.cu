@@ -4,11 +4,12 @@
 // the rows that stay, and, in expert layouts, duplicate received rows for the token's other local experts as they
 // arrive. Split by destination, local stores do not queue behind those that cross the link.
 #include "dispatch/cuda/device/bulk.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/device/peer_rows.cuh"
 #include "dispatch/cuda/device/received_pairs.cuh"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -107,32 +108,56 @@ class UnflaggedTokens {
   unsigned taken_ = 0;
 };
 
+/// Where the call puts rows and their scales. In shared memory.
+struct MoveTargets {
+  PeerRows rows;
+  PeerRows scales;
+
+  __device__ void init(const MoveArgs& args) {
+    rows.init(args.group, args.target, args.buffer);
+    scales.init(args.group, BufferSection::kReceiveScales, args.buffer);
+  }
+  __device__ void follow(const MoveArgs& args, int peer, std::uint64_t word) {
+    rows.follow(args.group, args.target, peer, word);
+    scales.follow(args.group, BufferSection::kReceiveScales, peer, word);
+  }
+};
+
 template <class Copier>
 struct Mover {
   const MoveArgs& args;
   const CallContext& call;
+  const MoveTargets& targets;
   Copier& copier;
 
   __device__ const DeviceGroup& group() const { return args.group; }
   __device__ std::byte* row_at(int rank, std::int32_t row) const {
-    return group().section(rank, args.target) + row * args.row_bytes;
+    return targets.rows.begin[rank] + row * args.row_bytes;
   }
   __device__ std::byte* scales_at(int rank, std::int32_t row) const {
-    return group().section(rank, BufferSection::kReceiveScales) + row * args.scale_bytes;
+    return targets.scales.begin[rank] + row * args.scale_bytes;
   }
 
-  /// Copies one row to the places of the lanes in `mask`, each lane's own in (rank, row).
+  /// Copies one row to the places of the lanes in `mask`, each lane's own in (rank, row). `kSpaced`: the scales lie as
+  /// args.strides says, otherwise dense.
+  template <bool kSpaced>
   __device__ void copy(unsigned mask, std::int32_t rank, std::int32_t row, const std::byte* from,
                        const std::byte* scales) const {
     if (mask == 0) return;
     const bool mine = (mask >> lane_id() & 1U) != 0;
     copier.copy(mask, mine ? row_at(rank, row) : nullptr, from, args.row_bytes);
     if (args.scale_bytes == 0) return;
-    copy_row_to(mask, mine ? scales_at(rank, row) : nullptr, scales, args.scale_bytes);
+    std::byte* target = mine ? scales_at(rank, row) : nullptr;
+    if (kSpaced && !args.strides.has_dense_scales()) {
+      gather_row_to(mask, target,
+                    {scales, args.strides.scale_column, args.strides.scale_element_bytes, args.scale_bytes});
+    } else {
+      copy_row_to(mask, target, scales, args.scale_bytes);
+    }
   }
   __device__ void copy_token(unsigned mask, std::int32_t rank, std::int32_t row, std::int64_t token) const {
-    copy(mask, rank, row, args.rows + token * args.row_bytes,
-         args.scale_bytes > 0 ? args.scales + token * args.scale_bytes : nullptr);
+    copy<true>(mask, rank, row, args.rows + token * args.strides.row,
+               args.scale_bytes > 0 ? args.scales + token * args.strides.scale_row : nullptr);
   }
 
   __device__ SendPlace send_of(std::int64_t token, int slot) const {
@@ -155,7 +180,7 @@ struct Mover {
   /// While nothing may be written yet.
   __device__ void prefetch_first(const Worker& worker) const {
     if (worker.idx >= args.handle.num_tokens) return;
-    prefetch_row(args.rows + worker.idx * args.row_bytes, args.row_bytes);
+    prefetch_row(args.rows + worker.idx * args.strides.row, args.row_bytes);
   }
 
   /// Rows for peers, and with `own_too` the ones that stay as well: one read for all copies of a token.
@@ -233,8 +258,8 @@ struct Mover {
         if (__all_sync(kFullWarp, there) == 0) return;
         __syncwarp();
       }
-      copy(mask, group().rank, row, row_at(group().rank, primary),
-           args.scale_bytes > 0 ? scales_at(group().rank, primary) : nullptr);
+      copy<false>(mask, group().rank, row, row_at(group().rank, primary),
+                  args.scale_bytes > 0 ? scales_at(group().rank, primary) : nullptr);
     }
   }
   /// Takes received pairs from a queue that all blocks share, sources in turn.
@@ -267,7 +292,7 @@ struct Mover {
       return;
     }
     const int num_local = args.layout.partition().num_local_experts(group().rank);
-    const std::int64_t* begins = args.handle.expert_begin;
+    const std::int32_t* begins = args.handle.expert_begin;
     for (int local = 0; local < num_local; ++local) {
       zero_range(begins[local] + args.handle.expert_counts[local], begins[local + 1], worker);
     }
@@ -311,7 +336,7 @@ struct CloselyBehind {
     }
     failed = __syncthreads_or(failed) != 0;
     const std::uint32_t epoch = placed_epoch + 1;
-    call = {&group, epoch, call_word(epoch, args.call, placed_epoch), Phase::kDispatch};
+    call = {&group, epoch, call_word(epoch, args.call, placed_epoch, args.buffer), Phase::kDispatch};
     if (!failed && !is_void) return true;
     // The kernel behind this one relies on what is before it being over.
     wait_for_kernel_before();
@@ -320,11 +345,17 @@ struct CloselyBehind {
   }
 
   /// As wait_all_ready(), for rows that nobody reads before the end of the call.
-  __device__ bool wait_all_ready(const CallContext& call) const {
+  template <typename See>
+  __device__ bool wait_all_ready(const CallContext& call, const See& see) const {
     const int peer = static_cast<int>(threadIdx.x);
-    // A peer that calls prepare and dispatch one by one announces the second only when it comes.
-    const bool ok = peer >= call.group->num_ranks || announced == call.announced || starts_same_call(call, peer);
-    return __syncthreads_and(ok) != 0 || settle(call);
+    bool ok = true;
+    if (peer < call.group->num_ranks) {
+      // A peer that calls prepare and dispatch one by one announces the second only when it comes.
+      const std::uint64_t word = same_but_choices(announced, call.announced) ? announced : await_word(call, peer);
+      ok = same_but_choices(word, call.announced);
+      see(peer, word);
+    }
+    return agree_on_words(call, ok, see);
   }
 };
 static_assert(kMaxRanks <= kMoveThreads && kMaxRanks <= kBulkThreads, "a thread for the announcement of every rank");
@@ -349,9 +380,13 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
 
   const bool backward = args.target == BufferSection::kCombineRows;
   const Phase phase = backward ? Phase::kCombine : Phase::kDispatch;
+  __shared__ MoveTargets targets;
+  targets.init(args);
+  __syncthreads();  // own rows are served before the peers' words are there
+  const auto follow = [&](int peer, std::uint64_t word) { targets.follow(args, peer, word); };
   CallContext call;
   Copier copier(shared);
-  const Mover<Copier> mover{args, call, copier};
+  const Mover<Copier> mover{args, call, targets, copier};
   CloselyBehind behind;
   if (args.behind_prepare) {
     mover.prefetch_first(is_remote ? remote : local);
@@ -359,7 +394,8 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   } else {
     wait_for_start(group);
     if (args.skips_void && __ldcg(&args.handle.totals->is_void) != 0) return;
-    if (!next_call(group, args.call, args.handle.totals, phase, call)) return;
+    const CallStart start{.call = args.call, .phase = phase, .handle = args.handle.totals, .buffer = args.buffer};
+    if (!next_call(group, start, call)) return;
   }
 
   bool ok = true;
@@ -374,7 +410,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
     // combine may be somebody's only copy.
     if (backward || is_remote) {
       if (zeroes_early && !backward) mover.zero_padding(local);
-      ok = args.behind_prepare ? behind.wait_all_ready(call) : wait_all_ready(call);
+      ok = args.behind_prepare ? behind.wait_all_ready(call, follow) : wait_all_ready(call, follow);
       is_settled = true;
       if (ok && zeroes_early && backward) mover.zero_padding(local);
     } else if (zeroes_early) {

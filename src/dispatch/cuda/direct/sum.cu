@@ -2,21 +2,27 @@
 //
 // Pull: every rank reads the rows of its tokens where they lie and adds them: one row per (token, rank) of token_major,
 // every expert's row for flat sums of expert rows.
-// Push, for hierarchical sums of expert rows: the first blocks send the partial sums over other ranks' tokens' experts
-// here into the stage of the token's rank and flag them; the other blocks sum this rank's tokens as the rows of their
-// stage arrive.
+// Push, for sums of expert rows that go by rank first (hierarchical, deepep_v2): the first blocks send the partial sums
+// over other ranks' tokens' experts here into the stage of the token's rank and flag them; the other blocks sum this
+// rank's tokens as the rows of their stage arrive.
 #include "dispatch/cuda/device/formats.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/device/peer_rows.cuh"
 #include "dispatch/cuda/device/received_pairs.cuh"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
 
 constexpr int kSumWarps = kSumThreads / kWarpSize;
 constexpr int kSumVectors = 4;  // 16-byte vectors of a row that a lane sums at once
+
+/// What the alignment of every row of the result follows from.
+__host__ __device__ std::uint64_t out_bits(const SumArgs& args) {
+  return reinterpret_cast<std::uint64_t>(args.out) | static_cast<std::uint64_t>(args.out_stride);
+}
 
 /// fp32 sums of kSumVectors vectors of one lane.
 template <class Format>
@@ -91,6 +97,7 @@ template <class Format>
 struct Summer {
   const SumArgs& args;
   const CallContext& call;
+  const PeerRows& peer_rows;  ///< that are pulled
   std::int64_t row_bytes;
   bool rows_aligned;
   bool out_aligned;
@@ -211,7 +218,7 @@ struct Summer {
         }
         uint4 v[kSumVectors];
         sums.pack(v);
-        part.store(args.out + token * row_bytes, v, out_aligned);
+        part.store(args.out + token * args.out_stride, v, out_aligned);
       });
     }
   }
@@ -269,7 +276,7 @@ struct Summer {
           }
           for (unsigned left = __ballot_sync(kFullWarp, row >= 0); left != 0; left &= left - 1) {
             const int lane = __ffs(static_cast<int>(left)) - 1;
-            const std::byte* rows = group().section(__shfl_sync(kFullWarp, rank, lane), BufferSection::kCombineRows);
+            const std::byte* rows = peer_rows.begin[__shfl_sync(kFullWarp, rank, lane)];
             uint4 v[kSumVectors];
             part.load(rows + __shfl_sync(kFullWarp, row, lane) * row_bytes, v);
             sums.add(v, args.weighted, __shfl_sync(kFullWarp, weight, lane));
@@ -277,7 +284,7 @@ struct Summer {
         }
         uint4 v[kSumVectors];
         sums.pack(v);
-        part.store(args.out + token * row_bytes, v, out_aligned);
+        part.store(args.out + token * args.out_stride, v, out_aligned);
       });
     }
   }
@@ -286,12 +293,22 @@ struct Summer {
 template <class Format>
 __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_constant__ SumArgs args) {
   const DeviceGroup& group = args.group;
+  __shared__ PeerRows peer_rows;
+  peer_rows.init(group, BufferSection::kCombineRows, args.buffer);
+  const auto follow = [&](int peer, std::uint64_t word) {
+    peer_rows.follow(group, BufferSection::kCombineRows, peer, word);
+  };
   wait_for_start(group);
   CallContext call;
-  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
-  const Summer<Format> summer{args, call, args.layout.params().combine_row_bytes,
+  const CallStart start{
+      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
+  if (!next_call(group, start, call)) return;
+  const Summer<Format> summer{args,
+                              call,
+                              peer_rows,
+                              args.layout.params().combine_row_bytes,
                               (reinterpret_cast<std::uint64_t>(args.rows) & 15U) == 0,
-                              (reinterpret_cast<std::uint64_t>(args.out) & 15U) == 0};
+                              (out_bits(args) & 15U) == 0};
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int blocks = args.tuning.num_blocks;
   const int push_blocks = args.pull ? 0 : args.tuning.push_blocks;
@@ -313,7 +330,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
     if (!args.pull) signal_done<true>(call);
   }
   if ((args.phases & kReceivePhase) == 0) return;
-  if (!pushes_here && (finishes || blockIdx.x == 0) && !wait_all_ready(call)) return give_up();
+  if (!pushes_here && (finishes || blockIdx.x == 0) && !wait_all_ready(call, follow)) return give_up();
   if (finishes) {
     if (args.pull) {
       summer.pull_tokens(finisher);
@@ -334,9 +351,8 @@ const void* sum_kernel_address(DType dtype) noexcept {
 }
 
 cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream) {
-  const std::uint64_t addresses =
-      reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out);
-  const bool can_bulk = (addresses & 15U) == 0 && args.handle.top_k <= kWarpSize;
+  const std::uint64_t bits = reinterpret_cast<std::uint64_t>(args.rows) | out_bits(args);
+  const bool can_bulk = (bits & 15U) == 0 && args.handle.top_k <= kWarpSize;
   if (args.tuning.bulk && can_bulk) return launch_sum_bulk(args, stream);
   return with_format(args.dtype, [&](auto format) {
     return start_kernel(sum_kernel<decltype(format)>, {args.tuning.num_blocks, kSumThreads}, args.group.early_start,

@@ -2,12 +2,13 @@
 // so that few SMs are enough to keep the link and the memory busy.
 #include "dispatch/cuda/device/bulk.cuh"
 #include "dispatch/cuda/device/formats.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/device/peer_rows.cuh"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/direct/sum_jobs.cuh"
 #include "dispatch/cuda/direct/sum_pipe.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -20,10 +21,18 @@ namespace {
 template <class Format, class Jobs>
 __device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
+  __shared__ PeerRows peer_rows;
+  peer_rows.init(group, BufferSection::kCombineRows, args.buffer);
+  __syncthreads();
+  const auto follow = [&](int peer, std::uint64_t word) {
+    peer_rows.follow(group, BufferSection::kCombineRows, peer, word);
+  };
   wait_for_start(group);
   CallContext call;
-  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
-  const SumWork work{args, call};
+  const CallStart start{
+      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
+  if (!next_call(group, start, call)) return;
+  const SumWork work{args, call, &peer_rows};
   const int block = static_cast<int>(blockIdx.x);
   const int blocks = args.tuning.num_blocks;
   if ((args.phases & kSendPhase) != 0 && block == 0) announce(call);
@@ -32,8 +41,11 @@ __device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
   const Worker worker{static_cast<int>(threadIdx.x) / kWarpSize * blocks + block, blocks * kBulkWarps};
   Jobs jobs{{work, worker}};
   SumPipe<Format, Jobs, false> pipe(slots, jobs, work.row_bytes());
-  pipe.prepare();  // needs nothing of the peers
-  if (group.num_ranks > 1 && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
+  // With one buffer, where rows lie is known before the peers have said anything.
+  const bool one_buffer = args.layout.params().num_buffers == 1;
+  if (one_buffer) pipe.prepare();
+  if (group.num_ranks > 1 && !wait_all_ready(call, follow)) return give_up_call(call, true, args.send_half);
+  if (!one_buffer) pipe.prepare();
   pipe.run();
   // The peers may write new expert outputs when everybody has read.
   signal_done<false>(call);
@@ -47,7 +59,9 @@ __device__ void push_rows(const SumArgs& args, SumSlots& slots) {
   const DeviceGroup& group = args.group;
   wait_for_start(group);
   CallContext call;
-  if (!next_call(group, args.call, args.handle.totals, Phase::kCombine, call)) return;
+  const CallStart start{
+      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
+  if (!next_call(group, start, call)) return;
   const SumWork work{args, call};
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int block = static_cast<int>(blockIdx.x);

@@ -4,10 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/device/peer_rows.cuh"
 #include "dispatch/cuda/device/received_pairs.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/direct/sum_pipe.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 
@@ -30,6 +31,7 @@ __device__ inline int nth_bit(unsigned mask, int n) {
 struct SumWork {
   const SumArgs& args;
   const CallContext& call;
+  const PeerRows* peer_rows = nullptr;  ///< where rows are pulled
 
   __device__ const DeviceGroup& group() const { return args.group; }
   __device__ std::int64_t row_bytes() const { return args.layout.params().combine_row_bytes; }
@@ -134,7 +136,7 @@ struct OwnTokens {
     return worker.idx < tokens ? (tokens - worker.idx + worker.count - 1) / worker.count : 0;
   }
   __device__ std::int64_t token(int job) const { return worker.idx + std::int64_t{job} * worker.count; }
-  __device__ std::byte* target(int job) const { return work.args.out + token(job) * work.row_bytes(); }
+  __device__ std::byte* target(int job) const { return work.args.out + token(job) * work.args.out_stride; }
   __device__ void finish(int /*job*/) const {}
 };
 
@@ -162,9 +164,8 @@ struct TokenRowJobs : OwnTokens {
   __device__ Terms early_terms() const {
     Terms terms;
     if (early_send.dst_rank >= 0) {
-      const std::byte* rows = early_send.dst_rank == work.group().rank
-                                  ? work.args.rows
-                                  : work.group().section(early_send.dst_rank, BufferSection::kCombineRows);
+      const std::byte* rows =
+          early_send.dst_rank == work.group().rank ? work.args.rows : work.peer_rows->begin[early_send.dst_rank];
       terms.address = reinterpret_cast<std::uint64_t>(rows + early_send.row * work.row_bytes());
       if (work.args.weighted) terms.weight = early_weight;
     }
@@ -195,8 +196,7 @@ struct FlatRowJobs : OwnTokens {
       row = handle.dst_row[entry];
       if (row >= 0) {
         const int rank = work.args.layout.partition().rank_of(handle.expert_ids[entry]);
-        terms.address = reinterpret_cast<std::uint64_t>(work.group().section(rank, BufferSection::kCombineRows) +
-                                                        row * work.row_bytes());
+        terms.address = reinterpret_cast<std::uint64_t>(work.peer_rows->begin[rank] + row * work.row_bytes());
         if (work.args.weighted) terms.weight = handle.weights[entry];
       }
     }
@@ -232,7 +232,8 @@ struct StageJobs : OwnTokens {
     return work.group().section(work.group().rank, BufferSection::kStageRows) + send.stage * work.row_bytes();
   }
 
-  /// Ranks ascending: stage rows of lower ranks, the rows of the experts here as a group, stage rows of higher ranks.
+  /// In the order of the sends: stage rows of the ranks before this one, the rows of the experts here as a group, stage
+  /// rows of the ranks behind it.
   __device__ Terms expert_rows(int job, const SendPlace& send) const {
     const HandleArrays& handle = work.args.handle;
     const int rank = work.group().rank;
@@ -255,11 +256,13 @@ struct StageJobs : OwnTokens {
     const bool remote = send.dst_rank >= 0 && send.dst_rank != rank;
     if (remote) staged.address = reinterpret_cast<std::uint64_t>(stage_row(send));
     staged = SumWork::compact(remote, staged);
-    const int lower = __popc(__ballot_sync(kFullWarp, remote && send.dst_rank < rank));
-    // Lane i takes term i of: `lower` staged ones, all own ones, the other staged ones.
+    // Without an own send there are no own rows, and all staged ones come before them.
+    const unsigned own_send = __ballot_sync(kFullWarp, send.dst_rank == rank);
+    const int before = __popc(__ballot_sync(kFullWarp, remote) & (own_send - 1));
+    // Lane i takes term i of: `before` staged ones, all own ones, the other staged ones.
     const int lane = lane_id();
-    const bool takes_own = lane >= lower && lane < lower + own.count;
-    const int from = takes_own ? lane - lower : lane < lower ? lane : lane - own.count;
+    const bool takes_own = lane >= before && lane < before + own.count;
+    const int from = takes_own ? lane - before : lane < before ? lane : lane - own.count;
     const int source = from & (kWarpSize - 1);
     const auto own_address = __shfl_sync(kFullWarp, own.address, source);
     const float own_weight = __shfl_sync(kFullWarp, own.weight, source);
@@ -268,7 +271,7 @@ struct StageJobs : OwnTokens {
     terms.address = takes_own ? own_address : staged_address;
     terms.weight = takes_own ? own_weight : 1.0F;
     terms.grouped = __ballot_sync(kFullWarp, takes_own);
-    terms.group_ends = own.count > 0 ? 1U << (lower + own.count - 1) : 0U;
+    terms.group_ends = own.count > 0 ? 1U << (before + own.count - 1) : 0U;
     terms.count = own.count + staged.count;
     return terms;
   }

@@ -1,243 +1,341 @@
-// CudaCollective: dispatch, combine and the backward passes. Every call checks what it was given, then either puts its
+// CudaEngine: dispatch, combine and the backward passes. Every call checks what it was given, then either puts its
 // kernel on the stream, or puts one there that tells the peers of the refusal, and throws.
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "dispatch/cuda/engine/cuda_collective.hpp"
+#include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "gpu/cuda_error.hpp"
 
 namespace epistle::cuda {
 
 /// What makes sums differ from one another.
-struct CudaCollective::SumCall {
+struct CudaEngine::SumCall {
   DeviceCall call = DeviceCall::kCombine;
-  const void* rows = nullptr;
-  void* out = nullptr;
+  const std::byte* rows = nullptr;
+  Rows out = {};
   std::uint32_t phases = kBothPhases;
   bool weighted = false;
-  bool has_tokens = true;  ///< false: this rank takes part without tokens of its own
 };
 
-// ---- Checks ---------------------------------------------------------------------------------------------------------
+/// Tokens on their way, and how the dispatch stands to its prepare.
+struct CudaEngine::Move {
+  ConstRows tokens = {};
+  ScalesView scales = {};
+  std::uint32_t phases = kBothPhases;
+  Follows follows = Follows::kNothing;
+};
 
-CudaHandleState* CudaCollective::own_state(const Handle& handle, Phase phase, Complaint& complaint) const {
-  if (complaint) return nullptr;
-  auto* state = dynamic_cast<CudaHandleState*>(handle.state());
-  const bool own = state != nullptr && state->dispatcher_id == dispatcher_id_;
-  complaint = checks().handle(handle, own, name(), name_of(open_call_), phase);
-  return complaint ? nullptr : state;
+namespace {
+
+TokenStrides strides_of(const ConstRows& rows, const ScalesView& scales) {
+  const std::int64_t element_bytes = scales.format == ScaleFormat::kFp32 ? std::int64_t{sizeof(float)} : 1;
+  const std::int64_t scale_row = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
+  return {.row = rows.stride_bytes(),
+          .scale_row = scale_row * element_bytes,
+          .scale_column = scales.column_stride * element_bytes,
+          .scale_element_bytes = element_bytes};
 }
 
-void CudaCollective::check_call_open(Call call, const Handle& handle) const {
-  if (open_call_ == call && handle.state() == open_state_) return;
-  throw checks().nothing_sent(name_of(call), call == Call::kDispatch ? Phase::kDispatch : Phase::kCombine);
+}  // namespace
+
+// ---- Checks and agreement -------------------------------------------------------------------------------------------
+
+std::string_view CudaEngine::open_call_name() const noexcept {
+  if (open_.call == DeviceCall::kNone) return {};
+  return open_.call == DeviceCall::kDispatch ? "dispatch" : "combine";
 }
 
-std::string_view CudaCollective::name_of(Call call) noexcept {
-  return call == Call::kNone ? std::string_view() : call == Call::kDispatch ? "dispatch" : "combine";
+std::shared_ptr<CudaHandleState> CudaEngine::own_handle(const std::shared_ptr<HandleState>& state, Phase phase,
+                                                        Complaint& complaint) const {
+  const bool is_own = state != nullptr && state->dispatcher_id == dispatcher_id_;
+  if (!complaint) complaint = checks().handle(state.get(), is_own, open_call_name(), phase);
+  return complaint ? nullptr : std::static_pointer_cast<CudaHandleState>(state);
 }
 
-Complaint CudaCollective::begin_call() {
-  check_findings();
-  return std::nullopt;
+Complaint CudaEngine::begin_call(Stream stream, int num_sms, Phase phase) {
+  if (stream.get() != context_.stream) {
+    // What is behind on the other stream is remembered: nobody asks that one again.
+    static_cast<void>(last_work());
+    context_.stream = stream.get();
+  }
+  context_.num_sms = num_sms > 0 ? num_sms : context_.options.num_sms;
+  Complaint complaint = checks().device_options(stream, num_sms, phase);
+  if (!transport_->agrees_on_host()) {
+    check_findings();
+    return complaint;
+  }
+  if (is_capturing()) {
+    return complain(ErrorCode::kUnsupported, Phase::kNone,
+                    fmt::format("the stream is being captured, but dispatcher '{}' needs the host in every call; use "
+                                "direct with capacity sizing",
+                                identity().info->name()));
+  }
+  try {
+    // The counts of every handle, under capacity sizing too; the same handles on all ranks.
+    for (const auto& handle : handles_) {
+      if (!handle->finished) wait_for_summary(*handle);
+    }
+    check_findings();
+  } catch (const Error& error) {
+    // What ends the group, all ranks throw; the rest is told to them.
+    group_->check_usable();
+    return error;
+  }
+  return complaint ? complaint : transport_->find_broken();
 }
 
-DeviceCall CudaCollective::announce_call(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint) {
-  static_cast<void>(handle);
+DeviceCall CudaEngine::announce_call(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint) {
+  if (transport_->agrees_on_host()) return agree_on_host(call, handle, complaint);
   if (complaint) refuse(call, *complaint);
   return call;
 }
 
-void CudaCollective::refuse(DeviceCall call, const Error& complaint, const HandleTotals* behind) {
-  const RefuseArgs args{.group = device_group_, .phase = phase_of(call), .behind = behind};
-  check_cuda(launch_refuse(args, stream_), "telling the peers of a refusal");
+DeviceCall CudaEngine::agree_on_host(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint) {
+  const auto prepare_id = handle != nullptr ? static_cast<std::uint32_t>(handle->prepare_id) : 0;
+  const std::uint64_t own = call_word(0, complaint ? DeviceCall::kRejected : call, prepare_id);
+  std::vector<std::uint64_t> words(static_cast<std::size_t>(context_.num_ranks()));
+  const Phase phase = phase_of(call);
+  group_->all_gather(&own, sizeof(own), words.data(), phase);
+  if (complaint) throw Error(*complaint);
+  const Verdict verdict = judge(words.data(), context_.num_ranks(), context_.rank());
+  if (verdict.outcome != Verdict::Outcome::kAgreed) throw Error(to_error(verdict, context_.rank(), phase));
+  const auto definite = std::find_if_not(words.begin(), words.end(), takes_any_weights);
+  return definite != words.end() ? epistle::cuda::call_of(*definite) : call;
+}
+
+void CudaEngine::refuse(DeviceCall call, const Error& complaint, const HandleTotals* behind) {
+  const RefuseArgs args{.group = context_.device_group, .phase = phase_of(call), .behind = behind};
+  check_cuda(launch_refuse(args, context_.stream), "telling the peers of a refusal");
   throw Error(complaint);
 }
 
-void CudaCollective::open(Call call, CudaHandleState& state, const void* rows) noexcept {
-  open_call_ = call;
-  open_state_ = &state;
-  open_rows_ = rows;
+std::shared_ptr<RowBuffer> CudaEngine::lease_buffer(std::string_view call, Phase phase, Complaint& complaint) const {
+  std::shared_ptr<RowBuffer> buffer = buffers_.find_free();
+  if (buffer == nullptr && !complaint) {
+    complaint = complain(ErrorCode::kInvalidArgument, phase, buffers_.all_leased(call));
+  }
+  return buffer;
+}
+
+void CudaEngine::close(Pending& pending, DeviceCall call) {
+  const bool is_open = open_.call == call && pending.valid() && CallAccess::number(pending) == num_send_halves_ &&
+                       CallAccess::state(pending) == open_.handle;
+  if (is_open) return;
+  throw checks().nothing_sent(call == DeviceCall::kDispatch ? "dispatch" : "combine",
+                              call == DeviceCall::kDispatch ? Phase::kDispatch : Phase::kCombine);
 }
 
 /// The receive half of a call whose send half has found that the ranks do not agree: nobody has to make it any more.
-void CudaCollective::end_open_call() {
-  const Call call = std::exchange(open_call_, Call::kNone);
-  if (call == Call::kDispatch) {
-    move(*open_state_, {.rows = open_rows_, .num_tokens = open_state_->stats.num_tokens}, kReceivePhase);
+void CudaEngine::end_open_call() {
+  const OpenCall call = std::exchange(open_, OpenCall{});
+  context_.buffer = call.buffer->idx;
+  if (call.call == DeviceCall::kDispatch) {
+    move(call, {.tokens = {.data = call.rows}, .phases = kReceivePhase});
   } else {
-    sum(*open_state_, {.rows = open_rows_, .phases = kReceivePhase});
+    sum(*call.handle, {.rows = call.rows, .out = call.out, .phases = kReceivePhase});
   }
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
-MoveArgs CudaCollective::move_args(std::uint32_t phases) const {
+void CudaEngine::move(const OpenCall& call, const Move& what) {
+  const LayoutParams& params = context_.layout.params();
   MoveArgs args;
-  args.group = device_group_;
-  args.layout = layout_;
-  args.phases = phases;
-  args.send_half = (phases & kReceivePhase) == 0 ? num_send_halves_ : 0;
-  args.zero_padding = config_.zero_padding;
-  args.row_bytes = layout_.params().row_bytes;
-  args.scale_bytes = layout_.params().scale_bytes;
-  return args;
-}
-
-void CudaCollective::move(CudaHandleState& state, const Payload& payload, std::uint32_t phases) {
-  MoveArgs args = move_args(phases);
-  args.handle = state.arrays;
-  args.rows = static_cast<const std::byte*>(payload.rows);
-  args.scales = static_cast<const std::byte*>(payload.scales);
-  args.behind_prepare = follows_ == Follows::kDispatchClosely;
-  args.skips_void = follows_ != Follows::kNothing;
+  args.group = context_.device_group;
+  args.layout = context_.layout;
+  args.handle = call.handle->arrays;
+  args.buffer = call.buffer->idx;
+  args.phases = what.phases;
+  args.send_half = what.phases == kSendPhase ? num_send_halves_ : 0;
+  args.zero_padding = context_.config.zero_padding;
+  args.row_bytes = params.row_bytes;
+  args.scale_bytes = params.scale_bytes;
+  args.rows = static_cast<const std::byte*>(what.tokens.data);
+  args.scales = static_cast<const std::byte*>(what.scales.data);
+  args.strides = strides_of(what.tokens, what.scales);
+  args.behind_prepare = what.follows == Follows::kDispatchClosely;
+  args.skips_void = what.follows != Follows::kNothing;
   args.prepare_blocks = prepare_blocks_;
-  start_move(state, args);
+  context_.buffer = call.buffer->idx;
+  call.buffer->holder = call.handle.get();
+  last_handle_ = call.handle;
+  transport_->start_move(*call.handle, args);
 }
 
-const DispatchOutput& CudaCollective::point_at_rows(CudaHandleState& state) const {
-  state.output.rows = own_section(BufferSection::kReceiveRows);
-  state.output.scales = layout_.params().scale_bytes > 0 ? own_section(BufferSection::kReceiveScales) : nullptr;
-  return state.output;
+CudaEngine::OpenCall CudaEngine::begin_dispatch(const DispatchRequest& request, Stream stream) {
+  Complaint complaint = begin_call(stream, request.num_sms, Phase::kDispatch);
+  OpenCall call;
+  call.call = DeviceCall::kDispatch;
+  call.handle = own_handle(CallAccess::state(request.handle), Phase::kDispatch, complaint);
+  if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
+  call.buffer = lease_buffer("dispatch", Phase::kDispatch, complaint);
+  call.rows = static_cast<const std::byte*>(request.tokens.data);
+  announce_call(DeviceCall::kDispatch, call.handle.get(), complaint);
+  return call;
 }
 
-void CudaCollective::dispatch_send(const Handle& handle, const Payload& payload) {
-  const DeviceGuard guard(device_);
-  Complaint complaint = begin_call();
-  CudaHandleState* state = own_state(handle, Phase::kDispatch, complaint);
-  if (state != nullptr) complaint = checks().payload(state->stats.num_tokens, payload);
-  announce_call(DeviceCall::kDispatch, state, complaint);
-  ++num_send_halves_;
-  move(*state, payload, kSendPhase);
-  open(Call::kDispatch, *state, payload.rows);
+Received CudaEngine::dispatch(const DispatchRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  if (!request.handle.valid() && request.expert_ids.top_k > 0) return dispatch_with_ids(request, stream);
+  OpenCall call = begin_dispatch(request, stream);
+  move(call, {.tokens = request.tokens, .scales = request.scales});
+  return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
 }
 
-const DispatchOutput& CudaCollective::dispatch_receive(const Handle& handle) {
-  check_call_open(Call::kDispatch, handle);
-  const DeviceGuard guard(device_);
-  open_call_ = Call::kNone;
-  CudaHandleState& state = *open_state_;
-  move(state, {.rows = open_rows_, .num_tokens = state.stats.num_tokens}, kReceivePhase);
-  return point_at_rows(state);
-}
-
-const DispatchOutput& CudaCollective::dispatch(const Handle& handle, const Payload& payload) {
-  const DeviceGuard guard(device_);
-  Complaint complaint = begin_call();
-  CudaHandleState* state = own_state(handle, Phase::kDispatch, complaint);
-  if (state != nullptr) complaint = checks().payload(state->stats.num_tokens, payload);
-  announce_call(DeviceCall::kDispatch, state, complaint);
-  open_state_ = state;
-  move(*state, payload, kBothPhases);
-  return point_at_rows(*state);
-}
-
-Handle CudaCollective::prepare_and_dispatch(const RoutingView& routing, const Payload& payload) {
-  struct Following {
-    Following(Follows& which, Follows value) : follows(which) { follows = value; }
-    ~Following() { follows = Follows::kNothing; }
-    Following(const Following&) = delete;
-    Following& operator=(const Following&) = delete;
-    Follows& follows;
-  };
+Received CudaEngine::dispatch_with_ids(const DispatchRequest& request, Stream stream) {
+  const PrepareRequest routing{.expert_ids = request.expert_ids,
+                               .weights = request.weights,
+                               .num_tokens = request.num_tokens,
+                               .num_sms = request.num_sms};
+  Complaint found = begin_call(stream, request.num_sms, Phase::kLayout);
+  if (found) announce_call(DeviceCall::kPrepareAndDispatch, nullptr, found);
   // Under exact sizing the host has to see the counts in between.
-  const bool is_async = config_.sizing == Sizing::kCapacity && layout_.params().transport == Transport::kDevice;
+  const bool is_async = context_.config.sizing == SizingMode::kCapacity && !transport_->agrees_on_host();
   if (!is_async) {
-    const Following following(follows_, Follows::kDispatch);
-    Handle handle = prepare(routing);
-    follows_ = Follows::kNothing;
-    static_cast<void>(dispatch(handle, payload));
-    return handle;
+    DispatchRequest rest = request;
+    rest.handle = CallAccess::handle(prepare_for(routing, Follows::kDispatch, nullptr));
+    OpenCall call = begin_dispatch(rest, stream);
+    move(call, {.tokens = request.tokens, .scales = request.scales});
+    return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
   }
-  const DeviceGuard guard(device_);
+  OpenCall call;
+  call.call = DeviceCall::kDispatch;
   // What the peers may rely on is announced by prepare already.
-  const Complaint complaint = checks().payload(routing.num_tokens, payload);
-  const bool closely = can_follow_closely() && !complaint;
-  const Following following(follows_, closely ? Follows::kDispatchClosely : Follows::kDispatch);
-  Handle handle = prepare(routing);
-  auto* state = static_cast<CudaHandleState*>(handle.state());
+  Complaint complaint = checks().tokens(request.expert_ids.num_tokens, request.tokens, request.scales);
+  call.buffer = lease_buffer("dispatch", Phase::kDispatch, complaint);
+  const bool closely = transport_->can_follow_closely() && !complaint;
+  const Follows follows = closely ? Follows::kDispatchClosely : Follows::kDispatch;
+  call.handle = prepare_for(routing, follows, call.buffer.get());
   // Where the routing turns out to be void there is no dispatch, on no rank: the host must not look at findings here.
   if (complaint) {
-    state->checked = true;  // what prepare finds has nothing to add
-    refuse(DeviceCall::kDispatch, *complaint, state->arrays.totals);
+    call.handle->checked = true;  // what prepare finds has nothing to add
+    refuse(DeviceCall::kDispatch, *complaint, call.handle->arrays.totals);
   }
-  open_state_ = state;
-  move(*state, payload, kBothPhases);
-  static_cast<void>(point_at_rows(*state));
-  return handle;
+  move(call, {.tokens = request.tokens, .scales = request.scales, .follows = follows});
+  return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
+}
+
+Pending CudaEngine::dispatch_send(const DispatchRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  DispatchRequest rest = request;
+  if (!request.handle.valid() && request.expert_ids.top_k > 0) {
+    rest.handle = prepare({.expert_ids = request.expert_ids,
+                           .weights = request.weights,
+                           .num_tokens = request.num_tokens,
+                           .num_sms = request.num_sms},
+                          stream);
+  }
+  OpenCall call = begin_dispatch(rest, stream);
+  ++num_send_halves_;
+  move(call, {.tokens = request.tokens, .scales = request.scales, .phases = kSendPhase});
+  open_ = std::move(call);
+  return CallAccess::pending(open_.handle, open_.buffer, num_send_halves_);
+}
+
+Received CudaEngine::dispatch_receive(Pending pending, Stream stream) {
+  close(pending, DeviceCall::kDispatch);
+  const DeviceGuard guard(context_.device);
+  if (stream.get() != context_.stream) {
+    static_cast<void>(last_work());
+    context_.stream = stream.get();
+  }
+  OpenCall call = std::exchange(open_, OpenCall{});
+  move(call, {.tokens = {.data = call.rows}, .phases = kReceivePhase});
+  return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
 }
 
 // ---- Combine --------------------------------------------------------------------------------------------------------
 
-SumArgs CudaCollective::sum_args(std::uint32_t phases) const {
+std::shared_ptr<RowBuffer> CudaEngine::buffer_of_rows(const CudaHandleState& state, const ConstRows& rows,
+                                                      std::string_view call, Complaint& complaint) const {
+  std::shared_ptr<RowBuffer> buffer = buffers_.find_for_rows(rows.data, &state);
+  if (buffer == nullptr && !complaint) {
+    complaint = complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased(call));
+  }
+  return buffer;
+}
+
+void CudaEngine::sum(const CudaHandleState& state, const SumCall& call) {
   SumArgs args;
-  args.group = device_group_;
-  args.layout = layout_;
-  args.phases = phases;
-  args.send_half = (phases & kReceivePhase) == 0 ? num_send_halves_ : 0;
-  args.dtype = config_.combine_dtype;
-  args.pull = pulls_rows();
-  return args;
-}
-
-void CudaCollective::sum(CudaHandleState& state, const SumCall& call) {
-  SumArgs args = sum_args(call.phases);
-  args.call = call.call;
+  args.group = context_.device_group;
+  args.layout = context_.layout;
   args.handle = state.arrays;
-  if (!call.has_tokens) args.handle.num_tokens = 0;
-  args.rows = static_cast<const std::byte*>(call.rows);
-  args.out = static_cast<std::byte*>(call.out);
+  args.buffer = context_.buffer;
+  args.phases = call.phases;
+  args.send_half = call.phases == kSendPhase ? num_send_halves_ : 0;
+  args.dtype = context_.config.combine_dtype;
+  args.pull = pulls_rows();
+  args.call = call.call;
+  args.rows = call.rows;
+  args.out = static_cast<std::byte*>(call.out.data);
+  args.out_stride = call.out.stride_bytes();
   args.weighted = call.weighted;
-  start_sum(state, args);
+  transport_->start_sum(state, args);
 }
 
-/// Before anything announces the call: from then on peers may read the rows.
-void CudaCollective::share_rows(const CudaHandleState& state, const void* rows) {
-  std::byte* shared_rows = own_section(BufferSection::kCombineRows);
-  if (!pulls_rows() || rows == shared_rows || state.output.num_rows == 0) return;
-  const auto num_bytes = static_cast<std::size_t>(state.output.num_rows * layout_.params().combine_row_bytes);
-  check_cuda(cudaMemcpyAsync(shared_rows, rows, num_bytes, cudaMemcpyDeviceToDevice, stream_),
+/// Before anything announces the call: from then on peers may read the rows. Returns where they lie, one behind the
+/// other.
+const std::byte* CudaEngine::share_rows(const CudaHandleState& state, const ConstRows& rows) {
+  std::byte* shared_rows = context_.own_section(BufferSection::kCombineRows);
+  const auto* given = static_cast<const std::byte*>(rows.data);
+  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const bool is_dense = rows.stride_bytes() == row_bytes;
+  if (given == shared_rows || state.description.num_rows == 0) return shared_rows;
+  if (!pulls_rows() && is_dense) return given;
+  check_cuda(cudaMemcpy2DAsync(shared_rows, static_cast<std::size_t>(row_bytes), given,
+                               static_cast<std::size_t>(rows.stride_bytes()), static_cast<std::size_t>(row_bytes),
+                               static_cast<std::size_t>(state.description.num_rows), cudaMemcpyDeviceToDevice,
+                               context_.stream),
              "copying expert outputs to where peers can read them");
+  return shared_rows;
 }
 
-void CudaCollective::combine_send(const Handle& handle, const void* rows) {
-  const DeviceGuard guard(device_);
-  Complaint complaint = begin_call();
-  CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
-  if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
-  announce_call(DeviceCall::kCombine, state, complaint);
-  ++num_send_halves_;
-  share_rows(*state, rows);
-  sum(*state, {.rows = rows, .phases = kSendPhase, .weighted = config_.apply_weights});
-  open(Call::kCombine, *state, rows);
+CudaEngine::OpenCall CudaEngine::begin_combine(const CombineRequest& request, Stream stream, std::uint32_t phases) {
+  Complaint complaint = begin_call(stream, request.num_sms, Phase::kCombine);
+  const bool has_lease = request.received.valid();
+  const ConstRows rows =
+      has_lease && request.rows.data == nullptr ? ConstRows(request.received.expert_outputs()) : request.rows;
+  OpenCall call;
+  call.call = DeviceCall::kCombine;
+  call.handle =
+      own_handle(CallAccess::state(has_lease ? request.received.handle() : request.handle), Phase::kCombine, complaint);
+  if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
+  if (!complaint) complaint = checks().sums(*call.handle, request.out);
+  if (!complaint) call.buffer = buffer_of_rows(*call.handle, rows, "combine of rows of your own", complaint);
+  announce_call(DeviceCall::kCombine, call.handle.get(), complaint);
+  context_.buffer = call.buffer->idx;
+  last_handle_ = call.handle;
+  call.rows = share_rows(*call.handle, rows);
+  call.out = request.out;
+  if (phases == kSendPhase) ++num_send_halves_;
+  sum(*call.handle, {.rows = call.rows, .out = call.out, .phases = phases, .weighted = context_.config.apply_weights});
+  return call;
 }
 
-void CudaCollective::combine_receive(const Handle& handle, void* out, std::int64_t out_bytes) {
-  check_call_open(Call::kCombine, handle);
-  const DeviceGuard guard(device_);
-  open_call_ = Call::kNone;
-  CudaHandleState& state = *open_state_;
-  // The send half is out: this rank takes part in any case.
-  const Complaint complaint = checks().sums(state, out, out_bytes);
-  sum(state, {.rows = open_rows_,
-              .out = out,
-              .phases = kReceivePhase,
-              .weighted = config_.apply_weights,
-              .has_tokens = !complaint});
-  if (complaint) throw Error(*complaint);
+void CudaEngine::combine(const CombineRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  static_cast<void>(begin_combine(request, stream, kBothPhases));
 }
 
-void CudaCollective::combine(const Handle& handle, const void* rows, void* out, std::int64_t out_bytes) {
-  const DeviceGuard guard(device_);
-  Complaint complaint = begin_call();
-  CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
-  if (state != nullptr) complaint = checks().expert_outputs(*state, rows);
-  if (!complaint) complaint = checks().sums(*state, out, out_bytes);
-  announce_call(DeviceCall::kCombine, state, complaint);
-  open_state_ = state;
-  share_rows(*state, rows);
-  sum(*state, {.rows = rows, .out = out, .weighted = config_.apply_weights});
+Pending CudaEngine::combine_send(const CombineRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  open_ = begin_combine(request, stream, kSendPhase);
+  return CallAccess::pending(open_.handle, open_.buffer, num_send_halves_);
+}
+
+void CudaEngine::combine_receive(Pending pending, Stream stream) {
+  close(pending, DeviceCall::kCombine);
+  const DeviceGuard guard(context_.device);
+  if (stream.get() != context_.stream) {
+    static_cast<void>(last_work());
+    context_.stream = stream.get();
+  }
+  const OpenCall call = std::exchange(open_, OpenCall{});
+  context_.buffer = call.buffer->idx;
+  sum(*call.handle,
+      {.rows = call.rows, .out = call.out, .phases = kReceivePhase, .weighted = context_.config.apply_weights});
 }
 
 // ---- Backward -------------------------------------------------------------------------------------------------------
@@ -245,90 +343,104 @@ void CudaCollective::combine(const Handle& handle, const void* rows, void* out, 
 namespace {
 
 /// Whether gradients of the weights are given, by whatever this rank has to give or to take.
-DeviceCall backward_call(const CudaHandleState& state, const float* grad_weights, const float* grad_topk_weights) {
-  const bool has_rows = state.output.num_rows > 0;
-  if (!has_rows && state.stats.num_tokens == 0) return DeviceCall::kDispatchBackwardAnyWeights;
-  const float* given = has_rows ? grad_weights : grad_topk_weights;
+DeviceCall backward_call(const CudaHandleState& state, const DispatchBackwardRequest& request) {
+  const bool has_rows = state.description.num_rows > 0;
+  if (!has_rows && state.num_tokens == 0) return DeviceCall::kDispatchBackwardAnyWeights;
+  const float* given = has_rows ? request.grad_weights : request.grad_probs;
   return given != nullptr ? DeviceCall::kDispatchBackwardWithWeights : DeviceCall::kDispatchBackward;
 }
 
 }  // namespace
 
-void CudaCollective::dispatch_backward(const Handle& handle, const void* grad_rows, const float* grad_weights,
-                                       void* grad_out, std::int64_t grad_out_bytes, float* grad_topk_weights) {
-  const DeviceGuard guard(device_);
-  Complaint complaint = begin_call();
-  CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
+void CudaEngine::dispatch_backward(const DispatchBackwardRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  Complaint complaint = begin_call(stream, request.num_sms, Phase::kCombine);
+  const auto state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
+  std::shared_ptr<RowBuffer> buffer;
   DeviceCall call = DeviceCall::kDispatchBackward;
-  if (state != nullptr) {
-    complaint =
-        checks().dispatch_backward(*state, grad_rows, grad_weights, grad_out, grad_out_bytes, grad_topk_weights);
-    call = backward_call(*state, grad_weights, grad_topk_weights);
+  if (!complaint) {
+    complaint = checks().dispatch_backward(*state, request);
+    call = backward_call(*state, request);
   }
-  call = announce_call(call, state, complaint);
-  open_state_ = state;
-  share_rows(*state, grad_rows);
-  gather_weight_gradients(*state, call, grad_weights, grad_topk_weights);
-  sum(*state, {.call = call, .rows = grad_rows, .out = grad_out});
+  if (!complaint) {
+    buffer = buffer_of_rows(*state, request.grad_rows, "dispatch_backward of rows of your own", complaint);
+  }
+  call = announce_call(call, state.get(), complaint);
+  context_.buffer = buffer->idx;
+  last_handle_ = state;
+  const std::byte* rows = share_rows(*state, request.grad_rows);
+  gather_weight_gradients(*state, call, request);
+  sum(*state, {.call = call, .rows = rows, .out = request.grad_tokens});
 }
 
 /// Brings the gradients of the weights to their sources: they lie where the peers can read them when this rank
 /// announces the call, and stay there until all ranks are done with it.
-void CudaCollective::gather_weight_gradients(const CudaHandleState& state, DeviceCall call, const float* grad_weights,
-                                             float* grad_topk_weights) {
+void CudaEngine::gather_weight_gradients(const CudaHandleState& state, DeviceCall call,
+                                         const DispatchBackwardRequest& request) {
   if (call != DeviceCall::kDispatchBackwardWithWeights) return;
-  if (state.output.num_rows > 0 && grad_weights != nullptr) {
-    const auto num_bytes = static_cast<std::size_t>(state.output.num_rows * layout_.weights_per_row()) * sizeof(float);
-    check_cuda(cudaMemcpyAsync(own_section(BufferSection::kGradWeights), grad_weights, num_bytes,
-                               cudaMemcpyDeviceToDevice, stream_),
+  const std::int64_t num_rows = state.description.num_rows;
+  if (num_rows > 0 && request.grad_weights != nullptr) {
+    const auto num_bytes = static_cast<std::size_t>(num_rows * context_.layout.weights_per_row()) * sizeof(float);
+    check_cuda(cudaMemcpyAsync(context_.own_section(BufferSection::kGradWeights), request.grad_weights, num_bytes,
+                               cudaMemcpyDeviceToDevice, context_.stream),
                "copying gradients of the weights to where peers can read them");
   }
   WeightGradientArgs args;
-  args.group = device_group_;
-  args.layout = layout_;
+  args.group = context_.device_group;
+  args.layout = context_.layout;
   args.handle = state.arrays;
+  args.buffer = context_.buffer;
   args.call = call;
-  // The sums of `direct` end it; those of other transports are no call of the device.
-  args.ends_call = layout_.params().transport != Transport::kDevice;
-  args.grad_topk_weights = state.stats.num_tokens > 0 ? grad_topk_weights : nullptr;
-  args.num_blocks = choose(tuning_query(TunedCall::kCombine, state.stats.num_tokens)).num_blocks;
-  check_cuda(launch_weight_gradients(args, stream_), "launching the gathering of gradients");
+  // Where kernels announce their calls the sums end it.
+  args.ends_call = transport_->agrees_on_host();
+  args.grad_topk_weights = state.num_tokens > 0 ? request.grad_probs : nullptr;
+  args.num_blocks = choose(context_.tuning_query(TunedCall::kCombine, state.num_tokens)).num_blocks;
+  check_cuda(launch_weight_gradients(args, context_.stream), "launching the gathering of gradients");
 }
 
-const std::byte* CudaCollective::combine_backward(const Handle& handle, const void* grad_out, const void* saved_rows,
-                                                  float* grad_weights) {
-  const DeviceGuard guard(device_);
-  Complaint complaint = begin_call();
-  CudaHandleState* state = own_state(handle, Phase::kCombine, complaint);
-  std::byte* grad_rows = own_section(BufferSection::kCombineRows);
-  if (state != nullptr) {
-    complaint = checks().combine_backward(*state, grad_out, saved_rows, grad_weights, grad_rows);
+Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  const LayoutParams& params = context_.layout.params();
+  Complaint complaint = begin_call(stream, request.num_sms, Phase::kCombine);
+  auto state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
+  Complaint no_buffer;
+  std::shared_ptr<RowBuffer> buffer = lease_buffer("combine_backward", Phase::kCombine, no_buffer);
+  if (!complaint) {
+    complaint = checks().combine_backward(*state, request, buffer != nullptr ? buffer->outputs : nullptr);
   }
-  announce_call(DeviceCall::kCombineBackward, state, complaint);
-  open_state_ = state;
-  MoveArgs args = move_args(kBothPhases);
+  if (!complaint) complaint = no_buffer;
+  announce_call(DeviceCall::kCombineBackward, state.get(), complaint);
+  context_.buffer = buffer->idx;
+  buffer->holder = state.get();
+  last_handle_ = state;
+  MoveArgs args;
+  args.group = context_.device_group;
+  args.layout = context_.layout;
   args.handle = state->arrays;
-  args.rows = static_cast<const std::byte*>(grad_out);
-  args.row_bytes = layout_.params().combine_row_bytes;
+  args.buffer = buffer->idx;
+  args.rows = static_cast<const std::byte*>(request.grad_out.data);
+  args.strides = strides_of(request.grad_out, {});
+  args.row_bytes = params.combine_row_bytes;
   args.scale_bytes = 0;
   args.call = DeviceCall::kCombineBackward;
   args.target = BufferSection::kCombineRows;
   args.zero_padding = true;
-  start_move(*state, args);
-  if (config_.apply_weights) {
+  transport_->start_move(*state, args);
+  if (context_.config.apply_weights) {
     ScaleRowsArgs scale;
     // Other transports agree on the host.
-    if (layout_.params().transport == Transport::kDevice) scale.local = device_group_.local;
-    scale.layout = layout_;
+    if (!transport_->agrees_on_host()) scale.local = context_.device_group.local;
+    scale.layout = context_.layout;
     scale.handle = state->arrays;
-    scale.saved_rows = static_cast<const std::byte*>(saved_rows);
-    scale.grad_rows = grad_rows;
-    scale.grad_weights = saved_rows != nullptr ? grad_weights : nullptr;
-    scale.dtype = config_.combine_dtype;
-    scale.num_blocks = choose(tuning_query(TunedCall::kCombine, state->stats.num_tokens)).num_blocks;
-    check_cuda(launch_scale_rows(scale, stream_), "launching the scaling of gradients");
+    scale.saved_rows = static_cast<const std::byte*>(request.saved_rows.data);
+    scale.saved_stride = request.saved_rows.stride_bytes();
+    scale.grad_rows = buffer->outputs;
+    scale.grad_weights = request.saved_rows.data != nullptr ? request.grad_weights : nullptr;
+    scale.dtype = context_.config.combine_dtype;
+    scale.num_blocks = choose(context_.tuning_query(TunedCall::kCombine, state->num_tokens)).num_blocks;
+    check_cuda(launch_scale_rows(scale, context_.stream), "launching the scaling of gradients");
   }
-  return grad_rows;
+  return CallAccess::received(std::move(state), std::move(buffer), RowBuffer::Holds::kGradients);
 }
 
 }  // namespace epistle::cuda

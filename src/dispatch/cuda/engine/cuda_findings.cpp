@@ -1,4 +1,4 @@
-// CudaCollective: waiting for the device on the host, and making errors of what the device has found.
+// CudaEngine: waiting for the device on the host, and making errors of what the device has found.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -6,7 +6,7 @@
 
 #include <fmt/format.h>
 
-#include "dispatch/cuda/engine/cuda_collective.hpp"
+#include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "gpu/cuda_error.hpp"
 
 namespace epistle::cuda {
@@ -25,26 +25,19 @@ constexpr std::chrono::microseconds kPollPause{20};
 
 }  // namespace
 
-bool CudaCollective::is_capturing() const {
+bool CudaEngine::is_capturing() const {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream_, &status), "asking whether the stream is being captured");
+  check_cuda(cudaStreamIsCapturing(context_.stream, &status), "asking whether the stream is being captured");
   return status != cudaStreamCaptureStatusNone;
 }
 
-void CudaCollective::set_stream(CudaStream stream) {
-  if (stream == stream_) return;
-  const DeviceGuard guard(device_);
-  static_cast<void>(last_work());
-  stream_ = stream;
-}
-
-cudaEvent_t CudaCollective::last_work() {
-  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_.get(), stream_), "recording an event");
+cudaEvent_t CudaEngine::last_work() {
+  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_.get(), context_.stream), "recording an event");
   return last_work_.get();
 }
 
 template <typename IsDone>
-void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is_done) {
+void CudaEngine::wait_on_host(const CudaHandleState* state, const IsDone& is_done) {
   const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
   const Clock::time_point start = Clock::now();
   Clock::time_point last_look = start;
@@ -59,21 +52,27 @@ void CudaCollective::wait_on_host(const CudaHandleState* state, const IsDone& is
     last_look = now;
     if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess)
       check_cuda(error, "waiting for the device");
-    if (const cudaError_t error = cudaStreamQuery(stream_); error != cudaSuccess && error != cudaErrorNotReady) {
+    if (const cudaError_t error = cudaStreamQuery(context_.stream);
+        error != cudaSuccess && error != cudaErrorNotReady) {
       check_cuda(error, "waiting for the device");
     }
     const int lost = group_->find_lost_rank();
     if (lost >= 0 && !is_done()) stop_for_lost_rank(lost, state);
+    if (group_->health().code == ErrorCode::kAborted) {
+      reinterpret_cast<volatile HostControl*>(host_control_.get())->abort = 1;
+      static_cast<void>(transport_->abandon());
+      group_->check_usable();
+    }
     if (now - start > group_->timeout() + kDeviceGrace) {
-      static_cast<void>(abandon_transport());
+      static_cast<void>(transport_->abandon());
       throw complain(ErrorCode::kTimeout, Phase::kLayout,
                      fmt::format("the device did not finish within {} ms; another kernel may hold the SMs of GPU {}",
-                                 (group_->timeout() + kDeviceGrace).count(), device_));
+                                 (group_->timeout() + kDeviceGrace).count(), context_.device));
     }
   }
 }
 
-void CudaCollective::stop_for_lost_rank(int lost, const CudaHandleState* state) {
+void CudaEngine::stop_for_lost_rank(int lost, const CudaHandleState* state) {
   // A rank that has left may have done all it had to: the device says whether it owes anything.
   const Clock::time_point start = Clock::now();
   auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
@@ -82,24 +81,26 @@ void CudaCollective::stop_for_lost_rank(int lost, const CudaHandleState* state) 
     if (cudaEventQuery(work) == cudaSuccess && control->report.finding == 0) return;
   }
   control->abort = 1;
-  const Phase abandoned = abandon_transport();
+  const Phase abandoned = transport_->abandon();
   check_cuda(cudaEventSynchronize(work), "stopping the device after a rank was lost");
   control->abort = 0;
   const MissingRows missing = [state, this](int peer) {
-    return state != nullptr && state->finished && !state->pairs.empty() ? std::int64_t{state->num_pairs(peer, rank())}
-                                                                        : std::int64_t{-1};
+    return state != nullptr && state->finished && !state->pairs.empty()
+               ? std::int64_t{state->num_pairs(peer, context_.rank())}
+               : std::int64_t{-1};
   };
   const auto phase = control->report.finding != 0 ? static_cast<Phase>(control->report.phase) : abandoned;
   if (phase == Phase::kNone) return;
   group_->fail(ErrorCode::kPeerLost, phase, lost, &missing);
 }
 
-void CudaCollective::throw_finding(const Report& report, const CudaHandleState* state) {
+void CudaEngine::throw_finding(const Report& report, const CudaHandleState* state) {
   const auto phase = static_cast<Phase>(report.phase);
   const int peer = report.peer;
   const MissingRows missing = [state, phase, this](int other) -> std::int64_t {
     if (state == nullptr || !state->finished || state->pairs.empty()) return -1;
-    return phase == Phase::kCombine ? state->num_pairs(rank(), other) : state->num_pairs(other, rank());
+    return phase == Phase::kCombine ? state->num_pairs(context_.rank(), other)
+                                    : state->num_pairs(other, context_.rank());
   };
   switch (static_cast<Finding>(report.finding)) {
     case Finding::kTimeout: {
@@ -115,11 +116,11 @@ void CudaCollective::throw_finding(const Report& report, const CudaHandleState* 
 }
 
 /// Throws what earlier calls have found; does not wait.
-void CudaCollective::check_findings() {
+void CudaEngine::check_findings() {
   group_->check_usable();
   auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
   if (control->report.finding != 0) {
-    throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, open_state_);
+    throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, last_handle_.get());
   }
   throw_disagreement();
   for (const auto& handle : handles_) {
@@ -142,26 +143,26 @@ Verdict to_verdict(Finding finding, std::int32_t rank, std::int32_t peer, std::i
 }  // namespace
 
 /// Throws where the ranks did not agree on an earlier call.
-void CudaCollective::throw_disagreement() {
+void CudaEngine::throw_disagreement() {
   auto* control = reinterpret_cast<HostControl*>(host_control_.get());
   // pairs with the fence of report_call(): the finding is written last
   std::atomic_ref<std::uint32_t> finding(control->refused.finding);
   if (finding.load(std::memory_order_acquire) == 0) return;
   const Report report = control->refused;
   finding.store(0, std::memory_order_release);
-  if (open_call_ != Call::kNone && report.send_half == num_send_halves_) end_open_call();
+  if (open_.call != DeviceCall::kNone && report.send_half == num_send_halves_) end_open_call();
   throw Error(to_error(to_verdict(static_cast<Finding>(report.finding), report.rank, report.peer, report.a, report.b),
-                       rank(), static_cast<Phase>(report.phase)));
+                       context_.rank(), static_cast<Phase>(report.phase)));
 }
 
-void CudaCollective::synchronize() {
-  const DeviceGuard guard(device_);
+void CudaEngine::wait() {
+  const DeviceGuard guard(context_.device);
   if (is_capturing()) {
     throw complain(ErrorCode::kInvalidArgument, Phase::kNone, "the stream is being captured and cannot be waited for");
   }
   const cudaEvent_t work = last_work();
   int num_polls = 0;
-  wait_on_host(open_state_, [&] {
+  wait_on_host(last_handle_.get(), [&] {
     if (cudaEventQuery(work) == cudaSuccess) return true;
     if (++num_polls > kBusyPolls) std::this_thread::sleep_for(kPollPause);
     return false;
@@ -171,7 +172,7 @@ void CudaCollective::synchronize() {
 
 // ---- Summaries ------------------------------------------------------------------------------------------------------
 
-void CudaCollective::wait_for_summary(CudaHandleState& state) {
+void CudaEngine::wait_for_summary(CudaHandleState& state) {
   if (state.finished) {
     // Once more, after a graph has run prepare again.
     state.finish();
@@ -187,20 +188,20 @@ void CudaCollective::wait_for_summary(CudaHandleState& state) {
   state.finish();
 }
 
-void CudaCollective::check_summary(CudaHandleState& state) {
+void CudaEngine::check_summary(CudaHandleState& state) {
   if (state.checked) return;
   state.checked = true;
   const Summary& summary = *state.summary;
   const auto finding = static_cast<Finding>(summary.finding);
   if (finding == Finding::kNone) return;
-  const Error::Context context{.rank = rank(), .peer_rank = summary.peer, .phase = Phase::kLayout};
-  const std::int64_t token = summary.a / std::max(1, config_.top_k);
-  const std::int64_t position = summary.a % std::max(1, config_.top_k);
+  const Error::Context context{.rank = context_.rank(), .peer_rank = summary.peer, .phase = Phase::kLayout};
+  const std::int64_t token = summary.a / std::max(1, context_.config.top_k);
+  const std::int64_t position = summary.a % std::max(1, context_.config.top_k);
   switch (finding) {
     case Finding::kBadId:
       throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
                      fmt::format("expert id {} at token {}, position {}; ids go from 0 to {}, and -1 means no expert",
-                                 summary.b, token, position, config_.num_experts - 1));
+                                 summary.b, token, position, context_.config.num_experts - 1));
     case Finding::kRepeatedId:
       throw complain(ErrorCode::kInvalidArgument, Phase::kLayout,
                      fmt::format("expert id {} stands twice in the top-k of token {} (seen at position {}); an expert "
@@ -208,14 +209,15 @@ void CudaCollective::check_summary(CudaHandleState& state) {
                                  summary.b, token, position));
     case Finding::kPeerRejected:
     case Finding::kCallMismatch:
-      throw Error(
-          to_error(to_verdict(finding, summary.rank, summary.peer, summary.a, summary.b), rank(), Phase::kLayout));
+      throw Error(to_error(to_verdict(finding, summary.rank, summary.peer, summary.a, summary.b), context_.rank(),
+                           Phase::kLayout));
     default:
       throw Error(ErrorCode::kCapacityExceeded,
                   fmt::format("rank {} would receive {} rows more than its {} {}; nothing was sent. Raise "
-                              "capacity_rows, use exact sizing, or set the overflow policy to drop",
-                              summary.peer, summary.a, layout_.row_limit(),
-                              config_.layout == OutputLayout::kExpertSlots ? "expert slots" : "rows of capacity"),
+                              "the capacity, use exact sizing, or set the overflow policy to drop",
+                              summary.peer, summary.a, context_.layout.row_limit(),
+                              context_.config.layout == OutputLayout::kExpertBlocks ? "rows of expert blocks"
+                                                                                    : "rows of capacity"),
                   context);
   }
 }

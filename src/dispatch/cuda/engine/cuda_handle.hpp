@@ -3,16 +3,16 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime_api.h>
 
-#include "epistle/layout.hpp"
-
-#include "dispatch/cuda/engine/device_buffers.hpp"
-#include "dispatch/cuda/device/device_types.hpp"
 #include "dispatch/call/handle_state.hpp"
+#include "dispatch/cuda/device/device_types.hpp"
+#include "dispatch/cuda/engine/buffer_carver.hpp"
+#include "dispatch/cuda/engine/device_buffers.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
 
@@ -20,17 +20,22 @@ class CudaHandleState final : public HandleState {
  public:
   CudaHandleState(int device, const DispatchLayout& layout, int rank);
 
+  [[nodiscard]] bool counts_are_known() override;
   void wait_for_counts() override;
 
   /// Sets the arrays up for a routing of `num_tokens`.
-  void begin(std::uint64_t prepare_id, std::int64_t num_tokens);
+  void begin(std::uint64_t id, std::int64_t tokens);
   /// True when the device has written the summary of the last prepare.
   [[nodiscard]] bool is_complete() const noexcept;
   /// Takes stats and output from the summary.
   void finish();
 
-  /// How to wait for the summary; set by the dispatcher, cleared when it goes.
-  std::function<void(CudaHandleState&)> waiter;
+  /// How to read the summary of the last prepare, waiting for it or not; detached when the dispatcher goes.
+  using Reader = std::function<void(CudaHandleState& handle, bool may_wait)>;
+  void attach(Reader reader) { reader_ = std::move(reader); }
+  void detach() noexcept { reader_ = nullptr; }
+
+  std::uint64_t prepare_id = 0;  ///< counts prepares of this rank
   HandleArrays arrays;
   Summary* summary = nullptr;  ///< pinned host memory
   bool checked = true;         ///< what the device found has been looked at
@@ -45,7 +50,17 @@ class CudaHandleState final : public HandleState {
     return pair_matrix()[ranks_ * (ranks_ + 1) + rank];
   }
 
+  /// (token, rank) pairs that fit.
+  [[nodiscard]] std::int32_t num_pairs(int source, int destination) const noexcept {
+    return pairs[static_cast<std::size_t>(source) * static_cast<std::size_t>(ranks_) +
+                 static_cast<std::size_t>(destination)];
+  }
+  std::vector<std::int32_t> pairs;  ///< [num_ranks (source), num_ranks (destination)]; empty until finished
+
  private:
+  [[nodiscard]] bool is_settled() const noexcept;
+
+  Reader reader_;
   DispatchLayout layout_;
   int rank_;
   int ranks_;

@@ -6,10 +6,10 @@
 
 #include <cuda_runtime_api.h>
 
-#include "epistle/layout.hpp"
 #include "epistle/types.hpp"
 
 #include "dispatch/cuda/device/device_types.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
 
@@ -21,13 +21,19 @@ struct PrepareArgs {
   DispatchLayout layout;
   HandleArrays handle;
   const void* expert_ids = nullptr;
-  const float* weights = nullptr;
+  const float* weights = nullptr;  ///< null: all 1
   bool ids_are_64_bit = false;
+  std::int64_t id_stride = 0;      ///< ids from one token to the next, at least top_k
+  std::int64_t weight_stride = 0;  ///< weights likewise; of no meaning without weights
+  /// In device memory: the first so many of the handle's tokens are routed, the others as if they had no expert. Values
+  /// below 0 or above the number of the handle's tokens count as these. Null: all.
+  const std::int32_t* num_tokens = nullptr;
   DeviceCall call = DeviceCall::kPrepare;
   std::uint64_t prepare_id = 0;
   bool drop_overflow = false;  ///< what does not fit is dropped; otherwise the whole routing is refused
   Summary* summary = nullptr;
   bool announces_dispatch = false;  ///< one comes behind this prepare for sure, with nothing in between
+  std::int32_t follow_buffer = 0;   ///< MoveArgs::buffer of that dispatch
   int tile_tokens = 0;              ///< tokens that one pass of a block places; see choose_prepare_tile
 };
 
@@ -57,6 +63,20 @@ struct MoveTuning {
   bool bulk = false;      ///< bulk copies through shared memory (sm_90 and later)
 };
 
+/// How the rows of tokens and their scales lie in the caller's memory; all in bytes. Whatever it is, they arrive dense.
+struct TokenStrides {
+  std::int64_t row = 0;  ///< from one token's row to the next, at least row_bytes
+  // Of no meaning without scales:
+  std::int64_t scale_row = 0;            ///< from the first scale of one token to that of the next
+  std::int64_t scale_column = 0;         ///< from one scale of a token to the next
+  std::int64_t scale_element_bytes = 0;  ///< of one scale; divides scale_bytes
+
+  /// Whether the scales of one token lie one behind the other.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool has_dense_scales() const noexcept {
+    return scale_column == scale_element_bytes;
+  }
+};
+
 struct MoveArgs {
   DeviceGroup group;
   DispatchLayout layout;
@@ -65,8 +85,12 @@ struct MoveArgs {
   const std::byte* rows = nullptr;
   const std::byte* scales = nullptr;
   std::int64_t row_bytes = 0;
-  std::int64_t scale_bytes = 0;
+  std::int64_t scale_bytes = 0;  ///< of one row; 0 = none
+  TokenStrides strides;
   BufferSection target = BufferSection::kReceiveRows;
+  /// The copy of `target` (and of the scales) that this rank receives into; the peers say theirs in their words. The
+  /// same in both halves of a call.
+  std::int32_t buffer = 0;
   DeviceCall call = DeviceCall::kDispatch;
   std::uint32_t phases = kBothPhases;
   std::uint32_t send_half = 0;  ///< its number, for what the device finds in it
@@ -98,11 +122,15 @@ struct SumArgs {
   DispatchLayout layout;
   HandleArrays handle;
   SumTuning tuning;
-  const std::byte* rows = nullptr;  ///< expert outputs of this rank
+  const std::byte* rows = nullptr;  ///< expert outputs of this rank, dense
   std::byte* out = nullptr;
+  std::int64_t out_stride = 0;  ///< bytes from one token's row of `out` to the next
   DType dtype = DType::kBf16;
   bool weighted = false;
   bool pull = false;  ///< read the peers' rows where they lie: token rows, and flat sums of expert rows
+  /// The copy of kCombineRows in which this rank's expert outputs lie, where they are pulled. The same in all kernels
+  /// of a call: its halves, and weight gradients before sums.
+  std::int32_t buffer = 0;
   DeviceCall call = DeviceCall::kCombine;
   std::uint32_t phases = kBothPhases;
   std::uint32_t send_half = 0;  ///< its number, for what the device finds in it
@@ -113,6 +141,7 @@ struct WeightGradientArgs {
   DispatchLayout layout;
   HandleArrays handle;
   DeviceCall call = DeviceCall::kDispatchBackwardWithWeights;
+  std::int32_t buffer = 0;             ///< SumArgs::buffer of the sums that follow; the gradients have one copy
   float* grad_topk_weights = nullptr;  ///< null: take part in the exchange only
   bool ends_call = false;              ///< otherwise sums follow in the same call
   int num_blocks = 1;
@@ -123,7 +152,8 @@ struct ScaleRowsArgs {
   DispatchLayout layout;
   HandleArrays handle;
   const std::byte* saved_rows = nullptr;
-  std::byte* grad_rows = nullptr;
+  std::int64_t saved_stride = 0;   ///< bytes from one saved row to the next
+  std::byte* grad_rows = nullptr;  ///< dense
   float* grad_weights = nullptr;
   DType dtype = DType::kBf16;
   int num_blocks = 1;
@@ -180,6 +210,7 @@ struct PackArgs {
   const std::byte* scales = nullptr;
   std::int64_t row_bytes = 0;
   std::int64_t scale_bytes = 0;
+  TokenStrides strides;
   std::int64_t token_begin = 0;
   std::int64_t token_end = 0;
   std::byte* packed_rows = nullptr;

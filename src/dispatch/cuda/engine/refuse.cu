@@ -1,7 +1,7 @@
 // A rank that has refused its input takes part in the call all the same: its peers learn of the refusal where they wait
 // for its announcement.
-#include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -13,7 +13,7 @@ static_assert(kRefuseThreads >= kMaxRanks);
 __global__ void __launch_bounds__(kRefuseThreads, 1) refuse_kernel(const __grid_constant__ RefuseArgs args) {
   if (args.behind != nullptr && __ldcg(&args.behind->is_void) != 0) return;
   CallContext call;
-  if (!next_call(args.group, DeviceCall::kRejected, nullptr, args.phase, call)) return;
+  if (!next_call(args.group, {.call = DeviceCall::kRejected, .phase = args.phase}, call)) return;
   announce(call);
   abandon_call(call, false);
   if (threadIdx.x == 0) finish_epoch(call);

@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <string>
 
-#include "epistle/cuda.hpp"
-#include "epistle/layout.hpp"
+#include "epistle/config.hpp"
 
 #include "dispatch/cuda/engine/launch.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
 

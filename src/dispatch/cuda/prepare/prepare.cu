@@ -4,12 +4,12 @@
 //   tables    with the counts of all blocks of all ranks, every block knows where its rows begin everywhere
 //   place     every assignment gets its row; one record per (token, rank) goes to the receiver
 //   describe  when all records are there, the receiver's description is made of them
+#include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/prepare/prepare_describe.cuh"
 #include "dispatch/cuda/prepare/prepare_place.cuh"
 #include "dispatch/cuda/prepare/prepare_tables.cuh"
-#include "dispatch/cuda/device/signals.cuh"
-#include "dispatch/cuda/device/start_kernel.cuh"
 
 namespace epistle::cuda {
 namespace {
@@ -35,14 +35,14 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   EarlyEntries early;
   early.load(args);
   CallContext call;
-  if (!next_call(group, args.call, nullptr, Phase::kLayout, call)) return;
+  if (!next_call(group, {.call = args.call, .phase = Phase::kLayout}, call)) return;
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
   Tables t;
   carve(shared, {ranks, experts, args.handle.top_k, args.handle.sends_per_token, args.tile_tokens}, t);
   if (blockIdx.x == 0) {
     announce(call);
-    if (args.announces_dispatch) announce_early(call);
+    if (args.announces_dispatch) announce_early(call, args.follow_buffer);
     // Not at the end, when the next call may be under way.
     if (threadIdx.x == kPrepareThreads - 1) clear_queues(call);
   }
@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
     t.rank_of[e] = static_cast<std::uint8_t>(args.layout.partition().rank_of(e));
     t.total[e] = 0;
   }
+  if (threadIdx.x == 0) *t.routed = early.routed;
   for (int c = threadIdx.x; c < ranks + experts; c += kPrepareThreads) {
     t.counts[c] = 0;
     t.base[c] = 0;
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   }
   if (!exchange.disagreed) signal_done<true>(call);
   // While the records of the others are on their way.
-  if (!args.layout.token_major()) describe_all_padding(args, t, exchange, mine);
+  if (!args.layout.token_major()) describe_groups(args, t, exchange, mine);
   if (blockIdx.x == 0 && !overflow) write_counts(args, call, t, exchange, mine);
   if (!exchange.disagreed) {
     wait_all_done(call);

@@ -110,6 +110,7 @@ __device__ inline void describe_padding(const PrepareArgs& args, std::int64_t be
   for (std::int64_t row = begin + first; row < end; row += step) {
     args.handle.src_rank[row] = -1;
     args.handle.src_token[row] = -1;
+    args.handle.row_expert[row] = -1;
     args.handle.row_weights[row] = 0.0F;
   }
 }
@@ -122,18 +123,26 @@ __device__ inline std::int32_t kept_rows(const PrepareArgs& args, const Tables& 
   return clip(t.total[expert], room > 0 ? room : 0);
 }
 
-/// Padding behind each group and behind the last one; needs no record.
-__device__ inline void describe_all_padding(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
-                                            const Received& mine) {
+/// What follows from the counts alone: the expert of every row, and the padding behind each group and behind the last
+/// one. Needs no record.
+__device__ inline void describe_groups(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
+                                       const Received& mine) {
   const ExpertPartition partition = args.layout.partition();
   const int first_expert = partition.first_expert(args.group.rank);
   const int num_local = partition.num_local_experts(args.group.rank);
   const int warp = static_cast<int>(blockIdx.x) * kPrepareWarps + static_cast<int>(threadIdx.x) / 32;
-  for (int local = warp; local < num_local; local += static_cast<int>(gridDim.x) * kPrepareWarps) {
+  const int num_warps = static_cast<int>(gridDim.x) * kPrepareWarps;
+  // Few experts have many rows each: several warps for every one of them.
+  const int warps_per_expert = max(1, num_warps / max(1, num_local));
+  const int lane = warp % warps_per_expert * 32 + (static_cast<int>(threadIdx.x) & 31);
+  const int step = warps_per_expert * 32;
+  for (int local = warp / warps_per_expert; local < num_local; local += num_warps / warps_per_expert) {
     const int expert = first_expert + local;
-    const std::int64_t begin = std::int64_t{t.group[expert]} + kept_rows(args, t, exchange, expert);
-    const std::int64_t end = std::int64_t{t.group[expert]} + args.layout.group_rows(t.total[expert]);
-    describe_padding(args, begin, min(end, std::int64_t{mine.num_rows}), static_cast<int>(threadIdx.x) & 31, 32);
+    const std::int64_t begin = t.group[expert];
+    const std::int64_t kept_end = begin + kept_rows(args, t, exchange, expert);
+    const std::int64_t end = min(begin + args.layout.group_rows(t.total[expert]), std::int64_t{mine.num_rows});
+    for (std::int64_t row = begin + lane; row < kept_end; row += step) args.handle.row_expert[row] = local;
+    describe_padding(args, kept_end, end, lane, step);
   }
   std::int64_t last_end = 0;
   if (num_local > 0) {
@@ -214,10 +223,10 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
     if (token_major) continue;
     if (kept > 0) atomicAdd(&content_rows, kept);
     // Groups beyond the capacity are empty and begin at its end.
-    const std::int64_t begin = min(std::int64_t{t.group[expert]}, std::int64_t{mine.num_rows});
+    const std::int32_t begin = min(t.group[expert], mine.num_rows);
     args.handle.expert_begin[local] = begin;
     if (local == num_local - 1) {
-      args.handle.expert_begin[num_local] = min(begin + args.layout.group_rows(kept), std::int64_t{mine.num_rows});
+      args.handle.expert_begin[num_local] = clip(begin + args.layout.group_rows(kept), mine.num_rows);
     }
   }
   if (num_local == 0 && !token_major && threadIdx.x == 0) args.handle.expert_begin[0] = 0;
@@ -244,6 +253,7 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
       overflow ? __ldcg(&group.local->sent_remote_assignments) : exchange.remote_assignments;
   summary.dropped_by_this_rank = overflow ? __ldcg(&group.local->dropped) : 0;
   summary.dropped_here = dropped_here;
+  summary.num_tokens = *t.routed;
   std::int64_t in_group = 0;
   for (int s = 0; s < ranks && overflow && !exchange.refused; ++s) {
     in_group += __ldcg(outcomes + s * stride + ranks + group.control.max_local_experts());
@@ -255,8 +265,8 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
   if (bad_entry != 0) {
     finding = Finding::kBadId;
     summary.a = static_cast<std::int64_t>(~bad_entry);
-    summary.b = args.ids_are_64_bit ? static_cast<const std::int64_t*>(args.expert_ids)[summary.a]
-                                    : static_cast<const std::int32_t*>(args.expert_ids)[summary.a];
+    const std::int64_t bad_token = summary.a / args.handle.top_k;
+    summary.b = read_id(args, bad_token * args.id_stride + summary.a % args.handle.top_k);
     if (summary.b >= 0 && summary.b < group.control.num_experts) finding = Finding::kRepeatedId;
   } else if (exchange.disagreed) {
     const Verdict verdict = verdict_of(call);

@@ -19,26 +19,33 @@ __device__ inline Share block_share(std::int64_t num_tokens) {
   return {begin, min(num_tokens, begin + per_block)};
 }
 
-__device__ inline std::int64_t read_id(const PrepareArgs& args, std::int64_t entry) {
-  return args.ids_are_64_bit ? static_cast<const std::int64_t*>(args.expert_ids)[entry]
-                             : static_cast<const std::int32_t*>(args.expert_ids)[entry];
-}
-
-/// The first entries of a block's share, on their way while the block sets itself up.
+/// The first entries of a block's share, on their way while the block sets itself up; and how many tokens are routed.
+/// The shares do not depend on that: what lies behind the routed tokens is read, but does not count.
 struct EarlyEntries {
   static constexpr int kPerThread = 2;
+  std::int32_t routed;
   std::int64_t ids[kPerThread];
   float weights[kPerThread];
 
   __device__ void load(const PrepareArgs& args) {
-    const Share share = block_share(args.handle.num_tokens);
+    const auto num_tokens = static_cast<std::int32_t>(args.handle.num_tokens);
+    // The only place that reads it: every block sees the same, because the stream changes nothing while prepare runs.
+    routed = args.num_tokens != nullptr ? __ldcg(args.num_tokens) : num_tokens;
+    const Share share = block_share(num_tokens);
+    const int top_k = args.handle.top_k;
+    const int count = static_cast<int>(share.end - share.begin) * top_k;
+    const bool dense = args.id_stride == top_k && (args.weights == nullptr || args.weight_stride == top_k);
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {
-      const std::int64_t entry = share.begin * args.handle.top_k + threadIdx.x + j * kPrepareThreads;
-      const bool inside = entry < share.end * args.handle.top_k;
-      ids[j] = inside ? read_id(args, entry) : kNoExpert;
-      weights[j] = inside && args.weights != nullptr ? args.weights[entry] : 1.0F;
+      const int i = static_cast<int>(threadIdx.x) + j * kPrepareThreads;
+      const bool inside = i < count;
+      const int token = dense ? 0 : i / top_k;
+      const std::int64_t row = share.begin + token;
+      const int position = i - token * top_k;
+      ids[j] = inside ? read_id(args, row * args.id_stride + position) : kNoExpert;
+      weights[j] = inside && args.weights != nullptr ? args.weights[row * args.weight_stride + position] : 1.0F;
     }
+    routed = max(0, min(routed, num_tokens));
   }
 };
 
@@ -72,16 +79,20 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
   int round = 0;
   for (int i = threadIdx.x; i < num_tokens * top_k; i += kPrepareThreads, ++round) {
     const std::int64_t entry = tile * top_k + i;
-    std::int64_t id = 0;
+    const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
+    const int position = i - token * top_k;
+    std::int64_t id = kNoExpert;
     float weight = 1.0F;
     if constexpr (kFirst) {
+      const bool routed = tile + token < *t.routed;
       if (early != nullptr && round < EarlyEntries::kPerThread) {
         id = round == 0 ? early->ids[0] : early->ids[1];
         weight = round == 0 ? early->weights[0] : early->weights[1];
-      } else {
-        id = read_id(args, entry);
-        if (args.weights != nullptr) weight = args.weights[entry];
+      } else if (routed) {
+        id = read_id(args, (tile + token) * args.id_stride + position);
+        if (args.weights != nullptr) weight = args.weights[(tile + token) * args.weight_stride + position];
       }
+      if (!routed) id = kNoExpert;
       if (id < kNoExpert || id >= experts) {
         bad = true;
         atomicMax(&args.group.local->first_bad_entry, ~static_cast<unsigned long long>(entry));
@@ -93,8 +104,7 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
       id = args.handle.expert_ids[entry];
       weight = args.handle.weights[entry];
     }
-    const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
-    const int at = t.at(token, i - token * top_k);
+    const int at = t.at(token, position);
     t.ids[at] = static_cast<std::int32_t>(id);
     t.weights[at] = weight;
     t.ranks[at] = id == kNoExpert ? kNoRank : t.rank_of[id];
@@ -237,22 +247,77 @@ __device__ inline void place_sends_by_rank(const PrepareArgs& args, const Tables
   }
 }
 
+/// The ranks that a walk over a token's places has met.
+class SeenRanks {
+ public:
+  /// False when the rank is in it already.
+  __device__ bool add(int rank) {
+    static_assert(kMaxRanks <= 128);
+    std::uint64_t& bits = rank < 64 ? low_ : high_;
+    const std::uint64_t bit = std::uint64_t{1} << (rank & 63);
+    const bool is_new = (bits & bit) == 0;
+    bits |= bit;
+    return is_new;
+  }
+
+ private:
+  std::uint64_t low_ = 0;
+  std::uint64_t high_ = 0;
+};
+
 /// The sends of a tile's tokens, ranks in the order of their first appearance: one thread per token.
 __device__ inline void place_sends_by_appearance(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                                  std::int64_t tile, int num_tokens) {
   const int top_k = args.handle.top_k;
   for (int i = threadIdx.x; i < num_tokens; i += kPrepareThreads) {
-    std::uint64_t seen[2] = {0, 0};
+    SeenRanks seen;
     int slot = 0;
     for (int position = 0; position < top_k && !exchange.refused; ++position) {
       const int dst = t.ranks[t.at(i, position)];
-      if (dst == kNoRank) continue;
-      const std::uint64_t bit = std::uint64_t{1} << (dst & 63);
-      if ((seen[dst >> 6] & bit) != 0) continue;
-      seen[dst >> 6] |= bit;
+      if (dst == kNoRank || !seen.add(dst)) continue;
       if (place_send(args, t, exchange, tile, i, dst, slot)) ++slot;
     }
     for (; slot < args.handle.sends_per_token; ++slot) clear_slot(args, t, tile, i, slot);
+  }
+}
+
+/// The sends of a tile's tokens, ranks in the order of the last place that each has: one thread per place, so that the
+/// threads of a token share out its ranks. A rank is served by the thread of its last place that has a row; in
+/// expert layouts a rank none of whose rows fit comes behind the others, because its record is sent all the same.
+__device__ inline void place_sends_by_last_place(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
+                                                 std::int64_t tile, int num_tokens) {
+  const int top_k = args.handle.top_k;
+  const int slots = args.handle.sends_per_token;
+  const bool token_major = args.layout.token_major();
+  const bool drops_rows = exchange.overflow_rank >= 0 && !token_major;
+  const unsigned per_top_k = 0xffffffffU / static_cast<unsigned>(top_k) + 1;
+  for (int i = threadIdx.x; i < num_tokens * top_k; i += kPrepareThreads) {
+    const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
+    const int position = i - token * top_k;
+    // From behind, so that the first place that is met of a rank is its last one.
+    SeenRanks seen;
+    int num_ranks = 0;
+    int num_before = 0;  // of these, ranks whose last place is before this thread's
+    bool is_last = false;
+    for (int other = top_k - 1; other >= 0 && !exchange.refused; --other) {
+      const int at = t.at(token, other);
+      const int rank = t.ranks[at];
+      if (rank == kNoRank || (drops_rows && t.rows[at] < 0) || !seen.add(rank)) continue;
+      ++num_ranks;
+      if (other < position) ++num_before;
+      if (other == position) is_last = true;
+    }
+    if (is_last) {
+      const int dst = t.ranks[t.at(token, position)];
+      if (!place_send(args, t, exchange, tile, token, dst, num_before)) clear_slot(args, t, tile, token, num_before);
+    }
+    if (position != 0) continue;
+    for (int other = 0; other < top_k && drops_rows && !exchange.refused; ++other) {
+      const int dst = t.ranks[t.at(token, other)];
+      if (dst == kNoRank || !seen.add(dst)) continue;
+      static_cast<void>(place_send(args, t, exchange, tile, token, dst, num_ranks++));
+    }
+    for (int slot = num_ranks; slot < slots; ++slot) clear_slot(args, t, tile, token, slot);
   }
 }
 
@@ -332,10 +397,13 @@ __device__ inline void place_tile(const PrepareArgs& args, const Tables& t, cons
     place_rows(args, t, exchange, tile.begin, tile.num_tokens, counts);
     __syncthreads();
   }
-  if (args.layout.params().combine == CombineMode::kFlat) {
-    place_sends_by_appearance(args, t, exchange, tile.begin, tile.num_tokens);
-  } else {
-    place_sends_by_rank(args, t, exchange, tile.begin, tile.num_tokens);
+  switch (args.layout.params().order) {
+    case SumOrder::kHierarchical:
+      return place_sends_by_rank(args, t, exchange, tile.begin, tile.num_tokens);
+    case SumOrder::kFlat:
+      return place_sends_by_appearance(args, t, exchange, tile.begin, tile.num_tokens);
+    case SumOrder::kDeepEpV2:
+      return place_sends_by_last_place(args, t, exchange, tile.begin, tile.num_tokens);
   }
 }
 

@@ -1,8 +1,8 @@
 // prepare, first part: counts of all blocks of all ranks, and the tables that follow from them.
 #pragma once
 
-#include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 
@@ -26,6 +26,7 @@ struct Tables {
   std::int32_t* first;     // [ranks] first expert of a rank
   std::int32_t* stage;     // [ranks] row of this rank's stage less pair index at that rank
   std::byte** records;     // [ranks] where a rank receives records
+  std::int32_t* routed;    // [1] tokens of this rank that are routed; those behind them have no experts
   std::uint8_t* rank_of;   // [experts]
   // By top-k position, then token (see at()).
   std::int32_t* ids;
@@ -75,6 +76,7 @@ __host__ __device__ inline std::int64_t carve(std::byte* memory, const TableShap
   take(t.first, shape.ranks);
   take(t.stage, shape.ranks);
   take(t.records, shape.ranks);
+  take(t.routed, 1);
   take(t.rank_of, shape.experts);
   take(t.ids, entries);
   take(t.rows, entries);
@@ -93,6 +95,12 @@ struct Exchange {
   std::int64_t overflow_rows;
   std::int64_t remote_assignments;  // of this rank to other ranks' experts, if all fits
 };
+
+/// The id that lies so many ids behind the first one.
+__device__ inline std::int64_t read_id(const PrepareArgs& args, std::int64_t offset) {
+  return args.ids_are_64_bit ? static_cast<const std::int64_t*>(args.expert_ids)[offset]
+                             : static_cast<const std::int32_t*>(args.expert_ids)[offset];
+}
 
 // ---- Telling --------------------------------------------------------------------------------------------------------
 
@@ -129,13 +137,14 @@ __device__ inline std::int32_t await_count(const CallContext& call, int source, 
 // ---- Tables ---------------------------------------------------------------------------------------------------------
 
 __device__ inline std::int64_t pair_limit(const DispatchLayout& layout) {
-  return layout.token_major() && layout.params().sizing == Sizing::kCapacity ? layout.params().capacity_rows : kNoLimit;
+  return layout.token_major() && layout.params().sizing == SizingMode::kCapacity ? layout.params().capacity_rows
+                                                                                 : kNoLimit;
 }
 
 /// First row behind those that an expert's rows may take.
 __device__ inline std::int64_t row_end(const DispatchLayout& layout, std::int32_t group_begin) {
-  if (layout.params().layout == OutputLayout::kExpertSlots) return group_begin + layout.params().capacity_rows;
-  return layout.params().sizing == Sizing::kCapacity ? layout.params().capacity_rows : kNoLimit;
+  if (layout.params().layout == OutputLayout::kExpertBlocks) return group_begin + layout.params().capacity_rows;
+  return layout.params().sizing == SizingMode::kCapacity ? layout.params().capacity_rows : kNoLimit;
 }
 
 __device__ inline std::int32_t clip(std::int64_t value, std::int64_t limit) {

@@ -3,16 +3,19 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dispatch/host/engine/scales.hpp"
+#include "dispatch/host/engine/sums.hpp"
+
 namespace epistle::host {
 
 // ---- Where rows lie in the packed buffers ---------------------------------------------------------------------------
 // A send buffer holds the columns (destination ranks, or experts) in ascending order, in each the rows by token. What a
 // rank receives of one source it keeps together, sources in ascending order.
 
-AllToAllDispatcher::Segment AllToAllDispatcher::packed_segment(const HandleState& handle, int src, int dst) const {
-  const ExpertPartition partition = layout().partition();
-  const int first = layout().token_major() ? dst : partition.first_expert(dst);
-  const int num_columns = layout().token_major() ? 1 : partition.num_local_experts(dst);
+AllToAllMover::Segment AllToAllMover::packed_segment(const HostHandle& handle, int src, int dst) const {
+  const ExpertPartition partition = context_.layout.partition();
+  const int first = context_.layout.token_major() ? dst : partition.first_expert(dst);
+  const int num_columns = context_.layout.token_major() ? 1 : partition.num_local_experts(dst);
   Segment segment;
   for (int column = 0; column < first; ++column) segment.begin += handle.tables.num_kept(src, column);
   for (int column = first; column < first + num_columns; ++column) {
@@ -21,32 +24,32 @@ AllToAllDispatcher::Segment AllToAllDispatcher::packed_segment(const HandleState
   return segment;
 }
 
-std::int64_t AllToAllDispatcher::pairs_before(const HandleState& handle, int src, int dst) const {
+std::int64_t AllToAllMover::pairs_before(const HostHandle& handle, int src, int dst) const {
   std::int64_t num_pairs = 0;
   for (int before = 0; before < src; ++before) num_pairs += handle.num_pairs(before, dst);
   return num_pairs;
 }
 
-void AllToAllDispatcher::compute_packed_begins(const HandleState& handle) {
+void AllToAllMover::compute_packed_begins(const HostHandle& handle) {
   packed_begin_.resize(static_cast<std::size_t>(handle.tables.num_columns()));
   std::int64_t begin = 0;
   for (int column = 0; column < handle.tables.num_columns(); ++column) {
     packed_begin_[static_cast<std::size_t>(column)] = begin;
-    begin += handle.tables.num_kept(rank(), column);
+    begin += handle.tables.num_kept(context_.rank, column);
   }
 }
 
-void AllToAllDispatcher::reserve_transport(HandleState& handle) {
+void AllToAllMover::reserve(HostHandle& handle) {
   packed_begin_.reserve(static_cast<std::size_t>(handle.tables.num_columns()));
   if (!sends_partial_sums()) return;
-  pair_begin_.reserve(static_cast<std::size_t>(num_ranks()));
+  pair_begin_.reserve(static_cast<std::size_t>(context_.num_ranks));
   handle.pair_of_send.reserve(static_cast<std::size_t>(handle.demand.send_pairs));
   handle.pair_rows.reserve(static_cast<std::size_t>(handle.demand.receive_pairs));
 }
 
-void AllToAllDispatcher::plan_transport(HandleState& handle) {
+void AllToAllMover::plan(HostHandle& handle) {
   if (!sends_partial_sums()) return;
-  pair_begin_.assign(static_cast<std::size_t>(num_ranks()), 0);
+  pair_begin_.assign(static_cast<std::size_t>(context_.num_ranks), 0);
   handle.pair_of_send.resize(handle.sends.size());
   for (std::size_t idx = 0; idx < handle.sends.size(); ++idx) {
     handle.pair_of_send[idx] = pair_begin_[static_cast<std::size_t>(handle.sends[idx].dst_rank)]++;
@@ -66,35 +69,25 @@ void AllToAllDispatcher::plan_transport(HandleState& handle) {
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
-void AllToAllDispatcher::send_rows(const MoveJob& job) {
-  compute_packed_begins(*job.handle);
-  pack(job.rows, own_section(BufferSection::kSendRows), *job.handle, job.row_bytes);
-  if (job.scale_bytes > 0) pack(job.scales, own_section(BufferSection::kSendScales), *job.handle, job.scale_bytes);
-}
-
-void AllToAllDispatcher::pack(const std::byte* source, std::byte* target, const HandleState& handle,
-                              std::int64_t row_bytes) {
-  const auto num_bytes = static_cast<std::size_t>(row_bytes);
-  const auto top_k = static_cast<std::size_t>(config().top_k);
-  const StoreMode mode = store_mode(handle.demand.send_rows * row_bytes);
+template <typename Copy>
+void AllToAllMover::pack(const HostHandle& handle, const Copy& copy) {
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
   const auto packed_row = [&](std::int32_t column, std::int32_t row) {
-    return packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(rank(), column);
+    return packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(context_.rank, column);
   };
-  pool().parallel_for(handle.stats.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+  context_.pool.parallel_for(handle.num_tokens, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
       const auto t = static_cast<std::size_t>(token);
-      const std::byte* row = source + token * row_bytes;
-      if (layout().token_major()) {
+      if (context_.layout.token_major()) {
         for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
              idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
           const SendEntry& send = handle.sends[idx];
-          copy_row(row, target + packed_row(send.dst_rank, send.row) * row_bytes, num_bytes, mode);
+          copy(token, packed_row(send.dst_rank, send.row));
         }
       } else {
         for (std::size_t entry = t * top_k; entry < (t + 1) * top_k; ++entry) {
           if (handle.dst_row[entry] < 0) continue;
-          copy_row(row, target + packed_row(handle.expert_ids[entry], handle.dst_row[entry]) * row_bytes, num_bytes,
-                   mode);
+          copy(token, packed_row(handle.expert_ids[entry], handle.dst_row[entry]));
         }
       }
     }
@@ -102,35 +95,52 @@ void AllToAllDispatcher::pack(const std::byte* source, std::byte* target, const 
   });
 }
 
-void AllToAllDispatcher::receive_rows(const MoveJob& job) {
-  const HandleState& handle = *job.handle;
+void AllToAllMover::send_rows(const MoveJob& job) {
+  const HostHandle& handle = *job.handle;
+  compute_packed_begins(handle);
+  const StoreMode mode = context_.store_mode(handle.demand.send_rows * job.row_bytes);
+  std::byte* rows = context_.own_section(BufferSection::kSendRows);
+  pack(handle, [&](std::int64_t token, std::int64_t packed) {
+    copy_row(job.rows + token * job.row_stride, rows + packed * job.row_bytes, static_cast<std::size_t>(job.row_bytes),
+             mode);
+  });
+  if (job.scale_bytes == 0) return;
+  std::byte* scales = context_.own_section(BufferSection::kSendScales);
+  pack(handle, [&](std::int64_t token, std::int64_t packed) {
+    copy_scales(job.scales, token, job.scale_bytes, scales + packed * job.scale_bytes);
+  });
+}
+
+void AllToAllMover::receive_rows(const MoveJob& job) {
+  const HostHandle& handle = *job.handle;
   const bool has_scales = job.scale_bytes > 0;
-  if (layout().token_major()) {
+  if (context_.layout.token_major()) {
     // Sources in ascending order, each by token: already the output's order.
     pull(handle, BufferSection::kSendRows, job.target, job.row_bytes);
     if (has_scales) pull(handle, BufferSection::kSendScales, BufferSection::kReceiveScales, job.scale_bytes);
     return;
   }
   pull(handle, BufferSection::kSendRows, BufferSection::kStageRows, job.row_bytes);
-  sort_by_expert(own_section(BufferSection::kStageRows), own_section(job.target), handle, job.row_bytes);
+  sort_by_expert(context_.own_section(BufferSection::kStageRows), context_.own_section(job.target), handle,
+                 job.row_bytes);
   if (has_scales) {
     pull(handle, BufferSection::kSendScales, BufferSection::kStageScales, job.scale_bytes);
-    sort_by_expert(own_section(BufferSection::kStageScales), own_section(BufferSection::kReceiveScales), handle,
-                   job.scale_bytes);
+    sort_by_expert(context_.own_section(BufferSection::kStageScales),
+                   context_.own_section(BufferSection::kReceiveScales), handle, job.scale_bytes);
   }
 }
 
 /// The all-to-all-v: this rank's segment of every send buffer, sources one behind the other.
-void AllToAllDispatcher::pull(const HandleState& handle, BufferSection from, BufferSection to, std::int64_t row_bytes) {
-  const StoreMode mode = store_mode(handle.demand.receive_rows * row_bytes);
+void AllToAllMover::pull(const HostHandle& handle, BufferSection from, BufferSection to, std::int64_t row_bytes) {
+  const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
   std::int64_t received = 0;
-  for (int src = 0; src < num_ranks(); ++src) {
-    const Segment segment = packed_segment(handle, src, rank());
-    copy_block({.source = section(src, from) + segment.begin * row_bytes,
-                .target = own_section(to) + received * row_bytes,
-                .num_rows = segment.num_rows,
-                .row_bytes = row_bytes,
-                .mode = mode});
+  for (int src = 0; src < context_.num_ranks; ++src) {
+    const Segment segment = packed_segment(handle, src, context_.rank);
+    context_.copy_block({.source = context_.section(src, from) + segment.begin * row_bytes,
+                         .target = context_.own_section(to) + received * row_bytes,
+                         .num_rows = segment.num_rows,
+                         .row_bytes = row_bytes,
+                         .mode = mode});
     received += segment.num_rows;
   }
 }
@@ -140,7 +150,7 @@ namespace {
 /// Calls `visit(staged_begin, output_begin, num_rows)` for the runs of rows that stay together between the received
 /// order (by source, expert) and the output (by expert, source).
 template <typename Visit>
-void for_each_chunk(const DispatchLayout& layout, const HandleState& handle, int rank, const Visit& visit) {
+void for_each_chunk(const DispatchLayout& layout, const HostHandle& handle, int rank, const Visit& visit) {
   const int first_expert = layout.partition().first_expert(rank);
   const int num_local = layout.partition().num_local_experts(rank);
   std::int64_t staged = 0;
@@ -155,51 +165,53 @@ void for_each_chunk(const DispatchLayout& layout, const HandleState& handle, int
 
 }  // namespace
 
-void AllToAllDispatcher::sort_by_expert(const std::byte* source, std::byte* target, const HandleState& handle,
-                                        std::int64_t row_bytes) {
-  const StoreMode mode = store_mode(handle.demand.receive_rows * row_bytes);
-  for_each_chunk(layout(), handle, rank(), [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-    copy_block({.source = source + staged * row_bytes,
-                .target = target + output * row_bytes,
-                .num_rows = num_rows,
-                .row_bytes = row_bytes,
-                .mode = mode});
-  });
+void AllToAllMover::sort_by_expert(const std::byte* source, std::byte* target, const HostHandle& handle,
+                                   std::int64_t row_bytes) {
+  const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
+  for_each_chunk(context_.layout, handle, context_.rank,
+                 [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
+                   context_.copy_block({.source = source + staged * row_bytes,
+                                        .target = target + output * row_bytes,
+                                        .num_rows = num_rows,
+                                        .row_bytes = row_bytes,
+                                        .mode = mode});
+                 });
 }
 
 // ---- Combine --------------------------------------------------------------------------------------------------------
 
-void AllToAllDispatcher::send_sums(const SumRequest& request) {
-  if (layout().token_major()) return;  // the combine rows are in the order in which they are sent
+void AllToAllMover::send_sums(const SumRequest& request) {
+  if (context_.layout.token_major()) return;  // the combine rows are in the order in which they are sent
   if (sends_partial_sums()) {
     sum_pairs(request);
   } else {
-    unsort(own_section(BufferSection::kCombineRows), own_section(BufferSection::kSendRows), *request.handle,
-           layout().params().combine_row_bytes);
+    unsort(context_.own_section(BufferSection::kCombineRows), context_.own_section(BufferSection::kSendRows),
+           *request.handle, context_.layout.params().combine_row_bytes);
   }
 }
 
-void AllToAllDispatcher::unsort(const std::byte* source, std::byte* target, const HandleState& handle,
-                                std::int64_t row_bytes) {
-  const StoreMode mode = store_mode(handle.demand.receive_rows * row_bytes);
-  for_each_chunk(layout(), handle, rank(), [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-    copy_block({.source = source + output * row_bytes,
-                .target = target + staged * row_bytes,
-                .num_rows = num_rows,
-                .row_bytes = row_bytes,
-                .mode = mode});
-  });
+void AllToAllMover::unsort(const std::byte* source, std::byte* target, const HostHandle& handle,
+                           std::int64_t row_bytes) {
+  const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
+  for_each_chunk(context_.layout, handle, context_.rank,
+                 [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
+                   context_.copy_block({.source = source + output * row_bytes,
+                                        .target = target + staged * row_bytes,
+                                        .num_rows = num_rows,
+                                        .row_bytes = row_bytes,
+                                        .mode = mode});
+                 });
 }
 
 /// One rounded sum per (token, rank) pair, by source and token.
-void AllToAllDispatcher::sum_pairs(const SumRequest& request) {
-  const HandleState& handle = *request.handle;
-  const std::int64_t row_bytes = layout().params().combine_row_bytes;
-  const std::byte* rows = own_section(BufferSection::kCombineRows);
-  std::byte* sums = own_section(BufferSection::kSendRows);
+void AllToAllMover::sum_pairs(const SumRequest& request) {
+  const HostHandle& handle = *request.handle;
+  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const std::byte* rows = context_.own_section(BufferSection::kCombineRows);
+  std::byte* sums = context_.own_section(BufferSection::kSendRows);
   const auto num_pairs = static_cast<std::int64_t>(handle.pair_rows.size());
-  const StoreMode mode = store_mode(num_pairs * row_bytes);
-  pool().parallel_for(num_pairs, [&](std::int64_t begin, std::int64_t end) {
+  const StoreMode mode = context_.store_mode(num_pairs * row_bytes);
+  context_.pool.parallel_for(num_pairs, [&](std::int64_t begin, std::int64_t end) {
     thread_local std::vector<SumTerm> terms;
     for (std::int64_t pair = begin; pair < end; ++pair) {
       terms.clear();
@@ -210,7 +222,7 @@ void AllToAllDispatcher::sum_pairs(const SumRequest& request) {
       sum_rows({.terms = terms,
                 .group_ends = {},
                 .weighted = request.weighted,
-                .dtype = config().combine_dtype,
+                .dtype = context_.config.combine_dtype,
                 .out = sums + pair * row_bytes,
                 .num_bytes = static_cast<std::size_t>(row_bytes),
                 .mode = mode});
@@ -220,62 +232,65 @@ void AllToAllDispatcher::sum_pairs(const SumRequest& request) {
 }
 
 /// The all-to-all-v of combine: what every rank has for this one, ranks one behind the other.
-void AllToAllDispatcher::pull_back(const HandleState& handle, std::int64_t row_bytes) {
-  const StoreMode mode = store_mode(handle.demand.send_rows * row_bytes);
+void AllToAllMover::pull_back(const HostHandle& handle, std::int64_t row_bytes) {
+  const StoreMode mode = context_.store_mode(handle.demand.send_rows * row_bytes);
   std::int64_t received = 0;
-  for (int dst = 0; dst < num_ranks(); ++dst) {
-    std::int64_t num_rows = packed_segment(handle, rank(), dst).num_rows;
+  for (int dst = 0; dst < context_.num_ranks; ++dst) {
+    std::int64_t num_rows = packed_segment(handle, context_.rank, dst).num_rows;
     std::int64_t first = 0;
     BufferSection from = BufferSection::kSendRows;
-    if (layout().token_major()) {
+    if (context_.layout.token_major()) {
       from = BufferSection::kCombineRows;
-      first = handle.tables.row_begin(rank(), dst);
+      first = handle.tables.row_begin(context_.rank, dst);
     } else if (sends_partial_sums()) {
-      num_rows = handle.num_pairs(rank(), dst);
-      first = pairs_before(handle, rank(), dst);
+      num_rows = handle.num_pairs(context_.rank, dst);
+      first = pairs_before(handle, context_.rank, dst);
     } else {
-      for (int src = 0; src < rank(); ++src) first += packed_segment(handle, src, dst).num_rows;
+      for (int src = 0; src < context_.rank; ++src) first += packed_segment(handle, src, dst).num_rows;
     }
-    copy_block({.source = section(dst, from) + first * row_bytes,
-                .target = own_section(BufferSection::kStageRows) + received * row_bytes,
-                .num_rows = num_rows,
-                .row_bytes = row_bytes,
-                .mode = mode});
+    context_.copy_block({.source = context_.section(dst, from) + first * row_bytes,
+                         .target = context_.own_section(BufferSection::kStageRows) + received * row_bytes,
+                         .num_rows = num_rows,
+                         .row_bytes = row_bytes,
+                         .mode = mode});
     received += num_rows;
   }
 }
 
-void AllToAllDispatcher::receive_sums(const SumRequest& request) {
-  const HandleState& handle = *request.handle;
-  const std::int64_t row_bytes = layout().params().combine_row_bytes;
+void AllToAllMover::receive_sums(const SumRequest& request) {
+  const HostHandle& handle = *request.handle;
+  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
   pull_back(handle, row_bytes);
-  const std::byte* staged = own_section(BufferSection::kStageRows);
+  const std::byte* staged = context_.own_section(BufferSection::kStageRows);
   compute_packed_begins(handle);
   const auto packed_row = [&](std::int32_t column, std::int32_t row) {
-    return packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(rank(), column);
+    return packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(context_.rank, column);
   };
-  if (layout().token_major()) {
-    sum_token_rows(request, [&](std::size_t idx) {
+  if (context_.layout.token_major()) {
+    sum_token_rows(context_, request, [&](std::size_t idx) {
       const SendEntry& send = handle.sends[idx];
       return staged + packed_row(send.dst_rank, send.row) * row_bytes;
     });
   } else if (sends_partial_sums()) {
     std::int32_t begin = 0;
-    for (int dst = 0; dst < num_ranks(); ++dst) {
+    for (int dst = 0; dst < context_.num_ranks; ++dst) {
       pair_begin_[static_cast<std::size_t>(dst)] = begin;
-      begin += handle.num_pairs(rank(), dst);
+      begin += handle.num_pairs(context_.rank, dst);
     }
     // The weights are in the partial sums already.
-    const SumRequest unweighted{.handle = request.handle, .weighted = false, .out = request.out};
-    sum_token_rows(unweighted, [&](std::size_t idx) {
+    const SumRequest unweighted{
+        .handle = request.handle, .weighted = false, .out = request.out, .out_stride = request.out_stride};
+    sum_token_rows(context_, unweighted, [&](std::size_t idx) {
       const auto dst = static_cast<std::size_t>(handle.sends[idx].dst_rank);
       return staged + (pair_begin_[dst] + handle.pair_of_send[idx]) * row_bytes;
     });
   } else {
-    sum_expert_rows(request, [&](std::size_t entry) {
+    sum_expert_rows(context_, request, [&](std::size_t entry) {
       return staged + packed_row(handle.expert_ids[entry], handle.dst_row[entry]) * row_bytes;
     });
   }
 }
+
+void AllToAllMover::apply_row_weights(const RowWeightJob& job) { host::apply_row_weights(context_, job); }
 
 }  // namespace epistle::host

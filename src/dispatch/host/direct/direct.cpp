@@ -2,24 +2,27 @@
 
 #include <cstring>
 
+#include "dispatch/host/engine/scales.hpp"
+#include "dispatch/host/engine/sums.hpp"
+
 namespace epistle::host {
 
-void DirectDispatcher::send_rows(const MoveJob& job) {
-  const HandleState& handle = *job.handle;
-  const StoreMode mode = store_mode(static_cast<std::int64_t>(handle.sends.size()) * job.row_bytes);
+void DirectMover::send_rows(const MoveJob& job) {
+  const HostHandle& handle = *job.handle;
+  const StoreMode mode = context_.store_mode(static_cast<std::int64_t>(handle.sends.size()) * job.row_bytes);
   const auto row_bytes = static_cast<std::size_t>(job.row_bytes);
-  pool().parallel_for(handle.stats.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+  context_.pool.parallel_for(handle.num_tokens, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
       const auto t = static_cast<std::size_t>(token);
       // All copies of one token in a row: it is read from memory once, and from the cache after that.
       for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
            idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
         const SendEntry& send = handle.sends[idx];
-        copy_row(job.rows + token * job.row_bytes, section(send.dst_rank, job.target) + send.row * job.row_bytes,
-                 row_bytes, mode);
+        copy_row(job.rows + token * job.row_stride,
+                 context_.section(send.dst_rank, job.target) + send.row * job.row_bytes, row_bytes, mode);
         if (job.scale_bytes > 0) {
-          std::memcpy(section(send.dst_rank, BufferSection::kReceiveScales) + send.row * job.scale_bytes,
-                      job.scales + token * job.scale_bytes, static_cast<std::size_t>(job.scale_bytes));
+          copy_scales(job.scales, token, job.scale_bytes,
+                      context_.section(send.dst_rank, BufferSection::kReceiveScales) + send.row * job.scale_bytes);
         }
       }
     }
@@ -27,13 +30,13 @@ void DirectDispatcher::send_rows(const MoveJob& job) {
   });
 }
 
-void DirectDispatcher::receive_rows(const MoveJob& job) {
-  if (layout().token_major()) return;  // the senders have done it all
-  const HandleState& handle = *job.handle;
-  std::byte* rows = own_section(job.target);
-  std::byte* scales = own_section(BufferSection::kReceiveScales);
-  const StoreMode mode = store_mode(handle.output.num_rows * job.row_bytes);
-  pool().parallel_for(handle.output.num_rows, [&](std::int64_t begin, std::int64_t end) {
+void DirectMover::receive_rows(const MoveJob& job) {
+  if (context_.layout.token_major()) return;  // the senders have done it all
+  const HostHandle& handle = *job.handle;
+  std::byte* rows = context_.own_section(job.target);
+  std::byte* scales = context_.own_section(BufferSection::kReceiveScales);
+  const StoreMode mode = context_.store_mode(handle.description.num_rows * job.row_bytes);
+  context_.pool.parallel_for(handle.description.num_rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t primary = begin; primary < end; ++primary) {
       if (handle.records[static_cast<std::size_t>(primary)].primary_row != primary) continue;
       for (std::int32_t row = handle.records[static_cast<std::size_t>(primary)].next_row; row >= 0;
@@ -50,19 +53,22 @@ void DirectDispatcher::receive_rows(const MoveJob& job) {
   });
 }
 
-void DirectDispatcher::receive_sums(const SumRequest& request) {
-  const HandleState& handle = *request.handle;
-  const std::int64_t row_bytes = layout().params().combine_row_bytes;
-  if (layout().token_major()) {
-    sum_token_rows(request, [&](std::size_t idx) {
+void DirectMover::receive_sums(const SumRequest& request) {
+  const HostHandle& handle = *request.handle;
+  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  if (context_.layout.token_major()) {
+    sum_token_rows(context_, request, [&](std::size_t idx) {
       const SendEntry& send = handle.sends[idx];
-      return section(send.dst_rank, BufferSection::kCombineRows) + send.row * row_bytes;
+      return context_.section(send.dst_rank, BufferSection::kCombineRows) + send.row * row_bytes;
     });
   } else {
-    sum_expert_rows(request, [&](std::size_t entry) {
-      return section(rank_of_entry(handle, entry), BufferSection::kCombineRows) + handle.dst_row[entry] * row_bytes;
+    sum_expert_rows(context_, request, [&](std::size_t entry) {
+      return context_.section(context_.rank_of_entry(handle, entry), BufferSection::kCombineRows) +
+             handle.dst_row[entry] * row_bytes;
     });
   }
 }
+
+void DirectMover::apply_row_weights(const RowWeightJob& job) { host::apply_row_weights(context_, job); }
 
 }  // namespace epistle::host

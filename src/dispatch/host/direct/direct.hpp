@@ -3,24 +3,23 @@
 // outputs of its tokens where they lie and sums them: one pass, no buffer in between.
 #pragma once
 
-#include "dispatch/host/engine/host_dispatcher.hpp"
+#include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/row_mover.hpp"
 
 namespace epistle::host {
 
-class DirectDispatcher final : public HostDispatcher {
+class DirectMover final : public RowMover {
  public:
-  static constexpr std::string_view kName = "direct";
+  explicit DirectMover(HostContext& context) : context_(context) {}
 
-  DirectDispatcher(Group& group, const DispatcherConfig& config) : HostDispatcher(group, config, Transport::kDirect) {}
-
-  [[nodiscard]] std::string_view name() const noexcept override { return kName; }
-
- protected:
-  void plan_transport(HandleState& /*handle*/) override {}
   void send_rows(const MoveJob& job) override;
   void receive_rows(const MoveJob& job) override;
   void send_sums(const SumRequest& /*request*/) override {}
   void receive_sums(const SumRequest& request) override;
+  void apply_row_weights(const RowWeightJob& job) override;
+
+ private:
+  HostContext& context_;
 };
 
 }  // namespace epistle::host

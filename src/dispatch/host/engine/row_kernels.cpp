@@ -1,5 +1,5 @@
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "dispatch/host/row_kernels.cpp"
+#define HWY_TARGET_INCLUDE "dispatch/host/engine/row_kernels.cpp"
 #include "dispatch/host/engine/row_kernels.hpp"
 
 #include <hwy/foreach_target.h>  // compiles the rest of this file once per instruction set

@@ -1,0 +1,74 @@
+// A rank goes away in the middle of the work. The others see it in the call that waits for it, and can ask which rank
+// it was without waiting for anything.
+
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+#include "epistle/routing.hpp"
+
+namespace {
+
+constexpr int kRanks = 4;
+constexpr int kLeavingRank = 2;
+constexpr int kStepsBefore = 3;
+constexpr std::int32_t kExperts = 8;
+constexpr std::int32_t kTopK = 2;
+constexpr std::int64_t kTokens = 16;
+constexpr std::int64_t kHidden = 8;
+
+epistle::Rows rows_of(std::vector<float>& values) {
+  return {.data = values.data(), .num_rows = kTokens, .hidden = kHidden, .dtype = epistle::DType::kFp32};
+}
+
+// One round trip, experts being the identity.
+void run_step(epistle::Dispatcher& moe, const epistle::RoutingTable& routing, std::vector<float>& tokens) {
+  const epistle::Received received =
+      moe.dispatch({.expert_ids = routing.ids(), .weights = routing.probs(), .tokens = rows_of(tokens)});
+  moe.combine({.received = received, .rows = received.rows(), .out = rows_of(tokens)});
+}
+
+// Returns true where the rank learned what it had to.
+bool run_rank(epistle::Group& group) {
+  epistle::Dispatcher moe(group, "direct",
+                          {.hidden = kHidden,
+                           .num_experts = kExperts,
+                           .top_k = kTopK,
+                           .max_tokens = kTokens,
+                           .input = epistle::DType::kFp32});
+  const epistle::RoutingTable routing =
+      epistle::generate_routing(epistle::RoutingSpec::parse("uniform"), {.num_tokens = kTokens,
+                                                                         .num_experts = kExperts,
+                                                                         .top_k = kTopK,
+                                                                         .rank = group.rank(),
+                                                                         .num_ranks = group.size()});
+  std::vector<float> tokens(static_cast<std::size_t>(kTokens * kHidden), 1.0F);
+  for (int step = 0; step < kStepsBefore; ++step) run_step(moe, routing, tokens);
+  if (group.rank() == kLeavingRank) return true;
+
+  try {
+    run_step(moe, routing, tokens);
+  } catch (const epistle::Error& error) {
+    std::printf("rank %d: %s\n", group.rank(), error.what());
+  }
+  if (moe.poll() != epistle::Health::kPeerLost) return false;
+  for (const int rank : moe.suspects()) std::printf("rank %d goes on without rank %d\n", group.rank(), rank);
+  return moe.suspects() == std::vector<int>{kLeavingRank};
+}
+
+}  // namespace
+
+int main() {
+  try {
+    std::atomic<int> num_wrong{0};
+    epistle::run_thread_ranks(kRanks, [&](epistle::Group& group) {
+      if (!run_rank(group)) ++num_wrong;
+    });
+    return num_wrong == 0 ? 0 : 1;
+  } catch (const epistle::Error& error) {
+    std::fprintf(stderr, "lost_rank: %s\n", error.what());
+    return 1;
+  }
+}

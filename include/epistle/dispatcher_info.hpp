@@ -1,0 +1,93 @@
+// What there is, what it can do and how much memory it takes: questions that need no GPU and no group.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "epistle/config.hpp"
+#include "epistle/export.hpp"
+#include "epistle/types.hpp"
+
+namespace epistle {
+
+/// What a dispatcher can do, as data.
+struct Capabilities {
+  std::vector<OutputLayout> layouts;
+  std::vector<DType> inputs;        ///< of dispatch
+  std::vector<ScaleFormat> scales;  ///< of quantised inputs
+  std::vector<DType> outputs;       ///< of experts: what combine sums
+  std::vector<SumOrder> orders;
+  bool exact_sizing = false;
+  bool capacity_sizing = false;
+  bool quantises = false;           ///< Fp8Blocks on the wire
+  bool backward = false;            ///< both backward passes, gradients of the weights included
+  bool graph_capture = false;       ///< under capacity sizing
+  bool device_token_count = false;  ///< PrepareRequest::num_tokens
+  bool late_weights = false;        ///< CombineRequest::weights
+  bool placement = false;           ///< others than the trivial one
+  bool agrees_on_host = false;      ///< every call waits for the other ranks on the host
+  bool one_rank_per_gpu = false;
+  std::int32_t max_ranks = 0;           ///< 0 = any number
+  std::int64_t max_tokens = 0;          ///< per rank and call that it is made for; 0 = any number
+  std::vector<std::string_view> needs;  ///< of the machine or the build, for people
+};
+
+enum class MemoryKind : std::int32_t {
+  kShared,      ///< addressed by all ranks: shared memory of the host, or the symmetric heap of a GPU
+  kPrivate,     ///< of one rank, on its device
+  kPinnedHost,  ///< host memory that the GPU reads and writes
+};
+
+struct MemorySection {
+  std::string_view name;
+  MemoryKind kind = MemoryKind::kShared;
+  std::int64_t initial_bytes = 0;  ///< taken when the dispatcher is created
+  std::int64_t largest_bytes = 0;  ///< after the largest call that the configuration allows
+};
+
+/// The memory of one rank. The numbers come from the same objects that allocate it.
+struct EPISTLE_API MemoryPlan {
+  std::vector<MemorySection> sections;
+
+  [[nodiscard]] std::int64_t initial_bytes(MemoryKind kind) const noexcept;
+  [[nodiscard]] std::int64_t largest_bytes(MemoryKind kind) const noexcept;
+};
+
+/// One dispatcher on one device.
+class EPISTLE_API DispatcherInfo {
+ public:
+  struct Functions;
+  DispatcherInfo(std::string_view name, Device device, std::string_view summary, Capabilities capabilities,
+                 const Functions& functions);
+
+  [[nodiscard]] std::string_view name() const noexcept { return name_; }
+  [[nodiscard]] Device device() const noexcept { return device_; }
+  [[nodiscard]] std::string_view summary() const noexcept { return summary_; }
+  [[nodiscard]] const Capabilities& capabilities() const noexcept { return capabilities_; }
+
+  /// Why it cannot serve `config` with `num_ranks` ranks, and what to change; nothing where it can. What only the
+  /// machine knows (memory, GPUs, links) is found when a dispatcher is created.
+  [[nodiscard]] std::optional<std::string> cannot_serve(const DispatcherConfig& config, int num_ranks) const;
+  /// Throws kInvalidArgument or kUnsupported, as creating one does. On CUDA, for pages of 2 MiB and ranks with a GPU
+  /// of their own.
+  [[nodiscard]] MemoryPlan memory(const DispatcherConfig& config, int num_ranks) const;
+
+ private:
+  std::string_view name_;
+  Device device_;
+  std::string_view summary_;
+  Capabilities capabilities_;
+  const Functions* functions_;
+};
+
+/// All dispatchers that Epistle knows, those of a device in order of preference. In a build without CUDA those of the
+/// CUDA device are there as well, to be asked.
+[[nodiscard]] EPISTLE_API const std::vector<const DispatcherInfo*>& dispatchers() noexcept;
+
+/// Throws kNotFound, with the names there are.
+[[nodiscard]] EPISTLE_API const DispatcherInfo& find_dispatcher(std::string_view name, Device device = Device::kHost);
+
+}  // namespace epistle

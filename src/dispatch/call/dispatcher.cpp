@@ -1,0 +1,79 @@
+#include "epistle/dispatcher.hpp"
+
+#include <utility>
+
+#include "dispatch/call/dispatcher_impl.hpp"
+
+namespace epistle {
+
+Health health_of(const GroupHealth& health) noexcept {
+  switch (health.code) {
+    case ErrorCode::kOk:
+      return Health::kOk;
+    case ErrorCode::kPeerLost:
+      return Health::kPeerLost;
+    case ErrorCode::kTimeout:
+      return Health::kTimeout;
+    case ErrorCode::kAborted:
+      return Health::kAborted;
+    default:
+      return Health::kBroken;
+  }
+}
+
+std::vector<int> suspects_of(const GroupImpl& group) {
+  const GroupHealth health = group.health();
+  if (health.code == ErrorCode::kPeerLost) {
+    std::vector<int> lost = group.lost_ranks();
+    if (!lost.empty()) return lost;
+  }
+  return health.peer_rank < 0 ? std::vector<int>{} : std::vector<int>{health.peer_rank};
+}
+
+WireBytes wire_bytes_of(const DispatchLayout& layout, const RoutingStats& stats) noexcept {
+  const LayoutParams& params = layout.params();
+  const std::int64_t dispatched = layout.sends_per_expert() ? stats.sent_remote_assignments : stats.sent_remote_rows;
+  const std::int64_t combined = layout.combines_per_rank() ? stats.sent_remote_rows : stats.sent_remote_assignments;
+  return {.dispatch = dispatched * (params.row_bytes + params.scale_bytes),
+          .combine = combined * params.combine_row_bytes};
+}
+
+Dispatcher::~Dispatcher() = default;
+Dispatcher::Dispatcher(Dispatcher&&) noexcept = default;
+Dispatcher& Dispatcher::operator=(Dispatcher&&) noexcept = default;
+
+const DispatcherInfo& Dispatcher::info() const noexcept { return *impl_->identity().info; }
+const DispatcherConfig& Dispatcher::config() const noexcept { return impl_->identity().config; }
+
+Handle Dispatcher::prepare(const PrepareRequest& request, Stream stream) { return impl_->prepare(request, stream); }
+Received Dispatcher::dispatch(const DispatchRequest& request, Stream stream) {
+  return impl_->dispatch(request, stream);
+}
+Pending Dispatcher::dispatch_send(const DispatchRequest& request, Stream stream) {
+  return impl_->dispatch_send(request, stream);
+}
+Received Dispatcher::dispatch_receive(Pending pending, Stream stream) {
+  return impl_->dispatch_receive(std::move(pending), stream);
+}
+void Dispatcher::combine(const CombineRequest& request, Stream stream) { impl_->combine(request, stream); }
+Pending Dispatcher::combine_send(const CombineRequest& request, Stream stream) {
+  return impl_->combine_send(request, stream);
+}
+void Dispatcher::combine_receive(Pending pending, Stream stream) { impl_->combine_receive(std::move(pending), stream); }
+void Dispatcher::dispatch_backward(const DispatchBackwardRequest& request, Stream stream) {
+  impl_->dispatch_backward(request, stream);
+}
+Received Dispatcher::combine_backward(const CombineBackwardRequest& request, Stream stream) {
+  return impl_->combine_backward(request, stream);
+}
+void Dispatcher::wait() { impl_->wait(); }
+Health Dispatcher::poll() const noexcept { return impl_->poll(); }
+std::vector<int> Dispatcher::suspects() const { return impl_->suspects(); }
+void Dispatcher::abort() noexcept { impl_->abort(); }
+WireBytes Dispatcher::wire_bytes(const Handle& handle) const { return impl_->wire_bytes(handle); }
+std::int64_t Dispatcher::shared_bytes() const noexcept { return impl_->shared_bytes(); }
+std::int64_t Dispatcher::resident_bytes() const { return impl_->resident_bytes(); }
+int Dispatcher::device_ordinal() const noexcept { return impl_->device_ordinal(); }
+std::string Dispatcher::describe_tuning(std::int64_t num_tokens) const { return impl_->describe_tuning(num_tokens); }
+
+}  // namespace epistle

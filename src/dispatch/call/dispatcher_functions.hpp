@@ -1,0 +1,41 @@
+// What a dispatcher's folder gives beside its description: how it is asked, and how it is made.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "epistle/dispatcher.hpp"
+
+#include "dispatch/call/dispatcher_impl.hpp"
+#include "dispatch/call/resolved_config.hpp"
+#include "group/group_impl.hpp"
+#include "layout/dispatch_layout.hpp"
+
+namespace epistle {
+
+/// What a dispatcher is made from; all ranks have agreed on `config`.
+struct Creation {
+  std::shared_ptr<GroupImpl> group;
+  DispatcherIdentity identity;
+  ResolvedConfig config;
+  DeviceOptions options;
+};
+
+struct DispatcherInfo::Functions {
+  /// Limits that capabilities do not say. May be null.
+  std::optional<std::string> (*cannot_serve)(const ResolvedConfig& config, int num_ranks) = nullptr;
+  MemoryPlan (*memory)(const ResolvedConfig& config, int num_ranks) = nullptr;
+  /// This rank's own checks of its options and its machine, before any rank does anything. Throws. May be null.
+  void (*check)(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) = nullptr;
+  /// Collective.
+  std::unique_ptr<DispatcherImpl> (*create)(const Creation& creation) = nullptr;
+
+  [[nodiscard]] static const Functions& of(const DispatcherInfo& info) noexcept { return *info.functions_; }
+};
+
+/// The sections of a layout that all ranks address.
+[[nodiscard]] MemoryPlan shared_memory_plan(const DispatchLayout& layout);
+
+}  // namespace epistle

@@ -1,0 +1,100 @@
+// What stands behind a Dispatcher: one object per (dispatcher, device), made by the registry.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+
+#include "core/complaint.hpp"
+#include "dispatch/call/handle_state.hpp"
+#include "dispatch/call/row_buffer.hpp"
+#include "group/group_impl.hpp"
+#include "layout/dispatch_layout.hpp"
+
+namespace epistle {
+
+/// Builds and opens what a caller holds.
+struct CallAccess {
+  [[nodiscard]] static Handle handle(std::shared_ptr<HandleState> state) noexcept { return Handle(std::move(state)); }
+  [[nodiscard]] static const std::shared_ptr<HandleState>& state(const Handle& handle) noexcept {
+    return handle.state_;
+  }
+  [[nodiscard]] static Received received(std::shared_ptr<HandleState> state, std::shared_ptr<RowBuffer> buffer,
+                                         RowBuffer::Holds holds) noexcept {
+    return {std::move(state), std::move(buffer), holds == RowBuffer::Holds::kGradients};
+  }
+  [[nodiscard]] static const std::shared_ptr<RowBuffer>& buffer(const Received& received) noexcept {
+    return received.buffer_;
+  }
+  [[nodiscard]] static const std::shared_ptr<HandleState>& state(const Received& received) noexcept {
+    return received.state_;
+  }
+  [[nodiscard]] static Pending pending(std::shared_ptr<HandleState> state, std::shared_ptr<RowBuffer> buffer,
+                                       std::uint64_t number) {
+    Pending pending;
+    pending.state_ = std::move(state);
+    pending.buffer_ = std::move(buffer);
+    pending.number_ = number;
+    return pending;
+  }
+  [[nodiscard]] static const std::shared_ptr<HandleState>& state(const Pending& pending) noexcept {
+    return pending.state_;
+  }
+  [[nodiscard]] static std::uint64_t number(const Pending& pending) noexcept { return pending.number_; }
+};
+
+/// What a dispatcher was created as.
+struct DispatcherIdentity {
+  const DispatcherInfo* info = nullptr;
+  DispatcherConfig config;
+};
+
+/// What poll() says of a group.
+[[nodiscard]] Health health_of(const GroupHealth& health) noexcept;
+/// The ranks it speaks of: the one at fault, or all that are lost.
+[[nodiscard]] std::vector<int> suspects_of(const GroupImpl& group);
+
+/// What one dispatch and one combine put on the wire under `layout`.
+[[nodiscard]] WireBytes wire_bytes_of(const DispatchLayout& layout, const RoutingStats& stats) noexcept;
+
+/// The calls are those of Dispatcher, with the same promises.
+class DispatcherImpl {
+ public:
+  virtual ~DispatcherImpl() = default;
+  DispatcherImpl(const DispatcherImpl&) = delete;
+  DispatcherImpl& operator=(const DispatcherImpl&) = delete;
+
+  [[nodiscard]] const DispatcherIdentity& identity() const noexcept { return identity_; }
+
+  [[nodiscard]] virtual Handle prepare(const PrepareRequest& request, Stream stream) = 0;
+  [[nodiscard]] virtual Received dispatch(const DispatchRequest& request, Stream stream) = 0;
+  [[nodiscard]] virtual Pending dispatch_send(const DispatchRequest& request, Stream stream) = 0;
+  [[nodiscard]] virtual Received dispatch_receive(Pending pending, Stream stream) = 0;
+  virtual void combine(const CombineRequest& request, Stream stream) = 0;
+  [[nodiscard]] virtual Pending combine_send(const CombineRequest& request, Stream stream) = 0;
+  virtual void combine_receive(Pending pending, Stream stream) = 0;
+  virtual void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) = 0;
+  [[nodiscard]] virtual Received combine_backward(const CombineBackwardRequest& request, Stream stream) = 0;
+
+  virtual void wait() = 0;
+  [[nodiscard]] virtual Health poll() const noexcept = 0;
+  [[nodiscard]] virtual std::vector<int> suspects() const = 0;
+  virtual void abort() noexcept = 0;
+
+  [[nodiscard]] virtual WireBytes wire_bytes(const Handle& handle) const = 0;
+  [[nodiscard]] virtual std::int64_t shared_bytes() const noexcept = 0;
+  [[nodiscard]] virtual std::int64_t resident_bytes() const = 0;
+  [[nodiscard]] virtual int device_ordinal() const noexcept = 0;
+  [[nodiscard]] virtual std::string describe_tuning(std::int64_t num_tokens) const = 0;
+
+ protected:
+  explicit DispatcherImpl(DispatcherIdentity identity) : identity_(std::move(identity)) {}
+
+ private:
+  DispatcherIdentity identity_;
+};
+
+}  // namespace epistle

@@ -1,0 +1,116 @@
+#include "epistle/dispatcher_info.hpp"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+#include "dispatch/call/dispatcher_functions.hpp"
+#include "dispatch/call/resolved_config.hpp"
+
+namespace epistle {
+namespace {
+
+template <typename Value>
+bool contains(const std::vector<Value>& values, Value value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+/// "layout expert_blocks is not one of its: token_major expert_major"; nothing where it is.
+template <typename Value>
+std::string not_among(const std::vector<Value>& values, Value value, std::string_view what) {
+  if (contains(values, value)) return {};
+  std::string text = fmt::format("{} {} is not one of its:", what, to_string(value));
+  for (const Value known : values) text += fmt::format(" {}", to_string(known));
+  return text;
+}
+
+/// What of a valid configuration is beyond `can`; empty where nothing is.
+std::string beyond(const Capabilities& can, const DispatcherConfig& config, const ResolvedConfig& resolved,
+                   int num_ranks) {
+  for (const std::string& reason :
+       {not_among(can.layouts, resolved.layout, "layout"), not_among(can.inputs, resolved.dtype, "input"),
+        not_among(can.outputs, resolved.combine_dtype, "expert_output"),
+        not_among(can.orders, resolved.order, "order")}) {
+    if (!reason.empty()) return reason;
+  }
+  const bool is_static = resolved.sizing == SizingMode::kCapacity;
+  if (is_static ? !can.capacity_sizing : !can.exact_sizing) {
+    return fmt::format("it has no {} sizing", to_string(resolved.sizing));
+  }
+  if (std::holds_alternative<Fp8Blocks>(config.wire) && !can.quantises) {
+    return "it does not quantise rows on their way; give rows of fp8 with their scales";
+  }
+  if (!config.placement.is_trivial() && !can.placement) {
+    return "it places experts in contiguous blocks only; leave the placement trivial";
+  }
+  if (can.max_ranks > 0 && num_ranks > can.max_ranks) {
+    return fmt::format("it takes up to {} ranks, not {}", can.max_ranks, num_ranks);
+  }
+  if (can.max_tokens > 0 && config.max_tokens > can.max_tokens) {
+    return fmt::format("it takes up to {} tokens per rank, not {}", can.max_tokens, config.max_tokens);
+  }
+  return {};
+}
+
+}  // namespace
+
+std::int64_t MemoryPlan::initial_bytes(MemoryKind kind) const noexcept {
+  std::int64_t bytes = 0;
+  for (const MemorySection& section : sections) bytes += section.kind == kind ? section.initial_bytes : 0;
+  return bytes;
+}
+
+std::int64_t MemoryPlan::largest_bytes(MemoryKind kind) const noexcept {
+  std::int64_t bytes = 0;
+  for (const MemorySection& section : sections) bytes += section.kind == kind ? section.largest_bytes : 0;
+  return bytes;
+}
+
+MemoryPlan shared_memory_plan(const DispatchLayout& layout) {
+  constexpr std::array<std::string_view, kNumBufferSections> kNames = {
+      "control",          "records",     "received rows", "received scales", "expert outputs",
+      "weight gradients", "packed rows", "packed scales", "staged rows",     "staged scales"};
+  const RowDemand initial = layout.initial_demand();
+  const RowDemand largest = layout.max_demand();
+  MemoryPlan plan;
+  for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
+    const auto section = static_cast<BufferSection>(idx);
+    const std::int64_t largest_bytes = layout.section_bytes(section, largest) * layout.section_copies(section);
+    if (largest_bytes == 0) continue;
+    plan.sections.push_back({.name = kNames[static_cast<std::size_t>(idx)],
+                             .kind = MemoryKind::kShared,
+                             .initial_bytes = layout.section_bytes(section, initial) * layout.section_copies(section),
+                             .largest_bytes = largest_bytes});
+  }
+  return plan;
+}
+
+DispatcherInfo::DispatcherInfo(std::string_view name, Device device, std::string_view summary,
+                               Capabilities capabilities, const Functions& functions)
+    : name_(name), device_(device), summary_(summary), capabilities_(std::move(capabilities)), functions_(&functions) {}
+
+std::optional<std::string> DispatcherInfo::cannot_serve(const DispatcherConfig& config, int num_ranks) const {
+  if (num_ranks < 1) return fmt::format("{} ranks; there is at least one", num_ranks);
+  ResolvedConfig resolved;
+  try {
+    resolved = resolve_config(config, num_ranks);
+  } catch (const Error& error) {
+    return std::string(error.message());
+  }
+  if (std::string reason = beyond(capabilities_, config, resolved, num_ranks); !reason.empty()) {
+    return fmt::format("dispatcher '{}' on {}: {}", name_, to_string(device_), reason);
+  }
+  return functions_->cannot_serve != nullptr ? functions_->cannot_serve(resolved, num_ranks) : std::nullopt;
+}
+
+MemoryPlan DispatcherInfo::memory(const DispatcherConfig& config, int num_ranks) const {
+  const ResolvedConfig resolved = resolve_config(config, num_ranks);
+  if (const auto reason = cannot_serve(config, num_ranks)) throw Error(ErrorCode::kUnsupported, *reason);
+  return functions_->memory(resolved, num_ranks);
+}
+
+}  // namespace epistle

@@ -1,0 +1,94 @@
+// What callers hold.
+#include "epistle/received.hpp"
+
+#include <utility>
+
+#include "epistle/error.hpp"
+
+#include "dispatch/call/dispatcher_impl.hpp"
+
+namespace epistle {
+namespace {
+
+HandleState& require(const std::shared_ptr<HandleState>& state) {
+  if (state == nullptr) {
+    throw Error(ErrorCode::kHandleMismatch, "the handle is empty (moved from, or never prepared); call prepare first");
+  }
+  return *state;
+}
+
+const RowBuffer& require(const std::shared_ptr<RowBuffer>& buffer) {
+  if (buffer == nullptr) {
+    throw Error(ErrorCode::kHandleMismatch,
+                "this Received is empty (moved from, released, or never filled); call dispatch first");
+  }
+  return *buffer;
+}
+
+}  // namespace
+
+Handle::Handle() noexcept = default;
+Handle::~Handle() = default;
+Handle::Handle(const Handle&) noexcept = default;
+Handle& Handle::operator=(const Handle&) noexcept = default;
+Handle::Handle(Handle&&) noexcept = default;
+Handle& Handle::operator=(Handle&&) noexcept = default;
+Handle::Handle(std::shared_ptr<HandleState> state) noexcept : state_(std::move(state)) {}
+
+const RowDescription& Handle::description() const { return require(state_).description; }
+
+const RoutingStats* Handle::try_stats() const { return require(state_).counts_are_known() ? &state_->stats : nullptr; }
+
+const RoutingStats& Handle::wait_stats() const {
+  require(state_).wait_for_counts();
+  return state_->stats;
+}
+
+Received::Received() noexcept = default;
+Received::~Received() = default;
+Received::Received(const Received&) noexcept = default;
+Received& Received::operator=(const Received&) noexcept = default;
+Received::Received(Received&&) noexcept = default;
+Received& Received::operator=(Received&&) noexcept = default;
+Received::Received(std::shared_ptr<HandleState> state, std::shared_ptr<RowBuffer> buffer, bool is_gradient) noexcept
+    : state_(std::move(state)), buffer_(std::move(buffer)), is_gradient_(is_gradient) {}
+
+Rows Received::rows() const {
+  if (is_gradient_) return expert_outputs();
+  const RowBuffer& buffer = require(buffer_);
+  return {.data = buffer.rows, .num_rows = num_rows(), .hidden = buffer.hidden, .dtype = buffer.dtype};
+}
+
+ScalesView Received::scales() const {
+  const RowBuffer& buffer = require(buffer_);
+  if (is_gradient_ || buffer.scale_columns == 0) return {};
+  return {.data = buffer.scales,
+          .num_rows = num_rows(),
+          .num_columns = buffer.scale_columns,
+          .format = buffer.scale_format,
+          .row_stride = buffer.scale_columns};
+}
+
+Rows Received::expert_outputs() const {
+  const RowBuffer& buffer = require(buffer_);
+  return {.data = buffer.outputs, .num_rows = num_rows(), .hidden = buffer.output_hidden, .dtype = buffer.output_dtype};
+}
+
+const RowDescription& Received::description() const {
+  static_cast<void>(require(buffer_));
+  return state_->description;
+}
+
+Handle Received::handle() const noexcept { return CallAccess::handle(state_); }
+
+void Received::release() noexcept {
+  buffer_.reset();
+  state_.reset();
+}
+
+Pending::Pending() noexcept = default;
+Pending::~Pending() = default;
+Pending::Pending(Pending&&) noexcept = default;
+Pending& Pending::operator=(Pending&&) noexcept = default;
+
+}  // namespace epistle

@@ -1,0 +1,57 @@
+// A dispatcher's configuration with its choices made: what the insides of the library work with.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "epistle/config.hpp"
+#include "epistle/types.hpp"
+
+#include "core/complaint.hpp"
+#include "group/group_impl.hpp"
+#include "layout/dispatch_layout.hpp"
+
+namespace epistle {
+
+struct ResolvedConfig {
+  std::int64_t hidden = 0;
+  DType dtype = DType::kBf16;  ///< of rows given to dispatch
+  std::int64_t raw_scale_bytes = 0;
+  std::int32_t num_experts = 0;
+  std::int32_t top_k = 0;
+  std::int64_t max_tokens = 0;
+  OutputLayout layout = OutputLayout::kTokenMajor;
+  std::int32_t alignment = 1;
+  SizingMode sizing = SizingMode::kExact;
+  std::int64_t capacity_rows = 0;  ///< of a rank; kExpertBlocks: of a local expert, whatever the sizing
+  OverflowPolicy overflow = OverflowPolicy::kError;
+  SumOrder order = SumOrder::kHierarchical;
+  bool apply_weights = true;
+  bool zero_padding = true;
+  DType combine_dtype = DType::kBf16;
+  std::int64_t combine_hidden = 0;  ///< 0 = nothing is ever combined
+  std::int32_t num_buffers = 1;
+  std::int32_t max_handles = 8;
+};
+
+/// Throws kInvalidArgument or kUnsupported.
+[[nodiscard]] ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks);
+
+/// Scales of a row: fp32 values, or opaque bytes of kRaw.
+[[nodiscard]] std::int64_t scale_columns(const ResolvedConfig& config) noexcept;
+
+/// What of the layout's parameters follows from the configuration.
+[[nodiscard]] LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks, Transport transport);
+
+/// What a dispatcher is looked up by.
+struct DispatcherName {
+  std::string_view name;
+  Device device = Device::kHost;
+};
+
+/// Collective: every rank learns whether all ranks have the same valid configuration. Throws this rank's own complaint;
+/// or kPeerRejected where another rank has one; or kShapeMismatch that names the field.
+void agree_on_config(GroupImpl& group, const ResolvedConfig& config, const DispatcherName& name,
+                     const Complaint& complaint);
+
+}  // namespace epistle

@@ -1,0 +1,47 @@
+#include "dispatch/call/row_buffer.hpp"
+
+#include <atomic>
+
+#include <fmt/format.h>
+
+namespace epistle {
+
+void RowBufferPool::describe(const ResolvedConfig& config, std::int32_t idx, RowBuffer& buffer) {
+  buffer.idx = idx;
+  buffer.dtype = config.dtype;
+  buffer.hidden = config.hidden;
+  buffer.scale_columns = scale_columns(config);
+  buffer.scale_format = config.dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32;
+  buffer.output_dtype = config.combine_dtype;
+  buffer.output_hidden = config.combine_hidden;
+}
+
+std::shared_ptr<RowBuffer> RowBufferPool::find_free() const noexcept {
+  for (const auto& buffer : buffers_) {
+    if (buffer.use_count() != 1) continue;
+    // pairs with the release of the last lease, which may have gone on another thread
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return buffer;
+  }
+  return nullptr;
+}
+
+std::shared_ptr<RowBuffer> RowBufferPool::find_for_rows(const void* rows, const void* handle) const noexcept {
+  for (const auto& buffer : buffers_) {
+    if (rows != nullptr && buffer->outputs == rows) return buffer;
+  }
+  if (auto buffer = find_free()) return buffer;
+  for (const auto& buffer : buffers_) {
+    if (buffer->holder == handle) return buffer;
+  }
+  return nullptr;
+}
+
+std::string RowBufferPool::all_leased(std::string_view call) const {
+  return fmt::format(
+      "{} needs a buffer, and all {} are leased; let a Received go (or release() it) first, or raise "
+      "num_buffers",
+      call, buffers_.size());
+}
+
+}  // namespace epistle

@@ -1,0 +1,65 @@
+// One of the buffers that a dispatcher receives into, and who holds it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "epistle/types.hpp"
+#include "epistle/views.hpp"
+
+#include "core/complaint.hpp"
+#include "dispatch/call/resolved_config.hpp"
+
+namespace epistle {
+
+/// Where received rows, their scales and the expert outputs of one lease lie on this rank. What the views lack is the
+/// number of rows, which the routing says.
+class RowBuffer {
+ public:
+  enum class Holds : std::int32_t { kRows, kGradients };
+
+  std::int32_t idx = 0;
+  std::byte* rows = nullptr;
+  std::byte* scales = nullptr;
+  std::byte* outputs = nullptr;
+  DType dtype = DType::kBf16;
+  std::int64_t hidden = 0;
+  std::int64_t scale_columns = 0;
+  ScaleFormat scale_format = ScaleFormat::kFp32;
+  DType output_dtype = DType::kBf16;
+  std::int64_t output_hidden = 0;
+  std::shared_ptr<const void> memory;  ///< keeps it mapped
+  const void* holder = nullptr;        ///< the handle whose rows it was filled with last
+};
+
+/// The buffers of one dispatcher on this rank. A buffer is free when nobody but the pool holds it.
+class RowBufferPool {
+ public:
+  RowBufferPool() = default;
+  /// `place(idx)` gives the buffer of that number.
+  template <typename Place>
+  RowBufferPool(const ResolvedConfig& config, const Place& place) {
+    for (std::int32_t idx = 0; idx < config.num_buffers; ++idx) {
+      auto buffer = std::make_shared<RowBuffer>(place(idx));
+      describe(config, idx, *buffer);
+      buffers_.push_back(std::move(buffer));
+    }
+  }
+
+  /// A free buffer; null where all are leased.
+  [[nodiscard]] std::shared_ptr<RowBuffer> find_free() const noexcept;
+  /// Where rows of `handle` can be read by other ranks: the buffer in whose outputs `rows` lies; otherwise one into
+  /// whose outputs they can be copied, which is free or holds rows of the same handle. Null where there is none.
+  [[nodiscard]] std::shared_ptr<RowBuffer> find_for_rows(const void* rows, const void* handle) const noexcept;
+  [[nodiscard]] const std::vector<std::shared_ptr<RowBuffer>>& all() const noexcept { return buffers_; }
+  /// What to say where none is free for `call`.
+  [[nodiscard]] std::string all_leased(std::string_view call) const;
+
+ private:
+  static void describe(const ResolvedConfig& config, std::int32_t idx, RowBuffer& buffer);
+  std::vector<std::shared_ptr<RowBuffer>> buffers_;
+};
+
+}  // namespace epistle

@@ -1,0 +1,395 @@
+#include "dispatch/cuda/engine/cuda_engine.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "dispatch/cuda/engine/sizes.hpp"
+#include "gpu/cuda_error.hpp"
+#include "gpu/heap/heap_agreement.hpp"
+
+namespace epistle {
+
+CudaSupport cuda_support() {
+  CudaSupport support{.compiled = true, .num_devices = 0, .reason = {}};
+  const cudaError_t error = cudaGetDeviceCount(&support.num_devices);
+  if (error != cudaSuccess) {
+    support.num_devices = 0;
+    support.reason = fmt::format("CUDA finds no GPU: {} ({})", cudaGetErrorString(error), cudaGetErrorName(error));
+    static_cast<void>(cudaGetLastError());
+  } else if (support.num_devices == 0) {
+    support.reason = "CUDA finds no GPU";
+  }
+  return support;
+}
+
+}  // namespace epistle
+
+namespace epistle::cuda {
+namespace {
+
+std::atomic<std::uint64_t> next_dispatcher_id{1};
+
+constexpr std::int64_t kMinTokensPerBlock = 64;
+constexpr std::uint64_t kNsPerMs = 1'000'000;
+
+/// Kernels of ranks that share a GPU wait for each other, so their streams must not share a hardware queue. The driver
+/// reads the number of queues once, when CUDA starts.
+/// Done when the library is loaded, so that asking a question changes nothing.
+const int kAskedForQueues = ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+
+/// What every rank must know of the others' devices before memory is laid out.
+struct DeviceFacts {
+  std::int64_t granularity = 0;
+  std::int32_t sm_share = 0;
+  std::int32_t device = 0;
+  std::int32_t shares_gpu = 0;  ///< after gathering: some ranks of the group do
+};
+
+DeviceFacts gather_facts(GroupImpl& group, int device) {
+  DeviceFacts own;
+  int num_sms = 0;
+  const auto error = attempt([&] {
+    check_cuda(cudaSetDevice(device), "choosing the device of this rank");
+    check_cuda(cudaFree(nullptr), "starting CUDA on the device of this rank");
+    own.device = device;
+    own.granularity = SymmetricHeap::granularity(device);
+    check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
+               "asking for the number of SMs");
+  });
+  const std::vector<DeviceFacts> all = agree(group, error, "starting CUDA", own);
+  // Ranks of one process that share a GPU share its SMs, so that their kernels are resident together.
+  const auto ranks_here = std::count_if(all.begin(), all.end(), [&](const DeviceFacts& other) {
+    return group.kind() == GroupKind::kThreads && other.device == device;
+  });
+  own.sm_share =
+      std::min(num_sms / static_cast<int>(std::max<std::ptrdiff_t>(1, ranks_here)), DeviceControl::kMaxBlocks);
+  own.shares_gpu = ranks_here > 1 ? 1 : 0;
+  std::vector<DeviceFacts> shares(all.size());
+  group.all_gather(&own, sizeof(own), shares.data(), Phase::kCreate);
+  for (const DeviceFacts& other : shares) {
+    own.granularity = std::max(own.granularity, other.granularity);
+    own.sm_share = std::min(own.sm_share, other.sm_share);
+    own.shares_gpu = std::max(own.shares_gpu, other.shares_gpu);
+  }
+  if (own.sm_share < 1) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("{} ranks on GPU {} are more than its {} SMs", ranks_here, device, num_sms),
+                {.rank = group.rank(), .phase = Phase::kCreate});
+  }
+  return own;
+}
+
+/// Where copy `idx` of what a lease shows lies on this rank.
+RowBuffer place_buffer(const EngineContext& context, std::int32_t idx) {
+  RowBuffer buffer;
+  buffer.rows = context.own_section(BufferSection::kReceiveRows, idx);
+  buffer.scales = context.own_section(BufferSection::kReceiveScales, idx);
+  buffer.outputs = context.own_section(BufferSection::kCombineRows, idx);
+  buffer.memory = context.heap;
+  return buffer;
+}
+
+}  // namespace
+
+int choose_device(const CudaOptions& options, int rank, int num_ranks) {
+  const CudaSupport support = cuda_support();
+  if (support.num_devices == 0) throw Error(ErrorCode::kUnsupported, support.reason);
+  if (options.device >= support.num_devices) {
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("device {} of {} visible GPUs; they are numbered from 0",
+                                                         options.device, support.num_devices));
+  }
+  if (options.device >= 0) return options.device;
+  if (num_ranks <= support.num_devices) return rank;
+  return static_cast<int>(std::int64_t{rank} * support.num_devices / num_ranks);
+}
+
+void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options, const Group& group) {
+  if (options.num_sms < 0) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("an SM budget of {}; it is 0 (as the tuning table says) or more", options.num_sms));
+  }
+  static_cast<void>(choose_tile_for(config, group.size(), choose_device(options, group.rank(), group.size())));
+}
+
+PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int device) {
+  // Some is left for what kernels declare themselves.
+  constexpr std::int64_t kStaticBytes = 1024;
+  int shared_bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "asking for the shared memory of the device");
+  const PrepareTile tile = choose_prepare_tile(
+      {.num_ranks = num_ranks, .num_experts = config.num_experts, .top_k = config.top_k}, shared_bytes - kStaticBytes);
+  if (tile.num_tokens > 0) return tile;
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("{} experts on {} ranks with top-{} need {} bytes of shared memory; GPU {} has {}",
+                          config.num_experts, num_ranks, config.top_k, tile.shared_bytes, device, shared_bytes));
+}
+
+CudaEngine::CudaEngine(const Creation& creation, Transport transport, MakeTransport make_transport)
+    : DispatcherImpl(creation.identity),
+      group_(creation.group),
+      demands_(static_cast<std::size_t>(group_->num_ranks())),
+      dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
+  context_.config = creation.config;
+  context_.options = std::get<CudaOptions>(creation.options);
+  context_.group = group_.get();
+  context_.device = choose_device(context_.options, group_->rank(), group_->num_ranks());
+  context_.wait = [this] { wait(); };
+  context_.last_work = [this] { return last_work(); };
+  set_up(transport);
+  transport_ = make_transport(context_);
+}
+
+/// Collective.
+void CudaEngine::set_up(Transport transport) {
+  const DeviceFacts facts = gather_facts(*group_, context_.device);
+  const DeviceShape shape{
+      .num_ranks = group_->num_ranks(), .page_bytes = facts.granularity, .sm_share = facts.sm_share};
+  context_.sm_share = facts.sm_share;
+  context_.shares_gpu = facts.shares_gpu != 0;
+  context_.control = control_of(context_.config, shape);
+  context_.layout = layout_of(context_.config, shape, transport);
+  const DispatchLayout& layout = context_.layout;
+  context_.heap = std::make_shared<SymmetricHeap>(*group_, context_.device, layout.reserved_bytes());
+  std::vector<HeapRange> control_ranges;
+  for (int peer = 0; peer < shape.num_ranks; ++peer) {
+    control_ranges.push_back({peer, layout.section_offset(BufferSection::kControl),
+                              layout.section_bytes(BufferSection::kControl, RowDemand{})});
+  }
+  context_.heap->commit(control_ranges);
+  grow(std::vector<RowDemand>(demands_.size(), layout.initial_demand()));
+  buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
+  // Also keeps every rank until all have their memory: taking some may wait for the device.
+  agree(*group_, attempt([&] { take_own_memory(); }), "taking a dispatcher's own memory");
+}
+
+/// What no other rank sees; may fail on this rank alone.
+void CudaEngine::take_own_memory() {
+  const DeviceGuard guard(context_.device);
+  const ResolvedConfig& config = context_.config;
+  DeviceGroup& devices = context_.device_group;
+  const int num_ranks = context_.num_ranks();
+  host_control_ = PinnedMemory(sizeof(HostControl));
+  check_cuda(cudaDeviceGetAttribute(&context_.compute_major, cudaDevAttrComputeCapabilityMajor, context_.device),
+             "asking for the compute capability");
+  prepare_tile_ = choose_tile_for(config, num_ranks, context_.device);
+  check_cuda(load_kernels(prepare_tile_.shared_bytes, context_.compute_major), "loading the kernels");
+  for (const bool placing : {false, true}) {
+    BufferCarver carver(local_memory_.get());
+    carver.take(devices.local, 1);
+    carver.take(devices.outcome, num_ranks + config.num_experts);
+    if (!placing) local_memory_ = allocate_on(context_.device, carver.num_bytes());
+  }
+  devices.rank = context_.rank();
+  devices.num_ranks = num_ranks;
+  devices.control = context_.control;
+  devices.host = reinterpret_cast<HostControl*>(host_control_.get());
+  devices.early_start = context_.has_bulk_copies() && !context_.shares_gpu;
+  devices.timeout_ns = static_cast<std::uint64_t>(group_->timeout().count()) * kNsPerMs;
+  for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
+    devices.section_offset[idx] = context_.layout.section_offset(static_cast<BufferSection>(idx));
+    devices.section_stride[idx] = context_.layout.section_stride(static_cast<BufferSection>(idx));
+  }
+  for (int peer = 0; peer < num_ranks; ++peer) devices.base[peer] = context_.heap->base(peer);
+  // All in advance: making one later would be an allocation in a call, and may wait for the device, where a peer's
+  // kernel may wait for this rank.
+  while (static_cast<std::int32_t>(handles_.size()) < config.max_handles) {
+    handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout, context_.rank()));
+  }
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  last_work_.reset(event);
+}
+
+CudaEngine::~CudaEngine() {
+  // Kernels that wait for a rank that will not come end by their own timeout; a broken group need not wait for that.
+  try {
+    group_->check_usable();
+  } catch (const Error&) {
+    reinterpret_cast<volatile HostControl*>(host_control_.get())->abort = 1;
+  }
+  if (last_work_ != nullptr) {
+    // On the stream before this one, and on this one.
+    warn_cuda(cudaEventSynchronize(last_work_.get()), "waiting for the last work of a dispatcher");
+    if (transport_ != nullptr) transport_->end();
+    warn_cuda(cudaStreamSynchronize(context_.stream), "waiting for the last work of a dispatcher");
+  }
+  for (const auto& handle : handles_) handle->detach();
+}
+
+// ---- Memory ---------------------------------------------------------------------------------------------------------
+
+/// Collective; `demands` by rank, the same on all ranks.
+void CudaEngine::grow(const std::vector<RowDemand>& demands) {
+  const DispatchLayout& layout = context_.layout;
+  std::vector<HeapRange> ranges;
+  std::vector<RowDemand> raised = demands_;
+  for (int peer = 0; peer < context_.num_ranks(); ++peer) {
+    const auto idx = static_cast<std::size_t>(peer);
+    raised[idx].raise_to(demands[idx]);
+    for (std::int32_t i = 0; i < kNumBufferSections; ++i) {
+      const auto section = static_cast<BufferSection>(i);
+      const std::int64_t have = layout.section_bytes(section, demands_[idx]);
+      const std::int64_t need = layout.section_bytes(section, raised[idx]);
+      if (need <= have) continue;
+      for (std::int32_t copy = 0; copy < layout.section_copies(section); ++copy) {
+        ranges.push_back(
+            {peer, layout.section_offset(section) + copy * layout.section_stride(section) + have, need - have});
+      }
+    }
+  }
+  if (!ranges.empty()) context_.heap->commit(ranges);
+  demands_ = raised;
+}
+
+/// A handle that nobody uses. Where all are still being prepared the host is far ahead of the GPU: it waits for the
+/// oldest. Not collective: a rank that fails here refuses its prepare.
+std::shared_ptr<CudaHandleState> CudaEngine::acquire_handle() {
+  std::shared_ptr<CudaHandleState> oldest;
+  for (const auto& handle : handles_) {
+    // Held by the list, by whoever is here, and by nobody else but the last call.
+    const long own_uses = 1 + (handle == last_handle_ ? 1 : 0) + (handle == oldest ? 1 : 0);
+    if (handle.use_count() > own_uses) continue;
+    if (handle->checked) return handle;
+    if (oldest == nullptr || handle->prepare_id < oldest->prepare_id) oldest = handle;
+  }
+  if (oldest == nullptr || is_capturing()) {
+    throw complain(ErrorCode::kInvalidArgument, Phase::kLayout, all_handles_in_use(context_.config.max_handles));
+  }
+  if (!oldest->finished) wait_for_summary(*oldest);
+  check_summary(*oldest);
+  return oldest;
+}
+
+// ---- Prepare --------------------------------------------------------------------------------------------------------
+
+Handle CudaEngine::prepare(const PrepareRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  Complaint complaint = begin_call(stream, request.num_sms, Phase::kLayout);
+  if (complaint) announce_call(DeviceCall::kPrepare, nullptr, complaint);
+  return CallAccess::handle(prepare_for(request, Follows::kNothing, nullptr));
+}
+
+/// Behind begin_call().
+std::shared_ptr<CudaHandleState> CudaEngine::prepare_for(const PrepareRequest& request, Follows follows,
+                                                         const RowBuffer* follow_buffer) {
+  std::shared_ptr<CudaHandleState> state;
+  Complaint complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
+  if (!complaint) complaint = checks().routing(request);
+  if (!complaint) {
+    try {
+      state = acquire_handle();
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kInvalidArgument || error.context().phase != Phase::kLayout) throw;
+      complaint = error;
+    }
+  }
+  const DeviceCall call = follows == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
+  announce_call(call, nullptr, complaint);
+  ++num_prepared_;
+  state->dispatcher_id = dispatcher_id_;
+  state->begin(num_prepared_, request.expert_ids.num_tokens);
+  state->attach([this](CudaHandleState& waiting, bool may_wait) {
+    const DeviceGuard waiter_guard(context_.device);
+    if (may_wait) {
+      wait_for_summary(waiting);
+    } else {
+      waiting.finish();
+      waiting.checked = false;
+    }
+    check_summary(waiting);
+  });
+  launch(*state, request, follows, follow_buffer);
+  if (context_.config.sizing == SizingMode::kExact) {
+    wait_for_summary(*state);
+    check_summary(*state);
+    grow(demands_of(*state));
+  }
+  return state;
+}
+
+void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, Follows follows,
+                        const RowBuffer* follow_buffer) {
+  const IdsView& ids = request.expert_ids;
+  const std::int64_t top_k = context_.config.top_k;
+  PrepareArgs args;
+  args.group = context_.device_group;
+  args.layout = context_.layout;
+  args.handle = state.arrays;
+  args.expert_ids = ids.data;
+  args.id_stride = ids.stride != 0 ? ids.stride : top_k;
+  args.weights = request.weights.data;
+  args.weight_stride = request.weights.stride != 0 ? request.weights.stride : top_k;
+  args.num_tokens = request.num_tokens;
+  args.ids_are_64_bit = ids.type == IdType::kInt64;
+  args.call = follows == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
+  args.prepare_id = state.prepare_id;
+  args.drop_overflow = context_.config.overflow == OverflowPolicy::kDrop;
+  args.summary = state.summary;
+  args.tile_tokens = prepare_tile_.num_tokens;
+  args.announces_dispatch = follows == Follows::kDispatchClosely;
+  args.follow_buffer = follow_buffer != nullptr ? follow_buffer->idx : 0;
+  const int count_blocks = context_.control.count_blocks;
+  const int budget = context_.num_sms > 0 ? context_.num_sms : count_blocks;
+  const auto useful = static_cast<int>((state.arrays.num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
+  const PrepareLaunch launch{.num_blocks = std::clamp(useful, 1, std::min({budget, count_blocks, context_.sm_share})),
+                             .shared_bytes = prepare_tile_.shared_bytes};
+  prepare_blocks_ = launch.num_blocks;
+  check_cuda(launch_prepare(args, launch, context_.stream), "launching prepare");
+}
+
+std::vector<RowDemand> CudaEngine::demands_of(CudaHandleState& handle) {
+  std::vector<RowDemand> demands(static_cast<std::size_t>(context_.num_ranks()));
+  for (int peer = 0; peer < context_.num_ranks(); ++peer) {
+    RowDemand& demand = demands[static_cast<std::size_t>(peer)];
+    demand.output_rows = handle.output_rows(peer);
+    demand.grad_rows = handle.output_rows(peer);
+    demand.send_pairs = handle.other_pairs(peer);
+  }
+  transport_->raise_demands(handle, demands);
+  return demands;
+}
+
+// ---- Questions ------------------------------------------------------------------------------------------------------
+
+WireBytes CudaEngine::wire_bytes(const Handle& handle) const {
+  static_cast<void>(handle.wait_stats());
+  return transport_->wire_bytes(static_cast<const CudaHandleState&>(*CallAccess::state(handle)));
+}
+
+std::string CudaEngine::describe_tuning(std::int64_t num_tokens) const {
+  std::string text;
+  for (const TunedCall call : {TunedCall::kDispatch, TunedCall::kColdDispatch, TunedCall::kCombine}) {
+    TuningQuery query = context_.tuning_query(call, num_tokens);
+    query.num_sms = context_.options.num_sms;
+    text += describe(query) + "\n";
+  }
+  return text;
+}
+
+Health CudaEngine::poll() const noexcept {
+  const Health health = health_of(group_->health());
+  if (health != Health::kOk) return health;
+  const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
+  return control->report.finding == static_cast<std::uint32_t>(Finding::kNone) ? Health::kOk : Health::kTimeout;
+}
+
+std::vector<int> CudaEngine::suspects() const {
+  std::vector<int> ranks = suspects_of(*group_);
+  if (!ranks.empty()) return ranks;
+  const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
+  return control->report.finding != 0 && control->report.peer >= 0 ? std::vector<int>{control->report.peer}
+                                                                   : std::vector<int>{};
+}
+
+void CudaEngine::abort() noexcept {
+  group_->abort();
+  // Kernels of this rank that wait for a peer end; those of the peers when their hosts look, or by their timeout.
+  reinterpret_cast<volatile HostControl*>(host_control_.get())->abort = 1;
+}
+
+}  // namespace epistle::cuda

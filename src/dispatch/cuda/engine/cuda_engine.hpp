@@ -1,0 +1,163 @@
+// Every dispatcher on a GPU: memory that all ranks address, prepare, handles, checks of what the caller gives and of
+// what the device finds, and the steps of each call. How rows travel in a step is the transport's.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <cuda_runtime_api.h>
+
+#include "epistle/cuda.hpp"
+
+#include "dispatch/call/call_checks.hpp"
+#include "dispatch/call/dispatcher_functions.hpp"
+#include "dispatch/call/dispatcher_impl.hpp"
+#include "dispatch/cuda/engine/call_names.hpp"
+#include "dispatch/cuda/engine/context.hpp"
+#include "dispatch/cuda/engine/cuda_handle.hpp"
+#include "dispatch/cuda/engine/device_buffers.hpp"
+#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/engine/transport.hpp"
+#include "gpu/cuda_error.hpp"
+
+namespace epistle::cuda {
+
+/// The tile of prepare on `device`. Throws kUnsupported where ranks, experts and top_k are more than it can hold.
+[[nodiscard]] PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int device);
+
+/// The GPU of this rank. Throws where there is none, or not this one.
+[[nodiscard]] int choose_device(const CudaOptions& options, int rank, int num_ranks);
+
+/// DispatcherInfo::Functions::check of every dispatcher on a GPU.
+void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options, const Group& group);
+
+class CudaEngine final : public DispatcherImpl {
+ public:
+  /// Collective.
+  CudaEngine(const Creation& creation, Transport transport, MakeTransport make_transport);
+  ~CudaEngine() override;
+  CudaEngine(const CudaEngine&) = delete;
+  CudaEngine& operator=(const CudaEngine&) = delete;
+
+  [[nodiscard]] Handle prepare(const PrepareRequest& request, Stream stream) override;
+  [[nodiscard]] Received dispatch(const DispatchRequest& request, Stream stream) override;
+  [[nodiscard]] Pending dispatch_send(const DispatchRequest& request, Stream stream) override;
+  [[nodiscard]] Received dispatch_receive(Pending pending, Stream stream) override;
+  void combine(const CombineRequest& request, Stream stream) override;
+  [[nodiscard]] Pending combine_send(const CombineRequest& request, Stream stream) override;
+  void combine_receive(Pending pending, Stream stream) override;
+  void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) override;
+  [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream) override;
+
+  void wait() override;
+  [[nodiscard]] Health poll() const noexcept override;
+  [[nodiscard]] std::vector<int> suspects() const override;
+  void abort() noexcept override;
+
+  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
+  [[nodiscard]] std::int64_t shared_bytes() const noexcept override {
+    return context_.layout.buffer_bytes(demands_[static_cast<std::size_t>(context_.rank())]);
+  }
+  [[nodiscard]] std::int64_t resident_bytes() const override { return context_.heap->resident_bytes(); }
+  [[nodiscard]] int device_ordinal() const noexcept override { return context_.device; }
+  [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const override;
+
+ private:
+  struct DestroyEvent {
+    void operator()(cudaEvent_t event) const noexcept { warn_cuda(cudaEventDestroy(event), "destroying an event"); }
+  };
+  /// What prepare does for a dispatch with ids.
+  enum class Follows : std::int32_t { kNothing, kDispatch, kDispatchClosely };
+  /// A send half whose receive half is still to come.
+  struct OpenCall {
+    DeviceCall call = DeviceCall::kNone;
+    std::shared_ptr<CudaHandleState> handle;
+    std::shared_ptr<RowBuffer> buffer;
+    const std::byte* rows = nullptr;
+    Rows out;
+  };
+  struct SumCall;
+  struct Move;
+
+  // cuda_engine.cpp: memory, prepare
+  void set_up(Transport transport);
+  void take_own_memory();
+  void grow(const std::vector<RowDemand>& demands);
+  [[nodiscard]] std::shared_ptr<CudaHandleState> acquire_handle();
+  [[nodiscard]] std::shared_ptr<CudaHandleState> prepare_for(const PrepareRequest& request, Follows follows,
+                                                             const RowBuffer* follow_buffer);
+  void launch(CudaHandleState& state, const PrepareRequest& request, Follows follows, const RowBuffer* follow_buffer);
+  [[nodiscard]] std::vector<RowDemand> demands_of(CudaHandleState& handle);
+
+  // cuda_findings.cpp: waiting on the host, errors
+  [[nodiscard]] cudaEvent_t last_work();
+  [[nodiscard]] bool is_capturing() const;
+  void wait_for_summary(CudaHandleState& state);
+  void check_summary(CudaHandleState& state);
+  template <typename IsDone>
+  void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
+  [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);
+  void throw_disagreement();
+  void stop_for_lost_rank(int lost, const CudaHandleState* state);
+  /// Throws what earlier calls have found; does not wait.
+  void check_findings();
+
+  // cuda_calls.cpp: dispatch, combine, backward
+  [[nodiscard]] CallChecks checks() const noexcept {
+    return {context_.rank(), context_.config, context_.layout.params(), *identity().info};
+  }
+  [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
+    return checks().complain(code, phase, message);
+  }
+  /// The first step of every call: chooses stream and SMs, and throws what the device has found, or returns it for
+  /// announce_call() to tell.
+  [[nodiscard]] Complaint begin_call(Stream stream, int num_sms, Phase phase);
+  /// The last step before rows move (before counts are exchanged, in prepare). Throws `complaint`, this rank's own.
+  /// Kernels that wait for each other tell each other; otherwise all is settled here. `handle` may be null. Returns the
+  /// call as far as the ranks are known to have agreed on it.
+  DeviceCall announce_call(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint);
+  DeviceCall agree_on_host(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint);
+  [[nodiscard]] std::string_view open_call_name() const noexcept;
+  [[nodiscard]] std::shared_ptr<CudaHandleState> own_handle(const std::shared_ptr<HandleState>& state, Phase phase,
+                                                            Complaint& complaint) const;
+  /// Tells the peers, then throws. `behind`: see MoveArgs::skips_void.
+  [[noreturn]] void refuse(DeviceCall call, const Error& complaint, const HandleTotals* behind = nullptr);
+  [[nodiscard]] std::shared_ptr<RowBuffer> lease_buffer(std::string_view call, Phase phase, Complaint& complaint) const;
+  void close(Pending& pending, DeviceCall call);
+  void end_open_call();
+  [[nodiscard]] Received dispatch_with_ids(const DispatchRequest& request, Stream stream);
+  [[nodiscard]] OpenCall begin_dispatch(const DispatchRequest& request, Stream stream);
+  void move(const OpenCall& call, const Move& what);
+  [[nodiscard]] OpenCall begin_combine(const CombineRequest& request, Stream stream, std::uint32_t phases);
+  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const CudaHandleState& state, const ConstRows& rows,
+                                                          std::string_view call, Complaint& complaint) const;
+  /// Whether peers read this rank's rows where they lie.
+  [[nodiscard]] bool pulls_rows() const noexcept {
+    return !transport_->agrees_on_host() && !context_.layout.returns_partial_sums();
+  }
+  [[nodiscard]] const std::byte* share_rows(const CudaHandleState& state, const ConstRows& rows);
+  void sum(const CudaHandleState& state, const SumCall& call);
+  void gather_weight_gradients(const CudaHandleState& state, DeviceCall call, const DispatchBackwardRequest& request);
+
+  std::shared_ptr<GroupImpl> group_;
+  EngineContext context_;
+  PinnedMemory host_control_;
+  DeviceBuffer local_memory_;
+  std::vector<RowDemand> demands_;  ///< committed so far, by rank
+  std::vector<std::shared_ptr<CudaHandleState>> handles_;
+  RowBufferPool buffers_;
+  std::unique_ptr<CUevent_st, DestroyEvent> last_work_;
+  PrepareTile prepare_tile_;
+  std::uint64_t dispatcher_id_;
+  std::uint64_t num_prepared_ = 0;
+  std::shared_ptr<CudaHandleState> last_handle_;  ///< of the last call, for what the device finds in it
+  OpenCall open_;
+  std::uint32_t num_send_halves_ = 0;        ///< so far; the number of the open one
+  int prepare_blocks_ = 0;                   ///< of the last prepare
+  std::unique_ptr<RowTransport> transport_;  ///< goes before what it uses
+};
+
+}  // namespace epistle::cuda

@@ -1,0 +1,81 @@
+#include "dispatch/cuda/engine/sizes.hpp"
+
+#include <algorithm>
+
+#include "dispatch/call/dispatcher_functions.hpp"
+
+namespace epistle::cuda {
+
+int count_blocks_for(const DeviceShape& shape) noexcept {
+  constexpr int kMaxCountPlaces = 128;
+  return std::clamp(std::min(kMaxCountPlaces / shape.num_ranks, shape.sm_share), 1, kMaxPrepareBlocks);
+}
+
+DeviceControl control_of(const ResolvedConfig& config, const DeviceShape& shape) noexcept {
+  return {.num_ranks = shape.num_ranks,
+          .num_experts = config.num_experts,
+          .top_k = config.top_k,
+          .max_tokens = config.max_tokens,
+          .count_blocks = count_blocks_for(shape)};
+}
+
+DispatchLayout layout_of(const ResolvedConfig& config, const DeviceShape& shape, Transport transport) {
+  LayoutParams params = to_layout_params(config, shape.num_ranks, transport);
+  params.page_bytes = shape.page_bytes;
+  params.control_bytes = control_of(config, shape).num_bytes();
+  return DispatchLayout(params);
+}
+
+void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArrays& arrays) noexcept {
+  const LayoutParams& params = layout.params();
+  const std::int64_t tokens = params.max_tokens;
+  const std::int64_t top_k = params.top_k;
+  const std::int64_t sends = layout.max_ranks_per_token();
+  const std::int64_t rows = layout.max_output_rows();
+  const bool token_major = layout.token_major();
+  const std::int64_t num_records = token_major ? 0 : params.max_tokens * params.num_ranks;
+  const std::int64_t experts = layout.partition().max_local_experts();
+  carver.take(arrays.expert_ids, tokens * top_k);
+  carver.take(arrays.weights, tokens * top_k);
+  carver.take(arrays.dst_row, tokens * top_k);
+  carver.take(arrays.sends, tokens * sends);
+  carver.take(arrays.send_weights, tokens * sends);
+  carver.take(arrays.totals, 1);
+  carver.take(arrays.pair_records, num_records * layout.pair_record_bytes());
+  carver.take(arrays.src_rank, rows);
+  carver.take(arrays.src_token, rows);
+  carver.take(arrays.local_expert_ids, token_major ? rows * top_k : 0);
+  carver.take(arrays.row_expert, token_major ? 0 : rows);
+  carver.take(arrays.row_weights, rows * layout.weights_per_row());
+  carver.take(arrays.expert_counts, experts);
+  carver.take(arrays.expert_begin, experts + 1);
+  carver.take(arrays.expert_dropped, experts);
+  arrays.top_k = params.top_k;
+  arrays.sends_per_token = static_cast<std::int32_t>(sends);
+}
+
+std::int64_t summary_bytes(int num_ranks) noexcept {
+  const std::int64_t ranks = num_ranks;
+  return static_cast<std::int64_t>(sizeof(Summary)) +
+         (ranks * ranks + 2 * ranks) * static_cast<std::int64_t>(sizeof(std::int32_t));
+}
+
+MemoryPlan device_memory_plan(const ResolvedConfig& config, const DeviceShape& shape, Transport transport) {
+  const DispatchLayout layout = layout_of(config, shape, transport);
+  MemoryPlan plan = shared_memory_plan(layout);
+  BufferCarver carver(nullptr);
+  HandleArrays arrays;
+  carve_handle(carver, layout, arrays);
+  const std::int64_t handle_bytes = carver.num_bytes() * config.max_handles;
+  plan.sections.push_back(
+      {.name = "handles", .kind = MemoryKind::kPrivate, .initial_bytes = handle_bytes, .largest_bytes = handle_bytes});
+  const std::int64_t pinned_bytes =
+      static_cast<std::int64_t>(sizeof(HostControl)) + summary_bytes(shape.num_ranks) * config.max_handles;
+  plan.sections.push_back({.name = "summaries",
+                           .kind = MemoryKind::kPinnedHost,
+                           .initial_bytes = pinned_bytes,
+                           .largest_bytes = pinned_bytes});
+  return plan;
+}
+
+}  // namespace epistle::cuda

@@ -1,0 +1,52 @@
+// How rows travel: what a dispatcher of the CUDA device brings.
+#pragma once
+
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+
+#include "core/complaint.hpp"
+#include "dispatch/cuda/engine/context.hpp"
+#include "dispatch/cuda/engine/cuda_handle.hpp"
+#include "dispatch/cuda/engine/launch.hpp"
+
+namespace epistle::cuda {
+
+class RowTransport {
+ public:
+  virtual ~RowTransport() = default;
+  RowTransport(const RowTransport&) = delete;
+  RowTransport& operator=(const RowTransport&) = delete;
+
+  /// Whether ranks agree on every call on the host: then none can be captured into a graph, the host knows the counts
+  /// of a handle before its first use, and kernels do not wait for each other. Otherwise kernels announce their calls.
+  [[nodiscard]] virtual bool agrees_on_host() const noexcept = 0;
+  /// Why no call can be made any more.
+  [[nodiscard]] virtual Complaint find_broken() const { return std::nullopt; }
+  /// Collective, under exact sizing: what the rows of a prepared routing need, by rank; the same on all ranks.
+  /// `demands` holds what follows from the summary.
+  virtual void raise_demands(CudaHandleState& handle, std::vector<RowDemand>& demands) {
+    static_cast<void>(handle);
+    static_cast<void>(demands);
+  }
+  /// Ends what moves rows without looking at the abort flag of the device; returns the phase it was in, kNone where
+  /// there was nothing to end.
+  virtual Phase abandon() noexcept { return Phase::kNone; }
+  /// The dispatcher goes; its other parts are still there.
+  virtual void end() noexcept {}
+
+  /// Puts the move or the sum on the stream; `args` is complete but for the tuning.
+  virtual void start_move(const CudaHandleState& handle, MoveArgs& args) = 0;
+  virtual void start_sum(const CudaHandleState& handle, SumArgs& args) = 0;
+  /// True when start_move can put a kernel behind prepare that starts before that has ended (MoveArgs::behind_prepare).
+  [[nodiscard]] virtual bool can_follow_closely() const noexcept { return false; }
+  [[nodiscard]] virtual WireBytes wire_bytes(const CudaHandleState& handle) const = 0;
+
+ protected:
+  RowTransport() = default;
+};
+
+/// Makes the transport of a dispatcher; collective. The context outlives it.
+using MakeTransport = std::unique_ptr<RowTransport> (*)(EngineContext& context);
+
+}  // namespace epistle::cuda

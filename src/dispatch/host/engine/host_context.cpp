@@ -1,0 +1,54 @@
+#include "dispatch/host/engine/host_context.hpp"
+
+#include "core/settings.hpp"
+#include "topology/machine.hpp"
+
+namespace epistle::host {
+namespace {
+
+// Where the size of the last-level cache is not to be had.
+constexpr std::int64_t kDefaultLastLevelCacheBytes = 32 << 20;
+
+}  // namespace
+
+std::int64_t streaming_threshold_bytes(int num_ranks) {
+  const std::int64_t configured = settings().stream_bytes();
+  if (configured >= 0) return configured;
+  // Together the ranks would push out of the last-level cache what their readers need next; see docs/tuning/host.md.
+  const std::int64_t cache_bytes = machine_info().last_level_cache_bytes;
+  return (cache_bytes > 0 ? cache_bytes : kDefaultLastLevelCacheBytes) / num_ranks;
+}
+
+HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, Transport transport, int num_workers)
+    : config(resolved),
+      layout(to_layout_params(resolved, group_impl.num_ranks(), transport)),
+      group(&group_impl),
+      rank(group_impl.rank()),
+      num_ranks(group_impl.num_ranks()),
+      stream_bytes(streaming_threshold_bytes(num_ranks)),
+      memory(group_impl, layout),
+      pool(num_workers),
+      buffer_of(static_cast<std::size_t>(num_ranks), 0),
+      rank_of_expert(static_cast<std::size_t>(config.num_experts)) {
+  for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
+    rank_of_expert[static_cast<std::size_t>(expert)] = layout.partition().rank_of(expert);
+  }
+}
+
+void HostContext::copy_block(const RowBlock& block) {
+  const bool is_dense = block.source_stride == 0 || block.source_stride == block.row_bytes;
+  pool.parallel_for(block.num_rows, [&](std::int64_t begin, std::int64_t end) {
+    if (is_dense) {
+      copy_row(block.source + begin * block.row_bytes, block.target + begin * block.row_bytes,
+               static_cast<std::size_t>((end - begin) * block.row_bytes), block.mode);
+    } else {
+      for (std::int64_t row = begin; row < end; ++row) {
+        copy_row(block.source + row * block.source_stride, block.target + row * block.row_bytes,
+                 static_cast<std::size_t>(block.row_bytes), block.mode);
+      }
+    }
+    store_fence();
+  });
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,62 @@
+// What of a dispatcher on the host its parts share: the configuration, the ranks' memory, the workers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dispatch/call/resolved_config.hpp"
+#include "dispatch/host/engine/host_handle.hpp"
+#include "dispatch/host/engine/rank_memory.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
+#include "dispatch/host/engine/worker_pool.hpp"
+#include "group/group_impl.hpp"
+#include "layout/dispatch_layout.hpp"
+
+namespace epistle::host {
+
+/// From this many bytes per rank on, a transfer's rows are written past the caches.
+[[nodiscard]] std::int64_t streaming_threshold_bytes(int num_ranks);
+
+/// Rows that lie one behind the other, here and there.
+struct RowBlock {
+  const std::byte* source = nullptr;
+  std::byte* target = nullptr;
+  std::int64_t num_rows = 0;
+  std::int64_t row_bytes = 0;
+  std::int64_t source_stride = 0;  ///< bytes from row to row; 0 = row_bytes
+  StoreMode mode = StoreMode::kCached;
+};
+
+struct HostContext {
+  /// Collective.
+  HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, Transport transport, int num_workers);
+
+  /// Which buffer each rank uses in the call under way.
+  [[nodiscard]] std::byte* section(int peer, BufferSection wanted) const noexcept {
+    return memory.section(peer, wanted, buffer_of[static_cast<std::size_t>(peer)]);
+  }
+  [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank, wanted); }
+  /// The rank that holds the expert of an entry of the handle's table; the entry must have one.
+  [[nodiscard]] std::int32_t rank_of_entry(const HostHandle& handle, std::size_t entry) const noexcept {
+    return rank_of_expert[static_cast<std::size_t>(handle.expert_ids[entry])];
+  }
+  /// Whether a transfer of `num_bytes` should go past the caches.
+  [[nodiscard]] StoreMode store_mode(std::int64_t num_bytes) const noexcept {
+    return num_bytes >= stream_bytes ? StoreMode::kStreaming : StoreMode::kCached;
+  }
+  /// Copies a block, shared among the workers.
+  void copy_block(const RowBlock& block);
+
+  ResolvedConfig config;
+  DispatchLayout layout;
+  GroupImpl* group;
+  int rank;
+  int num_ranks;
+  std::int64_t stream_bytes;
+  RankMemory memory;
+  WorkerPool pool;
+  std::vector<std::int32_t> buffer_of;       ///< [num_ranks]; for sections that are there once it does not matter
+  std::vector<std::int32_t> rank_of_expert;  ///< [num_experts]
+};
+
+}  // namespace epistle::host

@@ -1,0 +1,369 @@
+#include "dispatch/host/engine/host_engine.hpp"
+
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace epistle::host {
+namespace {
+
+// Distinguishes the dispatchers of a process, so that a handle of another one is noticed.
+std::atomic<std::uint64_t> next_dispatcher_id{1};
+
+/// Where copy `idx` of what a lease shows lies on this rank.
+RowBuffer place_buffer(const HostContext& context, std::int32_t idx) {
+  RowBuffer buffer;
+  const auto section = [&](BufferSection wanted) { return context.memory.section(context.rank, wanted, idx); };
+  buffer.rows = section(BufferSection::kReceiveRows);
+  buffer.scales = section(BufferSection::kReceiveScales);
+  buffer.outputs = section(BufferSection::kCombineRows);
+  buffer.memory = context.memory.share();
+  return buffer;
+}
+
+/// The scales of a request in bytes, where its rows have any.
+ScaleSource scale_source(const ScalesView& scales) {
+  if (scales.data == nullptr) return {};
+  const std::int64_t element_bytes = scales.format == ScaleFormat::kFp32 ? std::int64_t{sizeof(float)} : 1;
+  const std::int64_t row_stride = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
+  return {.data = static_cast<const std::byte*>(scales.data),
+          .row_stride = row_stride * element_bytes,
+          .column_stride = scales.column_stride * element_bytes,
+          .element_bytes = element_bytes};
+}
+
+}  // namespace
+
+HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity identity, const ResolvedConfig& config,
+                       Transport transport, int num_workers, MakeMover make_mover)
+    : DispatcherImpl(std::move(identity)),
+      group_(std::move(group)),
+      context_(*group_, config, transport, num_workers),
+      number_(static_cast<std::uint64_t>(group_->num_regions())),
+      dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)),
+      mover_(make_mover(context_)),
+      preparation_(context_, *mover_),
+      buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
+      wanted_(static_cast<std::size_t>(context_.num_ranks)) {}
+
+Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {
+  return {.kind = kind,
+          .buffer = buffer != nullptr ? buffer->idx : 0,
+          .subject = number_,
+          .detail = state != nullptr ? state->handle_id : 0};
+}
+
+std::string_view HostEngine::open_call_name() const noexcept {
+  if (open_.kind == CallKind::kNone) return {};
+  return open_.kind == CallKind::kDispatch ? "dispatch" : "combine";
+}
+
+std::shared_ptr<HostHandle> HostEngine::own_handle(const std::shared_ptr<HandleState>& state, Phase phase,
+                                                   Complaint& complaint) const {
+  const bool is_own = state != nullptr && state->dispatcher_id == dispatcher_id_;
+  if (!complaint) complaint = checks().handle(state.get(), is_own, open_call_name(), phase);
+  return complaint ? nullptr : std::static_pointer_cast<HostHandle>(state);
+}
+
+std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& complaint) {
+  const std::int64_t value = group_->agree(call, phase, complaint);
+  for (int peer = 0; peer < context_.num_ranks; ++peer) {
+    context_.buffer_of[static_cast<std::size_t>(peer)] = group_->announced_buffer(peer);
+  }
+  return value;
+}
+
+std::shared_ptr<RowBuffer> HostEngine::buffer_of_rows(const HostHandle& state, const ConstRows& rows,
+                                                      std::string_view call, Complaint& complaint) const {
+  std::shared_ptr<RowBuffer> buffer = buffers_.find_for_rows(rows.data, &state);
+  if (buffer == nullptr)
+    complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased(call));
+  return buffer;
+}
+
+Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
+  std::shared_ptr<HostHandle> state;
+  Complaint complaint = attempt([&]() -> Complaint {
+    const CallChecks check = checks();
+    if (Complaint found = check.device_options(stream, request.num_sms, Phase::kLayout)) return found;
+    if (Complaint found = check.nothing_open(open_call_name(), Phase::kLayout)) return found;
+    if (Complaint found = check.routing(request)) return found;
+    state = handles_.acquire(context_.config.max_handles);
+    if (state == nullptr) {
+      return check.complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                            all_handles_in_use(context_.config.max_handles));
+    }
+    state->dispatcher_id = dispatcher_id_;
+    // Counts only once all ranks agree: a prepare that meets another call must not set this rank apart from the others.
+    state->handle_id = num_prepared_ + 1;
+    state->num_ranks = static_cast<std::size_t>(context_.num_ranks);
+    return preparation_.read(request, *state);
+  });
+  Call call = call_of(CallKind::kPrepare, nullptr, nullptr);
+  call.detail = num_prepared_ + 1;
+  (void)group_->agree(call, Phase::kLayout, complaint);
+  num_prepared_ = state->handle_id;
+  preparation_.finish(*state, call);
+  return CallAccess::handle(std::move(state));
+}
+
+// ---- Dispatch -------------------------------------------------------------------------------------------------------
+
+HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
+  Handle handle = request.handle;
+  if (!handle.valid() && request.expert_ids.top_k > 0) {
+    handle = prepare({.expert_ids = request.expert_ids, .weights = request.weights, .num_tokens = request.num_tokens},
+                     stream);
+  }
+  const LayoutParams& params = context_.layout.params();
+  OpenCall call;
+  call.kind = CallKind::kDispatch;
+  Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kDispatch);
+  call.handle = own_handle(CallAccess::state(handle), Phase::kDispatch, complaint);
+  if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
+  if (!complaint) {
+    call.buffer = buffers_.find_free();
+    if (call.buffer == nullptr) {
+      complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kDispatch, buffers_.all_leased("dispatch"));
+    }
+  }
+  const Call announced = call_of(CallKind::kDispatch, call.handle.get(), call.buffer.get());
+  (void)agree(announced, Phase::kDispatch, complaint);
+  call.move = MoveJob{.handle = call.handle.get(),
+                      .rows = static_cast<const std::byte*>(request.tokens.data),
+                      .row_stride = request.tokens.stride_bytes(),
+                      .scales = scale_source(request.scales),
+                      .row_bytes = params.row_bytes,
+                      .scale_bytes = params.scale_bytes,
+                      .target = BufferSection::kReceiveRows};
+  call.buffer->holder = call.handle.get();
+  mover_->send_rows(call.move);
+  call.ticket = group_->arrive(announced);
+  call.number = ++num_sent_;
+  return call;
+}
+
+Received HostEngine::receive_dispatch(OpenCall call) {
+  finish_move(call.move, call.ticket);
+  return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
+}
+
+Received HostEngine::dispatch(const DispatchRequest& request, Stream stream) {
+  return receive_dispatch(send_dispatch(request, stream));
+}
+
+Pending HostEngine::dispatch_send(const DispatchRequest& request, Stream stream) {
+  open_ = send_dispatch(request, stream);
+  return CallAccess::pending(open_.handle, open_.buffer, open_.number);
+}
+
+void HostEngine::close(Pending& pending, CallKind kind) {
+  const bool is_open = open_.kind == kind && pending.valid() && CallAccess::number(pending) == open_.number &&
+                       CallAccess::state(pending) == open_.handle;
+  if (is_open) return;
+  throw checks().nothing_sent(kind == CallKind::kDispatch ? "dispatch" : "combine",
+                              kind == CallKind::kDispatch ? Phase::kDispatch : Phase::kCombine);
+}
+
+Received HostEngine::dispatch_receive(Pending pending, Stream /*stream*/) {
+  close(pending, CallKind::kDispatch);
+  return receive_dispatch(std::exchange(open_, OpenCall{}));
+}
+
+void HostEngine::finish_move(const MoveJob& job, Ticket ticket) {
+  const HostHandle& state = *job.handle;
+  const MissingRows missing = [&](int peer) { return std::int64_t{state.num_pairs(peer, context_.rank)}; };
+  group_->wait(ticket, job.target == BufferSection::kReceiveRows ? Phase::kDispatch : Phase::kCombine, &missing);
+  mover_->receive_rows(job);
+  zero_padding(state, job.target, job.row_bytes);
+  if (job.scale_bytes > 0) zero_padding(state, BufferSection::kReceiveScales, job.scale_bytes);
+}
+
+void HostEngine::zero_padding(const HostHandle& state, BufferSection target, std::int64_t row_bytes) const {
+  if (!context_.config.zero_padding) return;
+  std::byte* rows = context_.own_section(target);
+  const auto zero = [&](std::int64_t begin, std::int64_t end) {
+    if (begin < end) std::memset(rows + begin * row_bytes, 0, static_cast<std::size_t>((end - begin) * row_bytes));
+  };
+  const std::int64_t num_rows = state.description.num_rows;
+  if (context_.layout.token_major()) {
+    zero(state.stats.output_rows, num_rows);
+    return;
+  }
+  for (std::size_t expert = 0; expert < state.expert_counts.size(); ++expert) {
+    zero(state.expert_begin[expert] + state.expert_counts[expert], state.expert_begin[expert + 1]);
+  }
+  zero(state.expert_begin.back(), num_rows);
+}
+
+// ---- Combine --------------------------------------------------------------------------------------------------------
+
+/// Copies rows of the caller's to where the other ranks read them, unless they are there.
+void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows) {
+  std::byte* target = context_.own_section(BufferSection::kCombineRows);
+  if (rows.data == target || state.description.num_rows == 0) return;
+  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  context_.copy_block({.source = static_cast<const std::byte*>(rows.data),
+                       .target = target,
+                       .num_rows = state.description.num_rows,
+                       .row_bytes = row_bytes,
+                       .source_stride = rows.stride_bytes(),
+                       .mode = context_.store_mode(state.description.num_rows * row_bytes)});
+}
+
+HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Stream stream) {
+  const bool has_lease = request.received.valid();
+  const ConstRows rows =
+      has_lease && request.rows.data == nullptr ? ConstRows(request.received.expert_outputs()) : request.rows;
+  OpenCall call;
+  call.kind = CallKind::kCombine;
+  Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
+  call.handle =
+      own_handle(CallAccess::state(has_lease ? request.received.handle() : request.handle), Phase::kCombine, complaint);
+  if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
+  if (!complaint) complaint = checks().sums(*call.handle, request.out);
+  if (!complaint) call.buffer = buffer_of_rows(*call.handle, rows, "combine of rows of your own", complaint);
+  const Call announced = call_of(CallKind::kCombine, call.handle.get(), call.buffer.get());
+  (void)agree(announced, Phase::kCombine, complaint);
+  stage_rows(*call.handle, rows);
+  call.sums = {.handle = call.handle.get(),
+               .weighted = context_.config.apply_weights,
+               .out = static_cast<std::byte*>(request.out.data),
+               .out_stride = request.out.stride_bytes()};
+  mover_->send_sums(call.sums);
+  call.ticket = group_->arrive(announced);
+  call.number = ++num_sent_;
+  return call;
+}
+
+void HostEngine::wait_for_rows_back(const HostHandle& state, Ticket ticket) {
+  const MissingRows missing = [&](int peer) { return std::int64_t{state.num_pairs(context_.rank, peer)}; };
+  group_->wait(ticket, Phase::kCombine, &missing);
+}
+
+void HostEngine::receive_combine(const OpenCall& call) {
+  wait_for_rows_back(*call.handle, call.ticket);
+  mover_->receive_sums(call.sums);
+  // Nobody may write new rows while one still reads.
+  (void)group_->agree(call_of(CallKind::kCombine, call.handle.get(), nullptr), Phase::kCombine);
+}
+
+void HostEngine::combine(const CombineRequest& request, Stream stream) {
+  receive_combine(send_combine(request, stream));
+}
+
+Pending HostEngine::combine_send(const CombineRequest& request, Stream stream) {
+  open_ = send_combine(request, stream);
+  return CallAccess::pending(open_.handle, open_.buffer, open_.number);
+}
+
+void HostEngine::combine_receive(Pending pending, Stream /*stream*/) {
+  close(pending, CallKind::kCombine);
+  receive_combine(std::exchange(open_, OpenCall{}));
+}
+
+// ---- Backward -------------------------------------------------------------------------------------------------------
+
+void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Stream stream) {
+  Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
+  const std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
+  std::shared_ptr<RowBuffer> buffer;
+  const bool gives = state != nullptr && state->description.num_rows > 0 && request.grad_weights != nullptr;
+  const bool takes = state != nullptr && state->num_tokens > 0 && request.grad_probs != nullptr;
+  if (!complaint) complaint = checks().dispatch_backward(*state, request);
+  if (!complaint)
+    buffer = buffer_of_rows(*state, request.grad_rows, "dispatch_backward of rows of your own", complaint);
+  Call call = call_of(CallKind::kDispatchBackward, state.get(), buffer.get());
+  // All ranks give and take gradients of the weights, or none; one that has neither rows nor tokens goes with either.
+  call.value = gives || takes ? 1 : 0;
+  if (state != nullptr && state->description.num_rows == 0 && state->num_tokens == 0) call.value = kAnyValue;
+  if (agree(call, Phase::kCombine, complaint) == 1) {
+    for (int peer = 0; peer < context_.num_ranks; ++peer) {
+      wanted_[static_cast<std::size_t>(peer)] = {.grad_rows = state->tables.output_rows(peer)};
+    }
+    context_.memory.grow(wanted_, call, Phase::kCombine);
+  }
+  stage_rows(*state, request.grad_rows);
+  if (gives) {
+    std::memcpy(
+        context_.own_section(BufferSection::kGradWeights), request.grad_weights,
+        static_cast<std::size_t>(state->description.num_rows * context_.layout.weights_per_row()) * sizeof(float));
+  }
+  const SumRequest sums{.handle = state.get(),
+                        .weighted = false,
+                        .out = static_cast<std::byte*>(request.grad_tokens.data),
+                        .out_stride = request.grad_tokens.stride_bytes()};
+  mover_->send_sums(sums);
+  wait_for_rows_back(*state, group_->arrive(call));
+  mover_->receive_sums(sums);
+  if (takes) gather_weight_gradients(*state, request.grad_probs);
+  (void)group_->agree(call, Phase::kCombine);
+}
+
+void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_probs) const {
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
+  const auto per_row = static_cast<std::size_t>(context_.layout.weights_per_row());
+  for (std::size_t idx = 0; idx < state.dst_row.size(); ++idx) {
+    const std::int32_t row = state.dst_row[idx];
+    if (row < 0) {
+      grad_probs[idx] = 0.0F;
+      continue;
+    }
+    const auto* gradients = reinterpret_cast<const float*>(
+        context_.section(context_.rank_of_entry(state, idx), BufferSection::kGradWeights));
+    const std::size_t column = context_.layout.token_major() ? idx % top_k : 0;
+    grad_probs[idx] = gradients[static_cast<std::size_t>(row) * per_row + column];
+  }
+}
+
+Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
+  Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
+  std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
+  std::shared_ptr<RowBuffer> buffer = buffers_.find_free();
+  if (!complaint) {
+    complaint = checks().combine_backward(*state, request, buffer != nullptr ? buffer->outputs : nullptr);
+  }
+  if (!complaint && buffer == nullptr) {
+    complaint =
+        checks().complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased("combine_backward"));
+  }
+  const Call call = call_of(CallKind::kCombineBackward, state.get(), buffer.get());
+  (void)agree(call, Phase::kCombine, complaint);
+  buffer->holder = state.get();
+  const MoveJob job{.handle = state.get(),
+                    .rows = static_cast<const std::byte*>(request.grad_out.data),
+                    .row_stride = request.grad_out.stride_bytes(),
+                    .scales = {},
+                    .row_bytes = context_.layout.params().combine_row_bytes,
+                    .scale_bytes = 0,
+                    .target = BufferSection::kCombineRows};
+  mover_->send_rows(job);
+  finish_move(job, group_->arrive(call));
+  if (context_.config.apply_weights) {
+    mover_->apply_row_weights({.handle = state.get(),
+                               .saved_rows = static_cast<const std::byte*>(request.saved_rows.data),
+                               .saved_stride = request.saved_rows.stride_bytes(),
+                               .grad_rows = buffer->outputs,
+                               .grad_weights = request.grad_weights});
+  }
+  return CallAccess::received(std::move(state), std::move(buffer), RowBuffer::Holds::kGradients);
+}
+
+// ---- Questions ------------------------------------------------------------------------------------------------------
+
+Health HostEngine::poll() const noexcept { return health_of(group_->health()); }
+
+std::vector<int> HostEngine::suspects() const { return suspects_of(*group_); }
+
+WireBytes HostEngine::wire_bytes(const Handle& handle) const {
+  return wire_bytes_of(context_.layout, handle.wait_stats());
+}
+
+std::string HostEngine::describe_tuning(std::int64_t num_tokens) const {
+  return fmt::format("dispatcher '{}' on the host: {} worker(s); calls of {} tokens are not tuned",
+                     identity().info->name(), context_.pool.num_workers(), num_tokens);
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,101 @@
+// Every dispatcher on the host: checking inputs, agreeing on every call before the first byte moves, and the steps of
+// each call. How rows travel in a step is the mover's.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dispatch/call/call_checks.hpp"
+#include "dispatch/call/dispatcher_impl.hpp"
+#include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/preparation.hpp"
+#include "dispatch/host/engine/row_mover.hpp"
+#include "group/group_impl.hpp"
+
+namespace epistle::host {
+
+/// Makes the mover of a dispatcher; the context outlives it.
+using MakeMover = std::unique_ptr<RowMover> (*)(HostContext& context);
+
+class HostEngine final : public DispatcherImpl {
+ public:
+  /// Collective. `config` must be agreed upon.
+  HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity identity, const ResolvedConfig& config,
+             Transport transport, int num_workers, MakeMover make_mover);
+
+  [[nodiscard]] Handle prepare(const PrepareRequest& request, Stream stream) override;
+  [[nodiscard]] Received dispatch(const DispatchRequest& request, Stream stream) override;
+  [[nodiscard]] Pending dispatch_send(const DispatchRequest& request, Stream stream) override;
+  [[nodiscard]] Received dispatch_receive(Pending pending, Stream stream) override;
+  void combine(const CombineRequest& request, Stream stream) override;
+  [[nodiscard]] Pending combine_send(const CombineRequest& request, Stream stream) override;
+  void combine_receive(Pending pending, Stream stream) override;
+  void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) override;
+  [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream) override;
+
+  void wait() override { context_.group->check_usable(); }
+  [[nodiscard]] Health poll() const noexcept override;
+  [[nodiscard]] std::vector<int> suspects() const override;
+  void abort() noexcept override { context_.group->abort(); }
+
+  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
+  [[nodiscard]] std::int64_t shared_bytes() const noexcept override { return context_.memory.committed_bytes(); }
+  [[nodiscard]] std::int64_t resident_bytes() const override { return context_.memory.resident_bytes(); }
+  [[nodiscard]] int device_ordinal() const noexcept override { return -1; }
+  [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const override;
+
+ private:
+  /// A send half whose receive half is still to come.
+  struct OpenCall {
+    CallKind kind = CallKind::kNone;
+    std::uint64_t number = 0;
+    Ticket ticket = 0;  ///< of what was announced to be on its way
+    std::shared_ptr<HostHandle> handle;
+    std::shared_ptr<RowBuffer> buffer;
+    MoveJob move;     ///< of dispatch
+    SumRequest sums;  ///< of combine
+  };
+
+  [[nodiscard]] CallChecks checks() const noexcept {
+    return {context_.rank, context_.config, context_.layout.params(), *identity().info};
+  }
+  [[nodiscard]] Call call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept;
+  [[nodiscard]] std::string_view open_call_name() const noexcept;
+  /// The handle of a call where it is one of this dispatcher, otherwise a complaint.
+  [[nodiscard]] std::shared_ptr<HostHandle> own_handle(const std::shared_ptr<HandleState>& state, Phase phase,
+                                                       Complaint& complaint) const;
+  /// Agrees on a call, and learns which buffer each rank uses in it.
+  std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint);
+  /// Where the rows of combine, or of a gradient, are for the other ranks to read.
+  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const HostHandle& state, const ConstRows& rows,
+                                                          std::string_view call, Complaint& complaint) const;
+  void close(Pending& pending, CallKind kind);
+
+  OpenCall send_dispatch(const DispatchRequest& request, Stream stream);
+  [[nodiscard]] Received receive_dispatch(OpenCall call);
+  OpenCall send_combine(const CombineRequest& request, Stream stream);
+  void receive_combine(const OpenCall& call);
+  void finish_move(const MoveJob& job, Ticket ticket);
+  void wait_for_rows_back(const HostHandle& state, Ticket ticket);
+  void stage_rows(const HostHandle& state, const ConstRows& rows);
+  void zero_padding(const HostHandle& state, BufferSection target, std::int64_t row_bytes) const;
+  void gather_weight_gradients(const HostHandle& state, float* grad_probs) const;
+
+  std::shared_ptr<GroupImpl> group_;
+  HostContext context_;
+  std::uint64_t number_;         ///< of this dispatcher in its group, equal on all ranks
+  std::uint64_t dispatcher_id_;  ///< in this process
+  std::unique_ptr<RowMover> mover_;
+  Preparation preparation_;
+  RowBufferPool buffers_;
+  HandlePool<HostHandle> handles_;
+  std::vector<RowDemand> wanted_;  ///< [num_ranks] by the call under way
+  std::uint64_t num_prepared_ = 0;
+  std::uint64_t num_sent_ = 0;  ///< send halves
+  OpenCall open_;
+};
+
+}  // namespace epistle::host

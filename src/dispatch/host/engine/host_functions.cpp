@@ -1,0 +1,40 @@
+#include "dispatch/host/engine/host_functions.hpp"
+
+#include <fmt/format.h>
+
+#include "dispatch/host/engine/host_engine.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
+
+namespace epistle::host {
+
+Capabilities host_capabilities() {
+  return {.layouts = {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks},
+          .inputs = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw},
+          .scales = {ScaleFormat::kFp32, ScaleFormat::kBytes},
+          .outputs = {DType::kBf16, DType::kFp16, DType::kFp32},
+          .orders = {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2},
+          .exact_sizing = true,
+          .capacity_sizing = true,
+          .backward = true,
+          .device_token_count = true,
+          .agrees_on_host = true,
+          .needs = {}};
+}
+
+void check_host_options(const ResolvedConfig& /*config*/, const DeviceOptions& options, const Group& /*group*/) {
+  constexpr std::int32_t kMaxWorkers = 1024;
+  const std::int32_t num_workers = std::get<HostOptions>(options).num_workers;
+  if (num_workers < 1 || num_workers > kMaxWorkers) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("num_workers is {}; it must be between 1 and {}", num_workers, kMaxWorkers));
+  }
+  configure_simd();
+}
+
+std::unique_ptr<DispatcherImpl> create_host_engine(const Creation& creation, Transport transport,
+                                                   std::unique_ptr<RowMover> (*make_mover)(HostContext&)) {
+  return std::make_unique<HostEngine>(creation.group, creation.identity, creation.config, transport,
+                                      std::get<HostOptions>(creation.options).num_workers, make_mover);
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,65 @@
+// What a handle knows on the host: one prepared routing, from the sender's and from the receiver's side.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "dispatch/call/handle_state.hpp"
+#include "layout/dispatch_layout.hpp"
+#include "layout/layout_tables.hpp"
+
+namespace epistle::host {
+
+/// One row that a token sends: to a rank that holds at least one of its experts.
+struct SendEntry {
+  std::int32_t dst_rank = 0;
+  std::int32_t row = 0;        ///< output row there; in expert layouts the first of the token's rows (in top-k order)
+  float weight_sum = 0.0F;     ///< of the token's experts there, in top-k order
+  std::int32_t sum_order = 0;  ///< combine adds a token's ranks in ascending order of this
+};
+
+class HostHandle final : public HandleState {
+ public:
+  // prepare leaves nothing open.
+  [[nodiscard]] bool counts_are_known() override { return true; }
+  void wait_for_counts() override {}
+
+  /// Counts prepares; equal on all ranks.
+  std::uint64_t handle_id = 0;
+  LayoutTables tables;
+  RowDemand demand;
+
+  // Sender's side.
+  std::vector<std::int32_t> expert_ids;  ///< [num_tokens, top_k]
+  std::vector<float> weights;            ///< [num_tokens, top_k]
+  std::vector<std::int32_t> dst_row;     ///< [num_tokens, top_k] output row at the expert's rank; -1 = none or dropped
+  std::vector<std::int32_t> send_of;     ///< [num_tokens, top_k] entry of `sends`, where dst_row is one
+  std::vector<SendEntry> sends;          ///< by token; per token in the order of the ranks' first appearance
+  std::vector<std::int32_t> send_begin;  ///< [num_tokens + 1] into `sends`
+
+  // Both sides: (token, rank) pairs that fit.
+  std::vector<std::int32_t> pairs;  ///< [num_ranks (source), num_ranks (destination)]
+  std::size_t num_ranks = 1;
+
+  // Receiver's side.
+  std::vector<RowRecord> records;  ///< [num_rows]; expert layouts
+  std::vector<std::int32_t> src_rank;
+  std::vector<std::int32_t> src_token;
+  std::vector<std::int32_t> local_experts;  ///< [num_rows, top_k]; token_major
+  std::vector<std::int32_t> row_expert;     ///< [num_rows]; expert layouts
+  std::vector<float> row_weights;           ///< [num_rows, top_k] or [num_rows]
+  std::vector<std::int32_t> expert_counts;
+  std::vector<std::int32_t> expert_begin;
+  std::vector<std::int32_t> expert_dropped;
+  /// First rows of the received pairs by (src_rank, src_token); expert layouts, only where a mover asks for it.
+  std::vector<std::int32_t> pair_rows;
+  /// The how manieth pair for its rank each entry of `sends` is; likewise.
+  std::vector<std::int32_t> pair_of_send;
+
+  [[nodiscard]] std::int32_t num_pairs(int source, int destination) const noexcept {
+    return pairs[static_cast<std::size_t>(source) * num_ranks + static_cast<std::size_t>(destination)];
+  }
+};
+
+}  // namespace epistle::host

@@ -1,0 +1,430 @@
+// From a routing table to a place for every row, on the sender's and the receiver's side.
+#include "dispatch/host/engine/preparation.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "topology/memory.hpp"
+
+namespace epistle::host {
+
+Preparation::Preparation(HostContext& context, RowMover& mover)
+    : context_(&context), mover_(&mover), layout_(context.layout), config_(context.config) {
+  const auto ranks = static_cast<std::size_t>(context.num_ranks);
+  const auto experts = static_cast<std::size_t>(config_.num_experts);
+  wanted_.resize(ranks);
+  count_views_.resize(ranks);
+  last_token_of_expert_.resize(experts);
+  last_token_to_rank_.resize(ranks);
+  num_placed_.resize(layout_.token_major() ? ranks : experts);
+  send_of_rank_.resize(ranks);
+  next_row_.resize(ranks);
+  rank_of_position_.resize(static_cast<std::size_t>(config_.top_k));
+}
+
+void Preparation::finish(HostHandle& state, const Call& call) {
+  GroupImpl& group = *context_->group;
+  // Whatever this rank needs memory of its own for is had before anything is written to a peer.
+  const Complaint complaint = attempt([&] { plan(state); });
+  if (complaint) (void)group.agree(call, Phase::kLayout, complaint);
+  // Peers write into this rank's records and rows, so these must be committed before anyone goes on.
+  context_->memory.grow(wanted_, call, Phase::kLayout);
+
+  place_rows(state);
+  if (layout_.token_major()) {
+    write_token_records(state);
+  } else {
+    write_row_records(state);
+  }
+  (void)group.agree(call, Phase::kLayout);
+  finish_counts(state);
+  describe(state);
+  if (layout_.token_major()) {
+    read_token_records(state);
+  } else {
+    read_row_records(state);
+  }
+  mover_->plan(state);
+}
+
+/// From the counts of all ranks: the tables, what every rank's buffers must hold, and room in the handle.
+void Preparation::plan(HostHandle& state) {
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    const auto* entries = reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
+                                                                layout_.counts_offset(state.handle_id));
+    count_views_[static_cast<std::size_t>(peer)] = counts_view(layout_.params(), entries);
+  }
+  state.tables.compute(layout_, count_views_);
+  check_capacity(state);
+  const bool is_static = config_.sizing == SizingMode::kCapacity;
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    wanted_[static_cast<std::size_t>(peer)] = is_static ? layout_.initial_demand() : demand_of(state, peer);
+  }
+  state.demand = is_static ? demand_of(state, rank()) : wanted_[static_cast<std::size_t>(rank())];
+  reserve_handle(state);
+  mover_->reserve(state);
+}
+
+CountsView<std::int32_t> Preparation::own_counts(const HostHandle& state) const noexcept {
+  std::byte* entries = section(rank(), BufferSection::kControl) + layout_.counts_offset(state.handle_id);
+  return counts_view(layout_.params(), reinterpret_cast<std::int32_t*>(entries));
+}
+
+// ---- The sender's table ---------------------------------------------------------------------------------------------
+
+Complaint Preparation::read(const PrepareRequest& request, HostHandle& state) {
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  const auto num_tokens = static_cast<std::size_t>(request.expert_ids.num_tokens);
+  const std::size_t num_entries = num_tokens * top_k;
+  if (num_entries > state.expert_ids.capacity()) {
+    require_memory(static_cast<std::int64_t>(num_entries * (sizeof(std::int32_t) + sizeof(float))),
+                   "the routing of this rank's tokens");
+  }
+  state.num_tokens = request.expert_ids.num_tokens;
+  state.stats = RoutingStats{.num_tokens = state.num_tokens};
+  if (request.num_tokens != nullptr) {
+    state.stats.num_tokens = std::clamp<std::int64_t>(*request.num_tokens, 0, state.num_tokens);
+  }
+  state.expert_ids.resize(num_entries);
+  state.weights.resize(num_entries);
+  if (request.weights.data == nullptr) {
+    std::fill(state.weights.begin(), state.weights.end(), 1.0F);
+  } else {
+    const auto stride = static_cast<std::size_t>(request.weights.stride != 0 ? request.weights.stride : config_.top_k);
+    for (std::size_t token = 0; token < num_tokens; ++token) {
+      std::copy_n(request.weights.data + token * stride, top_k, &state.weights[token * top_k]);
+    }
+  }
+  return request.expert_ids.type == IdType::kInt32 ? read_tokens<std::int32_t>(request.expert_ids, state)
+                                                   : read_tokens<std::int64_t>(request.expert_ids, state);
+}
+
+template <typename Id>
+Complaint Preparation::read_tokens(const IdsView& ids, HostHandle& state) {
+  const auto reject = [this](const std::string& message) {
+    return Error(ErrorCode::kInvalidArgument, message, {.rank = rank(), .phase = Phase::kLayout});
+  };
+  CountsView<std::int32_t> own = own_counts(state);
+  own.num_tokens[0] = static_cast<std::int32_t>(state.num_tokens);
+  std::fill(own.tokens_to_rank.begin(), own.tokens_to_rank.end(), 0);
+  std::fill(own.rows_to_expert.begin(), own.rows_to_expert.end(), 0);
+  std::fill(last_token_of_expert_.begin(), last_token_of_expert_.end(), -1);
+  std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
+  const std::int64_t stride = ids.stride != 0 ? ids.stride : config_.top_k;
+  std::size_t entry = 0;
+  for (std::int64_t token = 0; token < state.stats.num_tokens; ++token) {
+    const Id* row = static_cast<const Id*>(ids.data) + token * stride;
+    for (std::int32_t position = 0; position < config_.top_k; ++position, ++entry) {
+      const Id id = row[position];
+      if (id < kNoExpert || id >= config_.num_experts) {
+        return reject(fmt::format("expert id {} at token {}, position {}; ids go from 0 to {}, and -1 means no expert",
+                                  id, token, position, config_.num_experts - 1));
+      }
+      const auto expert = static_cast<std::int32_t>(id);
+      state.expert_ids[entry] = expert;
+      if (expert == kNoExpert) continue;
+      const auto idx = static_cast<std::size_t>(expert);
+      if (last_token_of_expert_[idx] == token) {
+        return reject(
+            fmt::format("expert id {} stands twice in the top-k of token {} (again at position {}); an expert may "
+                        "be chosen once per token",
+                        expert, token, position));
+      }
+      last_token_of_expert_[idx] = token;
+      ++own.rows_to_expert[idx];
+      const auto dst = static_cast<std::size_t>(context_->rank_of_expert[idx]);
+      if (last_token_to_rank_[dst] == token) continue;
+      last_token_to_rank_[dst] = token;
+      ++own.tokens_to_rank[dst];
+    }
+  }
+  // Tokens beyond the number go nowhere.
+  std::fill(state.expert_ids.begin() + static_cast<std::ptrdiff_t>(entry), state.expert_ids.end(), kNoExpert);
+  return std::nullopt;
+}
+
+// ---- Places ---------------------------------------------------------------------------------------------------------
+
+void Preparation::check_capacity(const HostHandle& state) const {
+  if (config_.overflow == OverflowPolicy::kDrop) return;
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    const std::int64_t overflow = state.tables.overflow_rows(peer);
+    if (overflow == 0) continue;
+    throw Error(
+        ErrorCode::kCapacityExceeded,
+        fmt::format(
+            "rank {} would receive {} rows more than its {} {}; nothing was sent. Raise the capacity, use exact "
+            "sizing, or set the overflow policy to drop",
+            peer, overflow, layout_.row_limit(),
+            config_.layout == OutputLayout::kExpertBlocks ? "rows of expert blocks" : "rows of capacity"),
+        {.rank = rank(), .peer_rank = peer, .phase = Phase::kLayout});
+  }
+}
+
+RowDemand Preparation::demand_of(const HostHandle& state, int rank) const {
+  const ConstCountsView& own = count_views_[static_cast<std::size_t>(rank)];
+  RowDemand demand{.tokens = own.num_tokens[0], .output_rows = state.tables.output_rows(rank)};
+  // Pairs that may still be dropped are counted too: an upper bound that needs no second exchange.
+  for (const std::int32_t tokens : own.tokens_to_rank) demand.send_pairs += tokens;
+  for (const ConstCountsView& peer : count_views_) {
+    demand.receive_pairs += peer.tokens_to_rank[static_cast<std::size_t>(rank)];
+  }
+  demand.send_rows = demand.send_pairs;
+  demand.receive_rows = demand.receive_pairs;
+  if (!layout_.sends_per_expert()) return demand;
+  demand.send_rows = 0;
+  for (int expert = 0; expert < config_.num_experts; ++expert) {
+    demand.send_rows += state.tables.num_kept(rank, expert);
+  }
+  demand.receive_rows = state.tables.content_rows(rank);
+  return demand;
+}
+
+void Preparation::reserve_handle(HostHandle& state) {
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  const auto num_tokens = static_cast<std::size_t>(state.num_tokens);
+  const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
+  const auto num_local = static_cast<std::size_t>(layout_.partition().num_local_experts(rank()));
+  if (num_tokens * top_k > state.dst_row.capacity() || num_rows > state.src_rank.capacity()) {
+    const std::size_t entry_bytes = sizeof(std::int32_t) + sizeof(SendEntry);
+    const std::size_t row_bytes = static_cast<std::size_t>(layout_.record_bytes()) + 2 * sizeof(std::int32_t) +
+                                  static_cast<std::size_t>(layout_.weights_per_row()) * sizeof(float);
+    require_memory(static_cast<std::int64_t>(num_tokens * top_k * entry_bytes + num_rows * row_bytes),
+                   "a handle's descriptions of rows");
+  }
+  state.dst_row.reserve(num_tokens * top_k);
+  if (!layout_.token_major()) state.send_of.reserve(num_tokens * top_k);
+  state.sends.reserve(static_cast<std::size_t>(state.demand.send_pairs));
+  state.send_begin.reserve(num_tokens + 1);
+  state.pairs.reserve(state.num_ranks * state.num_ranks);
+  state.expert_counts.reserve(num_local);
+  state.expert_dropped.reserve(num_local);
+  state.src_rank.reserve(num_rows);
+  state.src_token.reserve(num_rows);
+  state.row_weights.reserve(num_rows * static_cast<std::size_t>(layout_.weights_per_row()));
+  if (layout_.token_major()) {
+    state.local_experts.reserve(num_rows * top_k);
+  } else {
+    state.records.reserve(num_rows);
+    state.row_expert.reserve(num_rows);
+    state.expert_begin.reserve(num_local + 1);
+  }
+}
+
+void Preparation::place_rows(HostHandle& state) {
+  const bool token_major = layout_.token_major();
+  const bool by_last_place = config_.order == SumOrder::kDeepEpV2;
+  CountsView<std::int32_t> own = own_counts(state);
+  std::fill(own.pairs_to_rank.begin(), own.pairs_to_rank.end(), 0);
+  std::fill(own.dropped_of_expert.begin(), own.dropped_of_expert.end(), 0);
+  std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
+  std::fill(num_placed_.begin(), num_placed_.end(), 0);
+  const auto num_tokens = static_cast<std::size_t>(state.num_tokens);
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  state.dst_row.resize(num_tokens * top_k);
+  if (!token_major) state.send_of.resize(num_tokens * top_k);
+  state.sends.clear();
+  state.send_begin.resize(num_tokens + 1);
+
+  std::size_t entry = 0;
+  for (std::size_t token = 0; token < num_tokens; ++token) {
+    state.send_begin[token] = static_cast<std::int32_t>(state.sends.size());
+    for (std::size_t position = 0; position < top_k; ++position, ++entry) {
+      state.dst_row[entry] = -1;
+      const std::int32_t expert = state.expert_ids[entry];
+      if (expert == kNoExpert) continue;
+      const std::int32_t dst_rank = context_->rank_of_expert[static_cast<std::size_t>(expert)];
+      const auto dst = static_cast<std::size_t>(dst_rank);
+      const bool pair_seen = last_token_to_rank_[dst] == static_cast<std::int64_t>(token);
+      std::int32_t send = pair_seen ? send_of_rank_[dst] : -1;
+      std::int32_t row = -1;
+      if (token_major && pair_seen) {
+        row = send < 0 ? -1 : state.sends[static_cast<std::size_t>(send)].row;
+      } else {
+        const std::int32_t column = token_major ? dst_rank : expert;
+        const std::int32_t idx = num_placed_[static_cast<std::size_t>(column)]++;
+        if (idx < state.tables.num_kept(rank(), column)) row = state.tables.row_begin(rank(), column) + idx;
+      }
+      if (row >= 0 && send < 0) {
+        send = static_cast<std::int32_t>(state.sends.size());
+        state.sends.push_back({.dst_rank = dst_rank, .row = row, .weight_sum = 0.0F, .sum_order = dst_rank});
+        ++own.pairs_to_rank[dst];
+      }
+      last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
+      send_of_rank_[dst] = send;
+      if (row < 0) {
+        ++own.dropped_of_expert[static_cast<std::size_t>(expert)];
+        ++state.stats.dropped_by_this_rank;
+        continue;
+      }
+      state.dst_row[entry] = row;
+      SendEntry& sent = state.sends[static_cast<std::size_t>(send)];
+      sent.weight_sum += state.weights[entry];
+      if (by_last_place) sent.sum_order = static_cast<std::int32_t>(position);
+      if (!token_major) state.send_of[entry] = send;
+      if (dst_rank != rank()) ++state.stats.sent_remote_assignments;
+    }
+  }
+  state.send_begin[num_tokens] = static_cast<std::int32_t>(state.sends.size());
+}
+
+// ---- Records: what a receiver must know of its rows -----------------------------------------------------------------
+
+void Preparation::write_token_records(const HostHandle& state) {
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  const std::int64_t record_bytes = layout_.record_bytes();
+  for (std::size_t token = 0; token + 1 < state.send_begin.size(); ++token) {
+    const std::int32_t* ids = &state.expert_ids[token * top_k];
+    const float* weights = &state.weights[token * top_k];
+    for (std::size_t position = 0; position < top_k; ++position) {
+      rank_of_position_[position] =
+          ids[position] == kNoExpert ? -1 : context_->rank_of_expert[static_cast<std::size_t>(ids[position])];
+    }
+    for (auto idx = static_cast<std::size_t>(state.send_begin[token]);
+         idx < static_cast<std::size_t>(state.send_begin[token + 1]); ++idx) {
+      const SendEntry& send = state.sends[idx];
+      std::byte* record = section(send.dst_rank, BufferSection::kRecords) + send.row * record_bytes;
+      const TokenRecordHeader header{.src_rank = rank(), .src_token = static_cast<std::int32_t>(token)};
+      std::memcpy(record, &header, sizeof(header));
+      auto* record_ids = reinterpret_cast<std::int32_t*>(record + sizeof(header));
+      auto* record_weights = reinterpret_cast<float*>(record_ids + top_k);
+      const std::int32_t first_expert = layout_.partition().first_expert(send.dst_rank);
+      for (std::size_t position = 0; position < top_k; ++position) {
+        const bool is_there = rank_of_position_[position] == send.dst_rank;
+        record_ids[position] = is_there ? ids[position] - first_expert : kNoExpert;
+        record_weights[position] = is_there ? weights[position] : 0.0F;
+      }
+    }
+  }
+}
+
+void Preparation::write_row_records(const HostHandle& state) {
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
+  for (std::size_t token = 0; token + 1 < state.send_begin.size(); ++token) {
+    // Backwards, so that each row knows the token's next row on the same rank.
+    for (std::size_t position = top_k; position-- > 0;) {
+      const std::size_t entry = token * top_k + position;
+      const std::int32_t row = state.dst_row[entry];
+      if (row < 0) continue;
+      const std::int32_t dst_rank = context_->rank_of_expert[static_cast<std::size_t>(state.expert_ids[entry])];
+      const auto dst = static_cast<std::size_t>(dst_rank);
+      const bool has_next = last_token_to_rank_[dst] == static_cast<std::int64_t>(token);
+      auto send = static_cast<std::size_t>(state.send_begin[token]);
+      while (state.sends[send].dst_rank != dst_rank) ++send;
+      auto* records = reinterpret_cast<RowRecord*>(section(dst_rank, BufferSection::kRecords));
+      records[row] = RowRecord{.src_rank = rank(),
+                               .src_token = static_cast<std::int32_t>(token),
+                               .topk_idx = static_cast<std::int32_t>(position),
+                               .primary_row = state.sends[send].row,
+                               .next_row = has_next ? next_row_[dst] : -1,
+                               .weight = state.weights[entry]};
+      last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
+      next_row_[dst] = row;
+    }
+  }
+}
+
+void Preparation::finish_counts(HostHandle& state) {
+  const auto ranks = static_cast<std::size_t>(num_ranks());
+  const ExpertPartition partition = layout_.partition();
+  const std::int32_t first_expert = partition.first_expert(rank());
+  const auto num_local = static_cast<std::size_t>(partition.num_local_experts(rank()));
+  state.pairs.resize(ranks * ranks);
+  state.expert_counts.assign(num_local, 0);
+  state.expert_dropped.assign(num_local, 0);
+  RoutingStats& stats = state.stats;
+  for (std::size_t peer = 0; peer < ranks; ++peer) {
+    const ConstCountsView& counts = count_views_[peer];
+    std::copy(counts.pairs_to_rank.begin(), counts.pairs_to_rank.end(),
+              state.pairs.begin() + static_cast<std::ptrdiff_t>(peer * ranks));
+    for (std::size_t local = 0; local < num_local; ++local) {
+      const std::size_t expert = static_cast<std::size_t>(first_expert) + local;
+      state.expert_dropped[local] += counts.dropped_of_expert[expert];
+      state.expert_counts[local] += counts.rows_to_expert[expert] - counts.dropped_of_expert[expert];
+    }
+    for (const std::int32_t dropped : counts.dropped_of_expert) stats.dropped_in_group += dropped;
+  }
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    const std::int32_t sent = state.num_pairs(rank(), peer);
+    const std::int32_t received = state.num_pairs(peer, rank());
+    stats.sent_rows += sent;
+    stats.received_rows += received;
+    if (peer == rank()) continue;
+    stats.sent_remote_rows += sent;
+    stats.received_remote_rows += received;
+  }
+  stats.output_rows = state.tables.content_rows(rank());
+  stats.padding_rows = state.tables.output_rows(rank()) - stats.output_rows;
+  for (const std::int32_t dropped : state.expert_dropped) stats.dropped_here += dropped;
+}
+
+/// What does not have to be read from the records.
+void Preparation::describe(HostHandle& state) {
+  const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
+  state.src_rank.assign(num_rows, -1);
+  state.src_token.assign(num_rows, -1);
+  state.row_weights.assign(num_rows * static_cast<std::size_t>(layout_.weights_per_row()), 0.0F);
+  state.description = RowDescription{.num_rows = static_cast<std::int64_t>(num_rows),
+                                     .src_rank = state.src_rank.data(),
+                                     .src_token = state.src_token.data(),
+                                     .weights = state.row_weights.data(),
+                                     .num_local_experts = static_cast<std::int32_t>(state.expert_counts.size()),
+                                     .first_expert = layout_.partition().first_expert(rank()),
+                                     .expert_counts = state.expert_counts.data(),
+                                     .expert_dropped = state.expert_dropped.data()};
+}
+
+void Preparation::read_token_records(HostHandle& state) const {
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  state.local_experts.assign(static_cast<std::size_t>(state.description.num_rows) * top_k, kNoExpert);
+  state.description.local_experts = state.local_experts.data();
+  const std::byte* record = section(rank(), BufferSection::kRecords);
+  for (std::size_t row = 0; row < static_cast<std::size_t>(state.stats.output_rows); ++row) {
+    TokenRecordHeader header;
+    std::memcpy(&header, record, sizeof(header));
+    state.src_rank[row] = header.src_rank;
+    state.src_token[row] = header.src_token;
+    const std::byte* ids = record + sizeof(header);
+    std::memcpy(&state.local_experts[row * top_k], ids, top_k * sizeof(std::int32_t));
+    std::memcpy(&state.row_weights[row * top_k], ids + top_k * sizeof(std::int32_t), top_k * sizeof(float));
+    record += layout_.record_bytes();
+  }
+}
+
+void Preparation::read_row_records(HostHandle& state) const {
+  const std::size_t num_local = state.expert_counts.size();
+  state.records.assign(static_cast<std::size_t>(state.description.num_rows), RowRecord{});
+  state.expert_begin.resize(num_local + 1);
+  // Groups beyond the capacity are empty; the table's begins are those of an unlimited output.
+  for (std::size_t local = 0; local < num_local; ++local) {
+    const auto expert = state.description.first_expert + static_cast<std::int32_t>(local);
+    state.expert_begin[local] =
+        static_cast<std::int32_t>(std::min(state.tables.group_begin(expert), state.description.num_rows));
+  }
+  const std::int64_t last_end =
+      num_local == 0 ? 0 : state.expert_begin[num_local - 1] + layout_.group_rows(state.expert_counts[num_local - 1]);
+  state.expert_begin[num_local] = static_cast<std::int32_t>(std::min(last_end, state.description.num_rows));
+  state.description.expert_begin = state.expert_begin.data();
+  state.row_expert.assign(static_cast<std::size_t>(state.description.num_rows), kNoExpert);
+  state.description.row_expert = state.row_expert.data();
+
+  const auto* records = reinterpret_cast<const RowRecord*>(section(rank(), BufferSection::kRecords));
+  for (std::size_t local = 0; local < num_local; ++local) {
+    // Only rows that carry a token were written; the records of padding are left over from other calls.
+    const auto begin = static_cast<std::size_t>(state.expert_begin[local]);
+    const std::size_t end = begin + static_cast<std::size_t>(state.expert_counts[local]);
+    for (std::size_t row = begin; row < end; ++row) {
+      state.records[row] = records[row];
+      state.src_rank[row] = records[row].src_rank;
+      state.src_token[row] = records[row].src_token;
+      state.row_expert[row] = static_cast<std::int32_t>(local);
+      state.row_weights[row] = records[row].weight;
+    }
+  }
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,64 @@
+// prepare on the host: counts are exchanged, every row gets its place, and every receiver a record of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "epistle/dispatcher.hpp"
+
+#include "core/complaint.hpp"
+#include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/row_mover.hpp"
+#include "layout/layout_tables.hpp"
+
+namespace epistle::host {
+
+class Preparation {
+ public:
+  Preparation(HostContext& context, RowMover& mover);
+
+  /// Copies the routing into the handle and counts; the request was checked but for its ids.
+  [[nodiscard]] Complaint read(const PrepareRequest& request, HostHandle& state);
+  /// Collective, behind `call`, on which all ranks have agreed when all had counted.
+  void finish(HostHandle& state, const Call& call);
+
+ private:
+  [[nodiscard]] int rank() const noexcept { return context_->rank; }
+  [[nodiscard]] int num_ranks() const noexcept { return context_->num_ranks; }
+  [[nodiscard]] std::byte* section(int rank, BufferSection wanted) const noexcept {
+    return context_->memory.section(rank, wanted);
+  }
+
+  template <typename Id>
+  [[nodiscard]] Complaint read_tokens(const IdsView& ids, HostHandle& state);
+  void plan(HostHandle& state);
+  [[nodiscard]] CountsView<std::int32_t> own_counts(const HostHandle& state) const noexcept;
+  void check_capacity(const HostHandle& state) const;
+  [[nodiscard]] RowDemand demand_of(const HostHandle& state, int rank) const;
+  void reserve_handle(HostHandle& state);
+  void place_rows(HostHandle& state);
+  void write_token_records(const HostHandle& state);
+  void write_row_records(const HostHandle& state);
+  void finish_counts(HostHandle& state);
+  void describe(HostHandle& state);
+  void read_token_records(HostHandle& state) const;
+  void read_row_records(HostHandle& state) const;
+
+  HostContext* context_;
+  RowMover* mover_;
+  const DispatchLayout& layout_;
+  const ResolvedConfig& config_;
+  std::vector<RowDemand> wanted_;  ///< [num_ranks] by the call under way
+  // Scratch, sized once.
+  std::vector<ConstCountsView> count_views_;
+  std::vector<std::int64_t> last_token_of_expert_;
+  std::vector<std::int64_t> last_token_to_rank_;
+  std::vector<std::int32_t> num_placed_;        ///< [columns] rows placed so far
+  std::vector<std::int32_t> send_of_rank_;      ///< [num_ranks] entry of `sends`, -1 = dropped; valid for
+                                                ///< last_token_to_rank_
+  std::vector<std::int32_t> next_row_;          ///< [num_ranks] likewise
+  std::vector<std::int32_t> rank_of_position_;  ///< [top_k] of one token; -1 = none
+};
+
+}  // namespace epistle::host

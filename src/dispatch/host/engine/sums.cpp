@@ -1,0 +1,69 @@
+#include "dispatch/host/engine/sums.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace epistle::host {
+
+TermList& TermList::of_thread() {
+  thread_local TermList list;
+  return list;
+}
+
+void TermList::insert(std::int32_t key, const SumTerm& term) {
+  append(key, term);
+  for (std::size_t position = keys_.size() - 1; position > 0 && keys_[position - 1] > key; --position) {
+    std::swap(keys_[position - 1], keys_[position]);
+    std::swap(terms_[position - 1], terms_[position]);
+  }
+}
+
+void TermList::group_by_key() {
+  for (std::size_t idx = 0; idx < keys_.size(); ++idx) {
+    const bool last_of_key = idx + 1 == keys_.size() || keys_[idx + 1] != keys_[idx];
+    if (last_of_key) group_ends_.push_back(static_cast<std::int32_t>(idx + 1));
+  }
+}
+
+SumJob sum_job(const HostContext& context, const SumRequest& request, const TermList& terms,
+               std::int64_t token) noexcept {
+  const std::int64_t row_bytes = context.layout.params().combine_row_bytes;
+  return {.terms = terms.terms(),
+          .group_ends = terms.group_ends(),
+          .weighted = request.weighted,
+          .dtype = context.config.combine_dtype,
+          .out = request.out + token * request.out_stride,
+          .num_bytes = static_cast<std::size_t>(row_bytes),
+          .mode = context.store_mode(request.handle->num_tokens * row_bytes)};
+}
+
+void apply_row_weights(HostContext& context, const RowWeightJob& job) {
+  const HostHandle& handle = *job.handle;
+  const std::int64_t row_bytes = context.layout.params().combine_row_bytes;
+  const auto num_bytes = static_cast<std::size_t>(row_bytes);
+  const auto per_row = static_cast<std::size_t>(context.layout.weights_per_row());
+  const DType dtype = context.config.combine_dtype;
+  const bool token_major = context.layout.token_major();
+  context.pool.parallel_for(handle.description.num_rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const std::size_t first = static_cast<std::size_t>(row) * per_row;
+      const bool is_padding = handle.src_rank[static_cast<std::size_t>(row)] < 0;
+      std::byte* grad_row = job.grad_rows + row * row_bytes;
+      if (job.saved_rows != nullptr) {
+        std::fill_n(job.grad_weights + first, per_row, 0.0F);
+        const float product =
+            is_padding ? 0.0F : dot_rows(dtype, job.saved_rows + row * job.saved_stride, grad_row, num_bytes);
+        for (std::size_t column = 0; column < per_row; ++column) {
+          const bool is_here = !token_major || handle.local_experts[first + column] >= 0;
+          if (is_here) job.grad_weights[first + column] = product;
+        }
+      }
+      if (is_padding) continue;
+      float weight = 0.0F;
+      for (std::size_t column = 0; column < per_row; ++column) weight += handle.row_weights[first + column];
+      scale_row(dtype, grad_row, weight, grad_row, num_bytes);
+    }
+  });
+}
+
+}  // namespace epistle::host

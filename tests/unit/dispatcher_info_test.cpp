@@ -1,0 +1,176 @@
+// What can be asked of dispatchers without a group or a GPU.
+#include "epistle/dispatcher_info.hpp"
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "epistle/error.hpp"
+#include "epistle/group.hpp"
+
+#include "support/round_trip.hpp"
+
+namespace epistle::testing {
+namespace {
+
+DispatcherConfig good_config() { return {.hidden = 64, .num_experts = 8, .top_k = 2, .max_tokens = 16}; }
+
+template <typename Value>
+bool contains(const std::vector<Value>& values, Value value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+TEST(DispatcherInfos, NamesAreUniqueOnADevice) {
+  std::set<std::pair<std::string, Device>> seen;
+  for (const DispatcherInfo* info : dispatchers()) {
+    EXPECT_TRUE(seen.emplace(info->name(), info->device()).second) << info->name();
+    EXPECT_FALSE(info->summary().empty()) << info->name();
+    EXPECT_EQ(&find_dispatcher(info->name(), info->device()), info);
+  }
+  EXPECT_FALSE(seen.empty());
+}
+
+TEST(DispatcherInfos, HostAndCudaAreThereInEveryBuild) {
+  for (const char* name : {"direct", "alltoall"}) {
+    EXPECT_EQ(find_dispatcher(name).device(), Device::kHost);
+    EXPECT_EQ(find_dispatcher(name, Device::kCuda).device(), Device::kCuda);
+  }
+  EXPECT_EQ(find_dispatcher("reference").name(), "reference");
+  EXPECT_TRUE(find_dispatcher("alltoall", Device::kCuda).capabilities().one_rank_per_gpu);
+  EXPECT_TRUE(find_dispatcher("direct", Device::kCuda).capabilities().graph_capture);
+  EXPECT_FALSE(find_dispatcher("alltoall", Device::kCuda).capabilities().graph_capture);
+}
+
+TEST(DispatcherInfos, UnknownNameGivesThoseThereAre) {
+  const Outcome outcome = outcome_of([] { (void)find_dispatcher("telepathy"); });
+  ASSERT_TRUE(outcome.has_value());
+  EXPECT_EQ(outcome->code(), ErrorCode::kNotFound);
+  for (const char* part : {"telepathy", "host", "direct", "alltoall", "reference"}) {
+    EXPECT_NE(std::string(outcome->what()).find(part), std::string::npos) << outcome->what();
+  }
+}
+
+// ---- Capabilities against what is refused ---------------------------------------------------------------------------
+
+class CannotServe : public ::testing::TestWithParam<const DispatcherInfo*> {
+ protected:
+  static const DispatcherInfo& info() { return *GetParam(); }
+
+  /// `served`: what the capabilities say.
+  static void expect_served(const DispatcherConfig& config, bool served, const std::string& what, int num_ranks = 4) {
+    const auto reason = info().cannot_serve(config, num_ranks);
+    EXPECT_EQ(!reason.has_value(), served) << what << ": " << reason.value_or("can be served");
+    const Outcome planned = outcome_of([&] { (void)info().memory(config, num_ranks); });
+    EXPECT_EQ(planned.has_value(), reason.has_value()) << what;
+    if (!reason) return;
+    EXPECT_FALSE(reason->empty());
+    ASSERT_TRUE(planned.has_value());
+    EXPECT_TRUE(planned->code() == ErrorCode::kUnsupported || planned->code() == ErrorCode::kInvalidArgument);
+  }
+};
+
+TEST_P(CannotServe, FollowsTheCapabilities) {
+  const Capabilities& can = info().capabilities();
+  for (const OutputLayout layout :
+       {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks}) {
+    for (const SizingMode sizing : {SizingMode::kExact, SizingMode::kCapacity}) {
+      DispatcherConfig config = good_config();
+      set_layout(config, layout, sizing, 100);
+      const bool sized = sizing == SizingMode::kExact ? can.exact_sizing : can.capacity_sizing;
+      expect_served(config, contains(can.layouts, layout) && sized,
+                    std::string(to_string(layout)) + ", " + std::string(to_string(sizing)));
+    }
+  }
+  DispatcherConfig usual = good_config();
+  if (!can.exact_sizing) usual.sizing = Capacity{.rows_per_rank = 100};
+  for (const SumOrder order : {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2}) {
+    DispatcherConfig config = usual;
+    config.order = order;
+    expect_served(config, contains(can.orders, order), std::string(to_string(order)));
+  }
+  for (const DType input : {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw}) {
+    DispatcherConfig config = usual;
+    config.input = input;
+    expect_served(config, contains(can.inputs, input), std::string(to_string(input)));
+  }
+  DispatcherConfig quantised = usual;
+  quantised.wire = Fp8Blocks{};
+  expect_served(quantised, can.quantises, "rows that are quantised on their way");
+  if (can.max_ranks > 0) expect_served(usual, false, "more ranks than it takes", can.max_ranks + 1);
+  if (can.max_tokens > 0) {
+    DispatcherConfig many = usual;
+    many.max_tokens = can.max_tokens + 1;
+    expect_served(many, false, "more tokens than it takes");
+  }
+}
+
+TEST_P(CannotServe, WhatNobodyCan) {
+  const auto expect_reason = [](const DispatcherConfig& config, const std::string& part, int num_ranks = 4) {
+    const auto reason = info().cannot_serve(config, num_ranks);
+    ASSERT_TRUE(reason.has_value()) << part;
+    EXPECT_NE(reason->find(part), std::string::npos) << *reason;
+  };
+  DispatcherConfig config = good_config();
+  config.top_k = 9;
+  expect_reason(config, "top_k is 9");
+  config = good_config();
+  config.hidden = 2881;
+  expect_reason(config, "multiple of 16");
+  expect_reason(good_config(), "0 ranks", 0);
+}
+
+// Whatever a dispatcher cannot do is told before anything is created, on every rank alike.
+TEST_P(CannotServe, OtherPlacementsToday) {
+  DispatcherConfig config = good_config();
+  config.placement = Placement(8, {{0, 1, 2, 3, 7}, {4, 5, 6, 7}});
+  expect_served(config, info().capabilities().placement, "an expert with two copies", 2);
+  if (info().capabilities().placement || info().device() != Device::kHost) return;
+  run_thread_ranks(2, [&](Group& group) {
+    const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, info().name(), config); });
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kUnsupported) << outcome->what();
+    EXPECT_NE(std::string(outcome->what()).find("placement"), std::string::npos) << outcome->what();
+    // Nothing was created, and the group goes on.
+    Subject subject(group, info().name(), good_config());
+    Scenario scenario;
+    scenario.config = good_config();
+    scenario.tokens_per_rank = {16, 3};
+    const Mismatch mismatch = round_trip(subject, Round(scenario, 0));
+    EXPECT_FALSE(mismatch.has_value()) << *mismatch;
+  });
+}
+
+TEST_P(CannotServe, PlansAreSumsOfSections) {
+  for (const int num_ranks : {1, 2, 16}) {
+    const MemoryPlan plan = info().memory(good_config(), num_ranks);
+    std::int64_t initial_bytes = 0;
+    std::int64_t largest_bytes = 0;
+    for (const MemorySection& section : plan.sections) {
+      EXPECT_FALSE(section.name.empty());
+      EXPECT_GE(section.initial_bytes, 0) << section.name;
+      EXPECT_LE(section.initial_bytes, section.largest_bytes) << section.name;
+      initial_bytes += section.initial_bytes;
+      largest_bytes += section.largest_bytes;
+    }
+    std::int64_t initial_of_kinds = 0;
+    std::int64_t largest_of_kinds = 0;
+    for (const MemoryKind kind : {MemoryKind::kShared, MemoryKind::kPrivate, MemoryKind::kPinnedHost}) {
+      initial_of_kinds += plan.initial_bytes(kind);
+      largest_of_kinds += plan.largest_bytes(kind);
+    }
+    EXPECT_EQ(initial_of_kinds, initial_bytes);
+    EXPECT_EQ(largest_of_kinds, largest_bytes);
+    EXPECT_GT(plan.largest_bytes(MemoryKind::kShared), 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CannotServe, ::testing::ValuesIn(dispatchers()), [](const auto& param_info) {
+  return std::string(to_string(param_info.param->device())) + "_" + std::string(param_info.param->name());
+});
+
+}  // namespace
+}  // namespace epistle::testing

@@ -1,0 +1,100 @@
+// Placements: what is refused, and where experts and their copies lie.
+#include "epistle/placement.hpp"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "epistle/error.hpp"
+
+namespace epistle {
+namespace {
+
+using Slots = std::vector<std::vector<std::int32_t>>;
+
+std::vector<std::int32_t> list(std::span<const std::int32_t> values) { return {values.begin(), values.end()}; }
+std::vector<SlotRef> list(std::span<const SlotRef> values) { return {values.begin(), values.end()}; }
+
+TEST(Placement, DefaultIsTrivial) {
+  const Placement placement;
+  EXPECT_TRUE(placement.is_trivial());
+  EXPECT_EQ(placement.generation(), 0U);
+  EXPECT_EQ(placement, Placement());
+}
+
+TEST(Placement, KnowsItsSlots) {
+  // Expert 1 is hot and has three copies; rank 2 holds nothing; the slots of rank 3 are not in order.
+  const Placement placement(5, Slots{{0, 1}, {1, 2}, {}, {4, 1, 3}}, /*generation=*/7);
+  EXPECT_FALSE(placement.is_trivial());
+  EXPECT_EQ(placement.generation(), 7U);
+  EXPECT_EQ(placement.num_experts(), 5);
+  EXPECT_EQ(placement.num_ranks(), 4);
+  EXPECT_EQ(placement.num_slots(), 7);
+  EXPECT_EQ(list(placement.experts_of(0)), (std::vector<std::int32_t>{0, 1}));
+  EXPECT_EQ(list(placement.experts_of(1)), (std::vector<std::int32_t>{1, 2}));
+  EXPECT_EQ(list(placement.experts_of(2)), (std::vector<std::int32_t>{}));
+  EXPECT_EQ(list(placement.experts_of(3)), (std::vector<std::int32_t>{4, 1, 3}));
+  EXPECT_EQ(list(placement.replicas_of(0)), (std::vector<SlotRef>{{0, 0}}));
+  EXPECT_EQ(list(placement.replicas_of(1)), (std::vector<SlotRef>{{0, 1}, {1, 0}, {3, 1}}));
+  EXPECT_EQ(list(placement.replicas_of(2)), (std::vector<SlotRef>{{1, 1}}));
+  EXPECT_EQ(list(placement.replicas_of(3)), (std::vector<SlotRef>{{3, 2}}));
+  EXPECT_EQ(list(placement.replicas_of(4)), (std::vector<SlotRef>{{3, 0}}));
+}
+
+TEST(Placement, EverySlotIsAReplicaAndBack) {
+  const Slots slots{{3, 0, 5}, {1, 2}, {0, 4, 5, 1}, {5}};
+  const Placement placement(6, slots);
+  std::int32_t num_replicas = 0;
+  for (std::int32_t expert = 0; expert < 6; ++expert) {
+    for (const SlotRef& slot : placement.replicas_of(expert)) {
+      EXPECT_EQ(placement.experts_of(slot.rank)[static_cast<std::size_t>(slot.local_slot)], expert);
+      ++num_replicas;
+    }
+  }
+  EXPECT_EQ(num_replicas, placement.num_slots());
+}
+
+TEST(Placement, EqualsByValue) {
+  const Placement placement(2, Slots{{0}, {1}}, 1);
+  EXPECT_EQ(placement, Placement(2, Slots{{0}, {1}}, 1));
+  EXPECT_NE(placement, Placement(2, Slots{{1}, {0}}, 1));
+  EXPECT_NE(placement, Placement(2, Slots{{0}, {1}}, 2));
+  EXPECT_NE(placement, Placement());
+}
+
+struct BadPlacement {
+  std::string name;
+  std::int32_t num_experts;
+  Slots slots;
+  std::vector<std::string> parts;  ///< of the message
+};
+
+class BadPlacements : public ::testing::TestWithParam<BadPlacement> {};
+
+TEST_P(BadPlacements, AreRefused) {
+  try {
+    const Placement placement(GetParam().num_experts, GetParam().slots);
+    FAIL() << "was made, with " << placement.num_slots() << " slots";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    for (const std::string& part : GetParam().parts) {
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << "no '" << part << "' in: " << error.what();
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, BadPlacements,
+                         ::testing::Values(BadPlacement{"ExpertWithoutASlot", 3, {{0}, {2}}, {"expert 1", "no slot"}},
+                                           BadPlacement{
+                                               "IdTooLarge", 2, {{0, 1}, {2}}, {"rank 1", "expert 2", "0 to 1"}},
+                                           BadPlacement{"IdNegative", 2, {{0, -1}, {1}}, {"rank 0", "expert -1"}},
+                                           BadPlacement{"TwiceOnARank", 2, {{0}, {1, 0, 1}}, {"rank 1", "expert 1"}},
+                                           BadPlacement{"NoExperts", 0, {{}}, {"0 experts"}},
+                                           BadPlacement{"NegativeExperts", -4, {{}}, {"-4 experts"}},
+                                           BadPlacement{"NoRanks", 2, {}, {"no ranks"}}),
+                         [](const auto& param_info) { return param_info.param.name; });
+
+}  // namespace
+}  // namespace epistle
