@@ -186,7 +186,7 @@ TEST_P(Aborts, EndEveryWaitOfProcesses) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Aborts,
-                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference"),
+                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference", "mailbox"),
                                             ::testing::Values(Stuck::kPrepare, Stuck::kDispatch,
                                                               Stuck::kDispatchReceive, Stuck::kCombine, Stuck::kGroup)),
                          [](const auto& param_info) {
@@ -300,7 +300,7 @@ TEST_P(Polls, AreAnsweredWhileACallIsUnderWay) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Polls, ::testing::Values("direct", "alltoall", "reference"),
+INSTANTIATE_TEST_SUITE_P(All, Polls, ::testing::Values("direct", "alltoall", "reference", "mailbox"),
                          [](const auto& param_info) { return param_info.param; });
 
 }  // namespace

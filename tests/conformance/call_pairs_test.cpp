@@ -369,7 +369,7 @@ TEST_P(CallPairs, AllOfThreeThreadsDiffer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CallPairs,
-                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference"),
+                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference", "mailbox"),
                                             ::testing::Range(std::size_t{0}, call_kinds().size())),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param) + "_" + kind_name(std::get<1>(param_info.param));
@@ -404,7 +404,7 @@ TEST_P(CallPairsOfProcesses, AreToldToAll) {
   for (std::size_t rank = 0; rank < exits.size(); ++rank) EXPECT_EQ(exits[rank], 0) << "exit of rank " << rank;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CallPairsOfProcesses, ::testing::Values("direct", "alltoall", "reference"));
+INSTANTIATE_TEST_SUITE_P(All, CallPairsOfProcesses, ::testing::Values("direct", "alltoall", "reference", "mailbox"));
 
 }  // namespace
 }  // namespace epistle::testing

@@ -249,7 +249,7 @@ TEST_P(Leases, DispatcherCanBeMoved) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Leases, ::testing::Values("direct", "alltoall", "reference"),
+INSTANTIATE_TEST_SUITE_P(All, Leases, ::testing::Values("direct", "alltoall", "reference", "mailbox"),
                          [](const auto& param_info) { return param_info.param; });
 
 }  // namespace

@@ -40,7 +40,7 @@ TEST_P(RoundTrip, OverProcesses) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RoundTrip,
-                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference"),
+                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference", "mailbox"),
                                             ::testing::ValuesIn(named_scenarios())),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param) + "_" + std::get<1>(param_info.param).name;

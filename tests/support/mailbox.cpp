@@ -1,0 +1,83 @@
+#include "support/mailbox.hpp"
+
+#include <cstdint>
+
+#include "dispatch/host/engine/host_functions.hpp"
+#include "dispatch/host/engine/scales.hpp"
+#include "dispatch/host/engine/sums.hpp"
+#include "dispatch/registry/registry.hpp"
+
+namespace epistle::testing {
+namespace {
+
+class MailboxMover final : public host::RowMover {
+ public:
+  explicit MailboxMover(host::HostContext& context) : context_(context) {}
+
+  void send_rows(const host::MoveJob& job) override {
+    context_.copy_block({.source = job.rows,
+                         .target = context_.own_section(BufferSection::kSendRows),
+                         .num_rows = job.handle->num_tokens,
+                         .row_bytes = job.row_bytes,
+                         .source_stride = job.row_stride});
+    std::byte* scales = context_.own_section(BufferSection::kSendScales);
+    for (std::int64_t token = 0; job.scale_bytes > 0 && token < job.handle->num_tokens; ++token) {
+      host::copy_scales(job.scales, token, job.scale_bytes, scales + token * job.scale_bytes);
+    }
+  }
+
+  void receive_rows(const host::MoveJob& job) override {
+    fetch(*job.handle, BufferSection::kSendRows, job.target, job.row_bytes);
+    if (job.scale_bytes > 0) {
+      fetch(*job.handle, BufferSection::kSendScales, BufferSection::kReceiveScales, job.scale_bytes);
+    }
+  }
+
+  void send_sums(const host::SumRequest& /*request*/) override {}
+
+  void receive_sums(const host::SumRequest& request) override {
+    const host::HostHandle& handle = *request.handle;
+    const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+    const auto row_at = [&](int rank, std::int32_t row) {
+      return context_.section(rank, BufferSection::kCombineRows) + row * row_bytes;
+    };
+    if (context_.layout.token_major()) {
+      host::sum_token_rows(context_, request,
+                           [&](std::size_t idx) { return row_at(handle.sends[idx].dst_rank, handle.sends[idx].row); });
+    } else {
+      host::sum_expert_rows(context_, request, [&](std::size_t entry) {
+        return row_at(context_.rank_of_entry(handle, entry), handle.dst_row[entry]);
+      });
+    }
+  }
+
+  void apply_row_weights(const host::RowWeightJob& job) override { host::apply_row_weights(context_, job); }
+
+ private:
+  void fetch(const host::HostHandle& handle, BufferSection from, BufferSection to, std::int64_t row_bytes) {
+    for (std::int64_t row = 0; row < handle.description.num_rows; ++row) {
+      const std::int32_t source = handle.src_rank[static_cast<std::size_t>(row)];
+      if (source < 0) continue;
+      const std::int64_t token = handle.src_token[static_cast<std::size_t>(row)];
+      context_.copy_block({.source = context_.section(source, from) + token * row_bytes,
+                           .target = context_.own_section(to) + row * row_bytes,
+                           .num_rows = 1,
+                           .row_bytes = row_bytes});
+    }
+  }
+
+  host::HostContext& context_;
+};
+
+}  // namespace
+
+void register_mailbox() {
+  // Its buffers are those of `reference`: room for a rank's whole input.
+  static const DispatcherInfo info(kMailbox, Device::kHost, "every rank fetches its rows: of the tests",
+                                   host::host_capabilities(),
+                                   host::host_functions<MailboxMover, Transport::kReference>());
+  static const bool is_registered = (register_dispatcher(info), true);
+  static_cast<void>(is_registered);
+}
+
+}  // namespace epistle::testing
