@@ -6,6 +6,30 @@
 
 namespace epistle {
 
+PrepareRequest routing_of(const DispatchRequest& request) noexcept {
+  return {.expert_ids = request.expert_ids,
+          .weights = request.weights,
+          .num_tokens = request.num_tokens,
+          .num_sms = request.num_sms};
+}
+
+std::shared_ptr<HandleState> state_of(const CombineRequest& request) noexcept {
+  return request.received.valid() ? CallAccess::state(request.received) : CallAccess::state(request.handle);
+}
+
+ConstRows rows_of(const CombineRequest& request) {
+  const bool are_leased = request.received.valid() && request.rows.data == nullptr;
+  return are_leased ? ConstRows(request.received.expert_outputs()) : request.rows;
+}
+
+ScaleStrides strides_in_bytes(const ScalesView& scales) noexcept {
+  const std::int64_t element_bytes = scales.format == ScaleFormat::kFp32 ? std::int64_t{sizeof(float)} : 1;
+  const std::int64_t row_stride = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
+  return {.row = row_stride * element_bytes,
+          .column = scales.column_stride * element_bytes,
+          .element_bytes = element_bytes};
+}
+
 Health health_of(const GroupHealth& health) noexcept {
   switch (health.code) {
     case ErrorCode::kOk:

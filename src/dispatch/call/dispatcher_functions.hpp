@@ -35,6 +35,9 @@ struct DispatcherInfo::Functions {
   [[nodiscard]] static const Functions& of(const DispatcherInfo& info) noexcept { return *info.functions_; }
 };
 
+/// What every dispatcher of today can do, on either device: all layouts, payloads, sizings, orders and backward passes.
+[[nodiscard]] Capabilities common_capabilities();
+
 /// The sections of a layout that all ranks address.
 [[nodiscard]] MemoryPlan shared_memory_plan(const DispatchLayout& layout);
 

@@ -52,6 +52,22 @@ struct DispatcherIdentity {
   DispatcherConfig config;
 };
 
+/// What a request stands for, where its text is short.
+[[nodiscard]] inline bool brings_ids(const DispatchRequest& request) noexcept {
+  return !request.handle.valid() && request.expert_ids.top_k > 0;
+}
+[[nodiscard]] PrepareRequest routing_of(const DispatchRequest& request) noexcept;
+[[nodiscard]] std::shared_ptr<HandleState> state_of(const CombineRequest& request) noexcept;
+[[nodiscard]] ConstRows rows_of(const CombineRequest& request);
+
+/// The strides of scales in bytes.
+struct ScaleStrides {
+  std::int64_t row = 0;
+  std::int64_t column = 0;
+  std::int64_t element_bytes = 0;
+};
+[[nodiscard]] ScaleStrides strides_in_bytes(const ScalesView& scales) noexcept;
+
 /// What poll() says of a group.
 [[nodiscard]] Health health_of(const GroupHealth& health) noexcept;
 /// The ranks it speaks of: the one at fault, or all that are lost.

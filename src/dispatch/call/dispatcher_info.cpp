@@ -70,6 +70,19 @@ std::int64_t MemoryPlan::largest_bytes(MemoryKind kind) const noexcept {
   return bytes;
 }
 
+Capabilities common_capabilities() {
+  return {.layouts = {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks},
+          .inputs = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw},
+          .scales = {ScaleFormat::kFp32, ScaleFormat::kBytes},
+          .outputs = {DType::kBf16, DType::kFp16, DType::kFp32},
+          .orders = {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2},
+          .exact_sizing = true,
+          .capacity_sizing = true,
+          .backward = true,
+          .device_token_count = true,
+          .needs = {}};
+}
+
 MemoryPlan shared_memory_plan(const DispatchLayout& layout) {
   constexpr std::array<std::string_view, kNumBufferSections> kNames = {
       "control",          "records",     "received rows", "received scales", "expert outputs",

@@ -30,12 +30,11 @@ struct CudaEngine::Move {
 namespace {
 
 TokenStrides strides_of(const ConstRows& rows, const ScalesView& scales) {
-  const std::int64_t element_bytes = scales.format == ScaleFormat::kFp32 ? std::int64_t{sizeof(float)} : 1;
-  const std::int64_t scale_row = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
+  const ScaleStrides strides = strides_in_bytes(scales);
   return {.row = rows.stride_bytes(),
-          .scale_row = scale_row * element_bytes,
-          .scale_column = scales.column_stride * element_bytes,
-          .scale_element_bytes = element_bytes};
+          .scale_row = strides.row,
+          .scale_column = strides.column,
+          .scale_element_bytes = strides.element_bytes};
 }
 
 }  // namespace
@@ -54,12 +53,15 @@ std::shared_ptr<CudaHandleState> CudaEngine::own_handle(const std::shared_ptr<Ha
   return complaint ? nullptr : std::static_pointer_cast<CudaHandleState>(state);
 }
 
+void CudaEngine::use(Stream stream) {
+  if (stream.get() == context_.stream) return;
+  // What is behind on the other stream is remembered: nobody asks that one again.
+  static_cast<void>(last_work());
+  context_.stream = stream.get();
+}
+
 Complaint CudaEngine::begin_call(Stream stream, int num_sms, Phase phase) {
-  if (stream.get() != context_.stream) {
-    // What is behind on the other stream is remembered: nobody asks that one again.
-    static_cast<void>(last_work());
-    context_.stream = stream.get();
-  }
+  use(stream);
   context_.num_sms = num_sms > 0 ? num_sms : context_.options.num_sms;
   Complaint complaint = checks().device_options(stream, num_sms, phase);
   if (!transport_->agrees_on_host()) {
@@ -178,17 +180,14 @@ CudaEngine::OpenCall CudaEngine::begin_dispatch(const DispatchRequest& request, 
 
 Received CudaEngine::dispatch(const DispatchRequest& request, Stream stream) {
   const DeviceGuard guard(context_.device);
-  if (!request.handle.valid() && request.expert_ids.top_k > 0) return dispatch_with_ids(request, stream);
+  if (brings_ids(request)) return dispatch_with_ids(request, stream);
   OpenCall call = begin_dispatch(request, stream);
   move(call, {.tokens = request.tokens, .scales = request.scales});
   return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
 }
 
 Received CudaEngine::dispatch_with_ids(const DispatchRequest& request, Stream stream) {
-  const PrepareRequest routing{.expert_ids = request.expert_ids,
-                               .weights = request.weights,
-                               .num_tokens = request.num_tokens,
-                               .num_sms = request.num_sms};
+  const PrepareRequest routing = routing_of(request);
   Complaint found = begin_call(stream, request.num_sms, Phase::kLayout);
   if (found) announce_call(DeviceCall::kPrepareAndDispatch, nullptr, found);
   // Under exact sizing the host has to see the counts in between.
@@ -220,12 +219,8 @@ Received CudaEngine::dispatch_with_ids(const DispatchRequest& request, Stream st
 Pending CudaEngine::dispatch_send(const DispatchRequest& request, Stream stream) {
   const DeviceGuard guard(context_.device);
   DispatchRequest rest = request;
-  if (!request.handle.valid() && request.expert_ids.top_k > 0) {
-    rest.handle = prepare({.expert_ids = request.expert_ids,
-                           .weights = request.weights,
-                           .num_tokens = request.num_tokens,
-                           .num_sms = request.num_sms},
-                          stream);
+  if (brings_ids(request)) {
+    rest.handle = prepare(routing_of(request), stream);
   }
   OpenCall call = begin_dispatch(rest, stream);
   ++num_send_halves_;
@@ -237,10 +232,7 @@ Pending CudaEngine::dispatch_send(const DispatchRequest& request, Stream stream)
 Received CudaEngine::dispatch_receive(Pending pending, Stream stream) {
   close(pending, DeviceCall::kDispatch);
   const DeviceGuard guard(context_.device);
-  if (stream.get() != context_.stream) {
-    static_cast<void>(last_work());
-    context_.stream = stream.get();
-  }
+  use(stream);
   OpenCall call = std::exchange(open_, OpenCall{});
   move(call, {.tokens = {.data = call.rows}, .phases = kReceivePhase});
   return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
@@ -294,13 +286,10 @@ const std::byte* CudaEngine::share_rows(const CudaHandleState& state, const Cons
 
 CudaEngine::OpenCall CudaEngine::begin_combine(const CombineRequest& request, Stream stream, std::uint32_t phases) {
   Complaint complaint = begin_call(stream, request.num_sms, Phase::kCombine);
-  const bool has_lease = request.received.valid();
-  const ConstRows rows =
-      has_lease && request.rows.data == nullptr ? ConstRows(request.received.expert_outputs()) : request.rows;
+  const ConstRows rows = rows_of(request);
   OpenCall call;
   call.call = DeviceCall::kCombine;
-  call.handle =
-      own_handle(CallAccess::state(has_lease ? request.received.handle() : request.handle), Phase::kCombine, complaint);
+  call.handle = own_handle(state_of(request), Phase::kCombine, complaint);
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
   if (!complaint) call.buffer = buffer_of_rows(*call.handle, rows, "combine of rows of your own", complaint);
@@ -328,10 +317,7 @@ Pending CudaEngine::combine_send(const CombineRequest& request, Stream stream) {
 void CudaEngine::combine_receive(Pending pending, Stream stream) {
   close(pending, DeviceCall::kCombine);
   const DeviceGuard guard(context_.device);
-  if (stream.get() != context_.stream) {
-    static_cast<void>(last_work());
-    context_.stream = stream.get();
-  }
+  use(stream);
   const OpenCall call = std::exchange(open_, OpenCall{});
   context_.buffer = call.buffer->idx;
   sum(*call.handle,

@@ -112,6 +112,7 @@ class CudaEngine final : public DispatcherImpl {
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
     return checks().complain(code, phase, message);
   }
+  void use(Stream stream);
   /// The first step of every call: chooses stream and SMs, and throws what the device has found, or returns it for
   /// announce_call() to tell.
   [[nodiscard]] Complaint begin_call(Stream stream, int num_sms, Phase phase);

@@ -121,12 +121,12 @@ void AllToAllMover::receive_rows(const MoveJob& job) {
     return;
   }
   pull(handle, BufferSection::kSendRows, BufferSection::kStageRows, job.row_bytes);
-  sort_by_expert(context_.own_section(BufferSection::kStageRows), context_.own_section(job.target), handle,
-                 job.row_bytes);
+  copy_chunks(ChunkOrder::kByExpert, context_.own_section(BufferSection::kStageRows), context_.own_section(job.target),
+              handle, job.row_bytes);
   if (has_scales) {
     pull(handle, BufferSection::kSendScales, BufferSection::kStageScales, job.scale_bytes);
-    sort_by_expert(context_.own_section(BufferSection::kStageScales),
-                   context_.own_section(BufferSection::kReceiveScales), handle, job.scale_bytes);
+    copy_chunks(ChunkOrder::kByExpert, context_.own_section(BufferSection::kStageScales),
+                context_.own_section(BufferSection::kReceiveScales), handle, job.scale_bytes);
   }
 }
 
@@ -165,13 +165,14 @@ void for_each_chunk(const DispatchLayout& layout, const HostHandle& handle, int 
 
 }  // namespace
 
-void AllToAllMover::sort_by_expert(const std::byte* source, std::byte* target, const HostHandle& handle,
-                                   std::int64_t row_bytes) {
+void AllToAllMover::copy_chunks(ChunkOrder to, const std::byte* source, std::byte* target, const HostHandle& handle,
+                                std::int64_t row_bytes) {
   const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
   for_each_chunk(context_.layout, handle, context_.rank,
                  [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-                   context_.copy_block({.source = source + staged * row_bytes,
-                                        .target = target + output * row_bytes,
+                   const bool sorts = to == ChunkOrder::kByExpert;
+                   context_.copy_block({.source = source + (sorts ? staged : output) * row_bytes,
+                                        .target = target + (sorts ? output : staged) * row_bytes,
                                         .num_rows = num_rows,
                                         .row_bytes = row_bytes,
                                         .mode = mode});
@@ -185,22 +186,10 @@ void AllToAllMover::send_sums(const SumRequest& request) {
   if (sends_partial_sums()) {
     sum_pairs(request);
   } else {
-    unsort(context_.own_section(BufferSection::kCombineRows), context_.own_section(BufferSection::kSendRows),
-           *request.handle, context_.layout.params().combine_row_bytes);
+    copy_chunks(ChunkOrder::kBySource, context_.own_section(BufferSection::kCombineRows),
+                context_.own_section(BufferSection::kSendRows), *request.handle,
+                context_.layout.params().combine_row_bytes);
   }
-}
-
-void AllToAllMover::unsort(const std::byte* source, std::byte* target, const HostHandle& handle,
-                           std::int64_t row_bytes) {
-  const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
-  for_each_chunk(context_.layout, handle, context_.rank,
-                 [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-                   context_.copy_block({.source = source + output * row_bytes,
-                                        .target = target + staged * row_bytes,
-                                        .num_rows = num_rows,
-                                        .row_bytes = row_bytes,
-                                        .mode = mode});
-                 });
 }
 
 /// One rounded sum per (token, rank) pair, by source and token.

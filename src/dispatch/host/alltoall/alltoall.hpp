@@ -40,8 +40,10 @@ class AllToAllMover final : public RowMover {
   template <typename Copy>
   void pack(const HostHandle& handle, const Copy& copy);
   void pull(const HostHandle& handle, BufferSection from, BufferSection to, std::int64_t row_bytes);
-  void sort_by_expert(const std::byte* source, std::byte* target, const HostHandle& handle, std::int64_t row_bytes);
-  void unsort(const std::byte* source, std::byte* target, const HostHandle& handle, std::int64_t row_bytes);
+  /// How received rows lie: as they travel, sources one behind the other, or as the output has them.
+  enum class ChunkOrder { kBySource, kByExpert };
+  void copy_chunks(ChunkOrder to, const std::byte* source, std::byte* target, const HostHandle& handle,
+                   std::int64_t row_bytes);
   void sum_pairs(const SumRequest& request);
   void pull_back(const HostHandle& handle, std::int64_t row_bytes);
 

@@ -26,12 +26,11 @@ RowBuffer place_buffer(const HostContext& context, std::int32_t idx) {
 /// The scales of a request in bytes, where its rows have any.
 ScaleSource scale_source(const ScalesView& scales) {
   if (scales.data == nullptr) return {};
-  const std::int64_t element_bytes = scales.format == ScaleFormat::kFp32 ? std::int64_t{sizeof(float)} : 1;
-  const std::int64_t row_stride = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
+  const ScaleStrides strides = strides_in_bytes(scales);
   return {.data = static_cast<const std::byte*>(scales.data),
-          .row_stride = row_stride * element_bytes,
-          .column_stride = scales.column_stride * element_bytes,
-          .element_bytes = element_bytes};
+          .row_stride = strides.row,
+          .column_stride = strides.column,
+          .element_bytes = strides.element_bytes};
 }
 
 }  // namespace
@@ -113,9 +112,8 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
 
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
   Handle handle = request.handle;
-  if (!handle.valid() && request.expert_ids.top_k > 0) {
-    handle = prepare({.expert_ids = request.expert_ids, .weights = request.weights, .num_tokens = request.num_tokens},
-                     stream);
+  if (brings_ids(request)) {
+    handle = prepare(routing_of(request), stream);
   }
   const LayoutParams& params = context_.layout.params();
   OpenCall call;
@@ -214,14 +212,11 @@ void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows) {
 }
 
 HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Stream stream) {
-  const bool has_lease = request.received.valid();
-  const ConstRows rows =
-      has_lease && request.rows.data == nullptr ? ConstRows(request.received.expert_outputs()) : request.rows;
+  const ConstRows rows = rows_of(request);
   OpenCall call;
   call.kind = CallKind::kCombine;
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
-  call.handle =
-      own_handle(CallAccess::state(has_lease ? request.received.handle() : request.handle), Phase::kCombine, complaint);
+  call.handle = own_handle(state_of(request), Phase::kCombine, complaint);
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
   if (!complaint) call.buffer = buffer_of_rows(*call.handle, rows, "combine of rows of your own", complaint);

@@ -8,17 +8,9 @@
 namespace epistle::host {
 
 Capabilities host_capabilities() {
-  return {.layouts = {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks},
-          .inputs = {DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw},
-          .scales = {ScaleFormat::kFp32, ScaleFormat::kBytes},
-          .outputs = {DType::kBf16, DType::kFp16, DType::kFp32},
-          .orders = {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2},
-          .exact_sizing = true,
-          .capacity_sizing = true,
-          .backward = true,
-          .device_token_count = true,
-          .agrees_on_host = true,
-          .needs = {}};
+  Capabilities can = common_capabilities();
+  can.agrees_on_host = true;
+  return can;
 }
 
 void check_host_options(const ResolvedConfig& /*config*/, const DeviceOptions& options, const Group& /*group*/) {
