@@ -62,7 +62,7 @@ struct IdsView {
 
   constexpr IdsView() = default;
   constexpr IdsView(const std::int32_t* ids, std::int64_t tokens, std::int32_t k, std::int64_t id_stride = 0) noexcept
-      : data(ids), num_tokens(tokens), top_k(k), type(IdType::kInt32), stride(id_stride) {}
+      : data(ids), num_tokens(tokens), top_k(k), stride(id_stride) {}
   constexpr IdsView(const std::int64_t* ids, std::int64_t tokens, std::int32_t k, std::int64_t id_stride = 0) noexcept
       : data(ids), num_tokens(tokens), top_k(k), type(IdType::kInt64), stride(id_stride) {}
 };

@@ -25,7 +25,6 @@ class CudaProcesses : public ::testing::TestWithParam<ProcessParam> {
   void SetUp() override {
     const std::string& dispatcher = std::get<0>(GetParam());
     if (const std::string reason = missing_gpu_nodes(kNumRanks); !reason.empty()) GTEST_SKIP() << reason;
-    // The registry is a list that needs no GPU.
     if (!has_cuda_dispatcher(dispatcher)) GTEST_SKIP() << "this build has no " << dispatcher << " on CUDA";
   }
 };

@@ -55,11 +55,9 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return cudaDeviceGetAttribute(&value, attribute, 0) == cudaSuccess ? value : 0;
 }
 
+/// Whether this build has the dispatcher. Calls nothing of CUDA: asked before a fork, too.
 inline bool has_cuda_dispatcher(std::string_view name) {
-  if (!cuda_support().compiled) return false;
-  return std::any_of(dispatchers().begin(), dispatchers().end(), [&](const DispatcherInfo* info) {
-    return info->device() == Device::kCuda && info->name() == name;
-  });
+  return name == "alltoall" ? EPISTLE_HAS_NCCL != 0 : EPISTLE_HAS_CUDA != 0;
 }
 
 /// Why a dispatcher cannot play `scenario` on CUDA; empty where it can.

@@ -9,6 +9,7 @@
 #include "epistle/received.hpp"
 
 #include "core/complaint.hpp"
+#include "core/sole_owner.hpp"
 
 namespace epistle {
 
@@ -37,7 +38,7 @@ class HandlePool {
   /// A free handle. Null where `max_handles` are in use.
   [[nodiscard]] std::shared_ptr<State> acquire(std::int32_t max_handles) {
     for (const auto& state : states_) {
-      if (state.use_count() == 1) return state;
+      if (is_sole_owner(state)) return state;
     }
     if (states_.size() >= static_cast<std::size_t>(max_handles)) return nullptr;
     states_.push_back(std::make_shared<State>());

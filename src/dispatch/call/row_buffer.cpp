@@ -1,8 +1,8 @@
 #include "dispatch/call/row_buffer.hpp"
 
-#include <atomic>
-
 #include <fmt/format.h>
+
+#include "core/sole_owner.hpp"
 
 namespace epistle {
 
@@ -18,10 +18,7 @@ void RowBufferPool::describe(const ResolvedConfig& config, std::int32_t idx, Row
 
 std::shared_ptr<RowBuffer> RowBufferPool::find_free() const noexcept {
   for (const auto& buffer : buffers_) {
-    if (buffer.use_count() != 1) continue;
-    // pairs with the release of the last lease, which may have gone on another thread
-    std::atomic_thread_fence(std::memory_order_acquire);
-    return buffer;
+    if (is_sole_owner(buffer)) return buffer;
   }
   return nullptr;
 }
