@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
+#include <latch>
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
@@ -30,8 +31,16 @@ void run_step(epistle::Dispatcher& moe, const epistle::RoutingTable& routing, st
   moe.combine({.received = received, .rows = received.rows(), .out = rows_of(tokens)});
 }
 
+// Asks the dispatcher which rank it is.
+bool finds_the_lost_rank(const epistle::Dispatcher& moe, int rank) {
+  if (moe.poll() != epistle::Health::kPeerLost) return false;
+  const std::vector<int> suspects = moe.suspects();
+  for (const int suspect : suspects) std::printf("rank %d goes on without rank %d\n", rank, suspect);
+  return suspects == std::vector<int>{kLeavingRank};
+}
+
 // Returns true where the rank learned what it had to.
-bool run_rank(epistle::Group& group) {
+bool run_rank(epistle::Group& group, std::latch& all_have_looked) {
   epistle::Dispatcher moe(group, "direct",
                           {.hidden = kHidden,
                            .num_experts = kExperts,
@@ -53,9 +62,9 @@ bool run_rank(epistle::Group& group) {
   } catch (const epistle::Error& error) {
     std::printf("rank %d: %s\n", group.rank(), error.what());
   }
-  if (moe.poll() != epistle::Health::kPeerLost) return false;
-  for (const int rank : moe.suspects()) std::printf("rank %d goes on without rank %d\n", group.rank(), rank);
-  return moe.suspects() == std::vector<int>{kLeavingRank};
+  const bool found = finds_the_lost_rank(moe, group.rank());
+  all_have_looked.arrive_and_wait();  // a rank that has ended is lost, too, for one that still looks
+  return found;
 }
 
 }  // namespace
@@ -63,8 +72,9 @@ bool run_rank(epistle::Group& group) {
 int main() {
   try {
     std::atomic<int> num_wrong{0};
+    std::latch all_have_looked(kRanks - 1);
     epistle::run_thread_ranks(kRanks, [&](epistle::Group& group) {
-      if (!run_rank(group)) ++num_wrong;
+      if (!run_rank(group, all_have_looked)) ++num_wrong;
     });
     return num_wrong == 0 ? 0 : 1;
   } catch (const epistle::Error& error) {

@@ -15,6 +15,7 @@
 #include "epistle/models.hpp"
 
 #include "bench_tokens.hpp"
+#include "core/reject.hpp"
 #include "dispatch/call/resolved_config.hpp"
 #include "measure/bench_memory.hpp"
 #include "output.hpp"
@@ -26,8 +27,6 @@ namespace {
 
 constexpr std::string_view kDefaultModel = "qwen3-30b-a3b";
 constexpr std::int32_t kDefaultAlignment = 1;
-
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 [[noreturn]] void throw_no_gpu() {
   throw Error(ErrorCode::kUnsupported, fmt::format("--device cuda: {}", cuda_support().reason));

@@ -177,7 +177,8 @@ class EPISTLE_API Dispatcher {
 
   /// How the group stands, as far as this rank knows: waits for nothing, and takes no lock.
   [[nodiscard]] Health poll() const noexcept;
-  /// The ranks that poll() speaks of.
+  /// The ranks that poll() speaks of. Under kPeerLost all that have gone by now, in ascending order: a survivor that
+  /// ends joins them.
   [[nodiscard]] std::vector<int> suspects() const;
   /// Ends every wait, on all ranks: their calls throw kAborted that names this rank, and the group is broken. May be
   /// called from any thread, also while a call is under way.

@@ -6,12 +6,10 @@
 
 #include "epistle/error.hpp"
 
+#include "core/reject.hpp"
+
 namespace epistle {
-namespace {
-
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
-
-}  // namespace
+namespace {}  // namespace
 
 Placement::Placement(std::int32_t num_experts, const std::vector<std::vector<std::int32_t>>& slot_experts,
                      std::uint64_t generation)

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "core/ascii.hpp"
+
 namespace epistle {
 namespace {
 
@@ -14,13 +16,6 @@ constexpr int kEighths = 8;
 constexpr std::array<std::string_view, kEighths - 1> kPartialBlocks = {"\u258f", "\u258e", "\u258d", "\u258c",
                                                                        "\u258b", "\u258a", "\u2589"};
 constexpr std::string_view kFullBlock = "\u2588";
-
-std::string to_lower(std::string_view text) {
-  std::string lower(text);
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  return lower;
-}
 
 }  // namespace
 

@@ -7,13 +7,13 @@
 #include "epistle/error.hpp"
 #include "epistle/routing.hpp"
 
+#include "core/reject.hpp"
+
 namespace epistle {
 namespace {
 
 // Largest capacity: the integers that a double holds exactly, so that the rounding up below is meaningful.
 constexpr double kMaxCapacity = 9007199254740992.0;  // 2^53
-
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 void check_table(const RoutingTable& table) {
   if (table.num_tokens < 0 || table.num_experts < 1 || table.top_k < 1) {

@@ -25,6 +25,7 @@
 #include "epistle/error.hpp"
 #include "epistle/routing.hpp"
 
+#include "core/reject.hpp"
 #include "routing/limits.hpp"
 #include "routing/philox.hpp"
 #include "routing/popularity.hpp"
@@ -42,8 +43,6 @@ constexpr int kWeightBits = 20;
 
 // A score is an odd multiple of 2^-24: exact in fp32, never 0 or 1.
 constexpr int kScoreBits = 23;
-
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 void check_request(const RoutingSpec& spec, const RoutingRequest& request) {
   if (request.num_tokens < 0 || request.num_tokens > kMaxTokens) {

@@ -12,6 +12,8 @@
 
 #include "epistle/error.hpp"
 
+#include "core/ascii.hpp"
+
 namespace epistle {
 namespace {
 
@@ -93,15 +95,6 @@ constexpr std::array kPresets = {
 // clang-format on
 
 constexpr std::size_t kNumSuggestions = 3;
-
-std::string to_lower(std::string_view text) {
-  std::string lower(text);
-  // Not std::tolower: names are ASCII, and the locale must not matter.
-  for (char& character : lower) {
-    if (character >= 'A' && character <= 'Z') character = static_cast<char>(character - 'A' + 'a');
-  }
-  return lower;
-}
 
 std::vector<std::string_view> names_of(const ModelPreset& preset) {
   std::vector<std::string_view> names = {preset.name};

@@ -25,7 +25,7 @@ constexpr std::string_view kZipfPrefix = "zipf:";
 constexpr std::string_view kLognormalPrefix = "lognormal:";
 constexpr std::string_view kTracePrefix = "trace:";
 
-[[noreturn]] void reject(std::string_view text, std::string_view reason) {
+[[noreturn]] void reject_spec(std::string_view text, std::string_view reason) {
   throw Error(ErrorCode::kInvalidArgument,
               fmt::format("routing '{}': {}; expected uniform, balanced, forced-random, zipf:A (A >= 0), lognormal:S "
                           "(S >= 0) or trace:FILE",
@@ -41,9 +41,9 @@ double parse_parameter(std::string_view text, std::string_view number) {
   double value = 0.0;
   const char* const end = number.data() + number.size();
   const auto result = std::from_chars(number.data(), end, value);
-  if (result.ec == std::errc::result_out_of_range) reject(text, fmt::format("'{}' is out of range", number));
-  if (result.ec != std::errc() || result.ptr != end) reject(text, fmt::format("'{}' is not a number", number));
-  if (!std::isfinite(value) || value < 0.0) reject(text, fmt::format("'{}' is not a finite number >= 0", number));
+  if (result.ec == std::errc::result_out_of_range) reject_spec(text, fmt::format("'{}' is out of range", number));
+  if (result.ec != std::errc() || result.ptr != end) reject_spec(text, fmt::format("'{}' is not a number", number));
+  if (!std::isfinite(value) || value < 0.0) reject_spec(text, fmt::format("'{}' is not a finite number >= 0", number));
   return value;
 }
 
@@ -60,10 +60,10 @@ RoutingSpec RoutingSpec::parse(std::string_view text) {
     return {.kind = RoutingKind::kLognormal, .parameter = parse_parameter(text, *number), .trace_path = {}};
   }
   if (const auto path = strip_prefix(text, kTracePrefix)) {
-    if (path->empty()) reject(text, "the file name is missing");
+    if (path->empty()) reject_spec(text, "the file name is missing");
     return {.kind = RoutingKind::kTrace, .parameter = 0.0, .trace_path = std::string(*path)};
   }
-  reject(text, "not a known form");
+  reject_spec(text, "not a known form");
 }
 
 std::string RoutingSpec::to_string() const {

@@ -9,10 +9,10 @@
 
 #include "epistle/error.hpp"
 
+#include "core/reject.hpp"
+
 namespace epistle {
 namespace {
-
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 /// Moves the ids of the `num_best` highest scores to the front, in order; ties go to the lower id.
 void order_best(std::span<std::int32_t> ids, std::size_t num_best, std::span<const float> scores) {

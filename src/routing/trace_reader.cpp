@@ -12,6 +12,7 @@
 #include "epistle/error.hpp"
 #include "epistle/trace.hpp"
 
+#include "core/reject.hpp"
 #include "routing/trace_layer_builder.hpp"
 #include "routing/trace_layers.hpp"
 #include "routing/trace_sax.hpp"
@@ -23,8 +24,6 @@ namespace {
 constexpr std::int32_t kFirstLayer = -1;
 constexpr std::int64_t kUnknown = -1;
 constexpr std::int64_t kAllTokens = std::numeric_limits<std::int64_t>::max();
-
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 /// The rows that a window covers in a layer of `layer_tokens` tokens.
 RowSelection select_rows(const TraceWindow& window, std::int64_t layer_tokens) {

@@ -27,7 +27,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kTimeout{6000};
+constexpr milliseconds kPairTimeout{6000};
 // An error that took longer may have been the timeout.
 constexpr milliseconds kAtOnce{3000};
 // Pairs that end a group, before a test gives up.
@@ -328,7 +328,7 @@ std::vector<std::string> play_on_threads(const std::string& dispatcher, const st
                        const std::lock_guard lock(mutex);
                        reached = std::max(reached, end);
                      },
-                     {.timeout = kTimeout});
+                     {.timeout = kPairTimeout});
     next = reached;
   }
   if (next < pairs.size()) problems.push_back(fmt::format("{} pairs were not tried", pairs.size() - next));
@@ -400,7 +400,7 @@ TEST_P(CallPairsOfProcesses, AreToldToAll) {
                                                                             });
                                          return clean && end == pairs.size() ? 0 : 1;
                                        },
-                                       {.timeout = kTimeout});
+                                       {.timeout = kPairTimeout});
   for (std::size_t rank = 0; rank < exits.size(); ++rank) EXPECT_EQ(exits[rank], 0) << "exit of rank " << rank;
 }
 

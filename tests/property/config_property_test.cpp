@@ -20,7 +20,7 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kNumCases = 4000;
+constexpr int kNumConfigs = 4000;
 constexpr int kNumRanks = 2;
 // What a test may take of the machine.
 constexpr std::int64_t kMaxTestBytes = std::int64_t{32} << 20;
@@ -162,7 +162,7 @@ void expect_exact_sizes(const DispatchLayout& layout) {
 }
 
 TEST(ConfigProperty, SizesAreExactOrTheConfigurationIsRefused) {
-  check_property(kNumCases, [] {
+  check_property(kNumConfigs, [] {
     const auto resolved = resolve(edge_case().config);
     if (!resolved) return;
     for (const Transport transport : {Transport::kReference, Transport::kAllToAll, Transport::kDirect}) {
@@ -172,7 +172,7 @@ TEST(ConfigProperty, SizesAreExactOrTheConfigurationIsRefused) {
 }
 
 TEST(ConfigProperty, CreationSucceedsOrIsRefusedOnAllRanks) {
-  check_property(kNumCases / 10, [] {
+  check_property(kNumConfigs / 10, [] {
     const EdgeCase edges = edge_case();
     const auto resolved = resolve(edges.config);
     const bool takes_workers = edges.options.num_workers > 0 && edges.options.num_workers <= 1024;

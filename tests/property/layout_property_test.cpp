@@ -20,7 +20,7 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kNumCases = kThreadSanitizer || kAddressSanitizer ? 300 : 2000;
+constexpr int kNumLayouts = kThreadSanitizer || kAddressSanitizer ? 300 : 2000;
 
 Scenario any_routing() {
   Scenario scenario;
@@ -89,7 +89,7 @@ int column_of(const Round& round, int rank, const reference::OutputRow& row) {
 }
 
 TEST(LayoutProperty, TablesAreThoseOfTheOracle) {
-  check_property(kNumCases, [] {
+  check_property(kNumLayouts, [] {
     const Scenario scenario = any_routing();
     RC_LOG() << to_text(scenario) << std::endl;
     const Round round(scenario, 0);
@@ -141,7 +141,7 @@ TEST(LayoutProperty, TablesAreThoseOfTheOracle) {
 }
 
 TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
-  check_property(kNumCases, [] {
+  check_property(kNumLayouts, [] {
     const Scenario scenario = any_routing();
     RC_LOG() << to_text(scenario) << std::endl;
     const Round round(scenario, 0);
@@ -186,7 +186,7 @@ TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
 }
 
 TEST(LayoutProperty, SectionsLieOneBehindTheOther) {
-  check_property(kNumCases, [] {
+  check_property(kNumLayouts, [] {
     const Scenario scenario = any_routing();
     RC_LOG() << to_text(scenario) << std::endl;
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());

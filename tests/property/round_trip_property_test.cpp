@@ -22,7 +22,7 @@ namespace {
 // row size is cut to what is left.
 constexpr bool kInstrumented = kThreadSanitizer || kAddressSanitizer;
 constexpr std::int64_t kMaxElements = kInstrumented ? 20'000 : 100'000;
-constexpr int kNumCases = kInstrumented ? 600 : 3000;
+constexpr int kNumRoundTrips = kInstrumented ? 600 : 3000;
 
 /// Elements of a row: the shortest, the 2880 of gpt-oss, or any number that makes a multiple of 16 bytes.
 std::int64_t any_row_elements(DType dtype, std::int64_t max_elements) {
@@ -117,15 +117,15 @@ void check_against_oracle(const std::string& dispatcher) {
 }
 
 TEST(RoundTripProperty, DirectMatchesTheOracle) {
-  check_property(kNumCases, [] { check_against_oracle("direct"); });
+  check_property(kNumRoundTrips, [] { check_against_oracle("direct"); });
 }
 
 TEST(RoundTripProperty, AllToAllMatchesTheOracle) {
-  check_property(kNumCases, [] { check_against_oracle("alltoall"); });
+  check_property(kNumRoundTrips, [] { check_against_oracle("alltoall"); });
 }
 
 TEST(RoundTripProperty, ReferenceMatchesTheOracle) {
-  check_property(kNumCases / 2, [] { check_against_oracle("reference"); });
+  check_property(kNumRoundTrips / 2, [] { check_against_oracle("reference"); });
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ std::vector<Outcome> create_with_bad_rank(const Change& change, const BadRankOpt
   return outcomes;
 }
 
-void expect_refused(const std::vector<Outcome>& outcomes, ErrorCode code, const std::vector<std::string>& parts) {
+void expect_config_refused(const std::vector<Outcome>& outcomes, ErrorCode code,
+                           const std::vector<std::string>& parts) {
   for (int rank = 0; rank < kNumRanks; ++rank) {
     SCOPED_TRACE("rank " + std::to_string(rank));
     const Outcome& outcome = outcomes[static_cast<std::size_t>(rank)];
@@ -141,15 +142,15 @@ std::vector<BadField> bad_fields() {
 class BadConfig : public ::testing::TestWithParam<BadField> {};
 
 TEST_P(BadConfig, IsRefusedEverywhere) {
-  expect_refused(create_with_bad_rank(GetParam().change), GetParam().code, GetParam().parts);
+  expect_config_refused(create_with_bad_rank(GetParam().change), GetParam().code, GetParam().parts);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, BadConfig, ::testing::ValuesIn(bad_fields()),
                          [](const auto& param_info) { return param_info.param.name; });
 
 TEST(DispatcherConfigErrors, UnknownName) {
-  expect_refused(create_with_bad_rank([](DispatcherConfig&) {}, {.name = "a-dispatcher-that-does-not-exist"}),
-                 ErrorCode::kNotFound, {"a-dispatcher-that-does-not-exist", "direct alltoall reference"});
+  expect_config_refused(create_with_bad_rank([](DispatcherConfig&) {}, {.name = "a-dispatcher-that-does-not-exist"}),
+                        ErrorCode::kNotFound, {"a-dispatcher-that-does-not-exist", "direct alltoall reference"});
 }
 
 // ---- Ranks that differ ----------------------------------------------------------------------------------------------
@@ -242,8 +243,8 @@ TEST(DispatcherConfigErrors, NumbersOfWorkersThatMakeNoSense) {
   for (const std::int32_t num_workers : {0, -1, 1'000'000}) {
     const auto outcomes =
         create_with_bad_rank([](DispatcherConfig&) {}, {.options = HostOptions{.num_workers = num_workers}});
-    expect_refused(outcomes, ErrorCode::kInvalidArgument,
-                   {"num_workers is " + std::to_string(num_workers), "between 1"});
+    expect_config_refused(outcomes, ErrorCode::kInvalidArgument,
+                          {"num_workers is " + std::to_string(num_workers), "between 1"});
   }
 }
 

@@ -17,7 +17,7 @@
 namespace epistle::testing {
 namespace {
 
-DispatcherConfig good_config() { return {.hidden = 64, .num_experts = 8, .top_k = 2, .max_tokens = 16}; }
+DispatcherConfig served_config() { return {.hidden = 64, .num_experts = 8, .top_k = 2, .max_tokens = 16}; }
 
 template <typename Value>
 bool contains(const std::vector<Value>& values, Value value) {
@@ -78,14 +78,14 @@ TEST_P(CannotServe, FollowsTheCapabilities) {
   for (const OutputLayout layout :
        {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks}) {
     for (const SizingMode sizing : {SizingMode::kExact, SizingMode::kCapacity}) {
-      DispatcherConfig config = good_config();
+      DispatcherConfig config = served_config();
       set_layout(config, layout, sizing, 100);
       const bool sized = sizing == SizingMode::kExact ? can.exact_sizing : can.capacity_sizing;
       expect_served(config, contains(can.layouts, layout) && sized,
                     std::string(to_string(layout)) + ", " + std::string(to_string(sizing)));
     }
   }
-  DispatcherConfig usual = good_config();
+  DispatcherConfig usual = served_config();
   if (!can.exact_sizing) usual.sizing = Capacity{.rows_per_rank = 100};
   for (const SumOrder order : {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2}) {
     DispatcherConfig config = usual;
@@ -114,18 +114,18 @@ TEST_P(CannotServe, WhatNobodyCan) {
     ASSERT_TRUE(reason.has_value()) << part;
     EXPECT_NE(reason->find(part), std::string::npos) << *reason;
   };
-  DispatcherConfig config = good_config();
+  DispatcherConfig config = served_config();
   config.top_k = 9;
   expect_reason(config, "top_k is 9");
-  config = good_config();
+  config = served_config();
   config.hidden = 2881;
   expect_reason(config, "multiple of 16");
-  expect_reason(good_config(), "0 ranks", 0);
+  expect_reason(served_config(), "0 ranks", 0);
 }
 
 // Whatever a dispatcher cannot do is told before anything is created, on every rank alike.
 TEST_P(CannotServe, OtherPlacementsToday) {
-  DispatcherConfig config = good_config();
+  DispatcherConfig config = served_config();
   config.placement = Placement(8, {{0, 1, 2, 3, 7}, {4, 5, 6, 7}});
   expect_served(config, info().capabilities().placement, "an expert with two copies", 2);
   if (info().capabilities().placement || info().device() != Device::kHost) return;
@@ -135,9 +135,9 @@ TEST_P(CannotServe, OtherPlacementsToday) {
     EXPECT_EQ(outcome->code(), ErrorCode::kUnsupported) << outcome->what();
     EXPECT_NE(std::string(outcome->what()).find("placement"), std::string::npos) << outcome->what();
     // Nothing was created, and the group goes on.
-    Subject subject(group, info().name(), good_config());
+    Subject subject(group, info().name(), served_config());
     Scenario scenario;
-    scenario.config = good_config();
+    scenario.config = served_config();
     scenario.tokens_per_rank = {16, 3};
     const Mismatch mismatch = round_trip(subject, Round(scenario, 0));
     EXPECT_FALSE(mismatch.has_value()) << *mismatch;
@@ -146,7 +146,7 @@ TEST_P(CannotServe, OtherPlacementsToday) {
 
 TEST_P(CannotServe, PlansAreSumsOfSections) {
   for (const int num_ranks : {1, 2, 16}) {
-    const MemoryPlan plan = info().memory(good_config(), num_ranks);
+    const MemoryPlan plan = info().memory(served_config(), num_ranks);
     std::int64_t initial_bytes = 0;
     std::int64_t largest_bytes = 0;
     for (const MemorySection& section : plan.sections) {

@@ -49,7 +49,7 @@ const std::vector<std::string> kAllVariables = {"EPISTLE_JOB",
                                                 "SLURM_NNODES",
                                                 "SLURM_STEP_NUM_NODES"};
 
-class LaunchInfoTest : public testing::Test {
+class LaunchInfoTest : public ::testing::Test {
  protected:
   LaunchInfoTest() { clear(); }
 

@@ -35,9 +35,9 @@ std::ptrdiff_t num_open_files() {
 
 TEST(Launcher, RunsRanksAndReturnsTheirExitCode) {
   EXPECT_EQ(launch_ranks(shell(3, "exit 0")), 0);
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_EQ(launch_ranks(shell(2, "exit $((RANK * 5))")), 5);
-  EXPECT_NE(testing::internal::GetCapturedStderr().find("rank 1 (pid "), std::string::npos);
+  EXPECT_NE(::testing::internal::GetCapturedStderr().find("rank 1 (pid "), std::string::npos);
 }
 
 TEST(Launcher, LeavesNoProcessDescriptorOrSignalMaskBehind) {
@@ -48,9 +48,9 @@ TEST(Launcher, LeavesNoProcessDescriptorOrSignalMaskBehind) {
   options.label_output = true;
   EXPECT_EQ(launch_ranks(options), 0);
   options.command = {"no-such-program-anywhere"};
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   EXPECT_EQ(launch_ranks(options), kExitCannotExecute);
-  EXPECT_NE(testing::internal::GetCapturedStderr().find("no-such-program-anywhere"), std::string::npos);
+  EXPECT_NE(::testing::internal::GetCapturedStderr().find("no-such-program-anywhere"), std::string::npos);
 
   EXPECT_EQ(num_open_files(), open_before);
   EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1);

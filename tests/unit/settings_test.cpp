@@ -19,7 +19,7 @@ const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",   "EPISTLE_SPIN_U
                                          "EPISTLE_STREAM_BYTES", "EPISTLE_SIMD",    "EPISTLE_CUDA_HEAP",
                                          "EPISTLE_NCCL_LIBRARY"};
 
-class SettingsTest : public testing::Test {
+class SettingsTest : public ::testing::Test {
  protected:
   SettingsTest() {
     for (const std::string& name : kNames) environment_.unset(name);
@@ -191,10 +191,10 @@ TEST_F(SettingsTest, LogWorksWithMalformedSettings) {
 }
 
 TEST_F(SettingsTest, LogWritesOneLine) {
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   log_warn("disk is nearly full");
   log_info("not shown at the default level");
-  const std::string text = testing::internal::GetCapturedStderr();
+  const std::string text = ::testing::internal::GetCapturedStderr();
   EXPECT_TRUE(text.starts_with("epistle")) << text;
   EXPECT_TRUE(text.ends_with(": warn: disk is nearly full\n")) << text;
 }

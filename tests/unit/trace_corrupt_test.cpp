@@ -72,7 +72,7 @@ constexpr BadLine kBadLines[] = {
     {R"(layer 2)", "not one whole JSON object"},
 };
 
-class TraceCorrupt : public testing::Test {
+class TraceCorrupt : public ::testing::Test {
  protected:
   [[nodiscard]] std::string write(std::string_view content) const { return dir_.write("trace.jsonl", content); }
 

@@ -25,7 +25,7 @@ constexpr std::string_view kLayer2 =
 
 std::string two_layers() { return std::string(kLayer1) + std::string(kLayer2); }
 
-class TraceReader : public testing::Test {
+class TraceReader : public ::testing::Test {
  protected:
   [[nodiscard]] std::string write(std::string_view content) const { return dir_.write("trace.jsonl", content); }
 

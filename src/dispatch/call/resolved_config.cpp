@@ -8,6 +8,8 @@
 
 #include <fmt/format.h>
 
+#include "core/reject.hpp"
+
 namespace epistle {
 namespace {
 
@@ -21,8 +23,6 @@ constexpr std::int32_t kMaxExperts = std::int32_t{1} << 20;
 
 // Bytes of scales that belong to a row: as much as the widest row itself.
 constexpr std::int64_t kMaxRawScaleBytes = kMaxHidden * static_cast<std::int64_t>(sizeof(float));
-
-[[noreturn]] void reject(const std::string& message) { throw Error(ErrorCode::kInvalidArgument, message); }
 
 /// The values of an enumeration are those up to `last`.
 template <typename Enum>

@@ -8,6 +8,13 @@
 #include "gpu/cuda_error.hpp"
 
 namespace epistle::cuda {
+
+struct RangeCopy {
+  std::byte* to;
+  const std::byte* from;
+  std::size_t num_bytes;
+};
+
 namespace {
 
 // Enough chunks that the copies start early and end soon after the packing; each of some megabytes.
@@ -15,12 +22,6 @@ constexpr std::int32_t kMaxPackChunks = 16;
 constexpr std::int64_t kMinChunkTokens = 64;
 // Streams to peers. Together with the caller's and the library's own they stay within the 32 hardware queues of a GPU.
 constexpr int kMaxPeerLanes = 8;
-
-struct Copy {
-  std::byte* to;
-  const std::byte* from;
-  std::size_t num_bytes;
-};
 
 void record(cudaEvent_t event, cudaStream_t stream) {
   check_cuda(cudaEventRecord(event, stream), "recording an event");
@@ -44,17 +45,17 @@ bool is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-void copy_one_by_one(const Copy& copy, cudaStream_t stream) {
+void copy_one_by_one(const RangeCopy& copy, cudaStream_t stream) {
   check_cuda(cudaMemcpyAsync(copy.to, copy.from, copy.num_bytes, cudaMemcpyDefault, stream), "copying rows");
 }
 
 #if CUDART_VERSION >= 13000
 constexpr bool kCanBatch = true;
-void copy_batch(std::span<const Copy> copies, cudaStream_t stream) {
+void copy_batch(std::span<const RangeCopy> copies, cudaStream_t stream) {
   std::vector<void*> to;
   std::vector<const void*> from;
   std::vector<std::size_t> num_bytes;
-  for (const Copy& copy : copies) {
+  for (const RangeCopy& copy : copies) {
     to.push_back(copy.to);
     from.push_back(copy.from);
     num_bytes.push_back(copy.num_bytes);
@@ -69,8 +70,8 @@ void copy_batch(std::span<const Copy> copies, cudaStream_t stream) {
 }
 #else
 constexpr bool kCanBatch = false;
-void copy_batch(std::span<const Copy> copies, cudaStream_t stream) {
-  for (const Copy& copy : copies) copy_one_by_one(copy, stream);
+void copy_batch(std::span<const RangeCopy> copies, cudaStream_t stream) {
+  for (const RangeCopy& copy : copies) copy_one_by_one(copy, stream);
 }
 #endif
 
@@ -165,7 +166,7 @@ class CopyEngines::Call {
   }
 
   /// Copies that wait for nothing else; begun by start().
-  void add(std::size_t lane, const Copy& copy) {
+  void add(std::size_t lane, const RangeCopy& copy) {
     if (waiting_.empty()) waiting_.resize(1);
     if (copy.num_bytes > 0) waiting_[engines_.lanes_.empty() ? 0 : lane].push_back(copy);
   }
@@ -178,7 +179,7 @@ class CopyEngines::Call {
       return;
     }
     std::size_t most = 0;
-    for (const std::vector<Copy>& copies : waiting_) most = std::max(most, copies.size());
+    for (const std::vector<RangeCopy>& copies : waiting_) most = std::max(most, copies.size());
     // In turns, so that every stream has work early; the link first.
     for (std::size_t i = 0; i < most; ++i) {
       for (std::size_t lane = waiting_.size(); lane-- > 0;) {
@@ -201,7 +202,7 @@ class CopyEngines::Call {
   const CopyEngines& engines_;
   cudaStream_t stream_;
   std::vector<bool> used_;
-  std::vector<std::vector<Copy>> waiting_;  ///< by lane
+  std::vector<std::vector<RangeCopy>> waiting_;  ///< by lane
   bool batched_;
 };
 
