@@ -7,13 +7,14 @@
 namespace epistle {
 namespace {
 
-constexpr std::array<std::string_view, 12> kNames = {"nothing",
+constexpr std::array<std::string_view, 13> kNames = {"nothing",
                                                      "barrier",
                                                      "all_gather",
                                                      "create a shared region",
                                                      "exchange descriptors",
                                                      "ask for memory",
-                                                     "make_dispatcher",
+                                                     "create a dispatcher",
+                                                     "set up GPU memory",
                                                      "prepare",
                                                      "dispatch",
                                                      "combine",

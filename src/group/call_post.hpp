@@ -20,6 +20,7 @@ enum class CallKind : std::int32_t {
   kExchangeDescriptors,
   kAskForMemory,
   kCreateDispatcher,
+  kSetUpGpu,
   kPrepare,
   kDispatch,
   kCombine,

@@ -217,13 +217,10 @@ void GroupImpl::throw_refusals(Ticket ticket, Phase phase, const Complaint& comp
     throw AgreedError(complaint->code(), std::string(complaint->message()), {.rank = rank_, .phase = phase});
   }
   const ErrorCode code = code_for_peers(refusal.status);
-  throw AgreedError(
-      code,
-      code == ErrorCode::kPeerRejected
-          ? fmt::format("rank {} rejected its input, so nothing was sent ({})", refuser, refusal.message.data())
-          : fmt::format("rank {} cannot take part in {} ({}); nothing was sent", refuser, refusal.call.describe(),
-                        refusal.message.data()),
-      {.rank = rank_, .peer_rank = refuser, .phase = phase});
+  throw AgreedError(code,
+                    fmt::format("rank {} cannot take part in '{}' ({}); nothing was sent", refuser,
+                                refusal.call.describe(), refusal.message.data()),
+                    {.rank = rank_, .peer_rank = refuser, .phase = phase});
 }
 
 std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const {
@@ -258,45 +255,43 @@ std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complain
 void GroupImpl::barrier(Phase phase) { (void)agree({.kind = CallKind::kBarrier}, phase); }
 
 void GroupImpl::all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase) {
-  gather({.kind = CallKind::kAllGather, .detail = num_bytes}, input, num_bytes, output, phase);
+  const bool lacks_memory = num_bytes > 0 && (input == nullptr || output == nullptr);
+  const Complaint complaint =
+      lacks_memory ? Complaint(Error(ErrorCode::kInvalidArgument, "the input or the output of all_gather is null"))
+                   : std::nullopt;
+  gather_bytes({.kind = CallKind::kAllGather, .detail = num_bytes}, phase, {input, num_bytes, output}, complaint);
 }
 
-void GroupImpl::gather(const Call& call, const void* input, std::size_t num_bytes, void* output, Phase phase) {
-  const auto* source = static_cast<const std::byte*>(input);
-  auto* target = static_cast<std::byte*>(output);
-  const Complaint complaint =
-      num_bytes > 0 && (source == nullptr || target == nullptr)
-          ? Complaint(Error(ErrorCode::kInvalidArgument, "the input or the output of all_gather is null",
-                            {.rank = rank_, .phase = phase}))
-          : std::nullopt;
+void GroupImpl::gather_bytes(const Call& call, Phase phase, const GatherBuffers& buffers, const Complaint& complaint) {
+  const auto* source = static_cast<const std::byte*>(buffers.input);
+  auto* target = static_cast<std::byte*>(buffers.output);
   std::size_t done = 0;
   do {
     check_usable();
-    const std::size_t chunk = complaint ? 0 : std::min(kGatherSlotBytes, num_bytes - done);
+    const std::size_t chunk = complaint ? 0 : std::min(kGatherSlotBytes, buffers.num_bytes - done);
     const std::size_t slot = barrier_.next_ticket() & 1;
     if (chunk > 0) std::memcpy(rank_control(rank_).gather_slots[slot].data(), source + done, chunk);
     (void)agree(call, phase, complaint);
     for (int peer = 0; chunk > 0 && peer < num_ranks_; ++peer) {
-      std::memcpy(target + static_cast<std::size_t>(peer) * num_bytes + done,
+      std::memcpy(target + static_cast<std::size_t>(peer) * buffers.num_bytes + done,
                   rank_control(peer).gather_slots[slot].data(), chunk);
     }
     done += chunk;
-  } while (done < num_bytes);
+  } while (done < buffers.num_bytes);
 }
 
 void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
   // Reading what is available takes longer than a small call.
   constexpr std::int64_t kMinBytesToAsk = std::int64_t{64} << 20;
   const Call call{.kind = CallKind::kAskForMemory};
-  std::vector<std::int64_t> all(static_cast<std::size_t>(num_ranks_));
-  gather(call, &num_bytes, sizeof(num_bytes), all.data(), phase);
+  std::vector<std::int64_t> all = gather(call, phase, num_bytes);
   const std::int64_t needed = std::accumulate(all.begin(), all.end(), std::int64_t{0}, add_saturating);
   if (needed < kMinBytesToAsk) return;
   const auto largest = std::max_element(all.begin(), all.end());
   const std::int64_t largest_bytes = *largest;
   const auto largest_rank = std::distance(all.begin(), largest);
   const std::int64_t own_available = available_memory_bytes();
-  gather(call, &own_available, sizeof(own_available), all.data(), phase);
+  all = gather(call, phase, own_available);
   const std::int64_t available = *std::min_element(all.begin(), all.end());
   if (available < 0) return;  // the kernel does not tell everywhere
   const std::int64_t reserve = memory_reserve_bytes(available);

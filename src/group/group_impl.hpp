@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -84,8 +85,16 @@ class GroupImpl {
 
   void barrier(Phase phase = Phase::kBarrier);
   void all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase = Phase::kBarrier);
-  /// The same as a part of `call`.
-  void gather(const Call& call, const void* input, std::size_t num_bytes, void* output, Phase phase);
+  /// What every rank has found on its own, by rank, once all have come here without a complaint; otherwise all throw,
+  /// as in agree().
+  template <typename Facts>
+  [[nodiscard]] std::vector<Facts> gather(const Call& call, Phase phase, const Facts& own,
+                                          const Complaint& complaint = std::nullopt) {
+    static_assert(std::is_trivially_copyable_v<Facts>);
+    std::vector<Facts> all(static_cast<std::size_t>(num_ranks_));
+    gather_bytes(call, phase, {.input = &own, .num_bytes = sizeof(own), .output = all.data()}, complaint);
+    return all;
+  }
 
   /// Collective. `reserved_bytes` must be equal on all ranks.
   [[nodiscard]] SymmetricRegion create_region(std::int64_t reserved_bytes);
@@ -132,6 +141,12 @@ class GroupImpl {
   struct GroupControl;
   struct RankControl;
 
+  struct GatherBuffers {
+    const void* input;  ///< of this rank
+    std::size_t num_bytes;
+    void* output;  ///< [num_ranks, num_bytes]
+  };
+  void gather_bytes(const Call& call, Phase phase, const GatherBuffers& buffers, const Complaint& complaint);
   void attach(SymmetricRegion region);
   void wait_until_founded();
   [[noreturn]] void fail_founding(ErrorCode code, int peer_rank, const Complaint& complaint);

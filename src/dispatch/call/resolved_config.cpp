@@ -234,14 +234,12 @@ LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks, Tra
 
 void agree_on_config(GroupImpl& group, const ResolvedConfig& config, const DispatcherName& name,
                      const Complaint& complaint) {
-  const Call call{.kind = CallKind::kCreateDispatcher};
-  (void)group.agree(call, Phase::kCreate, complaint);
   const auto own_fields = fields_of(config, name);
   ConfigPost own{};
   for (std::size_t field = 0; field < kNumFields; ++field) own.values[field] = own_fields[field].second;
   name.name.copy(own.name.data(), kMaxNameBytes - 1);
-  std::vector<ConfigPost> posts(static_cast<std::size_t>(group.num_ranks()));
-  group.gather(call, &own, sizeof(own), posts.data(), Phase::kCreate);
+  const std::vector<ConfigPost> posts =
+      group.gather({.kind = CallKind::kCreateDispatcher}, Phase::kCreate, own, complaint);
   for (std::size_t peer = 0; peer < posts.size(); ++peer) {
     for (std::size_t field = 0; field < kNumFields; ++field) {
       // Compared with rank 0 rather than with this rank, so that every rank reports the same pair.

@@ -15,15 +15,13 @@
 
 #include "core/settings.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/heap/heap_agreement.hpp"
 #include "gpu/heap/memory_budget.hpp"
 #include "gpu/private_stream.hpp"
 
 namespace epistle::cuda {
 namespace {
 
-constexpr std::string_view kCreateStep = "creating the GPU heap";
-constexpr std::string_view kCommitStep = "committing GPU memory";
+constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
 
 /// What a rank tells the others once its own piece exists.
 struct PieceFacts {
@@ -42,13 +40,13 @@ DeviceUuid uuid_of(int device) {
 
 /// Collective: goes on where what every rank is about to take from its GPU is there.
 template <typename Check>
-void claim_memory(GroupImpl& group, const HeapFacts& own, std::string_view step, const Check& bytes_needed) {
+void claim_memory(GroupImpl& group, const HeapFacts& own, const Check& bytes_needed) {
   DeviceClaim claim{.uuid = own.uuid, .device = own.device};
   const auto error = attempt([&] {
     claim.needed_bytes = bytes_needed();
     claim.available_bytes = free_device_bytes(own.device);
   });
-  const std::vector<DeviceClaim> claims = agree(group, error, step, claim);
+  const std::vector<DeviceClaim> claims = group.gather(kSetUp, Phase::kCreate, claim, error);
   if (const auto shortage = find_shortage(claims, group.rank(), "the GPU heap")) throw Error(*shortage);
 }
 
@@ -105,7 +103,7 @@ SymmetricHeap::SymmetricHeap(GroupImpl& group, int device, std::int64_t reserved
     guard.emplace(device_);
     own_facts = gather_facts(reserved_bytes);
   });
-  facts_ = agree(group, facts_error, kCreateStep, own_facts);
+  facts_ = group.gather(kSetUp, Phase::kCreate, own_facts, facts_error);
   kind_ = choose_heap_kind(facts_, group.kind(), rank_);
   for (const HeapFacts& facts : facts_) granularity_bytes_ = std::max(granularity_bytes_, facts.granularity_bytes);
   reserved_bytes_ = (reserved_bytes + granularity_bytes_ - 1) / granularity_bytes_ * granularity_bytes_;
@@ -189,7 +187,7 @@ void SymmetricHeap::share_pieces() {
     std::uint64_t id = 0;  ///< 0 = none yet, which no piece has
   } registration;
   PieceFacts own_facts;
-  claim_memory(*group_, facts_[static_cast<std::size_t>(rank_)], kCreateStep,
+  claim_memory(*group_, facts_[static_cast<std::size_t>(rank_)],
                [&] { return kind_ == HeapKind::kIpc ? reserved_bytes_ : 0; });
   const auto own_error = attempt([&] {
     check_reach();
@@ -202,7 +200,7 @@ void SymmetricHeap::share_pieces() {
       own_facts.piece_id = registration.id;
     }
   });
-  const std::vector<PieceFacts> facts = agree(*group_, own_error, kCreateStep, own_facts);
+  const std::vector<PieceFacts> facts = group_->gather(kSetUp, Phase::kCreate, own_facts, own_error);
 
   const auto share_error = attempt([&] {
     if (ipc_peers_) {
@@ -224,7 +222,7 @@ void SymmetricHeap::share_pieces() {
     }
   });
   // Also keeps every rank's registration until the others have found it.
-  agree(*group_, share_error, kCreateStep);
+  (void)group_->agree(kSetUp, Phase::kCreate, share_error);
 }
 
 // ---- Commit ---------------------------------------------------------------------------------------------------------
@@ -337,13 +335,13 @@ void SymmetricHeap::stage_peers(std::span<const HeapRange> ranges, Staged& stage
       });
     }
   }
-  agree(*group_, error, kCommitStep);
+  (void)group_->agree(kSetUp, Phase::kCreate, error);
 }
 
 void SymmetricHeap::commit(std::span<const HeapRange> ranges) {
   std::optional<DeviceGuard> guard;
   Staged staged;
-  claim_memory(*group_, facts_[static_cast<std::size_t>(rank_)], kCommitStep, [&] {
+  claim_memory(*group_, facts_[static_cast<std::size_t>(rank_)], [&] {
     guard.emplace(device_);
     check_ranges(ranges);
     std::int64_t num_bytes = 0;
@@ -354,7 +352,8 @@ void SymmetricHeap::commit(std::span<const HeapRange> ranges) {
     stage_own(ranges, staged);
     committed_.reserve(committed_.size() + ranges.size());
   });
-  const std::vector<std::uint64_t> fingerprints = agree(*group_, own_error, kCommitStep, fingerprint_of(ranges));
+  const std::vector<std::uint64_t> fingerprints =
+      group_->gather(kSetUp, Phase::kCreate, fingerprint_of(ranges), own_error);
   const auto other = std::find_if(fingerprints.begin(), fingerprints.end(),
                                   [&](std::uint64_t fingerprint) { return fingerprint != fingerprints.front(); });
   if (other != fingerprints.end()) {

@@ -7,7 +7,6 @@
 #include <fmt/format.h>
 
 #include "core/log.hpp"
-#include "gpu/heap/heap_agreement.hpp"
 
 namespace epistle::nccl {
 namespace {
@@ -16,23 +15,19 @@ using Clock = std::chrono::steady_clock;
 
 // How often a waiting host looks at its peers.
 constexpr std::chrono::milliseconds kPeerLookInterval{5};
+constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
 
 /// The id that rank 0 made, on all ranks.
 ncclUniqueId share_unique_id(const NcclApi& api, GroupImpl& group) {
-  struct Offer {
-    ncclResult_t result = ncclSuccess;
-    ncclUniqueId id{};
-  };
-  Offer own;
-  if (group.rank() == 0) own.result = api.get_unique_id(&own.id);
-  std::vector<Offer> all(static_cast<std::size_t>(group.num_ranks()));
-  group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
-  const Offer& first = all.front();
-  if (first.result == ncclSuccess) return first.id;
-  const std::string text = fmt::format("rank 0 could not make an id for NCCL: {} (NCCL_DEBUG=WARN says more)",
-                                       api.error_string(first.result));
-  throw Error(group.rank() == 0 ? ErrorCode::kSystem : ErrorCode::kPeerRejected, text,
-              {.rank = group.rank(), .peer_rank = group.rank() == 0 ? -1 : 0, .phase = Phase::kCreate});
+  ncclUniqueId own{};
+  const Complaint complaint = attempt([&] {
+    if (group.rank() != 0) return;
+    const ncclResult_t result = api.get_unique_id(&own);
+    if (result == ncclSuccess) return;
+    throw Error(ErrorCode::kSystem,
+                fmt::format("could not make an id for NCCL: {} (NCCL_DEBUG=WARN says more)", api.error_string(result)));
+  });
+  return group.gather(kSetUp, Phase::kCreate, own, complaint).front();
 }
 
 }  // namespace
@@ -45,7 +40,7 @@ Communicator::Communicator(const NcclApi& api, GroupImpl& group) : api_(&api), g
   try {
     const auto error = attempt([&] { check(result, Phase::kCreate, "creating the communicator"); });
     // Every rank has one, or none uses it.
-    cuda::agree(group, error, "creating the NCCL communicator");
+    (void)group.agree(kSetUp, Phase::kCreate, error);
   } catch (const Error&) {
     abort();
     throw;

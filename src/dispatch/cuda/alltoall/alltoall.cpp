@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <thread>
 
 #include <fmt/format.h>
@@ -11,7 +10,6 @@
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/heap/heap_agreement.hpp"
 #include "gpu/heap/heap_kind.hpp"
 
 namespace epistle::nccl {
@@ -27,6 +25,8 @@ using cuda::SumArgs;
 
 namespace {
 
+constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
+
 /// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
   DeviceUuid own{};
@@ -35,7 +35,7 @@ void check_own_gpus(GroupImpl& group, int device) {
     check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
     std::memcpy(own.data(), properties.uuid.bytes, own.size());
   });
-  const std::vector<DeviceUuid> all = cuda::agree(group, error, "finding its GPU", own);
+  const std::vector<DeviceUuid> all = group.gather(kSetUp, Phase::kCreate, own, error);
   for (auto uuid = all.begin(); uuid != all.end(); ++uuid) {
     if (std::count(uuid, all.end(), *uuid) < 2) continue;
     std::string ranks;
@@ -53,23 +53,9 @@ void check_own_gpus(GroupImpl& group, int device) {
 /// Throws on every rank where any rank cannot load NCCL.
 const NcclApi& load_on_all_ranks(GroupImpl& group) {
   const NcclApi* api = nullptr;
-  std::optional<Error> error;
-  try {
-    api = &load_nccl(settings().nccl_library());
-  } catch (const Error& e) {
-    error = e;
-  }
-  const std::int32_t own = error ? 1 : 0;
-  std::vector<std::int32_t> all(static_cast<std::size_t>(group.num_ranks()));
-  group.all_gather(&own, sizeof(own), all.data(), Phase::kCreate);
-  if (error) {
-    throw Error(error->code(), error->what(), {.rank = group.rank(), .phase = Phase::kCreate});
-  }
-  const auto failed = std::find(all.begin(), all.end(), 1);
-  if (failed == all.end()) return *api;
-  const auto peer = static_cast<int>(failed - all.begin());
-  throw Error(ErrorCode::kPeerRejected, fmt::format("rank {} cannot load NCCL", peer),
-              {.rank = group.rank(), .peer_rank = peer, .phase = Phase::kCreate});
+  const Complaint complaint = attempt([&] { api = &load_nccl(settings().nccl_library()); });
+  (void)group.agree(kSetUp, Phase::kCreate, complaint);
+  return *api;
 }
 
 }  // namespace
@@ -78,7 +64,7 @@ AllToAllTransport::AllToAllTransport(cuda::EngineContext& context) : context_(co
   check_own_gpus(*context.group, context.device);
   const NcclApi& api = load_on_all_ranks(*context.group);
   const DeviceGuard guard(context.device);
-  cuda::agree(*context.group, attempt([&] { take_exchange_memory(); }), "taking memory for exchanges");
+  (void)context.group->agree(kSetUp, Phase::kCreate, attempt([&] { take_exchange_memory(); }));
   communicator_ = std::make_unique<Communicator>(api, *context.group);
 }
 

@@ -7,7 +7,6 @@
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/heap/heap_agreement.hpp"
 
 namespace epistle::cuda {
 
@@ -17,7 +16,7 @@ DirectTransport::DirectTransport(EngineContext& context) : context_(context) {
     copy_engines_ = std::make_unique<CopyEngines>(context.layout, context.rank(), context.device, context.shares_gpu);
   });
   // The mover may differ by rank, so all of them come here.
-  agree(*context.group, error, "taking the copy engines' memory");
+  (void)context.group->agree({.kind = CallKind::kSetUpGpu}, Phase::kCreate, error);
 }
 
 void DirectTransport::start_move(const CudaHandleState& handle, MoveArgs& args) {

@@ -12,7 +12,7 @@ std::string_view name_of(DeviceCall call) noexcept {
   constexpr std::array<std::string_view, static_cast<std::size_t>(DeviceCall::kNumCalls) + 1> kNames = {
       "nothing",
       "prepare",
-      "prepare_and_dispatch",
+      "dispatch with a routing of its own",
       "dispatch",
       "combine",
       "combine_backward",

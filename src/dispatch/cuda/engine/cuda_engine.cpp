@@ -9,7 +9,6 @@
 
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/heap/heap_agreement.hpp"
 
 namespace epistle {
 
@@ -33,6 +32,7 @@ namespace {
 
 std::atomic<std::uint64_t> next_dispatcher_id{1};
 
+constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
 constexpr std::int64_t kMinTokensPerBlock = 64;
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 
@@ -60,7 +60,7 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
     check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
                "asking for the number of SMs");
   });
-  const std::vector<DeviceFacts> all = agree(group, error, "starting CUDA", own);
+  const std::vector<DeviceFacts> all = group.gather(kSetUp, Phase::kCreate, own, error);
   // Ranks of one process that share a GPU share its SMs, so that their kernels are resident together.
   const auto ranks_here = std::count_if(all.begin(), all.end(), [&](const DeviceFacts& other) {
     return group.kind() == GroupKind::kThreads && other.device == device;
@@ -68,9 +68,7 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
   own.sm_share =
       std::min(num_sms / static_cast<int>(std::max<std::ptrdiff_t>(1, ranks_here)), DeviceControl::kMaxBlocks);
   own.shares_gpu = ranks_here > 1 ? 1 : 0;
-  std::vector<DeviceFacts> shares(all.size());
-  group.all_gather(&own, sizeof(own), shares.data(), Phase::kCreate);
-  for (const DeviceFacts& other : shares) {
+  for (const DeviceFacts& other : group.gather(kSetUp, Phase::kCreate, own)) {
     own.granularity = std::max(own.granularity, other.granularity);
     own.sm_share = std::min(own.sm_share, other.sm_share);
     own.shares_gpu = std::max(own.shares_gpu, other.shares_gpu);
@@ -164,7 +162,7 @@ void CudaEngine::set_up(Transport transport) {
   grow(std::vector<RowDemand>(demands_.size(), layout.initial_demand()));
   buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
   // Also keeps every rank until all have their memory: taking some may wait for the device.
-  agree(*group_, attempt([&] { take_own_memory(); }), "taking a dispatcher's own memory");
+  (void)group_->agree(kSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
 }
 
 /// What no other rank sees; may fail on this rank alone.

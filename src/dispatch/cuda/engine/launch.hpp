@@ -99,7 +99,7 @@ struct MoveArgs {
   /// it still describes them.
   bool behind_prepare = false;
   int prepare_blocks = 0;  ///< of that prepare
-  /// The second half of prepare_and_dispatch: no call at all where the first half was refused.
+  /// The second half of a dispatch with a routing of its own: no call at all where the first half was refused.
   bool skips_void = false;
 };
 
