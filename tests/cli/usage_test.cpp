@@ -6,6 +6,7 @@
 #include "epistle/version.hpp"
 
 #include "cli/epistle_command.hpp"
+#include "support/python.hpp"
 
 namespace epistle::test {
 namespace {
@@ -92,6 +93,13 @@ TEST(Usage, RepeatedOptionsAreNamed) {
     EXPECT_EQ(result.exit_code, 2) << message;
     EXPECT_TRUE(is_error_line(result.err, message)) << message << result.err;
   }
+}
+
+TEST(Usage, PageOfTheCommandIsUpToDate) {
+  if (!has_python()) GTEST_SKIP() << "python3 is not installed";
+  const CommandResult result =
+      run_command({EPISTLE_SOURCE_DIR "/scripts/make-docs", "--check", "--epistle", kEpistle, "command"});
+  EXPECT_EQ(result.exit_code, 0) << result.describe();
 }
 
 }  // namespace

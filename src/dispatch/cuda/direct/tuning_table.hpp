@@ -30,7 +30,7 @@ inline constexpr std::int64_t kAnyRow = std::numeric_limits<std::int64_t>::max()
 inline constexpr int kAnySms = std::numeric_limits<int>::max();
 
 // 2 x H200 (NVLink, 18 links), driver 580.159.04, 2026-11-22, medians by bench/cuda_tuning --loop, top-8; 4096 tokens
-// of hidden 7168 in bf16 and 256 experts unless said otherwise. docs/results/tuning-sweeps.txt has the sweeps.
+// of hidden 7168 in bf16 and 256 experts unless said otherwise. bench/records/tuning-sweeps.txt has the sweeps.
 inline constexpr TuningRow kTuningTable[] = {
     {TunedCall::kDispatch, LayoutClass::kTokenMajor, "small", 256, kAnyRow, kAnySms, 16, 1000, false,
      "128 tokens, 16 SMs: 12.2 us, 132: 12.5; split by destination 12.8, bulk copies 13.3"},
