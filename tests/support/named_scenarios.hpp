@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -26,160 +27,183 @@ inline DispatcherConfig small_config() {
   return config;
 }
 
-inline std::vector<NamedScenario> named_scenarios() {
-  std::vector<NamedScenario> all;
-  const auto add = [&all](const std::string& name, const std::function<void(Scenario&)>& change) {
+class ScenarioList {
+ public:
+  void add(const std::string& name, const std::function<void(Scenario&)>& change) {
     Scenario scenario;
     scenario.config = small_config();
     scenario.tokens_per_rank = {20, 40, 0, 7};
     change(scenario);
-    all.push_back({name, scenario});
-  };
-  add("TokenMajor", [](Scenario&) {});
-  add("TokenMajorFlat", [](Scenario& s) { s.config.order = SumOrder::kFlat; });
-  add("TokenMajorUnweighted", [](Scenario& s) { s.config.apply_weights = false; });
-  add("TokenMajorFp16Odd", [](Scenario& s) {
+    all_.push_back({name, scenario});
+  }
+  [[nodiscard]] std::vector<NamedScenario> take() { return std::move(all_); }
+
+ private:
+  std::vector<NamedScenario> all_;
+};
+
+/// Layouts, sizes and payloads.
+inline void add_layouts(ScenarioList& list) {
+  list.add("TokenMajor", [](Scenario&) {});
+  list.add("TokenMajorFlat", [](Scenario& s) { s.config.order = SumOrder::kFlat; });
+  list.add("TokenMajorUnweighted", [](Scenario& s) { s.config.apply_weights = false; });
+  list.add("TokenMajorFp16Odd", [](Scenario& s) {
     s.config.input = DType::kFp16;
     s.odd_values = true;
   });
-  add("TokenMajorFp32Workers", [](Scenario& s) {
+  list.add("TokenMajorFp32Workers", [](Scenario& s) {
     s.config.input = DType::kFp32;
     s.num_workers = 3;
     s.stage_combine = true;
   });
-  add("TokenMajorFp8", [](Scenario& s) {
+  list.add("TokenMajorFp8", [](Scenario& s) {
     s.config.input = DType::kFp8E4m3;
     s.config.hidden = 144;  // 1.125 blocks of scales
   });
-  add("TokenMajorCapacityDrop", [](Scenario& s) {
+  list.add("TokenMajorCapacityDrop", [](Scenario& s) {
     s.config.sizing = Capacity{.rows_per_rank = 25};
     s.config.overflow = OverflowPolicy::kDrop;
   });
-  add("ExpertMajor", [](Scenario& s) { s.config.layout = ExpertMajor{}; });
-  add("ExpertMajorAlignedFlat", [](Scenario& s) {
+  list.add("ExpertMajor", [](Scenario& s) { s.config.layout = ExpertMajor{}; });
+  list.add("ExpertMajorAlignedFlat", [](Scenario& s) {
     s.config.layout = ExpertMajor{.alignment = 16};
     s.config.order = SumOrder::kFlat;
     s.id_type = IdType::kInt64;
   });
-  add("ExpertMajorUnweightedFp16Odd", [](Scenario& s) {
+  list.add("ExpertMajorUnweightedFp16Odd", [](Scenario& s) {
     s.config.layout = ExpertMajor{};
     s.config.input = DType::kFp16;
     s.config.apply_weights = false;
     s.odd_values = true;
   });
-  add("ExpertMajorFp8Workers", [](Scenario& s) {
+  list.add("ExpertMajorFp8Workers", [](Scenario& s) {
     s.config.layout = ExpertMajor{.alignment = 8};
     s.config.input = DType::kFp8E4m3;
     s.config.expert_output = DType::kFp16;
     s.num_workers = 2;
   });
-  add("ExpertMajorCapacityDrop", [](Scenario& s) {
+  list.add("ExpertMajorCapacityDrop", [](Scenario& s) {
     s.config.layout = ExpertMajor{.alignment = 4};
     s.config.sizing = Capacity{.rows_per_rank = 40};
     s.config.overflow = OverflowPolicy::kDrop;
     s.hot_experts = true;
   });
-  add("ExpertMajorCapacityRoomy", [](Scenario& s) {
+  list.add("ExpertMajorCapacityRoomy", [](Scenario& s) {
     s.config.layout = ExpertMajor{};
     s.config.sizing = Capacity{.rows_per_rank = 300};
   });
-  add("ExpertBlocksDrop", [](Scenario& s) {
+  list.add("ExpertBlocksDrop", [](Scenario& s) {
     s.config.layout = ExpertBlocks{.rows_per_expert = 13};
     s.config.overflow = OverflowPolicy::kDrop;
     s.hot_experts = true;
   });
-  add("ExpertBlocksCapacity", [](Scenario& s) {
+  list.add("ExpertBlocksCapacity", [](Scenario& s) {
     s.config.layout = ExpertBlocks{.rows_per_expert = 160};
     s.config.sizing = Capacity{};
     s.config.order = SumOrder::kFlat;
   });
-  add("TokenMajorDeepEpV2", [](Scenario& s) { s.config.order = SumOrder::kDeepEpV2; });
-  add("ExpertMajorDeepEpV2", [](Scenario& s) {
+}
+
+/// Orders of sums, strides, buffers and counted tokens.
+inline void add_options(ScenarioList& list) {
+  list.add("TokenMajorDeepEpV2", [](Scenario& s) { s.config.order = SumOrder::kDeepEpV2; });
+  list.add("ExpertMajorDeepEpV2", [](Scenario& s) {
     s.config.layout = ExpertMajor{.alignment = 8};
     s.config.order = SumOrder::kDeepEpV2;
   });
-  add("ExpertMajorDeepEpV2CapacityDrop", [](Scenario& s) {
+  list.add("ExpertMajorDeepEpV2CapacityDrop", [](Scenario& s) {
     s.config.layout = ExpertMajor{};
     s.config.order = SumOrder::kDeepEpV2;
     s.config.sizing = Capacity{.rows_per_rank = 40};
     s.config.overflow = OverflowPolicy::kDrop;
     s.hot_experts = true;
   });
-  add("TokenMajorStrided", [](Scenario& s) { s.strided = true; });
-  add("TokenMajorStridedFp8Staged", [](Scenario& s) {
+  list.add("TokenMajorStrided", [](Scenario& s) { s.strided = true; });
+  list.add("TokenMajorStridedFp8Staged", [](Scenario& s) {
     s.config.input = DType::kFp8E4m3;
     s.config.hidden = 528;  // five columns of scales
     s.strided = true;
     s.stage_combine = true;
     s.id_type = IdType::kInt64;
   });
-  add("ExpertMajorStridedFp32Staged", [](Scenario& s) {
+  list.add("ExpertMajorStridedFp32Staged", [](Scenario& s) {
     s.config.layout = ExpertMajor{.alignment = 4};
     s.config.input = DType::kFp32;
     s.strided = true;
     s.stage_combine = true;
   });
-  add("ExpertBlocksStrided", [](Scenario& s) {
+  list.add("ExpertBlocksStrided", [](Scenario& s) {
     s.config.layout = ExpertBlocks{.rows_per_expert = 80};
     s.config.sizing = Capacity{};
     s.strided = true;
   });
-  add("TokenMajorTwoBuffers", [](Scenario& s) {
+  list.add("TokenMajorTwoBuffers", [](Scenario& s) {
     s.config.num_buffers = 2;
     s.num_rounds = 3;
   });
-  add("ExpertMajorThreeBuffersCapacity", [](Scenario& s) {
+  list.add("ExpertMajorThreeBuffersCapacity", [](Scenario& s) {
     s.config.layout = ExpertMajor{.alignment = 4};
     s.config.sizing = Capacity{.rows_per_rank = 300};
     s.config.input = DType::kFp8E4m3;
     s.config.num_buffers = 3;
     s.num_rounds = 3;
   });
-  add("TokenMajorHalfCounted", [](Scenario& s) {
+  list.add("TokenMajorHalfCounted", [](Scenario& s) {
     s.config.sizing = Capacity{.rows_per_rank = 200};
     s.counted = 0.5;
   });
-  add("ExpertMajorHalfCounted", [](Scenario& s) {
+  list.add("ExpertMajorHalfCounted", [](Scenario& s) {
     s.config.layout = ExpertMajor{.alignment = 4};
     s.counted = 0.5;
   });
-  add("ExpertBlocksAllCounted", [](Scenario& s) {
+  list.add("ExpertBlocksAllCounted", [](Scenario& s) {
     s.config.layout = ExpertBlocks{.rows_per_expert = 80};
     s.counted = 1.0;
   });
-  add("TokenMajorNoneCounted", [](Scenario& s) { s.counted = 0.0; });
-  add("Raw", [](Scenario& s) {
+  list.add("TokenMajorNoneCounted", [](Scenario& s) { s.counted = 0.0; });
+}
+
+/// Raw rows, and numbers of ranks, experts and tokens out of the ordinary.
+inline void add_shapes(ScenarioList& list) {
+  list.add("Raw", [](Scenario& s) {
     s.config.input = DType::kRaw;
     s.config.hidden = 48;
     s.config.raw_scale_bytes = 7;
   });
-  add("RawCombined", [](Scenario& s) {
+  list.add("RawCombined", [](Scenario& s) {
     s.config.input = DType::kRaw;
     s.config.hidden = 48;
     s.config.expert_output = DType::kBf16;
     s.config.expert_output_hidden = 72;
     s.config.layout = ExpertMajor{};
   });
-  add("Hidden2880TopK22", [](Scenario& s) {
+  list.add("Hidden2880TopK22", [](Scenario& s) {
     s.config.hidden = 2880;
     s.config.num_experts = 37;  // not divisible by the ranks
     s.config.top_k = 22;
     s.tokens_per_rank = {5, 0, 9};
     s.config.layout = ExpertMajor{};
   });
-  add("MoreRanksThanExperts", [](Scenario& s) {
+  list.add("MoreRanksThanExperts", [](Scenario& s) {
     s.config.num_experts = 3;
     s.tokens_per_rank = {4, 5, 6, 7, 8};
   });
-  add("OneRank", [](Scenario& s) { s.tokens_per_rank = {33}; });
-  add("NoTokensAtAll", [](Scenario& s) { s.tokens_per_rank = {0, 0}; });
-  add("NothingRouted", [](Scenario& s) { s.missing_probability = 1.0; });
-  add("SixteenRanks", [](Scenario& s) {
+  list.add("OneRank", [](Scenario& s) { s.tokens_per_rank = {33}; });
+  list.add("NoTokensAtAll", [](Scenario& s) { s.tokens_per_rank = {0, 0}; });
+  list.add("NothingRouted", [](Scenario& s) { s.missing_probability = 1.0; });
+  list.add("SixteenRanks", [](Scenario& s) {
     s.config.num_experts = 40;
     s.config.top_k = 8;
     s.tokens_per_rank.assign(16, 6);
   });
-  return all;
+}
+
+inline std::vector<NamedScenario> named_scenarios() {
+  ScenarioList list;
+  add_layouts(list);
+  add_options(list);
+  add_shapes(list);
+  return list.take();
 }
 
 /// The same scenario for `num_ranks` ranks, the tokens per rank repeated in turn. Where nothing may be dropped, the

@@ -31,6 +31,7 @@ class DescriptionCopy {
     copy(memory, description_.expert_begin, expert_begin_, num_local + 1);
     copy(memory, description_.expert_dropped, expert_dropped_, num_local);
   }
+  ~DescriptionCopy() = default;
   DescriptionCopy(const DescriptionCopy&) = delete;
   DescriptionCopy& operator=(const DescriptionCopy&) = delete;
 
