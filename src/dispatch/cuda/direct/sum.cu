@@ -11,6 +11,7 @@
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/direct/sum_call.cuh"
 #include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
@@ -295,53 +296,32 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_kernel(const __grid_consta
   const DeviceGroup& group = args.group;
   __shared__ PeerRows peer_rows;
   peer_rows.init(group, BufferSection::kCombineRows, args.buffer);
+  __syncthreads();
   const auto follow = [&](int peer, std::uint64_t word) {
     peer_rows.follow(group, BufferSection::kCombineRows, peer, word);
   };
-  wait_for_start(group);
   CallContext call;
-  const CallStart start{
-      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
-  if (!next_call(group, start, call)) return;
+  if (!begin_sum(args, call)) return;
   const Summer<Format> summer{args,
                               call,
                               peer_rows,
                               args.layout.params().combine_row_bytes,
                               (reinterpret_cast<std::uint64_t>(args.rows) & 15U) == 0,
                               (out_bits(args) & 15U) == 0};
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int blocks = args.tuning.num_blocks;
-  const int push_blocks = args.pull ? 0 : args.tuning.push_blocks;
-  const bool pushes = static_cast<int>(blockIdx.x) < push_blocks;
-  const bool finishes = !pushes || push_blocks == blocks;
-  const int finish_begin = push_blocks == blocks ? 0 : push_blocks;
-  const Worker pusher{static_cast<int>(blockIdx.x) * kSumWarps + warp, push_blocks * kSumWarps};
-  const Worker finisher{(static_cast<int>(blockIdx.x) - finish_begin) * kSumWarps + warp,
-                        (blocks - finish_begin) * kSumWarps};
-
-  const auto give_up = [&] { give_up_call(call, (args.phases & kReceivePhase) != 0, args.send_half); };
-  const bool pushes_here = (args.phases & kSendPhase) != 0 && !args.pull && pushes;
-  if ((args.phases & kSendPhase) != 0) {
-    if (blockIdx.x == 0) announce(call);
-    if (pushes_here) {
-      if (!wait_all_ready(call)) return give_up();
-      summer.push_all(pusher);
-    }
-    if (!args.pull) signal_done<true>(call);
+  const auto worker_of = [](BlockShare share) {
+    return Worker{share.idx * kSumWarps + static_cast<int>(threadIdx.x) / kWarpSize, share.count * kSumWarps};
+  };
+  if (args.pull) {
+    run_pulled_sum(
+        args, call, follow, [] {},
+        [&] {
+          summer.pull_tokens(worker_of({static_cast<int>(blockIdx.x), args.tuning.num_blocks}));
+        });
+  } else {
+    run_pushed_sum(
+        args, call, [&](BlockShare share) { summer.push_all(worker_of(share)); },
+        [&](BlockShare share) { summer.finish_tokens(worker_of(share)); });
   }
-  if ((args.phases & kReceivePhase) == 0) return;
-  if (!pushes_here && (finishes || blockIdx.x == 0) && !wait_all_ready(call, follow)) return give_up();
-  if (finishes) {
-    if (args.pull) {
-      summer.pull_tokens(finisher);
-    } else {
-      summer.finish_tokens(finisher);
-    }
-  }
-  // Pull: the peers may write new expert outputs when everybody has read.
-  if (args.pull) signal_done<false>(call);
-  leave_call(call);
-  if (blockIdx.x == 0) wait_all_done(call);
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 #include "dispatch/cuda/device/formats.cuh"
 #include "dispatch/cuda/device/peer_rows.cuh"
 #include "dispatch/cuda/device/rows.cuh"
-#include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/direct/sum_call.cuh"
 #include "dispatch/cuda/direct/sum_jobs.cuh"
 #include "dispatch/cuda/direct/sum_pipe.cuh"
 #include "dispatch/cuda/engine/launch.hpp"
@@ -17,86 +17,47 @@ namespace {
 
 // Every kind of sum is a kernel of its own: each needs every register of the others' loops.
 
-/// Every token's rows are read where they lie. `Jobs`: TokenRowJobs or FlatRowJobs.
-template <class Format, class Jobs>
-__device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
-  const DeviceGroup& group = args.group;
-  __shared__ PeerRows peer_rows;
-  peer_rows.init(group, BufferSection::kCombineRows, args.buffer);
-  __syncthreads();
-  const auto follow = [&](int peer, std::uint64_t word) {
-    peer_rows.follow(group, BufferSection::kCombineRows, peer, word);
-  };
-  wait_for_start(group);
-  CallContext call;
-  const CallStart start{
-      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
-  if (!next_call(group, start, call)) return;
-  const SumWork work{args, call, &peer_rows};
-  const int block = static_cast<int>(blockIdx.x);
-  const int blocks = args.tuning.num_blocks;
-  if ((args.phases & kSendPhase) != 0 && block == 0) announce(call);
-  if ((args.phases & kReceivePhase) == 0) return;
-  // Neighbouring rows go to different blocks, so that all of them finish together.
-  const Worker worker{static_cast<int>(threadIdx.x) / kWarpSize * blocks + block, blocks * kBulkWarps};
-  Jobs jobs{{work, worker}};
-  SumPipe<Format, Jobs, false> pipe(slots, jobs, work.row_bytes());
-  // With one buffer, where rows lie is known before the peers have said anything.
-  const bool one_buffer = args.layout.params().num_buffers == 1;
-  if (one_buffer) pipe.prepare();
-  if (group.num_ranks > 1 && !wait_all_ready(call, follow)) return give_up_call(call, true, args.send_half);
-  if (!one_buffer) pipe.prepare();
-  pipe.run();
-  // The peers may write new expert outputs when everybody has read.
-  signal_done<false>(call);
-  leave_call(call);
-  if (block == 0) wait_all_done(call);
+/// Neighbouring rows go to different blocks, so that all of them finish together.
+__device__ inline Worker worker_of(BlockShare share) {
+  return {static_cast<int>(threadIdx.x) / kWarpSize * share.count + share.idx, share.count * kBulkWarps};
 }
 
-/// The experts' ranks sum first, and push into the stage of the token's rank.
+/// `Jobs`: TokenRowJobs or FlatRowJobs.
+template <class Format, class Jobs>
+__device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
+  __shared__ PeerRows peer_rows;
+  peer_rows.init(args.group, BufferSection::kCombineRows, args.buffer);
+  __syncthreads();
+  const auto follow = [&](int peer, std::uint64_t word) {
+    peer_rows.follow(args.group, BufferSection::kCombineRows, peer, word);
+  };
+  CallContext call;
+  if (!begin_sum(args, call)) return;
+  const SumWork work{args, call, &peer_rows};
+  Jobs jobs{{work, worker_of({static_cast<int>(blockIdx.x), args.tuning.num_blocks})}};
+  SumPipe<Format, Jobs, false> pipe(slots, jobs, work.row_bytes());
+  run_pulled_sum(
+      args, call, follow, [&] { pipe.prepare(); }, [&] { pipe.run(); });
+}
+
 template <class Format>
 __device__ void push_rows(const SumArgs& args, SumSlots& slots) {
-  const DeviceGroup& group = args.group;
-  wait_for_start(group);
   CallContext call;
-  const CallStart start{
-      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
-  if (!next_call(group, start, call)) return;
+  if (!begin_sum(args, call)) return;
   const SumWork work{args, call};
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int block = static_cast<int>(blockIdx.x);
-  const int blocks = args.tuning.num_blocks;
-  const int push_blocks = args.tuning.push_blocks;
-  const bool pushes = block < push_blocks;
-  const bool finishes = !pushes || push_blocks == blocks;
-  const int finish_begin = push_blocks == blocks ? 0 : push_blocks;
-  const Worker pusher{warp * push_blocks + block, push_blocks * kBulkWarps};
-  const Worker finisher{warp * (blocks - finish_begin) + block - finish_begin, (blocks - finish_begin) * kBulkWarps};
-
-  const bool receives = (args.phases & kReceivePhase) != 0;
-  const bool pushes_here = (args.phases & kSendPhase) != 0 && pushes && group.num_ranks > 1;
-  if ((args.phases & kSendPhase) != 0) {
-    if (block == 0) announce(call);
-    if (pushes_here) {
-      if (!wait_all_ready(call)) return give_up_call(call, receives, args.send_half);
-      PartialJobs jobs{work, PairSequence(work, pusher)};
-      SumPipe<Format, PartialJobs, false> pipe(slots, jobs, work.row_bytes());
-      pipe.prepare();
-      pipe.run();
-    }
-    signal_done<true>(call);
-  }
-  if (!receives) return;
-  const bool is_settled = pushes_here || group.num_ranks == 1 || (!finishes && block != 0);
-  if (!is_settled && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
-  if (finishes) {
-    StageJobs jobs{{work, finisher}};
+  const auto push = [&](BlockShare share) {
+    PartialJobs jobs{work, PairSequence(work, worker_of(share))};
+    SumPipe<Format, PartialJobs, false> pipe(slots, jobs, work.row_bytes());
+    pipe.prepare();
+    pipe.run();
+  };
+  const auto finish = [&](BlockShare share) {
+    StageJobs jobs{{work, worker_of(share)}};
     SumPipe<Format, StageJobs, true> pipe(slots, jobs, work.row_bytes());
     pipe.prepare();
     pipe.run();
-  }
-  leave_call(call);
-  if (block == 0) wait_all_done(call);
+  };
+  run_pushed_sum(args, call, push, finish);
 }
 
 #endif  // EPISTLE_BULK_COPIES
