@@ -86,6 +86,7 @@ class BufferPlan {
   /// The rules outlive the plan.
   BufferPlan(const PlanRules& rules, const LayoutParams& params, const EngineSizes& engine) noexcept;
 
+  [[nodiscard]] const PlanRules& rules() const noexcept { return *rules_; }
   [[nodiscard]] const DispatchLayout& layout() const noexcept { return layout_; }
   [[nodiscard]] const RowDemand& max_demand() const noexcept { return max_demand_; }
   [[nodiscard]] const RowDemand& initial_demand() const noexcept { return initial_demand_; }

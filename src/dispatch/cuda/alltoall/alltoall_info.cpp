@@ -15,13 +15,13 @@ class AllToAllRules final : public DeviceRules {
     const LayoutParams& params = layout.params();
     // Token rows are received where they belong, and go back as they lie.
     const std::int64_t expanded_rows = layout.token_major() ? 0 : demand.receive_rows;
-    const std::int64_t returned_rows = combines_per_rank(layout) ? demand.send_pairs : demand.send_rows;
+    const std::int64_t summed_rows = combines_per_rank(layout) ? demand.send_pairs : demand.send_rows;
     SectionBytes bytes = DeviceRules::content_bytes(layout, demand);
     bytes[BufferSection::kSendRows] =
         std::max(demand.send_pairs * layout.widest_row_bytes(), expanded_rows * params.combine_row_bytes);
     bytes[BufferSection::kSendScales] = demand.send_pairs * params.scale_bytes;
     bytes[BufferSection::kStageRows] =
-        std::max(expanded_rows * layout.widest_row_bytes(), returned_rows * params.combine_row_bytes);
+        std::max(expanded_rows * layout.widest_row_bytes(), summed_rows * params.combine_row_bytes);
     bytes[BufferSection::kStageScales] = expanded_rows * params.scale_bytes;
     return bytes;
   }

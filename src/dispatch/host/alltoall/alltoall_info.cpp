@@ -21,17 +21,18 @@ class AllToAllRules final : public HostRules {
   [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
                                            const RowDemand& demand) const noexcept override {
     const LayoutParams& params = layout.params();
+    const bool token_major = layout.token_major();
     const bool per_rank = combines_per_rank(layout);
+    // Token rows arrive in the order of the output, and combine sends them as they lie.
+    const std::int64_t sorted_rows = token_major ? 0 : demand.receive_rows;
+    const std::int64_t returned_rows = token_major ? 0 : per_rank ? demand.receive_pairs : demand.receive_rows;
+    const std::int64_t summed_rows = per_rank ? demand.send_pairs : demand.send_rows;
     SectionBytes bytes = HostRules::content_bytes(layout, demand);
-    bytes[BufferSection::kSendScales] = demand.send_rows * params.scale_bytes;
-    // Token rows already lie in the order in which they are sorted, and in which combine sends them.
-    const std::int64_t sorted_rows = layout.token_major() ? 0 : demand.receive_rows;
-    const std::int64_t packed_sums = layout.token_major() ? 0 : per_rank ? demand.receive_pairs : demand.receive_rows;
     bytes[BufferSection::kSendRows] =
-        std::max(demand.send_rows * layout.widest_row_bytes(), packed_sums * params.combine_row_bytes);
+        std::max(demand.send_rows * layout.widest_row_bytes(), returned_rows * params.combine_row_bytes);
+    bytes[BufferSection::kSendScales] = demand.send_rows * params.scale_bytes;
     bytes[BufferSection::kStageRows] =
-        std::max(sorted_rows * layout.widest_row_bytes(),
-                 (per_rank ? demand.send_pairs : demand.send_rows) * params.combine_row_bytes);
+        std::max(sorted_rows * layout.widest_row_bytes(), summed_rows * params.combine_row_bytes);
     bytes[BufferSection::kStageScales] = sorted_rows * params.scale_bytes;
     return bytes;
   }
