@@ -33,15 +33,13 @@ class SectionBytes {
 
 /// The rows that calls need on one rank; buffers are committed for the largest of each.
 struct RowDemand {
-  std::int64_t tokens = 0;        ///< tokens this rank routes
-  std::int64_t output_rows = 0;   ///< rows of the output layout, padding included
-  std::int64_t grad_rows = 0;     ///< output rows for which gradients of the weights are asked; on a device all of them
-  std::int64_t send_rows = 0;     ///< rows this rank packs: one per (token, rank), or per (token, expert) where the
-                                  ///< dispatcher sends those. `alltoall` on a device: (token, expert) rows that other
-                                  ///< ranks send back, where combine returns those
-  std::int64_t receive_rows = 0;  ///< rows this rank is sent, counted likewise. `alltoall` on a device: places in what
-                                  ///< it receives, and what it returns in combine, whichever is more
-  std::int64_t send_pairs = 0;    ///< (token, rank) pairs this rank sends; on a device: to other ranks only
+  std::int64_t tokens = 0;         ///< tokens this rank routes
+  std::int64_t output_rows = 0;    ///< rows of the output layout, padding included
+  std::int64_t grad_rows = 0;      ///< output rows for which gradients of the weights are asked; on a device all
+  std::int64_t send_rows = 0;      ///< rows this rank packs, or gets back in combine where its rules count those: one
+                                   ///< per (token, rank), or per (token, expert) where those travel
+  std::int64_t receive_rows = 0;   ///< rows this rank is sent, or returns, counted likewise
+  std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends; on a device: to other ranks only
   std::int64_t receive_pairs = 0;  ///< (token, rank) pairs this rank is sent
 
   void raise_to(const RowDemand& other) noexcept;

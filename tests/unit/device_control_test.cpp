@@ -8,8 +8,7 @@
 
 #include <gtest/gtest.h>
 
-#include "dispatch/cuda/alltoall/alltoall_info.hpp"
-#include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/call/dispatcher_functions.hpp"
 #include "layout/buffer_plan.hpp"
 
 namespace epistle {
@@ -132,10 +131,14 @@ void for_each_plan(const PlanRules& rules, const Visit& visit) {
   }
 }
 
-class DevicePlan : public ::testing::TestWithParam<const PlanRules*> {};
+const PlanRules& rules_of(const DispatcherInfo& info) {
+  return DispatcherInfo::Functions::of(info).plan(ResolvedConfig{}, 1).rules();
+}
+
+class DevicePlan : public ::testing::TestWithParam<const DispatcherInfo*> {};
 
 TEST_P(DevicePlan, SectionsLieOneBehindTheOtherInWholePages) {
-  for_each_plan(*GetParam(), [](const BufferPlan& plan, const EngineSizes&) {
+  for_each_plan(rules_of(*GetParam()), [](const BufferPlan& plan, const EngineSizes&) {
     const SectionBytes most = plan.section_bytes(plan.max_demand());
     const SectionBytes first = plan.section_bytes(plan.initial_demand());
     std::int64_t end = 0;
@@ -151,7 +154,7 @@ TEST_P(DevicePlan, SectionsLieOneBehindTheOtherInWholePages) {
 }
 
 TEST_P(DevicePlan, SectionsHoldWhatTheDeviceWrites) {
-  for_each_plan(*GetParam(), [](const BufferPlan& plan, const EngineSizes& engine) {
+  for_each_plan(rules_of(*GetParam()), [](const BufferPlan& plan, const EngineSizes& engine) {
     const DispatchLayout& layout = plan.layout();
     const LayoutParams& params = layout.params();
     const SectionBytes bytes = plan.section_bytes(plan.max_demand());
@@ -164,17 +167,25 @@ TEST_P(DevicePlan, SectionsHoldWhatTheDeviceWrites) {
 }
 
 TEST_P(DevicePlan, RecordsHaveRoomFromTheStart) {
-  for_each_plan(*GetParam(), [](const BufferPlan& plan, const EngineSizes&) {
+  for_each_plan(rules_of(*GetParam()), [](const BufferPlan& plan, const EngineSizes&) {
     EXPECT_EQ(plan.section_bytes(plan.initial_demand())[BufferSection::kRecords],
               plan.section_bytes(plan.max_demand())[BufferSection::kRecords]);
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, DevicePlan, ::testing::Values(&cuda::direct_rules(), &cuda::alltoall_rules()),
-                         [](const auto& info) { return info.index == 0 ? "direct" : "alltoall"; });
+std::vector<const DispatcherInfo*> dispatchers_on_gpus() {
+  std::vector<const DispatcherInfo*> found;
+  for (const DispatcherInfo* info : dispatchers()) {
+    if (info->device() == Device::kCuda) found.push_back(info);
+  }
+  return found;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DevicePlan, ::testing::ValuesIn(dispatchers_on_gpus()),
+                         [](const auto& param_info) { return std::string(param_info.param->name()); });
 
 TEST(DeviceDirectPlan, HasAStageForPartialSumsAndNothingElseInBetween) {
-  for_each_plan(cuda::direct_rules(), [](const BufferPlan& plan, const EngineSizes&) {
+  for_each_plan(rules_of(find_dispatcher("direct", Device::kCuda)), [](const BufferPlan& plan, const EngineSizes&) {
     const LayoutParams& params = plan.layout().params();
     const SectionBytes bytes = plan.section_bytes(plan.max_demand());
     // Senders write into the receiver's rows: nothing is packed.

@@ -25,6 +25,8 @@ class AllToAllRules final : public DeviceRules {
     bytes[BufferSection::kStageScales] = expanded_rows * params.scale_bytes;
     return bytes;
   }
+  /// Where combine returns one row per (token, expert), send_rows are those that other ranks send back, and
+  /// receive_rows places in what this rank receives, or what it returns, whichever is more.
   [[nodiscard]] RowDemand max_demand(const DispatchLayout& layout) const noexcept override {
     RowDemand demand = DeviceRules::max_demand(layout);
     if (combines_per_rank(layout)) return demand;

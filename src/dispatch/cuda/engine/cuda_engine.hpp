@@ -36,7 +36,7 @@ void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options
 
 class CudaEngine final : public DispatcherImpl {
  public:
-  /// Collective.
+  /// Collective. The rules outlive the engine.
   CudaEngine(const Creation& creation, const PlanRules& rules, MakeTransport make_transport);
   ~CudaEngine() override;
   CudaEngine(const CudaEngine&) = delete;

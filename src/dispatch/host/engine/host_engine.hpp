@@ -22,7 +22,7 @@ using MakeMover = std::unique_ptr<RowMover> (*)(HostContext& context);
 
 class HostEngine final : public DispatcherImpl {
  public:
-  /// Collective. `config` must be agreed upon.
+  /// Collective. `config` must be agreed upon; the rules outlive the engine.
   HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity identity, const ResolvedConfig& config,
              const PlanRules& rules, int num_workers, MakeMover make_mover);
 
