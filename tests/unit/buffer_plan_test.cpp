@@ -25,7 +25,7 @@ DispatcherConfig config_of(OutputLayout layout, SumOrder order) {
   config.top_k = 2;
   config.max_tokens = kTokens;
   config.order = order;
-  set_layout(config, layout, SizingMode::kExact, /*capacity_rows=*/0, /*alignment=*/16);
+  set_layout(config, layout, SizingMode::kExact, /*capacity_rows=*/40, /*alignment=*/16);
   return config;
 }
 
