@@ -176,7 +176,7 @@ class TunedTransport final : public RowTransport {
     check_cuda(launch_sum(args, context_.stream), "launching combine");
   }
   [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
-    return wire_bytes_of(context_.layout, handle.stats);
+    return wire_bytes_of(context_.plan, handle.stats);
   }
 
  private:
@@ -187,11 +187,12 @@ class TunedTransport final : public RowTransport {
 /// A dispatcher of this program: all of `direct` but its choices.
 const DispatcherInfo& tuned_info() {
   static constexpr DispatcherInfo::Functions kFunctions = {
-      .memory = [](const ResolvedConfig& config,
-                   int num_ranks) { return device_memory_plan(config, {.num_ranks = num_ranks}, Transport::kDevice); },
+      .plan = [](const ResolvedConfig& config,
+                 int num_ranks) { return plan_buffers(config, {.num_ranks = num_ranks}, direct_rules()); },
+      .own_memory = own_memory,
       .check = check_direct,
       .create = [](const Creation& creation) -> std::unique_ptr<DispatcherImpl> {
-        return std::make_unique<CudaEngine>(creation, Transport::kDevice,
+        return std::make_unique<CudaEngine>(creation, direct_rules(),
                                             [](EngineContext& context) -> std::unique_ptr<RowTransport> {
                                               return std::make_unique<TunedTransport>(context);
                                             });
@@ -218,7 +219,7 @@ class Sweep {
             table.num_tokens, table.top_k};
     weights_ = {static_cast<const float*>(copy_in(table.weights.data(), table.weights.size() * sizeof(float)))};
     const ResolvedConfig config = resolve_config(options.config, group.size());
-    const LayoutParams params = to_layout_params(config, group.size(), Transport::kDevice);
+    const LayoutParams params = to_layout_params(config, group.size());
     tuning_.separate = !options.one_gpu;
     if (options.copy_engines) {
       tuning_.copy_engines =

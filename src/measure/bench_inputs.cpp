@@ -5,7 +5,7 @@
 namespace epistle {
 
 BenchInputs::BenchInputs(const Shape& shape) : shape_(shape) {
-  const LayoutParams params = to_layout_params(shape.config, 1, Transport::kDirect);
+  const LayoutParams params = to_layout_params(shape.config, 1);
   row_bytes_ = params.row_bytes;
   scale_row_bytes_ = params.scale_bytes;
   output_row_bytes_ = params.combine_row_bytes;

@@ -4,11 +4,12 @@
 #include <cstddef>
 #include <limits>
 #include <numeric>
-#include <string_view>
+#include <string>
 
+#include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/reference/oracle.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 
 namespace epistle {
 namespace {
@@ -49,11 +50,6 @@ std::vector<Traffic> count_traffic(const std::vector<RoutingTable>& tables, cons
   return traffic;
 }
 
-Transport transport_of(std::string_view dispatcher) {
-  if (dispatcher == "alltoall") return Transport::kAllToAll;
-  return dispatcher == "reference" ? Transport::kReference : Transport::kDirect;
-}
-
 std::int64_t output_rows(const ResolvedConfig& config, const Traffic& traffic, std::int64_t num_local_experts) {
   switch (config.layout) {
     case OutputLayout::kExpertBlocks:
@@ -67,10 +63,11 @@ std::int64_t output_rows(const ResolvedConfig& config, const Traffic& traffic, s
   return config.sizing == SizingMode::kCapacity ? config.capacity_rows : traffic.received_pairs;
 }
 
-RowDemand demand_of(const DispatchLayout& layout, const Traffic& traffic, std::int64_t rows) {
-  if (layout.params().sizing == SizingMode::kCapacity) return layout.initial_demand();
-  const bool per_expert = layout.sends_per_expert();
-  return {.tokens = layout.params().max_tokens,
+RowDemand demand_of(const BufferPlan& plan, const Traffic& traffic, std::int64_t rows) {
+  const LayoutParams& params = plan.layout().params();
+  if (params.sizing == SizingMode::kCapacity) return plan.initial_demand();
+  const bool per_expert = plan.sends_per_expert();
+  return {.tokens = params.max_tokens,
           .output_rows = rows,
           .grad_rows = 0,
           .send_rows = per_expert ? traffic.sent_assignments : traffic.sent_pairs,
@@ -100,20 +97,14 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
   const ResolvedConfig config = resolve_config(spec.config, request.num_ranks());
   const ExpertPartition partition{config.num_experts, request.num_ranks()};
   const std::vector<Traffic> traffic = count_traffic(tables, partition);
+  const DispatchLayout layout(to_layout_params(config, request.num_ranks()));
+  const LayoutParams& params = layout.params();
   std::int64_t total_bytes = estimate_table_bytes(spec, request);
   std::int64_t total_rows = 0;
   for (int rank = 0; rank < request.num_ranks(); ++rank) {
     const Traffic& own = traffic[static_cast<std::size_t>(rank)];
     const std::int64_t rows = output_rows(config, own, partition.num_local_experts(rank));
     total_rows += rows;
-    // Dispatchers come one after the other: the largest counts.
-    std::int64_t buffer_bytes = 0;
-    for (const std::string& name : spec.dispatchers) {
-      const DispatchLayout layout(to_layout_params(config, request.num_ranks(), transport_of(name)));
-      buffer_bytes = std::max(buffer_bytes, layout.buffer_bytes(demand_of(layout, own, rows)));
-    }
-    const DispatchLayout layout(to_layout_params(config, request.num_ranks(), Transport::kDirect));
-    const LayoutParams& params = layout.params();
     const std::int64_t row_bytes = params.row_bytes + params.scale_bytes;
     const std::int64_t num_tokens = request.tokens_per_rank[static_cast<std::size_t>(rank)];
     const std::int64_t sum_bytes = num_tokens * params.combine_row_bytes;
@@ -124,6 +115,12 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
       // Buffers are the GPU's. The host has copies of what a rank received, then of the expert outputs.
       total_bytes += rows * (row_bytes + params.combine_row_bytes);
       continue;
+    }
+    // Dispatchers come one after the other: the largest counts.
+    std::int64_t buffer_bytes = 0;
+    for (const std::string& name : spec.dispatchers) {
+      const BufferPlan plan = DispatcherInfo::Functions::of(find_dispatcher(name)).plan(config, request.num_ranks());
+      buffer_bytes = std::max(buffer_bytes, plan.buffer_bytes(demand_of(plan, own, rows)));
     }
     // The copy limit works on as much as a dispatch reads and writes.
     const std::int64_t copied_bytes = (num_tokens + rows) * row_bytes;

@@ -25,7 +25,7 @@ struct BenchMemoryRequest {
 [[nodiscard]] std::int64_t estimate_table_bytes(const BenchSpec& spec, const BenchMemoryRequest& request);
 
 /// Bytes of everything that a benchmark with these tables holds at its largest moment, on all ranks together. The
-/// dispatchers' buffers are counted by the layout's own rules.
+/// dispatchers' buffers are counted by their own plans.
 [[nodiscard]] std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables,
                                                 const BenchMemoryRequest& request);
 

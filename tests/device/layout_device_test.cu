@@ -8,7 +8,6 @@
 
 namespace {
 
-using epistle::BufferSection;
 using epistle::DispatchLayout;
 using epistle::LayoutParams;
 
@@ -34,13 +33,20 @@ EPISTLE_HOST_DEVICE void evaluate(const DispatchLayout& layout, std::int64_t* va
   values[idx++] = layout.expert_group_begins(counts, num_local, begins);
   for (std::int32_t local = 0; local <= num_local; ++local) values[idx++] = begins[local];
   for (std::int64_t count = 0; count < 20; ++count) values[idx++] = layout.kept_rows(count * 3, count, 5);
-  const epistle::RowDemand demand = layout.max_demand();
-  values[idx++] = layout.buffer_bytes(demand);
-  values[idx++] = layout.reserved_bytes();
-  for (std::int32_t section = 0; section < epistle::kNumBufferSections; ++section) {
-    values[idx++] = layout.section_offset(static_cast<BufferSection>(section));
+  for (std::int64_t count = 0; count < 20; ++count) {
+    values[idx++] = layout.group_rows(count * 5);
+    values[idx++] = layout.static_output_rows(count * 5);
   }
+  values[idx++] = layout.row_limit();
+  values[idx++] = layout.max_output_rows();
+  values[idx++] = layout.max_rows_per_token();
+  values[idx++] = layout.max_ranks_per_token();
+  values[idx++] = layout.max_other_ranks_per_token();
+  values[idx++] = layout.weights_per_row();
+  values[idx++] = layout.widest_row_bytes();
   values[idx++] = layout.record_bytes();
+  values[idx++] = layout.pair_record_bytes();
+  values[idx++] = layout.counts_entries();
   values[idx++] = layout.counts_offset(1);
 }
 
@@ -50,25 +56,20 @@ std::vector<LayoutParams> cases() {
   std::vector<LayoutParams> all;
   for (const auto layout : {epistle::OutputLayout::kTokenMajor, epistle::OutputLayout::kExpertMajor,
                             epistle::OutputLayout::kExpertBlocks}) {
-    for (const auto transport :
-         {epistle::Transport::kReference, epistle::Transport::kAllToAll, epistle::Transport::kDirect,
-          epistle::Transport::kDevice, epistle::Transport::kDeviceAllToAll}) {
-      for (const std::int64_t capacity_rows : {0, 40}) {
-        LayoutParams params;
-        params.num_ranks = 6;
-        params.num_experts = 37;
-        params.top_k = 5;
-        params.max_tokens = 100;
-        params.row_bytes = 5760;
-        params.scale_bytes = 92;
-        params.combine_row_bytes = 5760;
-        params.layout = layout;
-        params.alignment = 16;
-        params.transport = transport;
-        params.capacity_rows = layout == epistle::OutputLayout::kExpertBlocks ? 40 : capacity_rows;
-        params.sizing = capacity_rows > 0 ? epistle::SizingMode::kCapacity : epistle::SizingMode::kExact;
-        all.push_back(params);
-      }
+    for (const std::int64_t capacity_rows : {0, 40}) {
+      LayoutParams params;
+      params.num_ranks = 6;
+      params.num_experts = 37;
+      params.top_k = 5;
+      params.max_tokens = 100;
+      params.row_bytes = 5760;
+      params.scale_bytes = 92;
+      params.combine_row_bytes = 11520;
+      params.layout = layout;
+      params.alignment = 16;
+      params.capacity_rows = layout == epistle::OutputLayout::kExpertBlocks ? 40 : capacity_rows;
+      params.sizing = capacity_rows > 0 ? epistle::SizingMode::kCapacity : epistle::SizingMode::kExact;
+      all.push_back(params);
     }
   }
   return all;

@@ -12,6 +12,7 @@
 
 #include "epistle/dispatcher.hpp"
 
+#include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/call/resolved_config.hpp"
 #include "support/property.hpp"
 #include "support/round_trip.hpp"
@@ -25,6 +26,7 @@ constexpr int kNumRanks = 2;
 // What a test may take of the machine.
 constexpr std::int64_t kMaxTestBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kPageBytes = 4096;
+constexpr std::int64_t kDevicePageBytes = std::int64_t{2} << 20;
 
 __extension__ using Wide = __int128;
 
@@ -140,34 +142,41 @@ std::optional<ResolvedConfig> resolve(const DispatcherConfig& config) {
   }
 }
 
-void expect_exact_sizes(const DispatchLayout& layout) {
-  const RowDemand most = layout.max_demand();
+BufferPlan plan_of(const DispatcherInfo& info, const ResolvedConfig& config) {
+  return DispatcherInfo::Functions::of(info).plan(config, kNumRanks);
+}
+
+void expect_exact_sizes(const DispatcherInfo& info, const ResolvedConfig& config) {
+  const BufferPlan plan = plan_of(info, config);
+  const bool on_device = info.device() == Device::kCuda;
+  const std::int64_t page_bytes = on_device ? kDevicePageBytes : kPageBytes;
+  const DispatchLayout& layout = plan.layout();
   const LayoutParams& params = layout.params();
+  const RowDemand& most = plan.max_demand();
   const std::array<std::pair<BufferSection, Wide>, 4> sections = {
-      {{BufferSection::kRecords, Wide{most.output_rows} * layout.record_bytes()},
+      {{BufferSection::kRecords, on_device ? Wide{most.receive_pairs} * layout.pair_record_bytes()
+                                           : Wide{most.output_rows} * layout.record_bytes()},
        {BufferSection::kReceiveRows, Wide{most.output_rows} * params.row_bytes},
        {BufferSection::kReceiveScales, Wide{most.output_rows} * params.scale_bytes},
        {BufferSection::kCombineRows, Wide{most.output_rows} * params.combine_row_bytes}}};
+  const SectionBytes largest = plan.section_bytes(most);
   for (const auto& [section, bytes] : sections) {
-    const Wide pages = (bytes + kPageBytes - 1) / kPageBytes;
-    RC_ASSERT(Wide{layout.section_bytes(section, most)} == pages * kPageBytes);
+    const Wide pages = (bytes + page_bytes - 1) / page_bytes;
+    RC_ASSERT(Wide{largest[section]} == pages * page_bytes);
   }
   Wide total = 0;
-  for (std::int32_t section = 0; section < kNumBufferSections; ++section) {
-    const std::int64_t bytes = layout.section_bytes(static_cast<BufferSection>(section), most);
-    RC_ASSERT(bytes >= 0);
-    total += Wide{bytes} * layout.section_copies(static_cast<BufferSection>(section));
+  for (const BufferSection section : kBufferSections) {
+    RC_ASSERT(largest[section] >= 0);
+    total += Wide{largest[section]} * plan.section_copies(section);
   }
-  RC_ASSERT(Wide{layout.reserved_bytes()} == total);
+  RC_ASSERT(Wide{plan.reserved_bytes()} == total);
 }
 
 TEST(ConfigProperty, SizesAreExactOrTheConfigurationIsRefused) {
   check_property(kNumConfigs, [] {
     const auto resolved = resolve(edge_case().config);
     if (!resolved) return;
-    for (const Transport transport : {Transport::kReference, Transport::kAllToAll, Transport::kDirect}) {
-      expect_exact_sizes(DispatchLayout(to_layout_params(*resolved, kNumRanks, transport)));
-    }
+    for (const DispatcherInfo* info : dispatchers()) expect_exact_sizes(*info, *resolved);
   });
 }
 
@@ -179,8 +188,8 @@ TEST(ConfigProperty, CreationSucceedsOrIsRefusedOnAllRanks) {
     const bool is_served = !find_dispatcher("direct").cannot_serve(edges.config, kNumRanks).has_value();
     if (resolved) {
       // What fits is taken; a test takes little, or asks for what cannot be had.
-      const DispatchLayout layout(to_layout_params(*resolved, kNumRanks, Transport::kDirect));
-      const std::int64_t bytes = layout.buffer_bytes(layout.initial_demand());
+      const BufferPlan plan = plan_of(find_dispatcher("direct"), *resolved);
+      const std::int64_t bytes = plan.buffer_bytes(plan.initial_demand());
       RC_PRE(bytes <= kMaxTestBytes || bytes > available_memory_bytes());
       RC_PRE(edges.options.num_workers <= 4 || !takes_workers);
     }

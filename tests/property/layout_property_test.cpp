@@ -8,9 +8,10 @@
 
 #include <gtest/gtest.h>
 
+#include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/reference/oracle.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 #include "layout/layout_tables.hpp"
 #include "support/checker.hpp"
 #include "support/property.hpp"
@@ -47,9 +48,14 @@ Scenario any_routing() {
   return scenario;
 }
 
-Transport any_transport() {
-  return *rc::gen::element(Transport::kDirect, Transport::kAllToAll, Transport::kReference, Transport::kDevice,
-                           Transport::kDeviceAllToAll);
+const DispatcherInfo& any_dispatcher() {
+  const DispatcherInfo& info = *dispatchers()[*rc::gen::inRange<std::size_t>(0, dispatchers().size())];
+  RC_LOG() << info.name() << " on " << to_string(info.device()) << std::endl;
+  return info;
+}
+
+BufferPlan plan_of(const DispatcherInfo& info, const ResolvedConfig& config, int num_ranks) {
+  return DispatcherInfo::Functions::of(info).plan(config, num_ranks);
 }
 
 /// What every rank announces, counted from its table.
@@ -94,7 +100,7 @@ TEST(LayoutProperty, TablesAreThoseOfTheOracle) {
     RC_LOG() << to_text(scenario) << std::endl;
     const Round round(scenario, 0);
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());
-    const LayoutParams params = to_layout_params(round.config(), num_ranks, Transport::kDirect);
+    const LayoutParams params = to_layout_params(round.config(), num_ranks);
     const DispatchLayout layout(params);
     const Checker checker(round);
     LayoutTables tables;
@@ -146,12 +152,13 @@ TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
     RC_LOG() << to_text(scenario) << std::endl;
     const Round round(scenario, 0);
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());
-    const auto transport = any_transport();
-    const LayoutParams params = to_layout_params(round.config(), num_ranks, transport);
-    const DispatchLayout layout(params);
-    const RowDemand most = layout.max_demand();
+    const DispatcherInfo& info = any_dispatcher();
+    const bool on_device = info.device() == Device::kCuda;
+    const BufferPlan plan = plan_of(info, round.config(), num_ranks);
+    const DispatchLayout& layout = plan.layout();
+    const RowDemand& most = plan.max_demand();
     LayoutTables tables;
-    const Counts counts(round, params);
+    const Counts counts(round, layout.params());
     tables.compute(layout, counts.views);
     for (int rank = 0; rank < num_ranks; ++rank) {
       const auto idx = static_cast<std::size_t>(rank);
@@ -164,9 +171,9 @@ TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
       RC_ASSERT(scenario.tokens_per_rank[idx] <= most.tokens);
       RC_ASSERT(tables.output_rows(rank) <= most.output_rows);
       const std::int64_t own_pairs = counts.views[idx].tokens_to_rank[idx];
-      RC_ASSERT(send_pairs - (layout.on_device() ? own_pairs : 0) <= most.send_pairs);
+      RC_ASSERT(send_pairs - (on_device ? own_pairs : 0) <= most.send_pairs);
       RC_ASSERT(receive_pairs <= most.receive_pairs);
-      if (transport == Transport::kDeviceAllToAll && !layout.combines_per_rank()) {
+      if (on_device && info.name() == "alltoall" && !plan.combines_per_rank()) {
         const ExpertPartition partition = layout.partition();
         for (std::int32_t local = 0; local < partition.num_local_experts(rank); ++local) {
           const auto expert = static_cast<std::size_t>(partition.first_expert(rank) + local);
@@ -174,7 +181,7 @@ TEST(LayoutProperty, NoRoutingNeedsMoreThanTheLargestDemand) {
         }
         RC_ASSERT(send_assignments <= most.send_rows);
         RC_ASSERT(std::max(receive_pairs, tables.content_rows(rank)) <= most.receive_rows);
-      } else if (layout.sends_per_expert()) {
+      } else if (plan.sends_per_expert()) {
         RC_ASSERT(send_assignments <= most.send_rows);
         RC_ASSERT(tables.content_rows(rank) <= most.receive_rows);
       } else {
@@ -190,11 +197,11 @@ TEST(LayoutProperty, SectionsLieOneBehindTheOther) {
     const Scenario scenario = any_routing();
     RC_LOG() << to_text(scenario) << std::endl;
     const auto num_ranks = static_cast<std::int32_t>(scenario.tokens_per_rank.size());
-    const auto transport = any_transport();
-    LayoutParams params = to_layout_params(resolve_config(scenario.config, num_ranks), num_ranks, transport);
-    params.page_bytes = *rc::gen::element<std::int64_t>(4096, 65536);
-    const DispatchLayout layout(params);
-    const RowDemand most = layout.max_demand();
+    const BufferPlan usual = plan_of(any_dispatcher(), resolve_config(scenario.config, num_ranks), num_ranks);
+    const EngineSizes engine{.control_bytes = *rc::gen::inRange<std::int64_t>(0, 100'000),
+                             .page_bytes = *rc::gen::element<std::int64_t>(4096, 65536)};
+    const BufferPlan plan(usual.rules(), usual.layout().params(), engine);
+    const RowDemand& most = plan.max_demand();
     const auto some = [](std::int64_t end) { return *rc::gen::inRange<std::int64_t>(0, end + 1); };
     const RowDemand demand{.tokens = some(most.tokens),
                            .output_rows = some(most.output_rows),
@@ -203,22 +210,25 @@ TEST(LayoutProperty, SectionsLieOneBehindTheOther) {
                            .receive_rows = some(most.receive_rows),
                            .send_pairs = some(most.send_pairs),
                            .receive_pairs = some(most.receive_pairs)};
+    const SectionBytes bytes = plan.section_bytes(demand);
+    const SectionBytes largest = plan.section_bytes(most);
+    RC_ASSERT(largest[BufferSection::kControl] >= engine.control_bytes);
     std::int64_t sum = 0;
     std::int64_t end = 0;
-    for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
-      const auto section = static_cast<BufferSection>(idx);
-      const std::int64_t bytes = layout.section_bytes(section, demand);
-      RC_ASSERT(bytes >= 0);
-      RC_ASSERT(bytes % params.page_bytes == 0);
-      RC_ASSERT(bytes <= layout.section_bytes(section, most));
-      RC_ASSERT(layout.section_offset(section) == end);
-      RC_ASSERT(layout.section_offset(section) % params.page_bytes == 0);
-      end += layout.section_stride(section) * layout.section_copies(section);
-      sum += bytes * layout.section_copies(section);
+    for (const BufferSection section : kBufferSections) {
+      const std::int32_t copies = plan.section_copies(section);
+      RC_ASSERT(bytes[section] >= 0);
+      RC_ASSERT(bytes[section] % engine.page_bytes == 0);
+      RC_ASSERT(bytes[section] <= largest[section]);
+      RC_ASSERT(plan.section_offset(section) == end);
+      RC_ASSERT(plan.section_offset(section) % engine.page_bytes == 0);
+      RC_ASSERT(plan.section_stride(section) == (copies > 1 ? largest[section] : 0));
+      end += largest[section] * copies;
+      sum += bytes[section] * copies;
     }
-    RC_ASSERT(sum == layout.buffer_bytes(demand));
-    RC_ASSERT(end == layout.reserved_bytes());
-    RC_ASSERT(layout.buffer_bytes(layout.initial_demand()) <= layout.reserved_bytes());
+    RC_ASSERT(sum == plan.buffer_bytes(demand));
+    RC_ASSERT(end == plan.reserved_bytes());
+    RC_ASSERT(plan.buffer_bytes(plan.initial_demand()) <= plan.reserved_bytes());
   });
 }
 

@@ -69,13 +69,23 @@ class MailboxMover final : public host::RowMover {
   host::HostContext& context_;
 };
 
+/// Rows are fetched from where a rank has put its whole input.
+class MailboxRules final : public host::HostRules {
+ public:
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override {
+    SectionBytes bytes = HostRules::content_bytes(layout, demand);
+    bytes[BufferSection::kSendRows] = demand.tokens * layout.widest_row_bytes();
+    bytes[BufferSection::kSendScales] = demand.tokens * layout.params().scale_bytes;
+    return bytes;
+  }
+};
+
 }  // namespace
 
 void register_mailbox() {
-  // Its buffers are those of `reference`: room for a rank's whole input.
   static const DispatcherInfo info(kMailbox, Device::kHost, "every rank fetches its rows: of the tests",
-                                   host::host_capabilities(),
-                                   host::host_functions<MailboxMover, Transport::kReference>());
+                                   host::host_capabilities(), host::host_functions<MailboxMover, MailboxRules>());
   static const bool is_registered = (register_dispatcher(info), true);
   static_cast<void>(is_registered);
 }

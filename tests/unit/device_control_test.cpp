@@ -1,5 +1,4 @@
-// The control section of a rank on a GPU, and the buffer sections of the transport that uses it. Needs neither CUDA nor
-// a GPU: plain values.
+// The control section of a rank on a GPU, and the buffers beside it. Needs neither CUDA nor a GPU: plain values.
 #include "dispatch/cuda/device/device_control.hpp"
 
 #include <array>
@@ -9,7 +8,8 @@
 
 #include <gtest/gtest.h>
 
-#include "layout/dispatch_layout.hpp"
+#include "dispatch/call/dispatcher_functions.hpp"
+#include "layout/buffer_plan.hpp"
 
 namespace epistle {
 namespace {
@@ -99,10 +99,10 @@ TEST(DeviceControl, GrowsWithWhatItHolds) {
   EXPECT_EQ(widest.num_bytes(), larger.num_bytes());
 }
 
-// ---- Sections of the device transport -------------------------------------------------------------------------------
+// ---- Buffers --------------------------------------------------------------------------------------------------------
 
 template <typename Visit>
-void for_each_layout(const Visit& visit) {
+void for_each_plan(const PlanRules& rules, const Visit& visit) {
   for (const OutputLayout layout :
        {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks}) {
     for (const SumOrder combine : {SumOrder::kHierarchical, SumOrder::kFlat}) {
@@ -123,65 +123,84 @@ void for_each_layout(const Visit& visit) {
           params.sizing = sizing;
           params.capacity_rows = sizing == SizingMode::kCapacity || layout == OutputLayout::kExpertBlocks ? 512 : 0;
           params.order = combine;
-          params.transport = Transport::kDevice;
-          params.page_bytes = kPageBytes;
-          params.control_bytes = control.num_bytes();
-          visit(DispatchLayout(params));
+          const EngineSizes engine{.control_bytes = control.num_bytes(), .page_bytes = kPageBytes};
+          visit(BufferPlan(rules, params, engine), engine);
         }
       }
     }
   }
 }
 
-TEST(DeviceLayout, SectionsLieOneBehindTheOtherInWholePages) {
-  for_each_layout([](const DispatchLayout& layout) {
-    const RowDemand most = layout.max_demand();
+const PlanRules& rules_of(const DispatcherInfo& info) {
+  return DispatcherInfo::Functions::of(info).plan(ResolvedConfig{}, 1).rules();
+}
+
+class DevicePlan : public ::testing::TestWithParam<const DispatcherInfo*> {};
+
+TEST_P(DevicePlan, SectionsLieOneBehindTheOtherInWholePages) {
+  for_each_plan(rules_of(*GetParam()), [](const BufferPlan& plan, const EngineSizes&) {
+    const SectionBytes most = plan.section_bytes(plan.max_demand());
+    const SectionBytes first = plan.section_bytes(plan.initial_demand());
     std::int64_t end = 0;
-    for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
-      const auto section = static_cast<BufferSection>(idx);
-      ASSERT_EQ(layout.section_offset(section), end);
-      ASSERT_EQ(layout.section_bytes(section, most) % kPageBytes, 0);
-      end += layout.section_bytes(section, most);
+    for (const BufferSection section : kBufferSections) {
+      ASSERT_EQ(plan.section_offset(section), end);
+      ASSERT_EQ(most[section] % kPageBytes, 0);
+      end += most[section];
+      // What is committed first lies within what is reserved.
+      ASSERT_LE(first[section], most[section]);
     }
-    ASSERT_EQ(end, layout.reserved_bytes());
-    // What is committed first lies within what is reserved.
-    for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
-      const auto section = static_cast<BufferSection>(idx);
-      ASSERT_LE(layout.section_bytes(section, layout.initial_demand()), layout.section_bytes(section, most));
-    }
+    ASSERT_EQ(end, plan.reserved_bytes());
   });
 }
 
-TEST(DeviceLayout, SectionsHoldWhatTheDeviceWrites) {
-  for_each_layout([](const DispatchLayout& layout) {
+TEST_P(DevicePlan, SectionsHoldWhatTheDeviceWrites) {
+  for_each_plan(rules_of(*GetParam()), [](const BufferPlan& plan, const EngineSizes& engine) {
+    const DispatchLayout& layout = plan.layout();
     const LayoutParams& params = layout.params();
-    const RowDemand most = layout.max_demand();
-    const auto bytes = [&](BufferSection section) { return layout.section_bytes(section, most); };
-    EXPECT_GE(bytes(BufferSection::kControl), params.control_bytes);
-    EXPECT_GE(bytes(BufferSection::kRecords), params.max_tokens * params.num_ranks * layout.pair_record_bytes());
-    EXPECT_GE(bytes(BufferSection::kReceiveRows), layout.max_output_rows() * params.row_bytes);
-    EXPECT_GE(bytes(BufferSection::kReceiveScales), layout.max_output_rows() * params.scale_bytes);
-    EXPECT_GE(bytes(BufferSection::kCombineRows), layout.max_output_rows() * params.combine_row_bytes);
+    const SectionBytes bytes = plan.section_bytes(plan.max_demand());
+    EXPECT_GE(bytes[BufferSection::kControl], engine.control_bytes);
+    EXPECT_GE(bytes[BufferSection::kRecords], params.max_tokens * params.num_ranks * layout.pair_record_bytes());
+    EXPECT_GE(bytes[BufferSection::kReceiveRows], layout.max_output_rows() * params.row_bytes);
+    EXPECT_GE(bytes[BufferSection::kReceiveScales], layout.max_output_rows() * params.scale_bytes);
+    EXPECT_GE(bytes[BufferSection::kCombineRows], layout.max_output_rows() * params.combine_row_bytes);
+  });
+}
+
+TEST_P(DevicePlan, RecordsHaveRoomFromTheStart) {
+  for_each_plan(rules_of(*GetParam()), [](const BufferPlan& plan, const EngineSizes&) {
+    EXPECT_EQ(plan.section_bytes(plan.initial_demand())[BufferSection::kRecords],
+              plan.section_bytes(plan.max_demand())[BufferSection::kRecords]);
+  });
+}
+
+std::vector<const DispatcherInfo*> dispatchers_on_gpus() {
+  std::vector<const DispatcherInfo*> found;
+  for (const DispatcherInfo* info : dispatchers()) {
+    if (info->device() == Device::kCuda) found.push_back(info);
+  }
+  return found;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DevicePlan, ::testing::ValuesIn(dispatchers_on_gpus()),
+                         [](const auto& param_info) { return std::string(param_info.param->name()); });
+
+TEST(DeviceDirectPlan, HasAStageForPartialSumsAndNothingElseInBetween) {
+  for_each_plan(rules_of(find_dispatcher("direct", Device::kCuda)), [](const BufferPlan& plan, const EngineSizes&) {
+    const LayoutParams& params = plan.layout().params();
+    const SectionBytes bytes = plan.section_bytes(plan.max_demand());
     // Senders write into the receiver's rows: nothing is packed.
-    EXPECT_EQ(bytes(BufferSection::kSendRows), 0);
-    EXPECT_EQ(bytes(BufferSection::kSendScales), 0);
-    EXPECT_EQ(bytes(BufferSection::kStageScales), 0);
+    EXPECT_EQ(bytes[BufferSection::kSendRows], 0);
+    EXPECT_EQ(bytes[BufferSection::kSendScales], 0);
+    EXPECT_EQ(bytes[BufferSection::kStageScales], 0);
     // Only partial sums come back into a stage, at most one per token and other rank that it goes to.
     const std::int64_t other_ranks = params.num_ranks - 1;
     const std::int64_t staged = params.max_tokens * (params.top_k < other_ranks ? params.top_k : other_ranks);
-    if (layout.returns_partial_sums()) {
-      EXPECT_GE(bytes(BufferSection::kStageRows), staged * params.combine_row_bytes);
-      EXPECT_LT(bytes(BufferSection::kStageRows), staged * params.combine_row_bytes + kPageBytes);
+    if (plan.returns_partial_sums()) {
+      EXPECT_GE(bytes[BufferSection::kStageRows], staged * params.combine_row_bytes);
+      EXPECT_LT(bytes[BufferSection::kStageRows], staged * params.combine_row_bytes + kPageBytes);
     } else {
-      EXPECT_EQ(bytes(BufferSection::kStageRows), 0);
+      EXPECT_EQ(bytes[BufferSection::kStageRows], 0);
     }
-  });
-}
-
-TEST(DeviceLayout, RecordsHaveRoomFromTheStart) {
-  for_each_layout([](const DispatchLayout& layout) {
-    EXPECT_EQ(layout.section_bytes(BufferSection::kRecords, layout.initial_demand()),
-              layout.section_bytes(BufferSection::kRecords, layout.max_demand()));
   });
 }
 

@@ -1,4 +1,4 @@
-// The layout's arithmetic: who holds which expert, how groups are padded and cut, where sections lie.
+// The layout's arithmetic: who holds which expert, how groups are padded and cut, how large records are.
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -28,8 +28,8 @@ constexpr DispatchLayout kLayout(kParams);
 static_assert(kLayout.group_rows(0) == 0 && kLayout.group_rows(1) == 16 && kLayout.group_rows(16) == 16 &&
               kLayout.group_rows(17) == 32);
 static_assert(kLayout.max_output_rows() == 10 * 4 * 2 + 2 * 15);
-static_assert(kLayout.section_offset(BufferSection::kControl) == 0);
-static_assert(kLayout.reserved_bytes() == kLayout.buffer_bytes(kLayout.max_demand()));
+static_assert(kLayout.max_rows_per_token() == 2 && kLayout.max_ranks_per_token() == 2 &&
+              kLayout.max_other_ranks_per_token() == 2);
 static_assert(sizeof(RowRecord) == 24 && sizeof(TokenRecordHeader) == 8);
 
 constexpr std::int64_t rows_at_compile_time() {
@@ -127,32 +127,12 @@ TEST(DispatchLayout, RecordsHoldWhatTheyDescribe) {
   EXPECT_EQ(token_major.weights_per_row(), 2);
 }
 
-TEST(DispatchLayout, ControlSectionHasTwoOfEverything) {
+TEST(DispatchLayout, CountsHaveTwoGenerations) {
   for (const std::uint64_t generation : {0U, 1U, 2U, 7U}) {
     EXPECT_EQ(kLayout.counts_offset(generation), kLayout.counts_offset(generation + 2));
   }
   const std::int64_t counts_bytes = kLayout.counts_entries() * DispatchLayout::kCountBytes;
   EXPECT_EQ(kLayout.counts_offset(1) - kLayout.counts_offset(0), counts_bytes);
-  EXPECT_LE(kLayout.counts_offset(1) + counts_bytes, kLayout.section_bytes(BufferSection::kControl, {}));
-}
-
-TEST(DispatchLayout, DirectNeedsNoBuffersInBetween) {
-  for (const BufferSection section :
-       {BufferSection::kSendRows, BufferSection::kSendScales, BufferSection::kStageRows, BufferSection::kStageScales}) {
-    EXPECT_EQ(kLayout.section_bytes(section, kLayout.max_demand()), 0);
-  }
-}
-
-TEST(DispatchLayout, DemandRisesFieldByField) {
-  RowDemand demand{.tokens = 5, .output_rows = 1, .send_rows = 7};
-  demand.raise_to({.tokens = 4, .output_rows = 9, .grad_rows = 2, .receive_rows = 3, .receive_pairs = 8});
-  EXPECT_EQ(demand.tokens, 5);
-  EXPECT_EQ(demand.output_rows, 9);
-  EXPECT_EQ(demand.grad_rows, 2);
-  EXPECT_EQ(demand.send_rows, 7);
-  EXPECT_EQ(demand.receive_rows, 3);
-  EXPECT_EQ(demand.send_pairs, 0);
-  EXPECT_EQ(demand.receive_pairs, 8);
 }
 
 }  // namespace

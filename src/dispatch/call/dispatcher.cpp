@@ -54,10 +54,10 @@ std::vector<int> suspects_of(const GroupImpl& group) {
   return health.peer_rank < 0 ? std::vector<int>{} : std::vector<int>{health.peer_rank};
 }
 
-WireBytes wire_bytes_of(const DispatchLayout& layout, const RoutingStats& stats) noexcept {
-  const LayoutParams& params = layout.params();
-  const std::int64_t dispatched = layout.sends_per_expert() ? stats.sent_remote_assignments : stats.sent_remote_rows;
-  const std::int64_t combined = layout.combines_per_rank() ? stats.sent_remote_rows : stats.sent_remote_assignments;
+WireBytes wire_bytes_of(const BufferPlan& plan, const RoutingStats& stats) noexcept {
+  const LayoutParams& params = plan.layout().params();
+  const std::int64_t dispatched = plan.sends_per_expert() ? stats.sent_remote_assignments : stats.sent_remote_rows;
+  const std::int64_t combined = plan.combines_per_rank() ? stats.sent_remote_rows : stats.sent_remote_assignments;
   return {.dispatch = dispatched * (params.row_bytes + params.scale_bytes),
           .combine = combined * params.combine_row_bytes};
 }

@@ -5,13 +5,14 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "epistle/dispatcher.hpp"
 
 #include "dispatch/call/dispatcher_impl.hpp"
 #include "dispatch/call/resolved_config.hpp"
 #include "group/group_impl.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 
 namespace epistle {
 
@@ -26,7 +27,10 @@ struct Creation {
 struct DispatcherInfo::Functions {
   /// Limits that capabilities do not say. May be null.
   std::optional<std::string> (*cannot_serve)(const ResolvedConfig& config, int num_ranks) = nullptr;
-  MemoryPlan (*memory)(const ResolvedConfig& config, int num_ranks) = nullptr;
+  /// The memory that all ranks address.
+  BufferPlan (*plan)(const ResolvedConfig& config, int num_ranks) = nullptr;
+  /// What a rank takes besides. May be null.
+  std::vector<MemorySection> (*own_memory)(const ResolvedConfig& config, int num_ranks) = nullptr;
   /// This rank's own checks of its options and its machine, before any rank does anything. Throws. May be null.
   void (*check)(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) = nullptr;
   /// Collective.
@@ -37,8 +41,5 @@ struct DispatcherInfo::Functions {
 
 /// What every dispatcher of today can do, on either device: all layouts, payloads, sizings, orders and backward passes.
 [[nodiscard]] Capabilities common_capabilities();
-
-/// The sections of a layout that all ranks address.
-[[nodiscard]] MemoryPlan shared_memory_plan(const DispatchLayout& layout);
 
 }  // namespace epistle

@@ -12,7 +12,7 @@
 #include "dispatch/call/handle_state.hpp"
 #include "dispatch/call/row_buffer.hpp"
 #include "group/group_impl.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 
 namespace epistle {
 
@@ -73,8 +73,8 @@ struct ScaleStrides {
 /// The ranks it speaks of: the one at fault, or all that are lost.
 [[nodiscard]] std::vector<int> suspects_of(const GroupImpl& group);
 
-/// What one dispatch and one combine put on the wire under `layout`.
-[[nodiscard]] WireBytes wire_bytes_of(const DispatchLayout& layout, const RoutingStats& stats) noexcept;
+/// What one dispatch and one combine of a dispatcher put on the wire.
+[[nodiscard]] WireBytes wire_bytes_of(const BufferPlan& plan, const RoutingStats& stats) noexcept;
 
 /// The calls are those of Dispatcher, with the same promises.
 class DispatcherImpl {

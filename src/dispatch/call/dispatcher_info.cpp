@@ -56,6 +56,24 @@ std::string beyond(const Capabilities& can, const DispatcherConfig& config, cons
   return {};
 }
 
+std::vector<MemorySection> shared_memory(const BufferPlan& plan) {
+  constexpr std::array<std::string_view, kNumBufferSections> kNames = {
+      "control",          "records",     "received rows", "received scales", "expert outputs",
+      "weight gradients", "packed rows", "packed scales", "staged rows",     "staged scales"};
+  const SectionBytes initial = plan.section_bytes(plan.initial_demand());
+  const SectionBytes largest = plan.section_bytes(plan.max_demand());
+  std::vector<MemorySection> sections;
+  for (const BufferSection section : kBufferSections) {
+    if (largest[section] == 0) continue;
+    const std::int32_t copies = plan.section_copies(section);
+    sections.push_back({.name = kNames[static_cast<std::size_t>(section)],
+                        .kind = MemoryKind::kShared,
+                        .initial_bytes = initial[section] * copies,
+                        .largest_bytes = largest[section] * copies});
+  }
+  return sections;
+}
+
 }  // namespace
 
 std::int64_t MemoryPlan::initial_bytes(MemoryKind kind) const noexcept {
@@ -83,25 +101,6 @@ Capabilities common_capabilities() {
           .needs = {}};
 }
 
-MemoryPlan shared_memory_plan(const DispatchLayout& layout) {
-  constexpr std::array<std::string_view, kNumBufferSections> kNames = {
-      "control",          "records",     "received rows", "received scales", "expert outputs",
-      "weight gradients", "packed rows", "packed scales", "staged rows",     "staged scales"};
-  const RowDemand initial = layout.initial_demand();
-  const RowDemand largest = layout.max_demand();
-  MemoryPlan plan;
-  for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
-    const auto section = static_cast<BufferSection>(idx);
-    const std::int64_t largest_bytes = layout.section_bytes(section, largest) * layout.section_copies(section);
-    if (largest_bytes == 0) continue;
-    plan.sections.push_back({.name = kNames[static_cast<std::size_t>(idx)],
-                             .kind = MemoryKind::kShared,
-                             .initial_bytes = layout.section_bytes(section, initial) * layout.section_copies(section),
-                             .largest_bytes = largest_bytes});
-  }
-  return plan;
-}
-
 DispatcherInfo::DispatcherInfo(std::string_view name, Device device, std::string_view summary,
                                Capabilities capabilities, const Functions& functions)
     : name_(name), device_(device), summary_(summary), capabilities_(std::move(capabilities)), functions_(&functions) {}
@@ -123,7 +122,11 @@ std::optional<std::string> DispatcherInfo::cannot_serve(const DispatcherConfig& 
 MemoryPlan DispatcherInfo::memory(const DispatcherConfig& config, int num_ranks) const {
   const ResolvedConfig resolved = resolve_config(config, num_ranks);
   if (const auto reason = cannot_serve(config, num_ranks)) throw Error(ErrorCode::kUnsupported, *reason);
-  return functions_->memory(resolved, num_ranks);
+  MemoryPlan memory{.sections = shared_memory(functions_->plan(resolved, num_ranks))};
+  if (functions_->own_memory != nullptr) {
+    for (const MemorySection& section : functions_->own_memory(resolved, num_ranks)) memory.sections.push_back(section);
+  }
+  return memory;
 }
 
 }  // namespace epistle

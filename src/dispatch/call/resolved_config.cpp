@@ -211,7 +211,7 @@ std::int64_t scale_columns(const ResolvedConfig& config) noexcept {
   return (config.hidden + kScaleBlockElements - 1) / kScaleBlockElements;
 }
 
-LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks, Transport transport) {
+LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks) {
   LayoutParams params;
   params.num_ranks = num_ranks;
   params.num_experts = resolved.num_experts;
@@ -228,7 +228,6 @@ LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks, Tra
   params.capacity_rows = resolved.capacity_rows;
   params.order = resolved.order;
   params.num_buffers = resolved.num_buffers;
-  params.transport = transport;
   return params;
 }
 

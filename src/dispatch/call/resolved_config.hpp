@@ -41,7 +41,7 @@ struct ResolvedConfig {
 [[nodiscard]] std::int64_t scale_columns(const ResolvedConfig& config) noexcept;
 
 /// What of the layout's parameters follows from the configuration.
-[[nodiscard]] LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks, Transport transport);
+[[nodiscard]] LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks);
 
 /// What a dispatcher is looked up by.
 struct DispatcherName {

@@ -117,7 +117,7 @@ CudaBench::CudaBench(Group& group, const BenchSpec& spec, const RoutingTable& ow
       table_(own_table),
       progress_(progress),
       config_(resolve_config(spec.config, group.size())),
-      params_(to_layout_params(config_, group.size(), Transport::kDirect)),
+      params_(to_layout_params(config_, group.size())),
       inputs_({.rank = group.rank(), .seed = spec.seed, .num_tokens = own_table.num_tokens, .config = config_}),
       collector_(group, spec.expectation != nullptr) {
   if (spec.expectation != nullptr) check_ = std::make_unique<BenchCheck>(group, *spec.expectation, inputs_);

@@ -299,7 +299,7 @@ void check_alltoall(const ResolvedConfig& config, const DeviceOptions& options, 
 }
 
 std::unique_ptr<DispatcherImpl> create_alltoall(const Creation& creation) {
-  return std::make_unique<CudaEngine>(creation, Transport::kDeviceAllToAll,
+  return std::make_unique<CudaEngine>(creation, alltoall_rules(),
                                       [](EngineContext& context) -> std::unique_ptr<RowTransport> {
                                         return std::make_unique<nccl::AllToAllTransport>(context);
                                       });

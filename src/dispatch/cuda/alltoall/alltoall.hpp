@@ -55,7 +55,7 @@ class AllToAllTransport final : public cuda::RowTransport {
   };
 
   /// Whether combine sends one row per (token, expert).
-  [[nodiscard]] bool returns_entries() const noexcept { return !context_.layout.combines_per_rank(); }
+  [[nodiscard]] bool returns_entries() const noexcept { return !context_.plan.combines_per_rank(); }
   void take_exchange_memory();
   [[nodiscard]] Known& known(const cuda::CudaHandleState& handle);
   void find_entries(const cuda::CudaHandleState& handle, Known& facts);

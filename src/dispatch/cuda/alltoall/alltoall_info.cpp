@@ -1,10 +1,41 @@
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
 
+#include <algorithm>
+
 #include "dispatch/cuda/engine/sizes.hpp"
 
 namespace epistle::cuda {
-
 namespace {
+
+/// A packed send buffer and a stage for what an exchange delivers, pairs or entries.
+class AllToAllRules final : public DeviceRules {
+ public:
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override {
+    const LayoutParams& params = layout.params();
+    // Token rows are received where they belong, and go back as they lie.
+    const std::int64_t expanded_rows = layout.token_major() ? 0 : demand.receive_rows;
+    const std::int64_t summed_rows = combines_per_rank(layout) ? demand.send_pairs : demand.send_rows;
+    SectionBytes bytes = DeviceRules::content_bytes(layout, demand);
+    bytes[BufferSection::kSendRows] =
+        std::max(demand.send_pairs * layout.widest_row_bytes(), expanded_rows * params.combine_row_bytes);
+    bytes[BufferSection::kSendScales] = demand.send_pairs * params.scale_bytes;
+    bytes[BufferSection::kStageRows] =
+        std::max(expanded_rows * layout.widest_row_bytes(), summed_rows * params.combine_row_bytes);
+    bytes[BufferSection::kStageScales] = expanded_rows * params.scale_bytes;
+    return bytes;
+  }
+  /// Where combine returns one row per (token, expert), send_rows are those that other ranks send back, and
+  /// receive_rows places in what this rank receives, or what it returns, whichever is more.
+  [[nodiscard]] RowDemand max_demand(const DispatchLayout& layout) const noexcept override {
+    RowDemand demand = DeviceRules::max_demand(layout);
+    if (combines_per_rank(layout)) return demand;
+    const LayoutParams& params = layout.params();
+    demand.send_rows = params.num_ranks > 1 ? params.max_tokens * params.top_k : 0;
+    demand.receive_rows = params.max_tokens * params.num_ranks * layout.max_rows_per_token();
+    return demand;
+  }
+};
 
 Capabilities alltoall_capabilities() {
   Capabilities can = common_capabilities();
@@ -17,12 +48,16 @@ Capabilities alltoall_capabilities() {
 
 }  // namespace
 
+const PlanRules& alltoall_rules() {
+  static const AllToAllRules rules;
+  return rules;
+}
+
 const DispatcherInfo& alltoall_info() {
   static constexpr DispatcherInfo::Functions kFunctions = {
-      .memory =
-          [](const ResolvedConfig& config, int num_ranks) {
-            return device_memory_plan(config, {.num_ranks = num_ranks}, Transport::kDeviceAllToAll);
-          },
+      .plan = [](const ResolvedConfig& config,
+                 int num_ranks) { return plan_buffers(config, {.num_ranks = num_ranks}, alltoall_rules()); },
+      .own_memory = own_memory,
       .check = check_alltoall,
       .create = create_alltoall};
   static const DispatcherInfo info("alltoall", Device::kCuda,

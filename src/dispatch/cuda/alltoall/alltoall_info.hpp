@@ -11,6 +11,8 @@ namespace epistle::cuda {
 
 [[nodiscard]] const DispatcherInfo& alltoall_info();
 
+[[nodiscard]] const PlanRules& alltoall_rules();
+
 /// See DispatcherInfo::Functions; without_cuda.cpp stands in where there is no CUDA.
 void check_alltoall(const ResolvedConfig& config, const DeviceOptions& options, const Group& group);
 [[nodiscard]] std::unique_ptr<DispatcherImpl> create_alltoall(const Creation& creation);

@@ -10,7 +10,7 @@
 
 #include "dispatch/cuda/device/call_words.hpp"
 #include "dispatch/cuda/device/device_control.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_section.hpp"
 
 namespace epistle::cuda {
 
@@ -80,7 +80,7 @@ struct DeviceGroup {
   std::int32_t num_ranks = 1;
   std::byte* base[kMaxRanks] = {};
   std::int64_t section_offset[kNumBufferSections] = {};  ///< of the first copy
-  std::int64_t section_stride[kNumBufferSections] = {};  ///< bytes from one copy to the next, where there are several
+  std::int64_t section_stride[kNumBufferSections] = {};  ///< bytes from one copy to the next; 0 where there is one
   DeviceControl control;
   LocalState* local = nullptr;
   std::int32_t* outcome = nullptr;  ///< [num_ranks + num_experts] pairs that fit for each rank, drops of each expert
@@ -88,7 +88,7 @@ struct DeviceGroup {
   std::uint64_t timeout_ns = 0;
   bool early_start = false;  ///< kernels may start while the one before them ends (sm_90 and later, one rank per GPU)
 
-  /// `buffer`: the copy, for sections that are there several times (DispatchLayout::section_copies).
+  /// `buffer`: the copy, for sections that are there several times (BufferPlan::section_copies).
   [[nodiscard]] EPISTLE_HOST_DEVICE std::byte* section(int peer, BufferSection section, std::int32_t buffer = 0) const {
     const auto idx = static_cast<int>(section);
     return base[peer] + section_offset[idx] + buffer * section_stride[idx];

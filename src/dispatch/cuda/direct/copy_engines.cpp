@@ -267,7 +267,8 @@ const CopyPlan* CopyEngines::find_plan(const CudaHandleState& handle, int max_bl
 bool CopyEngines::has_send_buffer(bool capturing) {
   if (packed_rows_ != nullptr) return true;
   if (capturing || lacks_memory_) return false;
-  const std::int64_t num_rows = std::max<std::int64_t>(1, layout_.max_demand().send_pairs);
+  const std::int64_t num_rows =
+      std::max<std::int64_t>(1, layout_.params().max_tokens * layout_.max_other_ranks_per_token());
   std::byte* rows = nullptr;
   for (const bool placing : {false, true}) {
     BufferCarver carver(send_buffer_.get());

@@ -5,7 +5,6 @@
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
-#include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
 
 namespace epistle::cuda {
@@ -39,15 +38,14 @@ void DirectTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
 }
 
 WireBytes DirectTransport::wire_bytes(const CudaHandleState& handle) const {
-  return wire_bytes_of(context_.layout, handle.stats);
+  return wire_bytes_of(context_.plan, handle.stats);
 }
 
 void check_direct(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
   check_cuda_options(config, cuda_options, group);
   if (cuda_options.mover != CudaMover::kCopyEngines) return;
-  const DispatchLayout layout = layout_of(config, {.num_ranks = group.size()}, Transport::kDevice);
-  if (CopyEngines::can_serve(layout.params())) return;
+  if (CopyEngines::can_serve(to_layout_params(config, group.size()))) return;
   throw Error(ErrorCode::kUnsupported,
               fmt::format("copy engines move rows of layout token_major under exact sizing with one buffer only; this "
                           "is {}, {} and {} buffers: use another mover",
@@ -55,7 +53,7 @@ void check_direct(const ResolvedConfig& config, const DeviceOptions& options, co
 }
 
 std::unique_ptr<DispatcherImpl> create_direct(const Creation& creation) {
-  return std::make_unique<CudaEngine>(creation, Transport::kDevice,
+  return std::make_unique<CudaEngine>(creation, direct_rules(),
                                       [](EngineContext& context) -> std::unique_ptr<RowTransport> {
                                         return std::make_unique<DirectTransport>(context);
                                       });

@@ -3,8 +3,19 @@
 #include "dispatch/cuda/engine/sizes.hpp"
 
 namespace epistle::cuda {
-
 namespace {
+
+/// Rows are written and read where they belong; only partial sums are pushed, into a stage at the token's rank.
+class DirectRules final : public DeviceRules {
+ public:
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override {
+    SectionBytes bytes = DeviceRules::content_bytes(layout, demand);
+    const bool pushes_sums = combines_per_rank(layout) && !layout.token_major();
+    bytes[BufferSection::kStageRows] = pushes_sums ? demand.send_pairs * layout.params().combine_row_bytes : 0;
+    return bytes;
+  }
+};
 
 Capabilities direct_capabilities() {
   Capabilities can = common_capabilities();
@@ -16,10 +27,16 @@ Capabilities direct_capabilities() {
 
 }  // namespace
 
+const PlanRules& direct_rules() {
+  static const DirectRules rules;
+  return rules;
+}
+
 const DispatcherInfo& direct_info() {
   static constexpr DispatcherInfo::Functions kFunctions = {
-      .memory = [](const ResolvedConfig& config,
-                   int num_ranks) { return device_memory_plan(config, {.num_ranks = num_ranks}, Transport::kDevice); },
+      .plan = [](const ResolvedConfig& config,
+                 int num_ranks) { return plan_buffers(config, {.num_ranks = num_ranks}, direct_rules()); },
+      .own_memory = own_memory,
       .check = check_direct,
       .create = create_direct};
   static const DispatcherInfo info("direct", Device::kCuda,

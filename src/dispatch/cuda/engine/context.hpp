@@ -14,7 +14,7 @@
 #include "dispatch/cuda/engine/tuning.hpp"
 #include "gpu/heap/symmetric_heap.hpp"
 #include "group/group_impl.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 
 namespace epistle::cuda {
 
@@ -23,7 +23,8 @@ struct EngineContext {
   CudaOptions options;
   int device = 0;
   GroupImpl* group = nullptr;
-  DispatchLayout layout;
+  BufferPlan plan;
+  DispatchLayout layout;  ///< the plan's
   DeviceControl control;
   DeviceGroup device_group;
   std::shared_ptr<SymmetricHeap> heap;
@@ -44,12 +45,10 @@ struct EngineContext {
   [[nodiscard]] int num_ranks() const noexcept { return group->num_ranks(); }
   [[nodiscard]] bool has_bulk_copies() const noexcept { return compute_major >= kFirstMajorWithBulkCopies; }
   [[nodiscard]] std::byte* own_section(BufferSection section, std::int32_t copy) const noexcept {
-    return heap->base(rank()) + layout.section_offset(section) + copy * layout.section_stride(section);
+    return heap->base(rank()) + plan.section_offset(section) + copy * plan.section_stride(section);
   }
   /// The copy of the call under way; of sections that are there once, that one.
-  [[nodiscard]] std::byte* own_section(BufferSection section) const noexcept {
-    return own_section(section, layout.section_copies(section) > 1 ? buffer : 0);
-  }
+  [[nodiscard]] std::byte* own_section(BufferSection section) const noexcept { return own_section(section, buffer); }
   [[nodiscard]] TuningQuery tuning_query(TunedCall call, std::int64_t num_tokens) const noexcept {
     return {.call = call,
             .layout = config.layout,

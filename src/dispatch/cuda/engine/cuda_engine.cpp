@@ -127,7 +127,7 @@ PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int dev
                           config.num_experts, num_ranks, config.top_k, tile.shared_bytes, device, shared_bytes));
 }
 
-CudaEngine::CudaEngine(const Creation& creation, Transport transport, MakeTransport make_transport)
+CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTransport make_transport)
     : DispatcherImpl(creation.identity),
       group_(creation.group),
       demands_(static_cast<std::size_t>(group_->num_ranks())),
@@ -138,28 +138,29 @@ CudaEngine::CudaEngine(const Creation& creation, Transport transport, MakeTransp
   context_.device = choose_device(context_.options, group_->rank(), group_->num_ranks());
   context_.wait = [this] { wait(); };
   context_.last_work = [this] { return last_work(); };
-  set_up(transport);
+  set_up(rules);
   transport_ = make_transport(context_);
 }
 
 /// Collective.
-void CudaEngine::set_up(Transport transport) {
+void CudaEngine::set_up(const PlanRules& rules) {
   const DeviceFacts facts = gather_facts(*group_, context_.device);
   const DeviceShape shape{
       .num_ranks = group_->num_ranks(), .page_bytes = facts.granularity, .sm_share = facts.sm_share};
   context_.sm_share = facts.sm_share;
   context_.shares_gpu = facts.shares_gpu != 0;
   context_.control = control_of(context_.config, shape);
-  context_.layout = layout_of(context_.config, shape, transport);
-  const DispatchLayout& layout = context_.layout;
-  context_.heap = std::make_shared<SymmetricHeap>(*group_, context_.device, layout.reserved_bytes());
+  context_.plan = plan_buffers(context_.config, shape, rules);
+  context_.layout = context_.plan.layout();
+  const BufferPlan& plan = context_.plan;
+  context_.heap = std::make_shared<SymmetricHeap>(*group_, context_.device, plan.reserved_bytes());
   std::vector<HeapRange> control_ranges;
   for (int peer = 0; peer < shape.num_ranks; ++peer) {
-    control_ranges.push_back({peer, layout.section_offset(BufferSection::kControl),
-                              layout.section_bytes(BufferSection::kControl, RowDemand{})});
+    control_ranges.push_back(
+        {peer, plan.section_offset(BufferSection::kControl), plan.section_bytes(RowDemand{})[BufferSection::kControl]});
   }
   context_.heap->commit(control_ranges);
-  grow(std::vector<RowDemand>(demands_.size(), layout.initial_demand()));
+  grow(std::vector<RowDemand>(demands_.size(), plan.initial_demand()));
   buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
   // Also keeps every rank until all have their memory: taking some may wait for the device.
   (void)group_->agree(kSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
@@ -188,9 +189,9 @@ void CudaEngine::take_own_memory() {
   devices.host = reinterpret_cast<HostControl*>(host_control_.get());
   devices.early_start = context_.has_bulk_copies() && !context_.shares_gpu;
   devices.timeout_ns = static_cast<std::uint64_t>(group_->timeout().count()) * kNsPerMs;
-  for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
-    devices.section_offset[idx] = context_.layout.section_offset(static_cast<BufferSection>(idx));
-    devices.section_stride[idx] = context_.layout.section_stride(static_cast<BufferSection>(idx));
+  for (const BufferSection section : kBufferSections) {
+    devices.section_offset[static_cast<int>(section)] = context_.plan.section_offset(section);
+    devices.section_stride[static_cast<int>(section)] = context_.plan.section_stride(section);
   }
   for (int peer = 0; peer < num_ranks; ++peer) devices.base[peer] = context_.heap->base(peer);
   // All in advance: making one later would be an allocation in a call, and may wait for the device, where a peer's
@@ -223,20 +224,19 @@ CudaEngine::~CudaEngine() {
 
 /// Collective; `demands` by rank, the same on all ranks.
 void CudaEngine::grow(const std::vector<RowDemand>& demands) {
-  const DispatchLayout& layout = context_.layout;
+  const BufferPlan& plan = context_.plan;
   std::vector<HeapRange> ranges;
   std::vector<RowDemand> raised = demands_;
   for (int peer = 0; peer < context_.num_ranks(); ++peer) {
     const auto idx = static_cast<std::size_t>(peer);
     raised[idx].raise_to(demands[idx]);
-    for (std::int32_t i = 0; i < kNumBufferSections; ++i) {
-      const auto section = static_cast<BufferSection>(i);
-      const std::int64_t have = layout.section_bytes(section, demands_[idx]);
-      const std::int64_t need = layout.section_bytes(section, raised[idx]);
-      if (need <= have) continue;
-      for (std::int32_t copy = 0; copy < layout.section_copies(section); ++copy) {
-        ranges.push_back(
-            {peer, layout.section_offset(section) + copy * layout.section_stride(section) + have, need - have});
+    const SectionBytes have = plan.section_bytes(demands_[idx]);
+    const SectionBytes need = plan.section_bytes(raised[idx]);
+    for (const BufferSection section : kBufferSections) {
+      if (need[section] <= have[section]) continue;
+      for (std::int32_t copy = 0; copy < plan.section_copies(section); ++copy) {
+        ranges.push_back({peer, plan.section_offset(section) + copy * plan.section_stride(section) + have[section],
+                          need[section] - have[section]});
       }
     }
   }

@@ -36,8 +36,8 @@ void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options
 
 class CudaEngine final : public DispatcherImpl {
  public:
-  /// Collective.
-  CudaEngine(const Creation& creation, Transport transport, MakeTransport make_transport);
+  /// Collective. The rules outlive the engine.
+  CudaEngine(const Creation& creation, const PlanRules& rules, MakeTransport make_transport);
   ~CudaEngine() override;
   CudaEngine(const CudaEngine&) = delete;
   CudaEngine& operator=(const CudaEngine&) = delete;
@@ -59,7 +59,7 @@ class CudaEngine final : public DispatcherImpl {
 
   [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
   [[nodiscard]] std::int64_t shared_bytes() const noexcept override {
-    return context_.layout.buffer_bytes(demands_[static_cast<std::size_t>(context_.rank())]);
+    return context_.plan.buffer_bytes(demands_[static_cast<std::size_t>(context_.rank())]);
   }
   [[nodiscard]] std::int64_t resident_bytes() const override { return context_.heap->resident_bytes(); }
   [[nodiscard]] int device_ordinal() const noexcept override { return context_.device; }
@@ -83,7 +83,7 @@ class CudaEngine final : public DispatcherImpl {
   struct Move;
 
   // cuda_engine.cpp: memory, prepare
-  void set_up(Transport transport);
+  void set_up(const PlanRules& rules);
   void take_own_memory();
   void grow(const std::vector<RowDemand>& demands);
   [[nodiscard]] std::shared_ptr<CudaHandleState> acquire_handle();
@@ -137,7 +137,7 @@ class CudaEngine final : public DispatcherImpl {
                                                           std::string_view call, Complaint& complaint) const;
   /// Whether peers read this rank's rows where they lie.
   [[nodiscard]] bool pulls_rows() const noexcept {
-    return !transport_->agrees_on_host() && !context_.layout.returns_partial_sums();
+    return !transport_->agrees_on_host() && !context_.plan.returns_partial_sums();
   }
   [[nodiscard]] const std::byte* share_rows(const CudaHandleState& state, const ConstRows& rows);
   void sum(const CudaHandleState& state, const SumCall& call);

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "dispatch/call/dispatcher_functions.hpp"
-
 namespace epistle::cuda {
 
 int count_blocks_for(const DeviceShape& shape) noexcept {
@@ -19,11 +17,33 @@ DeviceControl control_of(const ResolvedConfig& config, const DeviceShape& shape)
           .count_blocks = count_blocks_for(shape)};
 }
 
-DispatchLayout layout_of(const ResolvedConfig& config, const DeviceShape& shape, Transport transport) {
-  LayoutParams params = to_layout_params(config, shape.num_ranks, transport);
-  params.page_bytes = shape.page_bytes;
-  params.control_bytes = control_of(config, shape).num_bytes();
-  return DispatchLayout(params);
+bool DeviceRules::combines_per_rank(const DispatchLayout& layout) const noexcept {
+  return layout.token_major() || layout.params().order != SumOrder::kFlat;
+}
+
+SectionBytes DeviceRules::content_bytes(const DispatchLayout& layout, const RowDemand& demand) const noexcept {
+  SectionBytes bytes = PlanRules::content_bytes(layout, demand);
+  bytes[BufferSection::kRecords] = demand.receive_pairs * layout.pair_record_bytes();
+  return bytes;
+}
+
+RowDemand DeviceRules::max_demand(const DispatchLayout& layout) const noexcept {
+  RowDemand demand = PlanRules::max_demand(layout);
+  demand.send_pairs = layout.params().max_tokens * layout.max_other_ranks_per_token();
+  return demand;
+}
+
+RowDemand DeviceRules::initial_demand(const DispatchLayout& layout) const noexcept {
+  RowDemand demand = PlanRules::initial_demand(layout);
+  // Peers write records before the host has seen any count, so there is room for all of them from the start.
+  demand.receive_pairs = max_demand(layout).receive_pairs;
+  return demand;
+}
+
+BufferPlan plan_buffers(const ResolvedConfig& config, const DeviceShape& shape, const PlanRules& rules) {
+  return {rules,
+          to_layout_params(config, shape.num_ranks),
+          {.control_bytes = control_of(config, shape).num_bytes(), .page_bytes = shape.page_bytes}};
 }
 
 void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArrays& arrays) noexcept {
@@ -60,22 +80,19 @@ std::int64_t summary_bytes(int num_ranks) noexcept {
          (ranks * ranks + 2 * ranks) * static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
-MemoryPlan device_memory_plan(const ResolvedConfig& config, const DeviceShape& shape, Transport transport) {
-  const DispatchLayout layout = layout_of(config, shape, transport);
-  MemoryPlan plan = shared_memory_plan(layout);
+std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_ranks) {
   BufferCarver carver(nullptr);
   HandleArrays arrays;
-  carve_handle(carver, layout, arrays);
+  carve_handle(carver, DispatchLayout(to_layout_params(config, num_ranks)), arrays);
   const std::int64_t handle_bytes = carver.num_bytes() * config.max_handles;
-  plan.sections.push_back(
-      {.name = "handles", .kind = MemoryKind::kPrivate, .initial_bytes = handle_bytes, .largest_bytes = handle_bytes});
   const std::int64_t pinned_bytes =
-      static_cast<std::int64_t>(sizeof(HostControl)) + summary_bytes(shape.num_ranks) * config.max_handles;
-  plan.sections.push_back({.name = "summaries",
-                           .kind = MemoryKind::kPinnedHost,
-                           .initial_bytes = pinned_bytes,
-                           .largest_bytes = pinned_bytes});
-  return plan;
+      static_cast<std::int64_t>(sizeof(HostControl)) + summary_bytes(num_ranks) * config.max_handles;
+  return {
+      {.name = "handles", .kind = MemoryKind::kPrivate, .initial_bytes = handle_bytes, .largest_bytes = handle_bytes},
+      {.name = "summaries",
+       .kind = MemoryKind::kPinnedHost,
+       .initial_bytes = pinned_bytes,
+       .largest_bytes = pinned_bytes}};
 }
 
 }  // namespace epistle::cuda

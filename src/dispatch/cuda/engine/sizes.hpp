@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "epistle/dispatcher_info.hpp"
 
@@ -10,11 +11,11 @@
 #include "dispatch/cuda/device/device_control.hpp"
 #include "dispatch/cuda/device/device_types.hpp"
 #include "dispatch/cuda/engine/buffer_carver.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 
 namespace epistle::cuda {
 
-/// What the layout depends on beside the configuration: the same on all ranks.
+/// What the buffers depend on beside the configuration: the same on all ranks.
 struct DeviceShape {
   int num_ranks = 1;
   std::int64_t page_bytes = std::int64_t{2} << 20;  ///< granularity of memory that peers can address
@@ -24,15 +25,24 @@ struct DeviceShape {
 /// Blocks that count in prepare: enough that each has few tokens, few enough that all can read all counts quickly.
 [[nodiscard]] int count_blocks_for(const DeviceShape& shape) noexcept;
 [[nodiscard]] DeviceControl control_of(const ResolvedConfig& config, const DeviceShape& shape) noexcept;
-[[nodiscard]] DispatchLayout layout_of(const ResolvedConfig& config, const DeviceShape& shape, Transport transport);
+
+/// What every dispatcher on a GPU needs. Room for gradients of the weights is committed with that for the rows.
+class DeviceRules : public PlanRules {
+ public:
+  [[nodiscard]] bool combines_per_rank(const DispatchLayout& layout) const noexcept override;
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override;
+  [[nodiscard]] RowDemand max_demand(const DispatchLayout& layout) const noexcept override;
+  [[nodiscard]] RowDemand initial_demand(const DispatchLayout& layout) const noexcept override;
+};
+
+[[nodiscard]] BufferPlan plan_buffers(const ResolvedConfig& config, const DeviceShape& shape, const PlanRules& rules);
 
 /// The arrays of one handle, in one allocation.
 void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArrays& arrays) noexcept;
 /// Host memory in which the device tells of one handle.
 [[nodiscard]] std::int64_t summary_bytes(int num_ranks) noexcept;
-
-/// Everything that a rank takes.
-[[nodiscard]] MemoryPlan device_memory_plan(const ResolvedConfig& config, const DeviceShape& shape,
-                                            Transport transport);
+/// What a rank takes besides its buffers.
+[[nodiscard]] std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_ranks);
 
 }  // namespace epistle::cuda

@@ -31,9 +31,7 @@ class AllToAllMover final : public RowMover {
   };
   [[nodiscard]] Segment packed_segment(const HostHandle& handle, int src, int dst) const;
   [[nodiscard]] std::int64_t pairs_before(const HostHandle& handle, int src, int dst) const;
-  [[nodiscard]] bool sends_partial_sums() const noexcept {
-    return !context_.layout.token_major() && context_.config.order != SumOrder::kFlat;
-  }
+  [[nodiscard]] bool sends_partial_sums() const noexcept { return context_.plan.returns_partial_sums(); }
 
   void compute_packed_begins(const HostHandle& handle);
   /// Calls `copy(token, packed)` for every row that this rank packs.

@@ -8,7 +8,7 @@ namespace epistle::host {
 const DispatcherInfo& direct_info() {
   static const DispatcherInfo info("direct", Device::kHost,
                                    "each row written once per (token, rank) straight to its final place",
-                                   host::host_capabilities(), host::host_functions<DirectMover, Transport::kDirect>());
+                                   host::host_capabilities(), host::host_functions<DirectMover, HostRules>());
   return info;
 }
 

@@ -1,6 +1,7 @@
 #include "dispatch/host/engine/host_context.hpp"
 
 #include "core/settings.hpp"
+#include "dispatch/host/engine/sizes.hpp"
 #include "topology/machine.hpp"
 
 namespace epistle::host {
@@ -19,14 +20,15 @@ std::int64_t streaming_threshold_bytes(int num_ranks) {
   return (cache_bytes > 0 ? cache_bytes : kDefaultLastLevelCacheBytes) / num_ranks;
 }
 
-HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, Transport transport, int num_workers)
+HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules, int num_workers)
     : config(resolved),
-      layout(to_layout_params(resolved, group_impl.num_ranks(), transport)),
+      plan(plan_buffers(resolved, group_impl.num_ranks(), rules)),
+      layout(plan.layout()),
       group(&group_impl),
       rank(group_impl.rank()),
       num_ranks(group_impl.num_ranks()),
       stream_bytes(streaming_threshold_bytes(num_ranks)),
-      memory(group_impl, layout),
+      memory(group_impl, plan),
       pool(num_workers),
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
       rank_of_expert(static_cast<std::size_t>(config.num_experts)) {

@@ -10,7 +10,7 @@
 #include "dispatch/host/engine/row_kernels.hpp"
 #include "dispatch/host/engine/worker_pool.hpp"
 #include "group/group_impl.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 
 namespace epistle::host {
 
@@ -29,7 +29,7 @@ struct RowBlock {
 
 struct HostContext {
   /// Collective.
-  HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, Transport transport, int num_workers);
+  HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules, int num_workers);
 
   /// Which buffer each rank uses in the call under way.
   [[nodiscard]] std::byte* section(int peer, BufferSection wanted) const noexcept {
@@ -48,7 +48,8 @@ struct HostContext {
   void copy_block(const RowBlock& block);
 
   ResolvedConfig config;
-  DispatchLayout layout;
+  BufferPlan plan;
+  DispatchLayout layout;  ///< the plan's
   GroupImpl* group;
   int rank;
   int num_ranks;

@@ -36,10 +36,10 @@ ScaleSource scale_source(const ScalesView& scales) {
 }  // namespace
 
 HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity identity, const ResolvedConfig& config,
-                       Transport transport, int num_workers, MakeMover make_mover)
+                       const PlanRules& rules, int num_workers, MakeMover make_mover)
     : DispatcherImpl(std::move(identity)),
       group_(std::move(group)),
-      context_(*group_, config, transport, num_workers),
+      context_(*group_, config, rules, num_workers),
       number_(static_cast<std::uint64_t>(group_->num_regions())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)),
       mover_(make_mover(context_)),
@@ -353,7 +353,7 @@ Health HostEngine::poll() const noexcept { return health_of(group_->health()); }
 std::vector<int> HostEngine::suspects() const { return suspects_of(*group_); }
 
 WireBytes HostEngine::wire_bytes(const Handle& handle) const {
-  return wire_bytes_of(context_.layout, handle.wait_stats());
+  return wire_bytes_of(context_.plan, handle.wait_stats());
 }
 
 std::string HostEngine::describe_tuning(std::int64_t num_tokens) const {

@@ -23,9 +23,9 @@ void check_host_options(const ResolvedConfig& /*config*/, const DeviceOptions& o
   configure_simd();
 }
 
-std::unique_ptr<DispatcherImpl> create_host_engine(const Creation& creation, Transport transport,
+std::unique_ptr<DispatcherImpl> create_host_engine(const Creation& creation, const PlanRules& rules,
                                                    std::unique_ptr<RowMover> (*make_mover)(HostContext&)) {
-  return std::make_unique<HostEngine>(creation.group, creation.identity, creation.config, transport,
+  return std::make_unique<HostEngine>(creation.group, creation.identity, creation.config, rules,
                                       std::get<HostOptions>(creation.options).num_workers, make_mover);
 }
 

@@ -1,4 +1,4 @@
-// What every dispatcher on the host says of itself, but for how its rows travel.
+// What every dispatcher on the host says of itself, but for how its rows travel and through which buffers.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,7 @@
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/host/engine/host_context.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
+#include "dispatch/host/engine/sizes.hpp"
 
 namespace epistle::host {
 
@@ -18,21 +19,19 @@ namespace epistle::host {
 void check_host_options(const ResolvedConfig& config, const DeviceOptions& options, const Group& group);
 
 /// Collective.
-[[nodiscard]] std::unique_ptr<DispatcherImpl> create_host_engine(const Creation& creation, Transport transport,
+[[nodiscard]] std::unique_ptr<DispatcherImpl> create_host_engine(const Creation& creation, const PlanRules& rules,
                                                                  std::unique_ptr<RowMover> (*make_mover)(HostContext&));
 
-/// The functions of a dispatcher whose rows `Mover` moves.
-template <typename Mover, Transport kTransport>
+/// The functions of a dispatcher whose rows `Mover` moves, with the buffers of `Rules`.
+template <typename Mover, typename Rules>
 [[nodiscard]] const DispatcherInfo::Functions& host_functions() {
+  static const Rules rules;
   static constexpr DispatcherInfo::Functions kFunctions = {
-      .memory =
-          [](const ResolvedConfig& config, int num_ranks) {
-            return shared_memory_plan(DispatchLayout(to_layout_params(config, num_ranks, kTransport)));
-          },
+      .plan = [](const ResolvedConfig& config, int num_ranks) { return plan_buffers(config, num_ranks, rules); },
       .check = check_host_options,
       .create =
           [](const Creation& creation) {
-            return create_host_engine(creation, kTransport, [](HostContext& context) -> std::unique_ptr<RowMover> {
+            return create_host_engine(creation, rules, [](HostContext& context) -> std::unique_ptr<RowMover> {
               return std::make_unique<Mover>(context);
             });
           }};

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "dispatch/call/handle_state.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_plan.hpp"
 #include "layout/layout_tables.hpp"
 
 namespace epistle::host {

@@ -61,7 +61,7 @@ void Preparation::plan(HostHandle& state) {
   check_capacity(state);
   const bool is_static = config_.sizing == SizingMode::kCapacity;
   for (int peer = 0; peer < num_ranks(); ++peer) {
-    wanted_[static_cast<std::size_t>(peer)] = is_static ? layout_.initial_demand() : demand_of(state, peer);
+    wanted_[static_cast<std::size_t>(peer)] = is_static ? context_->plan.initial_demand() : demand_of(state, peer);
   }
   state.demand = is_static ? demand_of(state, rank()) : wanted_[static_cast<std::size_t>(rank())];
   reserve_handle(state);
@@ -174,7 +174,7 @@ RowDemand Preparation::demand_of(const HostHandle& state, int rank) const {
   }
   demand.send_rows = demand.send_pairs;
   demand.receive_rows = demand.receive_pairs;
-  if (!layout_.sends_per_expert()) return demand;
+  if (!context_->plan.sends_per_expert()) return demand;
   demand.send_rows = 0;
   for (int expert = 0; expert < config_.num_experts; ++expert) {
     demand.send_rows += state.tables.num_kept(rank, expert);

@@ -2,16 +2,10 @@
 
 namespace epistle::host {
 
-RankMemory::RankMemory(GroupImpl& group, const DispatchLayout& layout)
-    : layout_(layout), group_(&group), region_(group.create_region(layout.reserved_bytes())) {
-  for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
-    const auto section = static_cast<BufferSection>(idx);
-    offsets_[static_cast<std::size_t>(idx)] = layout_.section_offset(section);
-    // Where there is one copy, it is that of every buffer.
-    strides_[static_cast<std::size_t>(idx)] = layout_.section_copies(section) > 1 ? layout_.section_stride(section) : 0;
-  }
-  const RowDemand initial = layout_.initial_demand();
-  group_->ask_for_memory(layout_.buffer_bytes(initial), Phase::kCreate);
+RankMemory::RankMemory(GroupImpl& group, const BufferPlan& plan)
+    : plan_(&plan), group_(&group), region_(group.create_region(plan.reserved_bytes())) {
+  const RowDemand& initial = plan.initial_demand();
+  group_->ask_for_memory(plan.buffer_bytes(initial), Phase::kCreate);
   commit(initial);
   demands_.assign(static_cast<std::size_t>(group.num_ranks()), initial);
 }
@@ -19,17 +13,16 @@ RankMemory::RankMemory(GroupImpl& group, const DispatchLayout& layout)
 void RankMemory::commit(const RowDemand& demand) {
   RowDemand raised = committed_;
   raised.raise_to(demand);
-  for (std::int32_t idx = 0; idx < kNumBufferSections; ++idx) {
-    const auto wanted = static_cast<BufferSection>(idx);
+  const SectionBytes have = plan_->section_bytes(committed_);
+  const SectionBytes need = plan_->section_bytes(raised);
+  for (const BufferSection section : kBufferSections) {
     // The control section is needed whatever the demand.
-    const bool empty = wanted == BufferSection::kControl && !control_committed_;
-    const std::int64_t have = empty ? 0 : layout_.section_bytes(wanted, committed_);
-    const std::int64_t need = layout_.section_bytes(wanted, raised);
-    if (need <= have) continue;
-    for (std::int32_t copy = 0; copy < layout_.section_copies(wanted); ++copy) {
-      const std::int64_t begin =
-          offsets_[static_cast<std::size_t>(idx)] + copy * strides_[static_cast<std::size_t>(idx)];
-      region_.commit(begin + have, need - have);
+    const bool is_empty = section == BufferSection::kControl && !control_committed_;
+    const std::int64_t begin = is_empty ? 0 : have[section];
+    if (need[section] <= begin) continue;
+    for (std::int32_t copy = 0; copy < plan_->section_copies(section); ++copy) {
+      region_.commit(plan_->section_offset(section) + copy * plan_->section_stride(section) + begin,
+                     need[section] - begin);
     }
   }
   control_committed_ = true;
@@ -39,16 +32,17 @@ void RankMemory::commit(const RowDemand& demand) {
 void RankMemory::grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase) {
   // Every rank knows every rank's demand, hence whether somebody has to grow.
   bool someone_grows = false;
-  for (std::size_t peer = 0; peer < demands.size(); ++peer) {
+  for (std::size_t peer = 0; peer < demands.size() && !someone_grows; ++peer) {
     RowDemand raised = demands_[peer];
     raised.raise_to(demands[peer]);
-    someone_grows = someone_grows || layout_.buffer_bytes(raised) > layout_.buffer_bytes(demands_[peer]);
+    if (raised == demands_[peer]) continue;
+    someone_grows = plan_->buffer_bytes(raised) > plan_->buffer_bytes(demands_[peer]);
   }
   if (someone_grows) {
     const RowDemand& own = demands[static_cast<std::size_t>(group_->rank())];
     RowDemand raised = committed_;
     raised.raise_to(own);
-    group_->ask_for_memory(layout_.buffer_bytes(raised) - layout_.buffer_bytes(committed_), phase);
+    group_->ask_for_memory(plan_->buffer_bytes(raised) - plan_->buffer_bytes(committed_), phase);
     group_->take_together(call, phase, [&] { commit(own); });
   }
   for (std::size_t peer = 0; peer < demands.size(); ++peer) demands_[peer].raise_to(demands[peer]);

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "dispatch/host/engine/host_handle.hpp"
-#include "layout/dispatch_layout.hpp"
+#include "layout/buffer_section.hpp"
 
 namespace epistle::host {
 

@@ -1,0 +1,19 @@
+// How large the buffers of a dispatcher on the host are.
+#pragma once
+
+#include "dispatch/call/resolved_config.hpp"
+#include "layout/buffer_plan.hpp"
+
+namespace epistle::host {
+
+/// What every dispatcher on the host needs. One that writes and reads rows where they belong needs nothing else.
+class HostRules : public PlanRules {
+ public:
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override;
+  [[nodiscard]] RowDemand initial_demand(const DispatchLayout& layout) const noexcept override;
+};
+
+[[nodiscard]] BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules);
+
+}  // namespace epistle::host
