@@ -13,6 +13,7 @@
 #include "epistle/dispatcher.hpp"
 
 #include "allocation/counting_new.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/player.hpp"
 
 namespace epistle::testing {
@@ -109,7 +110,7 @@ std::string case_name(const ::testing::TestParamInfo<Parameters>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SteadyState,
-                         ::testing::Combine(::testing::Values("direct", "alltoall"),
+                         ::testing::Combine(::testing::ValuesIn(fast_dispatcher_names()),
                                             ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
                                                               OutputLayout::kExpertBlocks),
                                             ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),

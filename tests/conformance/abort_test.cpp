@@ -13,6 +13,7 @@
 
 #include "epistle/dispatcher.hpp"
 
+#include "support/dispatcher_names.hpp"
 #include "support/process_ranks.hpp"
 #include "support/round_trip.hpp"
 #include "support/shared_array.hpp"
@@ -186,7 +187,7 @@ TEST_P(Aborts, EndEveryWaitOfProcesses) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Aborts,
-                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference", "mailbox"),
+                         ::testing::Combine(::testing::ValuesIn(dispatcher_names()),
                                             ::testing::Values(Stuck::kPrepare, Stuck::kDispatch,
                                                               Stuck::kDispatchReceive, Stuck::kCombine, Stuck::kGroup)),
                          [](const auto& param_info) {
@@ -300,7 +301,7 @@ TEST_P(Polls, AreAnsweredWhileACallIsUnderWay) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Polls, ::testing::Values("direct", "alltoall", "reference", "mailbox"),
+INSTANTIATE_TEST_SUITE_P(All, Polls, ::testing::ValuesIn(dispatcher_names()),
                          [](const auto& param_info) { return param_info.param; });
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "epistle/dispatcher.hpp"
 #include "epistle/group.hpp"
 
+#include "support/dispatcher_names.hpp"
 #include "support/process_ranks.hpp"
 #include "support/round_trip.hpp"
 #include "support/sanitizers.hpp"
@@ -369,7 +370,7 @@ TEST_P(CallPairs, AllOfThreeThreadsDiffer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CallPairs,
-                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference", "mailbox"),
+                         ::testing::Combine(::testing::ValuesIn(dispatcher_names()),
                                             ::testing::Range(std::size_t{0}, call_kinds().size())),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param) + "_" + kind_name(std::get<1>(param_info.param));
@@ -404,7 +405,7 @@ TEST_P(CallPairsOfProcesses, AreToldToAll) {
   for (std::size_t rank = 0; rank < exits.size(); ++rank) EXPECT_EQ(exits[rank], 0) << "exit of rank " << rank;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CallPairsOfProcesses, ::testing::Values("direct", "alltoall", "reference", "mailbox"));
+INSTANTIATE_TEST_SUITE_P(All, CallPairsOfProcesses, ::testing::ValuesIn(dispatcher_names()));
 
 }  // namespace
 }  // namespace epistle::testing

@@ -10,6 +10,7 @@
 #include "epistle/dispatcher.hpp"
 
 #include "support/bad_rank.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -249,7 +250,7 @@ TEST_P(Leases, DispatcherCanBeMoved) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Leases, ::testing::Values("direct", "alltoall", "reference", "mailbox"),
+INSTANTIATE_TEST_SUITE_P(All, Leases, ::testing::ValuesIn(dispatcher_names()),
                          [](const auto& param_info) { return param_info.param; });
 
 }  // namespace

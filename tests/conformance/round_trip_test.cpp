@@ -7,6 +7,7 @@
 
 #include "epistle/group.hpp"
 
+#include "support/dispatcher_names.hpp"
 #include "support/named_scenarios.hpp"
 #include "support/player.hpp"
 #include "support/process_ranks.hpp"
@@ -39,12 +40,9 @@ TEST_P(RoundTrip, OverProcesses) {
   for (std::size_t rank = 0; rank < outcome.size(); ++rank) EXPECT_EQ(outcome[rank], 0) << "exit of rank " << rank;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RoundTrip,
-                         ::testing::Combine(::testing::Values("direct", "alltoall", "reference", "mailbox"),
-                                            ::testing::ValuesIn(named_scenarios())),
-                         [](const auto& param_info) {
-                           return std::get<0>(param_info.param) + "_" + std::get<1>(param_info.param).name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    All, RoundTrip, ::testing::Combine(::testing::ValuesIn(dispatcher_names()), ::testing::ValuesIn(named_scenarios())),
+    [](const auto& param_info) { return std::get<0>(param_info.param) + "_" + std::get<1>(param_info.param).name; });
 
 }  // namespace
 }  // namespace epistle::testing

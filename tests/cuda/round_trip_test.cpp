@@ -11,6 +11,7 @@
 
 #include "support/cuda_devices.hpp"
 #include "support/cuda_play.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/named_scenarios.hpp"
 
 namespace epistle::testing {
@@ -127,7 +128,7 @@ TEST_P(CudaTwoGpus, OverThreads) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaTwoGpus,
-                         ::testing::Combine(::testing::Values("direct", "alltoall"),
+                         ::testing::Combine(::testing::ValuesIn(dispatcher_names(Device::kCuda)),
                                             ::testing::ValuesIn(named_scenarios())),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param) + "_" + std::get<1>(param_info.param).name;

@@ -10,6 +10,7 @@
 
 #include "support/cuda_devices.hpp"
 #include "support/cuda_play.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/named_scenarios.hpp"
 #include "support/process_ranks.hpp"
 
@@ -49,7 +50,7 @@ TEST_P(CudaProcesses, MatchTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaProcesses,
-                         ::testing::Combine(::testing::Values("direct", "alltoall"), ::testing::Bool()),
+                         ::testing::Combine(::testing::ValuesIn(dispatcher_names(Device::kCuda)), ::testing::Bool()),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param) +
                                   (std::get<1>(param_info.param) ? "_Halves" : "_Fused");

@@ -15,6 +15,7 @@
 #include "epistle/group.hpp"
 
 #include "multiprocess/rank_program.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/process_ranks.hpp"
 
 namespace epistle::testing {
@@ -89,7 +90,7 @@ TEST_P(PeerEnds, SurvivorsNameItQuickly) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PeerEnds,
-                         ::testing::Combine(::testing::Values("direct", "alltoall"),
+                         ::testing::Combine(::testing::ValuesIn(fast_dispatcher_names()),
                                             ::testing::Values(Fault::kKill, Fault::kExit), ::testing::Values(0, 2),
                                             ::testing::ValuesIn(kSteps)),
                          [](const auto& param_info) {

@@ -11,6 +11,7 @@
 
 #include "epistle/group.hpp"
 
+#include "support/dispatcher_names.hpp"
 #include "support/player.hpp"
 #include "support/process_ranks.hpp"
 
@@ -97,7 +98,7 @@ TEST_P(Determinism, SameBitsFromThreadsAndProcesses) {
 }
 
 TEST_P(Determinism, SameBitsFromAnyNumberOfWorkers) {
-  for (const std::string name : {"direct", "alltoall"}) {
+  for (const std::string& name : fast_dispatcher_names()) {
     EXPECT_EQ(over_threads(name, scenario(), 1), over_threads(name, scenario(), 3)) << name;
   }
 }
@@ -105,7 +106,7 @@ TEST_P(Determinism, SameBitsFromAnyNumberOfWorkers) {
 TEST_P(Determinism, SameBitsWithAnyStrides) {
   Scenario strided = scenario();
   strided.strided = true;
-  for (const std::string name : {"direct", "alltoall", "reference"}) {
+  for (const std::string& name : dispatcher_names()) {
     EXPECT_EQ(over_threads(name, scenario()), over_threads(name, strided)) << name;
   }
 }

@@ -10,6 +10,7 @@
 
 #include "epistle/group.hpp"
 
+#include "support/dispatcher_names.hpp"
 #include "support/player.hpp"
 #include "support/property.hpp"
 #include "support/sanitizers.hpp"
@@ -116,17 +117,15 @@ void check_against_oracle(const std::string& dispatcher) {
   }
 }
 
-TEST(RoundTripProperty, DirectMatchesTheOracle) {
-  check_property(kNumRoundTrips, [] { check_against_oracle("direct"); });
+class RoundTripProperty : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(RoundTripProperty, MatchesTheOracle) {
+  const bool is_slow = GetParam() == "reference";
+  check_property(is_slow ? kNumRoundTrips / 2 : kNumRoundTrips, [] { check_against_oracle(GetParam()); });
 }
 
-TEST(RoundTripProperty, AllToAllMatchesTheOracle) {
-  check_property(kNumRoundTrips, [] { check_against_oracle("alltoall"); });
-}
-
-TEST(RoundTripProperty, ReferenceMatchesTheOracle) {
-  check_property(kNumRoundTrips / 2, [] { check_against_oracle("reference"); });
-}
+INSTANTIATE_TEST_SUITE_P(All, RoundTripProperty, ::testing::ValuesIn(dispatcher_names()),
+                         [](const auto& param_info) { return param_info.param; });
 
 }  // namespace
 }  // namespace epistle::testing

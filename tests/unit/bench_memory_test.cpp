@@ -8,6 +8,7 @@
 
 #include "epistle/dispatcher.hpp"
 
+#include "support/dispatcher_names.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle {
@@ -56,7 +57,7 @@ std::int64_t committed_bytes(const BenchSpec& spec, const std::vector<RoutingTab
 }
 
 TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
-  for (const char* const dispatcher : {"direct", "alltoall", "reference"}) {
+  for (const std::string& dispatcher : testing::dispatcher_names()) {
     for (const OutputLayout layout :
          {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor, OutputLayout::kExpertBlocks}) {
       for (const SizingMode sizing : {SizingMode::kExact, SizingMode::kCapacity}) {

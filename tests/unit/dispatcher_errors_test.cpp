@@ -10,6 +10,7 @@
 #include "epistle/dispatcher.hpp"
 
 #include "support/bad_rank.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -283,7 +284,7 @@ TEST_P(DispatcherErrors, CountedTokensThatAreNotThereAreLeftOut) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, DispatcherErrors, ::testing::Values("direct", "alltoall", "reference"),
+INSTANTIATE_TEST_SUITE_P(All, DispatcherErrors, ::testing::ValuesIn(dispatcher_names()),
                          [](const auto& param_info) { return param_info.param; });
 
 }  // namespace

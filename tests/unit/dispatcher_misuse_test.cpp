@@ -9,6 +9,7 @@
 #include "epistle/dispatcher.hpp"
 
 #include "support/bad_rank.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -368,7 +369,7 @@ TEST_P(DispatcherMisuse, RawRowsAreNotCombined) {
   expect_on_all(outcomes, ErrorCode::kUnsupported, "expert_output_hidden");
 }
 
-INSTANTIATE_TEST_SUITE_P(All, DispatcherMisuse, ::testing::Values("direct", "alltoall", "reference"),
+INSTANTIATE_TEST_SUITE_P(All, DispatcherMisuse, ::testing::ValuesIn(dispatcher_names()),
                          [](const auto& param_info) { return param_info.param; });
 
 }  // namespace

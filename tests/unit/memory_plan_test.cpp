@@ -11,6 +11,7 @@
 #include "epistle/dispatcher.hpp"
 
 #include "layout/dispatch_layout.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -160,14 +161,6 @@ TEST_P(MemoryPlans, OneMoreBufferIsOneMoreOfWhatALeaseShows) {
   EXPECT_GT(two.largest_bytes(MemoryKind::kShared), one.largest_bytes(MemoryKind::kShared));
 }
 
-std::vector<std::string> names_on_host() {
-  std::vector<std::string> names;
-  for (const DispatcherInfo* info : dispatchers()) {
-    if (info->device() == Device::kHost) names.emplace_back(info->name());
-  }
-  return names;
-}
-
 std::string case_name(const ::testing::TestParamInfo<Parameters>& info) {
   const auto& [name, layout, sizing, order, num_buffers] = info.param;
   return fmt::format("{}_{}_{}_{}_{}buffers", name, to_string(layout), to_string(sizing), to_string(order),
@@ -175,7 +168,7 @@ std::string case_name(const ::testing::TestParamInfo<Parameters>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, MemoryPlans,
-                         ::testing::Combine(::testing::ValuesIn(names_on_host()),
+                         ::testing::Combine(::testing::ValuesIn(dispatcher_names()),
                                             ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
                                                               OutputLayout::kExpertBlocks),
                                             ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),

@@ -11,6 +11,7 @@
 #include "epistle/routing.hpp"
 
 #include "layout/dispatch_layout.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle {
@@ -111,7 +112,7 @@ TEST_P(RoutingStatsOf, WireBytesFollowTheTransport) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Host, RoutingStatsOf, ::testing::Values("direct", "alltoall"));
+INSTANTIATE_TEST_SUITE_P(Host, RoutingStatsOf, ::testing::ValuesIn(testing::fast_dispatcher_names()));
 
 }  // namespace
 }  // namespace epistle
