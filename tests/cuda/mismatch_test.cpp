@@ -193,7 +193,7 @@ const std::string kLateRefusal = "prepare_and_refused_dispatch";
 const std::vector<CallKind>& call_kinds() {
   static const std::vector<CallKind> kinds = {
       {"prepare", "prepare", {}, false, &Rig::prepare},
-      {"prepare_and_dispatch", "dispatch with a routing of its own", {}, true, &Rig::prepare_and_dispatch},
+      {"prepare_and_dispatch", "prepare_and_dispatch", {}, true, &Rig::prepare_and_dispatch},
       {"dispatch", "dispatch", {}, true, &Rig::dispatch},
       {"dispatch_halves", "dispatch", {}, true, &Rig::dispatch_halves},
       {"dispatch_other", "dispatch_other", {}, true, &Rig::dispatch_other},
