@@ -9,8 +9,7 @@
 //     other routing and rows in the same buffers. A captured handle must outlive the graph. Order between calls on
 //     different streams is the caller's business; a stream must live until Dispatcher::wait() after the last call on
 //     it, or until a call on another stream;
-//   - where max_handles prepares are still running on the GPU, prepare waits for the oldest: the host is that far
-//   ahead;
+//   - where max_handles prepares are still running on the GPU, prepare waits for the oldest of them;
 //   - under capacity sizing Handle::try_stats() is null until the stream got there, and Handle::wait_stats() waits for
 //     it; after a graph has run prepare again, both give the new counts;
 //   - what the device finds (bad ids, rows beyond the capacity under OverflowPolicy::kError, ranks that do not agree on

@@ -43,6 +43,9 @@ struct Call {
   [[nodiscard]] std::string describe() const;
 };
 
+/// The steps in which ranks take GPU memory and tell each other of it.
+inline constexpr Call kGpuSetUp{.kind = CallKind::kSetUpGpu};
+
 /// A call as it lies in shared memory, with what this rank has to say against it.
 struct CallPost {
   std::uint32_t ticket = 0;  ///< the generation of the barrier that it was made for

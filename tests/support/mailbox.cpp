@@ -37,11 +37,11 @@ class MailboxMover final : public host::RowMover {
 
   void receive_sums(const host::SumRequest& request) override {
     const host::HostHandle& handle = *request.handle;
-    const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+    const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
     const auto row_at = [&](int rank, std::int32_t row) {
       return context_.section(rank, BufferSection::kCombineRows) + row * row_bytes;
     };
-    if (context_.layout.token_major()) {
+    if (context_.layout().token_major()) {
       host::sum_token_rows(context_, request,
                            [&](std::size_t idx) { return row_at(handle.sends[idx].dst_rank, handle.sends[idx].row); });
     } else {
@@ -69,23 +69,12 @@ class MailboxMover final : public host::RowMover {
   host::HostContext& context_;
 };
 
-/// Rows are fetched from where a rank has put its whole input.
-class MailboxRules final : public host::HostRules {
- public:
-  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
-                                           const RowDemand& demand) const noexcept override {
-    SectionBytes bytes = HostRules::content_bytes(layout, demand);
-    bytes[BufferSection::kSendRows] = demand.tokens * layout.widest_row_bytes();
-    bytes[BufferSection::kSendScales] = demand.tokens * layout.params().scale_bytes;
-    return bytes;
-  }
-};
-
 }  // namespace
 
 void register_mailbox() {
   static const DispatcherInfo info(kMailbox, Device::kHost, "every rank fetches its rows: of the tests",
-                                   host::host_capabilities(), host::host_functions<MailboxMover, MailboxRules>());
+                                   host::host_capabilities(),
+                                   host::host_functions<MailboxMover, host::PublishedInputRules>());
   static const bool is_registered = (register_dispatcher(info), true);
   static_cast<void>(is_registered);
 }

@@ -50,7 +50,7 @@ void ReferenceMover::receive_rows(const host::MoveJob& job) {
 void ReferenceMover::receive_sums(const host::SumRequest& request) {
   const host::HostHandle& handle = *request.handle;
   const auto top_k = static_cast<std::size_t>(context_.config.top_k);
-  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   const RowReader reader = [&](int rank, std::int32_t row, std::vector<float>& values) {
     values =
         read_row(context_.config.combine_dtype, context_.section(rank, BufferSection::kCombineRows) + row * row_bytes,
@@ -68,8 +68,8 @@ void ReferenceMover::receive_sums(const host::SumRequest& request) {
 
 void ReferenceMover::apply_row_weights(const host::RowWeightJob& job) {
   const host::HostHandle& handle = *job.handle;
-  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
-  const auto per_row = static_cast<std::size_t>(context_.layout.weights_per_row());
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
+  const auto per_row = static_cast<std::size_t>(context_.layout().weights_per_row());
   const DType dtype = context_.config.combine_dtype;
   for (std::int64_t row = 0; row < handle.description.num_rows; ++row) {
     std::byte* grad_row = job.grad_rows + row * row_bytes;
@@ -77,8 +77,8 @@ void ReferenceMover::apply_row_weights(const host::RowWeightJob& job) {
     float weight = 0.0F;
     for (std::size_t column = 0; column < per_row; ++column) {
       const std::size_t idx = static_cast<std::size_t>(row) * per_row + column;
-      const bool is_here = context_.layout.token_major() ? handle.local_experts[idx] >= 0
-                                                         : handle.src_rank[static_cast<std::size_t>(row)] >= 0;
+      const bool is_here = context_.layout().token_major() ? handle.local_experts[idx] >= 0
+                                                           : handle.src_rank[static_cast<std::size_t>(row)] >= 0;
       if (job.saved_rows != nullptr) {
         job.grad_weights[idx] =
             is_here

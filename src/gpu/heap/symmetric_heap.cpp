@@ -21,8 +21,6 @@
 namespace epistle::cuda {
 namespace {
 
-constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
-
 /// What a rank tells the others once its own piece exists.
 struct PieceFacts {
   std::uint64_t piece_id = 0;       ///< thread groups
@@ -46,7 +44,7 @@ void claim_memory(GroupImpl& group, const HeapFacts& own, const Check& bytes_nee
     claim.needed_bytes = bytes_needed();
     claim.available_bytes = free_device_bytes(own.device);
   });
-  const std::vector<DeviceClaim> claims = group.gather(kSetUp, Phase::kCreate, claim, error);
+  const std::vector<DeviceClaim> claims = group.gather(kGpuSetUp, Phase::kCreate, claim, error);
   if (const auto shortage = find_shortage(claims, group.rank(), "the GPU heap")) throw Error(*shortage);
 }
 
@@ -103,7 +101,7 @@ SymmetricHeap::SymmetricHeap(GroupImpl& group, int device, std::int64_t reserved
     guard.emplace(device_);
     own_facts = gather_facts(reserved_bytes);
   });
-  facts_ = group.gather(kSetUp, Phase::kCreate, own_facts, facts_error);
+  facts_ = group.gather(kGpuSetUp, Phase::kCreate, own_facts, facts_error);
   kind_ = choose_heap_kind(facts_, group.kind(), rank_);
   for (const HeapFacts& facts : facts_) granularity_bytes_ = std::max(granularity_bytes_, facts.granularity_bytes);
   reserved_bytes_ = (reserved_bytes + granularity_bytes_ - 1) / granularity_bytes_ * granularity_bytes_;
@@ -200,7 +198,7 @@ void SymmetricHeap::share_pieces() {
       own_facts.piece_id = registration.id;
     }
   });
-  const std::vector<PieceFacts> facts = group_->gather(kSetUp, Phase::kCreate, own_facts, own_error);
+  const std::vector<PieceFacts> facts = group_->gather(kGpuSetUp, Phase::kCreate, own_facts, own_error);
 
   const auto share_error = attempt([&] {
     if (ipc_peers_) {
@@ -222,7 +220,7 @@ void SymmetricHeap::share_pieces() {
     }
   });
   // Also keeps every rank's registration until the others have found it.
-  (void)group_->agree(kSetUp, Phase::kCreate, share_error);
+  (void)group_->agree(kGpuSetUp, Phase::kCreate, share_error);
 }
 
 // ---- Commit ---------------------------------------------------------------------------------------------------------
@@ -335,7 +333,7 @@ void SymmetricHeap::stage_peers(std::span<const HeapRange> ranges, Staged& stage
       });
     }
   }
-  (void)group_->agree(kSetUp, Phase::kCreate, error);
+  (void)group_->agree(kGpuSetUp, Phase::kCreate, error);
 }
 
 void SymmetricHeap::commit(std::span<const HeapRange> ranges) {
@@ -353,7 +351,7 @@ void SymmetricHeap::commit(std::span<const HeapRange> ranges) {
     committed_.reserve(committed_.size() + ranges.size());
   });
   const std::vector<std::uint64_t> fingerprints =
-      group_->gather(kSetUp, Phase::kCreate, fingerprint_of(ranges), own_error);
+      group_->gather(kGpuSetUp, Phase::kCreate, fingerprint_of(ranges), own_error);
   const auto other = std::find_if(fingerprints.begin(), fingerprints.end(),
                                   [&](std::uint64_t fingerprint) { return fingerprint != fingerprints.front(); });
   if (other != fingerprints.end()) {

@@ -15,7 +15,6 @@ using Clock = std::chrono::steady_clock;
 
 // How often a waiting host looks at its peers.
 constexpr std::chrono::milliseconds kPeerLookInterval{5};
-constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
 
 /// The id that rank 0 made, on all ranks.
 ncclUniqueId share_unique_id(const NcclApi& api, GroupImpl& group) {
@@ -27,7 +26,7 @@ ncclUniqueId share_unique_id(const NcclApi& api, GroupImpl& group) {
     throw Error(ErrorCode::kSystem,
                 fmt::format("could not make an id for NCCL: {} (NCCL_DEBUG=WARN says more)", api.error_string(result)));
   });
-  return group.gather(kSetUp, Phase::kCreate, own, complaint).front();
+  return group.gather(kGpuSetUp, Phase::kCreate, own, complaint).front();
 }
 
 }  // namespace
@@ -40,7 +39,7 @@ Communicator::Communicator(const NcclApi& api, GroupImpl& group) : api_(&api), g
   try {
     const auto error = attempt([&] { check(result, Phase::kCreate, "creating the communicator"); });
     // Every rank has one, or none uses it.
-    (void)group.agree(kSetUp, Phase::kCreate, error);
+    (void)group.agree(kGpuSetUp, Phase::kCreate, error);
   } catch (const Error&) {
     abort();
     throw;

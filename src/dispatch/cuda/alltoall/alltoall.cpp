@@ -25,8 +25,6 @@ using cuda::SumArgs;
 
 namespace {
 
-constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
-
 /// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
   DeviceUuid own{};
@@ -35,7 +33,7 @@ void check_own_gpus(GroupImpl& group, int device) {
     check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
     std::memcpy(own.data(), properties.uuid.bytes, own.size());
   });
-  const std::vector<DeviceUuid> all = group.gather(kSetUp, Phase::kCreate, own, error);
+  const std::vector<DeviceUuid> all = group.gather(kGpuSetUp, Phase::kCreate, own, error);
   for (auto uuid = all.begin(); uuid != all.end(); ++uuid) {
     if (std::count(uuid, all.end(), *uuid) < 2) continue;
     std::string ranks;
@@ -54,7 +52,7 @@ void check_own_gpus(GroupImpl& group, int device) {
 const NcclApi& load_on_all_ranks(GroupImpl& group) {
   const NcclApi* api = nullptr;
   const Complaint complaint = attempt([&] { api = &load_nccl(settings().nccl_library()); });
-  (void)group.agree(kSetUp, Phase::kCreate, complaint);
+  (void)group.agree(kGpuSetUp, Phase::kCreate, complaint);
   return *api;
 }
 
@@ -64,7 +62,7 @@ AllToAllTransport::AllToAllTransport(cuda::EngineContext& context) : context_(co
   check_own_gpus(*context.group, context.device);
   const NcclApi& api = load_on_all_ranks(*context.group);
   const DeviceGuard guard(context.device);
-  (void)context.group->agree(kSetUp, Phase::kCreate, attempt([&] { take_exchange_memory(); }));
+  (void)context.group->agree(kGpuSetUp, Phase::kCreate, attempt([&] { take_exchange_memory(); }));
   communicator_ = std::make_unique<Communicator>(api, *context.group);
 }
 
@@ -73,10 +71,10 @@ void AllToAllTransport::take_exchange_memory() {
   totals_ = cuda::PinnedMemory(sizeof(HandleTotals));
   entry_counts_ = cuda::PinnedMemory(sizeof(EntryCounts));
   if (!returns_entries()) return;
-  const LayoutParams& params = context_.layout.params();
+  const LayoutParams& params = context_.layout().params();
   for (const bool placing : {false, true}) {
     cuda::BufferCarver carver(entry_memory_.get());
-    carver.take(entry_tables_.packed_begin, params.max_tokens * context_.layout.max_other_ranks_per_token() + 1);
+    carver.take(entry_tables_.packed_begin, params.max_tokens * context_.layout().max_other_ranks_per_token() + 1);
     carver.take(entry_tables_.received_begin, params.max_tokens * params.num_ranks + 1);
     carver.take(entry_tables_.stage, params.max_tokens * params.top_k);
     if (!placing) entry_memory_ = cuda::allocate_on(context_.device, carver.num_bytes());
@@ -108,9 +106,9 @@ void AllToAllTransport::end() noexcept {
 }
 
 WireBytes AllToAllTransport::wire_bytes(const CudaHandleState& handle) const {
-  const LayoutParams& params = context_.layout.params();
+  const LayoutParams& params = context_.layout().params();
   const std::int64_t pairs =
-      context_.layout.token_major() ? handle.stats.sent_remote_rows : handle.other_pairs(context_.rank());
+      context_.layout().token_major() ? handle.stats.sent_remote_rows : handle.other_pairs(context_.rank());
   return {.dispatch = pairs * (params.row_bytes + params.scale_bytes),
           .combine = (returns_entries() ? handle.stats.sent_remote_assignments : pairs) * params.combine_row_bytes};
 }
@@ -174,7 +172,7 @@ void AllToAllTransport::find_entries(const CudaHandleState& handle, Known& facts
   if (entries_of_ == handle.prepare_id && !facts.sent.empty()) return;
   EntryArgs args;
   args.group = context_.device_group;
-  args.layout = context_.layout;
+  args.layout = context_.layout();
   args.handle = handle.arrays;
   args.tables = entry_tables_;
   args.counts = reinterpret_cast<EntryCounts*>(entry_counts_.get());
@@ -220,7 +218,7 @@ void AllToAllTransport::exchange(const std::vector<Transfer>& transfers, Phase p
 }
 
 void AllToAllTransport::exchange_tokens(const MoveArgs& args, const PairTable& pairs) {
-  const bool token_major = context_.layout.token_major();
+  const bool token_major = context_.layout().token_major();
   const Rows rows{.send = context_.own_section(BufferSection::kSendRows),
                   .receive = context_.own_section(token_major ? args.target : BufferSection::kStageRows),
                   .row_bytes = args.row_bytes};
@@ -247,7 +245,7 @@ void AllToAllTransport::start_move(const CudaHandleState& handle, MoveArgs& args
     check_cuda(launch_pack_tokens(args, context_.stream), "launching the permutation of tokens");
     exchange_tokens(args, pairs);
   }
-  if ((args.phases & cuda::kReceivePhase) != 0 && (args.zero_padding || !context_.layout.token_major())) {
+  if ((args.phases & cuda::kReceivePhase) != 0 && (args.zero_padding || !context_.layout().token_major())) {
     check_cuda(launch_expand_pairs(args, context_.stream), "launching the placing of rows");
   }
 }
@@ -256,8 +254,8 @@ void AllToAllTransport::send_sums(const CudaHandleState& handle, const SumArgs& 
   Known& facts = known(handle);
   Rows rows{.send = context_.own_section(BufferSection::kSendRows),
             .receive = context_.own_section(BufferSection::kStageRows),
-            .row_bytes = context_.layout.params().combine_row_bytes};
-  if (context_.layout.token_major()) {
+            .row_bytes = context_.layout().params().combine_row_bytes};
+  if (context_.layout().token_major()) {
     rows.send = args.rows;  // already in the order of the sources
   } else if (returns_entries()) {
     find_entries(handle, facts);

@@ -12,10 +12,10 @@ namespace epistle::cuda {
 DirectTransport::DirectTransport(EngineContext& context) : context_(context) {
   const auto error = attempt([&] {
     if (context.options.mover != CudaMover::kCopyEngines) return;
-    copy_engines_ = std::make_unique<CopyEngines>(context.layout, context.rank(), context.device, context.shares_gpu);
+    copy_engines_ = std::make_unique<CopyEngines>(context.layout(), context.rank(), context.device, context.shares_gpu);
   });
   // The mover may differ by rank, so all of them come here.
-  (void)context.group->agree({.kind = CallKind::kSetUpGpu}, Phase::kCreate, error);
+  (void)context.group->agree(kGpuSetUp, Phase::kCreate, error);
 }
 
 void DirectTransport::start_move(const CudaHandleState& handle, MoveArgs& args) {

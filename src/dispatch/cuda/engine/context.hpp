@@ -24,7 +24,6 @@ struct EngineContext {
   int device = 0;
   GroupImpl* group = nullptr;
   BufferPlan plan;
-  DispatchLayout layout;  ///< the plan's
   DeviceControl control;
   DeviceGroup device_group;
   std::shared_ptr<SymmetricHeap> heap;
@@ -43,6 +42,7 @@ struct EngineContext {
 
   [[nodiscard]] int rank() const noexcept { return group->rank(); }
   [[nodiscard]] int num_ranks() const noexcept { return group->num_ranks(); }
+  [[nodiscard]] const DispatchLayout& layout() const noexcept { return plan.layout(); }
   [[nodiscard]] bool has_bulk_copies() const noexcept { return compute_major >= kFirstMajorWithBulkCopies; }
   [[nodiscard]] std::byte* own_section(BufferSection section, std::int32_t copy) const noexcept {
     return heap->base(rank()) + plan.section_offset(section) + copy * plan.section_stride(section);
@@ -50,15 +50,16 @@ struct EngineContext {
   /// The copy of the call under way; of sections that are there once, that one.
   [[nodiscard]] std::byte* own_section(BufferSection section) const noexcept { return own_section(section, buffer); }
   [[nodiscard]] TuningQuery tuning_query(TunedCall call, std::int64_t num_tokens) const noexcept {
-    return {.call = call,
-            .layout = config.layout,
-            .num_tokens = num_tokens,
-            .row_bytes = call == TunedCall::kCombine ? layout.params().combine_row_bytes : layout.params().row_bytes,
-            .num_ranks = num_ranks(),
-            .num_sms = num_sms,
-            .sm_share = sm_share,
-            .compute_major = compute_major,
-            .mover = options.mover};
+    return {
+        .call = call,
+        .layout = config.layout,
+        .num_tokens = num_tokens,
+        .row_bytes = call == TunedCall::kCombine ? layout().params().combine_row_bytes : layout().params().row_bytes,
+        .num_ranks = num_ranks(),
+        .num_sms = num_sms,
+        .sm_share = sm_share,
+        .compute_major = compute_major,
+        .mover = options.mover};
   }
 };
 

@@ -143,10 +143,10 @@ void CudaEngine::end_open_call() {
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 void CudaEngine::move(const OpenCall& call, const Move& what) {
-  const LayoutParams& params = context_.layout.params();
+  const LayoutParams& params = context_.layout().params();
   MoveArgs args;
   args.group = context_.device_group;
-  args.layout = context_.layout;
+  args.layout = context_.layout();
   args.handle = call.handle->arrays;
   args.buffer = call.buffer->idx;
   args.phases = what.phases;
@@ -252,7 +252,7 @@ std::shared_ptr<RowBuffer> CudaEngine::buffer_of_rows(const CudaHandleState& sta
 void CudaEngine::sum(const CudaHandleState& state, const SumCall& call) {
   SumArgs args;
   args.group = context_.device_group;
-  args.layout = context_.layout;
+  args.layout = context_.layout();
   args.handle = state.arrays;
   args.buffer = context_.buffer;
   args.phases = call.phases;
@@ -272,7 +272,7 @@ void CudaEngine::sum(const CudaHandleState& state, const SumCall& call) {
 const std::byte* CudaEngine::share_rows(const CudaHandleState& state, const ConstRows& rows) {
   std::byte* shared_rows = context_.own_section(BufferSection::kCombineRows);
   const auto* given = static_cast<const std::byte*>(rows.data);
-  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   const bool is_dense = rows.stride_bytes() == row_bytes;
   if (given == shared_rows || state.description.num_rows == 0) return shared_rows;
   if (!pulls_rows() && is_dense) return given;
@@ -366,14 +366,14 @@ void CudaEngine::gather_weight_gradients(const CudaHandleState& state, DeviceCal
   if (call != DeviceCall::kDispatchBackwardWithWeights) return;
   const std::int64_t num_rows = state.description.num_rows;
   if (num_rows > 0 && request.grad_weights != nullptr) {
-    const auto num_bytes = static_cast<std::size_t>(num_rows * context_.layout.weights_per_row()) * sizeof(float);
+    const auto num_bytes = static_cast<std::size_t>(num_rows * context_.layout().weights_per_row()) * sizeof(float);
     check_cuda(cudaMemcpyAsync(context_.own_section(BufferSection::kGradWeights), request.grad_weights, num_bytes,
                                cudaMemcpyDeviceToDevice, context_.stream),
                "copying gradients of the weights to where peers can read them");
   }
   WeightGradientArgs args;
   args.group = context_.device_group;
-  args.layout = context_.layout;
+  args.layout = context_.layout();
   args.handle = state.arrays;
   args.buffer = context_.buffer;
   args.call = call;
@@ -386,7 +386,7 @@ void CudaEngine::gather_weight_gradients(const CudaHandleState& state, DeviceCal
 
 Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
   const DeviceGuard guard(context_.device);
-  const LayoutParams& params = context_.layout.params();
+  const LayoutParams& params = context_.layout().params();
   Complaint complaint = begin_call(stream, request.num_sms, Phase::kCombine);
   auto state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   Complaint no_buffer;
@@ -401,7 +401,7 @@ Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Str
   last_handle_ = state;
   MoveArgs args;
   args.group = context_.device_group;
-  args.layout = context_.layout;
+  args.layout = context_.layout();
   args.handle = state->arrays;
   args.buffer = buffer->idx;
   args.rows = static_cast<const std::byte*>(request.grad_out.data);
@@ -416,7 +416,7 @@ Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Str
     ScaleRowsArgs scale;
     // Other transports agree on the host.
     if (!transport_->agrees_on_host()) scale.local = context_.device_group.local;
-    scale.layout = context_.layout;
+    scale.layout = context_.layout();
     scale.handle = state->arrays;
     scale.saved_rows = static_cast<const std::byte*>(request.saved_rows.data);
     scale.saved_stride = request.saved_rows.stride_bytes();

@@ -32,7 +32,6 @@ namespace {
 
 std::atomic<std::uint64_t> next_dispatcher_id{1};
 
-constexpr Call kSetUp{.kind = CallKind::kSetUpGpu};
 constexpr std::int64_t kMinTokensPerBlock = 64;
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 
@@ -60,7 +59,7 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
     check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
                "asking for the number of SMs");
   });
-  const std::vector<DeviceFacts> all = group.gather(kSetUp, Phase::kCreate, own, error);
+  const std::vector<DeviceFacts> all = group.gather(kGpuSetUp, Phase::kCreate, own, error);
   // Ranks of one process that share a GPU share its SMs, so that their kernels are resident together.
   const auto ranks_here = std::count_if(all.begin(), all.end(), [&](const DeviceFacts& other) {
     return group.kind() == GroupKind::kThreads && other.device == device;
@@ -68,7 +67,7 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
   own.sm_share =
       std::min(num_sms / static_cast<int>(std::max<std::ptrdiff_t>(1, ranks_here)), DeviceControl::kMaxBlocks);
   own.shares_gpu = ranks_here > 1 ? 1 : 0;
-  for (const DeviceFacts& other : group.gather(kSetUp, Phase::kCreate, own)) {
+  for (const DeviceFacts& other : group.gather(kGpuSetUp, Phase::kCreate, own)) {
     own.granularity = std::max(own.granularity, other.granularity);
     own.sm_share = std::min(own.sm_share, other.sm_share);
     own.shares_gpu = std::max(own.shares_gpu, other.shares_gpu);
@@ -151,7 +150,6 @@ void CudaEngine::set_up(const PlanRules& rules) {
   context_.shares_gpu = facts.shares_gpu != 0;
   context_.control = control_of(context_.config, shape);
   context_.plan = plan_buffers(context_.config, shape, rules);
-  context_.layout = context_.plan.layout();
   const BufferPlan& plan = context_.plan;
   context_.heap = std::make_shared<SymmetricHeap>(*group_, context_.device, plan.reserved_bytes());
   std::vector<HeapRange> control_ranges;
@@ -163,7 +161,7 @@ void CudaEngine::set_up(const PlanRules& rules) {
   grow(std::vector<RowDemand>(demands_.size(), plan.initial_demand()));
   buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
   // Also keeps every rank until all have their memory: taking some may wait for the device.
-  (void)group_->agree(kSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
+  (void)group_->agree(kGpuSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
 }
 
 /// What no other rank sees; may fail on this rank alone.
@@ -197,7 +195,7 @@ void CudaEngine::take_own_memory() {
   // All in advance: making one later would be an allocation in a call, and may wait for the device, where a peer's
   // kernel may wait for this rank.
   while (static_cast<std::int32_t>(handles_.size()) < config.max_handles) {
-    handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout, context_.rank()));
+    handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout(), context_.rank()));
   }
   cudaEvent_t event = nullptr;
   check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
@@ -316,7 +314,7 @@ void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, F
   const std::int64_t top_k = context_.config.top_k;
   PrepareArgs args;
   args.group = context_.device_group;
-  args.layout = context_.layout;
+  args.layout = context_.layout();
   args.handle = state.arrays;
   args.expert_ids = ids.data;
   args.id_stride = ids.stride != 0 ? ids.stride : top_k;

@@ -107,7 +107,7 @@ class CudaEngine final : public DispatcherImpl {
 
   // cuda_calls.cpp: dispatch, combine, backward
   [[nodiscard]] CallChecks checks() const noexcept {
-    return {context_.rank(), context_.config, context_.layout.params(), *identity().info};
+    return {context_.rank(), context_.config, context_.layout().params(), *identity().info};
   }
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
     return checks().complain(code, phase, message);

@@ -215,7 +215,7 @@ void CudaEngine::check_summary(CudaHandleState& state) {
       throw Error(ErrorCode::kCapacityExceeded,
                   fmt::format("rank {} would receive {} rows more than its {} {}; nothing was sent. Raise "
                               "the capacity, use exact sizing, or set the overflow policy to drop",
-                              summary.peer, summary.a, context_.layout.row_limit(),
+                              summary.peer, summary.a, context_.layout().row_limit(),
                               context_.config.layout == OutputLayout::kExpertBlocks ? "rows of expert blocks"
                                                                                     : "rows of capacity"),
                   context);

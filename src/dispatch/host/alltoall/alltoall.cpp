@@ -13,9 +13,9 @@ namespace epistle::host {
 // rank receives of one source it keeps together, sources in ascending order.
 
 AllToAllMover::Segment AllToAllMover::packed_segment(const HostHandle& handle, int src, int dst) const {
-  const ExpertPartition partition = context_.layout.partition();
-  const int first = context_.layout.token_major() ? dst : partition.first_expert(dst);
-  const int num_columns = context_.layout.token_major() ? 1 : partition.num_local_experts(dst);
+  const ExpertPartition partition = context_.layout().partition();
+  const int first = context_.layout().token_major() ? dst : partition.first_expert(dst);
+  const int num_columns = context_.layout().token_major() ? 1 : partition.num_local_experts(dst);
   Segment segment;
   for (int column = 0; column < first; ++column) segment.begin += handle.tables.num_kept(src, column);
   for (int column = first; column < first + num_columns; ++column) {
@@ -78,7 +78,7 @@ void AllToAllMover::pack(const HostHandle& handle, const Copy& copy) {
   context_.pool.parallel_for(handle.num_tokens, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
       const auto t = static_cast<std::size_t>(token);
-      if (context_.layout.token_major()) {
+      if (context_.layout().token_major()) {
         for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
              idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
           const SendEntry& send = handle.sends[idx];
@@ -114,7 +114,7 @@ void AllToAllMover::send_rows(const MoveJob& job) {
 void AllToAllMover::receive_rows(const MoveJob& job) {
   const HostHandle& handle = *job.handle;
   const bool has_scales = job.scale_bytes > 0;
-  if (context_.layout.token_major()) {
+  if (context_.layout().token_major()) {
     // Sources in ascending order, each by token: already the output's order.
     pull(handle, BufferSection::kSendRows, job.target, job.row_bytes);
     if (has_scales) pull(handle, BufferSection::kSendScales, BufferSection::kReceiveScales, job.scale_bytes);
@@ -168,7 +168,7 @@ void for_each_chunk(const DispatchLayout& layout, const HostHandle& handle, int 
 void AllToAllMover::copy_chunks(ChunkOrder to, const std::byte* source, std::byte* target, const HostHandle& handle,
                                 std::int64_t row_bytes) {
   const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
-  for_each_chunk(context_.layout, handle, context_.rank,
+  for_each_chunk(context_.layout(), handle, context_.rank,
                  [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
                    const bool sorts = to == ChunkOrder::kByExpert;
                    context_.copy_block({.source = source + (sorts ? staged : output) * row_bytes,
@@ -182,20 +182,20 @@ void AllToAllMover::copy_chunks(ChunkOrder to, const std::byte* source, std::byt
 // ---- Combine --------------------------------------------------------------------------------------------------------
 
 void AllToAllMover::send_sums(const SumRequest& request) {
-  if (context_.layout.token_major()) return;  // the combine rows are in the order in which they are sent
+  if (context_.layout().token_major()) return;  // the combine rows are in the order in which they are sent
   if (sends_partial_sums()) {
     sum_pairs(request);
   } else {
     copy_chunks(ChunkOrder::kBySource, context_.own_section(BufferSection::kCombineRows),
                 context_.own_section(BufferSection::kSendRows), *request.handle,
-                context_.layout.params().combine_row_bytes);
+                context_.layout().params().combine_row_bytes);
   }
 }
 
 /// One rounded sum per (token, rank) pair, by source and token.
 void AllToAllMover::sum_pairs(const SumRequest& request) {
   const HostHandle& handle = *request.handle;
-  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   const std::byte* rows = context_.own_section(BufferSection::kCombineRows);
   std::byte* sums = context_.own_section(BufferSection::kSendRows);
   const auto num_pairs = static_cast<std::int64_t>(handle.pair_rows.size());
@@ -228,7 +228,7 @@ void AllToAllMover::pull_back(const HostHandle& handle, std::int64_t row_bytes) 
     std::int64_t num_rows = packed_segment(handle, context_.rank, dst).num_rows;
     std::int64_t first = 0;
     BufferSection from = BufferSection::kSendRows;
-    if (context_.layout.token_major()) {
+    if (context_.layout().token_major()) {
       from = BufferSection::kCombineRows;
       first = handle.tables.row_begin(context_.rank, dst);
     } else if (sends_partial_sums()) {
@@ -248,14 +248,14 @@ void AllToAllMover::pull_back(const HostHandle& handle, std::int64_t row_bytes) 
 
 void AllToAllMover::receive_sums(const SumRequest& request) {
   const HostHandle& handle = *request.handle;
-  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   pull_back(handle, row_bytes);
   const std::byte* staged = context_.own_section(BufferSection::kStageRows);
   compute_packed_begins(handle);
   const auto packed_row = [&](std::int32_t column, std::int32_t row) {
     return packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(context_.rank, column);
   };
-  if (context_.layout.token_major()) {
+  if (context_.layout().token_major()) {
     sum_token_rows(context_, request, [&](std::size_t idx) {
       const SendEntry& send = handle.sends[idx];
       return staged + packed_row(send.dst_rank, send.row) * row_bytes;

@@ -31,7 +31,7 @@ void DirectMover::send_rows(const MoveJob& job) {
 }
 
 void DirectMover::receive_rows(const MoveJob& job) {
-  if (context_.layout.token_major()) return;  // the senders have done it all
+  if (context_.layout().token_major()) return;  // the senders have done it all
   const HostHandle& handle = *job.handle;
   std::byte* rows = context_.own_section(job.target);
   std::byte* scales = context_.own_section(BufferSection::kReceiveScales);
@@ -55,8 +55,8 @@ void DirectMover::receive_rows(const MoveJob& job) {
 
 void DirectMover::receive_sums(const SumRequest& request) {
   const HostHandle& handle = *request.handle;
-  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
-  if (context_.layout.token_major()) {
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
+  if (context_.layout().token_major()) {
     sum_token_rows(context_, request, [&](std::size_t idx) {
       const SendEntry& send = handle.sends[idx];
       return context_.section(send.dst_rank, BufferSection::kCombineRows) + send.row * row_bytes;

@@ -23,7 +23,6 @@ std::int64_t streaming_threshold_bytes(int num_ranks) {
 HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules, int num_workers)
     : config(resolved),
       plan(plan_buffers(resolved, group_impl.num_ranks(), rules)),
-      layout(plan.layout()),
       group(&group_impl),
       rank(group_impl.rank()),
       num_ranks(group_impl.num_ranks()),
@@ -33,7 +32,7 @@ HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, 
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
       rank_of_expert(static_cast<std::size_t>(config.num_experts)) {
   for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
-    rank_of_expert[static_cast<std::size_t>(expert)] = layout.partition().rank_of(expert);
+    rank_of_expert[static_cast<std::size_t>(expert)] = layout().partition().rank_of(expert);
   }
 }
 

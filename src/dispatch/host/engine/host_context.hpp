@@ -31,6 +31,7 @@ struct HostContext {
   /// Collective.
   HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules, int num_workers);
 
+  [[nodiscard]] const DispatchLayout& layout() const noexcept { return plan.layout(); }
   /// Which buffer each rank uses in the call under way.
   [[nodiscard]] std::byte* section(int peer, BufferSection wanted) const noexcept {
     return memory.section(peer, wanted, buffer_of[static_cast<std::size_t>(peer)]);
@@ -49,7 +50,6 @@ struct HostContext {
 
   ResolvedConfig config;
   BufferPlan plan;
-  DispatchLayout layout;  ///< the plan's
   GroupImpl* group;
   int rank;
   int num_ranks;

@@ -115,7 +115,7 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
   if (brings_ids(request)) {
     handle = prepare(routing_of(request), stream);
   }
-  const LayoutParams& params = context_.layout.params();
+  const LayoutParams& params = context_.layout().params();
   OpenCall call;
   call.kind = CallKind::kDispatch;
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kDispatch);
@@ -186,7 +186,7 @@ void HostEngine::zero_padding(const HostHandle& state, BufferSection target, std
     if (begin < end) std::memset(rows + begin * row_bytes, 0, static_cast<std::size_t>((end - begin) * row_bytes));
   };
   const std::int64_t num_rows = state.description.num_rows;
-  if (context_.layout.token_major()) {
+  if (context_.layout().token_major()) {
     zero(state.stats.output_rows, num_rows);
     return;
   }
@@ -202,7 +202,7 @@ void HostEngine::zero_padding(const HostHandle& state, BufferSection target, std
 void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows) {
   std::byte* target = context_.own_section(BufferSection::kCombineRows);
   if (rows.data == target || state.description.num_rows == 0) return;
-  const std::int64_t row_bytes = context_.layout.params().combine_row_bytes;
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   context_.copy_block({.source = static_cast<const std::byte*>(rows.data),
                        .target = target,
                        .num_rows = state.description.num_rows,
@@ -284,7 +284,7 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   if (gives) {
     std::memcpy(
         context_.own_section(BufferSection::kGradWeights), request.grad_weights,
-        static_cast<std::size_t>(state->description.num_rows * context_.layout.weights_per_row()) * sizeof(float));
+        static_cast<std::size_t>(state->description.num_rows * context_.layout().weights_per_row()) * sizeof(float));
   }
   const SumRequest sums{.handle = state.get(),
                         .weighted = false,
@@ -299,7 +299,7 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
 
 void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_probs) const {
   const auto top_k = static_cast<std::size_t>(context_.config.top_k);
-  const auto per_row = static_cast<std::size_t>(context_.layout.weights_per_row());
+  const auto per_row = static_cast<std::size_t>(context_.layout().weights_per_row());
   for (std::size_t idx = 0; idx < state.dst_row.size(); ++idx) {
     const std::int32_t row = state.dst_row[idx];
     if (row < 0) {
@@ -308,7 +308,7 @@ void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_pr
     }
     const auto* gradients = reinterpret_cast<const float*>(
         context_.section(context_.rank_of_entry(state, idx), BufferSection::kGradWeights));
-    const std::size_t column = context_.layout.token_major() ? idx % top_k : 0;
+    const std::size_t column = context_.layout().token_major() ? idx % top_k : 0;
     grad_probs[idx] = gradients[static_cast<std::size_t>(row) * per_row + column];
   }
 }
@@ -331,7 +331,7 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
                     .rows = static_cast<const std::byte*>(request.grad_out.data),
                     .row_stride = request.grad_out.stride_bytes(),
                     .scales = {},
-                    .row_bytes = context_.layout.params().combine_row_bytes,
+                    .row_bytes = context_.layout().params().combine_row_bytes,
                     .scale_bytes = 0,
                     .target = BufferSection::kCombineRows};
   mover_->send_rows(job);

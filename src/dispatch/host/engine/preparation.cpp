@@ -12,7 +12,7 @@
 namespace epistle::host {
 
 Preparation::Preparation(HostContext& context, RowMover& mover)
-    : context_(&context), mover_(&mover), layout_(context.layout), config_(context.config) {
+    : context_(&context), mover_(&mover), layout_(context.layout()), config_(context.config) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
   const auto experts = static_cast<std::size_t>(config_.num_experts);
   wanted_.resize(ranks);

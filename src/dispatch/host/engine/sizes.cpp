@@ -14,6 +14,13 @@ RowDemand HostRules::initial_demand(const DispatchLayout& layout) const noexcept
   return demand;
 }
 
+SectionBytes PublishedInputRules::content_bytes(const DispatchLayout& layout, const RowDemand& demand) const noexcept {
+  SectionBytes bytes = HostRules::content_bytes(layout, demand);
+  bytes[BufferSection::kSendRows] = demand.tokens * layout.widest_row_bytes();
+  bytes[BufferSection::kSendScales] = demand.tokens * layout.params().scale_bytes;
+  return bytes;
+}
+
 BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules) {
   const LayoutParams params = to_layout_params(config, num_ranks);
   constexpr std::int64_t kGenerations = 2;

@@ -14,6 +14,13 @@ class HostRules : public PlanRules {
   [[nodiscard]] RowDemand initial_demand(const DispatchLayout& layout) const noexcept override;
 };
 
+/// For one whose ranks lay their whole input out, for others to read.
+class PublishedInputRules final : public HostRules {
+ public:
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override;
+};
+
 [[nodiscard]] BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules);
 
 }  // namespace epistle::host

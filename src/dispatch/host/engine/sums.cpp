@@ -27,7 +27,7 @@ void TermList::group_by_key() {
 
 SumJob sum_job(const HostContext& context, const SumRequest& request, const TermList& terms,
                std::int64_t token) noexcept {
-  const std::int64_t row_bytes = context.layout.params().combine_row_bytes;
+  const std::int64_t row_bytes = context.layout().params().combine_row_bytes;
   return {.terms = terms.terms(),
           .group_ends = terms.group_ends(),
           .weighted = request.weighted,
@@ -39,11 +39,11 @@ SumJob sum_job(const HostContext& context, const SumRequest& request, const Term
 
 void apply_row_weights(HostContext& context, const RowWeightJob& job) {
   const HostHandle& handle = *job.handle;
-  const std::int64_t row_bytes = context.layout.params().combine_row_bytes;
+  const std::int64_t row_bytes = context.layout().params().combine_row_bytes;
   const auto num_bytes = static_cast<std::size_t>(row_bytes);
-  const auto per_row = static_cast<std::size_t>(context.layout.weights_per_row());
+  const auto per_row = static_cast<std::size_t>(context.layout().weights_per_row());
   const DType dtype = context.config.combine_dtype;
-  const bool token_major = context.layout.token_major();
+  const bool token_major = context.layout().token_major();
   context.pool.parallel_for(handle.description.num_rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       const std::size_t first = static_cast<std::size_t>(row) * per_row;
