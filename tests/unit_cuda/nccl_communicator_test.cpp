@@ -213,7 +213,7 @@ TEST_F(NcclCommunicator, FailureOfTheFirstRankIsTold) {
   ASSERT_TRUE(errors[0].has_value());
   EXPECT_EQ(errors[0]->code(), ErrorCode::kSystem);
   ASSERT_TRUE(errors[1].has_value());
-  EXPECT_EQ(errors[1]->code(), ErrorCode::kPeerRejected);
+  EXPECT_EQ(errors[1]->code(), ErrorCode::kSystem) << errors[1]->what();  // the same everywhere, as of any system error
   EXPECT_EQ(errors[1]->context().peer_rank, 0);
   EXPECT_EQ(script_.num_made, 0);
 }
