@@ -28,7 +28,7 @@ namespace {
 
 constexpr int kDefaultRanks = 2;
 
-constexpr const char* kFooter =
+constexpr const char* kBenchFooter =
     "Every run compares every output bit with the reference, before and after the timed iterations, and fails (exit\n"
     "code 1) on a difference.\n"
     "\n"
@@ -148,7 +148,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   const auto list = std::make_shared<bool>(false);
   add_bench_options(*command, *options);
   command->add_flag("--list", *list, "List the dispatchers of the device and exit");
-  command->footer(kFooter);
+  command->footer(kBenchFooter);
   command->callback([options, list, &exit_code] {
     if (*list) {
       list_dispatchers(device_of(*options));

@@ -38,9 +38,12 @@ DispatcherConfig make_config(OutputLayout layout) {
 std::vector<RoutingTable> make_tables() {
   std::vector<RoutingTable> tables;
   for (int rank = 0; rank < kVerifyRanks; ++rank) {
-    tables.push_back(generate_routing(
-        {.kind = RoutingKind::kUniform},
-        {.num_tokens = kNumTokens, .num_experts = 6, .top_k = 3, .rank = rank, .num_ranks = kVerifyRanks, .seed = kSeed}));
+    tables.push_back(generate_routing({.kind = RoutingKind::kUniform}, {.num_tokens = kNumTokens,
+                                                                        .num_experts = 6,
+                                                                        .top_k = 3,
+                                                                        .rank = rank,
+                                                                        .num_ranks = kVerifyRanks,
+                                                                        .seed = kSeed}));
   }
   return tables;
 }
