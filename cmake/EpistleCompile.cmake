@@ -45,12 +45,17 @@ endif()
 
 # The C++ sources of a folder compiled as one: the headers that they include, most of the time of a clean build, are then
 # read once for all. So names that one file of a folder keeps to itself must differ from those of the folder's other files.
-# Off unless asked for, as a changed file costs its whole folder.
-option(EPISTLE_BATCHES "Compile the sources of a folder as one" OFF)
+# OFF unless asked for: a changed file costs its whole folder, and one that forgets an include compiles all the same.
+set(EPISTLE_BATCHES "OFF" CACHE STRING "Compile the sources of a folder as one: OFF, TESTS (only the test programs), ON")
+set_property(CACHE EPISTLE_BATCHES PROPERTY STRINGS OFF TESTS ON)
+if(NOT EPISTLE_BATCHES MATCHES "^(OFF|TESTS|ON)$")
+  message(FATAL_ERROR "EPISTLE_BATCHES is '${EPISTLE_BATCHES}'; it is one of OFF, TESTS, ON")
+endif()
 
-# epistle_batch_folders(TARGET): to be called in the folder where the target was made, which is done with its sources then.
+# epistle_batch_folders(TARGET [TESTS]): to be called in the folder where the target was made, which is done with its
+# sources then. TESTS: the target is a test program.
 function(epistle_batch_folders target)
-  if(NOT EPISTLE_BATCHES)
+  if(EPISTLE_BATCHES STREQUAL "OFF" OR (EPISTLE_BATCHES STREQUAL "TESTS" AND NOT "${ARGV1}" STREQUAL "TESTS"))
     return()
   endif()
   get_target_property(sources ${target} SOURCES)
