@@ -1,7 +1,6 @@
 #include "dispatch/cuda/alltoall/alltoall.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <thread>
 
 #include <fmt/format.h>
@@ -10,7 +9,7 @@
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/heap/heap_kind.hpp"
+#include "gpu/device_uuid.hpp"
 
 namespace epistle::nccl {
 
@@ -28,11 +27,7 @@ namespace {
 /// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
   DeviceUuid own{};
-  const auto error = attempt([&] {
-    cudaDeviceProp properties{};
-    check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
-    std::memcpy(own.data(), properties.uuid.bytes, own.size());
-  });
+  const auto error = attempt([&] { own = cuda::uuid_of(device); });
   const std::vector<DeviceUuid> all = group.gather(kGpuSetUp, Phase::kCreate, own, error);
   for (auto uuid = all.begin(); uuid != all.end(); ++uuid) {
     if (std::count(uuid, all.end(), *uuid) < 2) continue;
