@@ -97,9 +97,9 @@ DeviceCall CudaEngine::announce_call(DeviceCall call, const CudaHandleState* han
 DeviceCall CudaEngine::agree_on_host(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint) {
   const auto prepare_id = handle != nullptr ? static_cast<std::uint32_t>(handle->prepare_id) : 0;
   const std::uint64_t own = call_word(0, complaint ? DeviceCall::kRejected : call, prepare_id);
-  std::vector<std::uint64_t> words(static_cast<std::size_t>(context_.num_ranks()));
   const Phase phase = phase_of(call);
-  group_->all_gather(&own, sizeof(own), words.data(), phase);
+  // Finds ranks that make no call of a dispatcher; calls of dispatchers are compared below.
+  const std::vector<std::uint64_t> words = group_->gather({.kind = CallKind::kGpuCall}, phase, own);
   if (complaint) throw Error(*complaint);
   const Verdict verdict = judge(words.data(), context_.num_ranks(), context_.rank());
   if (verdict.outcome != Verdict::Outcome::kAgreed) throw Error(to_error(verdict, context_.rank(), phase));
