@@ -15,6 +15,7 @@
 #include "bench_ranks.hpp"
 #include "bench_report.hpp"
 #include "commands.hpp"
+#include "dispatch/call/build_parts.hpp"
 #include "exit_codes.hpp"
 #include "group/limits.hpp"
 #include "launch/launcher.hpp"
@@ -57,7 +58,7 @@ BenchResult run_on_device(Group& group, const BenchSpec& spec, const RoutingTabl
 #if EPISTLE_HAS_CUDA
   return run_cuda_bench(group, spec, table, progress);
 #else
-  throw Error(ErrorCode::kUnsupported, "--device cuda: this build has no CUDA device");
+  throw Error(ErrorCode::kUnsupported, "--device cuda: " + std::string(kLackOfCuda));
 #endif
 }
 

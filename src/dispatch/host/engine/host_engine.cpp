@@ -74,14 +74,6 @@ std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& c
   return value;
 }
 
-std::shared_ptr<RowBuffer> HostEngine::buffer_of_rows(const HostHandle& state, const ConstRows& rows,
-                                                      std::string_view call, Complaint& complaint) const {
-  std::shared_ptr<RowBuffer> buffer = buffers_.find_for_rows(rows.data, &state);
-  if (buffer == nullptr)
-    complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased(call));
-  return buffer;
-}
-
 Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
   std::shared_ptr<HostHandle> state;
   Complaint complaint = attempt([&]() -> Complaint {
@@ -121,12 +113,7 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kDispatch);
   call.handle = own_handle(CallAccess::state(handle), Phase::kDispatch, complaint);
   if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
-  if (!complaint) {
-    call.buffer = buffers_.find_free();
-    if (call.buffer == nullptr) {
-      complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kDispatch, buffers_.all_leased("dispatch"));
-    }
-  }
+  if (!complaint) call.buffer = checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
   const Call announced = call_of(CallKind::kDispatch, call.handle.get(), call.buffer.get());
   (void)agree(announced, Phase::kDispatch, complaint);
   call.move = MoveJob{.handle = call.handle.get(),
@@ -219,7 +206,7 @@ HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Str
   call.handle = own_handle(state_of(request), Phase::kCombine, complaint);
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
-  if (!complaint) call.buffer = buffer_of_rows(*call.handle, rows, "combine of rows of your own", complaint);
+  if (!complaint) call.buffer = checks().buffer_of_rows(buffers_, *call.handle, rows, "combine", complaint);
   const Call announced = call_of(CallKind::kCombine, call.handle.get(), call.buffer.get());
   (void)agree(announced, Phase::kCombine, complaint);
   stage_rows(*call.handle, rows);
@@ -268,8 +255,9 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   const bool gives = state != nullptr && state->description.num_rows > 0 && request.grad_weights != nullptr;
   const bool takes = state != nullptr && state->num_tokens > 0 && request.grad_probs != nullptr;
   if (!complaint) complaint = checks().dispatch_backward(*state, request);
-  if (!complaint)
-    buffer = buffer_of_rows(*state, request.grad_rows, "dispatch_backward of rows of your own", complaint);
+  if (!complaint) {
+    buffer = checks().buffer_of_rows(buffers_, *state, request.grad_rows, "dispatch_backward", complaint);
+  }
   Call call = call_of(CallKind::kDispatchBackward, state.get(), buffer.get());
   // All ranks give and take gradients of the weights, or none; one that has neither rows nor tokens goes with either.
   call.value = gives || takes ? 1 : 0;
@@ -316,14 +304,12 @@ void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_pr
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
-  std::shared_ptr<RowBuffer> buffer = buffers_.find_free();
+  Complaint no_buffer;
+  std::shared_ptr<RowBuffer> buffer = checks().free_buffer(buffers_, "combine_backward", Phase::kCombine, no_buffer);
   if (!complaint) {
     complaint = checks().combine_backward(*state, request, buffer != nullptr ? buffer->outputs : nullptr);
   }
-  if (!complaint && buffer == nullptr) {
-    complaint =
-        checks().complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased("combine_backward"));
-  }
+  if (!complaint) complaint = no_buffer;
   const Call call = call_of(CallKind::kCombineBackward, state.get(), buffer.get());
   (void)agree(call, Phase::kCombine, complaint);
   buffer->holder = state.get();

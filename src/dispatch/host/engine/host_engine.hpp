@@ -69,9 +69,6 @@ class HostEngine final : public DispatcherImpl {
                                                        Complaint& complaint) const;
   /// Agrees on a call, and learns which buffer each rank uses in it.
   std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint);
-  /// Where the rows of combine, or of a gradient, are for the other ranks to read.
-  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const HostHandle& state, const ConstRows& rows,
-                                                          std::string_view call, Complaint& complaint) const;
   void close(Pending& pending, CallKind kind);
 
   OpenCall send_dispatch(const DispatchRequest& request, Stream stream);
