@@ -50,9 +50,11 @@ class HostEngine final : public DispatcherImpl {
  private:
   /// A send half whose receive half is still to come.
   struct OpenCall {
-    CallKind kind = CallKind::kNone;
+    Call announced;
     std::uint64_t number = 0;
-    Ticket ticket = 0;  ///< of what was announced to be on its way
+    Ticket ticket = 0;            ///< of what was announced to be on its way
+    bool brings_routing = false;  ///< sent with the rows, and without a place until all have sent
+    bool has_arrived = false;     ///< the send half had to wait for all
     std::shared_ptr<HostHandle> handle;
     std::shared_ptr<RowBuffer> buffer;
     MoveJob move;     ///< of dispatch
@@ -69,18 +71,29 @@ class HostEngine final : public DispatcherImpl {
                                                        Complaint& complaint) const;
   /// Agrees on a call, and learns which buffer each rank uses in it.
   std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint);
+  /// Agrees on a call, then sends; or both at once, where the mover can, so that nobody is waited for here.
+  template <typename Send>
+  Ticket send(const Call& call, Phase phase, const Complaint& complaint, const Send& send_rows);
+  /// Waits until all have sent; from here on all have agreed.
+  void wait_for_all(Ticket ticket, Phase phase, const MissingRows& missing);
   /// Where the rows of combine, or of a gradient, are for the other ranks to read.
   [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const HostHandle& state, const ConstRows& rows,
                                                           std::string_view call, Complaint& complaint) const;
   void close(Pending& pending, CallKind kind);
 
+  [[nodiscard]] Complaint read_routing(const PrepareRequest& request, Stream stream,
+                                       std::shared_ptr<HostHandle>& state);
+  void finish_routing(HostHandle& state, const Call& call);
+
   OpenCall send_dispatch(const DispatchRequest& request, Stream stream);
   [[nodiscard]] Received receive_dispatch(OpenCall call);
   OpenCall send_combine(const CombineRequest& request, Stream stream);
   void receive_combine(const OpenCall& call);
-  void finish_move(const MoveJob& job, Ticket ticket);
-  void wait_for_rows_back(const HostHandle& state, Ticket ticket);
-  void stage_rows(const HostHandle& state, const ConstRows& rows);
+  void wait_for_dispatch(OpenCall& call);
+  void wait_for_rows(const HostHandle& state, Ticket ticket, Phase phase);
+  void receive_rows(const MoveJob& job);
+  [[nodiscard]] MissingRows rows_back_of(const HostHandle& state) const;
+  void stage_rows(const HostHandle& state, const ConstRows& rows, const RowBuffer& buffer);
   void zero_padding(const HostHandle& state, BufferSection target, std::int64_t row_bytes) const;
   void gather_weight_gradients(const HostHandle& state, float* grad_probs) const;
 

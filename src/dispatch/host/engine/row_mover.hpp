@@ -26,6 +26,7 @@ struct MoveJob {
   std::int64_t row_bytes = 0;
   std::int64_t scale_bytes = 0;
   BufferSection target = BufferSection::kReceiveRows;
+  std::uint64_t exchange = 0;  ///< of a mover that publishes rows: in which they are
 };
 
 /// Rows on their way back, in the combine section of every rank.
@@ -45,12 +46,17 @@ struct RowWeightJob {
   float* grad_weights = nullptr;
 };
 
-/// Calls it once per step of a call, when all ranks have agreed on that. Sections are those of the call's buffers.
+/// Calls it once per step of a call, when all ranks have agreed on that (but see sends_unagreed()). Sections are those
+/// of the call's buffers.
 class RowMover {
  public:
   virtual ~RowMover() = default;
   RowMover(const RowMover&) = delete;
   RowMover& operator=(const RowMover&) = delete;
+
+  /// True where send_rows and send_sums only publish: they write what nobody reads before all ranks have agreed on the
+  /// call. Then sending and agreeing are one step, and routing is published as well.
+  [[nodiscard]] virtual bool sends_unagreed() const noexcept { return false; }
 
   /// Makes room in `handle` for what plan() puts there, when the counts are known.
   virtual void reserve(HostHandle& handle) { static_cast<void>(handle); }

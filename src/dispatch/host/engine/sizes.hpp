@@ -21,6 +21,16 @@ class PublishedInputRules final : public HostRules {
                                            const RowDemand& demand) const noexcept override;
 };
 
+/// For one whose ranks lay out what they send at fixed places, with its routing: see PublishedPlaces.
+class PublishedSetsRules final : public HostRules {
+ public:
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override;
+};
+
+/// Where in kControl a rank says which of its buffers it uses in an exchange, behind the counts.
+[[nodiscard]] std::int64_t published_buffer_offset(const DispatchLayout& layout, std::uint64_t exchange) noexcept;
+
 [[nodiscard]] BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules);
 
 }  // namespace epistle::host
