@@ -38,11 +38,10 @@ struct HostContext {
     return memory.section(peer, wanted, buffer_of[static_cast<std::size_t>(peer)]);
   }
   [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank, wanted); }
-  /// Where `peer` says which of its buffers it uses in the exchange under way.
-  [[nodiscard]] std::int32_t& published_buffer(int peer) const noexcept {
-    std::byte* control =
-        memory.section(peer, BufferSection::kControl) + published_buffer_offset(layout(), num_exchanges);
-    return *reinterpret_cast<std::int32_t*>(control);
+  /// What `peer` says of its buffers in the exchange under way.
+  [[nodiscard]] PublishedBuffers& published_buffers(int peer) const noexcept {
+    std::byte* control = memory.section(peer, BufferSection::kControl);
+    return *reinterpret_cast<PublishedBuffers*>(control + published_buffers_offset(layout(), num_exchanges));
   }
   /// The rank that holds the expert of an entry of the handle's table; the entry must have one.
   [[nodiscard]] std::int32_t rank_of_entry(const HostHandle& handle, std::size_t entry) const noexcept {

@@ -1,5 +1,6 @@
 #include "dispatch/host/engine/host_engine.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <utility>
@@ -45,7 +46,8 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       mover_(make_mover(context_)),
       preparation_(context_, *mover_),
       buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
-      wanted_(static_cast<std::size_t>(context_.num_ranks)) {}
+      wanted_(static_cast<std::size_t>(context_.num_ranks)),
+      promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {}
 
 Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {
   return {.kind = kind,
@@ -82,25 +84,51 @@ std::shared_ptr<RowBuffer> HostEngine::buffer_of_rows(const HostHandle& state, c
   return buffer;
 }
 
+// ---- Steps ----------------------------------------------------------------------------------------------------------
+
 template <typename Send>
-Ticket HostEngine::send(const Call& call, Phase phase, const Complaint& complaint, const Send& send_rows) {
-  if (!mover_->sends_unagreed() || complaint) {
-    (void)agree(call, phase, complaint);
-    send_rows();
-    return group_->arrive(call);
-  }
-  context_.published_buffer(context_.rank) = call.buffer;
+Ticket HostEngine::send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order,
+                        const Send& send_rows) {
+  if (!complaint) tell_of_buffers(call.buffer);
+  if (complaint || order == SendOrder::kWhenAgreed) (void)agree(call, phase, complaint);
   send_rows();
   return group_->arrive(call);
 }
 
 void HostEngine::wait_for_all(Ticket ticket, Phase phase, const MissingRows& missing) {
   group_->wait(ticket, phase, &missing);
+  learn_of_buffers();
+}
+
+void HostEngine::tell_of_buffers(std::int32_t used) {
+  if (!mover_->sends_unagreed()) return;
+  // That of this call, if any, is taken already.
+  const std::shared_ptr<RowBuffer> free = buffers_.find_free();
+  context_.published_buffers(context_.rank) = {.used = used,
+                                               .promised = free != nullptr ? free->idx : PublishedBuffers::kNone};
+}
+
+void HostEngine::learn_of_buffers() {
   if (!mover_->sends_unagreed()) return;
   for (int peer = 0; peer < context_.num_ranks; ++peer) {
-    context_.buffer_of[static_cast<std::size_t>(peer)] = context_.published_buffer(peer);
+    const PublishedBuffers& told = context_.published_buffers(peer);
+    context_.buffer_of[static_cast<std::size_t>(peer)] = told.used;
+    promised_of_[static_cast<std::size_t>(peer)] = told.promised;
   }
   ++context_.num_exchanges;
+}
+
+HostEngine::SendOrder HostEngine::order_of_placing() {
+  if (!mover_->sends_unagreed()) return SendOrder::kWhenAgreed;
+  // Learned in the same exchange by all ranks, so all come to the same order.
+  const bool all_promise =
+      std::find(promised_of_.begin(), promised_of_.end(), PublishedBuffers::kNone) == promised_of_.end();
+  return all_promise ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
+}
+
+std::shared_ptr<RowBuffer> HostEngine::buffer_to_receive(SendOrder order) const {
+  if (order == SendOrder::kWhenAgreed) return buffers_.find_free();
+  return buffers_.all()[static_cast<std::size_t>(promised_of_[static_cast<std::size_t>(context_.rank)])];
 }
 
 // ---- Prepare --------------------------------------------------------------------------------------------------------
@@ -135,8 +163,9 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
   const Complaint complaint = read_routing(request, stream, state);
   Call call = call_of(CallKind::kPrepare, nullptr, nullptr);
   call.detail = num_prepared_ + 1;
+  if (!complaint) tell_of_buffers(call.buffer);
   (void)group_->agree(call, Phase::kLayout, complaint);
-  ++context_.num_exchanges;
+  learn_of_buffers();
   finish_routing(*state, call);
   return CallAccess::handle(std::move(state));
 }
@@ -149,6 +178,8 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
   call.brings_routing = brings_ids(request) && mover_->sends_unagreed();
   Handle handle = request.handle;
   if (brings_ids(request) && !call.brings_routing) handle = prepare(routing_of(request), stream);
+  // Rows whose places nobody knows yet are laid out; the others go straight to their places.
+  const SendOrder order = call.brings_routing ? SendOrder::kAtOnce : order_of_placing();
   Complaint complaint;
   if (call.brings_routing) {
     complaint = read_routing(routing_of(request), stream, call.handle);
@@ -158,7 +189,7 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
   }
   if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
   if (!complaint) {
-    call.buffer = buffers_.find_free();
+    call.buffer = call.brings_routing ? buffers_.find_free() : buffer_to_receive(order);
     if (call.buffer == nullptr) {
       complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kDispatch, buffers_.all_leased("dispatch"));
     }
@@ -172,8 +203,10 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
                       .row_bytes = params.row_bytes,
                       .scale_bytes = params.scale_bytes,
                       .target = BufferSection::kReceiveRows,
+                      .is_published = call.brings_routing,
                       .exchange = context_.num_exchanges};
-  call.ticket = send(call.announced, Phase::kDispatch, complaint, [&] {
+  call.ticket = send(call.announced, Phase::kDispatch, complaint, order, [&] {
+    if (order == SendOrder::kAtOnce) context_.buffer_of = promised_of_;
     call.buffer->holder = call.handle.get();
     mover_->send_rows(call.move);
   });
@@ -275,7 +308,9 @@ HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Str
                .weighted = context_.config.apply_weights,
                .out = static_cast<std::byte*>(request.out.data),
                .out_stride = request.out.stride_bytes()};
-  call.ticket = send(call.announced, Phase::kCombine, complaint, [&] {
+  // Where the rows are is told in the same step.
+  const SendOrder order = mover_->sends_unagreed() ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
+  call.ticket = send(call.announced, Phase::kCombine, complaint, order, [&] {
     stage_rows(*call.handle, rows, *call.buffer);
     mover_->send_sums(call.sums);
   });
@@ -367,7 +402,8 @@ void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_pr
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
-  std::shared_ptr<RowBuffer> buffer = buffers_.find_free();
+  const SendOrder order = order_of_placing();
+  std::shared_ptr<RowBuffer> buffer = buffer_to_receive(order);
   if (!complaint) {
     complaint = checks().combine_backward(*state, request, buffer != nullptr ? buffer->outputs : nullptr);
   }
@@ -382,9 +418,9 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
                     .scales = {},
                     .row_bytes = context_.layout().params().combine_row_bytes,
                     .scale_bytes = 0,
-                    .target = BufferSection::kCombineRows,
-                    .exchange = context_.num_exchanges};
-  const Ticket ticket = send(call, Phase::kCombine, complaint, [&] {
+                    .target = BufferSection::kCombineRows};
+  const Ticket ticket = send(call, Phase::kCombine, complaint, order, [&] {
+    if (order == SendOrder::kAtOnce) context_.buffer_of = promised_of_;
     buffer->holder = state.get();
     mover_->send_rows(job);
   });

@@ -71,9 +71,15 @@ class HostEngine final : public DispatcherImpl {
                                                        Complaint& complaint) const;
   /// Agrees on a call, and learns which buffer each rank uses in it.
   std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint);
-  /// Agrees on a call, then sends; or both at once, where the mover can, so that nobody is waited for here.
+  enum class SendOrder : std::int32_t { kWhenAgreed, kAtOnce };
+  /// The first steps of a call: agrees on it and sends. kAtOnce: in one step, and nobody is waited for here.
   template <typename Send>
-  Ticket send(const Call& call, Phase phase, const Complaint& complaint, const Send& send_rows);
+  Ticket send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order, const Send& send_rows);
+  /// How a call sends that writes into the buffers of others: at once where all have promised one.
+  [[nodiscard]] SendOrder order_of_placing();
+  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_to_receive(SendOrder order) const;
+  void tell_of_buffers(std::int32_t used);
+  void learn_of_buffers();
   /// Waits until all have sent; from here on all have agreed.
   void wait_for_all(Ticket ticket, Phase phase, const MissingRows& missing);
   /// Where the rows of combine, or of a gradient, are for the other ranks to read.
@@ -105,7 +111,8 @@ class HostEngine final : public DispatcherImpl {
   Preparation preparation_;
   RowBufferPool buffers_;
   HandlePool<HostHandle> handles_;
-  std::vector<RowDemand> wanted_;  ///< [num_ranks] by the call under way
+  std::vector<RowDemand> wanted_;          ///< [num_ranks] by the call under way
+  std::vector<std::int32_t> promised_of_;  ///< [num_ranks] buffers that the others may write into at once
   std::uint64_t num_prepared_ = 0;
   std::uint64_t num_sent_ = 0;  ///< send halves
   OpenCall open_;

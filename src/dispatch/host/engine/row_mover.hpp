@@ -26,7 +26,8 @@ struct MoveJob {
   std::int64_t row_bytes = 0;
   std::int64_t scale_bytes = 0;
   BufferSection target = BufferSection::kReceiveRows;
-  std::uint64_t exchange = 0;  ///< of a mover that publishes rows: in which they are
+  bool is_published = false;   ///< rows are laid out for the others to fetch: their places were not known
+  std::uint64_t exchange = 0;  ///< in which they are
 };
 
 /// Rows on their way back, in the combine section of every rank.
@@ -54,8 +55,8 @@ class RowMover {
   RowMover(const RowMover&) = delete;
   RowMover& operator=(const RowMover&) = delete;
 
-  /// True where send_rows and send_sums only publish: they write what nobody reads before all ranks have agreed on the
-  /// call. Then sending and agreeing are one step, and routing is published as well.
+  /// True where the ranks need not have agreed on a call before its rows are sent: nobody looks at them before all
+  /// have. Then sending and agreeing are one step, and routing may travel with the rows.
   [[nodiscard]] virtual bool sends_unagreed() const noexcept { return false; }
 
   /// Makes room in `handle` for what plan() puts there, when the counts are known.

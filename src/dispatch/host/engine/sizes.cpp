@@ -40,17 +40,15 @@ SectionBytes PublishedSetsRules::content_bytes(const DispatchLayout& layout, con
   return bytes;
 }
 
-std::int64_t published_buffer_offset(const DispatchLayout& layout, std::uint64_t exchange) noexcept {
+std::int64_t published_buffers_offset(const DispatchLayout& layout, std::uint64_t exchange) noexcept {
   return all_counts_bytes(layout) +
-         static_cast<std::int64_t>(exchange % kGenerations) * static_cast<std::int64_t>(sizeof(std::int32_t));
+         static_cast<std::int64_t>(exchange % kGenerations) * static_cast<std::int64_t>(sizeof(PublishedBuffers));
 }
 
 BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules) {
   const LayoutParams params = to_layout_params(config, num_ranks);
-  const DispatchLayout layout(params);
-  return {rules,
-          params,
-          {.control_bytes = published_buffer_offset(layout, 0) + kGenerations * DispatchLayout::kCountBytes}};
+  constexpr std::int64_t kAllPublishedBytes = kGenerations * sizeof(PublishedBuffers);
+  return {rules, params, {.control_bytes = all_counts_bytes(DispatchLayout(params)) + kAllPublishedBytes}};
 }
 
 }  // namespace epistle::host

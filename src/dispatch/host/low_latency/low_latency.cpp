@@ -16,7 +16,7 @@ bool LowLatencyMover::leaves_this_rank(const HostHandle& handle, std::int64_t to
   });
 }
 
-void LowLatencyMover::send_rows(const MoveJob& job) {
+void LowLatencyMover::publish(const MoveJob& job) {
   const HostHandle& handle = *job.handle;
   std::byte* rows = context_.own_section(BufferSection::kSendRows) + places_.rows(job.exchange);
   std::byte* scales = context_.own_section(BufferSection::kSendScales) + places_.scales(job.exchange);
@@ -32,7 +32,7 @@ void LowLatencyMover::send_rows(const MoveJob& job) {
   });
 }
 
-void LowLatencyMover::receive_rows(const MoveJob& job) {
+void LowLatencyMover::fetch(const MoveJob& job) {
   const HostHandle& handle = *job.handle;
   const bool token_major = context_.layout().token_major();
   std::byte* const rows = context_.own_section(job.target);

@@ -7,7 +7,7 @@ namespace epistle::host {
 
 const DispatcherInfo& low_latency_info() {
   static const DispatcherInfo info(
-      "low_latency", Device::kHost, "rows and routing at fixed places, one step each way: for a decode step",
+      "low_latency", Device::kHost, "every call is agreed on and sent in one step: for the few tokens of a decode step",
       host::host_capabilities(), host::host_functions<LowLatencyMover, PublishedSetsRules>());
   return info;
 }
