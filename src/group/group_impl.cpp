@@ -451,6 +451,15 @@ std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(Ticket ticket, 
 }
 
 void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
+  // Where the ranks are in step, reading the clock would take as long as waiting.
+  for (int spin = 0; spin < kSpinsPerClockRead && !barrier_.passed(ticket); ++spin) spin_pause();
+  if (!barrier_.passed(ticket)) wait_and_look(ticket, phase, missing_rows);
+  last_waited_ = ticket;
+  // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
+  check_usable();
+}
+
+void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   const Clock::time_point start = Clock::now();
   const Clock::time_point deadline = start + timeout_;
   Clock::time_point next_look = start + std::chrono::microseconds(look_interval_us_);
@@ -474,9 +483,6 @@ void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* miss
       if (!barrier_.has_arrived(peer, ticket)) raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
     }
   }
-  last_waited_ = ticket;
-  // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
-  check_usable();
 }
 
 void GroupImpl::check_usable() const {

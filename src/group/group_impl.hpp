@@ -169,6 +169,7 @@ class GroupImpl {
   void settle(Ticket ticket);
   void throw_settled(Ticket ticket, Phase phase);
   void wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows);
+  void wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows);
   void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
   /// The end of a step that every rank took alone: all have come through it, or all throw.

@@ -175,10 +175,11 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
   const LayoutParams& params = context_.layout().params();
   OpenCall call;
-  call.brings_routing = brings_ids(request) && mover_->sends_unagreed();
+  // Static shapes: nobody waits for counts, so rows have no places yet and are laid out where they are.
+  call.brings_routing =
+      brings_ids(request) && mover_->sends_unagreed() && context_.config.sizing == SizingMode::kCapacity;
   Handle handle = request.handle;
   if (brings_ids(request) && !call.brings_routing) handle = prepare(routing_of(request), stream);
-  // Rows whose places nobody knows yet are laid out; the others go straight to their places.
   const SendOrder order = call.brings_routing ? SendOrder::kAtOnce : order_of_placing();
   Complaint complaint;
   if (call.brings_routing) {
@@ -211,21 +212,16 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
     mover_->send_rows(call.move);
   });
   call.number = ++num_sent_;
-  // The receive half takes no steps of its own: what takes memory, in steps of all ranks, is done here.
-  if (call.brings_routing && context_.config.sizing == SizingMode::kExact) wait_for_dispatch(call);
   return call;
 }
 
-void HostEngine::wait_for_dispatch(OpenCall& call) {
-  if (call.has_arrived) return;
-  call.has_arrived = true;
-  if (!call.brings_routing) return wait_for_rows(*call.handle, call.ticket, Phase::kDispatch);
-  wait_for_all(call.ticket, Phase::kDispatch, MissingRows());
-  finish_routing(*call.handle, call.announced);
-}
-
 Received HostEngine::receive_dispatch(OpenCall call) {
-  wait_for_dispatch(call);
+  if (call.brings_routing) {
+    wait_for_all(call.ticket, Phase::kDispatch, MissingRows());
+    finish_routing(*call.handle, call.announced);
+  } else {
+    wait_for_rows(*call.handle, call.ticket, Phase::kDispatch);
+  }
   receive_rows(call.move);
   return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
 }

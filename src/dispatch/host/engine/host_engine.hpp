@@ -54,7 +54,6 @@ class HostEngine final : public DispatcherImpl {
     std::uint64_t number = 0;
     Ticket ticket = 0;            ///< of what was announced to be on its way
     bool brings_routing = false;  ///< sent with the rows, and without a place until all have sent
-    bool has_arrived = false;     ///< the send half had to wait for all
     std::shared_ptr<HostHandle> handle;
     std::shared_ptr<RowBuffer> buffer;
     MoveJob move;     ///< of dispatch
@@ -95,7 +94,6 @@ class HostEngine final : public DispatcherImpl {
   [[nodiscard]] Received receive_dispatch(OpenCall call);
   OpenCall send_combine(const CombineRequest& request, Stream stream);
   void receive_combine(const OpenCall& call);
-  void wait_for_dispatch(OpenCall& call);
   void wait_for_rows(const HostHandle& state, Ticket ticket, Phase phase);
   void receive_rows(const MoveJob& job);
   [[nodiscard]] MissingRows rows_back_of(const HostHandle& state) const;

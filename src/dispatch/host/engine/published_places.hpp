@@ -1,5 +1,6 @@
-// Where a rank lays out what the others read in one exchange: its routing and its rows, at fixed places, whatever the
-// routing. There are two sets of places, used in turn; docs/low_latency.md says why two are enough.
+// Where a rank lays out what the others read in one exchange, at fixed places, whatever the routing: the routing
+// itself, and under static shapes the rows. There are two sets of places, used in turn; docs/low_latency.md says why
+// two are enough.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,8 @@ class PublishedPlaces {
   explicit constexpr PublishedPlaces(const DispatchLayout& layout) noexcept
       : ids_bytes_(layout.params().max_tokens * layout.params().top_k *
                    static_cast<std::int64_t>(sizeof(std::int32_t))),
-        rows_bytes_(layout.params().max_tokens * layout.widest_row_bytes()),
-        scales_bytes_(layout.params().max_tokens * layout.params().scale_bytes) {}
+        rows_bytes_(row_tokens(layout) * layout.params().row_bytes),
+        scales_bytes_(row_tokens(layout) * layout.params().scale_bytes) {}
 
   /// Adds what both sets take.
   constexpr void add_to(SectionBytes& bytes) const noexcept {
@@ -41,6 +42,9 @@ class PublishedPlaces {
   }
 
  private:
+  [[nodiscard]] static constexpr std::int64_t row_tokens(const DispatchLayout& layout) noexcept {
+    return layout.params().sizing == SizingMode::kCapacity ? layout.params().max_tokens : 0;
+  }
   [[nodiscard]] static constexpr std::int64_t set_of(std::uint64_t exchange) noexcept {
     return static_cast<std::int64_t>(exchange % kNumSets);
   }
