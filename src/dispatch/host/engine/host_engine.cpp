@@ -95,9 +95,9 @@ Ticket HostEngine::send(const Call& call, Phase phase, const Complaint& complain
   return group_->arrive(call);
 }
 
-void HostEngine::wait_for_all(Ticket ticket, Phase phase, const MissingRows& missing) {
+void HostEngine::wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing) {
   group_->wait(ticket, phase, &missing);
-  learn_of_buffers();
+  learn_of_buffers(state);
 }
 
 void HostEngine::tell_of_buffers(std::int32_t used) {
@@ -108,8 +108,9 @@ void HostEngine::tell_of_buffers(std::int32_t used) {
                                                .promised = free != nullptr ? free->idx : PublishedBuffers::kNone};
 }
 
-void HostEngine::learn_of_buffers() {
+void HostEngine::learn_of_buffers(const HostHandle& state) {
   if (!mover_->sends_unagreed()) return;
+  last_handle_id_ = state.handle_id;
   for (int peer = 0; peer < context_.num_ranks; ++peer) {
     const PublishedBuffers& told = context_.published_buffers(peer);
     context_.buffer_of[static_cast<std::size_t>(peer)] = told.used;
@@ -118,16 +119,16 @@ void HostEngine::learn_of_buffers() {
   ++context_.num_exchanges;
 }
 
-HostEngine::SendOrder HostEngine::order_of_placing() {
-  if (!mover_->sends_unagreed()) return SendOrder::kWhenAgreed;
+HostEngine::SendOrder HostEngine::order_of_placing(const HostHandle& state) const {
+  // Rows of one handle have places of their own; those of two could meet in a buffer.
+  if (!mover_->sends_unagreed() || state.handle_id != last_handle_id_) return SendOrder::kWhenAgreed;
   // Learned in the same exchange by all ranks, so all come to the same order.
   const bool all_promise =
       std::find(promised_of_.begin(), promised_of_.end(), PublishedBuffers::kNone) == promised_of_.end();
   return all_promise ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
 }
 
-std::shared_ptr<RowBuffer> HostEngine::buffer_to_receive(SendOrder order) const {
-  if (order == SendOrder::kWhenAgreed) return buffers_.find_free();
+std::shared_ptr<RowBuffer> HostEngine::promised_buffer() const {
   return buffers_.all()[static_cast<std::size_t>(promised_of_[static_cast<std::size_t>(context_.rank)])];
 }
 
@@ -165,7 +166,7 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
   call.detail = num_prepared_ + 1;
   if (!complaint) tell_of_buffers(call.buffer);
   (void)group_->agree(call, Phase::kLayout, complaint);
-  learn_of_buffers();
+  learn_of_buffers(*state);
   finish_routing(*state, call);
   return CallAccess::handle(std::move(state));
 }
@@ -180,7 +181,6 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
       brings_ids(request) && mover_->sends_unagreed() && context_.config.sizing == SizingMode::kCapacity;
   Handle handle = request.handle;
   if (brings_ids(request) && !call.brings_routing) handle = prepare(routing_of(request), stream);
-  const SendOrder order = call.brings_routing ? SendOrder::kAtOnce : order_of_placing();
   Complaint complaint;
   if (call.brings_routing) {
     complaint = read_routing(routing_of(request), stream, call.handle);
@@ -189,8 +189,10 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
     call.handle = own_handle(CallAccess::state(handle), Phase::kDispatch, complaint);
   }
   if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
+  const SendOrder order = complaint || call.brings_routing ? SendOrder::kAtOnce : order_of_placing(*call.handle);
+  const bool goes_to_promised = !call.brings_routing && order == SendOrder::kAtOnce;
   if (!complaint) {
-    call.buffer = call.brings_routing ? buffers_.find_free() : buffer_to_receive(order);
+    call.buffer = goes_to_promised ? promised_buffer() : buffers_.find_free();
     if (call.buffer == nullptr) {
       complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kDispatch, buffers_.all_leased("dispatch"));
     }
@@ -207,7 +209,7 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
                       .is_published = call.brings_routing,
                       .exchange = context_.num_exchanges};
   call.ticket = send(call.announced, Phase::kDispatch, complaint, order, [&] {
-    if (order == SendOrder::kAtOnce) context_.buffer_of = promised_of_;
+    if (goes_to_promised) context_.buffer_of = promised_of_;
     call.buffer->holder = call.handle.get();
     mover_->send_rows(call.move);
   });
@@ -217,7 +219,7 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
 
 Received HostEngine::receive_dispatch(OpenCall call) {
   if (call.brings_routing) {
-    wait_for_all(call.ticket, Phase::kDispatch, MissingRows());
+    wait_for_all(*call.handle, call.ticket, Phase::kDispatch, MissingRows());
     finish_routing(*call.handle, call.announced);
   } else {
     wait_for_rows(*call.handle, call.ticket, Phase::kDispatch);
@@ -250,7 +252,7 @@ Received HostEngine::dispatch_receive(Pending pending, Stream /*stream*/) {
 
 /// For the rows that the other ranks owe to this one.
 void HostEngine::wait_for_rows(const HostHandle& state, Ticket ticket, Phase phase) {
-  wait_for_all(ticket, phase, [&](int peer) { return std::int64_t{state.num_pairs(peer, context_.rank)}; });
+  wait_for_all(state, ticket, phase, [&](int peer) { return std::int64_t{state.num_pairs(peer, context_.rank)}; });
 }
 
 void HostEngine::receive_rows(const MoveJob& job) {
@@ -320,7 +322,7 @@ MissingRows HostEngine::rows_back_of(const HostHandle& state) const {
 }
 
 void HostEngine::receive_combine(const OpenCall& call) {
-  wait_for_all(call.ticket, Phase::kCombine, rows_back_of(*call.handle));
+  wait_for_all(*call.handle, call.ticket, Phase::kCombine, rows_back_of(*call.handle));
   mover_->receive_sums(call.sums);
   // Nobody may write new rows while one still reads.
   (void)group_->agree(call_of(CallKind::kCombine, call.handle.get(), nullptr), Phase::kCombine);
@@ -398,8 +400,7 @@ void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_pr
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
-  const SendOrder order = order_of_placing();
-  std::shared_ptr<RowBuffer> buffer = buffer_to_receive(order);
+  std::shared_ptr<RowBuffer> buffer = buffers_.find_free();
   if (!complaint) {
     complaint = checks().combine_backward(*state, request, buffer != nullptr ? buffer->outputs : nullptr);
   }
@@ -415,8 +416,8 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
                     .row_bytes = context_.layout().params().combine_row_bytes,
                     .scale_bytes = 0,
                     .target = BufferSection::kCombineRows};
-  const Ticket ticket = send(call, Phase::kCombine, complaint, order, [&] {
-    if (order == SendOrder::kAtOnce) context_.buffer_of = promised_of_;
+  // Agreed on first: gradients go where combine puts rows of a caller's before all have agreed.
+  const Ticket ticket = send(call, Phase::kCombine, complaint, SendOrder::kWhenAgreed, [&] {
     buffer->holder = state.get();
     mover_->send_rows(job);
   });

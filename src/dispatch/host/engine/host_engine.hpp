@@ -75,12 +75,12 @@ class HostEngine final : public DispatcherImpl {
   template <typename Send>
   Ticket send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order, const Send& send_rows);
   /// How a call sends that writes into the buffers of others: at once where all have promised one.
-  [[nodiscard]] SendOrder order_of_placing();
-  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_to_receive(SendOrder order) const;
+  [[nodiscard]] SendOrder order_of_placing(const HostHandle& state) const;
+  [[nodiscard]] std::shared_ptr<RowBuffer> promised_buffer() const;
   void tell_of_buffers(std::int32_t used);
-  void learn_of_buffers();
+  void learn_of_buffers(const HostHandle& state);
   /// Waits until all have sent; from here on all have agreed.
-  void wait_for_all(Ticket ticket, Phase phase, const MissingRows& missing);
+  void wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing);
   /// Where the rows of combine, or of a gradient, are for the other ranks to read.
   [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const HostHandle& state, const ConstRows& rows,
                                                           std::string_view call, Complaint& complaint) const;
@@ -111,6 +111,7 @@ class HostEngine final : public DispatcherImpl {
   HandlePool<HostHandle> handles_;
   std::vector<RowDemand> wanted_;          ///< [num_ranks] by the call under way
   std::vector<std::int32_t> promised_of_;  ///< [num_ranks] buffers that the others may write into at once
+  std::uint64_t last_handle_id_ = 0;       ///< of the last exchange
   std::uint64_t num_prepared_ = 0;
   std::uint64_t num_sent_ = 0;  ///< send halves
   OpenCall open_;
