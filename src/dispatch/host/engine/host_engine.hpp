@@ -1,5 +1,5 @@
-// Every dispatcher on the host: checking inputs, agreeing on every call before the first byte moves, and the steps of
-// each call. How rows travel in a step is the mover's.
+// Every dispatcher on the host: checking inputs, agreeing on every call before anybody looks at a byte of it, and the
+// steps of each call. How rows travel in a step is the mover's.
 #pragma once
 
 #include <cstdint>
