@@ -160,6 +160,7 @@ void HostEngine::finish_routing(HostHandle& state, const Call& call) {
 }
 
 Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
+  group_->check_usable();  // others may still read what this rank published last
   std::shared_ptr<HostHandle> state;
   const Complaint complaint = read_routing(request, stream, state);
   Call call = call_of(CallKind::kPrepare, nullptr, nullptr);
@@ -174,6 +175,7 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
+  group_->check_usable();
   const LayoutParams& params = context_.layout().params();
   OpenCall call;
   // Static shapes: nobody waits for counts, so rows have no places yet and are laid out where they are.
@@ -294,6 +296,7 @@ void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows, cons
 }
 
 HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Stream stream) {
+  group_->check_usable();
   const ConstRows rows = rows_of(request);
   OpenCall call;
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
