@@ -152,7 +152,7 @@ TEST_P(PeerStalls, TheStalledRankIsToldWhenItGoesOn) {
   EXPECT_EQ(report.code, ErrorCode::kTimeout) << report.message;
   EXPECT_EQ(report.peer_rank, failure().victim);
   EXPECT_EQ(report.phase, phase_of(failure().step)) << report.message;
-  EXPECT_EQ(report.progress, static_cast<int>(failing_call_of(failure()))) << "it went on alone";
+  EXPECT_EQ(report.progress, static_cast<int>(failing_call_of(failure().step))) << "it went on alone";
   EXPECT_NE(std::string(report.message).find("was given up by rank"), std::string::npos) << report.message;
   EXPECT_FALSE(report.has_shared_memory);
   expect_nothing_left();

@@ -128,19 +128,15 @@ Phase phase_of(Step step) {
   }
 }
 
-Step failing_call_of(const Failure& failure) {
-  switch (failure.step) {
-    case Step::kDispatchSend:
-      return agrees_as_it_sends(failure) ? Step::kDispatchReceive : Step::kDispatchSend;
-    case Step::kCombineSend:
-      return agrees_as_it_sends(failure) ? Step::kCombineReceive : Step::kCombineSend;
+Step failing_call_of(Step step) {
+  switch (step) {
     case Step::kInsideDispatch:
       return Step::kDispatchReceive;  // sending itself does not wait
     case Step::kInsideCombine:
     case Step::kInsideSums:
       return Step::kCombineReceive;
     default:
-      return failure.step;
+      return step;
   }
 }
 

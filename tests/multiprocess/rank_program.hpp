@@ -45,7 +45,7 @@ struct Failure {
 };
 
 /// The call (a step that is no "inside") that must fail for the victim itself when it goes on.
-[[nodiscard]] Step failing_call_of(const Failure& failure);
+[[nodiscard]] Step failing_call_of(Step step);
 
 /// Rows that the victim owes to `rank`; -1 where the others do not wait for rows.
 [[nodiscard]] std::int64_t missing_rows_of(const Failure& failure, int rank);
