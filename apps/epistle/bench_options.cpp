@@ -15,7 +15,6 @@
 namespace epistle::cli {
 namespace {
 
-constexpr std::int64_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
 // What a dispatcher takes, see src/dispatch/config_check.cpp.
 constexpr std::int64_t kMaxHidden = std::int64_t{1} << 24;

@@ -299,12 +299,13 @@ void check_capabilities(const BenchPlan& plan) {
 }
 
 void check_memory(std::int64_t needed_bytes) {
-  const std::int64_t available_bytes = available_memory_bytes();
-  if (available_bytes < 0 || needed_bytes <= available_bytes) return;
+  const AvailableMemory available = available_memory();
+  if (available.bytes < 0 || needed_bytes <= available.bytes) return;
   throw Error(ErrorCode::kOutOfMemory,
-              fmt::format("this run needs about {}, and {} of memory are free; take fewer --tokens, --ranks or "
-                          "--capacity-rows, or a smaller --hidden",
-                          format_bytes(needed_bytes), format_bytes(available_bytes)));
+              fmt::format("this run needs about {}, and {} of the {} of {} are available; take fewer --tokens, --ranks "
+                          "or --capacity-rows, or a smaller --hidden",
+                          format_bytes(needed_bytes), format_bytes(available.bytes),
+                          format_bytes(available.limit_bytes), available.owner()));
 }
 
 }  // namespace

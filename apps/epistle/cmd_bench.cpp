@@ -15,6 +15,7 @@
 #include "bench_ranks.hpp"
 #include "bench_report.hpp"
 #include "commands.hpp"
+#include "dispatch/call/build_parts.hpp"
 #include "exit_codes.hpp"
 #include "group/limits.hpp"
 #include "launch/launcher.hpp"
@@ -28,7 +29,7 @@ namespace {
 
 constexpr int kDefaultRanks = 2;
 
-constexpr const char* kFooter =
+constexpr const char* kBenchFooter =
     "Every run compares every output bit with the reference, before and after the timed iterations, and fails (exit\n"
     "code 1) on a difference.\n"
     "\n"
@@ -57,7 +58,7 @@ BenchResult run_on_device(Group& group, const BenchSpec& spec, const RoutingTabl
 #if EPISTLE_HAS_CUDA
   return run_cuda_bench(group, spec, table, progress);
 #else
-  throw Error(ErrorCode::kUnsupported, "--device cuda: this build has no CUDA device");
+  throw Error(ErrorCode::kUnsupported, "--device cuda: " + std::string(kLackOfCuda));
 #endif
 }
 
@@ -148,7 +149,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
   const auto list = std::make_shared<bool>(false);
   add_bench_options(*command, *options);
   command->add_flag("--list", *list, "List the dispatchers of the device and exit");
-  command->footer(kFooter);
+  command->footer(kBenchFooter);
   command->callback([options, list, &exit_code] {
     if (*list) {
       list_dispatchers(device_of(*options));

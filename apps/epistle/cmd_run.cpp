@@ -26,7 +26,7 @@ struct RunOptions {
   double grace_s = kAutomaticGrace;
 };
 
-constexpr const char* kFooter =
+constexpr const char* kRunFooter =
     "epistle run -n N [OPTIONS] -- PROGRAM [ARGUMENTS]\n"
     "\n"
     "Every rank gets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and EPISTLE_JOB. Rank 0 reads standard input "
@@ -65,7 +65,7 @@ void add_run_command(CLI::App& app, const std::vector<std::string>& program, int
   add_number(*command, "--grace", options->grace_s, {0.0, kMaxGraceSeconds},
              "Time for the ranks to end by themselves after one failed (default: 5) or SIGINT (default: 30)")
       ->type_name("SECONDS");
-  command->footer(kFooter);
+  command->footer(kRunFooter);
   command->callback([command, options, &program, &exit_code] {
     const std::vector<std::string> extras = command->remaining();
     if (!extras.empty() || program.empty()) {

@@ -34,7 +34,6 @@ constexpr int kSkewBarColumns = 12;
 constexpr int kHistogramBarColumns = 40;
 constexpr std::int32_t kDefaultTop = 3;
 constexpr std::int32_t kAllLayers = -1;
-constexpr std::int32_t kMaxInt32 = std::numeric_limits<std::int32_t>::max();
 
 // Experts of all layers together: their counts are held until the table is made. Ten times what 200 layers of 512
 // experts have; with the table or the JSON made from them they take some 350 MB.

@@ -7,7 +7,7 @@
 namespace epistle {
 namespace {
 
-constexpr std::array<std::string_view, 13> kNames = {"nothing",
+constexpr std::array<std::string_view, 14> kNames = {"nothing",
                                                      "barrier",
                                                      "all_gather",
                                                      "create a shared region",
@@ -15,6 +15,7 @@ constexpr std::array<std::string_view, 13> kNames = {"nothing",
                                                      "ask for memory",
                                                      "create a dispatcher",
                                                      "set up GPU memory",
+                                                     "a dispatcher on a GPU",
                                                      "prepare",
                                                      "dispatch",
                                                      "combine",

@@ -21,6 +21,7 @@ enum class CallKind : std::int32_t {
   kAskForMemory,
   kCreateDispatcher,
   kSetUpGpu,
+  kGpuCall,
   kPrepare,
   kDispatch,
   kCombine,

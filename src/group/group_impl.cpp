@@ -301,24 +301,23 @@ void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
   // Reading what is available takes longer than a small call.
   constexpr std::int64_t kMinBytesToAsk = std::int64_t{64} << 20;
   const Call call{.kind = CallKind::kAskForMemory};
-  std::vector<std::int64_t> all = gather(call, phase, num_bytes);
+  const std::vector<std::int64_t> all = gather(call, phase, num_bytes);
   const std::int64_t needed = std::accumulate(all.begin(), all.end(), std::int64_t{0}, add_saturating);
   if (needed < kMinBytesToAsk) return;
   const auto largest = std::max_element(all.begin(), all.end());
-  const std::int64_t largest_bytes = *largest;
-  const auto largest_rank = std::distance(all.begin(), largest);
-  const std::int64_t own_available = available_memory_bytes();
-  all = gather(call, phase, own_available);
-  const std::int64_t available = *std::min_element(all.begin(), all.end());
-  if (available < 0) return;  // the kernel does not tell everywhere
-  const std::int64_t reserve = memory_reserve_bytes(available);
-  if (needed <= available - reserve) return;
+  const std::vector<AvailableMemory> seen = gather(call, phase, available_memory());
+  const AvailableMemory& available = *std::min_element(
+      seen.begin(), seen.end(), [](const AvailableMemory& a, const AvailableMemory& b) { return a.bytes < b.bytes; });
+  if (available.bytes < 0) return;  // the kernel does not tell everywhere
+  const std::int64_t reserve = memory_reserve_bytes(available.bytes);
+  if (needed <= available.bytes - reserve) return;
   throw AgreedError(
       ErrorCode::kOutOfMemory,
-      fmt::format("{} bytes of memory are needed ({} by rank {}, the most of any of {} ranks), and {} are available "
-                  "(free memory of the machine and of this control group, {}, less a reserve of {}); use fewer tokens, "
-                  "capacity sizing, a smaller capacity or more memory; nothing was taken",
-                  needed, largest_bytes, largest_rank, num_ranks_, available - reserve, available, reserve),
+      fmt::format("{} bytes of memory are needed ({} by rank {}, the most of any of {} ranks), and {} of the {} bytes "
+                  "of {} are available, less a reserve of {}; use fewer tokens, capacity sizing, a smaller capacity or "
+                  "more memory; nothing was taken",
+                  needed, *largest, std::distance(all.begin(), largest), num_ranks_, available.bytes,
+                  available.limit_bytes, available.owner(), reserve),
       {.rank = rank_, .phase = phase});
 }
 

@@ -1,6 +1,7 @@
 // One rank's process: fork, exec, and how it ended.
 #pragma once
 
+#include <chrono>
 #include <csignal>
 #include <optional>
 #include <string>
@@ -13,6 +14,9 @@
 #include "group/shared_memory.hpp"
 
 namespace epistle {
+
+/// What is killed may need this long to give back its memory; what stays longer is not going to end.
+inline constexpr std::chrono::seconds kEndTime{30};
 
 struct ChildSpec {
   int rank = 0;

@@ -34,8 +34,6 @@ using std::chrono::milliseconds;
 
 /// Between SIGTERM and SIGKILL.
 constexpr std::chrono::seconds kKillDelay{2};
-/// What is killed may need this long to give back its memory; what stays longer is not going to end.
-constexpr std::chrono::seconds kEndTime{30};
 /// No signal tells that a process was left by its parent and came to this one; it is looked for this often.
 constexpr milliseconds kAdoptionInterval{20};
 /// A survivor that waits for a rank that ended notices at once; this long it may take to say so and exit. One that does

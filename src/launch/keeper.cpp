@@ -29,8 +29,6 @@ namespace epistle {
 namespace {
 
 constexpr std::size_t kMaxTextBytes = 4096;
-/// What is killed may need this long to give back its memory; what stays longer is not going to end.
-constexpr std::chrono::seconds kEndTime{30};
 constexpr std::chrono::milliseconds kPollInterval{5};
 // Not a name that "killall -9 epistle" or "pkill -9 epistle" finds together with the launcher.
 constexpr const char* kProcessName = "rank-keeper";

@@ -77,6 +77,11 @@ class DispatchLayout {
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool token_major() const noexcept {
     return params_.layout == OutputLayout::kTokenMajor;
   }
+  /// Whether combine can bring back one row per (token, rank): a token row is all that its rank has for it, and rows of
+  /// experts can be summed there first unless sums are flat.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool can_combine_per_rank() const noexcept {
+    return token_major() || params_.order != SumOrder::kFlat;
+  }
 
   // ---- Rows -------------------------------------------------------------------------------------------------------
 

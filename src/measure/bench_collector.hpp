@@ -16,8 +16,6 @@
 
 namespace epistle {
 
-inline constexpr double kMicrosPerSecond = 1e6;
-
 /// One rank's share of what a phase moves.
 struct PhaseBytes {
   std::int64_t algorithm = 0;

@@ -12,7 +12,6 @@ namespace {
 constexpr std::int64_t kMinCopyBytes = 4096;
 constexpr std::int64_t kChunkBytes = 4096;  // how finely the copy is shared among the workers
 constexpr int kWarmUps = 2;
-constexpr double kMicrosPerSecond = 1e6;
 
 /// Source and target are one half of the working set each; equal on all ranks, so that the sum over ranks is what one
 /// rank copies times their number.

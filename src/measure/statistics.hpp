@@ -5,6 +5,8 @@
 
 namespace epistle {
 
+inline constexpr double kMicrosPerSecond = 1e6;
+
 struct Summary {
   double min = 0.0;
   double p10 = 0.0;  ///< percentiles are those of the nearest rank

@@ -61,14 +61,15 @@ std::optional<std::int64_t> read_number(const std::string& path) {
   return text ? leading_number(*text) : std::nullopt;
 }
 
-void lower(std::optional<std::int64_t>& least, std::int64_t value) {
-  least = std::min(least.value_or(value), std::max(value, std::int64_t{0}));
+void lower(AvailableMemory& least, const AvailableMemory& other) {
+  if (least.bytes >= 0 && least.bytes <= other.bytes) return;
+  least = other;
+  least.bytes = std::max(other.bytes, std::int64_t{0});
 }
 
 /// Every group from the process's own up to the root may have a limit. In a container the path is often that of the
 /// host, and only the root is there.
-void lower_to_cgroups(const std::string& root, const CgroupFiles& files, std::string path,
-                      std::optional<std::int64_t>& least) {
+void lower_to_cgroups(const std::string& root, const CgroupFiles& files, std::string path, AvailableMemory& least) {
   while (true) {
     const std::string folder = root + std::string(files.mount) + (path == "/" ? "" : path);
     const auto limit = read_number(folder + std::string(files.limit));
@@ -76,7 +77,7 @@ void lower_to_cgroups(const std::string& root, const CgroupFiles& files, std::st
     if (limit && usage) {
       const auto stat = read_text(folder + "/memory.stat");
       const std::int64_t reclaimable = stat ? find_number(*stat, files.reclaimable).value_or(0) : 0;
-      lower(least, *limit - (*usage - reclaimable));
+      lower(least, {.bytes = *limit - (*usage - reclaimable), .limit_bytes = *limit, .of_group = true});
     }
     if (path.empty() || path == "/") return;
     path.resize(path.rfind('/') == std::string::npos ? 0 : path.rfind('/'));
@@ -85,11 +86,15 @@ void lower_to_cgroups(const std::string& root, const CgroupFiles& files, std::st
 
 }  // namespace
 
-std::int64_t available_memory_bytes(const std::string& root) {
+std::string_view AvailableMemory::owner() const noexcept { return of_group ? "this control group" : "this machine"; }
+
+AvailableMemory available_memory(const std::string& root) {
   constexpr std::int64_t kKibi = 1024;
-  std::optional<std::int64_t> least;
+  AvailableMemory least;
   if (const auto meminfo = read_text(root + "/proc/meminfo")) {
-    if (const auto kibibytes = find_number(*meminfo, "MemAvailable:")) lower(least, *kibibytes * kKibi);
+    const auto available = find_number(*meminfo, "MemAvailable:");
+    const auto total = find_number(*meminfo, "MemTotal:");
+    if (available && total) lower(least, {.bytes = *available * kKibi, .limit_bytes = *total * kKibi});
   }
   // Lines "hierarchy:controllers:path"; version 2 has one line, with hierarchy 0 and no controllers.
   const std::string groups = read_text(root + "/proc/self/cgroup").value_or("");
@@ -104,10 +109,8 @@ std::int64_t available_memory_bytes(const std::string& root) {
     if (controllers.empty()) lower_to_cgroups(root, kVersion2, path, least);
     if (controllers == "memory") lower_to_cgroups(root, kVersion1, path, least);
   }
-  return least.value_or(-1);
+  return least;
 }
-
-std::int64_t available_memory_bytes() { return available_memory_bytes(""); }
 
 std::int64_t memory_reserve_bytes(std::int64_t available_bytes) noexcept {
   // A part of what is available, but no more than so many bytes.
@@ -119,12 +122,13 @@ std::int64_t memory_reserve_bytes(std::int64_t available_bytes) noexcept {
 void require_memory(std::int64_t num_bytes, const char* what) {
   constexpr std::int64_t kMinBytesToAsk = std::int64_t{16} << 20;
   if (num_bytes < kMinBytesToAsk) return;
-  const std::int64_t available = available_memory_bytes();
-  if (available < 0 || num_bytes <= available - memory_reserve_bytes(available)) return;
+  const AvailableMemory available = available_memory();
+  const std::int64_t reserve = memory_reserve_bytes(available.bytes);
+  if (available.bytes < 0 || num_bytes <= available.bytes - reserve) return;
   throw Error(ErrorCode::kOutOfMemory,
-              fmt::format("{} need {} bytes of memory; {} are available, less a reserve of {}: use fewer tokens, a "
-                          "smaller capacity or more memory",
-                          what, num_bytes, available, memory_reserve_bytes(available)));
+              fmt::format("{} need {} bytes of memory; {} of the {} bytes of {} are available, less a reserve of {}: "
+                          "use fewer tokens, a smaller capacity or more memory",
+                          what, num_bytes, available.bytes, available.limit_bytes, available.owner(), reserve));
 }
 
 }  // namespace epistle

@@ -3,15 +3,23 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace epistle {
 
-/// Bytes that this process can take before memory runs short on the machine or in one of its control groups; page
-/// cache that can be dropped counts as free. -1 where the kernel does not tell.
-[[nodiscard]] std::int64_t available_memory_bytes();
+/// What this process can take before memory runs short on the machine or in one of its control groups, whichever has
+/// the least left.
+struct AvailableMemory {
+  std::int64_t bytes = -1;       ///< page cache that can be dropped counts as free; -1 where the kernel does not tell
+  std::int64_t limit_bytes = 0;  ///< all that the machine, or the group, has
+  bool of_group = false;
 
-/// The same, from the proc and cgroup file systems mounted below `root` ("" = those of this machine).
-[[nodiscard]] std::int64_t available_memory_bytes(const std::string& root);
+  /// "this control group" or "this machine", of which these are bytes.
+  [[nodiscard]] std::string_view owner() const noexcept;
+};
+
+/// From the proc and cgroup file systems mounted below `root` ("" = those of this machine).
+[[nodiscard]] AvailableMemory available_memory(const std::string& root = "");
 
 /// What is to be left to the rest of the machine of `available_bytes`.
 [[nodiscard]] std::int64_t memory_reserve_bytes(std::int64_t available_bytes) noexcept;

@@ -201,14 +201,15 @@ TEST(Bench, NoTokensAtAll) {
 // ---- Traces ---------------------------------------------------------------------------------------------------------
 
 // Layer 4 has three tokens, of which two ranks with two tokens each take the first one twice.
-constexpr const char* kTrace =
+constexpr const char* kTraceOfOneLayer =
     "{\"layer\":2,\"num_experts\":8,\"top_k\":2,\"num_tokens\":1,\"expert_ids\":[[0,1]],\"weights\":[[0.5,0.5]]}\n"
     "{\"layer\":4,\"num_experts\":4,\"top_k\":2,\"num_tokens\":3,"
     "\"expert_ids\":[[0,1],[0,3],[0,-1]],\"weights\":[[0.5,0.5],[0.75,0.25],[1.0,0.0]]}\n";
 
 CommandResult bench_trace(const TempDir& dir, const std::vector<std::string>& options) {
-  std::vector<std::string> arguments = {
-      "bench", "--routing", "trace:" + dir.write("t.jsonl", kTrace), "--tokens", "2", "--iters", "1", "--hidden", "32"};
+  std::vector<std::string> arguments = {"bench",    "--routing", "trace:" + dir.write("t.jsonl", kTraceOfOneLayer),
+                                        "--tokens", "2",         "--iters",
+                                        "1",        "--hidden",  "32"};
   arguments.insert(arguments.end(), options.begin(), options.end());
   return run_epistle(arguments);
 }

@@ -8,7 +8,7 @@
 
 #include "cli/epistle_command.hpp"
 #include "support/sanitizers.hpp"
-#include "unit/trace_files.hpp"
+#include "support/trace_files.hpp"
 
 namespace epistle::test {
 namespace {

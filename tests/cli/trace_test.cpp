@@ -13,7 +13,7 @@ namespace {
 
 // Layer 1: expert 0 has 3 of 8 assignments, 1 and 2 have 2 each, 3 has 1; mean 2. Layer 5 is even, with one entry
 // dropped.
-constexpr const char* kTrace =
+constexpr const char* kLayers =
     "{\"layer\":1,\"num_experts\":4,\"top_k\":2,\"num_tokens\":4,"
     "\"expert_ids\":[[0,1],[0,2],[0,1],[2,3]],"
     "\"weights\":[[0.5,0.5],[0.5,0.5],[0.5,0.5],[0.5,0.5]]}\n"
@@ -31,7 +31,8 @@ std::string write_gzip(const TempDir& dir, const std::string& name, const std::s
 
 TEST(Trace, TableHasOneRowPerLayer) {
   const TempDir dir;
-  const CommandResult result = run_epistle({"trace", dir.write("t.jsonl", kTrace)}, {.environment = {{"LC_ALL", "C"}}});
+  const CommandResult result =
+      run_epistle({"trace", dir.write("t.jsonl", kLayers)}, {.environment = {{"LC_ALL", "C"}}});
   ASSERT_EQ(result.exit_code, 0) << result.describe();
   const auto lines = split_lines(result.out);
   ASSERT_EQ(lines.size(), 4U) << result.out;
@@ -45,22 +46,22 @@ TEST(Trace, TableHasOneRowPerLayer) {
 
 TEST(Trace, GzipGivesTheSame) {
   const TempDir dir;
-  const CommandResult plain = run_epistle({"trace", dir.write("t.jsonl", kTrace)});
-  const CommandResult packed = run_epistle({"trace", write_gzip(dir, "t.jsonl.gz", kTrace)});
+  const CommandResult plain = run_epistle({"trace", dir.write("t.jsonl", kLayers)});
+  const CommandResult packed = run_epistle({"trace", write_gzip(dir, "t.jsonl.gz", kLayers)});
   ASSERT_EQ(packed.exit_code, 0) << packed.describe();
   EXPECT_EQ(packed.out, plain.out);
 }
 
 TEST(Trace, TopLimitsTheHottestExperts) {
   const TempDir dir;
-  const CommandResult result = run_epistle({"trace", dir.write("t.jsonl", kTrace), "--top", "1"});
+  const CommandResult result = run_epistle({"trace", dir.write("t.jsonl", kLayers), "--top", "1"});
   ASSERT_EQ(result.exit_code, 0) << result.describe();
   EXPECT_TRUE(split_lines(result.out)[2].ends_with("  0 (37.5%)")) << result.out;
 }
 
 TEST(Trace, LayerShowsEveryExpert) {
   const TempDir dir;
-  const std::string path = dir.write("t.jsonl", kTrace);
+  const std::string path = dir.write("t.jsonl", kLayers);
   const CommandResult result = run_epistle({"trace", path, "--layer", "1"}, {.environment = {{"LC_ALL", "C"}}});
   ASSERT_EQ(result.exit_code, 0) << result.describe();
   const auto lines = split_lines(result.out);
@@ -75,7 +76,7 @@ TEST(Trace, LayerShowsEveryExpert) {
 
 TEST(Trace, JsonHasCountsAndStatistics) {
   const TempDir dir;
-  const std::string path = dir.write("t.jsonl", kTrace);
+  const std::string path = dir.write("t.jsonl", kLayers);
   const CommandResult result = run_epistle({"trace", path, "--json", "-"});
   ASSERT_EQ(result.exit_code, 0) << result.describe();
   const auto json = nlohmann::json::parse(result.out);
@@ -95,7 +96,7 @@ TEST(Trace, JsonHasCountsAndStatistics) {
 TEST(Trace, JsonFileComesWithTheTable) {
   const TempDir dir;
   const CommandResult result =
-      run_epistle({"trace", dir.write("t.jsonl", kTrace), "--layer", "5", "--json", dir.file("out.json")});
+      run_epistle({"trace", dir.write("t.jsonl", kLayers), "--layer", "5", "--json", dir.file("out.json")});
   ASSERT_EQ(result.exit_code, 0) << result.describe();
   EXPECT_TRUE(result.out.starts_with("layer 5:")) << result.out;
   const auto layers = nlohmann::json::parse(read_file(dir.file("out.json"))).at("layers");
@@ -108,14 +109,14 @@ TEST(Trace, MissingFileOrLayerIsNotFound) {
   const CommandResult no_file = run_epistle({"trace", dir.file("none.jsonl")});
   EXPECT_EQ(no_file.exit_code, 3);
   EXPECT_TRUE(is_error_line(no_file.err, "none.jsonl")) << no_file.err;
-  const CommandResult no_layer = run_epistle({"trace", dir.write("t.jsonl", kTrace), "--layer", "2"});
+  const CommandResult no_layer = run_epistle({"trace", dir.write("t.jsonl", kLayers), "--layer", "2"});
   EXPECT_EQ(no_layer.exit_code, 3);
   EXPECT_TRUE(is_error_line(no_layer.err, "1, 5")) << no_layer.err;
 }
 
 TEST(Trace, CorruptAndTruncatedFilesAreRejected) {
   const TempDir dir;
-  const std::string trace = kTrace;
+  const std::string trace = kLayers;
   const std::string second_line_cut = trace.substr(0, trace.size() - 30);
   const std::string packed = read_file(write_gzip(dir, "whole.gz", trace));
   std::string flipped = packed;
@@ -154,7 +155,7 @@ TEST(Trace, EmptyTracesAndRepeatedLayersAreErrors) {
 
 TEST(Trace, DamagedTailsAreErrors) {
   const TempDir dir;
-  const std::string packed = read_file(write_gzip(dir, "whole.gz", kTrace));
+  const std::string packed = read_file(write_gzip(dir, "whole.gz", kLayers));
   std::string damaged = packed;
   damaged[0] = 'x';
   for (const std::string& tail : {damaged, std::string("garbage"), packed.substr(0, 10), std::string(1, '\x1f')}) {

@@ -26,7 +26,7 @@ class CudaProcesses : public ::testing::TestWithParam<ProcessParam> {
   void SetUp() override {
     const std::string& dispatcher = std::get<0>(GetParam());
     if (const std::string reason = missing_gpu_nodes(kNumRanks); !reason.empty()) GTEST_SKIP() << reason;
-    if (!has_cuda_dispatcher(dispatcher)) GTEST_SKIP() << "this build has no " << dispatcher << " on CUDA";
+    if (const auto reason = missing_from_build(dispatcher); !reason.empty()) GTEST_SKIP() << reason;
   }
 };
 

@@ -24,7 +24,7 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kNumRanks = 4;
+constexpr int kKillRanks = 4;
 constexpr std::size_t kDefaultTrials = 24;
 
 std::uint64_t number_from_environment(const char* name, std::uint64_t otherwise) {
@@ -44,10 +44,10 @@ Trial make_trial(std::uint64_t seed, std::size_t idx) {
   constexpr std::uint64_t kLongestDelayUs = 2500;  // about as long as the longest stage lasts
   constexpr std::size_t kNumHitStages = kNumStages - 1;
   Trial trial;
-  trial.options.num_ranks = kNumRanks;
+  trial.options.num_ranks = kKillRanks;
   trial.stage = static_cast<Stage>(idx % kNumHitStages);
   const std::uint64_t draw = mix(seed, idx);
-  trial.options.victim = static_cast<int>(draw % kNumRanks);
+  trial.options.victim = static_cast<int>(draw % kKillRanks);
   trial.signal = (draw >> 8) % 3 == 0 ? SIGSTOP : SIGKILL;
   trial.delay = std::chrono::microseconds(mix(draw, 1) % kLongestDelayUs);
   return trial;

@@ -29,8 +29,8 @@
 namespace epistle::testing {
 namespace {
 
-constexpr std::chrono::milliseconds kTimeout{3000};
-constexpr std::chrono::milliseconds kSlack{4000};
+constexpr std::chrono::milliseconds kLimitTimeout{3000};
+constexpr std::chrono::milliseconds kLimitSlack{4000};
 constexpr uid_t kNobody = 65534;
 
 void set_limit(__rlimit_resource resource, rlim_t value) {
@@ -58,7 +58,7 @@ void play_round_trip(Group& group, const Round& round) {
 class LimitedRanks {
  public:
   LimitedRanks(int num_ranks, const std::function<void(int rank)>& prepare,
-               std::chrono::milliseconds timeout = kTimeout)
+               std::chrono::milliseconds timeout = kLimitTimeout)
       : num_ranks_(num_ranks), timeout_(timeout) {
     const std::string job = unique_job();
     const Round round(tiny_scenario(num_ranks), 0);
@@ -77,7 +77,7 @@ class LimitedRanks {
   void expect_success_or_one_error(const std::string& part_of_message = "") {
     std::string text;
     for (std::size_t rank = 0; rank < children_->size(); ++rank) {
-      const int status = children_->wait(rank, timeout_ * 2 + kSlack);
+      const int status = children_->wait(rank, timeout_ * 2 + kLimitSlack);
       ASSERT_EQ(status, 0) << "rank " << rank
                            << (WIFSIGNALED(status) && status != -1 ? " died of a signal" : " did not come to its end");
       const ChildReport& report = children_->report(rank);
@@ -88,7 +88,7 @@ class LimitedRanks {
       const ChildReport& report = children_->report(rank);
       ASSERT_EQ(report.threw, children_->report(0).threw) << "some ranks throw, others do not:" << text;
       ASSERT_EQ(report.code, children_->report(0).code) << "different errors:" << text;
-      ASSERT_LE(report.took_ms, (timeout_ + kSlack).count()) << text;
+      ASSERT_LE(report.took_ms, (timeout_ + kLimitSlack).count()) << text;
       if (!report.threw) continue;
       ASSERT_NE(report.code, ErrorCode::kPeerLost) << "nobody has exited:" << text;
       ASSERT_NE(report.code, ErrorCode::kTimeout) << "nobody is slow:" << text;
@@ -200,7 +200,7 @@ TEST(Limits, AddressSpaceOfOneRank) {
     std::vector<ReportingChildren::Body> bodies;
     for (int rank = 0; rank < 3; ++rank) {
       bodies.emplace_back([&, rank](ChildReport& report) {
-        Group group = join_process_group({.rank = rank, .num_ranks = 3, .job = job}, {.timeout = kTimeout});
+        Group group = join_process_group({.rank = rank, .num_ranks = 3, .job = job}, {.timeout = kLimitTimeout});
         rlimit before{};
         ::getrlimit(RLIMIT_AS, &before);
         const rlimit limit{address_space_bytes() + kRoomBytes, before.rlim_max};
@@ -244,7 +244,7 @@ TEST_P(ClosedStreams, WhatIsPrintedGoesNowhere) {
         const std::string text(100'000, '#');
         for (const int fd : GetParam()) (void)!::write(fd, text.data(), text.size());
       };
-      Group group = join_process_group({.rank = rank, .num_ranks = kNumRanks, .job = job}, {.timeout = kTimeout});
+      Group group = join_process_group({.rank = rank, .num_ranks = kNumRanks, .job = job}, {.timeout = kLimitTimeout});
       print();
       group.barrier();
       Subject subject(group, "direct", inputs.scenario().config);
@@ -265,7 +265,7 @@ TEST_P(ClosedStreams, WhatIsPrintedGoesNowhere) {
   }
   ReportingChildren children(bodies);
   for (std::size_t rank = 0; rank < kNumRanks; ++rank) {
-    const int status = children.wait(rank, kTimeout + kSlack);
+    const int status = children.wait(rank, kLimitTimeout + kLimitSlack);
     ASSERT_EQ(status, 0) << "rank " << rank;
     EXPECT_FALSE(children.report(rank).threw) << children.report(rank).message;
     EXPECT_EQ(children.report(rank).progress, 1);

@@ -44,9 +44,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr int kNumRanks = 3;
-constexpr milliseconds kTimeout{2000};
-constexpr milliseconds kSlack{3000};
+constexpr int kStrangerRanks = 3;
+constexpr milliseconds kStrangerTimeout{2000};
+constexpr milliseconds kStrangerSlack{3000};
 constexpr int kSocketType = SOCK_SEQPACKET | SOCK_CLOEXEC;
 
 // ---- Where ranks meet -----------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ std::set<std::string> sockets_of(pid_t pid) {
 /// The abstract address that a socket of `pid` is bound to, once there is one: as the kernel lists it, no part of it is
 /// guessed. Empty when none comes.
 std::string wait_for_address_of(pid_t pid) {
-  const auto deadline = Clock::now() + kTimeout;
+  const auto deadline = Clock::now() + kStrangerTimeout;
   while (Clock::now() < deadline) {
     const std::set<std::string> inodes = sockets_of(pid);
     std::ifstream stream("/proc/net/unix");
@@ -103,7 +103,7 @@ class Address {
   socklen_t size_ = 0;
 };
 
-LaunchInfo launch(const std::string& job, int rank) { return {.rank = rank, .num_ranks = kNumRanks, .job = job}; }
+LaunchInfo launch(const std::string& job, int rank) { return {.rank = rank, .num_ranks = kStrangerRanks, .job = job}; }
 
 /// A process that does `body` and then waits to be killed.
 class Stranger {
@@ -169,7 +169,8 @@ std::string random_bytes(std::uint64_t seed, std::size_t size) {
 std::string first_words_of_rank(const std::string& address, const std::string& job, int rank) {
   const int listener = Address(address).listen(1);
   if (listener < 0) return {};
-  ReportingChildren child({[&](ChildReport&) { (void)join_process_group(launch(job, rank), {.timeout = kTimeout}); }});
+  ReportingChildren child(
+      {[&](ChildReport&) { (void)join_process_group(launch(job, rank), {.timeout = kStrangerTimeout}); }});
   const int fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
   std::array<char, 4096> words{};
   const ssize_t size = ::recv(fd, words.data(), words.size(), 0);
@@ -184,7 +185,7 @@ std::string learn_address(const std::string& job) {
   SharedArray<pid_t> root(1);
   ReportingChildren child({[&](ChildReport&) {
     root[0] = ::getpid();
-    (void)join_process_group(launch(job, 0), {.timeout = kTimeout});
+    (void)join_process_group(launch(job, 0), {.timeout = kStrangerTimeout});
   }});
   while (root[0] == 0) std::this_thread::sleep_for(milliseconds(1));
   std::string address = wait_for_address_of(root[0]);
@@ -288,7 +289,7 @@ class Ranks {
  public:
   explicit Ranks(const std::string& job) : job_(job) {
     scenario_.config = {.hidden = 64, .num_experts = 6, .top_k = 2, .max_tokens = 8};
-    scenario_.tokens_per_rank.assign(kNumRanks, 4);
+    scenario_.tokens_per_rank.assign(kStrangerRanks, 4);
   }
   [[nodiscard]] ReportingChildren::Body body(
       int rank, const std::function<void()>& before = [] {}) const {
@@ -296,7 +297,7 @@ class Ranks {
       before();
       const auto start = Clock::now();
       const Outcome outcome = outcome_of([&] {
-        Group group = join_process_group(launch(job_, rank), {.timeout = kTimeout});
+        Group group = join_process_group(launch(job_, rank), {.timeout = kStrangerTimeout});
         Subject subject(group, "direct", scenario_.config);
         if (const Mismatch mismatch = round_trip(subject, Round(scenario_, 0))) {
           throw Error(ErrorCode::kVerificationFailed, *mismatch);
@@ -316,12 +317,12 @@ class Ranks {
 /// No rank hangs, dies or gets a wrong result.
 void expect_in_time(ReportingChildren& children, bool must_succeed) {
   for (std::size_t rank = 0; rank < children.size(); ++rank) {
-    const int status = children.wait(rank, kTimeout * 2 + kSlack * 2);
+    const int status = children.wait(rank, kStrangerTimeout * 2 + kStrangerSlack * 2);
     ASSERT_NE(status, -1) << "rank " << rank << " hangs";
     ASSERT_EQ(status, 0) << "rank " << rank << " died: signal " << WTERMSIG(status);
     const ChildReport& report = children.report(rank);
     // A stranger that takes nobody's place does not keep the ranks waiting for their whole timeout either.
-    EXPECT_LE(report.progress, (must_succeed ? kTimeout / 2 : kTimeout + kSlack).count())
+    EXPECT_LE(report.progress, (must_succeed ? kStrangerTimeout / 2 : kStrangerTimeout + kStrangerSlack).count())
         << "rank " << rank << ": " << report.message;
     EXPECT_FALSE(must_succeed && report.threw) << "rank " << rank << ": " << report.message;
     EXPECT_FALSE(report.threw && report.code == ErrorCode::kVerificationFailed) << report.message;
@@ -424,7 +425,7 @@ TEST_P(InPlaceOfRank0, RanksSayWhyTheyDoNotMeet) {
   const Ranks ranks(job);
   ReportingChildren children({ranks.body(0), ranks.body(1), ranks.body(2)});
   expect_in_time(children, false);
-  for (std::size_t rank = 0; rank < kNumRanks && !HasFatalFailure(); ++rank) {
+  for (std::size_t rank = 0; rank < kStrangerRanks && !HasFatalFailure(); ++rank) {
     EXPECT_TRUE(children.report(rank).threw) << "rank " << rank << " has met nobody";
   }
 }

@@ -17,7 +17,7 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kNumRanks = 3;
+constexpr int kCallRanks = 3;
 // A stage makes some calls hundreds of times, while it waits: of those the first ones, and some of the others.
 constexpr int kFirstCalls = 10;
 constexpr int kLaterCalls = 3;
@@ -127,11 +127,11 @@ void expect_no_problem(const std::vector<Case>& cases) {
 class SystemCalls : public ::testing::TestWithParam<Errors> {
  protected:
   void SetUp() override {
-    const StagedRanks::Options nothing_fails{.num_ranks = kNumRanks};
+    const StagedRanks::Options nothing_fails{.num_ranks = kCallRanks};
     StagedRanks ranks(nothing_fails);
     const std::string problem = ranks.wait_for_all();
     ASSERT_TRUE(problem.empty()) << problem << ranks.describe();
-    for (int rank = 0; rank < kNumRanks; ++rank) {
+    for (int rank = 0; rank < kCallRanks; ++rank) {
       ASSERT_FALSE(ranks.children().report(static_cast<std::size_t>(rank)).threw) << ranks.describe();
       ASSERT_EQ(ranks.record(rank).num_descriptors_left, 0) << "rank " << rank;
       positions_.push_back(positions_of(ranks.record(rank), GetParam().call));
@@ -148,9 +148,9 @@ class SystemCalls : public ::testing::TestWithParam<Errors> {
   template <typename Add>
   std::vector<Case> make_cases(const Add& add) const {
     std::vector<Case> cases;
-    for (int rank = 0; rank < kNumRanks; ++rank) {
+    for (int rank = 0; rank < kCallRanks; ++rank) {
       for (const Position& position : positions_[static_cast<std::size_t>(rank)]) {
-        Case tried{.options = {.num_ranks = kNumRanks, .victim = rank}, .stage = position.stage};
+        Case tried{.options = {.num_ranks = kCallRanks, .victim = rank}, .stage = position.stage};
         tried.options.fault = {.call = GetParam().call, .nth = position.nth};
         add(tried, position, cases);
       }

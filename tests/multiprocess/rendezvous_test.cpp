@@ -19,9 +19,9 @@
 namespace epistle::testing {
 namespace {
 
-constexpr std::chrono::milliseconds kShortTimeout{500};
-constexpr std::chrono::milliseconds kLongTimeout{20'000};
-constexpr std::int64_t kQuicklyMs = 5'000;
+constexpr std::chrono::milliseconds kShortMeeting{500};
+constexpr std::chrono::milliseconds kLongMeeting{20'000};
+constexpr std::int64_t kMeetQuicklyMs = 5'000;
 
 /// Joins a group and passes a barrier.
 ReportingChildren::Body joiner(const LaunchInfo& info, std::chrono::milliseconds timeout,
@@ -46,14 +46,14 @@ void expect_error(ReportingChildren& children, std::size_t idx, ErrorCode code, 
   EXPECT_EQ(report.code, code) << report.message;
   EXPECT_EQ(report.peer_rank, peer_rank) << report.message;
   EXPECT_NE(std::string(report.message).find(part), std::string::npos) << report.message;
-  EXPECT_LT(report.took_ms, kQuicklyMs);
+  EXPECT_LT(report.took_ms, kMeetQuicklyMs);
   EXPECT_FALSE(report.has_shared_memory);
 }
 
 TEST(RendezvousFailures, MissingRankIsNamed) {
   const std::string job = unique_job();
-  ReportingChildren children({joiner(launch(job, 0, 4), kShortTimeout), joiner(launch(job, 1, 4), kShortTimeout),
-                              joiner(launch(job, 3, 4), kShortTimeout)});
+  ReportingChildren children({joiner(launch(job, 0, 4), kShortMeeting), joiner(launch(job, 1, 4), kShortMeeting),
+                              joiner(launch(job, 3, 4), kShortMeeting)});
   expect_error(children, 0, ErrorCode::kTimeout, 2, "3 of 4 ranks joined within 500 ms; absent: 2");
   EXPECT_EQ(children.report(0).phase, Phase::kRendezvous);
   for (const std::size_t idx : {1U, 2U}) {
@@ -64,7 +64,7 @@ TEST(RendezvousFailures, MissingRankIsNamed) {
 
 TEST(RendezvousFailures, MissingRootIsNamed) {
   const std::string job = unique_job();
-  ReportingChildren children({joiner(launch(job, 1, 3), kShortTimeout), joiner(launch(job, 2, 3), kShortTimeout)});
+  ReportingChildren children({joiner(launch(job, 1, 3), kShortMeeting), joiner(launch(job, 2, 3), kShortMeeting)});
   for (const std::size_t idx : {0U, 1U}) {
     expect_error(children, idx, ErrorCode::kTimeout, 0, "rank 0 did not open the meeting point within 500 ms");
     EXPECT_EQ(children.report(idx).phase, Phase::kRendezvous);
@@ -74,8 +74,8 @@ TEST(RendezvousFailures, MissingRootIsNamed) {
 TEST(RendezvousFailures, AnotherGroupSizeIsRefused) {
   const std::string job = unique_job();
   constexpr std::chrono::milliseconds kLast{200};
-  ReportingChildren children({joiner(launch(job, 0, 3), kLongTimeout), joiner(launch(job, 1, 3), kLongTimeout),
-                              joiner(launch(job, 2, 4), kLongTimeout, kLast)});
+  ReportingChildren children({joiner(launch(job, 0, 3), kLongMeeting), joiner(launch(job, 1, 3), kLongMeeting),
+                              joiner(launch(job, 2, 4), kLongMeeting, kLast)});
   expect_error(children, 0, ErrorCode::kShapeMismatch, 2, "rank 2 came with 4 ranks");
   expect_error(children, 1, ErrorCode::kShapeMismatch, 2, "rank 2 has another group size");
   expect_error(children, 2, ErrorCode::kShapeMismatch, 0, "rank 0 refused this rank (2 of 4)");
@@ -85,9 +85,9 @@ TEST(RendezvousFailures, RankThatCameTwiceIsRefusedAndTheOthersGoOn) {
   const std::string job = unique_job();
   constexpr std::chrono::milliseconds kSecond{100};
   constexpr std::chrono::milliseconds kLast{300};
-  ReportingChildren children({joiner(launch(job, 0, 3), kLongTimeout), joiner(launch(job, 1, 3), kLongTimeout),
-                              joiner(launch(job, 1, 3), kLongTimeout, kSecond),
-                              joiner(launch(job, 2, 3), kLongTimeout, kLast)});
+  ReportingChildren children({joiner(launch(job, 0, 3), kLongMeeting), joiner(launch(job, 1, 3), kLongMeeting),
+                              joiner(launch(job, 1, 3), kLongMeeting, kSecond),
+                              joiner(launch(job, 2, 3), kLongMeeting, kLast)});
   for (std::size_t idx = 0; idx < children.size(); ++idx) ASSERT_EQ(children.wait(idx), 0) << "child " << idx;
   // Whichever of the two came second.
   const std::size_t refused = children.report(1).threw ? 1 : 2;
@@ -102,8 +102,8 @@ TEST(RendezvousFailures, SecondRootIsRefused) {
   const std::string job = unique_job();
   constexpr std::chrono::milliseconds kSecond{100};
   constexpr std::chrono::milliseconds kLast{400};
-  ReportingChildren children({joiner(launch(job, 0, 2), kLongTimeout), joiner(launch(job, 0, 2), kLongTimeout, kSecond),
-                              joiner(launch(job, 1, 2), kLongTimeout, kLast)});
+  ReportingChildren children({joiner(launch(job, 0, 2), kLongMeeting), joiner(launch(job, 0, 2), kLongMeeting, kSecond),
+                              joiner(launch(job, 1, 2), kLongMeeting, kLast)});
   expect_error(children, 1, ErrorCode::kInvalidArgument, -1, "another rank 0");
   for (const std::size_t idx : {0U, 2U}) {
     EXPECT_EQ(children.wait(idx), 0);
@@ -114,8 +114,8 @@ TEST(RendezvousFailures, SecondRootIsRefused) {
 TEST(RendezvousFailures, JobsOfDifferentNamesDoNotMeet) {
   const std::string one = unique_job();
   const std::string two = unique_job();
-  ReportingChildren children({joiner(launch(one, 0, 2), kLongTimeout), joiner(launch(two, 0, 2), kLongTimeout),
-                              joiner(launch(two, 1, 2), kLongTimeout), joiner(launch(one, 1, 2), kLongTimeout)});
+  ReportingChildren children({joiner(launch(one, 0, 2), kLongMeeting), joiner(launch(two, 0, 2), kLongMeeting),
+                              joiner(launch(two, 1, 2), kLongMeeting), joiner(launch(one, 1, 2), kLongMeeting)});
   for (std::size_t idx = 0; idx < children.size(); ++idx) {
     EXPECT_EQ(children.wait(idx), 0);
     EXPECT_FALSE(children.report(idx).threw) << children.report(idx).message;
@@ -124,7 +124,7 @@ TEST(RendezvousFailures, JobsOfDifferentNamesDoNotMeet) {
 
 TEST(RendezvousFailures, ImpossibleRankIsRefusedAtOnce) {
   for (const int rank : {-1, 2}) {
-    ReportingChildren children({joiner(launch(unique_job(), rank, 2), kLongTimeout)});
+    ReportingChildren children({joiner(launch(unique_job(), rank, 2), kLongMeeting)});
     expect_error(children, 0, ErrorCode::kInvalidArgument, -1, "is not in [0, 2)");
   }
 }
@@ -153,7 +153,7 @@ class FoundingFailures : public ::testing::TestWithParam<int> {
 
 TEST_P(FoundingFailures, RankThatEndsIsNamed) {
   for (const Fault fault : {Fault::kKill, Fault::kExit}) {
-    ReportingChildren children = start_founding(GetParam(), fault, kLongTimeout);
+    ReportingChildren children = start_founding(GetParam(), fault, kLongMeeting);
     for (const int rank : witnesses()) {
       expect_error(children, static_cast<std::size_t>(rank), ErrorCode::kPeerLost, GetParam(),
                    "rank " + std::to_string(GetParam()) + " exited");
@@ -165,7 +165,7 @@ TEST_P(FoundingFailures, RankThatEndsIsNamed) {
 }
 
 TEST_P(FoundingFailures, RankThatStallsIsNamed) {
-  ReportingChildren children = start_founding(GetParam(), Fault::kStop, kShortTimeout);
+  ReportingChildren children = start_founding(GetParam(), Fault::kStop, kShortMeeting);
   for (const int rank : witnesses()) {
     expect_error(children, static_cast<std::size_t>(rank), ErrorCode::kTimeout, GetParam(),
                  "rank " + std::to_string(GetParam()) + " did not join the exchange");

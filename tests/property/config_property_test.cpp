@@ -199,7 +199,7 @@ TEST(ConfigProperty, CreationSucceedsOrIsRefusedOnAllRanks) {
       // What fits is taken; a test takes little, or asks for what cannot be had.
       const BufferPlan plan = plan_of(find_dispatcher("direct"), *resolved);
       const std::int64_t bytes = plan.buffer_bytes(plan.initial_demand());
-      RC_PRE(bytes <= kMaxTestBytes || bytes > available_memory_bytes());
+      RC_PRE(bytes <= kMaxTestBytes || bytes > available_memory().bytes);
       RC_PRE(edges.options.num_workers <= 4 || !takes_workers);
     }
     std::array<Outcome, kNumRanks> outcomes;

@@ -55,9 +55,10 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return cudaDeviceGetAttribute(&value, attribute, 0) == cudaSuccess ? value : 0;
 }
 
-/// Whether this build has the dispatcher. Calls nothing of CUDA: asked before a fork, too.
-inline bool has_cuda_dispatcher(std::string_view name) {
-  return name == "alltoall" ? EPISTLE_HAS_NCCL != 0 : EPISTLE_HAS_CUDA != 0;
+/// Why this build cannot make a dispatcher on CUDA; empty where it can. Calls nothing of CUDA: asked before a fork,
+/// too.
+inline std::string_view missing_from_build(std::string_view dispatcher) {
+  return find_dispatcher(dispatcher, Device::kCuda).capabilities().missing;
 }
 
 /// Why a dispatcher cannot play `scenario` on CUDA; empty where it can.

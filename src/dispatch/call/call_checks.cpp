@@ -44,6 +44,30 @@ Complaint CallChecks::device_options(Stream stream, int num_sms, Phase phase) co
                               stream.get() != nullptr ? "a stream was" : "num_sms was"));
 }
 
+Error CallChecks::all_leased(const RowBufferPool& pool, std::string_view call, Phase phase) const {
+  return complain(ErrorCode::kInvalidArgument, phase,
+                  fmt::format("{} needs a buffer, and all {} are leased; let a Received go (or release() it) first, or "
+                              "raise num_buffers",
+                              call, pool.size()));
+}
+
+std::shared_ptr<RowBuffer> CallChecks::free_buffer(const RowBufferPool& pool, std::string_view call, Phase phase,
+                                                   Complaint& complaint) const {
+  std::shared_ptr<RowBuffer> buffer = pool.find_free();
+  if (buffer == nullptr && !complaint) complaint = all_leased(pool, call, phase);
+  return buffer;
+}
+
+std::shared_ptr<RowBuffer> CallChecks::buffer_of_rows(const RowBufferPool& pool, const HandleState& state,
+                                                      const ConstRows& rows, std::string_view call,
+                                                      Complaint& complaint) const {
+  std::shared_ptr<RowBuffer> buffer = pool.find_for_rows(rows.data, &state);
+  if (buffer == nullptr && !complaint) {
+    complaint = all_leased(pool, fmt::format("{} of rows of your own", call), Phase::kCombine);
+  }
+  return buffer;
+}
+
 Complaint CallChecks::routing(const PrepareRequest& request) const {
   const IdsView& ids = request.expert_ids;
   const auto reject = [this](const std::string& message) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -12,6 +13,7 @@
 #include "core/complaint.hpp"
 #include "dispatch/call/handle_state.hpp"
 #include "dispatch/call/resolved_config.hpp"
+#include "dispatch/call/row_buffer.hpp"
 #include "layout/dispatch_layout.hpp"
 
 namespace epistle {
@@ -36,6 +38,13 @@ struct CallChecks {
   [[nodiscard]] Error nothing_sent(std::string_view call, Phase phase) const;
   /// What only a GPU has: the host takes neither.
   [[nodiscard]] Complaint device_options(Stream stream, int num_sms, Phase phase) const;
+  /// A free buffer for `call`. Where all are leased it is null, and that the complaint unless there is one.
+  [[nodiscard]] std::shared_ptr<RowBuffer> free_buffer(const RowBufferPool& pool, std::string_view call, Phase phase,
+                                                       Complaint& complaint) const;
+  /// Likewise: where the rows that combine, or a gradient, is given can be read by the other ranks.
+  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const RowBufferPool& pool, const HandleState& state,
+                                                          const ConstRows& rows, std::string_view call,
+                                                          Complaint& complaint) const;
 
   /// prepare: all but the ids themselves.
   [[nodiscard]] Complaint routing(const PrepareRequest& request) const;
@@ -61,6 +70,7 @@ struct CallChecks {
   [[nodiscard]] Complaint rows(const ConstRows& given, const Expected& expected) const;
   [[nodiscard]] Complaint scales_of(std::int64_t num_tokens, const ScalesView& scales) const;
   [[nodiscard]] Complaint has_sums() const;
+  [[nodiscard]] Error all_leased(const RowBufferPool& pool, std::string_view call, Phase phase) const;
 };
 
 }  // namespace epistle

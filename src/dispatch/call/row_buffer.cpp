@@ -1,7 +1,5 @@
 #include "dispatch/call/row_buffer.hpp"
 
-#include <fmt/format.h>
-
 #include "core/sole_owner.hpp"
 
 namespace epistle {
@@ -23,7 +21,7 @@ std::shared_ptr<RowBuffer> RowBufferPool::find_free() const noexcept {
   return nullptr;
 }
 
-std::shared_ptr<RowBuffer> RowBufferPool::find_for_rows(const void* rows, const void* handle) const noexcept {
+std::shared_ptr<RowBuffer> RowBufferPool::find_for_rows(const void* rows, const HandleState* handle) const noexcept {
   for (const auto& buffer : buffers_) {
     if (rows != nullptr && buffer->outputs == rows) return buffer;
   }
@@ -32,13 +30,6 @@ std::shared_ptr<RowBuffer> RowBufferPool::find_for_rows(const void* rows, const 
     if (buffer->holder == handle) return buffer;
   }
   return nullptr;
-}
-
-std::string RowBufferPool::all_leased(std::string_view call) const {
-  return fmt::format(
-      "{} needs a buffer, and all {} are leased; let a Received go (or release() it) first, or raise "
-      "num_buffers",
-      call, buffers_.size());
 }
 
 }  // namespace epistle

@@ -1,18 +1,19 @@
 // One of the buffers that a dispatcher receives into, and who holds it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include "epistle/types.hpp"
 #include "epistle/views.hpp"
 
-#include "core/complaint.hpp"
 #include "dispatch/call/resolved_config.hpp"
 
 namespace epistle {
+
+class HandleState;
 
 /// Where received rows, their scales and the expert outputs of one lease lie on this rank. What the views lack is the
 /// number of rows, which the routing says.
@@ -30,8 +31,8 @@ class RowBuffer {
   ScaleFormat scale_format = ScaleFormat::kFp32;
   DType output_dtype = DType::kBf16;
   std::int64_t output_hidden = 0;
-  std::shared_ptr<const void> memory;  ///< keeps it mapped
-  const void* holder = nullptr;        ///< the handle whose rows it was filled with last
+  std::shared_ptr<const void> memory;   ///< keeps it mapped
+  const HandleState* holder = nullptr;  ///< the handle whose rows it was filled with last
 };
 
 /// The buffers of one dispatcher on this rank. A buffer is free when nobody but the pool holds it.
@@ -52,10 +53,11 @@ class RowBufferPool {
   [[nodiscard]] std::shared_ptr<RowBuffer> find_free() const noexcept;
   /// Where rows of `handle` can be read by other ranks: the buffer in whose outputs `rows` lies; otherwise one into
   /// whose outputs they can be copied, which is free or holds rows of the same handle. Null where there is none.
-  [[nodiscard]] std::shared_ptr<RowBuffer> find_for_rows(const void* rows, const void* handle) const noexcept;
-  [[nodiscard]] const std::vector<std::shared_ptr<RowBuffer>>& all() const noexcept { return buffers_; }
-  /// What to say where none is free for `call`.
-  [[nodiscard]] std::string all_leased(std::string_view call) const;
+  [[nodiscard]] std::shared_ptr<RowBuffer> find_for_rows(const void* rows, const HandleState* handle) const noexcept;
+  [[nodiscard]] std::size_t size() const noexcept { return buffers_.size(); }
+  [[nodiscard]] const std::shared_ptr<RowBuffer>& at(std::int32_t idx) const noexcept {
+    return buffers_[static_cast<std::size_t>(idx)];
+  }
 
  private:
   static void describe(const ResolvedConfig& config, std::int32_t idx, RowBuffer& buffer);

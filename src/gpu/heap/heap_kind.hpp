@@ -1,13 +1,13 @@
 // Which way of sharing memory a group's GPUs take. A pure function of what every rank knows, so all ranks decide alike.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 
 #include "epistle/types.hpp"
 
 #include "core/settings.hpp"
+#include "gpu/device_uuid.hpp"
 
 namespace epistle::cuda {
 
@@ -16,8 +16,6 @@ enum class HeapKind : std::int32_t {
   kVmmFabric,  ///< the same with fabric handles
   kIpc,        ///< one cudaMalloc per rank; between processes, CUDA IPC
 };
-
-using DeviceUuid = std::array<char, 16>;
 
 /// What a rank tells the others before a heap is made.
 struct HeapFacts {

@@ -70,12 +70,13 @@ void check_device_memory(int device, std::int64_t needed_bytes, std::string_view
 }
 
 void check_host_memory(std::int64_t needed_bytes, std::string_view what) {
-  const std::int64_t available_bytes = available_memory_bytes();
-  if (available_bytes < 0 || fits(needed_bytes, available_bytes, kReservedHostBytes)) return;
+  const AvailableMemory available = available_memory();
+  if (available.bytes < 0 || fits(needed_bytes, available.bytes, kReservedHostBytes)) return;
   throw Error(ErrorCode::kOutOfMemory,
-              fmt::format("the host has {} bytes available, of which {} stay free, and {} bytes are needed for {}; use "
-                          "fewer tokens or ranks, or a machine or cgroup with more memory",
-                          available_bytes, kReservedHostBytes, describe(needed_bytes), what));
+              fmt::format("the host has {} of the {} bytes of {} available, of which {} stay free, and {} bytes are "
+                          "needed for {}; use fewer tokens or ranks, or a machine or cgroup with more memory",
+                          available.bytes, available.limit_bytes, available.owner(), kReservedHostBytes,
+                          describe(needed_bytes), what));
 }
 
 }  // namespace epistle::cuda

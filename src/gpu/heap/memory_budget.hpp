@@ -9,7 +9,7 @@
 
 #include "epistle/error.hpp"
 
-#include "gpu/heap/heap_kind.hpp"
+#include "gpu/device_uuid.hpp"
 
 namespace epistle::cuda {
 

@@ -15,6 +15,7 @@
 
 #include "core/settings.hpp"
 #include "gpu/cuda_error.hpp"
+#include "gpu/device_uuid.hpp"
 #include "gpu/heap/memory_budget.hpp"
 #include "gpu/private_stream.hpp"
 
@@ -26,15 +27,6 @@ struct PieceFacts {
   std::uint64_t piece_id = 0;       ///< thread groups
   cudaIpcMemHandle_t ipc_handle{};  ///< process groups with HeapKind::kIpc
 };
-
-DeviceUuid uuid_of(int device) {
-  cudaDeviceProp properties{};
-  check_cuda(cudaGetDeviceProperties(&properties, device), fmt::format("cudaGetDeviceProperties({})", device).c_str());
-  DeviceUuid uuid{};
-  static_assert(sizeof(uuid) == sizeof(properties.uuid.bytes));
-  std::memcpy(uuid.data(), properties.uuid.bytes, uuid.size());
-  return uuid;
-}
 
 /// Collective: goes on where what every rank is about to take from its GPU is there.
 template <typename Check>

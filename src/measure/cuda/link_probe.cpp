@@ -1,7 +1,6 @@
 #include "measure/cuda/link_probe.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 #include "gpu/cuda_error.hpp"
@@ -82,18 +81,12 @@ double measure_rate(StreamTimer& timer, cudaStream_t stream, const LinkStore& st
 
 }  // namespace
 
-bool RankDevice::same_gpu(const RankDevice& other) const noexcept {
-  return std::memcmp(uuid, other.uuid, sizeof(uuid)) == 0;
-}
-
 std::vector<RankDevice> gather_devices(Group& group) {
   RankDevice own;
   cuda::check_cuda(cudaGetDevice(&own.ordinal), "ask for the current GPU");
-  cudaDeviceProp properties{};
-  cuda::check_cuda(cudaGetDeviceProperties(&properties, own.ordinal), "ask for the properties of the GPU");
-  own.num_sms = properties.multiProcessorCount;
-  static_assert(sizeof(own.uuid) == sizeof(properties.uuid.bytes));
-  std::memcpy(own.uuid, properties.uuid.bytes, sizeof(own.uuid));
+  cuda::check_cuda(cudaDeviceGetAttribute(&own.num_sms, cudaDevAttrMultiProcessorCount, own.ordinal),
+                   "ask for the number of SMs");
+  own.uuid = cuda::uuid_of(own.ordinal);
   std::vector<RankDevice> devices(static_cast<std::size_t>(group.size()));
   group.all_gather(&own, sizeof(own), devices.data());
   return devices;
@@ -103,7 +96,7 @@ int count_gpus(const std::vector<RankDevice>& devices) {
   int num_gpus = 0;
   for (auto device = devices.begin(); device != devices.end(); ++device) {
     const bool seen =
-        std::any_of(devices.begin(), device, [&](const RankDevice& other) { return other.same_gpu(*device); });
+        std::any_of(devices.begin(), device, [&](const RankDevice& other) { return other.uuid == device->uuid; });
     num_gpus += seen ? 0 : 1;
   }
   return num_gpus;

@@ -7,6 +7,7 @@
 
 #include "epistle/group.hpp"
 
+#include "gpu/device_uuid.hpp"
 #include "measure/bench_types.hpp"
 
 namespace epistle {
@@ -15,9 +16,7 @@ namespace epistle {
 struct RankDevice {
   int ordinal = 0;  ///< in the rank's own process
   int num_sms = 0;
-  char uuid[16]{};  ///< the same in all processes
-
-  [[nodiscard]] bool same_gpu(const RankDevice& other) const noexcept;
+  cuda::DeviceUuid uuid{};
 };
 
 /// Collective. The current device is this rank's GPU.

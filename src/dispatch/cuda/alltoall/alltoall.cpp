@@ -1,7 +1,6 @@
 #include "dispatch/cuda/alltoall/alltoall.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <thread>
 
 #include <fmt/format.h>
@@ -10,7 +9,7 @@
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/heap/heap_kind.hpp"
+#include "gpu/device_uuid.hpp"
 
 namespace epistle::nccl {
 
@@ -25,14 +24,13 @@ using cuda::SumArgs;
 
 namespace {
 
+/// The steps in which ranks tell each other what a handle has of each.
+constexpr Call kTellCounts{.kind = CallKind::kPrepare};
+
 /// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
   DeviceUuid own{};
-  const auto error = attempt([&] {
-    cudaDeviceProp properties{};
-    check_cuda(cudaGetDeviceProperties(&properties, device), "asking for the identity of the device");
-    std::memcpy(own.data(), properties.uuid.bytes, own.size());
-  });
+  const auto error = attempt([&] { own = cuda::uuid_of(device); });
   const std::vector<DeviceUuid> all = group.gather(kGpuSetUp, Phase::kCreate, own, error);
   for (auto uuid = all.begin(); uuid != all.end(); ++uuid) {
     if (std::count(uuid, all.end(), *uuid) < 2) continue;
@@ -136,13 +134,14 @@ AllToAllTransport::Known& AllToAllTransport::known(const CudaHandleState& handle
     fresh.pairs = PairTable(context_.num_ranks(), handle.pairs);
   } else {
     // The summary counts pairs that fit; where the others leave gaps, only the device knows.
-    check_cuda(cudaMemcpyAsync(totals_.get(), handle.arrays.totals, sizeof(HandleTotals), cudaMemcpyDeviceToHost,
-                               context_.stream),
-               "reading the counts of a handle");
-    context_.wait();
-    std::vector<HandleTotals> all(static_cast<std::size_t>(context_.num_ranks()));
-    context_.group->all_gather(totals_.get(), sizeof(HandleTotals), all.data(), Phase::kLayout);
-    fresh.pairs = PairTable(all);
+    const Complaint complaint = attempt([&] {
+      check_cuda(cudaMemcpyAsync(totals_.get(), handle.arrays.totals, sizeof(HandleTotals), cudaMemcpyDeviceToHost,
+                                 context_.stream),
+                 "reading the counts of a handle");
+      context_.wait();
+    });
+    const auto& own = *reinterpret_cast<const HandleTotals*>(totals_.get());
+    fresh.pairs = PairTable(context_.group->gather(kTellCounts, Phase::kLayout, own, complaint));
   }
   facts = std::move(fresh);
   return facts;
@@ -159,8 +158,7 @@ void AllToAllTransport::raise_demands(CudaHandleState& handle, std::vector<RowDe
     std::int64_t sent;
   };
   const Entries own{handle.stats.output_rows, handle.stats.sent_remote_assignments};
-  std::vector<Entries> all(demands.size());
-  context_.group->all_gather(&own, sizeof(own), all.data(), Phase::kLayout);
+  const std::vector<Entries> all = context_.group->gather(kTellCounts, Phase::kLayout, own);
   for (std::size_t peer = 0; peer < demands.size(); ++peer) {
     demands[peer].receive_rows = std::max(demands[peer].receive_rows, all[peer].received);
     demands[peer].send_rows = all[peer].sent;

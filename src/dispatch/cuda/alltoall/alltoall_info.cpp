@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "dispatch/call/build_parts.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 
 namespace epistle::cuda {
@@ -42,6 +43,7 @@ Capabilities alltoall_capabilities() {
   can.agrees_on_host = true;
   can.one_rank_per_gpu = true;
   can.max_ranks = kMaxRanks;
+  can.missing = kLackOfNccl;
   can.needs = {"NCCL 2.18 or later (libnccl.so.2, or EPISTLE_NCCL_LIBRARY)", "a GPU for every rank"};
   return can;
 }

@@ -399,6 +399,13 @@ __device__ __noinline__ inline void abandon_call(const CallContext& call, bool t
   if (tells && all_there) report_call(call, 0);
 }
 
+/// What every block does at the end of a call that the ranks agreed on, behind its own *done* signal. Inlined by force:
+/// the kernels of combine take more registers otherwise.
+__device__ __forceinline__ void complete_call(const CallContext& call) {
+  leave_call(call);
+  if (blockIdx.x == 0) wait_all_done(call);
+}
+
 /// What every block does that finds that the ranks did not agree. `ends_call`: the kernel has the receive half of the
 /// call; where it has only the send half, the host hears of it now, and the receive half ends the call.
 __device__ __noinline__ inline void give_up_call(const CallContext& call, bool ends_call, std::uint32_t send_half) {

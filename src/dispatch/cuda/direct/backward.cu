@@ -36,9 +36,9 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
     }
   }
   if (!args.ends_call) return;
-  if (ok) signal_done<true>(call);
-  leave_call(call);
-  if (blockIdx.x == 0) end_call(call, ok);
+  if (!ok) return give_up_call(call, true, 0);
+  signal_done<true>(call);
+  complete_call(call);
 }
 
 /// Dot product of two rows in the order of the contract: element i to lane i mod 16, ascending, then a tree. Both

@@ -1,5 +1,6 @@
 #include "dispatch/cuda/direct/direct_info.hpp"
 
+#include "dispatch/call/build_parts.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 
 namespace epistle::cuda {
@@ -21,6 +22,7 @@ Capabilities direct_capabilities() {
   Capabilities can = common_capabilities();
   can.graph_capture = true;
   can.max_ranks = kMaxRanks;
+  can.missing = kLackOfCuda;
   can.needs = {"a GPU of sm_80 or later", "GPUs that reach each other's memory (NVLink, PCIe peer access, or one GPU)"};
   return can;
 }

@@ -424,7 +424,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
     if (ok) signal_done<true>(call);
   }
   if (!receives) {
-    if (!ok && block == 0 && threadIdx.x == 0) report_call(call, args.send_half);
+    if (!ok) give_up_call(call, false, args.send_half);
     return;
   }
   if (leaves_last(group)) {

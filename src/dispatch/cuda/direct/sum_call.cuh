@@ -37,8 +37,7 @@ __device__ void run_pulled_sum(const SumArgs& args, const CallContext& call, con
   sum();
   // The peers may write new expert outputs when everybody has read.
   signal_done<false>(call);
-  leave_call(call);
-  if (block == 0) wait_all_done(call);
+  complete_call(call);
 }
 
 /// The experts' ranks sum first, and push into the stage of the token's rank, which adds what has come: the first
@@ -67,8 +66,7 @@ __device__ void run_pushed_sum(const SumArgs& args, const CallContext& call, Pus
   const bool is_settled = pushes_here || !several || (!finishes && block != 0);
   if (!is_settled && !wait_all_ready(call)) return give_up_call(call, true, args.send_half);
   if (finishes) finish(BlockShare{block - finish_begin, blocks - finish_begin});
-  leave_call(call);
-  if (block == 0) wait_all_done(call);
+  complete_call(call);
 }
 
 }  // namespace epistle::cuda

@@ -97,9 +97,9 @@ DeviceCall CudaEngine::announce_call(DeviceCall call, const CudaHandleState* han
 DeviceCall CudaEngine::agree_on_host(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint) {
   const auto prepare_id = handle != nullptr ? static_cast<std::uint32_t>(handle->prepare_id) : 0;
   const std::uint64_t own = call_word(0, complaint ? DeviceCall::kRejected : call, prepare_id);
-  std::vector<std::uint64_t> words(static_cast<std::size_t>(context_.num_ranks()));
   const Phase phase = phase_of(call);
-  group_->all_gather(&own, sizeof(own), words.data(), phase);
+  // Finds ranks that make no call of a dispatcher; calls of dispatchers are compared below.
+  const std::vector<std::uint64_t> words = group_->gather({.kind = CallKind::kGpuCall}, phase, own);
   if (complaint) throw Error(*complaint);
   const Verdict verdict = judge(words.data(), context_.num_ranks(), context_.rank());
   if (verdict.outcome != Verdict::Outcome::kAgreed) throw Error(to_error(verdict, context_.rank(), phase));
@@ -111,14 +111,6 @@ void CudaEngine::refuse(DeviceCall call, const Error& complaint, const HandleTot
   const RefuseArgs args{.group = context_.device_group, .phase = phase_of(call), .behind = behind};
   check_cuda(launch_refuse(args, context_.stream), "telling the peers of a refusal");
   throw Error(complaint);
-}
-
-std::shared_ptr<RowBuffer> CudaEngine::lease_buffer(std::string_view call, Phase phase, Complaint& complaint) const {
-  std::shared_ptr<RowBuffer> buffer = buffers_.find_free();
-  if (buffer == nullptr && !complaint) {
-    complaint = complain(ErrorCode::kInvalidArgument, phase, buffers_.all_leased(call));
-  }
-  return buffer;
 }
 
 void CudaEngine::close(Pending& pending, DeviceCall call) {
@@ -172,7 +164,7 @@ CudaEngine::OpenCall CudaEngine::begin_dispatch(const DispatchRequest& request, 
   call.call = DeviceCall::kDispatch;
   call.handle = own_handle(CallAccess::state(request.handle), Phase::kDispatch, complaint);
   if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
-  call.buffer = lease_buffer("dispatch", Phase::kDispatch, complaint);
+  call.buffer = checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
   call.rows = static_cast<const std::byte*>(request.tokens.data);
   announce_call(DeviceCall::kDispatch, call.handle.get(), complaint);
   return call;
@@ -203,7 +195,7 @@ Received CudaEngine::dispatch_with_ids(const DispatchRequest& request, Stream st
   call.call = DeviceCall::kDispatch;
   // What the peers may rely on is announced by prepare already.
   Complaint complaint = checks().tokens(request.expert_ids.num_tokens, request.tokens, request.scales);
-  call.buffer = lease_buffer("dispatch", Phase::kDispatch, complaint);
+  call.buffer = checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
   const bool closely = transport_->can_follow_closely() && !complaint;
   const Follows follows = closely ? Follows::kDispatchClosely : Follows::kDispatch;
   call.handle = prepare_for(routing, follows, call.buffer.get());
@@ -239,15 +231,6 @@ Received CudaEngine::dispatch_receive(Pending pending, Stream stream) {
 }
 
 // ---- Combine --------------------------------------------------------------------------------------------------------
-
-std::shared_ptr<RowBuffer> CudaEngine::buffer_of_rows(const CudaHandleState& state, const ConstRows& rows,
-                                                      std::string_view call, Complaint& complaint) const {
-  std::shared_ptr<RowBuffer> buffer = buffers_.find_for_rows(rows.data, &state);
-  if (buffer == nullptr && !complaint) {
-    complaint = complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased(call));
-  }
-  return buffer;
-}
 
 void CudaEngine::sum(const CudaHandleState& state, const SumCall& call) {
   SumArgs args;
@@ -292,7 +275,7 @@ CudaEngine::OpenCall CudaEngine::begin_combine(const CombineRequest& request, St
   call.handle = own_handle(state_of(request), Phase::kCombine, complaint);
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
-  if (!complaint) call.buffer = buffer_of_rows(*call.handle, rows, "combine of rows of your own", complaint);
+  if (!complaint) call.buffer = checks().buffer_of_rows(buffers_, *call.handle, rows, "combine", complaint);
   announce_call(DeviceCall::kCombine, call.handle.get(), complaint);
   context_.buffer = call.buffer->idx;
   last_handle_ = call.handle;
@@ -349,7 +332,7 @@ void CudaEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
     call = backward_call(*state, request);
   }
   if (!complaint) {
-    buffer = buffer_of_rows(*state, request.grad_rows, "dispatch_backward of rows of your own", complaint);
+    buffer = checks().buffer_of_rows(buffers_, *state, request.grad_rows, "dispatch_backward", complaint);
   }
   call = announce_call(call, state.get(), complaint);
   context_.buffer = buffer->idx;
@@ -390,7 +373,7 @@ Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Str
   Complaint complaint = begin_call(stream, request.num_sms, Phase::kCombine);
   auto state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   Complaint no_buffer;
-  std::shared_ptr<RowBuffer> buffer = lease_buffer("combine_backward", Phase::kCombine, no_buffer);
+  std::shared_ptr<RowBuffer> buffer = checks().free_buffer(buffers_, "combine_backward", Phase::kCombine, no_buffer);
   if (!complaint) {
     complaint = checks().combine_backward(*state, request, buffer != nullptr ? buffer->outputs : nullptr);
   }

@@ -126,15 +126,12 @@ class CudaEngine final : public DispatcherImpl {
                                                             Complaint& complaint) const;
   /// Tells the peers, then throws. `behind`: see MoveArgs::skips_void.
   [[noreturn]] void refuse(DeviceCall call, const Error& complaint, const HandleTotals* behind = nullptr);
-  [[nodiscard]] std::shared_ptr<RowBuffer> lease_buffer(std::string_view call, Phase phase, Complaint& complaint) const;
   void close(Pending& pending, DeviceCall call);
   void end_open_call();
   [[nodiscard]] Received dispatch_with_ids(const DispatchRequest& request, Stream stream);
   [[nodiscard]] OpenCall begin_dispatch(const DispatchRequest& request, Stream stream);
   void move(const OpenCall& call, const Move& what);
   [[nodiscard]] OpenCall begin_combine(const CombineRequest& request, Stream stream, std::uint32_t phases);
-  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const CudaHandleState& state, const ConstRows& rows,
-                                                          std::string_view call, Complaint& complaint) const;
   /// Whether peers read this rank's rows where they lie.
   [[nodiscard]] bool pulls_rows() const noexcept {
     return !transport_->agrees_on_host() && !context_.plan.returns_partial_sums();

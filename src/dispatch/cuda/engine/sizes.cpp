@@ -18,7 +18,7 @@ DeviceControl control_of(const ResolvedConfig& config, const DeviceShape& shape)
 }
 
 bool DeviceRules::combines_per_rank(const DispatchLayout& layout) const noexcept {
-  return layout.token_major() || layout.params().order != SumOrder::kFlat;
+  return layout.can_combine_per_rank();
 }
 
 SectionBytes DeviceRules::content_bytes(const DispatchLayout& layout, const RowDemand& demand) const noexcept {

@@ -16,7 +16,7 @@ class AllToAllRules final : public HostRules {
     return !layout.token_major();
   }
   [[nodiscard]] bool combines_per_rank(const DispatchLayout& layout) const noexcept override {
-    return layout.token_major() || layout.params().order != SumOrder::kFlat;
+    return layout.can_combine_per_rank();
   }
   [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
                                            const RowDemand& demand) const noexcept override {

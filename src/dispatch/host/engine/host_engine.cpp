@@ -76,14 +76,6 @@ std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& c
   return value;
 }
 
-std::shared_ptr<RowBuffer> HostEngine::buffer_of_rows(const HostHandle& state, const ConstRows& rows,
-                                                      std::string_view call, Complaint& complaint) const {
-  std::shared_ptr<RowBuffer> buffer = buffers_.find_for_rows(rows.data, &state);
-  if (buffer == nullptr)
-    complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased(call));
-  return buffer;
-}
-
 // ---- Steps ----------------------------------------------------------------------------------------------------------
 
 template <typename Send>
@@ -129,7 +121,7 @@ HostEngine::SendOrder HostEngine::order_of_placing(const HostHandle& state) cons
 }
 
 std::shared_ptr<RowBuffer> HostEngine::promised_buffer() const {
-  return buffers_.all()[static_cast<std::size_t>(promised_of_[static_cast<std::size_t>(context_.rank)])];
+  return buffers_.at(promised_of_[static_cast<std::size_t>(context_.rank)]);
 }
 
 // ---- Prepare --------------------------------------------------------------------------------------------------------
@@ -194,10 +186,8 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
   const SendOrder order = complaint || call.brings_routing ? SendOrder::kAtOnce : order_of_placing(*call.handle);
   const bool goes_to_promised = !call.brings_routing && order == SendOrder::kAtOnce;
   if (!complaint) {
-    call.buffer = goes_to_promised ? promised_buffer() : buffers_.find_free();
-    if (call.buffer == nullptr) {
-      complaint = checks().complain(ErrorCode::kInvalidArgument, Phase::kDispatch, buffers_.all_leased("dispatch"));
-    }
+    call.buffer =
+        goes_to_promised ? promised_buffer() : checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
   }
   call.announced = call_of(CallKind::kDispatch, call.handle.get(), call.buffer.get());
   if (call.brings_routing) call.announced.detail = num_prepared_ + 1;
@@ -303,7 +293,7 @@ HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Str
   call.handle = own_handle(state_of(request), Phase::kCombine, complaint);
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
-  if (!complaint) call.buffer = buffer_of_rows(*call.handle, rows, "combine of rows of your own", complaint);
+  if (!complaint) call.buffer = checks().buffer_of_rows(buffers_, *call.handle, rows, "combine", complaint);
   call.announced = call_of(CallKind::kCombine, call.handle.get(), call.buffer.get());
   call.sums = {.handle = call.handle.get(),
                .weighted = context_.config.apply_weights,
@@ -354,8 +344,9 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   const bool gives = state != nullptr && state->description.num_rows > 0 && request.grad_weights != nullptr;
   const bool takes = state != nullptr && state->num_tokens > 0 && request.grad_probs != nullptr;
   if (!complaint) complaint = checks().dispatch_backward(*state, request);
-  if (!complaint)
-    buffer = buffer_of_rows(*state, request.grad_rows, "dispatch_backward of rows of your own", complaint);
+  if (!complaint) {
+    buffer = checks().buffer_of_rows(buffers_, *state, request.grad_rows, "dispatch_backward", complaint);
+  }
   Call call = call_of(CallKind::kDispatchBackward, state.get(), buffer.get());
   // All ranks give and take gradients of the weights, or none; one that has neither rows nor tokens goes with either.
   call.value = gives || takes ? 1 : 0;
@@ -403,14 +394,12 @@ void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_pr
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
-  std::shared_ptr<RowBuffer> buffer = buffers_.find_free();
+  Complaint no_buffer;
+  std::shared_ptr<RowBuffer> buffer = checks().free_buffer(buffers_, "combine_backward", Phase::kCombine, no_buffer);
   if (!complaint) {
     complaint = checks().combine_backward(*state, request, buffer != nullptr ? buffer->outputs : nullptr);
   }
-  if (!complaint && buffer == nullptr) {
-    complaint =
-        checks().complain(ErrorCode::kInvalidArgument, Phase::kCombine, buffers_.all_leased("combine_backward"));
-  }
+  if (!complaint) complaint = no_buffer;
   const Call call = call_of(CallKind::kCombineBackward, state.get(), buffer.get());
   const MoveJob job{.handle = state.get(),
                     .rows = static_cast<const std::byte*>(request.grad_out.data),

@@ -81,9 +81,6 @@ class HostEngine final : public DispatcherImpl {
   void learn_of_buffers(const HostHandle& state);
   /// Waits until all have sent; from here on all have agreed.
   void wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing);
-  /// Where the rows of combine, or of a gradient, are for the other ranks to read.
-  [[nodiscard]] std::shared_ptr<RowBuffer> buffer_of_rows(const HostHandle& state, const ConstRows& rows,
-                                                          std::string_view call, Complaint& complaint) const;
   void close(Pending& pending, CallKind kind);
 
   [[nodiscard]] Complaint read_routing(const PrepareRequest& request, Stream stream,

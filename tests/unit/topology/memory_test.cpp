@@ -20,7 +20,8 @@ class FakeRoot {
     std::filesystem::create_directories((dir_.path() / path).parent_path());
     dir_.write(path, content);
   }
-  [[nodiscard]] std::int64_t available() const { return available_memory_bytes(dir_.path().string()); }
+  [[nodiscard]] AvailableMemory look() const { return available_memory(dir_.path().string()); }
+  [[nodiscard]] std::int64_t available() const { return look().bytes; }
 
  private:
   test::TempDir dir_;
@@ -32,7 +33,7 @@ void write_meminfo(const FakeRoot& root, std::int64_t kibibytes) {
 }
 
 TEST(AvailableMemory, IsPartOfThisMachinesMemory) {
-  const std::int64_t available_bytes = available_memory_bytes();
+  const std::int64_t available_bytes = available_memory().bytes;
   EXPECT_GT(available_bytes, 0);
   EXPECT_LT(available_bytes, machine_info().memory_bytes * 2);  // memory can be added while a machine runs
 }
@@ -43,6 +44,8 @@ TEST(AvailableMemory, ComesFromMeminfoWhereNoGroupLimits) {
   const FakeRoot root;
   write_meminfo(root, 5000);
   EXPECT_EQ(root.available(), 5000 * kKibi);
+  EXPECT_EQ(root.look().limit_bytes, 32000000 * kKibi);
+  EXPECT_EQ(root.look().owner(), "this machine");
   root.write("proc/self/cgroup", "0::/user.slice\n");
   root.write("sys/fs/cgroup/user.slice/memory.max", "max\n");
   root.write("sys/fs/cgroup/user.slice/memory.current", "4096\n");
@@ -56,9 +59,12 @@ TEST(AvailableMemory, TakesTheTightestGroupOnTheWayToTheRoot) {
   root.write("sys/fs/cgroup/job/step/memory.max", "20000000\n");
   root.write("sys/fs/cgroup/job/step/memory.current", "5000000\n");
   EXPECT_EQ(root.available(), 15000000);
+  EXPECT_EQ(root.look().limit_bytes, 20000000);
   root.write("sys/fs/cgroup/job/memory.max", "9000000\n");
   root.write("sys/fs/cgroup/job/memory.current", "6000000\n");
   EXPECT_EQ(root.available(), 3000000);
+  EXPECT_EQ(root.look().limit_bytes, 9000000);
+  EXPECT_EQ(root.look().owner(), "this control group");
   // Page cache that nobody has used lately can go.
   root.write("sys/fs/cgroup/job/memory.stat", "anon 4000000\ninactive_file 1500000\n");
   EXPECT_EQ(root.available(), 4500000);

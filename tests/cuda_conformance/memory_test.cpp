@@ -25,9 +25,9 @@ std::int64_t free_bytes() {
   return static_cast<std::int64_t>(free);
 }
 
-class CudaMemory : public OnGpu<> {};
+class GpuMemory : public OnGpu<> {};
 
-TEST_F(CudaMemory, MoreThanTheGpuHasIsRefusedOnAllRanks) {
+TEST_F(GpuMemory, MoreThanTheGpuHasIsRefusedOnAllRanks) {
   // Whatever stays when a dispatcher has gone is there now.
   expect_play("direct", small_scenario());
   if (HasFailure()) return;

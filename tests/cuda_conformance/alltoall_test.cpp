@@ -34,7 +34,7 @@ class CudaAllToAll : public ::testing::Test {
   /// Skips where there is too little for the test.
   void need(int num_gpus) {
     if (const std::string reason = missing_gpus(num_gpus); !reason.empty()) GTEST_SKIP() << reason;
-    if (!has_cuda_dispatcher("alltoall")) GTEST_SKIP() << "this build has no alltoall on CUDA";
+    if (const auto reason = missing_from_build("alltoall"); !reason.empty()) GTEST_SKIP() << reason;
   }
 
   static std::vector<Outcome> create_on(int num_ranks) {

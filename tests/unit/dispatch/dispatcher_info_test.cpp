@@ -45,6 +45,23 @@ TEST(DispatcherInfos, HostAndCudaAreThereInEveryBuild) {
   EXPECT_FALSE(find_dispatcher("alltoall", Device::kCuda).capabilities().graph_capture);
 }
 
+TEST(DispatcherInfos, WhatTheBuildLacksIsWhyNoneIsMade) {
+  for (const DispatcherInfo* info : dispatchers()) {
+    const std::string missing(info->capabilities().missing);
+    if (info->device() == Device::kHost) {
+      EXPECT_EQ(missing, "") << info->name();
+      continue;
+    }
+    if (missing.empty()) continue;
+    run_thread_ranks(1, [&](Group& group) {
+      const Outcome made = outcome_of([&] { Dispatcher(group, info->name(), served_config(), CudaOptions{}); });
+      ASSERT_TRUE(made.has_value()) << info->name();
+      EXPECT_EQ(made->code(), ErrorCode::kUnsupported) << made->what();
+      EXPECT_EQ(made->message(), missing);
+    });
+  }
+}
+
 TEST(DispatcherInfos, UnknownNameGivesThoseThereAre) {
   const Outcome outcome = outcome_of([] { (void)find_dispatcher("telepathy"); });
   ASSERT_TRUE(outcome.has_value());

@@ -14,7 +14,7 @@
 namespace epistle {
 namespace {
 
-constexpr int kNumRanks = 3;
+constexpr int kBenchRanks = 3;
 
 BenchSpec make_spec(const std::string& dispatcher, OutputLayout layout, SizingMode sizing) {
   BenchSpec spec;
@@ -33,13 +33,13 @@ std::vector<std::int64_t> equal_tokens(const BenchSpec& spec, std::size_t num_ra
 
 std::vector<RoutingTable> make_tables(const BenchSpec& spec) {
   std::vector<RoutingTable> tables;
-  for (int rank = 0; rank < kNumRanks; ++rank) {
+  for (int rank = 0; rank < kBenchRanks; ++rank) {
     tables.push_back(
         generate_routing({.kind = RoutingKind::kZipf, .parameter = 1.0}, {.num_tokens = spec.config.max_tokens,
                                                                           .num_experts = spec.config.num_experts,
                                                                           .top_k = spec.config.top_k,
                                                                           .rank = rank,
-                                                                          .num_ranks = kNumRanks}));
+                                                                          .num_ranks = kBenchRanks}));
   }
   return tables;
 }
@@ -47,7 +47,7 @@ std::vector<RoutingTable> make_tables(const BenchSpec& spec) {
 /// What the dispatcher really commits after one prepare, over all ranks.
 std::int64_t committed_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables) {
   std::atomic<std::int64_t> total_bytes{0};
-  run_thread_ranks(kNumRanks, [&](Group& group) {
+  run_thread_ranks(kBenchRanks, [&](Group& group) {
     Dispatcher dispatcher(group, spec.dispatchers.front(), spec.config);
     const RoutingTable& table = tables[static_cast<std::size_t>(group.rank())];
     const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
@@ -67,7 +67,7 @@ TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
         const std::vector<RoutingTable> tables = make_tables(spec);
         const std::int64_t buffers = committed_bytes(spec, tables);
         const std::int64_t estimate =
-            estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks), .verify = false});
+            estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kBenchRanks), .verify = false});
         EXPECT_GE(estimate, buffers);
         EXPECT_LE(estimate, buffers * 2 + (std::int64_t{4} << 20));
       }
@@ -78,12 +78,12 @@ TEST(BenchMemory, EstimateHasRoomForTheBuffersAndIsNotFarAbove) {
 TEST(BenchMemory, OfGpusOnlyCopiesOfTheOutputsCount) {
   BenchSpec spec = make_spec("alltoall", OutputLayout::kExpertMajor, SizingMode::kExact);
   const std::vector<RoutingTable> tables = make_tables(spec);
-  const std::int64_t on_host = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks)});
+  const std::int64_t on_host = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kBenchRanks)});
   spec.device = Device::kCuda;
-  const std::int64_t on_cuda = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kNumRanks)});
+  const std::int64_t on_cuda = estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kBenchRanks)});
   EXPECT_LT(on_cuda, on_host);
   // Each of the assignments is a row and an expert output.
-  const std::int64_t num_assignments = std::int64_t{kNumRanks} * spec.config.max_tokens * spec.config.top_k;
+  const std::int64_t num_assignments = std::int64_t{kBenchRanks} * spec.config.max_tokens * spec.config.top_k;
   EXPECT_GT(on_cuda, num_assignments * spec.config.hidden * 2 * 2);
 }
 

@@ -3,7 +3,7 @@
 #include "epistle/routing.hpp"
 #include "epistle/trace.hpp"
 
-#include "unit/trace_files.hpp"
+#include "support/trace_files.hpp"
 
 namespace epistle {
 namespace {

@@ -112,7 +112,7 @@ class CudaTwoGpus : public ::testing::TestWithParam<TwoGpusParam> {
   void SetUp() override {
     const std::string& dispatcher = std::get<0>(GetParam());
     if (const std::string reason = missing_gpus(2); !reason.empty()) GTEST_SKIP() << reason;
-    if (!has_cuda_dispatcher(dispatcher)) GTEST_SKIP() << "this build has no " << dispatcher << " on CUDA";
+    if (const auto reason = missing_from_build(dispatcher); !reason.empty()) GTEST_SKIP() << reason;
   }
 };
 

@@ -8,7 +8,7 @@
 
 #include "epistle/trace.hpp"
 
-#include "unit/trace_files.hpp"
+#include "support/trace_files.hpp"
 
 namespace epistle {
 namespace {

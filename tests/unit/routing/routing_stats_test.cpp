@@ -18,7 +18,7 @@ namespace epistle {
 namespace {
 
 constexpr int kRanks = 4;
-constexpr std::int64_t kTokens = 33;
+constexpr std::int64_t kTokensPerRank = 33;
 constexpr std::int64_t kRowBytes = 64;
 
 DispatcherConfig config_of(OutputLayout layout, SumOrder order) {
@@ -26,21 +26,21 @@ DispatcherConfig config_of(OutputLayout layout, SumOrder order) {
   config.hidden = kRowBytes / 2;
   config.num_experts = 10;
   config.top_k = 3;
-  config.max_tokens = kTokens;
+  config.max_tokens = kTokensPerRank;
   config.layout = testing::layout_of(layout, /*alignment=*/1, /*rows_per_expert=*/0);
   config.order = order;
   return config;
 }
 
-struct Counts {
+struct RowCounts {
   std::int64_t rows = 0;
   std::int64_t remote_rows = 0;
   std::int64_t remote_assignments = 0;
 };
 
-Counts count(const RoutingTable& table, int rank) {
+RowCounts count(const RoutingTable& table, int rank) {
   const ExpertPartition partition{table.num_experts, kRanks};
-  Counts counts;
+  RowCounts counts;
   for (std::int64_t token = 0; token < table.num_tokens; ++token) {
     std::set<int> ranks;
     for (std::int32_t position = 0; position < table.top_k; ++position) {
@@ -62,7 +62,7 @@ TEST_P(RoutingStatsOf, FreshAndRecycledHandles) {
     for (std::uint64_t seed = 1; seed <= 4; ++seed) {
       // Fewer and fewer tokens: a count left over from the last routing would show.
       const RoutingTable table = generate_routing({.kind = RoutingKind::kUniform},
-                                                  {.num_tokens = kTokens - static_cast<std::int64_t>(7 * seed),
+                                                  {.num_tokens = kTokensPerRank - static_cast<std::int64_t>(7 * seed),
                                                    .num_experts = 10,
                                                    .top_k = 3,
                                                    .rank = group.rank(),
@@ -70,7 +70,7 @@ TEST_P(RoutingStatsOf, FreshAndRecycledHandles) {
                                                    .seed = seed});
       const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
       const RoutingStats& stats = handle.wait_stats();
-      const Counts expected = count(table, group.rank());
+      const RowCounts expected = count(table, group.rank());
       EXPECT_EQ(stats.sent_rows, expected.rows) << "rank " << group.rank() << ", seed " << seed;
       EXPECT_EQ(stats.sent_remote_rows, expected.remote_rows);
       EXPECT_EQ(stats.sent_remote_assignments, expected.remote_assignments);
@@ -98,9 +98,9 @@ TEST_P(RoutingStatsOf, WireBytesFollowTheTransport) {
         Dispatcher dispatcher(group, GetParam(), config_of(layout, order));
         const RoutingTable table = generate_routing(
             {.kind = RoutingKind::kUniform},
-            {.num_tokens = kTokens, .num_experts = 10, .top_k = 3, .rank = group.rank(), .num_ranks = kRanks});
+            {.num_tokens = kTokensPerRank, .num_experts = 10, .top_k = 3, .rank = group.rank(), .num_ranks = kRanks});
         const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
-        const Counts expected = count(table, group.rank());
+        const RowCounts expected = count(table, group.rank());
         const bool token_major = layout == OutputLayout::kTokenMajor;
         const bool sums_first = token_major || (alltoall && order != SumOrder::kFlat);
         const WireBytes wire = dispatcher.wire_bytes(handle);

@@ -16,7 +16,7 @@
 namespace epistle {
 namespace {
 
-constexpr int kNumRanks = 2;
+constexpr int kVerifyRanks = 2;
 constexpr std::int64_t kNumTokens = 6;
 constexpr std::uint64_t kSeed = 5;
 
@@ -37,10 +37,13 @@ DispatcherConfig make_config(OutputLayout layout) {
 
 std::vector<RoutingTable> make_tables() {
   std::vector<RoutingTable> tables;
-  for (int rank = 0; rank < kNumRanks; ++rank) {
-    tables.push_back(generate_routing(
-        {.kind = RoutingKind::kUniform},
-        {.num_tokens = kNumTokens, .num_experts = 6, .top_k = 3, .rank = rank, .num_ranks = kNumRanks, .seed = kSeed}));
+  for (int rank = 0; rank < kVerifyRanks; ++rank) {
+    tables.push_back(generate_routing({.kind = RoutingKind::kUniform}, {.num_tokens = kNumTokens,
+                                                                        .num_experts = 6,
+                                                                        .top_k = 3,
+                                                                        .rank = rank,
+                                                                        .num_ranks = kVerifyRanks,
+                                                                        .seed = kSeed}));
   }
   return tables;
 }
@@ -125,11 +128,11 @@ struct Output {
 class VerifyTest : public ::testing::TestWithParam<OutputLayout> {
  protected:
   VerifyTest()
-      : config_(resolve_config(make_config(GetParam()), kNumRanks)),
+      : config_(resolve_config(make_config(GetParam()), kVerifyRanks)),
         tables_(make_tables()),
         expectation_(config_, tables_) {
-    std::vector<std::vector<Output>> by_rank(kNumRanks);
-    run_thread_ranks(kNumRanks, [&](Group& group) {
+    std::vector<std::vector<Output>> by_rank(kVerifyRanks);
+    run_thread_ranks(kVerifyRanks, [&](Group& group) {
       BenchInputs inputs = make_inputs(group.rank());
       Dispatcher dispatcher(group, "direct", make_config(GetParam()));
       const auto rank = static_cast<std::size_t>(group.rank());
@@ -150,8 +153,8 @@ class VerifyTest : public ::testing::TestWithParam<OutputLayout> {
 
   /// What the check of every rank says when rank 1 got `output`.
   [[nodiscard]] std::vector<Mismatch> check(const Output& output) const {
-    std::vector<Mismatch> found(kNumRanks);
-    run_thread_ranks(kNumRanks, [&](Group& group) {
+    std::vector<Mismatch> found(kVerifyRanks);
+    run_thread_ranks(kVerifyRanks, [&](Group& group) {
       const auto rank = static_cast<std::size_t>(group.rank());
       BenchInputs inputs = make_inputs(group.rank());
       const Output& own = rank == 1 ? output : output_[0];
@@ -207,7 +210,7 @@ TEST_P(VerifyTest, PaddingThatIsLeftAsItWasIsNotCompared) {
   const auto row_bytes = static_cast<std::size_t>(output_[1].data.rows.row_bytes());
   Output output = output_[1];
   flip(output.rows[first_row(true) * row_bytes]);
-  run_thread_ranks(kNumRanks, [&](Group& group) {
+  run_thread_ranks(kVerifyRanks, [&](Group& group) {
     const Output& own = group.rank() == 1 ? output : output_[0];
     BenchInputs inputs = make_inputs(group.rank());
     inputs.out() = own.sums;
@@ -217,7 +220,7 @@ TEST_P(VerifyTest, PaddingThatIsLeftAsItWasIsNotCompared) {
     EXPECT_LT(check.num_bytes(own.data), BenchCheck(group, expectation_, inputs).num_bytes(own.data));
   });
   flip(output.rows[first_row(false) * row_bytes]);
-  run_thread_ranks(kNumRanks, [&](Group& group) {
+  run_thread_ranks(kVerifyRanks, [&](Group& group) {
     const Output& own = group.rank() == 1 ? output : output_[0];
     BenchInputs inputs = make_inputs(group.rank());
     inputs.out() = own.sums;
@@ -289,8 +292,8 @@ TEST_P(VerifyTest, FindsWhatOnlyThisLayoutHas) {
 }
 
 TEST_P(VerifyTest, PoisonIsFound) {
-  std::vector<Mismatch> found(kNumRanks);
-  run_thread_ranks(kNumRanks, [&](Group& group) {
+  std::vector<Mismatch> found(kVerifyRanks);
+  run_thread_ranks(kVerifyRanks, [&](Group& group) {
     const auto rank = static_cast<std::size_t>(group.rank());
     BenchInputs inputs = make_inputs(group.rank());
     Output own = output_[rank];
