@@ -164,7 +164,7 @@ GroupImpl::RankControl& GroupImpl::rank_control(int rank) const noexcept {
 Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
   const Ticket ticket = barrier_.next_ticket();
   // Arriving twice would let the others go on before all ranks have done what the first arrival stands for.
-  if (last_waited_ != ticket - 1) wait(ticket - 1, Phase::kBarrier);
+  if (last_waited_ != ticket - 1) settle(ticket - 1);
   CallPost& post = rank_control(rank_).posts[ticket & 1];
   post.ticket = ticket;
   post.call = call;
@@ -180,11 +180,28 @@ Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
 
 Ticket GroupImpl::arrive(const Call& call) { return arrive(call, std::nullopt); }
 
+void GroupImpl::settle(Ticket ticket) {
+  wait_for_all(ticket, Phase::kBarrier, nullptr);
+  const Complaint found = attempt([&] { (void)compare_posts(ticket, Phase::kBarrier, std::nullopt); });
+  if (found) refused_steps_.push_back({ticket, *found});
+}
+
+void GroupImpl::throw_settled(Ticket ticket, Phase phase) {
+  const auto refused = std::find_if(refused_steps_.begin(), refused_steps_.end(),
+                                    [ticket](const RefusedStep& step) { return step.ticket == ticket; });
+  if (refused == refused_steps_.end()) return;
+  const Error error = refused->error;
+  refused_steps_.erase(refused);
+  Error::Context context = error.context();
+  context.phase = phase;
+  throw AgreedError(error.code(), std::string(error.message()), context);
+}
+
 void GroupImpl::wait(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   // The steps behind it have waited for it already.
   if (static_cast<std::int32_t>(last_waited_ - ticket) >= 0) {
     check_usable();
-    return;
+    return throw_settled(ticket, phase);
   }
   wait_for_all(ticket, phase, missing_rows);
   (void)compare_posts(ticket, phase, std::nullopt);
@@ -433,6 +450,15 @@ std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(Ticket ticket, 
 }
 
 void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
+  // Where the ranks are in step, reading the clock would take as long as waiting.
+  for (int spin = 0; spin < kSpinsPerClockRead && !barrier_.passed(ticket); ++spin) spin_pause();
+  if (!barrier_.passed(ticket)) wait_and_look(ticket, phase, missing_rows);
+  last_waited_ = ticket;
+  // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
+  check_usable();
+}
+
+void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   const Clock::time_point start = Clock::now();
   const Clock::time_point deadline = start + timeout_;
   Clock::time_point next_look = start + std::chrono::microseconds(look_interval_us_);
@@ -456,9 +482,6 @@ void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* miss
       if (!barrier_.has_arrived(peer, ticket)) raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
     }
   }
-  last_waited_ = ticket;
-  // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
-  check_usable();
 }
 
 void GroupImpl::check_usable() const {

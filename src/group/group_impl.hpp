@@ -62,7 +62,8 @@ class GroupImpl {
   /// Which buffer `peer` has announced in the call of the last agree().
   [[nodiscard]] std::int32_t announced_buffer(int peer) const noexcept;
 
-  /// The two halves of a step inside a call that was agreed on: between them other ranks may still be on their way.
+  /// The two halves of a step: between them other ranks may still be on their way, and this one may take other steps.
+  /// wait() throws as agree() does, also where a later step has waited for this one already.
   Ticket arrive(const Call& call);
   void wait(Ticket ticket, Phase phase, const MissingRows* missing_rows = nullptr);
 
@@ -140,6 +141,11 @@ class GroupImpl {
   struct Failure;
   struct GroupControl;
   struct RankControl;
+  /// A step that the ranks do not agree on, while nobody here has waited for it.
+  struct RefusedStep {
+    Ticket ticket;
+    Error error;
+  };
 
   struct GatherBuffers {
     const void* input;  ///< of this rank
@@ -159,7 +165,11 @@ class GroupImpl {
   [[nodiscard]] static std::int64_t control_bytes(int num_ranks) noexcept;
 
   Ticket arrive(const Call& call, const Complaint& complaint);
+  /// Waits for a step on behalf of the next one, and keeps what was found for who calls wait().
+  void settle(Ticket ticket);
+  void throw_settled(Ticket ticket, Phase phase);
   void wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows);
+  void wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows);
   void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
   /// The end of a step that every rank took alone: all have come through it, or all throw.
@@ -177,6 +187,7 @@ class GroupImpl {
   GroupControl* control_ = nullptr;
   Barrier barrier_;
   Ticket last_waited_ = 0;
+  std::vector<RefusedStep> refused_steps_;
 };
 
 }  // namespace epistle

@@ -1,5 +1,7 @@
 #include "layout/layout_tables.hpp"
 
+#include <algorithm>
+
 namespace epistle {
 
 void LayoutTables::place_column(const DispatchLayout& layout, std::span<const ConstCountsView> counts, int column,
@@ -19,18 +21,29 @@ void LayoutTables::place_column(const DispatchLayout& layout, std::span<const Co
   }
 }
 
-void LayoutTables::compute(const DispatchLayout& layout, std::span<const ConstCountsView> counts) {
+void LayoutTables::resize(const DispatchLayout& layout) {
   const LayoutParams& params = layout.params();
-  const ExpertPartition partition = layout.partition();
   const auto num_ranks = static_cast<std::size_t>(params.num_ranks);
   num_columns_ = layout.token_major() ? params.num_ranks : params.num_experts;
   const std::size_t num_cells = num_ranks * static_cast<std::size_t>(num_columns_);
   row_begin_.resize(num_cells);
   num_kept_.resize(num_cells);
   group_begin_.resize(static_cast<std::size_t>(params.num_experts) + 1);
-  output_rows_.assign(num_ranks, 0);
-  content_rows_.assign(num_ranks, 0);
-  overflow_rows_.assign(num_ranks, 0);
+  output_rows_.resize(num_ranks);
+  content_rows_.resize(num_ranks);
+  overflow_rows_.resize(num_ranks);
+  if (layout.token_major()) return;
+  const auto max_local = static_cast<std::size_t>(layout.partition().max_local_experts());
+  group_counts_.resize(max_local);
+  group_begins_.resize(max_local + 1);
+}
+
+void LayoutTables::compute(const DispatchLayout& layout, std::span<const ConstCountsView> counts) {
+  const LayoutParams& params = layout.params();
+  const ExpertPartition partition = layout.partition();
+  resize(layout);
+  std::fill(content_rows_.begin(), content_rows_.end(), 0);
+  std::fill(overflow_rows_.begin(), overflow_rows_.end(), 0);
 
   if (layout.token_major()) {
     for (int rank = 0; rank < params.num_ranks; ++rank) {
@@ -40,9 +53,6 @@ void LayoutTables::compute(const DispatchLayout& layout, std::span<const ConstCo
     }
     return;
   }
-  const auto max_local = static_cast<std::size_t>(partition.max_local_experts());
-  group_counts_.resize(max_local);
-  group_begins_.resize(max_local + 1);
   for (int rank = 0; rank < params.num_ranks; ++rank) {
     const std::int32_t first = partition.first_expert(rank);
     const std::int32_t num_local = partition.num_local_experts(rank);

@@ -37,6 +37,8 @@ using ConstCountsView = CountsView<const std::int32_t>;
 
 class LayoutTables {
  public:
+  /// Takes the memory that compute() needs.
+  void resize(const DispatchLayout& layout);
   /// Computes everything from `counts` (one view per rank; only the first round is read). Allocates only when the
   /// tables were smaller before.
   void compute(const DispatchLayout& layout, std::span<const ConstCountsView> counts);

@@ -30,7 +30,7 @@ class BenchErrors : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(BenchErrors, WrongValues) {
-  expect_errors({{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, alltoall, reference"},
+  expect_errors({{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, low_latency, alltoall, reference"},
                  {{"--dispatcher", "direct,alltoall,direct"}, 2, "'direct' twice"},
                  {{"--dtype", "fp4"}, 2, "--dtype is 'fp4'; it takes bf16, fp16, fp32, fp8"},
                  {{"--layout", "rows"}, 2, "--layout is 'rows'"},

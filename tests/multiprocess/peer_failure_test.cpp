@@ -52,7 +52,7 @@ class PeerFailure : public ::testing::Test {
       EXPECT_EQ(report.code, code) << report.message;
       EXPECT_EQ(report.peer_rank, failure.victim) << report.message;
       EXPECT_EQ(report.phase, phase_of(failure.step)) << report.message;
-      EXPECT_EQ(report.missing_rows, missing_rows_of(failure.step, failure.victim, rank)) << report.message;
+      EXPECT_EQ(report.missing_rows, missing_rows_of(failure, rank)) << report.message;
       EXPECT_FALSE(report.has_shared_memory);
       if (code == ErrorCode::kPeerLost) {
         EXPECT_LT(report.took_ms, kQuicklyMs);
@@ -121,9 +121,12 @@ TEST_F(PeerFailure, RankThatLeavesTheGroupIsNamed) {
 
 // ---- Ranks that stop ------------------------------------------------------------------------------------------------
 
-class PeerStalls : public PeerFailure, public ::testing::WithParamInterface<std::tuple<int, Step>> {
+class PeerStalls : public PeerFailure, public ::testing::WithParamInterface<std::tuple<std::string, int, Step>> {
  protected:
-  Failure failure() const { return {"direct", std::get<1>(GetParam()), Fault::kStop, std::get<0>(GetParam())}; }
+  Failure failure() const {
+    const auto& [dispatcher, victim, step] = GetParam();
+    return {dispatcher, step, Fault::kStop, victim};
+  }
 };
 
 TEST_P(PeerStalls, SurvivorsNameItAfterTheTimeout) {
@@ -155,11 +158,20 @@ TEST_P(PeerStalls, TheStalledRankIsToldWhenItGoesOn) {
   expect_nothing_left();
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PeerStalls, ::testing::Combine(::testing::Values(0, 2), ::testing::ValuesIn(kSteps)),
-                         [](const auto& param_info) {
-                           return "rank" + std::to_string(std::get<0>(param_info.param)) + "_" +
-                                  to_text(std::get<1>(param_info.param));
-                         });
+std::string stall_name(const ::testing::TestParamInfo<PeerStalls::ParamType>& info) {
+  const auto& [dispatcher, victim, step] = info.param;
+  return dispatcher + "_rank" + std::to_string(victim) + "_" + to_text(step);
+}
+
+// Agreed on before rows are sent, and with them: two ways to wait.
+INSTANTIATE_TEST_SUITE_P(All, PeerStalls,
+                         ::testing::Combine(::testing::Values("direct"), ::testing::Values(0, 2),
+                                            ::testing::ValuesIn(kSteps)),
+                         stall_name);
+INSTANTIATE_TEST_SUITE_P(OneStep, PeerStalls,
+                         ::testing::Combine(::testing::Values("low_latency"), ::testing::Values(2),
+                                            ::testing::ValuesIn(kSteps)),
+                         stall_name);
 
 // Nobody fails: nobody complains, and nothing is left either.
 TEST_F(PeerFailure, NobodyFails) {

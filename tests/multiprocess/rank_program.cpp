@@ -35,6 +35,9 @@ std::int64_t num_pairs(const Round& round, int source, int destination) {
   return pairs;
 }
 
+/// Send halves wait for nobody then, and receive halves wait for rows from the start.
+bool agrees_as_it_sends(const Failure& failure) { return failure.dispatcher == "low_latency"; }
+
 struct LeaveEarly {};
 
 class RankProgram {
@@ -137,11 +140,24 @@ Step failing_call_of(Step step) {
   }
 }
 
-std::int64_t missing_rows_of(Step step, int victim, int rank) {
+std::int64_t missing_rows_of(const Failure& failure, int rank) {
   const Round round(scenario_of_failures(), 0);
-  if (step == Step::kInsideDispatch) return num_pairs(round, victim, rank);
-  if (step == Step::kInsideCombine) return num_pairs(round, rank, victim);
-  return -1;
+  const bool waits_for_rows = agrees_as_it_sends(failure);
+  switch (failure.step) {
+    case Step::kDispatchSend:
+      if (!waits_for_rows) return -1;
+      [[fallthrough]];
+    case Step::kInsideDispatch:
+      return num_pairs(round, failure.victim, rank);
+    case Step::kDispatchReceive:
+    case Step::kCombineSend:
+      if (!waits_for_rows) return -1;
+      [[fallthrough]];
+    case Step::kInsideCombine:
+      return num_pairs(round, rank, failure.victim);
+    default:
+      return -1;
+  }
 }
 
 void play_rank_of(const Failure& failure, const LaunchInfo& info, std::chrono::milliseconds timeout,

@@ -37,18 +37,18 @@ inline constexpr Step kSteps[] = {Step::kCreate,         Step::kLayout,         
 /// The phase in which the others wait for a victim that failed at `step`. What it has sent before counts.
 [[nodiscard]] Phase phase_of(Step step);
 
-/// The call (a step that is no "inside") that must fail for the victim itself when it goes on.
-[[nodiscard]] Step failing_call_of(Step step);
-
-/// Rows that the victim of `step` owes to `rank`; -1 where the others do not wait for rows.
-[[nodiscard]] std::int64_t missing_rows_of(Step step, int victim, int rank);
-
 struct Failure {
   std::string dispatcher;
   Step step;
   Fault fault;
   int victim;
 };
+
+/// The call (a step that is no "inside") that must fail for the victim itself when it goes on.
+[[nodiscard]] Step failing_call_of(Step step);
+
+/// Rows that the victim owes to `rank`; -1 where the others do not wait for rows.
+[[nodiscard]] std::int64_t missing_rows_of(const Failure& failure, int rank);
 
 /// Joins the group, makes every call once and fails as told. A victim with Fault::kExit comes back from here, as a
 /// program does that returns from its main: everything is destroyed on the way.

@@ -146,16 +146,25 @@ BufferPlan plan_of(const DispatcherInfo& info, const ResolvedConfig& config) {
   return DispatcherInfo::Functions::of(info).plan(config, kNumRanks);
 }
 
+/// Of received rows; or of the routing that a rank lays out for the others, in two sets.
+Wide record_bytes(const DispatcherInfo& info, const BufferPlan& plan) {
+  const DispatchLayout& layout = plan.layout();
+  const RowDemand& most = plan.max_demand();
+  if (info.name() == "low_latency") {
+    return Wide{2} * layout.params().max_tokens * layout.params().top_k * (sizeof(std::int32_t) + sizeof(float));
+  }
+  return info.device() == Device::kCuda ? Wide{most.receive_pairs} * layout.pair_record_bytes()
+                                        : Wide{most.output_rows} * layout.record_bytes();
+}
+
 void expect_exact_sizes(const DispatcherInfo& info, const ResolvedConfig& config) {
   const BufferPlan plan = plan_of(info, config);
   const bool on_device = info.device() == Device::kCuda;
   const std::int64_t page_bytes = on_device ? kDevicePageBytes : kPageBytes;
-  const DispatchLayout& layout = plan.layout();
-  const LayoutParams& params = layout.params();
+  const LayoutParams& params = plan.layout().params();
   const RowDemand& most = plan.max_demand();
   const std::array<std::pair<BufferSection, Wide>, 4> sections = {
-      {{BufferSection::kRecords, on_device ? Wide{most.receive_pairs} * layout.pair_record_bytes()
-                                           : Wide{most.output_rows} * layout.record_bytes()},
+      {{BufferSection::kRecords, record_bytes(info, plan)},
        {BufferSection::kReceiveRows, Wide{most.output_rows} * params.row_bytes},
        {BufferSection::kReceiveScales, Wide{most.output_rows} * params.scale_bytes},
        {BufferSection::kCombineRows, Wide{most.output_rows} * params.combine_row_bytes}}};

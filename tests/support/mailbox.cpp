@@ -35,21 +35,7 @@ class MailboxMover final : public host::RowMover {
 
   void send_sums(const host::SumRequest& /*request*/) override {}
 
-  void receive_sums(const host::SumRequest& request) override {
-    const host::HostHandle& handle = *request.handle;
-    const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
-    const auto row_at = [&](int rank, std::int32_t row) {
-      return context_.section(rank, BufferSection::kCombineRows) + row * row_bytes;
-    };
-    if (context_.layout().token_major()) {
-      host::sum_token_rows(context_, request,
-                           [&](std::size_t idx) { return row_at(handle.sends[idx].dst_rank, handle.sends[idx].row); });
-    } else {
-      host::sum_expert_rows(context_, request, [&](std::size_t entry) {
-        return row_at(context_.rank_of_entry(handle, entry), handle.dst_row[entry]);
-      });
-    }
-  }
+  void receive_sums(const host::SumRequest& request) override { host::sum_rows_in_place(context_, request); }
 
   void apply_row_weights(const host::RowWeightJob& job) override { host::apply_row_weights(context_, job); }
 

@@ -55,6 +55,9 @@ class RowBufferPool {
   /// whose outputs they can be copied, which is free or holds rows of the same handle. Null where there is none.
   [[nodiscard]] std::shared_ptr<RowBuffer> find_for_rows(const void* rows, const HandleState* handle) const noexcept;
   [[nodiscard]] std::size_t size() const noexcept { return buffers_.size(); }
+  [[nodiscard]] const std::shared_ptr<RowBuffer>& at(std::int32_t idx) const noexcept {
+    return buffers_[static_cast<std::size_t>(idx)];
+  }
 
  private:
   static void describe(const ResolvedConfig& config, std::int32_t idx, RowBuffer& buffer);

@@ -11,6 +11,7 @@
 #include "dispatch/cuda/direct/direct_info.hpp"
 #include "dispatch/host/alltoall/alltoall_info.hpp"
 #include "dispatch/host/direct/direct_info.hpp"
+#include "dispatch/host/low_latency/low_latency_info.hpp"
 #include "dispatch/reference/reference_info.hpp"
 
 namespace epistle {
@@ -18,8 +19,8 @@ namespace {
 
 std::vector<const DispatcherInfo*>& entries() {
   static std::vector<const DispatcherInfo*> all = {
-      &host::direct_info(), &host::alltoall_info(), &reference::reference_info(),
-      &cuda::direct_info(), &cuda::alltoall_info(),
+      &host::direct_info(),         &host::low_latency_info(), &host::alltoall_info(),
+      &reference::reference_info(), &cuda::direct_info(),      &cuda::alltoall_info(),
   };
   return all;
 }

@@ -191,7 +191,8 @@ TEST_P(DispatcherMisuse, SendTwiceOnOneRank) {
       if (caller.rank == kBadRank) {
         (void)dispatcher.dispatch_send(caller.inputs.dispatch(handle));
       } else {
-        (void)dispatcher.combine_send(buffers.combine(handle));
+        // Which half tells of it is the dispatcher's.
+        dispatcher.combine_receive(dispatcher.combine_send(buffers.combine(handle)));
       }
     });
     if (caller.rank == kBadRank) received = dispatcher.dispatch_receive(std::move(pending));

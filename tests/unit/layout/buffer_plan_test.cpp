@@ -97,6 +97,7 @@ TEST(BufferPlan, HoldsTheRowsInBetweenAndNoOthers) {
   const RowsInBetween packed{.send_rows = 2, .send_scales = 2, .stage_rows = 2};
   const Expected all[] = {
       {Device::kHost, "direct", none, none, none},
+      {Device::kHost, "low_latency", none, none, none},
       {Device::kHost, "reference", input, input, input},
       {Device::kHost, "alltoall", packed, {4, 2, 8, 8}, {8, 2, 8, 8}},
       {Device::kCuda, "direct", none, {.stage_rows = 2}, none},

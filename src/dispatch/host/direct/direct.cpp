@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "dispatch/host/engine/scales.hpp"
-#include "dispatch/host/engine/sums.hpp"
 
 namespace epistle::host {
 
@@ -52,23 +51,5 @@ void DirectMover::receive_rows(const MoveJob& job) {
     store_fence();
   });
 }
-
-void DirectMover::receive_sums(const SumRequest& request) {
-  const HostHandle& handle = *request.handle;
-  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
-  if (context_.layout().token_major()) {
-    sum_token_rows(context_, request, [&](std::size_t idx) {
-      const SendEntry& send = handle.sends[idx];
-      return context_.section(send.dst_rank, BufferSection::kCombineRows) + send.row * row_bytes;
-    });
-  } else {
-    sum_expert_rows(context_, request, [&](std::size_t entry) {
-      return context_.section(context_.rank_of_entry(handle, entry), BufferSection::kCombineRows) +
-             handle.dst_row[entry] * row_bytes;
-    });
-  }
-}
-
-void DirectMover::apply_row_weights(const RowWeightJob& job) { host::apply_row_weights(context_, job); }
 
 }  // namespace epistle::host

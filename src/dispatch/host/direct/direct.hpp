@@ -5,6 +5,7 @@
 
 #include "dispatch/host/engine/host_context.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
+#include "dispatch/host/engine/sums.hpp"
 
 namespace epistle::host {
 
@@ -15,8 +16,8 @@ class DirectMover final : public RowMover {
   void send_rows(const MoveJob& job) override;
   void receive_rows(const MoveJob& job) override;
   void send_sums(const SumRequest& /*request*/) override {}
-  void receive_sums(const SumRequest& request) override;
-  void apply_row_weights(const RowWeightJob& job) override;
+  void receive_sums(const SumRequest& request) override { sum_rows_in_place(context_, request); }
+  void apply_row_weights(const RowWeightJob& job) override { host::apply_row_weights(context_, job); }
 
  private:
   HostContext& context_;

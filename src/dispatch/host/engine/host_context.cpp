@@ -1,7 +1,6 @@
 #include "dispatch/host/engine/host_context.hpp"
 
 #include "core/settings.hpp"
-#include "dispatch/host/engine/sizes.hpp"
 #include "topology/machine.hpp"
 
 namespace epistle::host {

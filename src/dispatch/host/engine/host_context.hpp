@@ -8,6 +8,7 @@
 #include "dispatch/host/engine/host_handle.hpp"
 #include "dispatch/host/engine/rank_memory.hpp"
 #include "dispatch/host/engine/row_kernels.hpp"
+#include "dispatch/host/engine/sizes.hpp"
 #include "dispatch/host/engine/worker_pool.hpp"
 #include "group/group_impl.hpp"
 #include "layout/buffer_plan.hpp"
@@ -37,6 +38,11 @@ struct HostContext {
     return memory.section(peer, wanted, buffer_of[static_cast<std::size_t>(peer)]);
   }
   [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank, wanted); }
+  /// What `peer` says of its buffers in the exchange under way.
+  [[nodiscard]] PublishedBuffers& published_buffers(int peer) const noexcept {
+    std::byte* control = memory.section(peer, BufferSection::kControl);
+    return *reinterpret_cast<PublishedBuffers*>(control + published_buffers_offset(layout(), num_exchanges));
+  }
   /// The rank that holds the expert of an entry of the handle's table; the entry must have one.
   [[nodiscard]] std::int32_t rank_of_entry(const HostHandle& handle, std::size_t entry) const noexcept {
     return rank_of_expert[static_cast<std::size_t>(handle.expert_ids[entry])];
@@ -56,6 +62,7 @@ struct HostContext {
   std::int64_t stream_bytes;
   RankMemory memory;
   WorkerPool pool;
+  std::uint64_t num_exchanges = 0;           ///< of rows or routings published that all ranks have agreed on so far
   std::vector<std::int32_t> buffer_of;       ///< [num_ranks]; for sections that are there once it does not matter
   std::vector<std::int32_t> rank_of_expert;  ///< [num_experts]
 };

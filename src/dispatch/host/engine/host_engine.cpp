@@ -1,5 +1,6 @@
 #include "dispatch/host/engine/host_engine.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <utility>
@@ -45,7 +46,8 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       mover_(make_mover(context_)),
       preparation_(context_, *mover_),
       buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
-      wanted_(static_cast<std::size_t>(context_.num_ranks)) {}
+      wanted_(static_cast<std::size_t>(context_.num_ranks)),
+      promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {}
 
 Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {
   return {.kind = kind,
@@ -55,8 +57,8 @@ Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer
 }
 
 std::string_view HostEngine::open_call_name() const noexcept {
-  if (open_.kind == CallKind::kNone) return {};
-  return open_.kind == CallKind::kDispatch ? "dispatch" : "combine";
+  if (open_.announced.kind == CallKind::kNone) return {};
+  return open_.announced.kind == CallKind::kDispatch ? "dispatch" : "combine";
 }
 
 std::shared_ptr<HostHandle> HostEngine::own_handle(const std::shared_ptr<HandleState>& state, Phase phase,
@@ -74,9 +76,58 @@ std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& c
   return value;
 }
 
-Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
-  std::shared_ptr<HostHandle> state;
-  Complaint complaint = attempt([&]() -> Complaint {
+// ---- Steps ----------------------------------------------------------------------------------------------------------
+
+template <typename Send>
+Ticket HostEngine::send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order,
+                        const Send& send_rows) {
+  if (!complaint) tell_of_buffers(call.buffer);
+  if (complaint || order == SendOrder::kWhenAgreed) (void)agree(call, phase, complaint);
+  send_rows();
+  return group_->arrive(call);
+}
+
+void HostEngine::wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing) {
+  group_->wait(ticket, phase, &missing);
+  learn_of_buffers(state);
+}
+
+void HostEngine::tell_of_buffers(std::int32_t used) {
+  if (!mover_->sends_unagreed()) return;
+  // That of this call, if any, is taken already.
+  const std::shared_ptr<RowBuffer> free = buffers_.find_free();
+  context_.published_buffers(context_.rank) = {.used = used,
+                                               .promised = free != nullptr ? free->idx : PublishedBuffers::kNone};
+}
+
+void HostEngine::learn_of_buffers(const HostHandle& state) {
+  if (!mover_->sends_unagreed()) return;
+  last_handle_id_ = state.handle_id;
+  for (int peer = 0; peer < context_.num_ranks; ++peer) {
+    const PublishedBuffers& told = context_.published_buffers(peer);
+    context_.buffer_of[static_cast<std::size_t>(peer)] = told.used;
+    promised_of_[static_cast<std::size_t>(peer)] = told.promised;
+  }
+  ++context_.num_exchanges;
+}
+
+HostEngine::SendOrder HostEngine::order_of_placing(const HostHandle& state) const {
+  // Rows of one handle have places of their own; those of two could meet in a buffer.
+  if (!mover_->sends_unagreed() || state.handle_id != last_handle_id_) return SendOrder::kWhenAgreed;
+  // Learned in the same exchange by all ranks, so all come to the same order.
+  const bool all_promise =
+      std::find(promised_of_.begin(), promised_of_.end(), PublishedBuffers::kNone) == promised_of_.end();
+  return all_promise ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
+}
+
+std::shared_ptr<RowBuffer> HostEngine::promised_buffer() const {
+  return buffers_.at(promised_of_[static_cast<std::size_t>(context_.rank)]);
+}
+
+// ---- Prepare --------------------------------------------------------------------------------------------------------
+
+Complaint HostEngine::read_routing(const PrepareRequest& request, Stream stream, std::shared_ptr<HostHandle>& state) {
+  return attempt([&]() -> Complaint {
     const CallChecks check = checks();
     if (Complaint found = check.device_options(stream, request.num_sms, Phase::kLayout)) return found;
     if (Complaint found = check.nothing_open(open_call_name(), Phase::kLayout)) return found;
@@ -89,49 +140,83 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
     state->dispatcher_id = dispatcher_id_;
     // Counts only once all ranks agree: a prepare that meets another call must not set this rank apart from the others.
     state->handle_id = num_prepared_ + 1;
+    state->exchange = context_.num_exchanges;
     state->num_ranks = static_cast<std::size_t>(context_.num_ranks);
     return preparation_.read(request, *state);
   });
+}
+
+void HostEngine::finish_routing(HostHandle& state, const Call& call) {
+  num_prepared_ = state.handle_id;
+  preparation_.finish(state, call);
+}
+
+Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
+  group_->check_usable();  // others may still read what this rank published last
+  std::shared_ptr<HostHandle> state;
+  const Complaint complaint = read_routing(request, stream, state);
   Call call = call_of(CallKind::kPrepare, nullptr, nullptr);
   call.detail = num_prepared_ + 1;
+  if (!complaint) tell_of_buffers(call.buffer);
   (void)group_->agree(call, Phase::kLayout, complaint);
-  num_prepared_ = state->handle_id;
-  preparation_.finish(*state, call);
+  learn_of_buffers(*state);
+  finish_routing(*state, call);
   return CallAccess::handle(std::move(state));
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
-  Handle handle = request.handle;
-  if (brings_ids(request)) {
-    handle = prepare(routing_of(request), stream);
-  }
+  group_->check_usable();
   const LayoutParams& params = context_.layout().params();
   OpenCall call;
-  call.kind = CallKind::kDispatch;
-  Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kDispatch);
-  call.handle = own_handle(CallAccess::state(handle), Phase::kDispatch, complaint);
+  // Static shapes: nobody waits for counts, so rows have no places yet and are laid out where they are.
+  call.brings_routing =
+      brings_ids(request) && mover_->sends_unagreed() && context_.config.sizing == SizingMode::kCapacity;
+  Handle handle = request.handle;
+  if (brings_ids(request) && !call.brings_routing) handle = prepare(routing_of(request), stream);
+  Complaint complaint;
+  if (call.brings_routing) {
+    complaint = read_routing(routing_of(request), stream, call.handle);
+  } else {
+    complaint = checks().device_options(stream, request.num_sms, Phase::kDispatch);
+    call.handle = own_handle(CallAccess::state(handle), Phase::kDispatch, complaint);
+  }
   if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
-  if (!complaint) call.buffer = checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
-  const Call announced = call_of(CallKind::kDispatch, call.handle.get(), call.buffer.get());
-  (void)agree(announced, Phase::kDispatch, complaint);
+  const SendOrder order = complaint || call.brings_routing ? SendOrder::kAtOnce : order_of_placing(*call.handle);
+  const bool goes_to_promised = !call.brings_routing && order == SendOrder::kAtOnce;
+  if (!complaint) {
+    call.buffer =
+        goes_to_promised ? promised_buffer() : checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
+  }
+  call.announced = call_of(CallKind::kDispatch, call.handle.get(), call.buffer.get());
+  if (call.brings_routing) call.announced.detail = num_prepared_ + 1;
   call.move = MoveJob{.handle = call.handle.get(),
                       .rows = static_cast<const std::byte*>(request.tokens.data),
                       .row_stride = request.tokens.stride_bytes(),
                       .scales = scale_source(request.scales),
                       .row_bytes = params.row_bytes,
                       .scale_bytes = params.scale_bytes,
-                      .target = BufferSection::kReceiveRows};
-  call.buffer->holder = call.handle.get();
-  mover_->send_rows(call.move);
-  call.ticket = group_->arrive(announced);
+                      .target = BufferSection::kReceiveRows,
+                      .is_published = call.brings_routing,
+                      .exchange = context_.num_exchanges};
+  call.ticket = send(call.announced, Phase::kDispatch, complaint, order, [&] {
+    if (goes_to_promised) context_.buffer_of = promised_of_;
+    call.buffer->holder = call.handle.get();
+    mover_->send_rows(call.move);
+  });
   call.number = ++num_sent_;
   return call;
 }
 
 Received HostEngine::receive_dispatch(OpenCall call) {
-  finish_move(call.move, call.ticket);
+  if (call.brings_routing) {
+    wait_for_all(*call.handle, call.ticket, Phase::kDispatch, MissingRows());
+    finish_routing(*call.handle, call.announced);
+  } else {
+    wait_for_rows(*call.handle, call.ticket, Phase::kDispatch);
+  }
+  receive_rows(call.move);
   return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
 }
 
@@ -145,7 +230,7 @@ Pending HostEngine::dispatch_send(const DispatchRequest& request, Stream stream)
 }
 
 void HostEngine::close(Pending& pending, CallKind kind) {
-  const bool is_open = open_.kind == kind && pending.valid() && CallAccess::number(pending) == open_.number &&
+  const bool is_open = open_.announced.kind == kind && pending.valid() && CallAccess::number(pending) == open_.number &&
                        CallAccess::state(pending) == open_.handle;
   if (is_open) return;
   throw checks().nothing_sent(kind == CallKind::kDispatch ? "dispatch" : "combine",
@@ -157,13 +242,15 @@ Received HostEngine::dispatch_receive(Pending pending, Stream /*stream*/) {
   return receive_dispatch(std::exchange(open_, OpenCall{}));
 }
 
-void HostEngine::finish_move(const MoveJob& job, Ticket ticket) {
-  const HostHandle& state = *job.handle;
-  const MissingRows missing = [&](int peer) { return std::int64_t{state.num_pairs(peer, context_.rank)}; };
-  group_->wait(ticket, job.target == BufferSection::kReceiveRows ? Phase::kDispatch : Phase::kCombine, &missing);
+/// For the rows that the other ranks owe to this one.
+void HostEngine::wait_for_rows(const HostHandle& state, Ticket ticket, Phase phase) {
+  wait_for_all(state, ticket, phase, [&](int peer) { return std::int64_t{state.num_pairs(peer, context_.rank)}; });
+}
+
+void HostEngine::receive_rows(const MoveJob& job) {
   mover_->receive_rows(job);
-  zero_padding(state, job.target, job.row_bytes);
-  if (job.scale_bytes > 0) zero_padding(state, BufferSection::kReceiveScales, job.scale_bytes);
+  zero_padding(*job.handle, job.target, job.row_bytes);
+  if (job.scale_bytes > 0) zero_padding(*job.handle, BufferSection::kReceiveScales, job.scale_bytes);
 }
 
 void HostEngine::zero_padding(const HostHandle& state, BufferSection target, std::int64_t row_bytes) const {
@@ -186,8 +273,8 @@ void HostEngine::zero_padding(const HostHandle& state, BufferSection target, std
 // ---- Combine --------------------------------------------------------------------------------------------------------
 
 /// Copies rows of the caller's to where the other ranks read them, unless they are there.
-void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows) {
-  std::byte* target = context_.own_section(BufferSection::kCombineRows);
+void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows, const RowBuffer& buffer) {
+  std::byte* target = buffer.outputs;
   if (rows.data == target || state.description.num_rows == 0) return;
   const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   context_.copy_block({.source = static_cast<const std::byte*>(rows.data),
@@ -199,34 +286,36 @@ void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows) {
 }
 
 HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Stream stream) {
+  group_->check_usable();
   const ConstRows rows = rows_of(request);
   OpenCall call;
-  call.kind = CallKind::kCombine;
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   call.handle = own_handle(state_of(request), Phase::kCombine, complaint);
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
   if (!complaint) call.buffer = checks().buffer_of_rows(buffers_, *call.handle, rows, "combine", complaint);
-  const Call announced = call_of(CallKind::kCombine, call.handle.get(), call.buffer.get());
-  (void)agree(announced, Phase::kCombine, complaint);
-  stage_rows(*call.handle, rows);
+  call.announced = call_of(CallKind::kCombine, call.handle.get(), call.buffer.get());
   call.sums = {.handle = call.handle.get(),
                .weighted = context_.config.apply_weights,
                .out = static_cast<std::byte*>(request.out.data),
                .out_stride = request.out.stride_bytes()};
-  mover_->send_sums(call.sums);
-  call.ticket = group_->arrive(announced);
+  // Where the rows are is told in the same step.
+  const SendOrder order = mover_->sends_unagreed() ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
+  call.ticket = send(call.announced, Phase::kCombine, complaint, order, [&] {
+    stage_rows(*call.handle, rows, *call.buffer);
+    mover_->send_sums(call.sums);
+  });
   call.number = ++num_sent_;
   return call;
 }
 
-void HostEngine::wait_for_rows_back(const HostHandle& state, Ticket ticket) {
-  const MissingRows missing = [&](int peer) { return std::int64_t{state.num_pairs(context_.rank, peer)}; };
-  group_->wait(ticket, Phase::kCombine, &missing);
+/// The rows that the other ranks owe to this one.
+MissingRows HostEngine::rows_back_of(const HostHandle& state) const {
+  return [this, &state](int peer) { return std::int64_t{state.num_pairs(context_.rank, peer)}; };
 }
 
 void HostEngine::receive_combine(const OpenCall& call) {
-  wait_for_rows_back(*call.handle, call.ticket);
+  wait_for_all(*call.handle, call.ticket, Phase::kCombine, rows_back_of(*call.handle));
   mover_->receive_sums(call.sums);
   // Nobody may write new rows while one still reads.
   (void)group_->agree(call_of(CallKind::kCombine, call.handle.get(), nullptr), Phase::kCombine);
@@ -268,7 +357,7 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
     }
     context_.memory.grow(wanted_, call, Phase::kCombine);
   }
-  stage_rows(*state, request.grad_rows);
+  stage_rows(*state, request.grad_rows, *buffer);
   if (gives) {
     std::memcpy(
         context_.own_section(BufferSection::kGradWeights), request.grad_weights,
@@ -279,7 +368,8 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
                         .out = static_cast<std::byte*>(request.grad_tokens.data),
                         .out_stride = request.grad_tokens.stride_bytes()};
   mover_->send_sums(sums);
-  wait_for_rows_back(*state, group_->arrive(call));
+  const MissingRows missing = rows_back_of(*state);
+  group_->wait(group_->arrive(call), Phase::kCombine, &missing);
   mover_->receive_sums(sums);
   if (takes) gather_weight_gradients(*state, request.grad_probs);
   (void)group_->agree(call, Phase::kCombine);
@@ -311,8 +401,6 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
   }
   if (!complaint) complaint = no_buffer;
   const Call call = call_of(CallKind::kCombineBackward, state.get(), buffer.get());
-  (void)agree(call, Phase::kCombine, complaint);
-  buffer->holder = state.get();
   const MoveJob job{.handle = state.get(),
                     .rows = static_cast<const std::byte*>(request.grad_out.data),
                     .row_stride = request.grad_out.stride_bytes(),
@@ -320,8 +408,13 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
                     .row_bytes = context_.layout().params().combine_row_bytes,
                     .scale_bytes = 0,
                     .target = BufferSection::kCombineRows};
-  mover_->send_rows(job);
-  finish_move(job, group_->arrive(call));
+  // Agreed on first: gradients go where combine puts rows of a caller's before all have agreed.
+  const Ticket ticket = send(call, Phase::kCombine, complaint, SendOrder::kWhenAgreed, [&] {
+    buffer->holder = state.get();
+    mover_->send_rows(job);
+  });
+  wait_for_rows(*state, ticket, Phase::kCombine);
+  receive_rows(job);
   if (context_.config.apply_weights) {
     mover_->apply_row_weights({.handle = state.get(),
                                .saved_rows = static_cast<const std::byte*>(request.saved_rows.data),

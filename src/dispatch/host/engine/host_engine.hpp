@@ -1,5 +1,5 @@
-// Every dispatcher on the host: checking inputs, agreeing on every call before the first byte moves, and the steps of
-// each call. How rows travel in a step is the mover's.
+// Every dispatcher on the host: checking inputs, agreeing on every call before anybody looks at a byte of it, and the
+// steps of each call. How rows travel in a step is the mover's.
 #pragma once
 
 #include <cstdint>
@@ -50,9 +50,10 @@ class HostEngine final : public DispatcherImpl {
  private:
   /// A send half whose receive half is still to come.
   struct OpenCall {
-    CallKind kind = CallKind::kNone;
+    Call announced;
     std::uint64_t number = 0;
-    Ticket ticket = 0;  ///< of what was announced to be on its way
+    Ticket ticket = 0;            ///< of what was announced to be on its way
+    bool brings_routing = false;  ///< sent with the rows, and without a place until all have sent
     std::shared_ptr<HostHandle> handle;
     std::shared_ptr<RowBuffer> buffer;
     MoveJob move;     ///< of dispatch
@@ -69,15 +70,31 @@ class HostEngine final : public DispatcherImpl {
                                                        Complaint& complaint) const;
   /// Agrees on a call, and learns which buffer each rank uses in it.
   std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint);
+  enum class SendOrder : std::int32_t { kWhenAgreed, kAtOnce };
+  /// The first steps of a call: agrees on it and sends. kAtOnce: in one step, and nobody is waited for here.
+  template <typename Send>
+  Ticket send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order, const Send& send_rows);
+  /// How a call sends that writes into the buffers of others: at once where all have promised one.
+  [[nodiscard]] SendOrder order_of_placing(const HostHandle& state) const;
+  [[nodiscard]] std::shared_ptr<RowBuffer> promised_buffer() const;
+  void tell_of_buffers(std::int32_t used);
+  void learn_of_buffers(const HostHandle& state);
+  /// Waits until all have sent; from here on all have agreed.
+  void wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing);
   void close(Pending& pending, CallKind kind);
+
+  [[nodiscard]] Complaint read_routing(const PrepareRequest& request, Stream stream,
+                                       std::shared_ptr<HostHandle>& state);
+  void finish_routing(HostHandle& state, const Call& call);
 
   OpenCall send_dispatch(const DispatchRequest& request, Stream stream);
   [[nodiscard]] Received receive_dispatch(OpenCall call);
   OpenCall send_combine(const CombineRequest& request, Stream stream);
   void receive_combine(const OpenCall& call);
-  void finish_move(const MoveJob& job, Ticket ticket);
-  void wait_for_rows_back(const HostHandle& state, Ticket ticket);
-  void stage_rows(const HostHandle& state, const ConstRows& rows);
+  void wait_for_rows(const HostHandle& state, Ticket ticket, Phase phase);
+  void receive_rows(const MoveJob& job);
+  [[nodiscard]] MissingRows rows_back_of(const HostHandle& state) const;
+  void stage_rows(const HostHandle& state, const ConstRows& rows, const RowBuffer& buffer);
   void zero_padding(const HostHandle& state, BufferSection target, std::int64_t row_bytes) const;
   void gather_weight_gradients(const HostHandle& state, float* grad_probs) const;
 
@@ -89,7 +106,9 @@ class HostEngine final : public DispatcherImpl {
   Preparation preparation_;
   RowBufferPool buffers_;
   HandlePool<HostHandle> handles_;
-  std::vector<RowDemand> wanted_;  ///< [num_ranks] by the call under way
+  std::vector<RowDemand> wanted_;          ///< [num_ranks] by the call under way
+  std::vector<std::int32_t> promised_of_;  ///< [num_ranks] buffers that the others may write into at once
+  std::uint64_t last_handle_id_ = 0;       ///< of the last exchange
   std::uint64_t num_prepared_ = 0;
   std::uint64_t num_sent_ = 0;  ///< send halves
   OpenCall open_;

@@ -27,6 +27,8 @@ class HostHandle final : public HandleState {
 
   /// Counts prepares; equal on all ranks.
   std::uint64_t handle_id = 0;
+  /// In which its routing was published, where it was (see PublishedRouting).
+  std::uint64_t exchange = 0;
   LayoutTables tables;
   RowDemand demand;
 
@@ -38,7 +40,8 @@ class HostHandle final : public HandleState {
   std::vector<SendEntry> sends;          ///< by token; per token in the order of the ranks' first appearance
   std::vector<std::int32_t> send_begin;  ///< [num_tokens + 1] into `sends`
 
-  // Both sides: (token, rank) pairs that fit.
+  // Both sides: (token, rank) pairs that fit. Where routing is published, of this rank's as source or as destination
+  // only.
   std::vector<std::int32_t> pairs;  ///< [num_ranks (source), num_ranks (destination)]
   std::size_t num_ranks = 1;
 
@@ -58,7 +61,15 @@ class HostHandle final : public HandleState {
   std::vector<std::int32_t> pair_of_send;
 
   [[nodiscard]] std::int32_t num_pairs(int source, int destination) const noexcept {
-    return pairs[static_cast<std::size_t>(source) * num_ranks + static_cast<std::size_t>(destination)];
+    return pairs[pair_idx(source, destination)];
+  }
+  void set_num_pairs(int source, int destination, std::int32_t num_pairs) noexcept {
+    pairs[pair_idx(source, destination)] = num_pairs;
+  }
+
+ private:
+  [[nodiscard]] std::size_t pair_idx(int source, int destination) const noexcept {
+    return static_cast<std::size_t>(source) * num_ranks + static_cast<std::size_t>(destination);
   }
 };
 

@@ -12,7 +12,7 @@
 namespace epistle::host {
 
 Preparation::Preparation(HostContext& context, RowMover& mover)
-    : context_(&context), mover_(&mover), layout_(context.layout()), config_(context.config) {
+    : context_(&context), mover_(&mover), layout_(context.layout()), config_(context.config), published_(context) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
   const auto experts = static_cast<std::size_t>(config_.num_experts);
   wanted_.resize(ranks);
@@ -34,20 +34,22 @@ void Preparation::finish(HostHandle& state, const Call& call) {
   context_->memory.grow(wanted_, call, Phase::kLayout);
 
   place_rows(state);
-  if (layout_.token_major()) {
-    write_token_records(state);
+  open_description(state);
+  if (mover_->sends_unagreed()) {
+    published_.derive(state, count_views_);
   } else {
-    write_row_records(state);
+    exchange_records(state, call);
   }
-  (void)group.agree(call, Phase::kLayout);
-  finish_counts(state);
-  describe(state);
-  if (layout_.token_major()) {
-    read_token_records(state);
-  } else {
-    read_row_records(state);
-  }
+  sum_counts(state);
   mover_->plan(state);
+}
+
+/// Every rank tells the others what it sends them, and what it had to drop.
+void Preparation::exchange_records(HostHandle& state, const Call& call) {
+  layout_.token_major() ? write_token_records(state) : write_row_records(state);
+  (void)context_->group->agree(call, Phase::kLayout);
+  read_counts(state);
+  layout_.token_major() ? read_token_records(state) : read_row_records(state);
 }
 
 /// From the counts of all ranks: the tables, what every rank's buffers must hold, and room in the handle.
@@ -64,7 +66,9 @@ void Preparation::plan(HostHandle& state) {
     wanted_[static_cast<std::size_t>(peer)] = is_static ? context_->plan.initial_demand() : demand_of(state, peer);
   }
   state.demand = is_static ? demand_of(state, rank()) : wanted_[static_cast<std::size_t>(rank())];
-  reserve_handle(state);
+  reserve_handle(state, {.num_tokens = state.num_tokens,
+                         .num_rows = state.tables.output_rows(rank()),
+                         .num_pairs = state.demand.send_pairs});
   mover_->reserve(state);
 }
 
@@ -98,8 +102,19 @@ Complaint Preparation::read(const PrepareRequest& request, HostHandle& state) {
       std::copy_n(request.weights.data + token * stride, top_k, &state.weights[token * top_k]);
     }
   }
-  return request.expert_ids.type == IdType::kInt32 ? read_tokens<std::int32_t>(request.expert_ids, state)
-                                                   : read_tokens<std::int64_t>(request.expert_ids, state);
+  Complaint complaint = read_ids(request.expert_ids, state);
+  if (complaint || !mover_->sends_unagreed()) return complaint;
+  // Once all have agreed this rank may not fail alone any more.
+  state.tables.resize(layout_);
+  reserve_handle(state, {.num_tokens = config_.max_tokens,
+                         .num_rows = layout_.max_output_rows(),
+                         .num_pairs = config_.max_tokens * layout_.max_ranks_per_token()});
+  published_.publish(state);
+  return std::nullopt;
+}
+
+Complaint Preparation::read_ids(const IdsView& ids, HostHandle& state) {
+  return ids.type == IdType::kInt32 ? read_tokens<std::int32_t>(ids, state) : read_tokens<std::int64_t>(ids, state);
 }
 
 template <typename Id>
@@ -183,10 +198,10 @@ RowDemand Preparation::demand_of(const HostHandle& state, int rank) const {
   return demand;
 }
 
-void Preparation::reserve_handle(HostHandle& state) {
+void Preparation::reserve_handle(HostHandle& state, const HandleSizes& sizes) const {
   const auto top_k = static_cast<std::size_t>(config_.top_k);
-  const auto num_tokens = static_cast<std::size_t>(state.num_tokens);
-  const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
+  const auto num_tokens = static_cast<std::size_t>(sizes.num_tokens);
+  const auto num_rows = static_cast<std::size_t>(sizes.num_rows);
   const auto num_local = static_cast<std::size_t>(layout_.partition().num_local_experts(rank()));
   if (num_tokens * top_k > state.dst_row.capacity() || num_rows > state.src_rank.capacity()) {
     const std::size_t entry_bytes = sizeof(std::int32_t) + sizeof(SendEntry);
@@ -197,7 +212,7 @@ void Preparation::reserve_handle(HostHandle& state) {
   }
   state.dst_row.reserve(num_tokens * top_k);
   if (!layout_.token_major()) state.send_of.reserve(num_tokens * top_k);
-  state.sends.reserve(static_cast<std::size_t>(state.demand.send_pairs));
+  state.sends.reserve(static_cast<std::size_t>(sizes.num_pairs));
   state.send_begin.reserve(num_tokens + 1);
   state.pairs.reserve(state.num_ranks * state.num_ranks);
   state.expert_counts.reserve(num_local);
@@ -328,26 +343,67 @@ void Preparation::write_row_records(const HostHandle& state) {
   }
 }
 
-void Preparation::finish_counts(HostHandle& state) {
-  const auto ranks = static_cast<std::size_t>(num_ranks());
+// ---- What this rank receives ----------------------------------------------------------------------------------------
+
+/// Arrays of the right sizes that say that there is nothing, for what is known only when all have told.
+void Preparation::open_description(HostHandle& state) const {
+  const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
   const ExpertPartition partition = layout_.partition();
-  const std::int32_t first_expert = partition.first_expert(rank());
   const auto num_local = static_cast<std::size_t>(partition.num_local_experts(rank()));
-  state.pairs.resize(ranks * ranks);
+  state.pairs.assign(state.num_ranks * state.num_ranks, 0);
+  const CountsView<std::int32_t> own = own_counts(state);
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    state.set_num_pairs(rank(), peer, own.pairs_to_rank[static_cast<std::size_t>(peer)]);
+  }
   state.expert_counts.assign(num_local, 0);
   state.expert_dropped.assign(num_local, 0);
-  RoutingStats& stats = state.stats;
+  state.src_rank.assign(num_rows, -1);
+  state.src_token.assign(num_rows, -1);
+  state.row_weights.assign(num_rows * static_cast<std::size_t>(layout_.weights_per_row()), 0.0F);
+  state.description = RowDescription{.num_rows = static_cast<std::int64_t>(num_rows),
+                                     .src_rank = state.src_rank.data(),
+                                     .src_token = state.src_token.data(),
+                                     .weights = state.row_weights.data(),
+                                     .num_local_experts = static_cast<std::int32_t>(num_local),
+                                     .first_expert = partition.first_expert(rank()),
+                                     .expert_counts = state.expert_counts.data(),
+                                     .expert_dropped = state.expert_dropped.data()};
+  if (layout_.token_major()) {
+    state.local_experts.assign(num_rows * static_cast<std::size_t>(config_.top_k), kNoExpert);
+    state.description.local_experts = state.local_experts.data();
+    return;
+  }
+  state.records.assign(num_rows, RowRecord{});
+  state.row_expert.assign(num_rows, kNoExpert);
+  state.description.row_expert = state.row_expert.data();
+  // Groups beyond the capacity are empty; the tables' begins are those of an unlimited output.
+  state.expert_begin.resize(num_local + 1);
+  for (std::size_t local = 0; local < num_local; ++local) {
+    const auto expert = state.description.first_expert + static_cast<std::int32_t>(local);
+    state.expert_begin[local] =
+        static_cast<std::int32_t>(std::min(state.tables.group_begin(expert), state.description.num_rows));
+  }
+  state.description.expert_begin = state.expert_begin.data();
+}
+
+void Preparation::read_counts(HostHandle& state) const {
+  const auto ranks = static_cast<std::size_t>(num_ranks());
+  const auto first_expert = static_cast<std::size_t>(state.description.first_expert);
   for (std::size_t peer = 0; peer < ranks; ++peer) {
     const ConstCountsView& counts = count_views_[peer];
     std::copy(counts.pairs_to_rank.begin(), counts.pairs_to_rank.end(),
               state.pairs.begin() + static_cast<std::ptrdiff_t>(peer * ranks));
-    for (std::size_t local = 0; local < num_local; ++local) {
-      const std::size_t expert = static_cast<std::size_t>(first_expert) + local;
+    for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
+      const std::size_t expert = first_expert + local;
       state.expert_dropped[local] += counts.dropped_of_expert[expert];
       state.expert_counts[local] += counts.rows_to_expert[expert] - counts.dropped_of_expert[expert];
     }
-    for (const std::int32_t dropped : counts.dropped_of_expert) stats.dropped_in_group += dropped;
+    for (const std::int32_t dropped : counts.dropped_of_expert) state.stats.dropped_in_group += dropped;
   }
+}
+
+void Preparation::sum_counts(HostHandle& state) const {
+  RoutingStats& stats = state.stats;
   for (int peer = 0; peer < num_ranks(); ++peer) {
     const std::int32_t sent = state.num_pairs(rank(), peer);
     const std::int32_t received = state.num_pairs(peer, rank());
@@ -360,30 +416,18 @@ void Preparation::finish_counts(HostHandle& state) {
   stats.output_rows = state.tables.content_rows(rank());
   stats.padding_rows = state.tables.output_rows(rank()) - stats.output_rows;
   for (const std::int32_t dropped : state.expert_dropped) stats.dropped_here += dropped;
-}
-
-/// What does not have to be read from the records.
-void Preparation::describe(HostHandle& state) {
-  const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
-  state.src_rank.assign(num_rows, -1);
-  state.src_token.assign(num_rows, -1);
-  state.row_weights.assign(num_rows * static_cast<std::size_t>(layout_.weights_per_row()), 0.0F);
-  state.description = RowDescription{.num_rows = static_cast<std::int64_t>(num_rows),
-                                     .src_rank = state.src_rank.data(),
-                                     .src_token = state.src_token.data(),
-                                     .weights = state.row_weights.data(),
-                                     .num_local_experts = static_cast<std::int32_t>(state.expert_counts.size()),
-                                     .first_expert = layout_.partition().first_expert(rank()),
-                                     .expert_counts = state.expert_counts.data(),
-                                     .expert_dropped = state.expert_dropped.data()};
+  if (layout_.token_major()) return;
+  const std::size_t num_local = state.expert_counts.size();
+  const std::int64_t last_end =
+      num_local == 0 ? 0 : state.expert_begin[num_local - 1] + layout_.group_rows(state.expert_counts[num_local - 1]);
+  state.expert_begin[num_local] = static_cast<std::int32_t>(std::min(last_end, state.description.num_rows));
 }
 
 void Preparation::read_token_records(HostHandle& state) const {
   const auto top_k = static_cast<std::size_t>(config_.top_k);
-  state.local_experts.assign(static_cast<std::size_t>(state.description.num_rows) * top_k, kNoExpert);
-  state.description.local_experts = state.local_experts.data();
   const std::byte* record = section(rank(), BufferSection::kRecords);
-  for (std::size_t row = 0; row < static_cast<std::size_t>(state.stats.output_rows); ++row) {
+  const auto num_content_rows = static_cast<std::size_t>(state.tables.content_rows(rank()));
+  for (std::size_t row = 0; row < num_content_rows; ++row) {
     TokenRecordHeader header;
     std::memcpy(&header, record, sizeof(header));
     state.src_rank[row] = header.src_rank;
@@ -396,24 +440,8 @@ void Preparation::read_token_records(HostHandle& state) const {
 }
 
 void Preparation::read_row_records(HostHandle& state) const {
-  const std::size_t num_local = state.expert_counts.size();
-  state.records.assign(static_cast<std::size_t>(state.description.num_rows), RowRecord{});
-  state.expert_begin.resize(num_local + 1);
-  // Groups beyond the capacity are empty; the table's begins are those of an unlimited output.
-  for (std::size_t local = 0; local < num_local; ++local) {
-    const auto expert = state.description.first_expert + static_cast<std::int32_t>(local);
-    state.expert_begin[local] =
-        static_cast<std::int32_t>(std::min(state.tables.group_begin(expert), state.description.num_rows));
-  }
-  const std::int64_t last_end =
-      num_local == 0 ? 0 : state.expert_begin[num_local - 1] + layout_.group_rows(state.expert_counts[num_local - 1]);
-  state.expert_begin[num_local] = static_cast<std::int32_t>(std::min(last_end, state.description.num_rows));
-  state.description.expert_begin = state.expert_begin.data();
-  state.row_expert.assign(static_cast<std::size_t>(state.description.num_rows), kNoExpert);
-  state.description.row_expert = state.row_expert.data();
-
   const auto* records = reinterpret_cast<const RowRecord*>(section(rank(), BufferSection::kRecords));
-  for (std::size_t local = 0; local < num_local; ++local) {
+  for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
     // Only rows that carry a token were written; the records of padding are left over from other calls.
     const auto begin = static_cast<std::size_t>(state.expert_begin[local]);
     const std::size_t end = begin + static_cast<std::size_t>(state.expert_counts[local]);

@@ -9,6 +9,7 @@
 
 #include "core/complaint.hpp"
 #include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/published_routing.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
 #include "layout/layout_tables.hpp"
 
@@ -18,7 +19,8 @@ class Preparation {
  public:
   Preparation(HostContext& context, RowMover& mover);
 
-  /// Copies the routing into the handle and counts; the request was checked but for its ids.
+  /// Copies the routing into the handle and counts; the request was checked but for its ids. Where the mover publishes,
+  /// so is the routing, and the handle has room for whatever the others may say.
   [[nodiscard]] Complaint read(const PrepareRequest& request, HostHandle& state);
   /// Collective, behind `call`, on which all ranks have agreed when all had counted.
   void finish(HostHandle& state, const Call& call);
@@ -32,23 +34,32 @@ class Preparation {
 
   template <typename Id>
   [[nodiscard]] Complaint read_tokens(const IdsView& ids, HostHandle& state);
+  [[nodiscard]] Complaint read_ids(const IdsView& ids, HostHandle& state);
   void plan(HostHandle& state);
   [[nodiscard]] CountsView<std::int32_t> own_counts(const HostHandle& state) const noexcept;
   void check_capacity(const HostHandle& state) const;
   [[nodiscard]] RowDemand demand_of(const HostHandle& state, int rank) const;
-  void reserve_handle(HostHandle& state);
+  struct HandleSizes {
+    std::int64_t num_tokens;
+    std::int64_t num_rows;
+    std::int64_t num_pairs;
+  };
+  void reserve_handle(HostHandle& state, const HandleSizes& sizes) const;
   void place_rows(HostHandle& state);
   void write_token_records(const HostHandle& state);
   void write_row_records(const HostHandle& state);
-  void finish_counts(HostHandle& state);
-  void describe(HostHandle& state);
+  void exchange_records(HostHandle& state, const Call& call);
+  void open_description(HostHandle& state) const;
+  void read_counts(HostHandle& state) const;
   void read_token_records(HostHandle& state) const;
   void read_row_records(HostHandle& state) const;
+  void sum_counts(HostHandle& state) const;
 
   HostContext* context_;
   RowMover* mover_;
   const DispatchLayout& layout_;
   const ResolvedConfig& config_;
+  PublishedRouting published_;
   std::vector<RowDemand> wanted_;  ///< [num_ranks] by the call under way
   // Scratch, sized once.
   std::vector<ConstCountsView> count_views_;

@@ -16,16 +16,15 @@ void RankMemory::commit(const RowDemand& demand) {
   const SectionBytes have = plan_->section_bytes(committed_);
   const SectionBytes need = plan_->section_bytes(raised);
   for (const BufferSection section : kBufferSections) {
-    // The control section is needed whatever the demand.
-    const bool is_empty = section == BufferSection::kControl && !control_committed_;
-    const std::int64_t begin = is_empty ? 0 : have[section];
+    // What is needed whatever the demand is not there at first either.
+    const std::int64_t begin = is_empty_ ? 0 : have[section];
     if (need[section] <= begin) continue;
     for (std::int32_t copy = 0; copy < plan_->section_copies(section); ++copy) {
       region_.commit(plan_->section_offset(section) + copy * plan_->section_stride(section) + begin,
                      need[section] - begin);
     }
   }
-  control_committed_ = true;
+  is_empty_ = false;
   committed_ = raised;
 }
 

@@ -40,7 +40,7 @@ class RankMemory {
   GroupImpl* group_;
   SymmetricRegion region_;
   RowDemand committed_;
-  bool control_committed_ = false;
+  bool is_empty_ = true;            ///< nothing is committed
   std::vector<RowDemand> demands_;  ///< [num_ranks] that all ranks have agreed to be committed
 };
 

@@ -26,6 +26,8 @@ struct MoveJob {
   std::int64_t row_bytes = 0;
   std::int64_t scale_bytes = 0;
   BufferSection target = BufferSection::kReceiveRows;
+  bool is_published = false;   ///< rows are laid out for the others to fetch: their places were not known
+  std::uint64_t exchange = 0;  ///< in which they are
 };
 
 /// Rows on their way back, in the combine section of every rank.
@@ -45,12 +47,17 @@ struct RowWeightJob {
   float* grad_weights = nullptr;
 };
 
-/// Calls it once per step of a call, when all ranks have agreed on that. Sections are those of the call's buffers.
+/// Calls it once per step of a call, when all ranks have agreed on that (but see sends_unagreed()). Sections are those
+/// of the call's buffers.
 class RowMover {
  public:
   virtual ~RowMover() = default;
   RowMover(const RowMover&) = delete;
   RowMover& operator=(const RowMover&) = delete;
+
+  /// True where the ranks need not have agreed on a call before its rows are sent: nobody looks at them before all
+  /// have. Then sending and agreeing are one step, and routing may travel with the rows.
+  [[nodiscard]] virtual bool sends_unagreed() const noexcept { return false; }
 
   /// Makes room in `handle` for what plan() puts there, when the counts are known.
   virtual void reserve(HostHandle& handle) { static_cast<void>(handle); }

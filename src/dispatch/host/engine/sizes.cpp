@@ -1,6 +1,18 @@
 #include "dispatch/host/engine/sizes.hpp"
 
+#include "dispatch/host/engine/published_places.hpp"
+
 namespace epistle::host {
+namespace {
+
+/// Of what stands in kControl: one is read while the other is written.
+constexpr std::int64_t kGenerations = 2;
+
+constexpr std::int64_t all_counts_bytes(const DispatchLayout& layout) noexcept {
+  return kGenerations * layout.counts_entries() * DispatchLayout::kCountBytes;
+}
+
+}  // namespace
 
 SectionBytes HostRules::content_bytes(const DispatchLayout& layout, const RowDemand& demand) const noexcept {
   SectionBytes bytes = PlanRules::content_bytes(layout, demand);
@@ -21,11 +33,22 @@ SectionBytes PublishedInputRules::content_bytes(const DispatchLayout& layout, co
   return bytes;
 }
 
+SectionBytes PublishedSetsRules::content_bytes(const DispatchLayout& layout, const RowDemand& demand) const noexcept {
+  SectionBytes bytes = HostRules::content_bytes(layout, demand);
+  bytes[BufferSection::kRecords] = 0;  // receivers derive what they must know of their rows
+  PublishedPlaces(layout).add_to(bytes);
+  return bytes;
+}
+
+std::int64_t published_buffers_offset(const DispatchLayout& layout, std::uint64_t exchange) noexcept {
+  return all_counts_bytes(layout) +
+         static_cast<std::int64_t>(exchange % kGenerations) * static_cast<std::int64_t>(sizeof(PublishedBuffers));
+}
+
 BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules) {
   const LayoutParams params = to_layout_params(config, num_ranks);
-  constexpr std::int64_t kGenerations = 2;
-  const std::int64_t counts_bytes = DispatchLayout(params).counts_entries() * DispatchLayout::kCountBytes;
-  return {rules, params, {.control_bytes = kGenerations * counts_bytes}};
+  constexpr std::int64_t kAllPublishedBytes = kGenerations * sizeof(PublishedBuffers);
+  return {rules, params, {.control_bytes = all_counts_bytes(DispatchLayout(params)) + kAllPublishedBytes}};
 }
 
 }  // namespace epistle::host

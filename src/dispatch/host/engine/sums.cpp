@@ -37,6 +37,22 @@ SumJob sum_job(const HostContext& context, const SumRequest& request, const Term
           .mode = context.store_mode(request.handle->num_tokens * row_bytes)};
 }
 
+void sum_rows_in_place(HostContext& context, const SumRequest& request) {
+  const HostHandle& handle = *request.handle;
+  const std::int64_t row_bytes = context.layout().params().combine_row_bytes;
+  const auto row_at = [&](int rank, std::int32_t row) {
+    return context.section(rank, BufferSection::kCombineRows) + row * row_bytes;
+  };
+  if (context.layout().token_major()) {
+    sum_token_rows(context, request,
+                   [&](std::size_t idx) { return row_at(handle.sends[idx].dst_rank, handle.sends[idx].row); });
+  } else {
+    sum_expert_rows(context, request, [&](std::size_t entry) {
+      return row_at(context.rank_of_entry(handle, entry), handle.dst_row[entry]);
+    });
+  }
+}
+
 void apply_row_weights(HostContext& context, const RowWeightJob& job) {
   const HostHandle& handle = *job.handle;
   const std::int64_t row_bytes = context.layout().params().combine_row_bytes;

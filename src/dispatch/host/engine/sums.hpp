@@ -90,6 +90,9 @@ void sum_expert_rows(HostContext& context, const SumRequest& request, const Expe
   });
 }
 
+/// RowMover::receive_sums that reads rows where the experts left them, in the combine section of every rank.
+void sum_rows_in_place(HostContext& context, const SumRequest& request);
+
 /// RowMover::apply_row_weights for rows that the row kernels can read.
 void apply_row_weights(HostContext& context, const RowWeightJob& job);
 
