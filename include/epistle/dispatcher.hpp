@@ -118,9 +118,9 @@ class DispatcherImpl;
 /// Dispatch and combine for the ranks of a group, on one device. Move-only.
 ///
 /// Every call is collective: all ranks of the group make the same calls in the same order; a rank's calls come from one
-/// thread at a time. Inputs are checked on every rank before a byte arrives that anybody looks at: the rank whose input is bad
-/// throws what is wrong with it, the others throw kPeerRejected naming that rank, and the dispatcher stays usable. So
-/// it does when ranks make different calls at once, of this or another dispatcher or of the group: all throw
+/// thread at a time. Inputs are checked on every rank before a byte arrives that anybody looks at: the rank whose input
+/// is bad throws what is wrong with it, the others throw kPeerRejected naming that rank, and the dispatcher stays
+/// usable. So it does when ranks make different calls at once, of this or another dispatcher or of the group: all throw
 /// kShapeMismatch. A rank that runs out of memory, or meets an error of the system, gives kOutOfMemory or kSystem on
 /// all ranks, and nothing has happened. What cannot be known before the call runs on a GPU is thrown later: see
 /// epistle/cuda.hpp.
@@ -152,8 +152,9 @@ class EPISTLE_API Dispatcher {
   [[nodiscard]] Received dispatch(const DispatchRequest& request, Stream stream = {});
 
   /// The same in two halves. The send half returns when this rank's rows are on their way, the receive half when all
-  /// for this rank have arrived; what another rank was refused for is thrown by either. What the request shows must stay unchanged in between. One send half may be open at a
-  /// time; other dispatchers, also of the same group, can be used meanwhile.
+  /// for this rank have arrived; what another rank was refused for is thrown by either. What the request shows must
+  /// stay unchanged in between. One send half may be open at a time; other dispatchers, also of the same group, can be
+  /// used meanwhile.
   [[nodiscard]] Pending dispatch_send(const DispatchRequest& request, Stream stream = {});
   [[nodiscard]] Received dispatch_receive(Pending pending, Stream stream = {});
 
