@@ -42,10 +42,16 @@ DispatcherConfig config_that_takes(const std::string& dispatcher, int num_ranks,
   }
 }
 
+/// With so many tokens on every rank, the rows alone need twice what there is.
+std::int64_t too_many_tokens(int num_ranks) {
+  const std::int64_t bytes_per_token = 2 * kTopK * config_for(num_ranks, 1).hidden * 2;  // bf16, received and sent back
+  return 2 * kLimitBytes / num_ranks / bytes_per_token;
+}
+
 /// Rounds of one dispatcher with exact sizing, whose memory grows with the rows it gets.
 Round round_of(int num_ranks, std::int64_t num_tokens) {
   Scenario scenario;
-  scenario.config = config_for(num_ranks, 1 << 16);
+  scenario.config = config_for(num_ranks, too_many_tokens(num_ranks));
   scenario.config.layout = ExpertMajor{};
   scenario.tokens_per_rank.assign(static_cast<std::size_t>(num_ranks), num_tokens);
   scenario.missing_probability = 0.0;
@@ -91,8 +97,7 @@ TEST_P(MemoryLimit, WhatDoesNotFitIsAnErrorOnAllRanks) {
   const test::ControlGroup limited(kLimitBytes);
   if (!limited.missing().empty()) GTEST_SKIP() << limited.missing();
   const Round few = round_of(num_ranks, 2);
-  const std::int64_t bytes_per_token = 2 * kTopK * few.row_bytes();
-  const Round many = round_of(num_ranks, 2 * kLimitBytes / num_ranks / bytes_per_token);
+  const Round many = round_of(num_ranks, too_many_tokens(num_ranks));
   std::vector<ReportingChildren::Body> bodies;
   const auto add_body = [&](const std::function<void()>& body) {
     bodies.emplace_back([&limited, body](ChildReport&) {
