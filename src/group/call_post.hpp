@@ -38,6 +38,7 @@ struct Call {
   std::int32_t buffer = 0;         ///< which of its buffers the rank uses: its own choice, which the others must know
   std::uint64_t subject = 0;       ///< number of the dispatcher, 0 = the group itself
   std::uint64_t detail = 0;        ///< number of the handle, or bytes
+  std::int32_t step = 0;           ///< of a call that has several
   std::int64_t value = kAnyValue;  ///< calls of dispatchers: 1 = gradients of the weights are given, 0 = they are not
 
   /// "prepare (dispatcher 1, handle 2)".
@@ -53,7 +54,7 @@ struct CallPost {
   ErrorCode status = ErrorCode::kOk;
   Call call;
   bool blames_another = false;      ///< what the rank complains of is another rank's doing: that one knows better
-  std::array<char, 464> message{};  ///< why the rank refuses, where it does
+  std::array<char, 456> message{};  ///< why the rank refuses, where it does
 };
 static_assert(sizeof(CallPost) == 512);
 

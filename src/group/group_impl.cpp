@@ -164,7 +164,7 @@ GroupImpl::RankControl& GroupImpl::rank_control(int rank) const noexcept {
 Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
   const Ticket ticket = barrier_.next_ticket();
   // Arriving twice would let the others go on before all ranks have done what the first arrival stands for.
-  if (last_waited_ != ticket - 1) settle(ticket - 1);
+  settle_open_step();
   CallPost& post = rank_control(rank_).posts[ticket & 1];
   post.ticket = ticket;
   post.call = call;
@@ -180,7 +180,9 @@ Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
 
 Ticket GroupImpl::arrive(const Call& call) { return arrive(call, std::nullopt); }
 
-void GroupImpl::settle(Ticket ticket) {
+void GroupImpl::settle_open_step() {
+  const Ticket ticket = barrier_.next_ticket() - 1;
+  if (last_waited_ == ticket) return;
   wait_for_all(ticket, Phase::kBarrier, nullptr);
   const Complaint found = attempt([&] { (void)compare_posts(ticket, Phase::kBarrier, std::nullopt); });
   if (found) refused_steps_.push_back({ticket, *found});
@@ -250,7 +252,7 @@ std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complain
     const CallPost& other = post_of(peer);
     const Error::Context context{.rank = rank_, .peer_rank = peer, .phase = phase};
     if (other.call.kind != first.call.kind || other.call.subject != first.call.subject ||
-        other.call.detail != first.call.detail) {
+        other.call.detail != first.call.detail || other.call.step != first.call.step) {
       throw AgreedError(ErrorCode::kShapeMismatch,
                         fmt::format("rank 0 calls {}, rank {} calls {}; all ranks must make the same calls in the same "
                                     "order; nothing was sent",
@@ -285,6 +287,8 @@ void GroupImpl::gather_bytes(const Call& call, Phase phase, const GatherBuffers&
   std::size_t done = 0;
   do {
     check_usable();
+    // Before that the others may still read what this rank has put into the slot two steps ago.
+    settle_open_step();
     const std::size_t chunk = complaint ? 0 : std::min(kGatherSlotBytes, buffers.num_bytes - done);
     const std::size_t slot = barrier_.next_ticket() & 1;
     if (chunk > 0) std::memcpy(rank_control(rank_).gather_slots[slot].data(), source + done, chunk);
@@ -451,7 +455,8 @@ std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(Ticket ticket, 
 
 void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   // Where the ranks are in step, reading the clock would take as long as waiting.
-  for (int spin = 0; spin < kSpinsPerClockRead && !barrier_.passed(ticket); ++spin) spin_pause();
+  const int num_spins = spin_ > kSpinOnSharedCore ? kSpinsPerClockRead : 0;
+  for (int spin = 0; spin < num_spins && !barrier_.passed(ticket); ++spin) spin_pause();
   if (!barrier_.passed(ticket)) wait_and_look(ticket, phase, missing_rows);
   last_waited_ = ticket;
   // A rank that was given up may arrive late and complete the barrier: it must not go on alone.

@@ -166,7 +166,7 @@ class GroupImpl {
 
   Ticket arrive(const Call& call, const Complaint& complaint);
   /// Waits for a step on behalf of the next one, and keeps what was found for who calls wait().
-  void settle(Ticket ticket);
+  void settle_open_step();
   void throw_settled(Ticket ticket, Phase phase);
   void wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows);
   void wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows);

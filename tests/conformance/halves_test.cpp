@@ -73,6 +73,32 @@ TEST_P(Halves, LeaveRoomForOtherCalls) {
   }));
 }
 
+// What a rank gathers stays until all have read it, also where a send half lies between two gathers and waits for
+// nobody.
+TEST_P(Halves, LieBetweenGathers) {
+  const Scenario scenario = halves_scenario(SizingMode::kExact);
+  expect_clean(call_on_all_ranks(GetParam(), scenario, [&](const Caller& caller) {
+    constexpr std::size_t kNumValues = 400;
+    const auto num_ranks = static_cast<std::size_t>(caller.group.size());
+    std::vector<std::int64_t> all(num_ranks * kNumValues);
+    const auto gather = [&](std::int64_t number) {
+      const std::vector<std::int64_t> own(kNumValues, number * 100 + caller.rank);
+      caller.group.all_gather(own.data(), kNumValues * sizeof(std::int64_t), all.data());
+      for (std::size_t idx = 0; idx < all.size(); ++idx) {
+        ASSERT_EQ(all[idx], number * 100 + static_cast<std::int64_t>(idx / kNumValues)) << "gather " << number;
+      }
+    };
+    const Handle handle = caller.prepare();
+    for (std::int64_t repeat = 0; repeat < 300; ++repeat) {
+      gather(2 * repeat);
+      Pending pending = caller.subject.dispatcher().dispatch_send(caller.inputs.dispatch(handle));
+      gather(2 * repeat + 1);
+      (void)caller.subject.dispatcher().dispatch_receive(std::move(pending));
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }));
+}
+
 INSTANTIATE_TEST_SUITE_P(All, Halves, ::testing::ValuesIn(dispatcher_names()),
                          [](const auto& param_info) { return param_info.param; });
 

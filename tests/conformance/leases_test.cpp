@@ -194,6 +194,25 @@ TEST_P(Leases, SavedRowsOfALeaseYieldGradients) {
   });
 }
 
+TEST_P(Leases, GradientsAreNotOverwrittenByRowsOfYourOwn) {
+  on_all_ranks(GetParam(), leased_scenario(1), [](const Caller& caller) -> Mismatch {
+    Subject& subject = caller.subject;
+    const Handle handle = caller.prepare();
+    RowsBuffer grad_out = caller.inputs.sums();
+    Received gradients = subject.dispatcher().combine_backward({.handle = handle, .grad_out = grad_out.view()});
+    RowsBuffer rows =
+        caller.inputs.output_rows(gradients.num_rows(), caller.round.values(5, caller.rank, gradients.num_rows()));
+    RowsBuffer out = caller.inputs.sums();
+    const auto combine = [&] {
+      subject.dispatcher().combine({.handle = handle, .rows = rows.view(), .out = out.view()});
+    };
+    EPISTLE_RETURN_MISMATCH(expect_all_leased(outcome_of(combine), "1"));
+    gradients.release();
+    const Outcome outcome = outcome_of(combine);
+    return expect_equal(outcome.has_value(), false, outcome ? outcome->what() : "");
+  });
+}
+
 TEST_P(Leases, TwoMicroBatchesInHalves) {
   on_all_ranks(GetParam(), leased_scenario(2), [](const Caller& caller) -> Mismatch {
     Dispatcher& dispatcher = caller.subject.dispatcher();

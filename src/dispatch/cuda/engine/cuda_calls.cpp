@@ -380,7 +380,7 @@ Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Str
   if (!complaint) complaint = no_buffer;
   announce_call(DeviceCall::kCombineBackward, state.get(), complaint);
   context_.buffer = buffer->idx;
-  buffer->holder = state.get();
+  buffer->holder = nullptr;  // gradients are no rows that a combine may put others in the place of
   last_handle_ = state;
   MoveArgs args;
   args.group = context_.device_group;

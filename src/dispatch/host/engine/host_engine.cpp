@@ -13,6 +13,16 @@ namespace {
 // Distinguishes the dispatchers of a process, so that a handle of another one is noticed.
 std::atomic<std::uint64_t> next_dispatcher_id{1};
 
+// Steps of a call behind the one in which all agree on it. They are told apart, so that a rank that starts a call never
+// takes part in the end of another one's.
+constexpr std::int32_t kRowsSent = 1;
+constexpr std::int32_t kRowsRead = 2;
+
+Call step_of(Call call, std::int32_t step) noexcept {
+  call.step = step;
+  return call;
+}
+
 /// Where copy `idx` of what a lease shows lies on this rank.
 RowBuffer place_buffer(const HostContext& context, std::int32_t idx) {
   RowBuffer buffer;
@@ -82,9 +92,10 @@ template <typename Send>
 Ticket HostEngine::send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order,
                         const Send& send_rows) {
   if (!complaint) tell_of_buffers(call.buffer);
-  if (complaint || order == SendOrder::kWhenAgreed) (void)agree(call, phase, complaint);
+  const bool agrees_first = complaint || order == SendOrder::kWhenAgreed;
+  if (agrees_first) (void)agree(call, phase, complaint);
   send_rows();
-  return group_->arrive(call);
+  return group_->arrive(agrees_first ? step_of(call, kRowsSent) : call);
 }
 
 void HostEngine::wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing) {
@@ -318,7 +329,7 @@ void HostEngine::receive_combine(const OpenCall& call) {
   wait_for_all(*call.handle, call.ticket, Phase::kCombine, rows_back_of(*call.handle));
   mover_->receive_sums(call.sums);
   // Nobody may write new rows while one still reads.
-  (void)group_->agree(call_of(CallKind::kCombine, call.handle.get(), nullptr), Phase::kCombine);
+  (void)group_->agree(step_of(call_of(CallKind::kCombine, call.handle.get(), nullptr), kRowsRead), Phase::kCombine);
 }
 
 void HostEngine::combine(const CombineRequest& request, Stream stream) {
@@ -369,10 +380,10 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
                         .out_stride = request.grad_tokens.stride_bytes()};
   mover_->send_sums(sums);
   const MissingRows missing = rows_back_of(*state);
-  group_->wait(group_->arrive(call), Phase::kCombine, &missing);
+  group_->wait(group_->arrive(step_of(call, kRowsSent)), Phase::kCombine, &missing);
   mover_->receive_sums(sums);
   if (takes) gather_weight_gradients(*state, request.grad_probs);
-  (void)group_->agree(call, Phase::kCombine);
+  (void)group_->agree(step_of(call, kRowsRead), Phase::kCombine);
 }
 
 void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_probs) const {
@@ -410,7 +421,7 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
                     .target = BufferSection::kCombineRows};
   // Agreed on first: gradients go where combine puts rows of a caller's before all have agreed.
   const Ticket ticket = send(call, Phase::kCombine, complaint, SendOrder::kWhenAgreed, [&] {
-    buffer->holder = state.get();
+    buffer->holder = nullptr;  // gradients are no rows that a combine may put others in the place of
     mover_->send_rows(job);
   });
   wait_for_rows(*state, ticket, Phase::kCombine);
