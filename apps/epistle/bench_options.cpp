@@ -16,7 +16,7 @@ namespace epistle::cli {
 namespace {
 
 constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
-// What a dispatcher takes, see src/dispatch/config_check.cpp.
+// What a dispatcher takes, see src/dispatch/call/resolved_config.cpp.
 constexpr std::int64_t kMaxHidden = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxAlignment = 1024;

@@ -44,6 +44,11 @@ Ticket Barrier::arrive() noexcept {
   return awaited_;
 }
 
+void Barrier::spin(Ticket ticket) const noexcept {
+  constexpr int kMaxPauses = 64;
+  for (int pause = 0; pause < kMaxPauses && !passed(ticket); ++pause) spin_pause();
+}
+
 void Barrier::sleep(Ticket ticket, std::int64_t max_wait_us) noexcept {
   block_->num_sleepers.value.fetch_add(1, std::memory_order_seq_cst);
   const std::uint32_t generation = block_->generation.value.load(std::memory_order_seq_cst);

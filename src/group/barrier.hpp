@@ -70,6 +70,8 @@ class Barrier {
     return static_cast<std::int32_t>(seen - ticket) >= 0;
   }
 
+  /// Spins until the generation of `ticket` is complete, or for a moment: some microseconds, without reading a clock.
+  void spin(Ticket ticket) const noexcept;
   /// Sleeps until the generation of `ticket` is complete or `max_wait_us` is over.
   void sleep(Ticket ticket, std::int64_t max_wait_us) noexcept;
 

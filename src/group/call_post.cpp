@@ -30,10 +30,10 @@ std::string_view name_of(CallKind kind) noexcept {
 }  // namespace
 
 std::string Call::describe() const {
-  if (subject != 0 && step != 0) {
-    return fmt::format("{} (dispatcher {}, handle {}, step {})", name_of(kind), subject, detail, step + 1);
+  if (subject != 0) {
+    const std::string later_step = step != 0 ? fmt::format(", step {}", step + 1) : "";
+    return fmt::format("{} (dispatcher {}, handle {}{})", name_of(kind), subject, detail, later_step);
   }
-  if (subject != 0) return fmt::format("{} (dispatcher {}, handle {})", name_of(kind), subject, detail);
   if (detail != 0) return fmt::format("{} ({} bytes)", name_of(kind), detail);
   return std::string(name_of(kind));
 }

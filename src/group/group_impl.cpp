@@ -29,7 +29,6 @@ constexpr int kPeersPerLook = 32;
 // step by not sleeping.
 constexpr std::chrono::microseconds kSpinWithOwnCore{100};
 constexpr std::chrono::microseconds kSpinOnSharedCore{1};
-constexpr int kSpinsPerClockRead = 64;
 constexpr std::size_t kGatherSlotBytes = 4096;
 
 constexpr std::uint32_t kRankActive = 1;
@@ -455,8 +454,7 @@ std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(Ticket ticket, 
 
 void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   // Where the ranks are in step, reading the clock would take as long as waiting.
-  const int num_spins = spin_ > kSpinOnSharedCore ? kSpinsPerClockRead : 0;
-  for (int spin = 0; spin < num_spins && !barrier_.passed(ticket); ++spin) spin_pause();
+  if (spin_ > kSpinOnSharedCore) barrier_.spin(ticket);
   if (!barrier_.passed(ticket)) wait_and_look(ticket, phase, missing_rows);
   last_waited_ = ticket;
   // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
@@ -470,7 +468,7 @@ void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* mis
   int next_peer = (rank_ + 1) % num_ranks_;
   for (Clock::time_point now = start; !barrier_.passed(ticket); now = Clock::now()) {
     if (now - start < spin_ && now < next_look) {
-      for (int spin = 0; spin < kSpinsPerClockRead && !barrier_.passed(ticket); ++spin) spin_pause();
+      barrier_.spin(ticket);
       continue;
     }
     if (now - start >= spin_) barrier_.sleep(ticket, look_interval_us_);

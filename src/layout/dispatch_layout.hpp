@@ -178,8 +178,7 @@ class DispatchLayout {
     return static_cast<std::int64_t>(sizeof(TokenRecordHeader)) + static_cast<std::int64_t>(params_.top_k) * 8;
   }
 
-  // ---- Control section: two generations of the counts that prepare exchanges, so that one can be read while the next
-  //      is written ---------------------------------------------------------------------------------------------------
+  // ---- Control section: generations of the counts that prepare exchanges -------------------------------------------
 
   /// int32 entries of one generation. First round: tokens for each rank, assignments for each expert, tokens in all.
   /// Second round, when places are known: pairs that fit for each rank, drops for each expert.
@@ -187,9 +186,11 @@ class DispatchLayout {
     return 2 * (static_cast<std::int64_t>(params_.num_ranks) + static_cast<std::int64_t>(params_.num_experts)) + 1;
   }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset(std::uint64_t generation) const noexcept {
-    return static_cast<std::int64_t>(generation & 1) * counts_entries() * kCountBytes;
+    return static_cast<std::int64_t>(generation % kNumGenerations) * counts_entries() * kCountBytes;
   }
 
+  /// Of what ranks publish, the counts among it: one is read while the next is written.
+  static constexpr std::uint64_t kNumGenerations = 2;
   static constexpr std::int64_t kCountBytes = sizeof(std::int32_t);
 
  private:

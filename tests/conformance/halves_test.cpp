@@ -156,18 +156,9 @@ TEST(OneStepHalves, ReceiveTellsOfARefusalBehindOtherCalls) {
     if (refused) throw Error(*refused);
     (void)dispatcher.dispatch_receive(std::move(pending));
   });
-  for (std::size_t rank = 0; rank < outcomes.by_rank.size(); ++rank) {
-    SCOPED_TRACE("rank " + std::to_string(rank));
-    ASSERT_TRUE(outcomes.by_rank[rank].has_value());
-    const Error& error = *outcomes.by_rank[rank];
-    const bool is_bad = rank == kBadRank;
-    EXPECT_EQ(error.code(), is_bad ? ErrorCode::kInvalidArgument : ErrorCode::kPeerRejected) << error.what();
+  expect_rejected(outcomes, ErrorCode::kInvalidArgument, [](std::size_t, const Error& error) {
     EXPECT_EQ(error.context().phase, Phase::kDispatch) << error.what();
-    if (!is_bad) {
-      EXPECT_EQ(error.context().peer_rank, kBadRank) << error.what();
-    }
-    EXPECT_FALSE(outcomes.afterwards[rank].has_value()) << *outcomes.afterwards[rank];
-  }
+  });
 }
 
 // Rows that came with a routing of which not all know: nothing comes of them.

@@ -40,20 +40,10 @@ class CudaErrors : public OnGpu<> {
           (void)caller.subject.prepare(request);
         },
         on_cuda());
-    for (std::size_t rank = 0; rank < outcomes.by_rank.size(); ++rank) {
-      SCOPED_TRACE("rank " + std::to_string(rank));
-      const Outcome& outcome = outcomes.by_rank[rank];
-      ASSERT_TRUE(outcome.has_value());
-      EXPECT_EQ(outcome->context().rank, static_cast<int>(rank));
-      EXPECT_EQ(outcome->context().phase, Phase::kLayout);
-      if (rank == kBadRank) {
-        EXPECT_EQ(outcome->code(), ErrorCode::kInvalidArgument) << outcome->what();
-      } else {
-        EXPECT_EQ(outcome->code(), ErrorCode::kPeerRejected) << outcome->what();
-        EXPECT_EQ(outcome->context().peer_rank, kBadRank);
-      }
-      EXPECT_FALSE(outcomes.afterwards[rank].has_value()) << *outcomes.afterwards[rank];
-    }
+    expect_rejected(outcomes, ErrorCode::kInvalidArgument, [](std::size_t rank, const Error& error) {
+      EXPECT_EQ(error.context().rank, static_cast<int>(rank));
+      EXPECT_EQ(error.context().phase, Phase::kLayout);
+    });
   }
 };
 

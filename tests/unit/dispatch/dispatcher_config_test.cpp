@@ -12,6 +12,7 @@
 
 #include "core/settings.hpp"
 #include "dispatch/host/engine/row_kernels.hpp"
+#include "support/bad_rank.hpp"
 #include "support/environment.hpp"
 #include "support/round_trip.hpp"
 
@@ -19,7 +20,6 @@ namespace epistle::testing {
 namespace {
 
 constexpr int kNumRanks = 3;
-constexpr int kBadRank = 1;
 
 DispatcherConfig good_config() {
   DispatcherConfig config;

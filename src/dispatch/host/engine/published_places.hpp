@@ -11,8 +11,6 @@ namespace epistle::host {
 
 class PublishedPlaces {
  public:
-  static constexpr std::int64_t kNumSets = 2;
-
   explicit constexpr PublishedPlaces(const DispatchLayout& layout) noexcept
       : ids_bytes_(layout.params().max_tokens * layout.params().top_k *
                    static_cast<std::int64_t>(sizeof(std::int32_t))),
@@ -27,17 +25,17 @@ class PublishedPlaces {
   }
 
   // Offsets in kRecords: int32 expert ids, then fp32 weights, [max_tokens, top_k] each.
-  [[nodiscard]] constexpr std::int64_t ids(std::uint64_t exchange) const noexcept {
+  [[nodiscard]] constexpr std::int64_t ids_offset(std::uint64_t exchange) const noexcept {
     return set_of(exchange) * 2 * ids_bytes_;
   }
-  [[nodiscard]] constexpr std::int64_t weights(std::uint64_t exchange) const noexcept {
-    return ids(exchange) + ids_bytes_;
+  [[nodiscard]] constexpr std::int64_t weights_offset(std::uint64_t exchange) const noexcept {
+    return ids_offset(exchange) + ids_bytes_;
   }
   /// In kSendRows and kSendScales: one behind the other, by token.
-  [[nodiscard]] constexpr std::int64_t rows(std::uint64_t exchange) const noexcept {
+  [[nodiscard]] constexpr std::int64_t rows_offset(std::uint64_t exchange) const noexcept {
     return set_of(exchange) * rows_bytes_;
   }
-  [[nodiscard]] constexpr std::int64_t scales(std::uint64_t exchange) const noexcept {
+  [[nodiscard]] constexpr std::int64_t scales_offset(std::uint64_t exchange) const noexcept {
     return set_of(exchange) * scales_bytes_;
   }
 
@@ -46,8 +44,10 @@ class PublishedPlaces {
     return layout.params().sizing == SizingMode::kCapacity ? layout.params().max_tokens : 0;
   }
   [[nodiscard]] static constexpr std::int64_t set_of(std::uint64_t exchange) noexcept {
-    return static_cast<std::int64_t>(exchange % kNumSets);
+    return static_cast<std::int64_t>(exchange % DispatchLayout::kNumGenerations);
   }
+
+  static constexpr std::int64_t kNumSets = DispatchLayout::kNumGenerations;
 
   std::int64_t ids_bytes_;
   std::int64_t rows_bytes_;

@@ -17,8 +17,8 @@ void PublishedRouting::publish(const HostHandle& state) {
   std::byte* records = context_->memory.section(context_->rank, BufferSection::kRecords);
   const std::size_t num_bytes = state.expert_ids.size() * sizeof(std::int32_t);
   if (num_bytes == 0) return;
-  std::memcpy(records + places_.ids(state.exchange), state.expert_ids.data(), num_bytes);
-  std::memcpy(records + places_.weights(state.exchange), state.weights.data(), num_bytes);
+  std::memcpy(records + places_.ids_offset(state.exchange), state.expert_ids.data(), num_bytes);
+  std::memcpy(records + places_.weights_offset(state.exchange), state.weights.data(), num_bytes);
 }
 
 PublishedRouting::Source PublishedRouting::source_of(int rank, std::uint64_t exchange,
@@ -26,8 +26,8 @@ PublishedRouting::Source PublishedRouting::source_of(int rank, std::uint64_t exc
   const std::byte* records = context_->memory.section(rank, BufferSection::kRecords);
   return {.rank = rank,
           .num_tokens = num_tokens,
-          .ids = reinterpret_cast<const std::int32_t*>(records + places_.ids(exchange)),
-          .weights = reinterpret_cast<const float*>(records + places_.weights(exchange))};
+          .ids = reinterpret_cast<const std::int32_t*>(records + places_.ids_offset(exchange)),
+          .weights = reinterpret_cast<const float*>(records + places_.weights_offset(exchange))};
 }
 
 void PublishedRouting::derive(HostHandle& state, std::span<const ConstCountsView> counts) {

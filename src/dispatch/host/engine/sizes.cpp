@@ -5,11 +5,11 @@
 namespace epistle::host {
 namespace {
 
-/// Of what stands in kControl: one is read while the other is written.
-constexpr std::int64_t kGenerations = 2;
+/// Of what stands in kControl.
+constexpr std::int64_t kNumGenerations = DispatchLayout::kNumGenerations;
 
 constexpr std::int64_t all_counts_bytes(const DispatchLayout& layout) noexcept {
-  return kGenerations * layout.counts_entries() * DispatchLayout::kCountBytes;
+  return kNumGenerations * layout.counts_entries() * DispatchLayout::kCountBytes;
 }
 
 }  // namespace
@@ -41,13 +41,13 @@ SectionBytes PublishedSetsRules::content_bytes(const DispatchLayout& layout, con
 }
 
 std::int64_t published_buffers_offset(const DispatchLayout& layout, std::uint64_t exchange) noexcept {
-  return all_counts_bytes(layout) +
-         static_cast<std::int64_t>(exchange % kGenerations) * static_cast<std::int64_t>(sizeof(PublishedBuffers));
+  return all_counts_bytes(layout) + static_cast<std::int64_t>(exchange % DispatchLayout::kNumGenerations) *
+                                        static_cast<std::int64_t>(sizeof(PublishedBuffers));
 }
 
 BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules) {
   const LayoutParams params = to_layout_params(config, num_ranks);
-  constexpr std::int64_t kAllPublishedBytes = kGenerations * sizeof(PublishedBuffers);
+  constexpr std::int64_t kAllPublishedBytes = kNumGenerations * static_cast<std::int64_t>(sizeof(PublishedBuffers));
   return {rules, params, {.control_bytes = all_counts_bytes(DispatchLayout(params)) + kAllPublishedBytes}};
 }
 

@@ -18,8 +18,8 @@ bool LowLatencyMover::leaves_this_rank(const HostHandle& handle, std::int64_t to
 
 void LowLatencyMover::publish(const MoveJob& job) {
   const HostHandle& handle = *job.handle;
-  std::byte* rows = context_.own_section(BufferSection::kSendRows) + places_.rows(job.exchange);
-  std::byte* scales = context_.own_section(BufferSection::kSendScales) + places_.scales(job.exchange);
+  std::byte* rows = context_.own_section(BufferSection::kSendRows) + places_.rows_offset(job.exchange);
+  std::byte* scales = context_.own_section(BufferSection::kSendScales) + places_.scales_offset(job.exchange);
   const StoreMode mode = context_.store_mode(handle.num_tokens * job.row_bytes);
   context_.pool.parallel_for(handle.num_tokens, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
@@ -42,15 +42,16 @@ void LowLatencyMover::fetch(const MoveJob& job) {
     const std::int32_t src_rank = handle.src_rank[src_row];
     const std::int64_t token = handle.src_token[src_row];
     // This rank's own rows are still where the caller has them.
-    const std::byte* const source = src_rank == context_.rank ? job.rows + token * job.row_stride
-                                                              : context_.section(src_rank, BufferSection::kSendRows) +
-                                                                    places_.rows(job.exchange) + token * job.row_bytes;
+    const std::byte* const source = src_rank == context_.rank
+                                        ? job.rows + token * job.row_stride
+                                        : context_.section(src_rank, BufferSection::kSendRows) +
+                                              places_.rows_offset(job.exchange) + token * job.row_bytes;
     copy_row(source, rows + target_row * job.row_bytes, static_cast<std::size_t>(job.row_bytes), mode);
     if (job.scale_bytes == 0) return;
-    std::memcpy(
-        scales + target_row * job.scale_bytes,
-        context_.section(src_rank, BufferSection::kSendScales) + places_.scales(job.exchange) + token * job.scale_bytes,
-        static_cast<std::size_t>(job.scale_bytes));
+    std::memcpy(scales + target_row * job.scale_bytes,
+                context_.section(src_rank, BufferSection::kSendScales) + places_.scales_offset(job.exchange) +
+                    token * job.scale_bytes,
+                static_cast<std::size_t>(job.scale_bytes));
   };
   context_.pool.parallel_for(handle.description.num_rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t idx = begin; idx < end; ++idx) {
