@@ -47,9 +47,20 @@ using Sizing = std::variant<Exact, Capacity>;
 /// Rows travel as they are given.
 struct AsGiven {};
 
-/// Rows of bf16 are quantised to fp8 e4m3 on their way, one scale per 128 elements.
+/// Rows of bf16 are quantised to fp8 e4m3 on their way, with one scale per 128 elements (the last block may be
+/// shorter), and received so. With amax the largest magnitude of a block, NaNs left out and at least 1e-4:
+///
+///   scale   = amax * (1/448); or the power of two that is not smaller, where scales are such
+///   element = e4m3 nearest to x * (448 / amax), or to x / scale where that is a power of two; at most 448; NaN = 0x7f
+///
+/// all in fp32, ties to even. The bits are the same on every device, and those of DeepEP's low-latency kernels.
 struct Fp8Blocks {
+  /// kFp32; or kUe8m0: exponent bytes, whose row is filled up with zeros to a multiple of four.
   ScaleFormat scales = ScaleFormat::kFp32;
+  bool powers_of_two = false;  ///< scales of kFp32 that are powers of two; those of kUe8m0 always are
+  /// How received scales lie. kColumns: exponents in words of four (kUe8m0x4); every column filled up to a multiple of
+  /// four rows; with ExpertBlocks one such matrix for every local expert, one behind the other.
+  ScaleOrder order = ScaleOrder::kRows;
 };
 
 using Wire = std::variant<AsGiven, Fp8Blocks>;

@@ -67,7 +67,7 @@ struct DispatchRequest {
   const std::int32_t* num_tokens = nullptr;
 
   ConstRows tokens = {};   ///< [num_tokens, hidden] of the input type
-  ScalesView scales = {};  ///< [num_tokens, ...], where the payload has scales
+  ScalesView scales = {};  ///< [num_tokens, ...], where the payload has scales; none where it is quantised on its way
   int num_sms = 0;
 };
 

@@ -20,6 +20,7 @@ struct Capabilities {
   std::vector<ScaleFormat> scales;  ///< of quantised inputs
   std::vector<DType> outputs;       ///< of experts: what combine sums
   std::vector<SumOrder> orders;
+  std::vector<ScaleOrder> scale_orders;  ///< of rows that it quantises
   bool exact_sizing = false;
   bool capacity_sizing = false;
   bool quantises = false;           ///< Fp8Blocks on the wire

@@ -95,9 +95,11 @@ class EPISTLE_API Received {
 
   [[nodiscard]] bool valid() const noexcept { return buffer_ != nullptr; }
 
-  /// [num_rows, hidden] of the input type; padding rows are zero (see zero_padding).
+  /// [num_rows, hidden] of the input type, or of fp8 where rows are quantised on their way; padding rows are zero (see
+  /// zero_padding).
   [[nodiscard]] Rows rows() const;
-  /// Their scales, row by row; without data where the payload has none. Zero at padding likewise.
+  /// Their scales, row by row unless the wire says otherwise (see Fp8Blocks); without data where the payload has none.
+  /// Zero at padding likewise.
   [[nodiscard]] ScalesView scales() const;
   /// Where expert outputs [num_rows, expert_output_hidden] may be written to save combine a copy.
   [[nodiscard]] Rows expert_outputs() const;

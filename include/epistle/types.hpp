@@ -36,9 +36,21 @@ inline constexpr std::int64_t kRowAlignmentBytes = 16;
 
 /// What the scales of a quantised row are.
 enum class ScaleFormat : std::int32_t {
-  kFp32,   ///< one fp32 per 128 elements
-  kUe8m0,  ///< one exponent byte per 128 elements
-  kBytes,  ///< opaque bytes, for rows of kRaw
+  kFp32,     ///< one fp32 per 128 elements
+  kUe8m0,    ///< one exponent byte per 128 elements: 2^(byte - 127)
+  kUe8m0x4,  ///< 32-bit words of four exponent bytes, the first in the lowest byte; zero where there is none
+  kBytes,    ///< opaque bytes, for rows of kRaw
+};
+
+/// Bytes of one element of scales.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t scale_element_bytes(ScaleFormat format) noexcept {
+  return format == ScaleFormat::kFp32 || format == ScaleFormat::kUe8m0x4 ? 4 : 1;
+}
+
+/// How the scales of received rows lie.
+enum class ScaleOrder : std::int32_t {
+  kRows,     ///< the scales of a row one behind the other
+  kColumns,  ///< one scale (or word of four exponents) of all rows one behind the other, as DeepGEMM reads them
 };
 
 /// No expert: the entry was dropped or is padding.
@@ -78,5 +90,6 @@ enum class GroupKind : std::int32_t { kThreads, kProcesses };
 [[nodiscard]] EPISTLE_API std::string_view to_string(GroupKind kind) noexcept;
 [[nodiscard]] EPISTLE_API std::string_view to_string(Device device) noexcept;
 [[nodiscard]] EPISTLE_API std::string_view to_string(ScaleFormat format) noexcept;
+[[nodiscard]] EPISTLE_API std::string_view to_string(ScaleOrder order) noexcept;
 
 }  // namespace epistle

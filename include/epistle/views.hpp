@@ -41,7 +41,9 @@ struct Rows {
 };
 
 /// The scales of quantised rows: [num_rows, num_columns] elements of `format`. Element (row, column) is row *
-/// row_stride + column * column_stride elements from `data`, so both row and column order can be said.
+/// row_stride + column * column_stride elements from `data`, so both row and column order can be said. With
+/// `rows_per_block`, every that many rows are a block: they lie so by themselves, and the next block begins
+/// `block_stride` elements behind.
 struct ScalesView {
   const void* data = nullptr;
   std::int64_t num_rows = 0;
@@ -49,6 +51,16 @@ struct ScalesView {
   ScaleFormat format = ScaleFormat::kFp32;
   std::int64_t row_stride = 0;  ///< 0 = num_columns
   std::int64_t column_stride = 1;
+  std::int64_t rows_per_block = 0;  ///< 0 = all rows; of received scales only
+  std::int64_t block_stride = 0;
+
+  /// Elements from `data` to element (row, column).
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t element(std::int64_t row,
+                                                                   std::int64_t column) const noexcept {
+    const std::int64_t block = rows_per_block > 0 ? row / rows_per_block : 0;
+    const std::int64_t row_in_block = row - block * rows_per_block;
+    return block * block_stride + row_in_block * (row_stride != 0 ? row_stride : num_columns) + column * column_stride;
+  }
 };
 
 /// A router's choice: [num_tokens, top_k] expert ids, kNoExpert for "none"; an expert may stand only once in a token's

@@ -56,11 +56,15 @@ std::string_view to_string(ScaleFormat format) noexcept {
       return "fp32";
     case ScaleFormat::kUe8m0:
       return "ue8m0";
+    case ScaleFormat::kUe8m0x4:
+      return "ue8m0x4";
     case ScaleFormat::kBytes:
       return "bytes";
   }
   return "unknown";
 }
+
+std::string_view to_string(ScaleOrder order) noexcept { return order == ScaleOrder::kRows ? "rows" : "columns"; }
 
 std::string_view to_string(GroupKind kind) noexcept { return kind == GroupKind::kThreads ? "threads" : "processes"; }
 

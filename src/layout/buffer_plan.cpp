@@ -24,7 +24,7 @@ SectionBytes PlanRules::content_bytes(const DispatchLayout& layout, const RowDem
   const LayoutParams& params = layout.params();
   SectionBytes bytes;
   bytes[BufferSection::kReceiveRows] = demand.output_rows * params.row_bytes;
-  bytes[BufferSection::kReceiveScales] = demand.output_rows * params.scale_bytes;
+  bytes[BufferSection::kReceiveScales] = layout.scale_places(demand.output_rows).num_bytes();
   bytes[BufferSection::kCombineRows] = demand.output_rows * params.combine_row_bytes;
   bytes[BufferSection::kGradWeights] =
       demand.grad_rows * layout.weights_per_row() * static_cast<std::int64_t>(sizeof(float));

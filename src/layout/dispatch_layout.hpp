@@ -6,6 +6,8 @@
 
 #include "epistle/types.hpp"
 
+#include "layout/scale_places.hpp"
+
 namespace epistle {
 
 /// Which rank holds which expert: contiguous blocks, the first (num_experts mod num_ranks) ranks hold one more.
@@ -38,8 +40,9 @@ struct LayoutParams {
   std::int32_t num_experts = 0;
   std::int32_t top_k = 0;
   std::int64_t max_tokens = 0;
-  std::int64_t row_bytes = 0;
-  std::int64_t scale_bytes = 0;        ///< per row
+  std::int64_t row_bytes = 0;    ///< as rows travel
+  std::int64_t scale_bytes = 0;  ///< per row
+  ScaleOrder scale_order = ScaleOrder::kRows;
   std::int64_t combine_row_bytes = 0;  ///< 0 = nothing is ever combined
   OutputLayout layout = OutputLayout::kTokenMajor;
   std::int32_t alignment = 1;
@@ -159,6 +162,12 @@ class DispatchLayout {
   /// Of a row on its way to its experts: backward passes move rows of the combine type.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t widest_row_bytes() const noexcept {
     return params_.row_bytes > params_.combine_row_bytes ? params_.row_bytes : params_.combine_row_bytes;
+  }
+
+  /// Where the scales of a rank's `num_rows` output rows lie in its kReceiveScales.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr ScalePlaces scale_places(std::int64_t num_rows) const noexcept {
+    const std::int64_t rows_per_block = params_.layout == OutputLayout::kExpertBlocks ? params_.capacity_rows : 0;
+    return {params_.scale_order, params_.scale_bytes, num_rows, rows_per_block};
   }
 
   /// fp32 weights that describe one output row.

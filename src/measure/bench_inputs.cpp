@@ -1,13 +1,11 @@
 #include "measure/bench_inputs.hpp"
 
-#include "measure/received_data.hpp"
-
 namespace epistle {
 
 BenchInputs::BenchInputs(const Shape& shape) : shape_(shape) {
   const LayoutParams params = to_layout_params(shape.config, 1);
-  row_bytes_ = params.row_bytes;
-  scale_row_bytes_ = params.scale_bytes;
+  row_bytes_ = shape.config.input_row_bytes();
+  scale_row_bytes_ = shape.config.quantises ? 0 : params.scale_bytes;
   output_row_bytes_ = params.combine_row_bytes;
   rows_.resize(static_cast<std::size_t>(shape.num_tokens * row_bytes_));
   scales_.resize(static_cast<std::size_t>(shape.num_tokens * scale_row_bytes_));
@@ -24,11 +22,10 @@ ConstRows BenchInputs::tokens_at(const void* rows) const noexcept {
 
 ScalesView BenchInputs::scales_at(const void* scales) const noexcept {
   if (scale_row_bytes_ == 0) return {};
-  const ScaleFormat format = shape_.config.dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32;
   return {.data = scales,
           .num_rows = shape_.num_tokens,
-          .num_columns = scale_row_bytes_ / scale_bytes(format),
-          .format = format};
+          .num_columns = shape_.config.scale_columns(),
+          .format = shape_.config.scale_format()};
 }
 
 Rows BenchInputs::out_rows_at(void* out) const noexcept {

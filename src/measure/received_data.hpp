@@ -8,11 +8,6 @@
 
 namespace epistle {
 
-/// Bytes of one scale.
-[[nodiscard]] constexpr std::int64_t scale_bytes(ScaleFormat format) noexcept {
-  return format == ScaleFormat::kFp32 ? static_cast<std::int64_t>(sizeof(float)) : 1;
-}
-
 struct ReceivedData {
   RowDescription description;
   Rows rows;
@@ -21,7 +16,7 @@ struct ReceivedData {
   [[nodiscard]] std::int64_t num_rows() const noexcept { return description.num_rows; }
   /// Bytes of one row's scales; 0 without.
   [[nodiscard]] std::int64_t scale_row_bytes() const noexcept {
-    return scales.data == nullptr ? 0 : scales.num_columns * scale_bytes(scales.format);
+    return scales.data == nullptr ? 0 : scales.num_columns * scale_element_bytes(scales.format);
   }
   /// Null without scales. The view is one to read; the memory is the rank's own buffer, which whoever checks it may
   /// overwrite.

@@ -92,7 +92,7 @@ class ScalesBuffer {
   ScalesBuffer(std::int64_t num_rows, std::int64_t row_bytes, ScaleFormat format, bool strided,
                const std::vector<std::byte>& compact) {
     if (row_bytes == 0) return;
-    const std::int64_t element_bytes = scale_bytes(format);
+    const std::int64_t element_bytes = scale_element_bytes(format);
     const std::int64_t num_columns = row_bytes / element_bytes;
     view_ = {.num_rows = num_rows, .num_columns = num_columns, .format = format};
     if (!strided) {

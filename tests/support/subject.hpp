@@ -209,7 +209,7 @@ class Subject {
     ScalesView placed = scales;
     const std::int64_t row_stride = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
     const std::int64_t last = (scales.num_rows - 1) * row_stride + (scales.num_columns - 1) * scales.column_stride;
-    placed.data = memory_->place(scales.data, scales.num_rows > 0 ? (last + 1) * scale_bytes(scales.format) : 0);
+    placed.data = memory_->place(scales.data, scales.num_rows > 0 ? (last + 1) * scale_element_bytes(scales.format) : 0);
     return placed;
   }
   [[nodiscard]] ConstRows place_outputs(const CombineRequest& request) {

@@ -122,20 +122,29 @@ Complaint CallChecks::scales_of(std::int64_t num_tokens, const ScalesView& scale
     return complain(ErrorCode::kInvalidArgument, Phase::kDispatch, message);
   };
   if (num_tokens == 0) return std::nullopt;
+  if (config.quantises) {
+    if (scales.data == nullptr) return std::nullopt;
+    return reject(
+        "scales.data is given, but this dispatcher computes the scales itself (wire Fp8Blocks); leave it null");
+  }
   if ((scales.data != nullptr) != (params.scale_bytes > 0)) {
     return reject(fmt::format("scales.data is {}, but a row of this dispatcher has {} bytes of scales",
                               scales.data == nullptr ? "null" : "given", params.scale_bytes));
   }
   if (scales.data == nullptr) return std::nullopt;
-  const ScaleFormat format = config.dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32;
+  const ScaleFormat format = config.scale_format();
   if (scales.format != format) {
     return reject(fmt::format("scales are {}; those of {} rows are {} here", to_string(scales.format),
                               to_string(config.dtype), to_string(format)));
   }
-  const std::int64_t columns = scale_columns(config);
+  const std::int64_t columns = config.scale_columns();
   if (scales.num_rows != num_tokens || scales.num_columns != columns) {
     return reject(fmt::format("scales are [{}, {}]; [{}, {}] are expected", scales.num_rows, scales.num_columns,
                               num_tokens, columns));
+  }
+  if (scales.rows_per_block != 0) {
+    return reject(
+        fmt::format("scales.rows_per_block is {}; scales that are given have no blocks", scales.rows_per_block));
   }
   if (scales.row_stride >= 0 && scales.column_stride > 0) return std::nullopt;
   return reject(

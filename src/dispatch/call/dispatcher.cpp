@@ -23,7 +23,7 @@ ConstRows rows_of(const CombineRequest& request) {
 }
 
 ScaleStrides strides_in_bytes(const ScalesView& scales) noexcept {
-  const std::int64_t element_bytes = scales.format == ScaleFormat::kFp32 ? std::int64_t{sizeof(float)} : 1;
+  const std::int64_t element_bytes = scale_element_bytes(scales.format);
   const std::int64_t row_stride = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
   return {.row = row_stride * element_bytes,
           .column = scales.column_stride * element_bytes,

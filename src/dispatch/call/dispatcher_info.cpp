@@ -41,8 +41,14 @@ std::string beyond(const Capabilities& can, const DispatcherConfig& config, cons
   if (is_static ? !can.capacity_sizing : !can.exact_sizing) {
     return fmt::format("it has no {} sizing", to_string(resolved.sizing));
   }
-  if (std::holds_alternative<Fp8Blocks>(config.wire) && !can.quantises) {
+  if (resolved.quantises && !can.quantises) {
     return "it does not quantise rows on their way; give rows of fp8 with their scales";
+  }
+  if (resolved.quantises) {
+    if (std::string reason = not_among(can.scale_orders, resolved.quantised.order, "Fp8Blocks::order");
+        !reason.empty()) {
+      return reason;
+    }
   }
   if (!config.placement.is_trivial() && !can.placement) {
     return "it places experts in contiguous blocks only; leave the placement trivial";
@@ -94,6 +100,7 @@ Capabilities common_capabilities() {
           .scales = {ScaleFormat::kFp32, ScaleFormat::kBytes},
           .outputs = {DType::kBf16, DType::kFp16, DType::kFp32},
           .orders = {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2},
+          .scale_orders = {ScaleOrder::kRows},
           .exact_sizing = true,
           .capacity_sizing = true,
           .backward = true,

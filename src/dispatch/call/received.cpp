@@ -62,11 +62,20 @@ Rows Received::rows() const {
 ScalesView Received::scales() const {
   const RowBuffer& buffer = require(buffer_);
   if (is_gradient_ || buffer.scale_columns == 0) return {};
-  return {.data = buffer.scales,
-          .num_rows = num_rows(),
-          .num_columns = buffer.scale_columns,
-          .format = buffer.scale_format,
-          .row_stride = buffer.scale_columns};
+  ScalesView view{.data = buffer.scales,
+                  .num_rows = num_rows(),
+                  .num_columns = buffer.scale_columns,
+                  .format = buffer.scale_format,
+                  .row_stride = buffer.scale_row_bytes / scale_element_bytes(buffer.scale_format)};
+  const ScalePlaces places(buffer.scale_order, buffer.scale_row_bytes, num_rows(), buffer.rows_per_block);
+  if (!places.in_columns()) return view;
+  if (view.format == ScaleFormat::kUe8m0) view.format = ScaleFormat::kUe8m0x4;
+  view.num_columns = places.num_words();
+  view.row_stride = 1;
+  view.column_stride = places.column_stride();
+  view.rows_per_block = buffer.rows_per_block;
+  view.block_stride = places.block_stride();
+  return view;
 }
 
 Rows Received::expert_outputs() const {

@@ -117,12 +117,33 @@ void choose_sizing(const Sizing& sizing, ResolvedConfig& resolved) {
   }
 }
 
+void choose_wire(const DispatcherConfig& config, ResolvedConfig& resolved) {
+  const auto* quantised = std::get_if<Fp8Blocks>(&config.wire);
+  resolved.quantises = quantised != nullptr;
+  if (quantised == nullptr) return;
+  check_enum(quantised->scales, ScaleFormat::kBytes, "Fp8Blocks::scales");
+  check_enum(quantised->order, ScaleOrder::kColumns, "Fp8Blocks::order");
+  if (quantised->scales != ScaleFormat::kFp32 && quantised->scales != ScaleFormat::kUe8m0) {
+    reject(fmt::format("Fp8Blocks::scales is {}; it is fp32 or ue8m0", to_string(quantised->scales)));
+  }
+  if (config.input != DType::kBf16) {
+    throw Error(
+        ErrorCode::kUnsupported,
+        fmt::format("a wire of Fp8Blocks quantises rows of bf16, but input is {}; give rows of bf16, or leave the "
+                    "wire AsGiven",
+                    to_string(config.input)));
+  }
+  resolved.quantised = *quantised;
+  if (quantised->scales == ScaleFormat::kUe8m0) resolved.quantised.powers_of_two = true;
+}
+
 /// The types of rows: what comes in, travels, and comes back.
 void choose_types(const DispatcherConfig& config, ResolvedConfig& resolved) {
   resolved.dtype = config.input;
   resolved.hidden = config.hidden;
   resolved.raw_scale_bytes = config.raw_scale_bytes;
   check_row_bytes(config.hidden, config.input, "hidden");
+  choose_wire(config, resolved);
   resolved.combine_dtype = config.expert_output.value_or(can_be_summed(config.input) ? config.input : DType::kBf16);
   if (!can_be_summed(resolved.combine_dtype)) {
     throw Error(ErrorCode::kUnsupported, fmt::format("expert_output {} cannot be summed; use bf16, fp16 or fp32",
@@ -136,7 +157,7 @@ void choose_types(const DispatcherConfig& config, ResolvedConfig& resolved) {
 
 /// The fields that must agree, by name.
 using Field = std::pair<std::string_view, std::int64_t>;
-constexpr std::size_t kNumFields = 20;
+constexpr std::size_t kNumFields = 24;
 constexpr std::size_t kNameField = 0;  ///< holds a hash; the name itself is sent as text
 
 std::array<Field, kNumFields> fields_of(const ResolvedConfig& config, const DispatcherName& dispatcher) {
@@ -148,6 +169,10 @@ std::array<Field, kNumFields> fields_of(const ResolvedConfig& config, const Disp
            {"hidden", config.hidden},
            {"input", code(config.dtype)},
            {"raw_scale_bytes", config.raw_scale_bytes},
+           {"wire", code(config.quantises)},
+           {"Fp8Blocks::scales", code(config.quantised.scales)},
+           {"Fp8Blocks::powers_of_two", code(config.quantised.powers_of_two)},
+           {"Fp8Blocks::order", code(config.quantised.order)},
            {"num_experts", config.num_experts},
            {"top_k", config.top_k},
            {"max_tokens", config.max_tokens},
@@ -173,7 +198,12 @@ std::string value_text(std::string_view field, std::int64_t value) {
   if (field == "sizing") return std::string(to_string(static_cast<SizingMode>(value)));
   if (field == "overflow") return std::string(to_string(static_cast<OverflowPolicy>(value)));
   if (field == "order") return std::string(to_string(static_cast<SumOrder>(value)));
-  if (field == "apply_weights" || field == "zero_padding") return value != 0 ? "true" : "false";
+  if (field == "wire") return value != 0 ? "Fp8Blocks" : "AsGiven";
+  if (field == "Fp8Blocks::scales") return std::string(to_string(static_cast<ScaleFormat>(value)));
+  if (field == "Fp8Blocks::order") return std::string(to_string(static_cast<ScaleOrder>(value)));
+  if (field == "apply_weights" || field == "zero_padding" || field == "Fp8Blocks::powers_of_two") {
+    return value != 0 ? "true" : "false";
+  }
   return std::to_string(value);
 }
 
@@ -206,21 +236,17 @@ ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks) {
   return resolved;
 }
 
-std::int64_t scale_columns(const ResolvedConfig& config) noexcept {
-  if (config.dtype != DType::kFp8E4m3) return config.raw_scale_bytes;
-  return (config.hidden + kScaleBlockElements - 1) / kScaleBlockElements;
-}
-
 LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks) {
   LayoutParams params;
   params.num_ranks = num_ranks;
   params.num_experts = resolved.num_experts;
   params.top_k = resolved.top_k;
   params.max_tokens = resolved.max_tokens;
-  params.row_bytes = resolved.hidden * dtype_bytes(resolved.dtype);
-  params.scale_bytes = resolved.dtype == DType::kFp8E4m3
-                           ? scale_columns(resolved) * static_cast<std::int64_t>(sizeof(float))
+  params.row_bytes = resolved.hidden * dtype_bytes(resolved.wire_dtype());
+  params.scale_bytes = resolved.wire_dtype() == DType::kFp8E4m3
+                           ? fp8::scale_row_bytes(resolved.hidden, resolved.scale_format())
                            : resolved.raw_scale_bytes;
+  params.scale_order = resolved.quantised.order;
   params.combine_row_bytes = resolved.combine_hidden * dtype_bytes(resolved.combine_dtype);
   params.layout = resolved.layout;
   params.alignment = resolved.alignment;

@@ -10,6 +10,7 @@
 #include "core/complaint.hpp"
 #include "group/group_impl.hpp"
 #include "layout/dispatch_layout.hpp"
+#include "layout/fp8_blocks.hpp"
 
 namespace epistle {
 
@@ -17,6 +18,8 @@ struct ResolvedConfig {
   std::int64_t hidden = 0;
   DType dtype = DType::kBf16;  ///< of rows given to dispatch
   std::int64_t raw_scale_bytes = 0;
+  bool quantises = false;  ///< rows become fp8 on their way
+  Fp8Blocks quantised;     ///< how; powers_of_two holds whatever the format
   std::int32_t num_experts = 0;
   std::int32_t top_k = 0;
   std::int64_t max_tokens = 0;
@@ -32,13 +35,24 @@ struct ResolvedConfig {
   std::int64_t combine_hidden = 0;  ///< 0 = nothing is ever combined
   std::int32_t num_buffers = 1;
   std::int32_t max_handles = 8;
+
+  /// Of a row given to dispatch.
+  [[nodiscard]] std::int64_t input_row_bytes() const noexcept { return hidden * dtype_bytes(dtype); }
+  /// Of rows as they travel and are received.
+  [[nodiscard]] DType wire_dtype() const noexcept { return quantises ? DType::kFp8E4m3 : dtype; }
+  /// Of the scales of those rows, in rows.
+  [[nodiscard]] ScaleFormat scale_format() const noexcept {
+    if (quantises) return quantised.scales;
+    return dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32;
+  }
+  /// Scales of a received row: of its blocks, or opaque bytes of kRaw.
+  [[nodiscard]] std::int64_t scale_columns() const noexcept {
+    return wire_dtype() == DType::kFp8E4m3 ? fp8::num_scales(hidden) : raw_scale_bytes;
+  }
 };
 
 /// Throws kInvalidArgument or kUnsupported.
 [[nodiscard]] ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks);
-
-/// Scales of a row: fp32 values, or opaque bytes of kRaw.
-[[nodiscard]] std::int64_t scale_columns(const ResolvedConfig& config) noexcept;
 
 /// What of the layout's parameters follows from the configuration.
 [[nodiscard]] LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks);

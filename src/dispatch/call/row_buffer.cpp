@@ -6,10 +6,13 @@ namespace epistle {
 
 void RowBufferPool::describe(const ResolvedConfig& config, std::int32_t idx, RowBuffer& buffer) {
   buffer.idx = idx;
-  buffer.dtype = config.dtype;
+  buffer.dtype = config.wire_dtype();
   buffer.hidden = config.hidden;
-  buffer.scale_columns = scale_columns(config);
-  buffer.scale_format = config.dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32;
+  buffer.scale_columns = config.scale_columns();
+  buffer.scale_format = config.scale_format();
+  buffer.scale_order = config.quantised.order;
+  buffer.scale_row_bytes = to_layout_params(config, 1).scale_bytes;
+  buffer.rows_per_block = config.layout == OutputLayout::kExpertBlocks ? config.capacity_rows : 0;
   buffer.output_dtype = config.combine_dtype;
   buffer.output_hidden = config.combine_hidden;
 }

@@ -28,7 +28,10 @@ class RowBuffer {
   DType dtype = DType::kBf16;
   std::int64_t hidden = 0;
   std::int64_t scale_columns = 0;
-  ScaleFormat scale_format = ScaleFormat::kFp32;
+  ScaleFormat scale_format = ScaleFormat::kFp32;  ///< in rows
+  ScaleOrder scale_order = ScaleOrder::kRows;
+  std::int64_t scale_row_bytes = 0;
+  std::int64_t rows_per_block = 0;  ///< of expert blocks; otherwise 0
   DType output_dtype = DType::kBf16;
   std::int64_t output_hidden = 0;
   std::shared_ptr<const void> memory;   ///< keeps it mapped
