@@ -358,7 +358,7 @@ class Sweep {
     };
     const std::int64_t row_bytes = received.rows.row_bytes();
     check_part(received.row_data(), row_bytes);
-    if (received.scale_row_bytes() > 0) check_part(received.scale_rows(), received.scale_row_bytes());
+    if (received.scale_row_bytes() > 0) check_part(received.scale_data(), received.scale_row_bytes());
     // Nothing is to be found where it was left by the dispatch before.
     check_cuda(cudaMemset(received.rows.data, 0, num_rows * static_cast<std::size_t>(row_bytes)), "clearing rows");
     check_cuda(cudaDeviceSynchronize(), "clearing rows");

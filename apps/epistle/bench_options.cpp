@@ -66,6 +66,13 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->type_name("S");
   command.add_option("--dtype", options.dtype, "bf16, fp16, fp32, or fp8 (e4m3 + scales; combined in bf16)")
       ->type_name("TYPE");
+  command
+      .add_option(
+          "--wire", options.wire,
+          "How rows of bf16 travel: as-given (default), or quantised to fp8 e4m3 on their way, in blocks of 128, "
+          "with fp32 scales (fp8), with those that are powers of two (fp8-pow2), or with exponent bytes "
+          "(fp8-ue8m0)")
+      ->type_name("WIRE");
   command.add_option("--layout", options.layout, "token_major, expert_major or expert_blocks")->type_name("LAYOUT");
   add_number(command, "--alignment", options.alignment, {1, kMaxAlignment},
              "expert_major: rows that groups are padded to (default: 1)")
@@ -134,6 +141,7 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--tokens", fmt::format("{}", fmt::join(options.num_tokens, ","))},
           {"--tokens-spread", text(options.tokens_spread)},
           {"--dtype", options.dtype},
+          {"--wire", options.wire},
           {"--layout", options.layout},
           {"--alignment", given(options.alignment)},
           {"--sizing", options.sizing},

@@ -26,6 +26,7 @@ struct BenchOptions {
   std::vector<std::int64_t> num_tokens = {4096};  ///< one for every rank, or one for all
   double tokens_spread = 0.0;
   std::string dtype = "bf16";
+  std::string wire = "as-given";
   std::string layout = "token_major";
   std::int32_t alignment = 0;
   std::string sizing = "exact";

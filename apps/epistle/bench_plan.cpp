@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 #include <string_view>
+#include <variant>
 
 #include <fmt/format.h>
 
@@ -44,6 +45,14 @@ Value lookup(const std::map<std::string, Value>& values, const std::string& text
 const std::map<std::string, DType>& dtypes() {
   static const std::map<std::string, DType> all = {
       {"bf16", DType::kBf16}, {"fp16", DType::kFp16}, {"fp32", DType::kFp32}, {"fp8", DType::kFp8E4m3}};
+  return all;
+}
+
+const std::map<std::string, Wire>& wires() {
+  static const std::map<std::string, Wire> all = {{"as-given", AsGiven{}},
+                                                  {"fp8", Fp8Blocks{}},
+                                                  {"fp8-pow2", Fp8Blocks{.powers_of_two = true}},
+                                                  {"fp8-ue8m0", Fp8Blocks{.scales = ScaleFormat::kUe8m0}}};
   return all;
 }
 
@@ -183,6 +192,10 @@ void choose_layout(const BenchOptions& options, DispatcherConfig& config) {
   config.order = lookup(orders(), options.combine, "--combine");
   config.apply_weights = lookup<bool>({{"on", true}, {"off", false}}, options.weights, "--weights");
   config.input = lookup(dtypes(), options.dtype, "--dtype");
+  config.wire = lookup(wires(), options.wire, "--wire");
+  if (std::holds_alternative<Fp8Blocks>(config.wire) && config.input != DType::kBf16) {
+    reject(fmt::format("--wire {} quantises rows of --dtype bf16; they are {}", options.wire, options.dtype));
+  }
 
   const bool has_capacity = sizing == SizingMode::kCapacity || has_blocks;
   if (has_capacity && options.capacity_rows == 0 && !options.pad_to_capacity) {

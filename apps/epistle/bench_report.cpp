@@ -69,15 +69,23 @@ std::string means_text(const BenchSpec& spec) {
                      spec.runs_per_sample, spec.runs_per_sample == 1 ? "" : "s");
 }
 
+/// As --wire takes it.
+std::string_view wire_name(const ResolvedConfig& config) {
+  if (!config.quantises) return "as-given";
+  if (config.quantised.scales == ScaleFormat::kUe8m0) return "fp8-ue8m0";
+  return config.quantised.powers_of_two ? "fp8-pow2" : "fp8";
+}
+
 std::string shape_line(const BenchPlan& plan) {
   const ResolvedConfig& config = plan.resolved;
   const std::string layout = config.layout == OutputLayout::kExpertMajor
                                  ? fmt::format("expert_major (alignment {})", config.alignment)
                                  : std::string(to_string(config.layout));
   std::string text =
-      fmt::format("{}: hidden {}, {} experts, top-{}; {} of {}; {}, {}, routing {}\n",
+      fmt::format("{}: hidden {}, {} experts, top-{}; {} of {}; {}{}, {}, routing {}\n",
                   plan.model.empty() ? "custom shape" : plan.model, config.hidden, config.num_experts, config.top_k,
-                  ranks_text(plan), tokens_text(plan), to_string(config.dtype), layout, routing_text(plan));
+                  ranks_text(plan), tokens_text(plan), to_string(config.dtype),
+                  config.quantises ? fmt::format(", wire {}", wire_name(config)) : "", layout, routing_text(plan));
   text += fmt::format("combine {}, weights {}; {} sizing{}; {}; {} iteration{}\n", to_string(config.order),
                       config.apply_weights ? "on" : "off", to_string(config.sizing),
                       config.zero_padding ? "" : ", padding left as it is", means_text(plan.spec),
@@ -140,6 +148,7 @@ Json config_json(const BenchPlan& plan) {
           {"num_experts", config.num_experts},
           {"top_k", config.top_k},
           {"dtype", to_string(config.dtype)},
+          {"wire", wire_name(config)},
           {"layout", to_string(config.layout)},
           {"alignment", config.alignment},
           {"sizing", to_string(config.sizing)},

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "dispatch/reference/quantise.hpp"
+
 namespace epistle {
 namespace {
 
@@ -27,7 +29,7 @@ BenchCheck::BenchCheck(Group& group, const Expectation& expectation, BenchInputs
 void BenchCheck::poison(const ReceivedData& received) {
   fill_with_poison(received.row_data(), received.num_rows() * received.rows.row_bytes());
   if (received.scales.data != nullptr) {
-    fill_with_poison(received.scale_rows(), received.num_rows() * received.scale_row_bytes());
+    fill_with_poison(received.scale_data(), received.scale_bytes());
   }
   std::fill(inputs_.out().begin(), inputs_.out().end(), kPoison);
 }
@@ -54,21 +56,37 @@ std::int64_t BenchCheck::num_bytes(const ReceivedData& received) const {
 }
 
 Mismatch BenchCheck::check_rows(const ReceivedData& received, RowRange range) const {
-  const auto source = [this](RowStream stream, std::int64_t num_bytes) {
-    return [this, stream, num_bytes](int src_rank, std::int64_t token, std::byte* row) {
-      fill_bytes(inputs_.key(stream, src_rank, token), row, num_bytes);
-    };
+  // What travels of a token: its row and its scales.
+  std::vector<std::byte> row(static_cast<std::size_t>(received.rows.row_bytes()));
+  std::vector<std::byte> scales(static_cast<std::size_t>(received.scale_row_bytes()));
+  std::vector<std::byte> given(static_cast<std::size_t>(inputs_.row_bytes()));
+  const auto make = [&](int src_rank, std::int64_t token) {
+    if (expectation_.config().quantises) {
+      inputs_.fill_token(src_rank, token, given.data());
+      reference::quantise_row(expectation_.config(), given.data(), row.data(), scales.data());
+      return;
+    }
+    inputs_.fill_token(src_rank, token, row.data());
+    fill_bytes(inputs_.key(RowStream::kScales, src_rank, token), scales.data(),
+               static_cast<std::int64_t>(scales.size()));
   };
   if (Mismatch mismatch = expectation_.check_rows(
           rank_,
           {.rows = received.row_data(), .row_bytes = received.rows.row_bytes(), .range = range, .what = "dispatch"},
-          source(RowStream::kPayload, received.rows.row_bytes()))) {
+          [&](int src_rank, std::int64_t token, std::byte* target) {
+            make(src_rank, token);
+            std::copy(row.begin(), row.end(), target);
+          })) {
     return mismatch;
   }
   if (received.scales.data == nullptr) return std::nullopt;
+  const std::vector<std::byte> actual = received.scales_by_row(0, range.end);
   return expectation_.check_rows(
-      rank_, {.rows = received.scale_rows(), .row_bytes = received.scale_row_bytes(), .range = range, .what = "scales"},
-      source(RowStream::kScales, received.scale_row_bytes()));
+      rank_, {.rows = actual.data(), .row_bytes = received.scale_row_bytes(), .range = range, .what = "scales"},
+      [&](int src_rank, std::int64_t token, std::byte* target) {
+        make(src_rank, token);
+        std::copy(scales.begin(), scales.end(), target);
+      });
 }
 
 Mismatch BenchCheck::check_sums(RowRange tokens) {

@@ -11,9 +11,15 @@ BenchInputs::BenchInputs(const Shape& shape) : shape_(shape) {
   scales_.resize(static_cast<std::size_t>(shape.num_tokens * scale_row_bytes_));
   out_.resize(static_cast<std::size_t>(shape.num_tokens * output_row_bytes_));
   for (std::int64_t token = 0; token < shape.num_tokens; ++token) {
-    fill_bytes(key(RowStream::kPayload, shape.rank, token), rows_.data() + token * row_bytes_, row_bytes_);
+    fill_token(shape.rank, token, rows_.data() + token * row_bytes_);
     fill_bytes(key(RowStream::kScales, shape.rank, token), scales_.data() + token * scale_row_bytes_, scale_row_bytes_);
   }
+}
+
+void BenchInputs::fill_token(int rank, std::int64_t token, std::byte* row) const noexcept {
+  const RowKey payload = key(RowStream::kPayload, rank, token);
+  if (shape_.config.quantises) return fill_values(payload, shape_.config.dtype, row, row_bytes_);
+  fill_bytes(payload, row, row_bytes_);
 }
 
 ConstRows BenchInputs::tokens_at(const void* rows) const noexcept {

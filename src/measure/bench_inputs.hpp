@@ -44,6 +44,9 @@ class BenchInputs {
   /// Writes expert outputs for `num_rows` rows of this rank to `rows`.
   void fill_expert_outputs(std::byte* rows, std::int64_t num_rows) const noexcept;
 
+  /// Writes the row that any rank gives for a token: any bytes, or finite values where the wire quantises them.
+  void fill_token(int rank, std::int64_t token, std::byte* row) const noexcept;
+
   /// The key of a row's content; any rank can name any rank's rows.
   [[nodiscard]] RowKey key(RowStream stream, int rank, std::int64_t row) const noexcept {
     return {.seed = shape_.seed, .stream = stream, .rank = rank, .row = row};

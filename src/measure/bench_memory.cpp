@@ -110,7 +110,8 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
     const std::int64_t sum_bytes = num_tokens * params.combine_row_bytes;
     // A handle repeats the routing and describes every row.
     const std::int64_t handle_bytes = own.sent_assignments * kEntryBytes + rows * layout.record_bytes();
-    total_bytes += num_tokens * row_bytes + sum_bytes * (request.verify ? 2 : 1) + kNumHandles * handle_bytes;
+    const std::int64_t given_bytes = config.input_row_bytes() + (config.quantises ? 0 : params.scale_bytes);
+    total_bytes += num_tokens * given_bytes + sum_bytes * (request.verify ? 2 : 1) + kNumHandles * handle_bytes;
     if (spec.device == Device::kCuda) {
       // Buffers are the GPU's. The host has copies of what a rank received, then of the expert outputs.
       total_bytes += rows * (row_bytes + params.combine_row_bytes);

@@ -5,6 +5,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <fmt/format.h>
@@ -54,15 +55,16 @@ void round_trip(Dispatcher& dispatcher, RoundTripBuffers& buffers) {
   dispatcher.combine_receive(std::move(pending));
 }
 
-using Parameters = std::tuple<std::string, OutputLayout, SizingMode, SumOrder, int>;
+using Parameters = std::tuple<std::string, OutputLayout, SizingMode, SumOrder, int, Wire>;
 
 class SteadyState : public ::testing::TestWithParam<Parameters> {
  protected:
   Scenario scenario() const {
-    const auto& [name, layout, sizing, order, num_workers] = GetParam();
+    const auto& [name, layout, sizing, order, num_workers, wire] = GetParam();
     Scenario scenario;
     scenario.config = {.hidden = 64, .num_experts = 10, .top_k = 4, .max_tokens = 64};
-    scenario.config.input = DType::kFp8E4m3;
+    scenario.config.input = std::holds_alternative<AsGiven>(wire) ? DType::kFp8E4m3 : DType::kBf16;
+    scenario.config.wire = wire;
     set_layout(scenario.config, layout, sizing, /*capacity_rows=*/200, /*alignment=*/4);
     scenario.config.order = order;
     scenario.config.overflow = OverflowPolicy::kDrop;
@@ -102,9 +104,10 @@ TEST_P(SteadyState, AllocatesNothing) {
 }
 
 std::string case_name(const ::testing::TestParamInfo<Parameters>& info) {
-  const auto& [name, layout, sizing, order, num_workers] = info.param;
+  const auto& [name, layout, sizing, order, num_workers, wire] = info.param;
   std::string text =
-      fmt::format("{}_{}_{}_{}_{}workers", name, to_string(layout), to_string(sizing), to_string(order), num_workers);
+      fmt::format("{}_{}_{}_{}_{}workers{}", name, to_string(layout), to_string(sizing), to_string(order), num_workers,
+                  std::holds_alternative<AsGiven>(wire) ? "" : "_quantised");
   std::replace(text.begin(), text.end(), '-', '_');
   return text;
 }
@@ -116,7 +119,16 @@ INSTANTIATE_TEST_SUITE_P(All, SteadyState,
                                             ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
                                             ::testing::Values(SumOrder::kHierarchical, SumOrder::kFlat,
                                                               SumOrder::kDeepEpV2),
-                                            ::testing::Values(1, 3)),
+                                            ::testing::Values(1, 3), ::testing::Values(Wire(AsGiven{}))),
+                         case_name);
+
+INSTANTIATE_TEST_SUITE_P(Quantised, SteadyState,
+                         ::testing::Combine(::testing::ValuesIn(fast_dispatcher_names()),
+                                            ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
+                                                              OutputLayout::kExpertBlocks),
+                                            ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
+                                            ::testing::Values(SumOrder::kHierarchical), ::testing::Values(1, 3),
+                                            ::testing::Values(Wire(Fp8Blocks{}))),
                          case_name);
 
 }  // namespace

@@ -33,6 +33,7 @@ TEST_P(BenchErrors, WrongValues) {
   expect_errors({{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, low_latency, alltoall, reference"},
                  {{"--dispatcher", "direct,alltoall,direct"}, 2, "'direct' twice"},
                  {{"--dtype", "fp4"}, 2, "--dtype is 'fp4'; it takes bf16, fp16, fp32, fp8"},
+                 {{"--wire", "fp4"}, 2, "--wire is 'fp4'; it takes as-given, fp8, fp8-pow2, fp8-ue8m0"},
                  {{"--layout", "rows"}, 2, "--layout is 'rows'"},
                  {{"--combine", "tree"}, 2, "--combine is 'tree'; it takes deepep_v2, flat, hierarchical"},
                  {{"--weights", "yes"}, 2, "--weights is 'yes'; it takes off, on"},
@@ -56,6 +57,7 @@ TEST_P(BenchErrors, WrongValues) {
 TEST_P(BenchErrors, ValuesThatDoNotGoTogether) {
   expect_errors(
       {{{"--layout", "expert_major", "--alignment", "2000"}, 2, "--alignment is '2000'"},
+       {{"--wire", "fp8", "--dtype", "fp16"}, 2, "--wire fp8 quantises rows of --dtype bf16; they are fp16"},
        {{"--alignment", "4"}, 2, "--alignment pads the groups of --layout expert_major"},
        {{"--layer", "1"}, 2, "--layer chooses a layer of a trace"},
        {{"--layout", "expert_blocks"}, 2, "--layout expert_blocks needs --capacity-rows"},

@@ -71,6 +71,27 @@ TEST(Bench, EveryOrderOfSumsIsVerified) {
   }
 }
 
+TEST(Bench, EveryWireIsVerifiedAndSaysItsBytes) {
+  // Of a row of 64 elements with its scales.
+  const std::vector<std::pair<std::string, int>> wires = {
+      {"as-given", 128}, {"fp8", 68}, {"fp8-pow2", 68}, {"fp8-ue8m0", 68}};
+  double num_rows = 0.0;  // the same, however they travel
+  for (const auto& [wire, row_bytes] : wires) {
+    const Json json = bench_json({"--ranks", "2", "--dispatcher", "direct,low_latency,alltoall,reference", "--wire",
+                                  wire, "--layout", "expert_major"});
+    EXPECT_EQ(json.at("verified"), true) << wire;
+    EXPECT_EQ(json.at("config").at("wire"), wire);
+    for (const Json& result : json.at("results")) {
+      if (result.at("phase") != "dispatch") continue;
+      const double rows = result.at("algorithm_bytes").get<double>() / row_bytes;
+      if (num_rows == 0.0) num_rows = rows;
+      EXPECT_NEAR(rows, num_rows, 0.1) << wire;
+    }
+  }
+  const CommandResult text = run_bench({"--wire", "fp8-pow2"});
+  EXPECT_NE(text.out.find("bf16, wire fp8-pow2, token_major"), std::string::npos) << text.describe();
+}
+
 TEST(Bench, JsonHasConfigurationMachineVersionsAndResults) {
   const Json json = bench_json({"--ranks", "2", "--dtype", "fp16", "--layout", "expert_major", "--alignment", "8",
                                 "--combine", "flat", "--weights", "off", "--seed", "9"});
@@ -80,11 +101,11 @@ TEST(Bench, JsonHasConfigurationMachineVersionsAndResults) {
   EXPECT_EQ(json.at("verification"), "passed");
   EXPECT_GT(json.at("verified_bytes"), 0);
   EXPECT_GT(json.at("limit_bytes_per_s").get<double>(), 0.0);
-  const Json expected = {{"hidden", 64},       {"num_experts", 12}, {"top_k", 3},       {"dtype", "fp16"},
-                         {"alignment", 8},     {"combine", "flat"}, {"weights", false}, {"layout", "expert_major"},
-                         {"group", "threads"}, {"ranks", 2},        {"tokens", 20},     {"iterations", 2},
-                         {"warmups", 0},       {"seed", 9},         {"workers", 1},     {"routing", "uniform"},
-                         {"device", "host"},   {"model", nullptr}};
+  const Json expected = {{"hidden", 64},       {"num_experts", 12}, {"top_k", 3},        {"dtype", "fp16"},
+                         {"alignment", 8},     {"combine", "flat"}, {"weights", false},  {"layout", "expert_major"},
+                         {"group", "threads"}, {"ranks", 2},        {"tokens", 20},      {"iterations", 2},
+                         {"warmups", 0},       {"seed", 9},         {"workers", 1},      {"routing", "uniform"},
+                         {"device", "host"},   {"model", nullptr},  {"wire", "as-given"}};
   for (const auto& [name, value] : expected.items()) EXPECT_EQ(json.at("config").at(name), value) << name;
   for (const char* const name : {"cpu", "architecture", "kernel", "host", "memory_bytes", "cores"}) {
     EXPECT_TRUE(json.at("machine").contains(name)) << name;

@@ -104,12 +104,16 @@ void set_field(DispatcherConfig& config, HostOptions& options, int field, std::i
     case 15:
       config.max_handles = narrow;
       break;
+    case 16:
+      config.wire = Fp8Blocks{.scales = narrow % 2 == 0 ? ScaleFormat::kFp32 : ScaleFormat::kUe8m0,
+                              .order = static_cast<ScaleOrder>(narrow)};
+      break;
     default:
       options.num_workers = narrow;
       break;
   }
 }
-constexpr int kNumFields = 17;
+constexpr int kNumFields = 18;
 
 struct EdgeCase {
   DispatcherConfig config;
@@ -157,6 +161,15 @@ Wide record_bytes(const DispatcherInfo& info, const BufferPlan& plan) {
                                         : Wide{most.output_rows} * layout.record_bytes();
 }
 
+/// In columns, every matrix has as many rows as make a multiple of four.
+Wide received_scale_bytes(const LayoutParams& params, std::int64_t num_rows) {
+  if (params.scale_order == ScaleOrder::kRows) return Wide{num_rows} * params.scale_bytes;
+  const bool has_blocks = params.layout == OutputLayout::kExpertBlocks;
+  const std::int64_t matrix_rows = has_blocks ? params.capacity_rows : num_rows;
+  const std::int64_t num_matrices = has_blocks ? num_rows / matrix_rows : 1;
+  return Wide{num_matrices} * params.scale_bytes * ((matrix_rows + 3) / 4 * 4);
+}
+
 void expect_exact_sizes(const DispatcherInfo& info, const ResolvedConfig& config) {
   const BufferPlan plan = plan_of(info, config);
   const bool on_device = info.device() == Device::kCuda;
@@ -166,7 +179,7 @@ void expect_exact_sizes(const DispatcherInfo& info, const ResolvedConfig& config
   const std::array<std::pair<BufferSection, Wide>, 4> sections = {
       {{BufferSection::kRecords, record_bytes(info, plan)},
        {BufferSection::kReceiveRows, Wide{most.output_rows} * params.row_bytes},
-       {BufferSection::kReceiveScales, Wide{most.output_rows} * params.scale_bytes},
+       {BufferSection::kReceiveScales, received_scale_bytes(params, most.output_rows)},
        {BufferSection::kCombineRows, Wide{most.output_rows} * params.combine_row_bytes}}};
   const SectionBytes largest = plan.section_bytes(most);
   for (const auto& [section, bytes] : sections) {

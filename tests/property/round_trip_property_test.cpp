@@ -81,8 +81,13 @@ Scenario any_scenario() {
   const std::int64_t num_rows = draw_layout(config, num_ranks, num_tokens * config.top_k);
   const std::int64_t max_elements = kMaxElements / std::max<std::int64_t>(num_rows, 1);
 
-  config.input = *rc::gen::element(DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw);
+  config.input =
+      *rc::gen::element(DType::kBf16, DType::kBf16, DType::kFp16, DType::kFp32, DType::kFp8E4m3, DType::kRaw);
   config.hidden = any_row_elements(config.input, max_elements);
+  if (config.input == DType::kBf16 && *rc::gen::arbitrary<bool>()) {
+    config.wire = Fp8Blocks{.scales = *rc::gen::element(ScaleFormat::kFp32, ScaleFormat::kUe8m0),
+                            .powers_of_two = *rc::gen::arbitrary<bool>()};
+  }
   if (config.input == DType::kRaw) config.raw_scale_bytes = *rc::gen::element<std::int64_t>(0, 1, 4, 28);
   // Also the default type of expert outputs, with the payload's width, or (raw payloads) no combine at all.
   config.expert_output =

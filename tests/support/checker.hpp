@@ -59,14 +59,17 @@ class Checker {
 
   /// Rows and scales of a dispatch of the round's payload.
   [[nodiscard]] Mismatch check_received(int rank, const ReceivedData& received, const std::string& what) const {
-    EPISTLE_RETURN_MISMATCH(expect_equal(received.rows.row_bytes(), round_.row_bytes(), what + ": bytes of a row"));
+    const Round::Received expected = round_.received();
+    EPISTLE_RETURN_MISMATCH(expect_equal(received.rows.row_bytes(), expected.row_bytes, what + ": bytes of a row"));
     EPISTLE_RETURN_MISMATCH(
         expect_equal(received.rows.num_rows, received.num_rows(), what + ": rows of the view, and as described"));
-    EPISTLE_RETURN_MISMATCH(check_rows(rank, received.row_data(), round_.row_bytes(), round_.payloads(), what));
+    EPISTLE_RETURN_MISMATCH(check_rows(rank, received.row_data(), expected.row_bytes, expected.rows, what));
     EPISTLE_RETURN_MISMATCH(
-        expect_equal(received.scale_row_bytes(), round_.scale_row_bytes(), what + ": bytes of a row's scales"));
-    if (round_.scale_row_bytes() == 0) return std::nullopt;
-    return check_rows(rank, received.scale_rows(), round_.scale_row_bytes(), round_.all_scales(), what + ", scales");
+        expect_equal(received.scale_row_bytes(), expected.scale_row_bytes, what + ": bytes of a row's scales"));
+    if (expected.scale_row_bytes == 0) return std::nullopt;
+    EPISTLE_RETURN_MISMATCH(check_scales_view(received.scales, what));
+    return check_rows(rank, received.scales_by_row().data(), expected.scale_row_bytes, expected.scales,
+                      what + ", scales");
   }
 
   /// What combine of the rows of `stream` must give for all tokens of `rank`.
@@ -152,6 +155,26 @@ class Checker {
   }
 
  private:
+  /// What the view says of itself.
+  [[nodiscard]] Mismatch check_scales_view(const ScalesView& scales, const std::string& what) const {
+    const ResolvedConfig& config = round_.config();
+    const bool in_columns = config.quantises && config.quantised.order == ScaleOrder::kColumns;
+    const bool are_exponents = config.quantises && config.quantised.scales == ScaleFormat::kUe8m0;
+    const ScaleFormat format = !are_exponents ? (config.dtype == DType::kRaw ? ScaleFormat::kBytes : ScaleFormat::kFp32)
+                               : in_columns   ? ScaleFormat::kUe8m0x4
+                                              : ScaleFormat::kUe8m0;
+    EPISTLE_RETURN_MISMATCH(expect_equal(to_string(scales.format), to_string(format), what + ": format of scales"));
+    if (!in_columns) return expect_equal(scales.column_stride, 1, what + ": column_stride of scales");
+    const bool has_blocks = config.layout == OutputLayout::kExpertBlocks;
+    const std::int64_t rows = has_blocks ? config.capacity_rows : scales.num_rows;
+    EPISTLE_RETURN_MISMATCH(expect_equal(scales.row_stride, 1, what + ": row_stride of scales"));
+    EPISTLE_RETURN_MISMATCH(expect_equal(scales.column_stride, (rows + 3) / 4 * 4, what + ": column_stride of scales"));
+    EPISTLE_RETURN_MISMATCH(
+        expect_equal(scales.rows_per_block, has_blocks ? rows : 0, what + ": rows_per_block of scales"));
+    return expect_equal(scales.block_stride, has_blocks ? scales.num_columns * scales.column_stride : 0,
+                        what + ": block_stride of scales");
+  }
+
   const Round& round_;
   Expectation expectation_;
 };

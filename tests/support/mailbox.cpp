@@ -3,8 +3,8 @@
 #include <cstdint>
 
 #include "dispatch/host/engine/host_functions.hpp"
-#include "dispatch/host/engine/scales.hpp"
 #include "dispatch/host/engine/sums.hpp"
+#include "dispatch/host/engine/wire_rows.hpp"
 #include "dispatch/registry/registry.hpp"
 
 namespace epistle::testing {
@@ -15,21 +15,27 @@ class MailboxMover final : public host::RowMover {
   explicit MailboxMover(host::HostContext& context) : context_(context) {}
 
   void send_rows(const host::MoveJob& job) override {
-    context_.copy_block({.source = job.rows,
-                         .target = context_.own_section(BufferSection::kSendRows),
-                         .num_rows = job.handle->num_tokens,
-                         .row_bytes = job.row_bytes,
-                         .source_stride = job.row_stride});
-    std::byte* scales = context_.own_section(BufferSection::kSendScales);
-    for (std::int64_t token = 0; job.scale_bytes > 0 && token < job.handle->num_tokens; ++token) {
-      host::copy_scales(job.scales, token, job.scale_bytes, scales + token * job.scale_bytes);
+    std::byte* const rows = context_.own_section(BufferSection::kSendRows);
+    std::byte* const scales = context_.own_section(BufferSection::kSendScales);
+    const host::WireRows wire_rows(context_, job);
+    for (std::int64_t token = 0; token < job.handle->num_tokens; ++token) {
+      wire_rows.write(token, rows + token * job.row_bytes, scales + token * job.scale_bytes, host::StoreMode::kCached);
     }
   }
 
   void receive_rows(const host::MoveJob& job) override {
-    fetch(*job.handle, BufferSection::kSendRows, job.target, job.row_bytes);
-    if (job.scale_bytes > 0) {
-      fetch(*job.handle, BufferSection::kSendScales, BufferSection::kReceiveScales, job.scale_bytes);
+    const host::HostHandle& handle = *job.handle;
+    const host::ReceivedScales scales = context_.received_scales(context_.rank, handle);
+    for (std::int64_t row = 0; row < handle.description.num_rows; ++row) {
+      const std::int32_t source = handle.src_rank[static_cast<std::size_t>(row)];
+      if (source < 0) continue;
+      const std::int64_t token = handle.src_token[static_cast<std::size_t>(row)];
+      context_.copy_block({.source = context_.section(source, BufferSection::kSendRows) + token * job.row_bytes,
+                           .target = context_.own_section(job.target) + row * job.row_bytes,
+                           .num_rows = 1,
+                           .row_bytes = job.row_bytes});
+      if (job.scale_bytes == 0) continue;
+      scales.put(row, context_.section(source, BufferSection::kSendScales) + token * job.scale_bytes);
     }
   }
 
@@ -40,18 +46,6 @@ class MailboxMover final : public host::RowMover {
   void apply_row_weights(const host::RowWeightJob& job) override { host::apply_row_weights(context_, job); }
 
  private:
-  void fetch(const host::HostHandle& handle, BufferSection from, BufferSection to, std::int64_t row_bytes) {
-    for (std::int64_t row = 0; row < handle.description.num_rows; ++row) {
-      const std::int32_t source = handle.src_rank[static_cast<std::size_t>(row)];
-      if (source < 0) continue;
-      const std::int64_t token = handle.src_token[static_cast<std::size_t>(row)];
-      context_.copy_block({.source = context_.section(source, from) + token * row_bytes,
-                           .target = context_.own_section(to) + row * row_bytes,
-                           .num_rows = 1,
-                           .row_bytes = row_bytes});
-    }
-  }
-
   host::HostContext& context_;
 };
 

@@ -104,6 +104,56 @@ inline void add_layouts(ScenarioList& list) {
   });
 }
 
+/// Rows of bf16 that become fp8 on their way.
+inline void add_quantised(ScenarioList& list) {
+  list.add("TokenMajorQuantised", [](Scenario& s) {
+    s.config.hidden = 392;  // 3.0625 blocks of scales, and no multiple of 16 bytes when it travels
+    s.config.wire = Fp8Blocks{};
+  });
+  list.add("TokenMajorQuantisedPowersStridedWorkers", [](Scenario& s) {
+    s.config.hidden = 256;
+    s.config.wire = Fp8Blocks{.powers_of_two = true};
+    s.strided = true;
+    s.num_workers = 3;
+  });
+  list.add("TokenMajorQuantisedUe8m0CapacityDrop", [](Scenario& s) {
+    s.config.hidden = 520;  // five exponents, three bytes of nothing
+    s.config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0};
+    s.config.sizing = Capacity{.rows_per_rank = 25};
+    s.config.overflow = OverflowPolicy::kDrop;
+  });
+  list.add("ExpertMajorQuantisedFp16Outputs", [](Scenario& s) {
+    s.config.hidden = 136;
+    s.config.wire = Fp8Blocks{};
+    s.config.layout = ExpertMajor{.alignment = 8};
+    s.config.expert_output = DType::kFp16;
+    s.config.num_buffers = 2;
+    s.num_rounds = 3;
+  });
+  list.add("ExpertMajorQuantisedUe8m0Capacity", [](Scenario& s) {
+    s.config.hidden = 128;
+    s.config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0};
+    s.config.layout = ExpertMajor{.alignment = 4};
+    s.config.sizing = Capacity{.rows_per_rank = 300};
+    s.counted = 0.5;
+  });
+  list.add("ExpertBlocksQuantisedPowersCapacity", [](Scenario& s) {
+    s.config.wire = Fp8Blocks{.powers_of_two = true};
+    s.config.layout = ExpertBlocks{.rows_per_expert = 160};
+    s.config.sizing = Capacity{};
+    s.config.order = SumOrder::kFlat;
+    s.stage_combine = true;
+  });
+  list.add("ExpertBlocksQuantisedDrop", [](Scenario& s) {
+    s.config.hidden = 1032;
+    s.config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0};
+    s.config.layout = ExpertBlocks{.rows_per_expert = 13};
+    s.config.overflow = OverflowPolicy::kDrop;
+    s.hot_experts = true;
+    s.strided = true;
+  });
+}
+
 /// Orders of sums, strides, buffers and counted tokens.
 inline void add_options(ScenarioList& list) {
   list.add("TokenMajorDeepEpV2", [](Scenario& s) { s.config.order = SumOrder::kDeepEpV2; });
@@ -201,6 +251,7 @@ inline void add_shapes(ScenarioList& list) {
 inline std::vector<NamedScenario> named_scenarios() {
   ScenarioList list;
   add_layouts(list);
+  add_quantised(list);
   add_options(list);
   add_shapes(list);
   return list.take();

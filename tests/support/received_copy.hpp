@@ -64,7 +64,7 @@ class ReceivedCopy {
     data_.description = description_.get();
     data_.rows.data = copy(memory, rows_, device.row_data(), device.num_rows() * device.rows.row_bytes());
     if (device.scales.data != nullptr) {
-      data_.scales.data = copy(memory, scales_, device.scale_rows(), device.num_rows() * device.scale_row_bytes());
+      data_.scales.data = copy(memory, scales_, device.scale_data(), device.scale_bytes());
     }
   }
 

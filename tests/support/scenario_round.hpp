@@ -11,6 +11,7 @@
 
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/reference/oracle.hpp"
+#include "dispatch/reference/quantise.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle::testing {
@@ -56,9 +57,11 @@ class Round {
     return tables;
   }
 
-  /// Random bytes, as any payload is just carried.
+  /// Random bytes, as any payload is just carried; where it is quantised most are values of a usual size.
   [[nodiscard]] std::vector<std::byte> payload(int rank) const {
-    return random_bytes(1, rank, table(rank).num_tokens * row_bytes());
+    std::vector<std::byte> bytes = random_bytes(1, rank, table(rank).num_tokens * row_bytes());
+    if (config_.quantises) tame(bytes);
+    return bytes;
   }
   [[nodiscard]] std::vector<std::byte> scales(int rank) const {
     return random_bytes(2, rank, table(rank).num_tokens * scale_row_bytes());
@@ -75,6 +78,34 @@ class Round {
     return all;
   }
 
+  /// The same as they are to be received: quantised where the wire does so.
+  struct Received {
+    std::int64_t row_bytes = 0;
+    std::int64_t scale_row_bytes = 0;
+    std::vector<std::vector<std::byte>> rows;    ///< of all ranks
+    std::vector<std::vector<std::byte>> scales;  ///< row by row
+  };
+  [[nodiscard]] Received received() const {
+    if (!config_.quantises) return {row_bytes(), scale_row_bytes(), payloads(), all_scales()};
+    // Four bytes for every 128 elements, or one, filled up to words.
+    const std::int64_t num_scales = (config_.hidden + 127) / 128;
+    const bool is_fp32 = config_.quantised.scales == ScaleFormat::kFp32;
+    Received all{config_.hidden, is_fp32 ? num_scales * 4 : (num_scales + 3) / 4 * 4, {}, {}};
+    for (int rank = 0; rank < num_ranks(); ++rank) {
+      const std::vector<std::byte> given = payload(rank);
+      const std::int64_t num_tokens = table(rank).num_tokens;
+      all.rows.emplace_back(static_cast<std::size_t>(num_tokens * all.row_bytes));
+      all.scales.emplace_back(static_cast<std::size_t>(num_tokens * all.scale_row_bytes));
+      for (std::int64_t token = 0; token < num_tokens; ++token) {
+        reference::quantise_row(config_, given.data() + token * row_bytes(),
+                                all.rows.back().data() + token * all.row_bytes,
+                                all.scales.back().data() + token * all.scale_row_bytes);
+      }
+    }
+    return all;
+  }
+
+  /// Of what is given to dispatch.
   [[nodiscard]] std::int64_t row_bytes() const { return config_.hidden * dtype_bytes(config_.dtype); }
   [[nodiscard]] std::int64_t scale_row_bytes() const {
     return config_.dtype == DType::kFp8E4m3 ? (config_.hidden + 127) / 128 * 4 : config_.raw_scale_bytes;
@@ -133,6 +164,24 @@ class Round {
     const std::uint64_t key = mix(key_, stream * 100 + static_cast<std::uint64_t>(rank));
     for (std::size_t idx = 0; idx < bytes.size(); ++idx) bytes[idx] = static_cast<std::byte>(mix(key, idx));
     return bytes;
+  }
+
+  /// Random bf16 have magnitudes from nothing to infinity, so that little is left of a block but its largest. Most
+  /// pieces get magnitudes of 2^-7 to 2^8, some are zeros of either sign, and the others stay.
+  static void tame(std::vector<std::byte>& values) {
+    constexpr std::size_t kPieceBytes = 96;  // not those of a scale, so that some of these have two kinds
+    for (std::size_t idx = 0; idx + 1 < values.size(); idx += 2) {
+      const std::size_t kind = idx / kPieceBytes % 8;
+      std::byte& upper = values[idx + 1];
+      const std::byte sign = upper & std::byte{0x80};
+      if (kind == 0) continue;
+      if (kind <= 2) {
+        upper = sign;
+        values[idx] = std::byte{0};
+      } else {
+        upper = sign | static_cast<std::byte>(0x3c + (std::to_integer<int>(upper) & 7));
+      }
+    }
   }
 
   void write_row(ValueStream stream, int rank, std::int64_t row, std::byte* target) const {

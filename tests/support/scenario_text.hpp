@@ -26,6 +26,10 @@ inline std::string to_text(const Scenario& scenario) {
       config.max_tokens, to_string(config.layout), config.alignment, to_string(config.sizing), config.capacity_rows,
       to_string(config.overflow), to_string(config.order), config.apply_weights, to_string(config.combine_dtype),
       config.combine_hidden, config.num_buffers);
+  if (config.quantises) {
+    text += fmt::format(", wire fp8 with scales {}, powers_of_two {}, order {}", to_string(config.quantised.scales),
+                        config.quantised.powers_of_two, to_string(config.quantised.order));
+  }
   return text;
 }
 

@@ -146,7 +146,7 @@ class Subject {
     const ReceivedData data = data_of(received);
     memory_->fill(data.rows.data, kPoison, data.num_rows() * data.rows.row_bytes());
     if (data.scales.data != nullptr) {
-      memory_->fill(data.scale_rows(), kPoison, data.num_rows() * data.scale_row_bytes());
+      memory_->fill(data.scale_data(), kPoison, data.scale_bytes());
     }
     received.release();
     group_.barrier();
@@ -209,7 +209,8 @@ class Subject {
     ScalesView placed = scales;
     const std::int64_t row_stride = scales.row_stride != 0 ? scales.row_stride : scales.num_columns;
     const std::int64_t last = (scales.num_rows - 1) * row_stride + (scales.num_columns - 1) * scales.column_stride;
-    placed.data = memory_->place(scales.data, scales.num_rows > 0 ? (last + 1) * scale_element_bytes(scales.format) : 0);
+    placed.data =
+        memory_->place(scales.data, scales.num_rows > 0 ? (last + 1) * scale_element_bytes(scales.format) : 0);
     return placed;
   }
   [[nodiscard]] ConstRows place_outputs(const CombineRequest& request) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "dispatch/reference/oracle.hpp"
+#include "dispatch/reference/quantise.hpp"
 
 namespace epistle::reference {
 namespace {
@@ -26,6 +27,11 @@ void ReferenceMover::send_rows(const host::MoveJob& job) {
   std::byte* rows = context_.own_section(BufferSection::kSendRows);
   std::byte* scales = context_.own_section(BufferSection::kSendScales);
   for (std::int64_t token = 0; token < job.handle->num_tokens; ++token) {
+    if (job.quantises) {
+      quantise_row(context_.config, job.rows + token * job.row_stride, rows + token * job.row_bytes,
+                   scales + token * job.scale_bytes);
+      continue;
+    }
     copy_bytes(job.rows + token * job.row_stride, rows + token * job.row_bytes, job.row_bytes);
     for (std::int64_t idx = 0; job.scale_bytes > 0 && idx < job.scale_bytes / job.scales.element_bytes; ++idx) {
       copy_bytes(job.scales.data + token * job.scales.row_stride + idx * job.scales.column_stride,
@@ -36,14 +42,24 @@ void ReferenceMover::send_rows(const host::MoveJob& job) {
 
 void ReferenceMover::receive_rows(const host::MoveJob& job) {
   const host::HostHandle& handle = *job.handle;
+  const ScalePlaces places = context_.layout().scale_places(handle.description.num_rows);
   for (std::int64_t row = 0; row < handle.description.num_rows; ++row) {
     const int src_rank = handle.src_rank[static_cast<std::size_t>(row)];
     const std::int64_t src_token = handle.src_token[static_cast<std::size_t>(row)];
     if (src_rank < 0) continue;
     copy_bytes(context_.section(src_rank, BufferSection::kSendRows) + src_token * job.row_bytes,
                context_.own_section(job.target) + row * job.row_bytes, job.row_bytes);
-    copy_bytes(context_.section(src_rank, BufferSection::kSendScales) + src_token * job.scale_bytes,
-               context_.own_section(BufferSection::kReceiveScales) + row * job.scale_bytes, job.scale_bytes);
+    if (job.scale_bytes == 0) continue;
+    const std::byte* const scales =
+        context_.section(src_rank, BufferSection::kSendScales) + src_token * job.scale_bytes;
+    std::byte* const received = context_.own_section(BufferSection::kReceiveScales);
+    if (!places.in_columns()) {
+      copy_bytes(scales, received + row * job.scale_bytes, job.scale_bytes);
+      continue;
+    }
+    for (std::int64_t word = 0; word < places.num_words(); ++word) {
+      copy_bytes(scales + word * ScalePlaces::kWordBytes, received + places.offset(row, word), ScalePlaces::kWordBytes);
+    }
   }
 }
 

@@ -242,7 +242,7 @@ void CudaBench::poison(const ReceivedData& received) {
   cudaStream_t stream = rank_->stream.get();
   fill_device(stream, received.row_data(), BenchCheck::kPoison, received.num_rows() * received.rows.row_bytes());
   if (received.scales.data != nullptr) {
-    fill_device(stream, received.scale_rows(), BenchCheck::kPoison, received.num_rows() * received.scale_row_bytes());
+    fill_device(stream, received.scale_data(), BenchCheck::kPoison, received.scale_bytes());
   }
   fill_device(stream, rank_->inputs.out(), BenchCheck::kPoison, rank_->inputs.out_bytes());
   wait_for_stream(stream);

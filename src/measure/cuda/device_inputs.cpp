@@ -41,12 +41,12 @@ HostCopy::HostCopy(cudaStream_t stream, const ReceivedData& device, std::int32_t
   const std::int64_t num_rows = device.num_rows();
   const std::int64_t num_experts = source.num_local_experts;
   const std::int64_t weights_per_row = source.local_experts != nullptr ? top_k : 1;
-  const auto copy_rows = [&](std::vector<std::byte>& rows, const std::byte* from, std::int64_t row_bytes) {
-    copy_values<std::byte>(stream, rows, from, num_rows * row_bytes);
-    return from == nullptr ? nullptr : rows.data();
+  const auto copy_bytes = [&](std::vector<std::byte>& bytes, const std::byte* from, std::int64_t num_bytes) {
+    copy_values<std::byte>(stream, bytes, from, num_bytes);
+    return from == nullptr ? nullptr : bytes.data();
   };
-  data_.rows.data = copy_rows(rows_, device.row_data(), device.rows.row_bytes());
-  data_.scales.data = copy_rows(scales_, device.scale_rows(), device.scale_row_bytes());
+  data_.rows.data = copy_bytes(rows_, device.row_data(), num_rows * device.rows.row_bytes());
+  data_.scales.data = copy_bytes(scales_, device.scale_data(), device.scale_bytes());
   target.src_rank = copy_values(stream, src_rank_, source.src_rank, num_rows);
   target.src_token = copy_values(stream, src_token_, source.src_token, num_rows);
   target.local_experts = copy_values(stream, local_experts_, source.local_experts, num_rows * top_k);

@@ -129,7 +129,22 @@ std::vector<BadField> bad_fields() {
        ErrorCode::kUnsupported},
       {"OutputHiddenUnaligned", [](Config& c) { c.expert_output_hidden = 3; }, {"expert_output_hidden = 3", "to 8"}},
       {"OutputHiddenZero", [](Config& c) { c.expert_output_hidden = 0; }, {"expert_output_hidden is 0"}},
-      {"QuantisedOnTheWire", [](Config& c) { c.wire = Fp8Blocks{}; }, {"does not quantise"}, ErrorCode::kUnsupported},
+      {"QuantisedFp16",
+       [](Config& c) {
+         c.input = DType::kFp16;
+         c.wire = Fp8Blocks{};
+       },
+       {"quantises rows of bf16", "input is fp16"},
+       ErrorCode::kUnsupported},
+      {"QuantisedToBytes",
+       [](Config& c) { c.wire = Fp8Blocks{.scales = ScaleFormat::kBytes}; },
+       {"Fp8Blocks::scales is bytes", "fp32 or ue8m0"}},
+      {"QuantisedToNoFormat",
+       [](Config& c) { c.wire = Fp8Blocks{.scales = static_cast<ScaleFormat>(9)}; },
+       {"Fp8Blocks::scales has the value 9"}},
+      {"QuantisedInNoOrder",
+       [](Config& c) { c.wire = Fp8Blocks{.order = static_cast<ScaleOrder>(2)}; },
+       {"Fp8Blocks::order has the value 2"}},
       {"PlacedElsewhere",
        [](Config& c) {
          c.placement = Placement(8, {{0, 1, 2, 3}, {4, 5}, {6, 7}});
@@ -167,6 +182,7 @@ std::vector<DifferingField> differing_fields() {
   return {
       {"hidden", [](Config& c) { c.hidden = 128; }, "rank 0 has 64, rank 1 has 128"},
       {"input", [](Config& c) { c.input = DType::kFp16; }, "rank 0 has bf16, rank 1 has fp16"},
+      {"wire", [](Config& c) { c.wire = Fp8Blocks{}; }, "rank 0 has AsGiven, rank 1 has Fp8Blocks"},
       {"num_experts", [](Config& c) { c.num_experts = 9; }, "rank 0 has 8, rank 1 has 9"},
       {"top_k", [](Config& c) { c.top_k = 1; }, "rank 0 has 2, rank 1 has 1"},
       {"max_tokens", [](Config& c) { c.max_tokens = 17; }, "rank 0 has 16, rank 1 has 17"},
@@ -221,6 +237,35 @@ TEST(DispatcherConfigErrors, NumbersOfALayoutAreNamed) {
       EXPECT_NE(std::string(outcome->what()).find(differing.message), std::string::npos) << outcome->what();
     });
   }
+}
+
+TEST(DispatcherConfigErrors, FieldsOfTheWireAreNamed) {
+  const std::vector<std::pair<Fp8Blocks, std::string>> cases = {
+      {{.scales = ScaleFormat::kUe8m0, .powers_of_two = true},
+       "Fp8Blocks::scales differs: rank 0 has fp32, rank 1 has ue8m0"},
+      {{}, "Fp8Blocks::powers_of_two differs: rank 0 has true, rank 1 has false"},
+      {{.powers_of_two = true, .order = ScaleOrder::kColumns},
+       "Fp8Blocks::order differs: rank 0 has rows, rank 1 has columns"}};
+  for (const auto& [wire, message] : cases) {
+    run_thread_ranks(2, [&, &odd = wire, &expected = message](Group& group) {
+      DispatcherConfig config = good_config();
+      config.wire = group.rank() == 1 ? odd : Fp8Blocks{.powers_of_two = true};
+      const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, "direct", config); });
+      ASSERT_TRUE(outcome.has_value());
+      EXPECT_EQ(outcome->code(), ErrorCode::kShapeMismatch);
+      EXPECT_NE(std::string(outcome->what()).find(expected), std::string::npos) << outcome->what();
+    });
+  }
+}
+
+// Exponents are powers of two, whatever the configuration says.
+TEST(DispatcherConfigErrors, ExponentsNeedNotBeAskedToBePowersOfTwo) {
+  run_thread_ranks(2, [&](Group& group) {
+    DispatcherConfig config = good_config();
+    config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0, .powers_of_two = group.rank() == 1};
+    const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, "direct", config); });
+    EXPECT_FALSE(outcome.has_value()) << outcome->what();
+  });
 }
 
 TEST(DispatcherConfigErrors, DifferentDispatchersAreNamed) {

@@ -174,6 +174,20 @@ TEST_P(DispatcherErrors, ScalesOfAnotherShapeOrFormat) {
                       fp8_scenario());
 }
 
+TEST_P(DispatcherErrors, ScalesWhereTheDispatcherMakesThem) {
+  Scenario scenario = small_scenario();
+  scenario.config.wire = Fp8Blocks{};
+  expect_bad_dispatch([](DispatchRequest& request) { request.scales.data = request.tokens.data; },
+                      {"scales.data is given", "computes the scales itself"}, scenario);
+  expect_bad_dispatch([](DispatchRequest& request) { request.tokens.dtype = DType::kFp8E4m3; },
+                      {"32 elements of fp8", "32 of bf16 are expected"}, scenario);
+}
+
+TEST_P(DispatcherErrors, ScalesInBlocks) {
+  expect_bad_dispatch([](DispatchRequest& request) { request.scales.rows_per_block = 4; },
+                      {"scales.rows_per_block is 4"}, fp8_scenario());
+}
+
 // ---- What only a GPU has --------------------------------------------------------------------------------------------
 
 TEST_P(DispatcherErrors, NumberOfSmsOnTheHost) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include <fmt/format.h>
@@ -20,14 +21,16 @@ namespace {
 constexpr int kRanks = 3;
 constexpr std::int64_t kMaxTokens = 300;
 
-using Parameters = std::tuple<std::string, OutputLayout, SizingMode, SumOrder, int>;
+using Parameters = std::tuple<std::string, OutputLayout, SizingMode, SumOrder, int, Wire>;
 
 class MemoryPlans : public ::testing::TestWithParam<Parameters> {
  protected:
   static DispatcherConfig config() {
-    const auto& [name, layout, sizing, order, num_buffers] = GetParam();
+    const auto& [name, layout, sizing, order, num_buffers, wire] = GetParam();
     DispatcherConfig config;
-    config.input = DType::kFp8E4m3;  // with scales, and rows of the output type wider than the payload's
+    // With scales, and rows of the output type wider than those that travel.
+    config.input = std::holds_alternative<AsGiven>(wire) ? DType::kFp8E4m3 : DType::kBf16;
+    config.wire = wire;
     config.hidden = 128;
     config.num_experts = 11;
     config.top_k = 4;
@@ -116,8 +119,9 @@ TEST_P(MemoryPlans, LargestCallTakesWhatIsPlanned) {
     const LayoutParams params = to_layout_params(resolved, kRanks);
     const RowsBuffer::Shape tokens_shape{kMaxTokens, resolved.hidden, resolved.dtype};
     RowsBuffer tokens(tokens_shape);
-    const ScalesBuffer scales(kMaxTokens, params.scale_bytes, ScaleFormat::kFp32, false,
-                              std::vector<std::byte>(static_cast<std::size_t>(kMaxTokens * params.scale_bytes)));
+    const std::int64_t scale_bytes = resolved.quantises ? 0 : params.scale_bytes;
+    const ScalesBuffer scales(kMaxTokens, scale_bytes, ScaleFormat::kFp32, false,
+                              std::vector<std::byte>(static_cast<std::size_t>(kMaxTokens * scale_bytes)));
     RowsBuffer out({kMaxTokens, resolved.combine_hidden, resolved.combine_dtype});
     Received received = subject.dispatch(
         {.expert_ids = table.ids(), .weights = table.probs(), .tokens = tokens.view(), .scales = scales.view()});
@@ -162,9 +166,9 @@ TEST_P(MemoryPlans, OneMoreBufferIsOneMoreOfWhatALeaseShows) {
 }
 
 std::string case_name(const ::testing::TestParamInfo<Parameters>& info) {
-  const auto& [name, layout, sizing, order, num_buffers] = info.param;
-  return fmt::format("{}_{}_{}_{}_{}buffers", name, to_string(layout), to_string(sizing), to_string(order),
-                     num_buffers);
+  const auto& [name, layout, sizing, order, num_buffers, wire] = info.param;
+  return fmt::format("{}_{}_{}_{}_{}buffers{}", name, to_string(layout), to_string(sizing), to_string(order),
+                     num_buffers, std::holds_alternative<AsGiven>(wire) ? "" : "_quantised");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, MemoryPlans,
@@ -173,7 +177,16 @@ INSTANTIATE_TEST_SUITE_P(All, MemoryPlans,
                                                               OutputLayout::kExpertBlocks),
                                             ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
                                             ::testing::Values(SumOrder::kHierarchical, SumOrder::kFlat),
-                                            ::testing::Values(1, 2, 3)),
+                                            ::testing::Values(1, 2, 3), ::testing::Values(Wire(AsGiven{}))),
+                         case_name);
+
+INSTANTIATE_TEST_SUITE_P(Quantised, MemoryPlans,
+                         ::testing::Combine(::testing::ValuesIn(dispatcher_names()),
+                                            ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
+                                                              OutputLayout::kExpertBlocks),
+                                            ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
+                                            ::testing::Values(SumOrder::kHierarchical), ::testing::Values(2),
+                                            ::testing::Values(Wire(Fp8Blocks{.scales = ScaleFormat::kUe8m0}))),
                          case_name);
 
 }  // namespace

@@ -71,7 +71,7 @@ struct Output {
     const std::size_t per_row = token_major ? static_cast<std::size_t>(config.top_k) : 1;
     const auto num_local = static_cast<std::size_t>(description.num_local_experts);
     rows.assign(source.row_data(), source.row_data() + source.num_rows() * source.rows.row_bytes());
-    scales.assign(source.scale_rows(), source.scale_rows() + source.num_rows() * source.scale_row_bytes());
+    scales.assign(source.scale_data(), source.scale_data() + source.scale_bytes());
     src_rank.assign(description.src_rank, description.src_rank + num_rows);
     src_token.assign(description.src_token, description.src_token + num_rows);
     if (token_major) {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "dispatch/host/engine/scales.hpp"
 #include "dispatch/host/engine/sums.hpp"
+#include "dispatch/host/engine/wire_rows.hpp"
 
 namespace epistle::host {
 
@@ -69,65 +69,50 @@ void AllToAllMover::plan(HostHandle& handle) {
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
-template <typename Copy>
-void AllToAllMover::pack(const HostHandle& handle, const Copy& copy) {
-  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
-  const auto packed_row = [&](std::int32_t column, std::int32_t row) {
-    return packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(context_.rank, column);
+void AllToAllMover::send_rows(const MoveJob& job) {
+  const HostHandle& handle = *job.handle;
+  compute_packed_begins(handle);
+  const StoreMode mode = context_.store_mode(handle.demand.send_rows * job.row_bytes);
+  std::byte* const rows = context_.own_section(BufferSection::kSendRows);
+  std::byte* const scales = context_.own_section(BufferSection::kSendScales);
+  const WireRows wire_rows(context_, job);
+  const auto pack = [&](const WireRow& sent, std::int32_t column, std::int32_t row) {
+    const std::int64_t packed =
+        packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(context_.rank, column);
+    copy_row(sent.row, rows + packed * job.row_bytes, static_cast<std::size_t>(job.row_bytes), mode);
+    if (job.scale_bytes == 0) return;
+    std::memcpy(scales + packed * job.scale_bytes, sent.scales, static_cast<std::size_t>(job.scale_bytes));
   };
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
   context_.pool.parallel_for(handle.num_tokens, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t token = begin; token < end; ++token) {
-      const auto t = static_cast<std::size_t>(token);
+    for (auto token = static_cast<std::size_t>(begin); token < static_cast<std::size_t>(end); ++token) {
+      const auto first = static_cast<std::size_t>(handle.send_begin[token]);
+      const auto last = static_cast<std::size_t>(handle.send_begin[token + 1]);
+      if (first == last) continue;
+      const WireRow sent = wire_rows.at(static_cast<std::int64_t>(token));
       if (context_.layout().token_major()) {
-        for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
-             idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
-          const SendEntry& send = handle.sends[idx];
-          copy(token, packed_row(send.dst_rank, send.row));
-        }
-      } else {
-        for (std::size_t entry = t * top_k; entry < (t + 1) * top_k; ++entry) {
-          if (handle.dst_row[entry] < 0) continue;
-          copy(token, packed_row(handle.expert_ids[entry], handle.dst_row[entry]));
-        }
+        for (std::size_t idx = first; idx < last; ++idx) pack(sent, handle.sends[idx].dst_rank, handle.sends[idx].row);
+        continue;
+      }
+      for (std::size_t entry = token * top_k; entry < (token + 1) * top_k; ++entry) {
+        if (handle.dst_row[entry] >= 0) pack(sent, handle.expert_ids[entry], handle.dst_row[entry]);
       }
     }
     store_fence();
   });
 }
 
-void AllToAllMover::send_rows(const MoveJob& job) {
-  const HostHandle& handle = *job.handle;
-  compute_packed_begins(handle);
-  const StoreMode mode = context_.store_mode(handle.demand.send_rows * job.row_bytes);
-  std::byte* rows = context_.own_section(BufferSection::kSendRows);
-  pack(handle, [&](std::int64_t token, std::int64_t packed) {
-    copy_row(job.rows + token * job.row_stride, rows + packed * job.row_bytes, static_cast<std::size_t>(job.row_bytes),
-             mode);
-  });
-  if (job.scale_bytes == 0) return;
-  std::byte* scales = context_.own_section(BufferSection::kSendScales);
-  pack(handle, [&](std::int64_t token, std::int64_t packed) {
-    copy_scales(job.scales, token, job.scale_bytes, scales + packed * job.scale_bytes);
-  });
-}
-
 void AllToAllMover::receive_rows(const MoveJob& job) {
   const HostHandle& handle = *job.handle;
-  const bool has_scales = job.scale_bytes > 0;
   if (context_.layout().token_major()) {
     // Sources in ascending order, each by token: already the output's order.
     pull(handle, BufferSection::kSendRows, job.target, job.row_bytes);
-    if (has_scales) pull(handle, BufferSection::kSendScales, BufferSection::kReceiveScales, job.scale_bytes);
-    return;
+  } else {
+    pull(handle, BufferSection::kSendRows, BufferSection::kStageRows, job.row_bytes);
+    copy_chunks(ChunkOrder::kByExpert, context_.own_section(BufferSection::kStageRows),
+                context_.own_section(job.target), handle, job.row_bytes);
   }
-  pull(handle, BufferSection::kSendRows, BufferSection::kStageRows, job.row_bytes);
-  copy_chunks(ChunkOrder::kByExpert, context_.own_section(BufferSection::kStageRows), context_.own_section(job.target),
-              handle, job.row_bytes);
-  if (has_scales) {
-    pull(handle, BufferSection::kSendScales, BufferSection::kStageScales, job.scale_bytes);
-    copy_chunks(ChunkOrder::kByExpert, context_.own_section(BufferSection::kStageScales),
-                context_.own_section(BufferSection::kReceiveScales), handle, job.scale_bytes);
-  }
+  if (job.scale_bytes > 0) receive_scales(handle, job.scale_bytes);
 }
 
 /// The all-to-all-v: this rank's segment of every send buffer, sources one behind the other.
@@ -176,6 +161,30 @@ void AllToAllMover::copy_chunks(ChunkOrder to, const std::byte* source, std::byt
                                         .num_rows = num_rows,
                                         .row_bytes = row_bytes,
                                         .mode = mode});
+                 });
+}
+
+void AllToAllMover::receive_scales(const HostHandle& handle, std::int64_t scale_bytes) {
+  const ReceivedScales scales = context_.received_scales(context_.rank, handle);
+  const auto put = [&](const std::byte* source, std::int64_t first_row, std::int64_t num_rows) {
+    context_.pool.parallel_for(num_rows, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t idx = begin; idx < end; ++idx) scales.put(first_row + idx, source + idx * scale_bytes);
+    });
+  };
+  if (context_.layout().token_major()) {
+    std::int64_t received = 0;
+    for (int src = 0; src < context_.num_ranks; ++src) {
+      const Segment segment = packed_segment(handle, src, context_.rank);
+      put(context_.section(src, BufferSection::kSendScales) + segment.begin * scale_bytes, received, segment.num_rows);
+      received += segment.num_rows;
+    }
+    return;
+  }
+  pull(handle, BufferSection::kSendScales, BufferSection::kStageScales, scale_bytes);
+  const std::byte* const staged_scales = context_.own_section(BufferSection::kStageScales);
+  for_each_chunk(context_.layout(), handle, context_.rank,
+                 [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
+                   put(staged_scales + staged * scale_bytes, output, num_rows);
                  });
 }
 

@@ -34,14 +34,12 @@ class AllToAllMover final : public RowMover {
   [[nodiscard]] bool sends_partial_sums() const noexcept { return context_.plan.returns_partial_sums(); }
 
   void compute_packed_begins(const HostHandle& handle);
-  /// Calls `copy(token, packed)` for every row that this rank packs.
-  template <typename Copy>
-  void pack(const HostHandle& handle, const Copy& copy);
   void pull(const HostHandle& handle, BufferSection from, BufferSection to, std::int64_t row_bytes);
   /// How received rows lie: as they travel, sources one behind the other, or as the output has them.
   enum class ChunkOrder { kBySource, kByExpert };
   void copy_chunks(ChunkOrder to, const std::byte* source, std::byte* target, const HostHandle& handle,
                    std::int64_t row_bytes);
+  void receive_scales(const HostHandle& handle, std::int64_t scale_bytes);
   void sum_pairs(const SumRequest& request);
   void pull_back(const HostHandle& handle, std::int64_t row_bytes);
 

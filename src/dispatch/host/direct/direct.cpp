@@ -1,28 +1,25 @@
 #include "dispatch/host/direct/direct.hpp"
 
-#include <cstring>
-
-#include "dispatch/host/engine/scales.hpp"
+#include "dispatch/host/engine/wire_rows.hpp"
 
 namespace epistle::host {
 
 void DirectMover::send_rows(const MoveJob& job) {
   const HostHandle& handle = *job.handle;
   const StoreMode mode = context_.store_mode(static_cast<std::int64_t>(handle.sends.size()) * job.row_bytes);
-  const auto row_bytes = static_cast<std::size_t>(job.row_bytes);
+  const WireRows rows(context_, job);
   context_.pool.parallel_for(handle.num_tokens, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
       const auto t = static_cast<std::size_t>(token);
+      if (handle.send_begin[t] == handle.send_begin[t + 1]) continue;
       // All copies of one token in a row: it is read from memory once, and from the cache after that.
+      const WireRow sent = rows.at(token);
       for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
            idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
         const SendEntry& send = handle.sends[idx];
-        copy_row(job.rows + token * job.row_stride,
-                 context_.section(send.dst_rank, job.target) + send.row * job.row_bytes, row_bytes, mode);
-        if (job.scale_bytes > 0) {
-          copy_scales(job.scales, token, job.scale_bytes,
-                      context_.section(send.dst_rank, BufferSection::kReceiveScales) + send.row * job.scale_bytes);
-        }
+        copy_row(sent.row, context_.section(send.dst_rank, job.target) + send.row * job.row_bytes,
+                 static_cast<std::size_t>(job.row_bytes), mode);
+        if (job.scale_bytes > 0) context_.received_scales(send.dst_rank, handle).put(send.row, sent.scales);
       }
     }
     store_fence();
@@ -33,7 +30,7 @@ void DirectMover::receive_rows(const MoveJob& job) {
   if (context_.layout().token_major()) return;  // the senders have done it all
   const HostHandle& handle = *job.handle;
   std::byte* rows = context_.own_section(job.target);
-  std::byte* scales = context_.own_section(BufferSection::kReceiveScales);
+  const ReceivedScales scales = context_.received_scales(context_.rank, handle);
   const StoreMode mode = context_.store_mode(handle.description.num_rows * job.row_bytes);
   context_.pool.parallel_for(handle.description.num_rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t primary = begin; primary < end; ++primary) {
@@ -42,10 +39,7 @@ void DirectMover::receive_rows(const MoveJob& job) {
            row = handle.records[static_cast<std::size_t>(row)].next_row) {
         copy_row(rows + primary * job.row_bytes, rows + row * job.row_bytes, static_cast<std::size_t>(job.row_bytes),
                  mode);
-        if (job.scale_bytes > 0) {
-          std::memcpy(scales + row * job.scale_bytes, scales + primary * job.scale_bytes,
-                      static_cast<std::size_t>(job.scale_bytes));
-        }
+        if (job.scale_bytes > 0) scales.copy(primary, row);
       }
     }
     store_fence();

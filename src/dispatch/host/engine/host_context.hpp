@@ -7,6 +7,7 @@
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/host/engine/host_handle.hpp"
 #include "dispatch/host/engine/rank_memory.hpp"
+#include "dispatch/host/engine/received_scales.hpp"
 #include "dispatch/host/engine/row_kernels.hpp"
 #include "dispatch/host/engine/sizes.hpp"
 #include "dispatch/host/engine/worker_pool.hpp"
@@ -38,6 +39,10 @@ struct HostContext {
     return memory.section(peer, wanted, buffer_of[static_cast<std::size_t>(peer)]);
   }
   [[nodiscard]] std::byte* own_section(BufferSection wanted) const noexcept { return section(rank, wanted); }
+  /// The scales of the rows that `peer` receives in the call under way, with the routing of `handle`.
+  [[nodiscard]] ReceivedScales received_scales(int peer, const HostHandle& handle) const noexcept {
+    return {section(peer, BufferSection::kReceiveScales), layout().scale_places(handle.tables.output_rows(peer))};
+  }
   /// What `peer` says of its buffers in the exchange under way.
   [[nodiscard]] PublishedBuffers& published_buffers(int peer) const noexcept {
     std::byte* control = memory.section(peer, BufferSection::kControl);

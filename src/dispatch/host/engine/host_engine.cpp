@@ -206,6 +206,7 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
                       .rows = static_cast<const std::byte*>(request.tokens.data),
                       .row_stride = request.tokens.stride_bytes(),
                       .scales = scale_source(request.scales),
+                      .quantises = context_.config.quantises,
                       .row_bytes = params.row_bytes,
                       .scale_bytes = params.scale_bytes,
                       .target = BufferSection::kReceiveRows,
@@ -260,15 +261,18 @@ void HostEngine::wait_for_rows(const HostHandle& state, Ticket ticket, Phase pha
 
 void HostEngine::receive_rows(const MoveJob& job) {
   mover_->receive_rows(job);
-  zero_padding(*job.handle, job.target, job.row_bytes);
-  if (job.scale_bytes > 0) zero_padding(*job.handle, BufferSection::kReceiveScales, job.scale_bytes);
+  zero_padding(job);
 }
 
-void HostEngine::zero_padding(const HostHandle& state, BufferSection target, std::int64_t row_bytes) const {
+void HostEngine::zero_padding(const MoveJob& job) const {
   if (!context_.config.zero_padding) return;
-  std::byte* rows = context_.own_section(target);
+  const HostHandle& state = *job.handle;
+  std::byte* const rows = context_.own_section(job.target);
+  const ReceivedScales scales = context_.received_scales(context_.rank, state);
   const auto zero = [&](std::int64_t begin, std::int64_t end) {
-    if (begin < end) std::memset(rows + begin * row_bytes, 0, static_cast<std::size_t>((end - begin) * row_bytes));
+    if (begin >= end) return;
+    std::memset(rows + begin * job.row_bytes, 0, static_cast<std::size_t>((end - begin) * job.row_bytes));
+    if (job.scale_bytes > 0) scales.zero(begin, end);
   };
   const std::int64_t num_rows = state.description.num_rows;
   if (context_.layout().token_major()) {

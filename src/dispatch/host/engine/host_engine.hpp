@@ -95,7 +95,7 @@ class HostEngine final : public DispatcherImpl {
   void receive_rows(const MoveJob& job);
   [[nodiscard]] MissingRows rows_back_of(const HostHandle& state) const;
   void stage_rows(const HostHandle& state, const ConstRows& rows, const RowBuffer& buffer);
-  void zero_padding(const HostHandle& state, BufferSection target, std::int64_t row_bytes) const;
+  void zero_padding(const MoveJob& job) const;
   void gather_weight_gradients(const HostHandle& state, float* grad_probs) const;
 
   std::shared_ptr<GroupImpl> group_;

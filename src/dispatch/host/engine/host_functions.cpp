@@ -10,6 +10,7 @@ namespace epistle::host {
 Capabilities host_capabilities() {
   Capabilities can = common_capabilities();
   can.agrees_on_host = true;
+  can.quantises = true;
   return can;
 }
 

@@ -23,7 +23,8 @@ struct MoveJob {
   const std::byte* rows = nullptr;  ///< [num_tokens], row_stride bytes from one to the next
   std::int64_t row_stride = 0;
   ScaleSource scales;
-  std::int64_t row_bytes = 0;
+  bool quantises = false;      ///< rows of bf16 become fp8 on their way: see WireRows
+  std::int64_t row_bytes = 0;  ///< as they travel
   std::int64_t scale_bytes = 0;
   BufferSection target = BufferSection::kReceiveRows;
   bool is_published = false;   ///< rows are laid out for the others to fetch: their places were not known

@@ -25,7 +25,9 @@ class LowLatencyMover final : public RowMover {
  private:
   void publish(const MoveJob& job);
   void fetch(const MoveJob& job);
-  [[nodiscard]] bool leaves_this_rank(const HostHandle& handle, std::int64_t token) const noexcept;
+  /// Whether rows that stay on this rank are laid out as well: otherwise they are where the caller has them.
+  [[nodiscard]] static bool publishes_own(const MoveJob& job) noexcept { return job.quantises; }
+  [[nodiscard]] bool is_published(const MoveJob& job, std::int64_t token) const noexcept;
 
   HostContext& context_;
   DirectMover direct_;
