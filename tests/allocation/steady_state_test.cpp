@@ -128,7 +128,7 @@ INSTANTIATE_TEST_SUITE_P(Quantised, SteadyState,
                                                               OutputLayout::kExpertBlocks),
                                             ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
                                             ::testing::Values(SumOrder::kHierarchical), ::testing::Values(1, 3),
-                                            ::testing::Values(Wire(Fp8Blocks{}))),
+                                            ::testing::Values(Wire(Fp8Blocks{.order = ScaleOrder::kColumns}))),
                          case_name);
 
 }  // namespace

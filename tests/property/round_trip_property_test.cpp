@@ -86,7 +86,8 @@ Scenario any_scenario() {
   config.hidden = any_row_elements(config.input, max_elements);
   if (config.input == DType::kBf16 && *rc::gen::arbitrary<bool>()) {
     config.wire = Fp8Blocks{.scales = *rc::gen::element(ScaleFormat::kFp32, ScaleFormat::kUe8m0),
-                            .powers_of_two = *rc::gen::arbitrary<bool>()};
+                            .powers_of_two = *rc::gen::arbitrary<bool>(),
+                            .order = *rc::gen::element(ScaleOrder::kRows, ScaleOrder::kColumns)};
   }
   if (config.input == DType::kRaw) config.raw_scale_bytes = *rc::gen::element<std::int64_t>(0, 1, 4, 28);
   // Also the default type of expert outputs, with the payload's width, or (raw payloads) no combine at all.

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,8 @@ class Checker {
 
   /// Rows and scales of a dispatch of the round's payload.
   [[nodiscard]] Mismatch check_received(int rank, const ReceivedData& received, const std::string& what) const {
-    const Round::Received expected = round_.received();
+    if (!received_) received_ = round_.received();
+    const Round::Received& expected = *received_;
     EPISTLE_RETURN_MISMATCH(expect_equal(received.rows.row_bytes(), expected.row_bytes, what + ": bytes of a row"));
     EPISTLE_RETURN_MISMATCH(
         expect_equal(received.rows.num_rows, received.num_rows(), what + ": rows of the view, and as described"));
@@ -177,6 +179,7 @@ class Checker {
 
   const Round& round_;
   Expectation expectation_;
+  mutable std::optional<Round::Received> received_;  ///< made when it is asked for
 };
 
 }  // namespace epistle::testing

@@ -144,6 +144,33 @@ inline void add_quantised(ScenarioList& list) {
     s.config.order = SumOrder::kFlat;
     s.stage_combine = true;
   });
+  list.add("TokenMajorQuantisedColumns", [](Scenario& s) {
+    s.config.hidden = 392;
+    s.config.wire = Fp8Blocks{.order = ScaleOrder::kColumns};
+    s.num_workers = 2;
+  });
+  list.add("ExpertMajorQuantisedUe8m0Columns", [](Scenario& s) {
+    s.config.hidden = 1032;  // nine exponents in three words
+    s.config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0, .order = ScaleOrder::kColumns};
+    s.config.layout = ExpertMajor{.alignment = 16};
+    s.config.num_buffers = 2;
+    s.num_rounds = 3;
+  });
+  list.add("ExpertMajorQuantisedColumnsCapacityDrop", [](Scenario& s) {
+    s.config.hidden = 136;
+    s.config.wire = Fp8Blocks{.powers_of_two = true, .order = ScaleOrder::kColumns};
+    s.config.layout = ExpertMajor{.alignment = 4};
+    s.config.sizing = Capacity{.rows_per_rank = 42};  // columns of 44
+    s.config.overflow = OverflowPolicy::kDrop;
+    s.hot_experts = true;
+  });
+  list.add("ExpertBlocksQuantisedUe8m0ColumnsCapacity", [](Scenario& s) {
+    s.config.hidden = 640;
+    s.config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0, .order = ScaleOrder::kColumns};
+    s.config.layout = ExpertBlocks{.rows_per_expert = 161};
+    s.config.sizing = Capacity{};
+    s.counted = 0.5;
+  });
   list.add("ExpertBlocksQuantisedDrop", [](Scenario& s) {
     s.config.hidden = 1032;
     s.config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0};

@@ -117,6 +117,11 @@ TEST_P(CannotServe, FollowsTheCapabilities) {
   DispatcherConfig quantised = usual;
   quantised.wire = Fp8Blocks{};
   expect_served(quantised, can.quantises, "rows that are quantised on their way");
+  for (const ScaleOrder order : {ScaleOrder::kRows, ScaleOrder::kColumns}) {
+    quantised.wire = Fp8Blocks{.order = order};
+    expect_served(quantised, can.quantises && contains(can.scale_orders, order),
+                  "scales in " + std::string(to_string(order)));
+  }
   if (can.max_ranks > 0) expect_served(usual, false, "more ranks than it takes", can.max_ranks + 1);
   if (can.max_tokens > 0) {
     DispatcherConfig many = usual;

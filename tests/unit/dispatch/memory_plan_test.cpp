@@ -186,7 +186,7 @@ INSTANTIATE_TEST_SUITE_P(Quantised, MemoryPlans,
                                                               OutputLayout::kExpertBlocks),
                                             ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
                                             ::testing::Values(SumOrder::kHierarchical), ::testing::Values(2),
-                                            ::testing::Values(Wire(Fp8Blocks{.scales = ScaleFormat::kUe8m0}))),
+                                            ::testing::Values(Wire(Fp8Blocks{.order = ScaleOrder::kColumns}))),
                          case_name);
 
 }  // namespace
