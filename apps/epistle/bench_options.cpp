@@ -23,6 +23,9 @@ constexpr std::int64_t kMaxAlignment = 1024;
 constexpr std::int64_t kMaxWorkers = 1024;
 constexpr std::int64_t kMaxIterations = 1'000'000;  // days, and a sample of each is kept
 constexpr std::int64_t kMaxRuns = 1000;
+// A stream takes about a thousand launches before the host has to wait, and a pair has up to four.
+constexpr std::int64_t kMaxChainedPairs = 200;
+constexpr std::int64_t kMaxReplays = 1'000'000;
 constexpr std::int64_t kMaxSms = 1024;                                           // no GPU has as many
 constexpr double kMaxSpread = 1.0 - std::numeric_limits<double>::epsilon() / 2;  // the largest number below 1
 constexpr double kMinCapacityFactor = 1e-6;
@@ -114,6 +117,12 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
              "every call, which show about 3 us of their own");
   add_number(command, "--iters", options.num_iterations, {1, kMaxIterations}, "Measured iterations (default: 30)");
   add_number(command, "--warmup", options.num_warmups, {0, kMaxIterations}, "Iterations before these (default: 5)");
+  add_number(command, "--chain", options.num_chained_pairs, {1, kMaxChainedPairs},
+             "Also time chains of N pairs of dispatch (with expert ids) and combine, with no host wait in between; one "
+             "chain per iteration. CUDA device: in one graph and without a graph; needs --sizing capacity");
+  add_number(command, "--replays", options.num_replays, {1, kMaxReplays},
+             "CUDA device: also replay a graph of one such pair N times in a row and time every replay; needs --sizing "
+             "capacity");
   add_number(command, "--seed", options.seed, {0, kMaxInt64}, "Seed of routing and data (default: 1)");
   command.add_flag("--no-verify", options.no_verify, "Do not compare every output bit with the reference");
   command.add_flag("--no-bind", options.no_bind,
@@ -161,6 +170,8 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--runs", given(options.num_runs)},
           {"--iters", text(options.num_iterations)},
           {"--warmup", text(options.num_warmups)},
+          {"--chain", given(options.num_chained_pairs)},
+          {"--replays", given(options.num_replays)},
           {"--seed", text(options.seed)},
           {"--no-verify", text(options.no_verify)},
           {"--no-bind", text(options.no_bind)},

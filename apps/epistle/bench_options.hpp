@@ -46,6 +46,8 @@ struct BenchOptions {
   std::int32_t num_runs = 0;  ///< 0 = not given
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
+  std::int32_t num_chained_pairs = 0;  ///< 0 = not given
+  std::int32_t num_replays = 0;        ///< 0 = not given
   std::uint64_t seed = 1;
   bool no_verify = false;
   bool no_bind = false;

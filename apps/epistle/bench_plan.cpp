@@ -112,6 +112,7 @@ void choose_device(const BenchOptions& options, BenchSpec& spec) {
   belongs_to(Device::kCuda, options.num_sms > 0, "--sms");
   belongs_to(Device::kCuda, !options.mover.empty(), "--mover");
   belongs_to(Device::kCuda, options.num_runs > 0, "--runs");
+  belongs_to(Device::kCuda, options.num_replays > 0, "--replays");
   spec.bind = !on_cuda && !options.no_bind;
   spec.host.num_workers = options.num_workers > 0 ? options.num_workers : 1;
   spec.cuda.num_sms = options.num_sms;
@@ -311,6 +312,24 @@ void check_capabilities(const BenchPlan& plan) {
   }
 }
 
+/// Pairs in a row are captured into a CUDA graph: all of a replay, and the half of the chains.
+void check_capture(const BenchSpec& spec) {
+  if (spec.device != Device::kCuda || (spec.num_chained_pairs == 0 && spec.num_replays == 0)) return;
+  const std::string_view option = spec.num_chained_pairs > 0 ? "--chain" : "--replays";
+  for (const std::string& name : spec.dispatchers) {
+    if (find_dispatcher(name, spec.device).capabilities().graph_capture) continue;
+    throw Error(
+        ErrorCode::kUnsupported,
+        fmt::format("--dispatcher {}: {} captures calls into a CUDA graph, and those of {} cannot be; use direct", name,
+                    option, name));
+  }
+  if (std::holds_alternative<Capacity>(spec.config.sizing)) return;
+  reject(
+      fmt::format("{} captures calls into a CUDA graph, which needs static shapes: give --sizing capacity and "
+                  "--capacity-rows ROWS; the sizing is exact",
+                  option));
+}
+
 void check_memory(std::int64_t needed_bytes) {
   const AvailableMemory available = available_memory();
   if (available.bytes < 0 || needed_bytes <= available.bytes) return;
@@ -355,6 +374,8 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.spec.num_iterations = options.num_iterations;
   plan.spec.num_warmups = options.num_warmups;
   plan.spec.stage_combine = options.stage_combine;
+  plan.spec.num_chained_pairs = options.num_chained_pairs;
+  plan.spec.num_replays = options.num_replays;
   choose_device(options, plan.spec);
   plan.routing = RoutingSpec::parse(options.routing);
   plan.trace_layer = options.trace_layer;
@@ -366,6 +387,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   choose_shape(options, plan, request);
   DispatcherConfig& config = plan.spec.config;
   choose_layout(options, config);
+  check_capture(plan.spec);
   const CapacityOptions capacity = choose_capacity(options);
   config.max_tokens = *std::max_element(plan.tokens_per_rank.begin(), plan.tokens_per_rank.end());
 

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "bench_pairs.hpp"
 #include "json_text.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/fingerprint.hpp"
@@ -274,6 +275,7 @@ std::string render_bench_table(const BenchPlan& plan, const BenchResult& result)
       "bytes: what crossed between ranks. ";
   text += result.cuda ? "Of the link limit: the wire rate against what a rank can store, as measured in this\nrun.\n\n"
                       : "Of limit: bytes that must be read and written once, against the copy limit.\n\n";
+  text += render_pairs_table(result);
   text += load_lines(plan, result);
   text += verification_line(plan, result);
   return text;
@@ -327,7 +329,9 @@ std::string render_bench_json(const BenchPlan& plan, const BenchResult& result) 
         {"padding_rows", result.load.padding_rows},
         {"dropped", result.load.dropped}}},
       {"buffers", buffers},
-      {"results", results}};
+      {"results", results},
+      {"chain", chains_json(result)},
+      {"replays", replays_json(result)}};
   return json_text(document);
 }
 

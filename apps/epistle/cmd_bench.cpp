@@ -49,6 +49,7 @@ constexpr const char* kBenchFooter =
     "  epistle bench --routing trace:routing.jsonl.gz --layer 3 --hidden 2048 --json result.json\n"
     "  epistle bench --routing zipf:1.0 --drop-capacity 1.25 --ranks 4\n"
     "  epistle bench --tokens 512,0,17\n"
+    "  epistle bench --dispatcher low_latency,direct --tokens 8 --chain 20 --iters 1000\n"
     "  epistle bench --device cuda --group processes --sms 16 --model deepseek-v3 --sizing capacity \\\n"
     "                --capacity-rows 8192";
 

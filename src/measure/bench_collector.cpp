@@ -66,6 +66,13 @@ BytesOfPhases phase_bytes(const DispatchLayout& layout, const RoutingStats& stat
   return bytes;
 }
 
+PairTimes pair_times(std::string_view dispatcher, PairTimes kind, const std::vector<double>& times_us) {
+  kind.dispatcher = dispatcher;
+  kind.num_samples = static_cast<std::int64_t>(times_us.size());
+  kind.time_us = summarize(times_us);
+  return kind;
+}
+
 PhaseTimes::PhaseTimes(const BenchSpec& spec) : num_warmups_(spec.num_warmups) {
   for (std::vector<double>& samples : times_us_) samples.reserve(static_cast<std::size_t>(spec.num_iterations));
 }

@@ -28,6 +28,9 @@ using BytesOfPhases = std::array<PhaseBytes, kNumBenchPhases>;
 
 [[nodiscard]] BytesOfPhases phase_bytes(const DispatchLayout& layout, const RoutingStats& stats, const WireBytes& wire);
 
+/// `kind` says what was in a row; `times_us`, of one pair and of the slowest rank, are summed up beside it.
+[[nodiscard]] PairTimes pair_times(std::string_view dispatcher, PairTimes kind, const std::vector<double>& times_us);
+
 /// The times of all phases of one dispatcher. The first iterations warm up and are not kept.
 class PhaseTimes {
  public:

@@ -33,6 +33,8 @@ struct BenchSpec {
   std::int32_t runs_per_sample = kDefaultRunsPerSample;  ///< kCuda only
   std::int32_t num_iterations = 30;
   std::int32_t num_warmups = 5;
+  std::int32_t num_chained_pairs = 0;  ///< pairs in a chain, see PairTimes; 0 = no chains
+  std::int32_t num_replays = 0;        ///< kCuda only: replays of a graph of one pair; 0 = none
   /// kHost: bind each rank to its share of the processing units, where there is one for each worker.
   bool bind = true;
   bool stage_combine = false;  ///< expert outputs lie in private memory, so combine copies them first
@@ -63,6 +65,16 @@ struct PhaseResult {
   /// kHost: moved bytes of all ranks per time, over the copy limit. kCuda: wire bytes of a rank per time, over the link
   /// limit.
   double limit_fraction = 0.0;
+};
+
+/// Pairs of calls in a row: a dispatch that brings its expert ids, so that the routing is read anew, and the combine of
+/// Received::expert_outputs(). No host wait between them, no expert work.
+struct PairTimes {
+  std::string dispatcher = {};
+  std::int32_t num = 0;          ///< pairs of a chain, or replays of a graph of one pair
+  bool in_graph = false;         ///< kCuda: captured into a CUDA graph; otherwise launched by the host
+  std::int64_t num_samples = 0;  ///< chains, or replays
+  Summary time_us = {};          ///< of one pair (a chain's time by its pairs), each sample that of the slowest rank
 };
 
 /// How evenly rows fall on ranks.
@@ -110,6 +122,8 @@ struct BenchResult {
   CopyLimit limit;              ///< kHost
   std::optional<CudaRun> cuda;  ///< kCuda
   std::vector<PhaseResult> phases;
+  std::vector<PairTimes> chains;
+  std::vector<PairTimes> replays;  ///< kCuda
   std::vector<DispatcherSummary> dispatchers;
   LoadSummary load;
   bool verified = false;            ///< every output bit of every rank was compared and equal

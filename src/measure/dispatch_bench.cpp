@@ -13,7 +13,9 @@
 #include "measure/bench_check.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/bench_inputs.hpp"
+#include "measure/clock.hpp"
 #include "measure/received_data.hpp"
+#include "measure/slowest_rank.hpp"
 #include "measure/span_timer.hpp"
 #include "topology/affinity.hpp"
 
@@ -42,9 +44,12 @@ class DispatchBench {
   void run_dispatcher(const std::string& name);
   void start_limit(const Handle& handle);
   void first_round_trip(Trial& trial);
+  void poison(Trial& trial);
   void last_round_trip(Trial& trial);
   void check(const Trial& trial, std::string_view when);
   void time_phases(Trial& trial);
+  void run_chain(Trial& trial);
+  void time_chains(Trial& trial);
   void prepare(Trial& trial) {
     trial.received.release();  // what is free when a routing is prepared can be sent to at once
     trial.handle = trial.dispatcher.prepare({.expert_ids = table_.ids(), .weights = table_.probs()});
@@ -110,6 +115,7 @@ void DispatchBench::run_dispatcher(const std::string& name) {
   time_phases(trial);
   last_round_trip(trial);
   check(trial, "rechecking");
+  if (spec_.num_chained_pairs > 0) time_chains(trial);
   collector_.add_buffers(trial.dispatcher);
 }
 
@@ -129,8 +135,7 @@ void DispatchBench::first_round_trip(Trial& trial) {
   dispatch(trial);
   if (check_ != nullptr) {
     // The first dispatch told where the rows are; the second one has to write them.
-    check_->poison(data_of(trial.received));
-    group_.barrier();  // nobody sends before all have poisoned
+    poison(trial);
     dispatch(trial);
   }
   const std::int64_t num_rows = trial.received.num_rows();
@@ -143,11 +148,16 @@ void DispatchBench::first_round_trip(Trial& trial) {
   combine(trial);
 }
 
+/// Collective: overwrites what the calls that follow have to write, on all ranks before any of them sends.
+void DispatchBench::poison(Trial& trial) {
+  check_->poison(data_of(trial.received));
+  group_.barrier();
+}
+
 /// Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
 void DispatchBench::last_round_trip(Trial& trial) {
   if (check_ == nullptr) return;
-  check_->poison(data_of(trial.received));
-  group_.barrier();  // nobody sends before all have poisoned
+  poison(trial);
   prepare(trial);
   dispatch(trial);
   combine(trial);
@@ -199,6 +209,43 @@ void DispatchBench::time_phases(Trial& trial) {
   collector_.add_phases(
       trial.name(), kPhases, times,
       phase_bytes(DispatchLayout(params_), trial.handle.wait_stats(), trial.dispatcher.wire_bytes(trial.handle)));
+}
+
+// ---- Pairs in a row -------------------------------------------------------------------------------------------------
+
+void DispatchBench::run_chain(Trial& trial) {
+  for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) {
+    trial.received.release();
+    trial.received = trial.dispatcher.dispatch({.expert_ids = table_.ids(),
+                                                .weights = table_.probs(),
+                                                .tokens = inputs_.tokens(),
+                                                .scales = inputs_.scales()});
+    trial.handle = trial.received.handle();
+    combine(trial);
+  }
+}
+
+void DispatchBench::time_chains(Trial& trial) {
+  SlowestRank slowest(group_);
+  std::vector<double> times_us;
+  times_us.reserve(static_cast<std::size_t>(spec_.num_iterations));
+  const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
+  const std::string task = fmt::format("chaining {}", trial.name());
+  for (std::int32_t round = 0; round < num_rounds; ++round) {
+    group_.barrier();
+    const double begin_us = steady_now_us();
+    run_chain(trial);
+    const double own_us = steady_now_us() - begin_us;
+    const double time_us = slowest.reduce(own_us) / spec_.num_chained_pairs;
+    if (round >= spec_.num_warmups) times_us.push_back(time_us);
+    report({.task = task, .done = round + 1, .total = num_rounds});
+  }
+  if (check_ != nullptr) {
+    poison(trial);
+    run_chain(trial);
+    check(trial, "checking the chain of");
+  }
+  collector_.result().chains.push_back(pair_times(trial.name(), {.num = spec_.num_chained_pairs}, times_us));
 }
 
 }  // namespace

@@ -1,14 +1,14 @@
 // Times one step of all ranks: from the first rank's start to the last rank's end.
 #pragma once
 
-#include <chrono>
 #include <vector>
 
 #include "epistle/group.hpp"
 
+#include "measure/clock.hpp"
+
 namespace epistle {
 
-/// The steady clock is the same for all processes of a host, so spans of several ranks can be compared.
 class SpanTimer {
  public:
   explicit SpanTimer(Group& group) : group_(&group), spans_(static_cast<std::size_t>(group.size())) {}
@@ -17,7 +17,7 @@ class SpanTimer {
   template <typename Step>
   double time(const Step& step) {
     group_->barrier();
-    const Span own{now_us(), (step(), now_us())};
+    const Span own{steady_now_us(), (step(), steady_now_us())};
     group_->all_gather(&own, sizeof(own), spans_.data());
     Span all = own;
     for (const Span& span : spans_) {
@@ -32,11 +32,6 @@ class SpanTimer {
     double begin_us;
     double end_us;
   };
-
-  [[nodiscard]] static double now_us() noexcept {
-    const auto since_boot = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration<double, std::micro>(since_boot).count();
-  }
 
   Group* group_;
   std::vector<Span> spans_;

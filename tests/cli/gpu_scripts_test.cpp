@@ -64,8 +64,8 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   const CommandResult result = check_gpu(dir, {"--quick"});
   EXPECT_EQ(result.exit_code, 1) << result.describe();
   const auto lines = split_lines(result.out);
-  // conformance, memcheck and the benchmark that one GPU is enough for
-  EXPECT_TRUE(lines.back().starts_with("3 passed, 1 failed, ")) << result.out;
+  // conformance, memcheck and the benchmarks that one GPU is enough for
+  EXPECT_TRUE(lines.back().starts_with("4 passed, 1 failed, ")) << result.out;
   const Json summary = Json::parse(read_file(dir.file("out/summary.json")));
   EXPECT_EQ(summary.at("device"), "Test GPU");
   EXPECT_EQ(summary.at("num_devices"), 1);

@@ -26,6 +26,7 @@ bool has_gpu() { return run_bench({"--device", "cuda", "--ranks", "1", "--no-ver
 TEST(BenchDevice, OptionsOfTheOtherDeviceAreRejected) {
   expect_rejected({"--sms", "16"}, "--sms belongs to --device cuda; the device is host");
   expect_rejected({"--runs", "4"}, "--runs belongs to --device cuda; the device is host");
+  expect_rejected({"--replays", "4"}, "--replays belongs to --device cuda; the device is host");
   expect_rejected({"--mover", "bulk"}, "--mover belongs to --device cuda; the device is host");
   expect_rejected({"--device", "cuda", "--workers", "1"}, "--workers belongs to --device host; the device is cuda");
   expect_rejected({"--device", "cuda", "--no-bind"}, "--no-bind belongs to --device host; the device is cuda");
@@ -77,6 +78,37 @@ TEST(BenchDevice, VirtualRanksOnOneGpu) {
   }
   EXPECT_EQ(phases, (std::vector<std::string>{"layout", "dispatch", "combine", "dispatch+layout", "round_trip",
                                               "graph_round_trip"}));
+}
+
+TEST(BenchDevice, PairsInARowNeedStaticShapes) {
+  if (run_epistle({"bench", "--list", "--device", "cuda"}).exit_code != 0) GTEST_SKIP() << "a build without CUDA";
+  expect_rejected({"--device", "cuda", "--chain", "4"}, "--chain captures calls into a CUDA graph, which needs static");
+  expect_rejected({"--device", "cuda", "--replays", "4", "--layout", "expert_blocks", "--capacity-rows", "60"},
+                  "--replays captures calls into a CUDA graph, which needs static");
+  const CommandResult result = run_bench({"--device", "cuda", "--dispatcher", "alltoall", "--chain", "4", "--sizing",
+                                          "capacity", "--capacity-rows", "60"});
+  EXPECT_EQ(result.exit_code, 5) << result.describe();
+  EXPECT_TRUE(is_error_line(result.err, "--dispatcher alltoall: --chain captures calls into a CUDA graph"))
+      << result.describe();
+}
+
+TEST(BenchDevice, PairsInARowOnVirtualRanks) {
+  if (!has_gpu()) GTEST_SKIP() << "this machine has no GPU";
+  const auto json = bench_json({"--device", "cuda", "--ranks", "2", "--sizing", "capacity", "--capacity-rows", "40",
+                                "--chain", "12", "--replays", "100"});
+  EXPECT_EQ(json.at("verification"), "passed");
+  ASSERT_EQ(json.at("chain").size(), 2U);
+  EXPECT_EQ(json.at("chain")[0].at("in_graph"), true);
+  EXPECT_EQ(json.at("chain")[1].at("in_graph"), false);
+  for (const auto& chain : json.at("chain")) {
+    EXPECT_EQ(chain.at("pairs"), 12);
+    EXPECT_EQ(chain.at("samples"), 2);
+    EXPECT_GT(chain.at("median_us").get<double>(), 0.0);
+  }
+  ASSERT_EQ(json.at("replays").size(), 1U);
+  EXPECT_EQ(json.at("replays")[0].at("replays"), 100);
+  EXPECT_EQ(json.at("replays")[0].at("samples"), 100);
+  EXPECT_GT(json.at("replays")[0].at("median_us").get<double>(), 0.0);
 }
 
 TEST(BenchDevice, PaddingCanStayAsItIs) {

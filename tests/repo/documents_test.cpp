@@ -174,6 +174,29 @@ TEST_F(MakeDocs, TakesThePageOfTheCommandFromWhatItPrints) {
   expect_parts("docs/command.md", {"## epistle go\n\n```text\nHelp of go\n```\n"s, "| `A` | 1 | an a |"s});
 }
 
+TEST_F(MakeDocs, ShowsPairsInARowWhereThereAreSome) {
+  write_record("decode", Json::array());  // a table among the records
+  Json record = make_record(true);
+  record["config"]["layout"] = "token_major";
+  write_record("token-major-bf16", record);
+  ASSERT_EQ(run({"performance"}).exit_code, 0);
+  EXPECT_EQ(read("docs/performance.md").find("## Pairs in a row"), std::string::npos);
+  Json times = {{"dispatcher", "direct"}, {"in_graph", true}, {"samples", 30},
+                {"median_us", 20},        {"p90_us", 21},     {"p99_us", 22}};
+  times["pairs"] = 20;
+  record["chain"] = Json::array({times});
+  record["replays"] = Json::array({times});
+  write_record("token-major-bf16", record);
+  const CommandResult result = run({"performance"});
+  ASSERT_EQ(result.exit_code, 0) << result.describe();
+  const std::string setting =
+      "| [token-major-bf16](results/token-major-bf16.json) | 2 x Test GPU | 4096 | token_major | 16 "
+      "| direct | ";
+  expect_parts("docs/performance.md",
+               {"\n## Pairs in a row\n"s, setting + "chain of 20, one graph | 20.0 us | 21.0 us | 22.0 us | 30 |"s,
+                setting + "replays of a graph of one pair | 20.0 us | 21.0 us | 22.0 us | 30 |"s});
+}
+
 TEST_F(MakeDocs, WithoutRecordsItSaysSo) {
   ASSERT_EQ(run({"readme", "performance"}).exit_code, 0);
   expect_parts("README.md", {"There are no records in `docs/results` yet"});

@@ -20,6 +20,7 @@
 #include "measure/cuda/device_inputs.hpp"
 #include "measure/cuda/device_memory.hpp"
 #include "measure/cuda/link_probe.hpp"
+#include "measure/cuda/pair_runs.hpp"
 #include "measure/cuda/stream_timer.hpp"
 #include "measure/gpu_driver.hpp"
 #include "measure/received_data.hpp"
@@ -79,8 +80,11 @@ class CudaBench {
   void first_round_trip(Trial& trial);
   void poison(const ReceivedData& received);
   void check(Trial& trial, const ReceivedData& received, std::string_view when);
+  template <typename Calls>
+  void recheck(Trial& trial, std::string_view when, const Calls& calls);
   void capture(Trial& trial);
   void time_phases(Trial& trial);
+  void time_pairs(Trial& trial);
   [[nodiscard]] Stream stream() const noexcept { return rank_->stream.get(); }
   [[nodiscard]] Handle prepare(Dispatcher& dispatcher) {
     return dispatcher.prepare({.expert_ids = rank_->inputs.ids(), .weights = rank_->inputs.probs()}, stream());
@@ -137,7 +141,9 @@ BenchResult CudaBench::run() {
 void CudaBench::run_dispatcher(const std::string& name) {
   const std::string preparing = fmt::format("preparing {}", name);
   report({.task = preparing});
-  Trial trial{.dispatcher = Dispatcher(group_, name, spec_.config, spec_.cuda)};
+  DispatcherConfig config = spec_.config;
+  config.max_handles += spec_.num_chained_pairs;  // every pair of a chain has one, so that none is waited for
+  Trial trial{.dispatcher = Dispatcher(group_, name, config, spec_.cuda)};
   quiet(trial);
   const bool first = !rank_;
   if (first) start_rank(trial.dispatcher);
@@ -154,19 +160,20 @@ void CudaBench::run_dispatcher(const std::string& name) {
   }
   time_phases(trial);
   // Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
-  if (check_ != nullptr) {
-    poison(data_of(trial.received));
+  recheck(trial, "rechecking", [&] {
     prepare(trial);
     dispatch(trial);
     combine(trial, trial.received);
-    check(trial, data_of(trial.received), "rechecking");
-  }
-  if (check_ != nullptr && trial.graph) {
-    poison(trial.graph_rows);
-    trial.graph->launch(rank_->stream.get());
-    check(trial, trial.graph_rows, "checking the graph of");
+    return data_of(trial.received);
+  });
+  if (trial.graph) {
+    recheck(trial, "checking the graph of", [&] {
+      trial.graph->launch(rank_->stream.get());
+      return trial.graph_rows;
+    });
   }
   quiet(trial);
+  time_pairs(trial);
   collector_.add_buffers(trial.dispatcher);
   collector_.result().dispatchers.back().tuning = trial.dispatcher.describe_tuning(config_.max_tokens);
 }
@@ -268,6 +275,14 @@ void CudaBench::check(Trial& trial, const ReceivedData& received, std::string_vi
   collector_.add_check(trial.name(), mismatch, check_->num_bytes(copy.data()));
 }
 
+/// Makes calls as they were timed, once more over poison, and checks the rows that they give and the sums.
+template <typename Calls>
+void CudaBench::recheck(Trial& trial, std::string_view when, const Calls& calls) {
+  if (check_ == nullptr) return;
+  poison(data_of(trial.received));  // the one buffer that there is
+  check(trial, calls(), when);
+}
+
 // ---- Times ----------------------------------------------------------------------------------------------------------
 
 void CudaBench::time_phases(Trial& trial) {
@@ -317,6 +332,51 @@ void CudaBench::capture(Trial& trial) {
     combine(trial, received);
   });
   dispatch(trial);
+}
+
+/// Pairs in a row, captured and not. Graphs come and go while all streams are quiet.
+void CudaBench::time_pairs(Trial& trial) {
+  const PairCalls calls{
+      .group = group_, .stream = rank_->stream.get(), .dispatcher = trial.dispatcher, .put_pair = [&] {
+        prepare_and_dispatch(trial);
+        combine(trial, trial.received);
+        return trial.handle;
+      }};
+  std::string task;
+  const PairRuns::OnStep on_step = [&](std::int64_t done, std::int64_t total) {
+    report({.task = task, .done = done, .total = total});
+  };
+  PairRuns runs(calls, spec_, on_step);
+  BenchResult& result = collector_.result();
+  const auto time_graph = [&](std::int32_t num_pairs, std::string_view when, const auto& run) {
+    const PairGraph graph(calls, num_pairs);
+    quiet(trial);
+    std::vector<double> times_us = run(graph);
+    recheck(trial, when, [&] {
+      graph.launch();
+      return data_of(trial.received);  // of the last pair that was captured
+    });
+    quiet(trial);
+    return times_us;
+  };
+  if (spec_.num_replays > 0) {
+    task = fmt::format("replaying {}", trial.name());
+    const auto times_us =
+        time_graph(1, "checking the replays of", [&](const PairGraph& graph) { return runs.replays(graph); });
+    result.replays.push_back(pair_times(trial.name(), {.num = spec_.num_replays, .in_graph = true}, times_us));
+  }
+  const std::int32_t num_pairs = spec_.num_chained_pairs;
+  if (num_pairs == 0) return;
+  task = fmt::format("chaining {}", trial.name());
+  const auto times_us = time_graph(num_pairs, "checking the captured chain of",
+                                   [&](const PairGraph& graph) { return runs.chains_in_graph(graph); });
+  result.chains.push_back(pair_times(trial.name(), {.num = num_pairs, .in_graph = true}, times_us));
+  result.chains.push_back(pair_times(trial.name(), {.num = num_pairs}, runs.chains_from_host()));
+  recheck(trial, "checking the chain of", [&] {
+    for (std::int32_t pair = 0; pair < num_pairs; ++pair) static_cast<void>(calls.put_pair());
+    return data_of(trial.received);
+  });
+  quiet(trial);
 }
 
 }  // namespace

@@ -1,14 +1,14 @@
 // Times what the ranks put on their streams, as the streams see it.
 #pragma once
 
-#include <cstdint>
-#include <vector>
-
 #include <cuda_runtime_api.h>
 
 #include "epistle/group.hpp"
 
 #include "measure/bench_types.hpp"
+#include "measure/cuda/stream_gate.hpp"
+#include "measure/cuda/timed_event.hpp"
+#include "measure/slowest_rank.hpp"
 
 namespace epistle {
 
@@ -20,37 +20,29 @@ namespace epistle {
 class StreamTimer {
  public:
   /// `runs_per_sample`: runs of a step that one time is the mean of. Group and stream must outlive the timer.
-  StreamTimer(Group& group, cudaStream_t stream, int runs_per_sample = kDefaultRunsPerSample);
-  ~StreamTimer();
-  StreamTimer(const StreamTimer&) = delete;
-  StreamTimer& operator=(const StreamTimer&) = delete;
+  StreamTimer(Group& group, cudaStream_t stream, int runs_per_sample = kDefaultRunsPerSample)
+      : stream_(stream), runs_per_sample_(runs_per_sample), gate_(group, stream), slowest_(group) {}
 
   /// Collective: `step` enqueues work, `wait` returns when the stream has done it. Returns the microseconds that one
   /// run took on the slowest rank, the same on all ranks.
   template <typename Step, typename Wait>
   double time(const Step& step, const Wait& wait) {
-    begin();
+    gate_.hold(runs_per_sample_ + 1);
     step();
-    mark();
+    begin_.record(stream_);
     for (int run = 0; run < runs_per_sample_; ++run) step();
-    end();
+    end_.record(stream_);
     wait();
-    return slowest_us() / runs_per_sample_;
+    return slowest_.reduce(end_.us_since(begin_)) / runs_per_sample_;
   }
 
  private:
-  void begin();
-  void mark();
-  void end();
-  [[nodiscard]] double slowest_us();
-
-  Group& group_;
   cudaStream_t stream_;
   int runs_per_sample_;
-  cudaEvent_t begin_ = nullptr;
-  cudaEvent_t end_ = nullptr;
-  std::vector<std::int64_t> ready_ns_;
-  std::vector<double> times_us_;
+  StreamGate gate_;
+  SlowestRank slowest_;
+  TimedEvent begin_;
+  TimedEvent end_;
 };
 
 }  // namespace epistle

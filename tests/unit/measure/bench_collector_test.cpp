@@ -57,6 +57,19 @@ TEST(BenchCollector, WarmUpsAreNotKept) {
   EXPECT_TRUE(times.of(BenchPhase::kLayout).empty());
 }
 
+TEST(BenchCollector, PairsAreSummedUpBesideWhatTheyAre) {
+  std::vector<double> times_us;
+  for (int time_us = 200; time_us >= 1; --time_us) times_us.push_back(time_us);
+  const PairTimes times = pair_times("direct", {.num = 20, .in_graph = true}, times_us);
+  EXPECT_EQ(times.dispatcher, "direct");
+  EXPECT_EQ(times.num, 20);
+  EXPECT_TRUE(times.in_graph);
+  EXPECT_EQ(times.num_samples, 200);
+  EXPECT_EQ(times.time_us.median, 100.5);
+  EXPECT_EQ(times.time_us.p90, 180.0);
+  EXPECT_EQ(times.time_us.p99, 198.0);
+}
+
 TEST(BenchCollector, OneRanksDifferenceIsKnownToAll) {
   std::vector<BenchResult> results(3);
   run_thread_ranks(3, [&](Group& group) {
