@@ -17,7 +17,9 @@ enum class BufferSection : std::int32_t {
   kSendScales,
   kStageRows,  ///< rows as they came, before they are sorted or summed
   kStageScales,
+  kDispatchLines,  ///< rows, with what describes them, that carry their own arrival flags
+  kCombineLines,
 };
-inline constexpr std::int32_t kNumBufferSections = 10;
+inline constexpr std::int32_t kNumBufferSections = 12;
 
 }  // namespace epistle

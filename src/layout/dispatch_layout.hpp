@@ -43,6 +43,9 @@ struct LayoutParams {
   std::int64_t row_bytes = 0;    ///< as rows travel
   std::int64_t scale_bytes = 0;  ///< per row
   ScaleOrder scale_order = ScaleOrder::kRows;
+  bool quantises = false;      ///< rows of bf16 become fp8 on their way
+  bool powers_of_two = false;  ///< their scales
+  ScaleFormat scale_format = ScaleFormat::kFp32;
   std::int64_t combine_row_bytes = 0;  ///< 0 = nothing is ever combined
   OutputLayout layout = OutputLayout::kTokenMajor;
   std::int32_t alignment = 1;
@@ -99,6 +102,14 @@ class DispatchLayout {
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t row_limit() const noexcept {
     if (params_.layout == OutputLayout::kExpertBlocks) return params_.capacity_rows * partition().max_local_experts();
     return params_.sizing == SizingMode::kCapacity ? params_.capacity_rows : max_output_rows_unlimited();
+  }
+
+  /// Whether every routing fits, so that nothing can be dropped or refused for its size.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool fits_any_routing() const noexcept {
+    if (params_.layout == OutputLayout::kExpertBlocks) {
+      return params_.capacity_rows >= params_.max_tokens * params_.num_ranks;
+    }
+    return row_limit() >= max_output_rows_unlimited();
   }
 
   /// Output rows on one rank from its group counts [num_local_experts] (expert layouts); writes group_begin

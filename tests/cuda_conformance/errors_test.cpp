@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -14,6 +15,7 @@
 #include "support/bad_rank.hpp"
 #include "support/cuda_devices.hpp"
 #include "support/cuda_play.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -23,7 +25,7 @@ using Clock = std::chrono::steady_clock;
 
 // ---- Bad ids --------------------------------------------------------------------------------------------------------
 
-class CudaErrors : public OnGpu<> {
+class CudaErrors : public OnGpu<::testing::TestWithParam<std::string>> {
  protected:
   /// prepare with the ids of the bad rank changed, then a good round trip on the same dispatcher.
   template <typename Id>
@@ -33,7 +35,7 @@ class CudaErrors : public OnGpu<> {
     std::vector<Id> ids(table.expert_ids.begin(), table.expert_ids.end());
     change(ids);
     const auto outcomes = call_on_all_ranks(
-        "direct", small_scenario(),
+        GetParam(), small_scenario(),
         [&](const Caller& caller) {
           PrepareRequest request = caller.inputs.prepare();
           if (caller.rank == kBadRank) request.expert_ids = {ids.data(), table.num_tokens, table.top_k};
@@ -47,24 +49,51 @@ class CudaErrors : public OnGpu<> {
   }
 };
 
-TEST_F(CudaErrors, IdBeyondTheLastExpert) {
+TEST_P(CudaErrors, IdBeyondTheLastExpert) {
   expect_bad_ids<std::int32_t>([](auto& ids) { ids[7] = 7; });
 }
 
-TEST_F(CudaErrors, IdBelowMinusOne) {
+TEST_P(CudaErrors, IdBelowMinusOne) {
   expect_bad_ids<std::int32_t>([](auto& ids) { ids[0] = -2; });
 }
 
-TEST_F(CudaErrors, WideIdThatWouldWrap) {
+TEST_P(CudaErrors, WideIdThatWouldWrap) {
   expect_bad_ids<std::int64_t>([](auto& ids) { ids[2] = std::int64_t{1} << 32; });
 }
 
-TEST_F(CudaErrors, IdTwiceInOneToken) {
+TEST_P(CudaErrors, IdTwiceInOneToken) {
   expect_bad_ids<std::int32_t>([](auto& ids) {
     ids[4] = 5;
     ids[5] = 5;
   });
 }
+
+/// The same in a dispatch that brings them along, where every routing fits.
+TEST_P(CudaErrors, BadIdsOfADispatch) {
+  Scenario scenario = small_scenario();
+  scenario.config.layout = ExpertBlocks{.rows_per_expert = scenario.config.max_tokens *
+                                                           static_cast<std::int64_t>(scenario.tokens_per_rank.size())};
+  scenario.config.sizing = Capacity{};
+  const Round round(scenario, 0);
+  const RoutingTable& table = round.table(kBadRank);
+  std::vector<std::int32_t> ids = table.expert_ids;
+  ids[1] = ids[0];
+  const auto outcomes = call_on_all_ranks(
+      GetParam(), scenario,
+      [&](const Caller& caller) {
+        DispatchRequest request = caller.inputs.prepare_and_dispatch();
+        if (caller.rank == kBadRank) request.expert_ids = {ids.data(), table.num_tokens, table.top_k};
+        (void)caller.subject.dispatch(request);
+      },
+      on_cuda());
+  expect_rejected(outcomes, ErrorCode::kInvalidArgument, [](std::size_t rank, const Error& error) {
+    EXPECT_EQ(error.context().rank, static_cast<int>(rank));
+    EXPECT_EQ(error.context().phase, Phase::kLayout);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaErrors, ::testing::ValuesIn(one_gpu_dispatcher_names()),
+                         [](const auto& param_info) { return param_info.param; });
 
 // ---- Capacity -------------------------------------------------------------------------------------------------------
 
@@ -107,7 +136,9 @@ INSTANTIATE_TEST_SUITE_P(All, CudaCapacity,
 // ---- A rank that does not come
 // ----------------------------------------------------------------------------------------
 
-class CudaLateRank : public OnGpu<::testing::TestWithParam<Phase>> {
+using LateParam = std::tuple<std::string, Phase>;
+
+class CudaLateRank : public OnGpu<::testing::TestWithParam<LateParam>> {
  protected:
   static constexpr std::chrono::milliseconds kTimeout{1000};
   // Beyond the timeout: the time until the host has seen it and every rank has agreed on it.
@@ -127,10 +158,10 @@ class CudaLateRank : public OnGpu<::testing::TestWithParam<Phase>> {
 };
 
 TEST_P(CudaLateRank, IsNamedWithinTheTimeout) {
-  const Phase missed = GetParam();
+  const auto& [dispatcher, missed] = GetParam();
   const Scenario scenario = small_scenario();
   // Starting CUDA and loading kernels takes longer than the timeout below.
-  expect_play("direct", scenario);
+  expect_play(dispatcher, scenario);
   if (HasFailure()) return;
 
   const auto num_ranks = scenario.tokens_per_rank.size();
@@ -141,7 +172,7 @@ TEST_P(CudaLateRank, IsNamedWithinTheTimeout) {
                    [&](Group& group) {
                      const auto rank = static_cast<std::size_t>(group.rank());
                      const Round round(scenario, 0);
-                     Subject subject(group, "direct", scenario.config, on_cuda());
+                     Subject subject(group, dispatcher, scenario.config, on_cuda());
                      if (group.rank() != kBadRank) {
                        const auto begin = Clock::now();
                        outcomes[rank] = outcome_of([&] { call_until(subject, round, group.rank(), missed); });
@@ -171,12 +202,15 @@ TEST_P(CudaLateRank, IsNamedWithinTheTimeout) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaLateRank, ::testing::Values(Phase::kLayout, Phase::kDispatch, Phase::kCombine),
-                         [](const auto& param_info) {
-                           return std::string(param_info.param == Phase::kLayout     ? "Prepare"
-                                              : param_info.param == Phase::kDispatch ? "Dispatch"
-                                                                                     : "Combine");
-                         });
+std::string late_case_name(const ::testing::TestParamInfo<LateParam>& param_info) {
+  const auto& [dispatcher, phase] = param_info.param;
+  return dispatcher + (phase == Phase::kLayout ? "_Prepare" : phase == Phase::kDispatch ? "_Dispatch" : "_Combine");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaLateRank,
+                         ::testing::Combine(::testing::ValuesIn(one_gpu_dispatcher_names()),
+                                            ::testing::Values(Phase::kLayout, Phase::kDispatch, Phase::kCombine)),
+                         late_case_name);
 
 }  // namespace
 }  // namespace epistle::testing

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "support/cuda_devices.hpp"
 #include "support/cuda_memory.hpp"
 #include "support/cuda_play.hpp"
+#include "support/dispatcher_names.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -35,11 +37,11 @@ using GraphExec = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, Destro
 /// What one rank gives and takes, at addresses that the graph keeps.
 class GraphRank {
  public:
-  GraphRank(Group& group, const Scenario& scenario)
+  GraphRank(Group& group, const std::string& dispatcher, const Scenario& scenario)
       : group_(group),
         scenario_(scenario),
         config_(resolve_config(scenario.config, group.size())),
-        dispatcher_(std::in_place, group, "direct", scenario.config, CudaOptions{.device = 0}),
+        dispatcher_(std::in_place, group, dispatcher, scenario.config, CudaOptions{.device = 0}),
         memory_(dispatcher_->device_ordinal(), DeviceArena::kDefaultBytes) {
     const Round round(scenario, 0);
     const RoutingTable& table = round.table(rank());
@@ -241,16 +243,20 @@ class GraphRank {
   float* grad_probs_ = nullptr;
 };
 
-class CudaGraph : public OnGpu<::testing::TestWithParam<OutputLayout>> {
+using GraphParam = std::tuple<std::string, OutputLayout>;
+
+class CudaGraph : public OnGpu<::testing::TestWithParam<GraphParam>> {
  protected:
+  static const std::string& dispatcher() { return std::get<0>(GetParam()); }
   static Scenario scenario() {
+    const OutputLayout layout = std::get<1>(GetParam());
     Scenario scenario;
     scenario.config.hidden = 128;
     scenario.config.num_experts = 8;
     scenario.config.top_k = 3;
     scenario.config.max_tokens = 24;
     // What one routing drops another has room for.
-    set_layout(scenario.config, GetParam(), SizingMode::kCapacity, GetParam() == OutputLayout::kTokenMajor ? 30 : 64,
+    set_layout(scenario.config, layout, SizingMode::kCapacity, layout == OutputLayout::kTokenMajor ? 30 : 64,
                /*alignment=*/4);
     scenario.config.overflow = OverflowPolicy::kDrop;
     scenario.tokens_per_rank = {24, 17};
@@ -261,7 +267,7 @@ class CudaGraph : public OnGpu<::testing::TestWithParam<OutputLayout>> {
     std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
     run_thread_ranks(static_cast<int>(mismatches.size()),
                      [&](Group& group) {
-                       GraphRank rank(group, scenario);
+                       GraphRank rank(group, dispatcher(), scenario);
                        mismatches[static_cast<std::size_t>(group.rank())] = rank.play();
                      },
                      {.timeout = kCudaTimeout});
@@ -273,18 +279,28 @@ class CudaGraph : public OnGpu<::testing::TestWithParam<OutputLayout>> {
 
 TEST_P(CudaGraph, ReplaysWithOtherRouting) { expect_replays(scenario()); }
 
+TEST_P(CudaGraph, ReplaysWhereEveryRoutingFits) {
+  Scenario roomy = scenario();
+  set_layout(roomy.config, std::get<1>(GetParam()), SizingMode::kCapacity, 200, /*alignment=*/4);
+  expect_replays(roomy);
+}
+
 TEST_P(CudaGraph, ReplaysWithAnotherNumberOfTokens) {
   Scenario counted = scenario();
   counted.counted = 1.0;
-  if (const std::string reason = cannot_play("direct", counted); !reason.empty()) GTEST_SKIP() << reason;
+  if (const std::string reason = cannot_play(dispatcher(), counted); !reason.empty()) GTEST_SKIP() << reason;
   expect_replays(counted);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaGraph, ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor),
-                         [](const auto& param_info) {
-                           return std::string(param_info.param == OutputLayout::kTokenMajor ? "TokenMajor"
-                                                                                            : "ExpertMajor");
-                         });
+std::string graph_case_name(const ::testing::TestParamInfo<GraphParam>& param_info) {
+  const auto& [dispatcher, layout] = param_info.param;
+  return dispatcher + (layout == OutputLayout::kTokenMajor ? "_TokenMajor" : "_ExpertMajor");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaGraph,
+                         ::testing::Combine(::testing::ValuesIn(one_gpu_dispatcher_names()),
+                                            ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor)),
+                         graph_case_name);
 
 }  // namespace
 }  // namespace epistle::testing

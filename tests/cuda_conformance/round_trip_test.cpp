@@ -35,32 +35,38 @@ std::string mover_name(CudaMover mover) {
 
 // ---- Movers, halves, SM budgets -------------------------------------------------------------------------------------
 
-using MoverParam = std::tuple<NamedScenario, CudaMover, bool>;
+using MoverParam = std::tuple<std::string, NamedScenario, CudaMover, bool>;
 
 class CudaRoundTrip : public OnGpu<::testing::TestWithParam<MoverParam>> {};
 
 TEST_P(CudaRoundTrip, OverThreads) {
-  const auto& [named, mover, split_halves] = GetParam();
+  const auto& [dispatcher, named, mover, split_halves] = GetParam();
   if (mover == CudaMover::kBulk && device_attribute(cudaDevAttrComputeCapabilityMajor) < kBulkCapability) {
     GTEST_SKIP() << "bulk copies need compute capability 9.0";
   }
-  if (const std::string reason = cannot_play("direct", named.scenario); !reason.empty()) GTEST_SKIP() << reason;
+  if (const std::string reason = cannot_play(dispatcher, named.scenario); !reason.empty()) GTEST_SKIP() << reason;
   // 0 is what the tuning table says. The bits are the same, as all are those of the oracle.
   for (const int num_sms : {2, 4, 1, 0}) {
     SCOPED_TRACE("num_sms " + std::to_string(num_sms));
-    expect_play("direct", named.scenario, on_cuda({.num_sms = num_sms, .mover = mover}, split_halves));
+    expect_play(dispatcher, named.scenario, on_cuda({.num_sms = num_sms, .mover = mover}, split_halves));
     if (HasFailure()) return;
   }
 }
 
 std::string mover_case_name(const ::testing::TestParamInfo<MoverParam>& param_info) {
-  const auto& [named, mover, split_halves] = param_info.param;
-  return named.name + "_" + mover_name(mover) + (split_halves ? "_Halves" : "_Fused");
+  const auto& [dispatcher, named, mover, split_halves] = param_info.param;
+  return dispatcher + "_" + named.name + "_" + mover_name(mover) + (split_halves ? "_Halves" : "_Fused");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaRoundTrip,
-                         ::testing::Combine(::testing::ValuesIn(named_scenarios()),
+                         ::testing::Combine(::testing::Values("direct"), ::testing::ValuesIn(named_scenarios()),
                                             ::testing::Values(CudaMover::kVector, CudaMover::kBulk), ::testing::Bool()),
+                         mover_case_name);
+
+/// Lines know no movers.
+INSTANTIATE_TEST_SUITE_P(Lines, CudaRoundTrip,
+                         ::testing::Combine(::testing::Values("low_latency"), ::testing::ValuesIn(named_scenarios()),
+                                            ::testing::Values(CudaMover::kAuto), ::testing::Bool()),
                          mover_case_name);
 
 /// The copy engines move rows of exact token_major calls with one buffer only.
@@ -77,29 +83,31 @@ std::vector<NamedScenario> copy_engine_scenarios() {
 }
 
 INSTANTIATE_TEST_SUITE_P(CopyEngines, CudaRoundTrip,
-                         ::testing::Combine(::testing::ValuesIn(copy_engine_scenarios()),
+                         ::testing::Combine(::testing::Values("direct"), ::testing::ValuesIn(copy_engine_scenarios()),
                                             ::testing::Values(CudaMover::kCopyEngines), ::testing::Bool()),
                          mover_case_name);
 
 // ---- Numbers of ranks -----------------------------------------------------------------------------------------------
 
-using RanksParam = std::tuple<NamedScenario, int>;
+using RanksParam = std::tuple<std::string, NamedScenario, int>;
 
 class CudaVirtualRanks : public OnGpu<::testing::TestWithParam<RanksParam>> {};
 
 TEST_P(CudaVirtualRanks, OnOneGpu) {
-  const auto& [named, num_ranks] = GetParam();
+  const auto& [dispatcher, named, num_ranks] = GetParam();
   const Scenario scenario = with_ranks(named.scenario, num_ranks);
-  if (const std::string reason = cannot_play("direct", scenario); !reason.empty()) GTEST_SKIP() << reason;
-  expect_play("direct", scenario, on_cuda({.device = 0}));
+  if (const std::string reason = cannot_play(dispatcher, scenario); !reason.empty()) GTEST_SKIP() << reason;
+  expect_play(dispatcher, scenario, on_cuda({.device = 0}));
 }
 
 std::string ranks_case_name(const ::testing::TestParamInfo<RanksParam>& param_info) {
-  return std::get<0>(param_info.param).name + "_" + std::to_string(std::get<1>(param_info.param));
+  const auto& [dispatcher, named, num_ranks] = param_info.param;
+  return dispatcher + "_" + named.name + "_" + std::to_string(num_ranks);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaVirtualRanks,
-                         ::testing::Combine(::testing::ValuesIn(named_scenarios()), ::testing::Values(1, 2, 4, 8, 16)),
+                         ::testing::Combine(::testing::ValuesIn(one_gpu_dispatcher_names()),
+                                            ::testing::ValuesIn(named_scenarios()), ::testing::Values(1, 2, 4, 8, 16)),
                          ranks_case_name);
 
 // ---- A GPU of its own for every rank

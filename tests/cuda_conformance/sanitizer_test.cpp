@@ -9,6 +9,7 @@
 
 #include "support/cuda_devices.hpp"
 #include "support/cuda_play.hpp"
+#include "support/dispatcher_names.hpp"
 #include "support/named_scenarios.hpp"
 
 namespace epistle::testing {
@@ -51,6 +52,17 @@ std::vector<NamedScenario> sanitizer_scenarios() {
     s.config.overflow = OverflowPolicy::kDrop;
     s.hot_experts = true;
   });
+  add("ExpertBlocksAllFit", [](Scenario& s) {
+    s.config.layout = ExpertBlocks{.rows_per_expert = 18};
+    s.config.sizing = Capacity{};
+    s.config.hidden = 2112;  // more than a chunk of lines
+    s.num_rounds = 2;
+  });
+  add("TokenMajorAllFitFp8", [](Scenario& s) {
+    s.config.input = DType::kFp8E4m3;
+    s.config.hidden = 2064;
+    s.config.sizing = Capacity{.rows_per_rank = 18};
+  });
   add("RawCombined", [](Scenario& s) {
     s.config.input = DType::kRaw;
     s.config.hidden = 48;
@@ -70,19 +82,27 @@ std::vector<NamedScenario> sanitizer_scenarios() {
   return all;
 }
 
-class CudaSanitizer : public OnGpu<::testing::TestWithParam<NamedScenario>> {};
+using SanitizerParam = std::tuple<std::string, NamedScenario>;
+
+class CudaSanitizer : public OnGpu<::testing::TestWithParam<SanitizerParam>> {};
 
 TEST_P(CudaSanitizer, TwoRanks) {
-  expect_play("direct", GetParam().scenario, on_cuda({.device = 0}), kSanitizerTimeout);
+  const auto& [dispatcher, named] = GetParam();
+  expect_play(dispatcher, named.scenario, on_cuda({.device = 0}), kSanitizerTimeout);
 }
 
 // For tools that run one kernel at a time: there two ranks on one GPU would wait for each other for ever.
 TEST_P(CudaSanitizer, OneRank) {
-  expect_play("direct", with_ranks(GetParam().scenario, 1), on_cuda({.device = 0}), kSanitizerTimeout);
+  const auto& [dispatcher, named] = GetParam();
+  expect_play(dispatcher, with_ranks(named.scenario, 1), on_cuda({.device = 0}), kSanitizerTimeout);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CudaSanitizer, ::testing::ValuesIn(sanitizer_scenarios()),
-                         [](const auto& param_info) { return param_info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, CudaSanitizer,
+                         ::testing::Combine(::testing::ValuesIn(one_gpu_dispatcher_names()),
+                                            ::testing::ValuesIn(sanitizer_scenarios())),
+                         [](const auto& param_info) {
+                           return std::get<0>(param_info.param) + "_" + std::get<1>(param_info.param).name;
+                         });
 
 }  // namespace
 }  // namespace epistle::testing

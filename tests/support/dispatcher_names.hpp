@@ -24,4 +24,13 @@ inline std::vector<std::string> fast_dispatcher_names(Device device = Device::kH
   return names;
 }
 
+/// Those of the CUDA device that virtual ranks can use: kernels of theirs wait for each other.
+inline std::vector<std::string> one_gpu_dispatcher_names() {
+  std::vector<std::string> names;
+  for (const DispatcherInfo* info : dispatchers()) {
+    if (info->device() == Device::kCuda && !info->capabilities().one_rank_per_gpu) names.emplace_back(info->name());
+  }
+  return names;
+}
+
 }  // namespace epistle::testing

@@ -65,7 +65,8 @@ std::string beyond(const Capabilities& can, const DispatcherConfig& config, cons
 std::vector<MemorySection> shared_memory(const BufferPlan& plan) {
   constexpr std::array<std::string_view, kNumBufferSections> kNames = {
       "control",          "records",     "received rows", "received scales", "expert outputs",
-      "weight gradients", "packed rows", "packed scales", "staged rows",     "staged scales"};
+      "weight gradients", "packed rows", "packed scales", "staged rows",     "staged scales",
+      "dispatch lines",   "combine lines"};
   const SectionBytes initial = plan.section_bytes(plan.initial_demand());
   const SectionBytes largest = plan.section_bytes(plan.max_demand());
   std::vector<MemorySection> sections;

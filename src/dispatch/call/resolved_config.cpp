@@ -247,6 +247,9 @@ LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks) {
                            ? fp8::scale_row_bytes(resolved.hidden, resolved.scale_format())
                            : resolved.raw_scale_bytes;
   params.scale_order = resolved.quantised.order;
+  params.quantises = resolved.quantises;
+  params.powers_of_two = resolved.quantised.powers_of_two;
+  params.scale_format = resolved.scale_format();
   params.combine_row_bytes = resolved.combine_hidden * dtype_bytes(resolved.combine_dtype);
   params.layout = resolved.layout;
   params.alignment = resolved.alignment;

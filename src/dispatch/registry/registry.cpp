@@ -9,6 +9,7 @@
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/low_latency/low_latency_info.hpp"
 #include "dispatch/host/alltoall/alltoall_info.hpp"
 #include "dispatch/host/direct/direct_info.hpp"
 #include "dispatch/host/low_latency/low_latency_info.hpp"
@@ -20,7 +21,8 @@ namespace {
 std::vector<const DispatcherInfo*>& entries() {
   static std::vector<const DispatcherInfo*> all = {
       &host::direct_info(),         &host::low_latency_info(), &host::alltoall_info(),
-      &reference::reference_info(), &cuda::direct_info(),      &cuda::alltoall_info(),
+      &reference::reference_info(), &cuda::direct_info(),      &cuda::low_latency_info(),
+      &cuda::alltoall_info(),
   };
   return all;
 }

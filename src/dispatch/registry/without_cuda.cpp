@@ -4,6 +4,7 @@
 
 #include "dispatch/call/build_parts.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/low_latency/low_latency_info.hpp"
 
 namespace epistle {
 
@@ -16,6 +17,12 @@ void check_direct(const ResolvedConfig& /*config*/, const DeviceOptions& /*optio
 }
 // Nobody comes here: the checks are made first.
 std::unique_ptr<DispatcherImpl> create_direct(const Creation& /*creation*/) {
+  throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
+}
+void check_low_latency(const ResolvedConfig& /*config*/, const DeviceOptions& /*options*/, const Group& /*group*/) {
+  throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
+}
+std::unique_ptr<DispatcherImpl> create_low_latency(const Creation& /*creation*/) {
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
 }
 

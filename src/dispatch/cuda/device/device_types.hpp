@@ -141,6 +141,9 @@ struct HandleArrays {
   std::int32_t* expert_counts = nullptr;     ///< [num_local_experts] rows that have a place
   std::int32_t* expert_begin = nullptr;      ///< [num_local_experts + 1]; expert layouts
   std::int32_t* expert_dropped = nullptr;    ///< [num_local_experts]
+  // Of a dispatch by lines.
+  std::int32_t* counts = nullptr;      ///< [num_ranks (source), num_ranks + num_experts] columns of the counts
+  std::int32_t* clean_rows = nullptr;  ///< [num_local_experts] last rows of a block that are described as padding
 };
 
 /// What the host learns of a prepared handle; in host memory that the device can write, followed by

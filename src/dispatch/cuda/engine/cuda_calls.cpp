@@ -29,6 +29,9 @@ struct CudaEngine::Move {
 
 namespace {
 
+// Rows of scales are whole words, whatever the format.
+constexpr std::int64_t kQuantisedScaleBytes = 4;
+
 TokenStrides strides_of(const ConstRows& rows, const ScalesView& scales) {
   const ScaleStrides strides = strides_in_bytes(scales);
   return {.row = rows.stride_bytes(),
@@ -126,15 +129,24 @@ void CudaEngine::end_open_call() {
   const OpenCall call = std::exchange(open_, OpenCall{});
   context_.buffer = call.buffer->idx;
   if (call.call == DeviceCall::kDispatch) {
-    move(call, {.tokens = {.data = call.rows}, .phases = kReceivePhase});
+    receive(call);
   } else {
     sum(*call.handle, {.rows = call.rows, .out = call.out, .phases = kReceivePhase});
   }
 }
 
+/// The receive half of a dispatch.
+void CudaEngine::receive(const OpenCall& call) {
+  if (call.routed) {
+    move_routed(call, *call.routed, kReceivePhase);
+  } else {
+    move(call, {.tokens = {.data = call.rows}, .phases = kReceivePhase});
+  }
+}
+
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
-void CudaEngine::move(const OpenCall& call, const Move& what) {
+MoveArgs CudaEngine::move_args(const OpenCall& call, const Move& what) const {
   const LayoutParams& params = context_.layout().params();
   MoveArgs args;
   args.group = context_.device_group;
@@ -149,6 +161,38 @@ void CudaEngine::move(const OpenCall& call, const Move& what) {
   args.rows = static_cast<const std::byte*>(what.tokens.data);
   args.scales = static_cast<const std::byte*>(what.scales.data);
   args.strides = strides_of(what.tokens, what.scales);
+  return args;
+}
+
+void CudaEngine::quantise(MoveArgs& args, std::int64_t num_tokens) {
+  const LayoutParams& params = context_.layout().params();
+  if ((args.phases & kSendPhase) != 0 && num_tokens > 0) {
+    const std::int64_t budget =
+        context_.num_sms > 0 ? std::min(context_.num_sms, context_.sm_share) : context_.sm_share;
+    const QuantiseArgs quantise_args{.rows = args.rows,
+                                     .row_stride = args.strides.row,
+                                     .num_tokens = num_tokens,
+                                     .hidden = context_.config.hidden,
+                                     .powers_of_two = params.powers_of_two,
+                                     .scale_format = params.scale_format,
+                                     .scale_bytes = params.scale_bytes,
+                                     .out_rows = quantised_rows_,
+                                     .out_scales = quantised_scales_,
+                                     .early_start = context_.device_group.early_start,
+                                     .num_blocks = static_cast<int>(std::min(num_tokens, budget))};
+    check_cuda(launch_quantise(quantise_args, context_.stream), "launching the quantisation of rows");
+  }
+  args.rows = quantised_rows_;
+  args.scales = quantised_scales_;
+  args.strides = {.row = params.row_bytes,
+                  .scale_row = params.scale_bytes,
+                  .scale_column = kQuantisedScaleBytes,
+                  .scale_element_bytes = kQuantisedScaleBytes};
+}
+
+void CudaEngine::move(const OpenCall& call, const Move& what) {
+  MoveArgs args = move_args(call, what);
+  if (context_.config.quantises) quantise(args, call.handle->num_tokens);
   args.behind_prepare = what.follows == Follows::kDispatchClosely;
   args.skips_void = what.follows != Follows::kNothing;
   args.prepare_blocks = prepare_blocks_;
@@ -167,6 +211,33 @@ CudaEngine::OpenCall CudaEngine::begin_dispatch(const DispatchRequest& request, 
   call.buffer = checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
   call.rows = static_cast<const std::byte*>(request.tokens.data);
   announce_call(DeviceCall::kDispatch, call.handle.get(), complaint);
+  transport_->complete(*call.handle);
+  return call;
+}
+
+void CudaEngine::move_routed(const OpenCall& call, const DispatchRequest& request, std::uint32_t phases) {
+  PrepareArgs routing = routing_args(*call.handle, routing_of(request));
+  routing.call = DeviceCall::kPrepareAndDispatch;
+  MoveArgs args = move_args(call, {.tokens = request.tokens, .scales = request.scales, .phases = phases});
+  context_.buffer = call.buffer->idx;
+  call.buffer->holder = call.handle.get();
+  last_handle_ = call.handle;
+  transport_->start_routed_move(*call.handle, routing, args);
+}
+
+CudaEngine::OpenCall CudaEngine::begin_routed_dispatch(const DispatchRequest& request, Stream stream,
+                                                       std::uint32_t phases) {
+  Complaint complaint = begin_call(stream, request.num_sms, Phase::kLayout);
+  OpenCall call;
+  call.call = DeviceCall::kDispatch;
+  call.rows = static_cast<const std::byte*>(request.tokens.data);
+  call.handle = begin_routing(routing_of(request), complaint);
+  if (!complaint) complaint = checks().tokens(request.expert_ids.num_tokens, request.tokens, request.scales);
+  call.buffer = checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
+  announce_call(DeviceCall::kPrepareAndDispatch, nullptr, complaint);
+  start_routing(*call.handle, routing_of(request));
+  call.handle->routed = true;
+  move_routed(call, request, phases);
   return call;
 }
 
@@ -179,6 +250,10 @@ Received CudaEngine::dispatch(const DispatchRequest& request, Stream stream) {
 }
 
 Received CudaEngine::dispatch_with_ids(const DispatchRequest& request, Stream stream) {
+  if (routes_rows()) {
+    OpenCall call = begin_routed_dispatch(request, stream, kBothPhases);
+    return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
+  }
   const PrepareRequest routing = routing_of(request);
   Complaint found = begin_call(stream, request.num_sms, Phase::kLayout);
   if (found) announce_call(DeviceCall::kPrepareAndDispatch, nullptr, found);
@@ -196,7 +271,7 @@ Received CudaEngine::dispatch_with_ids(const DispatchRequest& request, Stream st
   // What the peers may rely on is announced by prepare already.
   Complaint complaint = checks().tokens(request.expert_ids.num_tokens, request.tokens, request.scales);
   call.buffer = checks().free_buffer(buffers_, "dispatch", Phase::kDispatch, complaint);
-  const bool closely = transport_->can_follow_closely() && !complaint;
+  const bool closely = transport_->can_follow_closely() && !context_.config.quantises && !complaint;
   const Follows follows = closely ? Follows::kDispatchClosely : Follows::kDispatch;
   call.handle = prepare_for(routing, follows, call.buffer.get());
   // Where the routing turns out to be void there is no dispatch, on no rank: the host must not look at findings here.
@@ -210,6 +285,11 @@ Received CudaEngine::dispatch_with_ids(const DispatchRequest& request, Stream st
 
 Pending CudaEngine::dispatch_send(const DispatchRequest& request, Stream stream) {
   const DeviceGuard guard(context_.device);
+  if (brings_ids(request) && routes_rows()) {
+    open_ = begin_routed_dispatch(request, stream, kSendPhase);
+    open_.routed = request;
+    return CallAccess::pending(open_.handle, open_.buffer, ++num_send_halves_);
+  }
   DispatchRequest rest = request;
   if (brings_ids(request)) {
     rest.handle = prepare(routing_of(request), stream);
@@ -226,7 +306,7 @@ Received CudaEngine::dispatch_receive(Pending pending, Stream stream) {
   const DeviceGuard guard(context_.device);
   use(stream);
   OpenCall call = std::exchange(open_, OpenCall{});
-  move(call, {.tokens = {.data = call.rows}, .phases = kReceivePhase});
+  receive(call);
   return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
 }
 
@@ -252,13 +332,13 @@ void CudaEngine::sum(const CudaHandleState& state, const SumCall& call) {
 
 /// Before anything announces the call: from then on peers may read the rows. Returns where they lie, one behind the
 /// other.
-const std::byte* CudaEngine::share_rows(const CudaHandleState& state, const ConstRows& rows) {
+const std::byte* CudaEngine::share_rows(const CudaHandleState& state, const ConstRows& rows, bool pulled) {
   std::byte* shared_rows = context_.own_section(BufferSection::kCombineRows);
   const auto* given = static_cast<const std::byte*>(rows.data);
   const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   const bool is_dense = rows.stride_bytes() == row_bytes;
   if (given == shared_rows || state.description.num_rows == 0) return shared_rows;
-  if (!pulls_rows() && is_dense) return given;
+  if (!pulled && is_dense) return given;
   check_cuda(cudaMemcpy2DAsync(shared_rows, static_cast<std::size_t>(row_bytes), given,
                                static_cast<std::size_t>(rows.stride_bytes()), static_cast<std::size_t>(row_bytes),
                                static_cast<std::size_t>(state.description.num_rows), cudaMemcpyDeviceToDevice,
@@ -279,7 +359,7 @@ CudaEngine::OpenCall CudaEngine::begin_combine(const CombineRequest& request, St
   announce_call(DeviceCall::kCombine, call.handle.get(), complaint);
   context_.buffer = call.buffer->idx;
   last_handle_ = call.handle;
-  call.rows = share_rows(*call.handle, rows);
+  call.rows = share_rows(*call.handle, rows, pulls_rows() && !transport_->pushes_outputs());
   call.out = request.out;
   if (phases == kSendPhase) ++num_send_halves_;
   sum(*call.handle, {.rows = call.rows, .out = call.out, .phases = phases, .weighted = context_.config.apply_weights});
@@ -337,7 +417,8 @@ void CudaEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   call = announce_call(call, state.get(), complaint);
   context_.buffer = buffer->idx;
   last_handle_ = state;
-  const std::byte* rows = share_rows(*state, request.grad_rows);
+  transport_->complete(*state);
+  const std::byte* rows = share_rows(*state, request.grad_rows, pulls_rows());
   gather_weight_gradients(*state, call, request);
   sum(*state, {.call = call, .rows = rows, .out = request.grad_tokens});
 }
@@ -380,6 +461,7 @@ Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Str
   if (!complaint) complaint = no_buffer;
   announce_call(DeviceCall::kCombineBackward, state.get(), complaint);
   context_.buffer = buffer->idx;
+  transport_->complete(*state);
   buffer->holder = nullptr;  // gradients are no rows that a combine may put others in the place of
   last_handle_ = state;
   MoveArgs args;

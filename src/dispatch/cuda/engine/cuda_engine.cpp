@@ -152,12 +152,15 @@ void CudaEngine::set_up(const PlanRules& rules) {
   context_.plan = plan_buffers(context_.config, shape, rules);
   const BufferPlan& plan = context_.plan;
   context_.heap = std::make_shared<SymmetricHeap>(*group_, context_.device, plan.reserved_bytes());
-  std::vector<HeapRange> control_ranges;
+  // What does not depend on any demand: the control section, and lines.
+  const SectionBytes fixed = plan.section_bytes(RowDemand{});
+  std::vector<HeapRange> fixed_ranges;
   for (int peer = 0; peer < shape.num_ranks; ++peer) {
-    control_ranges.push_back(
-        {peer, plan.section_offset(BufferSection::kControl), plan.section_bytes(RowDemand{})[BufferSection::kControl]});
+    for (const BufferSection section : kBufferSections) {
+      if (fixed[section] > 0) fixed_ranges.push_back({peer, plan.section_offset(section), fixed[section]});
+    }
   }
-  context_.heap->commit(control_ranges);
+  context_.heap->commit(fixed_ranges);
   grow(std::vector<RowDemand>(demands_.size(), plan.initial_demand()));
   buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
   // Also keeps every rank until all have their memory: taking some may wait for the device.
@@ -179,6 +182,7 @@ void CudaEngine::take_own_memory() {
     BufferCarver carver(local_memory_.get());
     carver.take(devices.local, 1);
     carver.take(devices.outcome, num_ranks + config.num_experts);
+    carve_quantised(carver, config, quantised_rows_, quantised_scales_);
     if (!placing) local_memory_ = allocate_on(context_.device, carver.num_bytes());
   }
   devices.rank = context_.rank();
@@ -270,26 +274,25 @@ Handle CudaEngine::prepare(const PrepareRequest& request, Stream stream) {
   return CallAccess::handle(prepare_for(request, Follows::kNothing, nullptr));
 }
 
-/// Behind begin_call().
-std::shared_ptr<CudaHandleState> CudaEngine::prepare_for(const PrepareRequest& request, Follows follows,
-                                                         const RowBuffer* follow_buffer) {
-  std::shared_ptr<CudaHandleState> state;
-  Complaint complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
+std::shared_ptr<CudaHandleState> CudaEngine::begin_routing(const PrepareRequest& request, Complaint& complaint) {
+  if (!complaint) complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
   if (!complaint) complaint = checks().routing(request);
-  if (!complaint) {
-    try {
-      state = acquire_handle();
-    } catch (const Error& error) {
-      if (error.code() != ErrorCode::kInvalidArgument || error.context().phase != Phase::kLayout) throw;
-      complaint = error;
-    }
+  if (complaint) return nullptr;
+  try {
+    return acquire_handle();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInvalidArgument || error.context().phase != Phase::kLayout) throw;
+    complaint = error;
+    return nullptr;
   }
-  const DeviceCall call = follows == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
-  announce_call(call, nullptr, complaint);
+}
+
+/// Behind the announcement of the call.
+void CudaEngine::start_routing(CudaHandleState& state, const PrepareRequest& request) {
   ++num_prepared_;
-  state->dispatcher_id = dispatcher_id_;
-  state->begin(num_prepared_, request.expert_ids.num_tokens);
-  state->attach([this](CudaHandleState& waiting, bool may_wait) {
+  state.dispatcher_id = dispatcher_id_;
+  state.begin(num_prepared_, request.expert_ids.num_tokens);
+  state.attach([this](CudaHandleState& waiting, bool may_wait) {
     const DeviceGuard waiter_guard(context_.device);
     if (may_wait) {
       wait_for_summary(waiting);
@@ -299,6 +302,16 @@ std::shared_ptr<CudaHandleState> CudaEngine::prepare_for(const PrepareRequest& r
     }
     check_summary(waiting);
   });
+}
+
+/// Behind begin_call().
+std::shared_ptr<CudaHandleState> CudaEngine::prepare_for(const PrepareRequest& request, Follows follows,
+                                                         const RowBuffer* follow_buffer) {
+  Complaint complaint;
+  const std::shared_ptr<CudaHandleState> state = begin_routing(request, complaint);
+  const DeviceCall call = follows == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
+  announce_call(call, nullptr, complaint);
+  start_routing(*state, request);
   launch(*state, request, follows, follow_buffer);
   if (context_.config.sizing == SizingMode::kExact) {
     wait_for_summary(*state);
@@ -308,8 +321,7 @@ std::shared_ptr<CudaHandleState> CudaEngine::prepare_for(const PrepareRequest& r
   return state;
 }
 
-void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, Follows follows,
-                        const RowBuffer* follow_buffer) {
+PrepareArgs CudaEngine::routing_args(const CudaHandleState& state, const PrepareRequest& request) const {
   const IdsView& ids = request.expert_ids;
   const std::int64_t top_k = context_.config.top_k;
   PrepareArgs args;
@@ -322,11 +334,17 @@ void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, F
   args.weight_stride = request.weights.stride != 0 ? request.weights.stride : top_k;
   args.num_tokens = request.num_tokens;
   args.ids_are_64_bit = ids.type == IdType::kInt64;
-  args.call = follows == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
   args.prepare_id = state.prepare_id;
   args.drop_overflow = context_.config.overflow == OverflowPolicy::kDrop;
   args.summary = state.summary;
   args.tile_tokens = prepare_tile_.num_tokens;
+  return args;
+}
+
+void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, Follows follows,
+                        const RowBuffer* follow_buffer) {
+  PrepareArgs args = routing_args(state, request);
+  args.call = follows == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
   args.announces_dispatch = follows == Follows::kDispatchClosely;
   args.follow_buffer = follow_buffer != nullptr ? follow_buffer->idx : 0;
   const int count_blocks = context_.control.count_blocks;

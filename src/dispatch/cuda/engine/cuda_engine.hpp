@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -78,6 +79,7 @@ class CudaEngine final : public DispatcherImpl {
     std::shared_ptr<RowBuffer> buffer;
     const std::byte* rows = nullptr;
     Rows out;
+    std::optional<DispatchRequest> routed = {};  ///< of a dispatch that is one call with its routing
   };
   struct SumCall;
   struct Move;
@@ -89,6 +91,10 @@ class CudaEngine final : public DispatcherImpl {
   [[nodiscard]] std::shared_ptr<CudaHandleState> acquire_handle();
   [[nodiscard]] std::shared_ptr<CudaHandleState> prepare_for(const PrepareRequest& request, Follows follows,
                                                              const RowBuffer* follow_buffer);
+  /// A handle for the routing of `request`, or this rank's own complaint.
+  [[nodiscard]] std::shared_ptr<CudaHandleState> begin_routing(const PrepareRequest& request, Complaint& complaint);
+  void start_routing(CudaHandleState& state, const PrepareRequest& request);
+  [[nodiscard]] PrepareArgs routing_args(const CudaHandleState& state, const PrepareRequest& request) const;
   void launch(CudaHandleState& state, const PrepareRequest& request, Follows follows, const RowBuffer* follow_buffer);
   [[nodiscard]] std::vector<RowDemand> demands_of(CudaHandleState& handle);
 
@@ -129,14 +135,23 @@ class CudaEngine final : public DispatcherImpl {
   void close(Pending& pending, DeviceCall call);
   void end_open_call();
   [[nodiscard]] Received dispatch_with_ids(const DispatchRequest& request, Stream stream);
+  [[nodiscard]] bool routes_rows() const noexcept {
+    return context_.config.sizing == SizingMode::kCapacity && transport_->routes_rows();
+  }
+  [[nodiscard]] OpenCall begin_routed_dispatch(const DispatchRequest& request, Stream stream, std::uint32_t phases);
+  void move_routed(const OpenCall& call, const DispatchRequest& request, std::uint32_t phases);
+  [[nodiscard]] MoveArgs move_args(const OpenCall& call, const Move& what) const;
   [[nodiscard]] OpenCall begin_dispatch(const DispatchRequest& request, Stream stream);
+  /// Puts what turns the caller's rows into those that travel on the stream, and has `args` take them from there.
+  void quantise(MoveArgs& args, std::int64_t num_tokens);
   void move(const OpenCall& call, const Move& what);
+  void receive(const OpenCall& call);
   [[nodiscard]] OpenCall begin_combine(const CombineRequest& request, Stream stream, std::uint32_t phases);
   /// Whether peers read this rank's rows where they lie.
   [[nodiscard]] bool pulls_rows() const noexcept {
     return !transport_->agrees_on_host() && !context_.plan.returns_partial_sums();
   }
-  [[nodiscard]] const std::byte* share_rows(const CudaHandleState& state, const ConstRows& rows);
+  [[nodiscard]] const std::byte* share_rows(const CudaHandleState& state, const ConstRows& rows, bool pulled);
   void sum(const CudaHandleState& state, const SumCall& call);
   void gather_weight_gradients(const CudaHandleState& state, DeviceCall call, const DispatchBackwardRequest& request);
 
@@ -144,6 +159,8 @@ class CudaEngine final : public DispatcherImpl {
   EngineContext context_;
   PinnedMemory host_control_;
   DeviceBuffer local_memory_;
+  std::byte* quantised_rows_ = nullptr;  ///< [max_tokens, hidden] where rows become fp8 on their way, and their scales
+  std::byte* quantised_scales_ = nullptr;
   std::vector<RowDemand> demands_;  ///< committed so far, by rank
   std::vector<std::shared_ptr<CudaHandleState>> handles_;
   RowBufferPool buffers_;

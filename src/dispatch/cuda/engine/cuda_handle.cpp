@@ -30,6 +30,7 @@ void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens) {
   arrays.num_tokens = tokens;
   checked = false;
   finished = false;
+  routed = false;
   stats = RoutingStats{.num_tokens = tokens};
   const LayoutParams& params = layout_.params();
   const ExpertPartition partition = layout_.partition();

@@ -40,6 +40,7 @@ class CudaHandleState final : public HandleState {
   Summary* summary = nullptr;  ///< pinned host memory
   bool checked = true;         ///< what the device found has been looked at
   bool finished = true;
+  bool routed = false;  ///< by a dispatch that was one call with its routing: see RowTransport::complete
 
   /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks.
   [[nodiscard]] const std::int32_t* pair_matrix() const noexcept {

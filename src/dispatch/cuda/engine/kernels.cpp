@@ -7,6 +7,7 @@ namespace epistle::cuda {
 // Each in the file of its kernel.
 const void* prepare_kernel_address() noexcept;
 const void* refuse_kernel_address() noexcept;
+const void* quantise_kernel_address() noexcept;
 const void* move_kernel_address(bool bulk) noexcept;
 std::int64_t move_shared_bytes() noexcept;
 const void* sum_kernel_address(DType dtype) noexcept;
@@ -22,9 +23,9 @@ const void* pack_kernel_address() noexcept;
 cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major) {
   cudaFuncAttributes attributes;
   for (const void* kernel :
-       {prepare_kernel_address(), refuse_kernel_address(), move_kernel_address(false), move_kernel_address(true),
-        sum_kernel_address(DType::kBf16), sum_kernel_address(DType::kFp16), sum_kernel_address(DType::kFp32),
-        weight_gradient_kernel_address(), scale_rows_kernel_address(DType::kBf16),
+       {prepare_kernel_address(), refuse_kernel_address(), quantise_kernel_address(), move_kernel_address(false),
+        move_kernel_address(true), sum_kernel_address(DType::kBf16), sum_kernel_address(DType::kFp16),
+        sum_kernel_address(DType::kFp32), weight_gradient_kernel_address(), scale_rows_kernel_address(DType::kBf16),
         scale_rows_kernel_address(DType::kFp16), scale_rows_kernel_address(DType::kFp32), start_copies_kernel_address(),
         finish_copies_kernel_address(), find_runs_kernel_address(), pack_kernel_address()}) {
     const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);

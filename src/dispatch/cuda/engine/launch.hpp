@@ -159,6 +159,21 @@ struct ScaleRowsArgs {
   int num_blocks = 1;
 };
 
+/// Rows of bf16 to fp8 with dense rows of scales.
+struct QuantiseArgs {
+  const std::byte* rows = nullptr;
+  std::int64_t row_stride = 0;  ///< bytes
+  std::int64_t num_tokens = 0;
+  std::int64_t hidden = 0;
+  bool powers_of_two = false;
+  ScaleFormat scale_format = ScaleFormat::kFp32;
+  std::int64_t scale_bytes = 0;  ///< of a row
+  std::byte* out_rows = nullptr;
+  std::byte* out_scales = nullptr;
+  bool early_start = false;
+  int num_blocks = 1;
+};
+
 /// The two kernels around copies by the copy engines, which neither wait for flags nor set them.
 struct CopySignalArgs {
   DeviceGroup group;
@@ -236,6 +251,7 @@ inline constexpr int kMaxTileTokens = 512;
 
 [[nodiscard]] cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_refuse(const RefuseArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_quantise(const QuantiseArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream);

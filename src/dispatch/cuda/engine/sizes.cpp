@@ -70,8 +70,17 @@ void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArra
   carver.take(arrays.expert_counts, experts);
   carver.take(arrays.expert_begin, experts + 1);
   carver.take(arrays.expert_dropped, experts);
+  carver.take(arrays.counts, std::int64_t{params.num_ranks} * (params.num_ranks + params.num_experts));
+  carver.take(arrays.clean_rows, experts);
   arrays.top_k = params.top_k;
   arrays.sends_per_token = static_cast<std::int32_t>(sends);
+}
+
+void carve_quantised(BufferCarver& carver, const ResolvedConfig& config, std::byte*& rows,
+                     std::byte*& scales) noexcept {
+  if (!config.quantises) return;
+  carver.take(rows, config.max_tokens * config.hidden);
+  carver.take(scales, config.max_tokens * fp8::scale_row_bytes(config.hidden, config.scale_format()));
 }
 
 std::int64_t summary_bytes(int num_ranks) noexcept {
@@ -87,12 +96,23 @@ std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_rank
   const std::int64_t handle_bytes = carver.num_bytes() * config.max_handles;
   const std::int64_t pinned_bytes =
       static_cast<std::int64_t>(sizeof(HostControl)) + summary_bytes(num_ranks) * config.max_handles;
-  return {
+  BufferCarver quantised(nullptr);
+  std::byte* rows = nullptr;
+  std::byte* scales = nullptr;
+  carve_quantised(quantised, config, rows, scales);
+  std::vector<MemorySection> sections = {
       {.name = "handles", .kind = MemoryKind::kPrivate, .initial_bytes = handle_bytes, .largest_bytes = handle_bytes},
       {.name = "summaries",
        .kind = MemoryKind::kPinnedHost,
        .initial_bytes = pinned_bytes,
        .largest_bytes = pinned_bytes}};
+  if (config.quantises) {
+    sections.push_back({.name = "quantised rows",
+                        .kind = MemoryKind::kPrivate,
+                        .initial_bytes = quantised.num_bytes(),
+                        .largest_bytes = quantised.num_bytes()});
+  }
+  return sections;
 }
 
 }  // namespace epistle::cuda

@@ -38,6 +38,18 @@ class RowTransport {
   /// Puts the move or the sum on the stream; `args` is complete but for the tuning.
   virtual void start_move(const CudaHandleState& handle, MoveArgs& args) = 0;
   virtual void start_sum(const CudaHandleState& handle, SumArgs& args) = 0;
+  /// Whether a dispatch with ids, under capacity sizing, is one call of the ranks, which start_routed_move makes.
+  /// Otherwise it is a prepare and a dispatch.
+  [[nodiscard]] virtual bool routes_rows() const noexcept { return false; }
+  virtual void start_routed_move(const CudaHandleState& handle, const PrepareArgs& routing, MoveArgs& args) {
+    static_cast<void>(handle);
+    static_cast<void>(routing);
+    static_cast<void>(args);
+  }
+  /// Before a call other than combine uses a handle that start_routed_move has filled: what that has left open.
+  virtual void complete(const CudaHandleState& handle) { static_cast<void>(handle); }
+  /// Whether combine reads nothing where peers have it: they send it.
+  [[nodiscard]] virtual bool pushes_outputs() const noexcept { return false; }
   /// True when start_move can put a kernel behind prepare that starts before that has ended (MoveArgs::behind_prepare).
   [[nodiscard]] virtual bool can_follow_closely() const noexcept { return false; }
   [[nodiscard]] virtual WireBytes wire_bytes(const CudaHandleState& handle) const = 0;

@@ -141,6 +141,7 @@ __device__ inline void describe_groups(const PrepareArgs& args, const Tables& t,
     const std::int64_t begin = t.group[expert];
     const std::int64_t kept_end = begin + kept_rows(args, t, exchange, expert);
     const std::int64_t end = min(begin + args.layout.group_rows(t.total[expert]), std::int64_t{mine.num_rows});
+    if (lane == 0) args.handle.clean_rows[local] = 0;
     for (std::int64_t row = begin + lane; row < kept_end; row += step) args.handle.row_expert[row] = local;
     describe_padding(args, kept_end, end, lane, step);
   }
@@ -213,7 +214,7 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
     dropped_here = 0;
   }
   __syncthreads();
-  for (int local = threadIdx.x; local < num_local; local += kPrepareThreads) {
+  for (int local = threadIdx.x; local < num_local; local += static_cast<int>(blockDim.x)) {
     const int expert = first_expert + local;
     const std::int32_t dropped = overflow && !exchange.refused ? dropped_of(args, local) : 0;
     const std::int32_t kept = exchange.refused ? 0 : t.total[expert] - dropped;
@@ -234,10 +235,10 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
   auto* pairs = reinterpret_cast<std::int32_t*>(args.summary + 1);
   std::int32_t* output_rows = pairs + ranks * ranks;
   std::int32_t* other_pairs = output_rows + ranks;
-  for (int i = threadIdx.x; i < ranks * ranks; i += kPrepareThreads) {
+  for (int i = threadIdx.x; i < ranks * ranks; i += static_cast<int>(blockDim.x)) {
     pairs[i] = exchange.refused ? 0 : overflow ? __ldcg(outcomes + (i / ranks) * stride + i % ranks) : t.tokens[i];
   }
-  for (int r = threadIdx.x; r < ranks; r += kPrepareThreads) {
+  for (int r = threadIdx.x; r < ranks; r += static_cast<int>(blockDim.x)) {
     output_rows[r] = t.out_rows[r];
     std::int32_t others = 0;
     for (int d = 0; d < ranks; ++d) others += d != r ? t.tokens[r * ranks + d] : 0;

@@ -1,0 +1,151 @@
+// A dispatch with ids in one kernel and one call: every rank sends its rows, each with a header, and its counts, to
+// fixed places of the receivers, whatever the others do; who receives waits for the counts of all, which say where a
+// source's rows begin, and takes every row to its output rows as its lines arrive. Nothing is agreed on before: a line
+// or a count without this call's epoch is not there, and where a rank is in another call, what it owes does not come.
+#include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/low_latency/line_launch.hpp"
+#include "dispatch/cuda/low_latency/receive_lines.cuh"
+
+namespace epistle::cuda {
+namespace {
+
+__device__ void fill_rank_table(const PrepareArgs& args, const LineTables& t) {
+  const ExpertPartition partition = args.layout.partition();
+  for (int e = static_cast<int>(threadIdx.x); e < partition.num_experts; e += kLineThreads) {
+    t.routing.rank_of[e] = static_cast<std::uint8_t>(partition.rank_of(e));
+  }
+}
+
+/// The counts of all ranks, kept for launch_line_complete(); by one block.
+__device__ void keep_counts(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
+                            const LineTables& t, bool nothing) {
+  const DeviceGroup& group = args.group;
+  const int columns = t.routing.num_columns;
+  for (int i = static_cast<int>(threadIdx.x); i < group.num_ranks * columns; i += kLineThreads) {
+    const int source = i / columns;
+    const int column = i - source * columns;
+    std::int32_t count = 0;
+    bool ok = true;
+    if (nothing) {
+    } else if (source == group.rank) {
+      count = t.routing.count(column);
+    } else {
+      count = await_count(call, source, line_counts(group, lines, call.epoch, group.rank, source) + column, ok);
+    }
+    args.handle.counts[i] = ok ? count : 0;
+  }
+}
+
+/// A routing that came to nothing sends no token anywhere.
+__device__ void clear_sends(const PrepareArgs& args) {
+  const HandleArrays& handle = args.handle;
+  const std::int64_t first = std::int64_t{blockIdx.x} * kLineThreads + threadIdx.x;
+  const std::int64_t step = std::int64_t{gridDim.x} * kLineThreads;
+  const std::int64_t sends = handle.num_tokens * handle.sends_per_token;
+  const std::int64_t entries = handle.num_tokens * handle.top_k;
+  for (std::int64_t i = first; i < sends; i += step) handle.sends[i] = SendPlace{-1, -1, -1, -1};
+  for (std::int64_t i = first; i < entries; i += step) handle.dst_row[i] = -1;
+}
+
+/// Assignments of this rank to experts of others; by one block.
+__device__ int count_remote(const PrepareArgs& args, const LineTables& t) {
+  __shared__ int remote;
+  if (threadIdx.x == 0) remote = 0;
+  __syncthreads();
+  const ExpertPartition partition = args.layout.partition();
+  const int first_expert = partition.first_expert(args.group.rank);
+  int mine = 0;
+  for (int e = static_cast<int>(threadIdx.x); e < partition.num_experts; e += kLineThreads) {
+    if (e < first_expert || e >= first_expert + t.num_local) mine += t.routing.count(args.group.num_ranks + e);
+  }
+  mine = __reduce_add_sync(kFullWarp, mine);
+  if (lane_id() == 0 && mine > 0) atomicAdd(&remote, mine);
+  __syncthreads();
+  return remote;
+}
+
+__global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __grid_constant__ LineDispatchArgs args) {
+  extern __shared__ __align__(16) std::byte shared[];
+  const PrepareArgs& routing = args.routing;
+  const DeviceGroup& group = routing.group;
+  const ExpertPartition partition = routing.layout.partition();
+  __shared__ int refusing_rank;
+  LineTables t;
+  carve(shared,
+        {group.num_ranks, partition.num_experts, routing.handle.top_k, partition.max_local_experts(),
+         group.control.max_tokens},
+        t);
+  t.num_local = partition.num_local_experts(group.rank);
+  t.routing.clear();
+  fill_rank_table(routing, t);
+  if (threadIdx.x == 0) refusing_rank = kMaxRanks;
+  wait_for_start(group);
+  let_next_kernel_start();
+  CallContext call;
+  if (!next_call(group, {.call = routing.call, .phase = Phase::kLayout, .buffer = args.buffer}, call)) return;
+  // The last block moves no rows: what it does takes as long as they do.
+  const int num_movers = max(1, static_cast<int>(gridDim.x) - 1);
+  const bool moves_rows = static_cast<int>(blockIdx.x) < num_movers;
+  const bool keeps_books = blockIdx.x == gridDim.x - 1;
+  if (keeps_books && (args.phases & kSendPhase) != 0) announce(call);
+  const bool refused = __syncthreads_or(read_routing(routing, t)) != 0;
+  const Worker worker = line_worker(num_movers);
+  WarpScratch& scratch = t.scratch[threadIdx.x / kWarpSize];
+  if ((args.phases & kSendPhase) != 0) {
+    tell_line_counts(call, args.lines, t, refused);
+    if (!refused && moves_rows) LineSender{args, call, t, scratch}.run(worker);
+  }
+  if ((args.phases & kReceivePhase) == 0) return;
+  const bool disagreed = !await_tables(routing, call, args.lines, t, refused, refusing_rank);
+  Exchange exchange{};
+  if (disagreed) {
+    // Either a wait was given up, or all ranks see that they disagree: then the routing is a void one.
+    const bool agreed = settle(call);
+    if (__syncthreads_or(agreed || has_failed(group)) != 0) return;
+  }
+  exchange.disagreed = disagreed;
+  exchange.refusing_rank = !disagreed && refusing_rank < kMaxRanks ? refusing_rank : -1;
+  exchange.overflow_rank = -1;
+  exchange.refused = disagreed || exchange.refusing_rank >= 0;
+  place_sources(routing, t, exchange.refused);
+  if (exchange.refused) clear_sends(routing);
+  if (moves_rows) {
+    LineReceiver{args, call, t, scratch}.run(worker);
+    LinePadding{args, t, worker}.run();
+  }
+  leave_call(call);
+  if (!keeps_books) return;
+  exchange.remote_assignments = exchange.refused ? 0 : count_remote(routing, t);
+  const Received mine = received(routing, t.all, exchange);
+  if (threadIdx.x / kWarpSize == 0) write_totals(routing, call, t.all, exchange, mine);
+  write_counts(routing, call, t.all, exchange, mine);
+  keep_counts(routing, call, args.lines, t, exchange.refused);
+  if (disagreed) {
+    abandon_call(call, false);  // the summary tells the host
+  } else {
+    static_cast<void>(wait_all_ready(call));
+  }
+}
+
+LineShape shape_of(const DispatchLayout& layout) {
+  const LayoutParams& params = layout.params();
+  return {params.num_ranks, params.num_experts, params.top_k, layout.partition().max_local_experts(),
+          params.max_tokens};
+}
+
+}  // namespace
+
+std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept {
+  LineTables t;
+  return carve(nullptr, shape_of(layout), t);
+}
+
+const void* line_dispatch_kernel_address() noexcept { return reinterpret_cast<const void*>(&line_dispatch_kernel); }
+
+cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) {
+  const std::int64_t shared_bytes = line_dispatch_shared_bytes(args.routing.layout);
+  return start_kernel(line_dispatch_kernel, {args.num_blocks, kLineThreads, shared_bytes},
+                      args.routing.group.early_start, args, stream);
+}
+
+}  // namespace epistle::cuda

@@ -1,0 +1,44 @@
+// Launching the kernels that move rows by lines: plain arguments in, work on a stream out.
+#pragma once
+
+#include <cstdint>
+
+#include <cuda_runtime_api.h>
+
+#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/low_latency/line_plan.hpp"
+
+namespace epistle::cuda {
+
+/// A dispatch with ids, in one call.
+struct LineDispatchArgs {
+  PrepareArgs routing;
+  LinePlan lines;
+  const std::byte* rows = nullptr;
+  const std::byte* scales = nullptr;
+  TokenStrides strides;
+  std::int32_t buffer = 0;  ///< this rank's copy of what it receives into
+  std::uint32_t phases = kBothPhases;
+  bool zero_padding = true;
+  int num_blocks = 1;
+};
+
+struct LineCombineArgs {
+  SumArgs sum;
+  LinePlan lines;
+};
+
+/// Gives the rows of a routing their places at their ranks, which a dispatch by lines leaves open.
+struct LineCompleteArgs {
+  DeviceGroup group;
+  DispatchLayout layout;
+  HandleArrays handle;
+};
+
+/// Loads the kernels and raises their shared memory limits.
+[[nodiscard]] cudaError_t load_line_kernels(const LinePlan& lines, const DispatchLayout& layout);
+[[nodiscard]] cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_line_combine(const LineCombineArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_line_complete(const LineCompleteArgs& args, cudaStream_t stream);
+
+}  // namespace epistle::cuda

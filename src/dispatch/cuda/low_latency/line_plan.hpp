@@ -1,0 +1,135 @@
+// Lines: how rows of few tokens cross. A line is 128 bytes that one warp stores at once, 120 of them payload and 8 a
+// flag that says which call they belong to. It arrives whole, so whoever sees the flag has the payload: no fence, no
+// signal behind the rows. Plain values, usable from host and device code.
+//
+// A row is cut into units of 16 bytes; two lines carry 15 of them:
+//
+//   line 2p      units 15p to 15p + 6     first half of unit 15p + 14     flag
+//   line 2p + 1  units 15p + 7 to 15p + 13   its second half              flag
+//
+// so that every lane of the warp moves 16 aligned bytes, or 8.
+#pragma once
+
+#include <cstdint>
+
+#include "layout/dispatch_layout.hpp"
+
+namespace epistle::cuda {
+
+inline constexpr std::int64_t kLineBytes = 128;
+inline constexpr std::int64_t kLinePayloadBytes = 120;
+inline constexpr std::int32_t kUnitBytes = 16;
+inline constexpr std::int32_t kPairUnits = 15;  ///< in two lines
+/// Lines that a warp moves at once, and what they hold: 15 blocks of 128 elements in fp8.
+inline constexpr std::int32_t kChunkLines = 16;
+inline constexpr std::int32_t kChunkUnits = kChunkLines / 2 * kPairUnits;
+inline constexpr std::int32_t kChunkBytes = kChunkUnits * kUnitBytes;
+/// The same in combine, where every line is summed from several rows.
+inline constexpr std::int32_t kCombineChunkLines = 8;
+/// A warp has a lane for every top-k position.
+inline constexpr std::int32_t kMaxLineTopK = 32;
+/// Every block of dispatch reads the whole routing of its rank.
+inline constexpr std::int64_t kMaxLineEntries = 8192;
+/// And holds bits of so many words, and tables of so many experts, in shared memory.
+inline constexpr std::int64_t kMaxLineWords = 12288;
+inline constexpr std::int32_t kMaxLineExperts = 2048;
+
+/// Words of a bitmap of tokens; odd, so that neighbouring bitmaps lie in different banks.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t line_words(std::int64_t max_tokens) noexcept {
+  return static_cast<std::int32_t>((max_tokens + 31) / 32) | 1;
+}
+
+/// Lines that so many bytes take.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t lines_of(std::int64_t num_bytes) noexcept {
+  const auto units = static_cast<std::int32_t>((num_bytes + kUnitBytes - 1) / kUnitBytes);
+  const std::int32_t rest = units % kPairUnits;
+  return units / kPairUnits * 2 + (rest == 0 ? 0 : rest <= kPairUnits / 2 ? 1 : 2);
+}
+
+/// What lies where among the lines that a rank receives. There are two sets of each kind; a call uses that of the last
+/// bit of its epoch (docs/low_latency.md says why that is enough).
+struct LinePlan {
+  std::int32_t num_ranks = 1;
+  std::int32_t num_columns = 0;  ///< of the counts of a source
+  std::int64_t max_tokens = 0;
+  std::int64_t row_bytes = 0;    ///< on the way
+  std::int64_t scale_bytes = 0;  ///< likewise
+  std::int32_t header_lines = 0;
+  std::int32_t row_lines = 0;
+  std::int32_t scale_lines = 0;
+  std::int64_t combine_row_bytes = 0;
+  std::int32_t combine_lines = 0;
+  std::int64_t combine_slots = 0;
+  bool routes = false;         ///< dispatch with ids goes by lines
+  bool quantises = false;      ///< rows of bf16 become fp8, with a line of scales for every chunk of a row
+  bool powers_of_two = false;  ///< those scales
+  ScaleFormat scale_format = ScaleFormat::kFp32;
+
+  // ---- Of a row -----------------------------------------------------------------------------------------------------
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t row_chunks() const noexcept {
+    return (row_lines + kChunkLines - 1) / kChunkLines;
+  }
+  /// Chunks of scales that travel as they are given.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t scale_chunks() const noexcept {
+    return quantises ? 0 : (scale_lines + kChunkLines - 1) / kChunkLines;
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t combine_chunks() const noexcept {
+    return (combine_lines + kCombineChunkLines - 1) / kCombineChunkLines;
+  }
+
+  // ---- In the section of dispatch -----------------------------------------------------------------------------------
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t slot_bytes() const noexcept {
+    return (header_lines + row_lines + scale_lines) * kLineBytes;
+  }
+  /// uint64 [num_ranks, num_columns] of a set: what a source has counted, each with its epoch above it.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_bytes() const noexcept {
+    return (std::int64_t{num_ranks} * num_columns * 8 + kLineBytes - 1) / kLineBytes * kLineBytes;
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t set_bytes() const noexcept {
+    return routes ? counts_bytes() + num_ranks * max_tokens * slot_bytes() : 0;
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset(std::uint32_t epoch,
+                                                                         std::int32_t source) const noexcept {
+    return (epoch & 1U) * set_bytes() + std::int64_t{source} * num_columns * 8;
+  }
+  /// Where the `pair`-th row of a source begins.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t slot_offset(std::uint32_t epoch, std::int32_t source,
+                                                                       std::int32_t pair) const noexcept {
+    return (epoch & 1U) * set_bytes() + counts_bytes() + (source * max_tokens + pair) * slot_bytes();
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t dispatch_bytes() const noexcept { return 2 * set_bytes(); }
+
+  // ---- In the section of combine ------------------------------------------------------------------------------------
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t combine_slot_offset(std::uint32_t epoch,
+                                                                               std::int64_t slot) const noexcept {
+    return ((epoch & 1U) * combine_slots + slot) * combine_lines * kLineBytes;
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t combine_bytes() const noexcept {
+    return 2 * combine_slots * combine_lines * kLineBytes;
+  }
+};
+
+// Columns of the counts of a source: tokens for each rank, assignments to each expert, whether it refused its routing.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t expert_column(std::int32_t num_ranks,
+                                                                       std::int32_t expert) noexcept {
+  return num_ranks + expert;
+}
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t status_column(std::int32_t num_ranks,
+                                                                       std::int32_t num_experts) noexcept {
+  return num_ranks + num_experts;
+}
+
+/// Words of 32 bits before the three arrays of a header.
+inline constexpr std::int32_t kHeaderStart = 2;
+/// The header of a row: its token, the place of the receiver among the token's sends, and by top-k position the local
+/// expert (-1: not there), the row's place among those of this source and expert, and the weight.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t header_words(std::int32_t top_k) noexcept {
+  return kHeaderStart + 3 * top_k;
+}
+
+[[nodiscard]] LinePlan plan_lines(const DispatchLayout& layout) noexcept;
+
+}  // namespace epistle::cuda

@@ -1,0 +1,224 @@
+// Shared memory of a dispatch by lines: the routing of this rank, and what follows from the counts of all.
+#pragma once
+
+#include <cstdint>
+
+#include "dispatch/cuda/device/quantise.cuh"
+#include "dispatch/cuda/low_latency/lines.cuh"
+#include "dispatch/cuda/low_latency/routing_bits.cuh"
+#include "dispatch/cuda/prepare/prepare_tables.cuh"
+
+namespace epistle::cuda {
+
+static_assert(kQuantisedElements == kChunkBytes, "a warp quantises what it sends");
+
+/// A warp's own: a chunk on its way through the lanes, and a header.
+struct WarpScratch {
+  QuantisedPart part;
+  std::uint32_t header[(kHeaderStart + 3 * kMaxLineTopK + 31) / 32 * 32];
+
+  [[nodiscard]] __device__ std::byte* chunk() { return part.elements; }
+};
+
+struct LineTables {
+  RoutingBits routing;
+  Tables all;                ///< of these: total, group, tokens, out_rows and routed
+  std::int32_t* begin;       ///< [ranks][local experts] first output row of a source's rows of an expert here
+  std::int32_t* pair_begin;  ///< [ranks + 1]
+  WarpScratch* scratch;      ///< [kLineWarps]
+  int num_local;             ///< experts of this rank
+};
+
+struct LineShape {
+  int ranks;
+  int experts;
+  int top_k;
+  int max_local;
+  std::int64_t max_tokens;
+};
+
+/// Lays the tables out from `memory` on; returns the bytes they take.
+__host__ __device__ inline std::int64_t carve(std::byte* memory, const LineShape& shape, LineTables& t) {
+  std::int64_t used = 0;
+  const auto take = [&](auto*& part, std::int64_t count) {
+    part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory + used);
+    used += round16(count * static_cast<std::int64_t>(sizeof(*part)));
+  };
+  const std::int64_t entries = shape.max_tokens * shape.top_k;
+  t.routing.num_columns = shape.ranks + shape.experts;
+  t.routing.stride = line_words(shape.max_tokens);
+  take(t.scratch, kLineWarps);
+  take(t.routing.bits, std::int64_t{t.routing.num_columns} * t.routing.stride);
+  take(t.routing.entries, entries);
+  take(t.routing.ranks, entries);
+  take(t.routing.rank_of, shape.experts);
+  take(t.all.total, shape.experts);
+  take(t.all.group, shape.experts);
+  take(t.all.tokens, std::int64_t{shape.ranks} * shape.ranks);
+  take(t.all.out_rows, shape.ranks);
+  take(t.all.routed, 1);
+  take(t.begin, std::int64_t{shape.ranks} * shape.max_local);
+  take(t.pair_begin, shape.ranks + 1);
+  return used;
+}
+
+/// Reads the whole routing and sets its bits; true in a thread that has seen a bad id. The bits must be clear, and the
+/// ranks of the experts known, behind the barrier that follows the first loads.
+__device__ inline bool read_routing(const PrepareArgs& args, LineTables& t) {
+  constexpr int kLoads = 4;
+  const int ranks = args.group.num_ranks;
+  const int experts = args.group.control.num_experts;
+  const int top_k = args.handle.top_k;
+  const auto num_tokens = static_cast<int>(args.handle.num_tokens);
+  const int count = num_tokens * top_k;
+  const bool dense = args.id_stride == top_k;
+  int routed = args.num_tokens != nullptr ? __ldcg(args.num_tokens) : num_tokens;
+  bool met = false;
+  bool bad = false;
+  for (int first = static_cast<int>(threadIdx.x); first - static_cast<int>(threadIdx.x) < count || !met;
+       first += kLoads * kLineThreads) {
+    std::int64_t ids[kLoads];
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const int i = first + j * kLineThreads;
+      ids[j] = kNoExpert;
+      if (i < count) ids[j] = read_id(args, dense ? i : i / top_k * args.id_stride + i % top_k);
+    }
+    if (!met) {
+      met = true;
+      routed = max(0, min(routed, num_tokens));
+      if (threadIdx.x == 0) *t.all.routed = routed;
+      __syncthreads();
+    }
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const int i = first + j * kLineThreads;
+      if (i >= count) continue;
+      const int token = i / top_k;
+      std::int64_t id = token < routed ? ids[j] : kNoExpert;
+      const auto complain = [&] {
+        bad = true;
+        if (blockIdx.x == gridDim.x - 1)
+          atomicMax(&args.group.local->first_bad_entry, ~static_cast<unsigned long long>(i));
+      };
+      if (id < kNoExpert || id >= experts) {
+        complain();
+        id = kNoExpert;
+      }
+      t.routing.entries[i] = static_cast<std::int32_t>(id);
+      if (id == kNoExpert) continue;
+      const int rank = t.routing.rank_of[id];
+      t.routing.ranks[i] = static_cast<std::uint8_t>(rank);
+      const std::uint32_t bit = 1U << (token & 31);
+      const std::uint32_t old =
+          atomicOr(&t.routing.bits[(ranks + static_cast<int>(id)) * t.routing.stride + token / 32], bit);
+      if ((old & bit) != 0) complain();
+      atomicOr(&t.routing.bits[rank * t.routing.stride + token / 32], bit);
+    }
+  }
+  return bad;
+}
+
+/// Where the counts of a source lie at a rank.
+__device__ inline std::uint64_t* line_counts(const DeviceGroup& group, const LinePlan& lines, std::uint32_t epoch,
+                                             int rank, int source) {
+  return reinterpret_cast<std::uint64_t*>(group.section(rank, BufferSection::kDispatchLines) +
+                                          lines.counts_offset(epoch, source));
+}
+
+/// Tells every rank what this one has counted; each block its share of the columns.
+__device__ inline void tell_line_counts(const CallContext& call, const LinePlan& lines, const LineTables& t,
+                                        bool refused) {
+  const DeviceGroup& group = *call.group;
+  const std::uint64_t tag = std::uint64_t{call.epoch} << 32;
+  const int per_block = (lines.num_columns + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  const int begin = static_cast<int>(blockIdx.x) * per_block;
+  const int count = min(per_block, lines.num_columns - begin);
+  for (int i = static_cast<int>(threadIdx.x); i < count * group.num_ranks; i += kLineThreads) {
+    const int peer = i / count;
+    if (peer == group.rank) continue;
+    const int column = begin + i % count;
+    const bool is_status = column == t.routing.num_columns;
+    const int value = is_status ? (refused ? 1 : 0) : refused ? 0 : t.routing.count(column);
+    store_relaxed(line_counts(group, lines, call.epoch, peer, group.rank) + column,
+                  tag | static_cast<std::uint32_t>(value));
+  }
+}
+
+/// Counts of all ranks, as far as this one needs them to place what it receives; false when a wait was given up, for
+/// all threads of the block.
+__device__ inline bool await_tables(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
+                                    LineTables& t, bool refused, int& refusing_rank) {
+  const DeviceGroup& group = args.group;
+  const int ranks = group.num_ranks;
+  const int first_expert = args.layout.partition().first_expert(group.rank);
+  const int needed = 1 + ranks + t.num_local;
+  bool ok = true;
+  for (int i = static_cast<int>(threadIdx.x); i < ranks * needed; i += kLineThreads) {
+    const int source = i / needed;
+    const int what = i - source * needed;
+    const int column = what == 0       ? t.routing.num_columns
+                       : what <= ranks ? what - 1
+                                       : expert_column(ranks, first_expert + what - 1 - ranks);
+    std::int32_t count = 0;
+    if (source != group.rank) {
+      count = await_count(call, source, line_counts(group, lines, call.epoch, group.rank, source) + column, ok);
+    } else if (what == 0) {
+      count = refused ? 1 : 0;
+    } else if (!refused) {
+      count = t.routing.count(column);
+    }
+    if (what == 0) {
+      if (count != 0) atomicMin(&refusing_rank, source);
+    } else if (what <= ranks) {
+      t.all.tokens[source * ranks + what - 1] = count;
+    } else {
+      t.begin[source * t.num_local + what - 1 - ranks] = count;
+    }
+  }
+  return __syncthreads_and(ok) != 0;
+}
+
+/// Where everything begins that this rank receives. `nothing`: whatever the counts say.
+__device__ inline void place_sources(const PrepareArgs& args, LineTables& t, bool nothing) {
+  const DispatchLayout& layout = args.layout;
+  const int ranks = args.group.num_ranks;
+  const int rank = args.group.rank;
+  const int first_expert = layout.partition().first_expert(rank);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (nothing) {
+    for (int i = thread; i < ranks * ranks; i += kLineThreads) t.all.tokens[i] = 0;
+    for (int i = thread; i < ranks * t.num_local; i += kLineThreads) t.begin[i] = 0;
+    __syncthreads();
+  }
+  for (int e = thread; e < t.num_local; e += kLineThreads) {
+    std::int32_t total = 0;
+    for (int s = 0; s < ranks; ++s) total += t.begin[s * t.num_local + e];
+    t.all.total[first_expert + e] = total;
+  }
+  if (thread <= ranks) {
+    std::int32_t begin = 0;
+    for (int s = 0; s < thread; ++s) begin += t.all.tokens[s * ranks + rank];
+    t.pair_begin[thread] = begin;
+  }
+  if (thread < ranks) {
+    const auto local = std::int64_t{layout.partition().num_local_experts(thread)};
+    const bool blocks = layout.params().layout == OutputLayout::kExpertBlocks;
+    t.all.out_rows[thread] = static_cast<std::int32_t>(layout.params().capacity_rows * (blocks ? local : 1));
+  }
+  __syncthreads();
+  if (layout.token_major()) return;
+  if (thread < kWarpSize) static_cast<void>(place_groups(layout, t.all, rank));
+  __syncthreads();
+  for (int e = thread; e < t.num_local; e += kLineThreads) {
+    std::int32_t row = t.all.group[first_expert + e];
+    for (int s = 0; s < ranks; ++s) {
+      const std::int32_t count = t.begin[s * t.num_local + e];
+      t.begin[s * t.num_local + e] = row;
+      row += count;
+    }
+  }
+  __syncthreads();
+}
+
+}  // namespace epistle::cuda

@@ -1,0 +1,188 @@
+// Storing and polling lines (line_plan.hpp): one warp, a chunk of 16 lines at a time, four vectors of every lane.
+#pragma once
+
+#include <cstdint>
+
+#include "dispatch/cuda/device/rows.cuh"
+#include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/low_latency/line_plan.hpp"
+
+namespace epistle::cuda {
+
+inline constexpr int kLineLanes = 8;                         // of a warp, for one line
+inline constexpr int kLinesAtOnce = kWarpSize / kLineLanes;  // that one store of a warp moves
+inline constexpr int kFlagLane = kLineLanes - 1;             // of a line: half a unit, and the flag
+
+/// The flag of a call: nothing that a row is likely to hold, and not what fresh memory holds.
+__device__ inline uint2 line_flag(std::uint32_t epoch) { return make_uint2(epoch, ~epoch); }
+
+__device__ inline void store_line_vector(std::byte* to, const uint4& v) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+__device__ inline uint4 load_line_vector(const std::byte* from) {
+  uint4 v;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
+}
+
+/// The part of a chunk that a lane holds in one of its vectors.
+struct LinePart {
+  int line;    ///< of the chunk
+  int offset;  ///< of its payload in the chunk's bytes
+  bool half;   ///< 8 bytes, in a vector that also holds the flag
+
+  __device__ explicit LinePart(int vector) {
+    const int lane = lane_id();
+    line = vector * kLinesAtOnce + lane / kLineLanes;
+    const int in_line = lane % kLineLanes;
+    const int odd = line & 1;
+    half = in_line == kFlagLane;
+    const int unit = line / 2 * kPairUnits + (half ? kPairUnits - 1 : odd * kFlagLane + in_line);
+    offset = unit * kUnitBytes + (half ? odd * (kUnitBytes / 2) : 0);
+  }
+  [[nodiscard]] __device__ int num_bytes() const { return half ? kUnitBytes / 2 : kUnitBytes; }
+};
+
+/// A chunk of a row in the registers of a warp: so many vectors of every lane.
+template <int kVectors>
+struct ChunkOf {
+  static constexpr int kLines = kVectors * kLinesAtOnce;
+  static constexpr int kBytes = kLines / 2 * kPairUnits * kUnitBytes;
+
+  uint4 v[kVectors];
+
+  /// Takes the chunk's bytes from `row`, `num_bytes` of them; the rest is zero.
+  __device__ void load(const std::byte* row, int num_bytes, bool aligned) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const LinePart part(i);
+      v[i] = make_uint4(0, 0, 0, 0);
+      if (part.offset >= num_bytes) continue;
+      if (!aligned) {
+        load_bytes(row + part.offset, min(part.num_bytes(), num_bytes - part.offset), v[i]);
+      } else if (part.half) {
+        const uint2 half = __ldcg(reinterpret_cast<const uint2*>(row + part.offset));
+        v[i] = make_uint4(half.x, half.y, 0, 0);
+      } else {
+        v[i] = load_vector(row + part.offset);
+      }
+    }
+  }
+  /// The same, from shared memory; what is behind the chunk's bytes is of no meaning.
+  __device__ void load_shared(const std::byte* chunk, int num_bytes) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const LinePart part(i);
+      v[i] = make_uint4(0, 0, 0, 0);
+      if (part.offset >= num_bytes) continue;
+      if (part.half) {
+        const uint2 half = *reinterpret_cast<const uint2*>(chunk + part.offset);
+        v[i] = make_uint4(half.x, half.y, 0, 0);
+      } else {
+        v[i] = *reinterpret_cast<const uint4*>(chunk + part.offset);
+      }
+    }
+  }
+  /// The payload goes to `row`.
+  __device__ void store(std::byte* row, int num_bytes, bool aligned) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const LinePart part(i);
+      if (part.offset >= num_bytes) continue;
+      if (!aligned) {
+        store_bytes(row + part.offset, min(part.num_bytes(), num_bytes - part.offset), v[i]);
+      } else if (part.half) {
+        *reinterpret_cast<uint2*>(row + part.offset) = make_uint2(v[i].x, v[i].y);
+      } else {
+        store_vector(row + part.offset, v[i]);
+      }
+    }
+  }
+  /// Zeros in place of flags, and of what lies behind the chunk's bytes.
+  __device__ void clear_behind(int num_bytes) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const LinePart part(i);
+      if (part.offset >= num_bytes) v[i] = make_uint4(0, 0, 0, 0);
+      if (part.half) v[i].z = v[i].w = 0;
+    }
+  }
+  /// Sends the first `num_lines` of its lines.
+  __device__ void send(std::byte* lines, int num_lines, uint2 flag) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const LinePart part(i);
+      if (part.line >= num_lines) continue;
+      uint4 out = v[i];
+      if (part.half) {
+        out.z = flag.x;
+        out.w = flag.y;
+      }
+      store_line_vector(lines + (i * kWarpSize + lane_id()) * kUnitBytes, out);
+    }
+  }
+  /// One look at the lines; true in a lane that misses none of its flags.
+  __device__ bool look(const std::byte* lines, int num_lines, uint2 flag) {
+    bool there = true;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const LinePart part(i);
+      if (part.line < num_lines) v[i] = load_line_vector(lines + (i * kWarpSize + lane_id()) * kUnitBytes);
+    }
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const LinePart part(i);
+      if (part.half && part.line < num_lines) there = there && v[i].z == flag.x && v[i].w == flag.y;
+    }
+    return there;
+  }
+
+  __device__ static void load_bytes(const std::byte* from, int num_bytes, uint4& v) {
+    std::uint32_t words[4] = {};
+#pragma unroll
+    for (int b = 0; b < kUnitBytes; ++b) {
+      if (b < num_bytes) words[b / 4] |= static_cast<std::uint32_t>(from[b]) << (8 * (b % 4));
+    }
+    v = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+  __device__ static void store_bytes(std::byte* to, int num_bytes, const uint4& v) {
+    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int b = 0; b < kUnitBytes; ++b) {
+      if (b < num_bytes) to[b] = static_cast<std::byte>(words[b / 4] >> (8 * (b % 4)));
+    }
+  }
+};
+
+using Chunk = ChunkOf<kChunkLines / kLinesAtOnce>;
+using CombineChunk = ChunkOf<kCombineChunkLines / kLinesAtOnce>;
+
+/// Looks until `look()` is true in all lanes. The same answer in all of them; false when the wait was given up.
+template <typename Look>
+__device__ inline bool poll_lines(const CallContext& call, int peer, const Look& look) {
+  if (__all_sync(kFullWarp, look()) != 0) return true;
+  const std::uint64_t start_ns = now_ns();
+  for (std::uint32_t polls = 1;; ++polls) {
+    if (__all_sync(kFullWarp, look()) != 0) return true;
+    if ((polls & 0x3fU) != 0) continue;
+    bool given_up = false;
+    if (lane_id() == 0) given_up = gives_up(call, peer, start_ns, polls);
+    if (__any_sync(kFullWarp, given_up) != 0) return false;
+  }
+}
+
+/// Lines of a row from the chunk's first one on.
+template <typename Part>
+__device__ inline int lines_in_chunk(int row_lines, int chunk) {
+  return min(Part::kLines, row_lines - chunk * Part::kLines);
+}
+template <typename Part>
+__device__ inline int bytes_in_chunk(std::int64_t row_bytes, int chunk) {
+  return static_cast<int>(min(std::int64_t{Part::kBytes}, row_bytes - std::int64_t{chunk} * Part::kBytes));
+}
+
+}  // namespace epistle::cuda

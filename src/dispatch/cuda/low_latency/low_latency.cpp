@@ -1,0 +1,87 @@
+#include "dispatch/cuda/low_latency/low_latency.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "dispatch/call/dispatcher_functions.hpp"
+#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/low_latency/line_launch.hpp"
+#include "dispatch/cuda/low_latency/low_latency_info.hpp"
+#include "gpu/cuda_error.hpp"
+
+namespace epistle::cuda {
+namespace {
+
+/// Chunks that the warps of a block move one behind the other, as long as there are SMs for more blocks.
+constexpr std::int64_t kUnitsPerBlock = 4;
+
+}  // namespace
+
+LowLatencyTransport::LowLatencyTransport(EngineContext& context)
+    : context_(context), lines_(plan_lines(context.layout())), direct_(context) {
+  const auto error = attempt([&] {
+    const DeviceGuard guard(context.device);
+    check_cuda(load_line_kernels(lines_, context.layout()), "loading the kernels of low_latency");
+  });
+  (void)context.group->agree(kGpuSetUp, Phase::kCreate, error);
+}
+
+int LowLatencyTransport::num_blocks(std::int64_t num_units) const noexcept {
+  const int budget = context_.num_sms > 0 ? std::min(context_.num_sms, context_.sm_share) : context_.sm_share;
+  const std::int64_t wanted = (num_units + kUnitsPerBlock - 1) / kUnitsPerBlock;
+  return static_cast<int>(std::clamp(wanted, std::int64_t{1}, std::int64_t{budget}));
+}
+
+void LowLatencyTransport::start_move(const CudaHandleState& handle, MoveArgs& args) {
+  direct_.start_move(handle, args);
+}
+
+void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const PrepareArgs& routing, MoveArgs& args) {
+  LineDispatchArgs lines;
+  lines.routing = routing;
+  lines.lines = lines_;
+  lines.rows = args.rows;
+  lines.scales = args.scales;
+  lines.strides = args.strides;
+  lines.buffer = args.buffer;
+  lines.phases = args.phases;
+  lines.zero_padding = args.zero_padding;
+  // One more for the books.
+  lines.num_blocks = num_blocks(handle.num_tokens * lines_.row_chunks() * 2 + kUnitsPerBlock);
+  check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");
+}
+
+void LowLatencyTransport::complete(const CudaHandleState& handle) {
+  if (!handle.routed) return;
+  const LineCompleteArgs args{.group = context_.device_group, .layout = context_.layout(), .handle = handle.arrays};
+  check_cuda(launch_line_complete(args, context_.stream), "launching the completion of a handle");
+}
+
+void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
+  if (args.call != DeviceCall::kCombine) return direct_.start_sum(handle, args);
+  LineCombineArgs lines{.sum = args, .lines = lines_};
+  lines.sum.tuning.num_blocks = num_blocks(handle.num_tokens * lines_.combine_chunks() * 2);
+  check_cuda(launch_line_combine(lines, context_.stream), "launching combine");
+}
+
+void check_low_latency(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
+  const auto& cuda_options = std::get<CudaOptions>(options);
+  check_cuda_options(config, cuda_options, group);
+  if (config.top_k > kMaxLineTopK) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("low_latency takes a top_k of up to {}, not {}; use direct", kMaxLineTopK, config.top_k));
+  }
+  if (cuda_options.mover == CudaMover::kCopyEngines) {
+    throw Error(ErrorCode::kUnsupported, "low_latency does not use copy engines; use direct, or another mover");
+  }
+}
+
+std::unique_ptr<DispatcherImpl> create_low_latency(const Creation& creation) {
+  return std::make_unique<CudaEngine>(creation, low_latency_rules(),
+                                      [](EngineContext& context) -> std::unique_ptr<RowTransport> {
+                                        return std::make_unique<LowLatencyTransport>(context);
+                                      });
+}
+
+}  // namespace epistle::cuda

@@ -1,0 +1,39 @@
+// `low_latency` on CUDA: rows of few tokens travel as lines that carry their own arrival flags, to fixed places, and
+// nothing is agreed on before they are sent. What it gains by that, it gains in a dispatch with ids under capacity
+// sizing and in combine; every other call goes as it does in `direct`.
+#pragma once
+
+#include "dispatch/cuda/direct/direct.hpp"
+#include "dispatch/cuda/engine/context.hpp"
+#include "dispatch/cuda/engine/transport.hpp"
+#include "dispatch/cuda/low_latency/line_plan.hpp"
+
+namespace epistle::cuda {
+
+class LowLatencyTransport final : public RowTransport {
+ public:
+  /// Collective.
+  explicit LowLatencyTransport(EngineContext& context);
+
+  [[nodiscard]] bool agrees_on_host() const noexcept override { return false; }
+  void start_move(const CudaHandleState& handle, MoveArgs& args) override;
+  void start_sum(const CudaHandleState& handle, SumArgs& args) override;
+  [[nodiscard]] bool routes_rows() const noexcept override { return lines_.routes; }
+  void start_routed_move(const CudaHandleState& handle, const PrepareArgs& routing, MoveArgs& args) override;
+  void complete(const CudaHandleState& handle) override;
+  [[nodiscard]] bool pushes_outputs() const noexcept override { return true; }
+  [[nodiscard]] bool can_follow_closely() const noexcept override { return direct_.can_follow_closely(); }
+  [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
+    return direct_.wire_bytes(handle);
+  }
+
+ private:
+  /// Blocks for so many chunks that warps move, within the budget of the call.
+  [[nodiscard]] int num_blocks(std::int64_t num_units) const noexcept;
+
+  EngineContext& context_;
+  LinePlan lines_;
+  DirectTransport direct_;
+};
+
+}  // namespace epistle::cuda

@@ -1,0 +1,199 @@
+// Dispatch by lines, first part: a warp sends a chunk of a token's row to all of its ranks.
+#pragma once
+
+#include "dispatch/cuda/low_latency/line_launch.hpp"
+#include "dispatch/cuda/low_latency/line_tables.cuh"
+
+namespace epistle::cuda {
+
+/// A warp's place among those of the first `num_blocks` blocks. Consecutive units go to different SMs.
+__device__ inline Worker line_worker(int num_blocks) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  return {warp * num_blocks + static_cast<int>(blockIdx.x), num_blocks * kLineWarps};
+}
+
+struct LineSender {
+  const LineDispatchArgs& args;
+  const CallContext& call;
+  const LineTables& t;
+  WarpScratch& scratch;
+
+  [[nodiscard]] __device__ const PrepareArgs& routing() const { return args.routing; }
+  [[nodiscard]] __device__ const DeviceGroup& group() const { return args.routing.group; }
+
+  /// All of this rank's rows; one warp among others.
+  __device__ void run(const Worker& worker) const {
+    const int chunks = args.lines.row_chunks() + args.lines.scale_chunks();
+    const int count = static_cast<int>(routing().handle.num_tokens) * chunks;
+    for (int unit = worker.idx; unit < count; unit += worker.count) send(unit / chunks, unit % chunks);
+  }
+
+ private:
+  __device__ void send(int token, int chunk) const {
+    const int top_k = routing().handle.top_k;
+    float weight = 1.0F;
+    if (chunk == 0 && routing().weights != nullptr && lane_id() < top_k) {
+      weight = routing().weights[token * routing().weight_stride + lane_id()];
+    }
+    if (chunk < args.lines.row_chunks()) {
+      send_row_chunk(token, chunk, weight);
+    } else {
+      send_scale_chunk(token, chunk - args.lines.row_chunks());
+    }
+  }
+
+  [[nodiscard]] __device__ TokenRanks ranks_of(int token) const {
+    return {t.routing, token, routing().handle.top_k, routing().layout.params().order};
+  }
+  [[nodiscard]] __device__ std::int32_t pair_of(const TokenRanks& ranks, int token) const {
+    return ranks.is_leader() ? t.routing.before(ranks.rank, token) : -1;
+  }
+
+  [[nodiscard]] __device__ std::byte* slot(const TokenRanks& ranks, std::int32_t pair, int leader) const {
+    const int dst = __shfl_sync(kFullWarp, ranks.rank, leader);
+    const std::int32_t at = __shfl_sync(kFullWarp, pair, leader);
+    return group().section(dst, BufferSection::kDispatchLines) + args.lines.slot_offset(call.epoch, group().rank, at);
+  }
+  template <typename Send>
+  __device__ void for_each_rank(const TokenRanks& ranks, std::int32_t pair, const Send& send_to) const {
+    for (unsigned left = ranks.leaders; left != 0; left &= left - 1) {
+      const int leader = __ffs(static_cast<int>(left)) - 1;
+      send_to(leader, slot(ranks, pair, leader));
+    }
+  }
+
+  __device__ void send_row_chunk(int token, int chunk, float weight) const {
+    const LinePlan& lines = args.lines;
+    const uint2 flag = line_flag(call.epoch);
+    const std::byte* row = args.rows + token * args.strides.row;
+    const int num_bytes = bytes_in_chunk<Chunk>(lines.row_bytes, chunk);
+    Chunk data;
+    uint4 scales = make_uint4(0, 0, 0, 0);
+    const bool aligned = common_width(reinterpret_cast<std::uint64_t>(args.rows),
+                                      static_cast<std::uint64_t>(args.strides.row), 0) == kVectorBytes;
+    if (lines.quantises) {
+      quantise(row + std::int64_t{chunk} * kQuantisedElements * 2, num_bytes, aligned, lines.powers_of_two,
+               scratch.part);
+      data.load_shared(scratch.chunk(), num_bytes);
+      scales = scale_line();
+      __syncwarp();
+    } else {
+      data.load(row + std::int64_t{chunk} * kChunkBytes, num_bytes, aligned);
+    }
+    const TokenRanks ranks = ranks_of(token);
+    const std::int32_t pair = pair_of(ranks, token);
+    for_each_rank(ranks, pair, [&](int leader, std::byte* slot) {
+      if (chunk == 0) send_header(token, leader, ranks, weight, slot);
+      data.send(slot + (lines.header_lines + chunk * kChunkLines) * kLineBytes,
+                lines_in_chunk<Chunk>(lines.row_lines, chunk), flag);
+      if (!lines.quantises || lane_id() >= kLineLanes) return;
+      uint4 out = scales;
+      if (lane_id() == kFlagLane) out = make_uint4(0, 0, flag.x, flag.y);
+      store_line_vector(slot + (lines.header_lines + lines.row_lines + chunk) * kLineBytes + lane_id() * kUnitBytes,
+                        out);
+    });
+    // Nobody waits for what the handle knows.
+    if (chunk == 0) write_token(token, ranks, pair, weight);
+  }
+
+  /// The line of a chunk's scales as its eight lanes hold it: fp32 words, or exponent bytes.
+  [[nodiscard]] __device__ uint4 scale_line() const {
+    const int lane = lane_id() % kLineLanes;
+    const auto word = [&](int idx) -> std::uint32_t {
+      if (args.lines.scale_format != ScaleFormat::kFp32) return exponent_bytes(scratch.part, 4 * idx);
+      return idx < kQuantisedBlocks ? scratch.part.scales[idx] : 0U;
+    };
+    if (lane == kFlagLane) return make_uint4(0, 0, 0, 0);
+    return make_uint4(word(4 * lane), word(4 * lane + 1), word(4 * lane + 2), word(4 * lane + 3));
+  }
+
+  /// Scales that travel as they are given, whatever their order in the caller's memory.
+  __device__ void send_scale_chunk(int token, int chunk) const {
+    const LinePlan& lines = args.lines;
+    const std::byte* first = args.scales + token * args.strides.scale_row;
+    const int num_bytes = bytes_in_chunk<Chunk>(lines.scale_bytes, chunk);
+    const auto element_bytes = static_cast<int>(args.strides.scale_element_bytes);
+    for (int at = lane_id(); at < num_bytes; at += kWarpSize) {
+      const int byte = chunk * kChunkBytes + at;
+      scratch.chunk()[at] = first[byte / element_bytes * args.strides.scale_column + byte % element_bytes];
+    }
+    __syncwarp();
+    Chunk data;
+    data.load_shared(scratch.chunk(), num_bytes);
+    __syncwarp();
+    const TokenRanks ranks = ranks_of(token);
+    for_each_rank(ranks, pair_of(ranks, token), [&](int /*leader*/, std::byte* slot) {
+      data.send(slot + (lines.header_lines + lines.row_lines + chunk * kChunkLines) * kLineBytes,
+                lines_in_chunk<Chunk>(lines.scale_lines, chunk), line_flag(call.epoch));
+    });
+  }
+
+  /// What the receiver must know of a row.
+  __device__ void send_header(int token, int leader, const TokenRanks& ranks, float weight, std::byte* slot) const {
+    const int top_k = routing().handle.top_k;
+    const int lane = lane_id();
+    const int dst = __shfl_sync(kFullWarp, ranks.rank, leader);
+    const int dst_slot = __shfl_sync(kFullWarp, ranks.slot, leader);
+    std::uint32_t* words = scratch.header;
+    if (lane < top_k) {
+      const bool there = ranks.rank == dst;
+      const int first = routing().layout.partition().first_expert(dst);
+      words[kHeaderStart + lane] = there ? static_cast<std::uint32_t>(ranks.expert - first) : ~0U;
+      words[kHeaderStart + top_k + lane] =
+          there && !routing().layout.token_major()
+              ? static_cast<std::uint32_t>(t.routing.before(expert_column(group().num_ranks, ranks.expert), token))
+              : 0U;
+      words[kHeaderStart + 2 * top_k + lane] = there ? __float_as_uint(weight) : 0U;
+    }
+    if (lane == 0) {
+      words[0] = static_cast<std::uint32_t>(token);
+      words[1] = static_cast<std::uint32_t>(dst_slot);
+    }
+    __syncwarp();
+    const int line = lane / kLineLanes;
+    const int in_line = lane % kLineLanes;
+    if (line < args.lines.header_lines) {
+      const int word = line * static_cast<int>(kLinePayloadBytes / 4) + in_line * 4;
+      const auto* pairs = reinterpret_cast<const uint2*>(words + word);
+      const uint2 low = pairs[0];
+      const uint2 high = in_line == kFlagLane ? line_flag(call.epoch) : pairs[1];
+      store_line_vector(slot + lane * kUnitBytes, make_uint4(low.x, low.y, high.x, high.y));
+    }
+    __syncwarp();
+  }
+
+  /// What the handle knows of a token of this rank. Rows at other ranks are not known here (see LineCompleteArgs);
+  /// those at this rank are told by whoever receives them.
+  __device__ void write_token(int token, const TokenRanks& ranks, std::int32_t pair, float weight) const {
+    const HandleArrays& handle = routing().handle;
+    const int lane = lane_id();
+    const int top_k = handle.top_k;
+    const float rank_weight = ranks.rank_weight(weight, top_k);
+    if (lane < top_k) {
+      const std::int64_t entry = std::int64_t{token} * top_k + lane;
+      handle.expert_ids[entry] = ranks.expert;
+      handle.weights[entry] = weight;
+      // A row at another rank is somewhere.
+      if (ranks.rank != group().rank) handle.dst_row[entry] = ranks.expert < 0 ? -1 : 0;
+    }
+    const std::int64_t first = std::int64_t{token} * handle.sends_per_token;
+    if (ranks.is_leader()) {
+      SendPlace& send = handle.sends[first + ranks.slot];
+      send.dst_rank = ranks.rank;
+      send.stage = ranks.rank == group().rank ? -1 : stage_begin(ranks.rank) + pair;
+      handle.send_weights[first + ranks.slot] = rank_weight;
+    }
+    const int num_ranks = __popc(ranks.leaders);
+    if (lane >= num_ranks && lane < handle.sends_per_token) {
+      handle.sends[first + lane] = SendPlace{-1, -1, -1, -1};
+    }
+  }
+  /// Row of this rank's stage in which the first of its pairs with `dst` comes back.
+  [[nodiscard]] __device__ std::int32_t stage_begin(int dst) const {
+    std::int32_t begin = 0;
+    for (int rank = 0; rank < dst; ++rank) begin += rank != group().rank ? t.routing.count(rank) : 0;
+    return begin;
+  }
+};
+
+}  // namespace epistle::cuda

@@ -1,0 +1,33 @@
+#include "dispatch/cuda/low_latency/line_plan.hpp"
+
+namespace epistle::cuda {
+
+LinePlan plan_lines(const DispatchLayout& layout) noexcept {
+  const LayoutParams& params = layout.params();
+  LinePlan lines;
+  lines.num_ranks = params.num_ranks;
+  lines.num_columns = status_column(params.num_ranks, params.num_experts) + 1;
+  lines.max_tokens = params.max_tokens;
+  lines.row_bytes = params.row_bytes;
+  lines.scale_bytes = params.scale_bytes;
+  lines.header_lines = static_cast<std::int32_t>(
+      (header_words(params.top_k) * std::int64_t{4} + kLinePayloadBytes - 1) / kLinePayloadBytes);
+  lines.row_lines = lines_of(params.row_bytes);
+  lines.quantises = params.quantises;
+  lines.powers_of_two = params.powers_of_two;
+  lines.scale_format = params.scale_format;
+  lines.scale_lines = params.quantises ? lines.row_chunks() : lines_of(params.scale_bytes);
+  lines.combine_row_bytes = params.combine_row_bytes;
+  lines.combine_lines = lines_of(params.combine_row_bytes);
+  if (params.num_ranks > 1) {
+    lines.combine_slots =
+        params.max_tokens * (layout.can_combine_per_rank() ? layout.max_other_ranks_per_token() : params.top_k);
+  }
+  const std::int64_t num_words = (std::int64_t{params.num_ranks} + params.num_experts) * line_words(params.max_tokens);
+  lines.routes = params.sizing == SizingMode::kCapacity && layout.fits_any_routing() &&
+                 params.max_tokens * params.top_k <= kMaxLineEntries && num_words <= kMaxLineWords &&
+                 params.num_experts <= kMaxLineExperts;
+  return lines;
+}
+
+}  // namespace epistle::cuda
