@@ -118,6 +118,28 @@ struct HandleTotals {
   std::int32_t stage_begin[kMaxRanks];     ///< by source: where this rank's pairs begin in the source's stage
 };
 
+/// What the host learns of a prepared handle; in host memory that the device can write, followed by
+/// int32 [num_ranks, num_ranks] pairs that fit (source, destination), int32 [num_ranks] output rows of each rank and
+/// int32 [num_ranks] (token, rank) pairs that each rank sends to others.
+struct Summary {
+  std::uint64_t prepare_id;  ///< which prepare this is of; written last
+  std::uint64_t passed_id;   ///< the same where nothing was found and all else is left on the device
+  std::uint32_t finding;
+  std::int32_t peer;
+  std::int32_t rank;
+  std::int32_t padding;
+  std::int64_t a;
+  std::int64_t b;
+  std::int64_t content_rows;
+  std::int64_t num_rows;
+  std::int64_t padding_rows;
+  std::int64_t sent_remote_assignments;
+  std::int64_t dropped_by_this_rank;
+  std::int64_t dropped_in_group;
+  std::int64_t dropped_here;  ///< assignments to this rank's experts
+  std::int64_t num_tokens;    ///< of this rank that were routed: fewer than the handle's where the device said so
+};
+
 /// The arrays of one handle, in device memory.
 struct HandleArrays {
   std::int64_t num_tokens = 0;
@@ -143,28 +165,8 @@ struct HandleArrays {
   std::int32_t* expert_dropped = nullptr;    ///< [num_local_experts]
   // Of a dispatch by lines.
   std::int32_t* counts = nullptr;      ///< [num_ranks (source), num_ranks + num_experts] columns of the counts
+  Summary* summary = nullptr;          ///< followed by what follows one in host memory
   std::int32_t* clean_rows = nullptr;  ///< [num_local_experts] last rows of a block that are described as padding
-};
-
-/// What the host learns of a prepared handle; in host memory that the device can write, followed by
-/// int32 [num_ranks, num_ranks] pairs that fit (source, destination), int32 [num_ranks] output rows of each rank and
-/// int32 [num_ranks] (token, rank) pairs that each rank sends to others.
-struct Summary {
-  std::uint64_t prepare_id;  ///< which prepare this is of; written last
-  std::uint32_t finding;
-  std::int32_t peer;
-  std::int32_t rank;
-  std::int32_t padding;
-  std::int64_t a;
-  std::int64_t b;
-  std::int64_t content_rows;
-  std::int64_t num_rows;
-  std::int64_t padding_rows;
-  std::int64_t sent_remote_assignments;
-  std::int64_t dropped_by_this_rank;
-  std::int64_t dropped_in_group;
-  std::int64_t dropped_here;  ///< assignments to this rank's experts
-  std::int64_t num_tokens;    ///< of this rank that were routed: fewer than the handle's where the device said so
 };
 
 }  // namespace epistle::cuda

@@ -34,7 +34,7 @@ __device__ inline uint2 to_fp8(const float (&values)[Bf16Format::kElements], flo
 }
 
 /// 16 bytes at any address.
-__device__ inline uint4 load_any_vector(const std::byte* from) {
+__device__ __noinline__ inline uint4 load_any_vector(const std::byte* from) {
   std::uint32_t words[4] = {};
 #pragma unroll
   for (int b = 0; b < kVectorBytes; ++b) words[b / 4] |= static_cast<std::uint32_t>(from[b]) << (8 * (b % 4));

@@ -2,16 +2,18 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 
 #include "epistle/error.hpp"
 
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
+#include "gpu/private_stream.hpp"
 
 namespace epistle::cuda {
 
 CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int rank)
-    : layout_(layout), rank_(rank), ranks_(layout.params().num_ranks) {
+    : layout_(layout), device_(device), rank_(rank), ranks_(layout.params().num_ranks) {
   // First the sizes, then the memory, then the places in it.
   for (const bool placing : {false, true}) {
     BufferCarver carver(memory_.get());
@@ -54,11 +56,29 @@ void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens) {
 
 bool CudaHandleState::is_complete() const noexcept {
   // The device writes the id last.
-  return std::atomic_ref<std::uint64_t>(summary->prepare_id).load(std::memory_order_acquire) == prepare_id;
+  return std::atomic_ref<std::uint64_t>(summary->prepare_id).load(std::memory_order_acquire) == prepare_id ||
+         has_passed();
+}
+
+bool CudaHandleState::has_passed() const noexcept {
+  return std::atomic_ref<std::uint64_t>(summary->passed_id).load(std::memory_order_acquire) == prepare_id;
+}
+
+void CudaHandleState::fetch_summary() {
+  const DeviceGuard guard(device_);
+  cudaStream_t stream = private_stream(device_);
+  // Not the ids, which the device may be writing again.
+  constexpr std::size_t kBegin = offsetof(Summary, finding);
+  check_cuda(cudaMemcpyAsync(reinterpret_cast<std::byte*>(summary) + kBegin,
+                             reinterpret_cast<const std::byte*>(arrays.summary) + kBegin,
+                             static_cast<std::size_t>(summary_bytes(ranks_)) - kBegin, cudaMemcpyDeviceToHost, stream),
+             "reading the counts of a handle");
+  check_cuda(cudaStreamSynchronize(stream), "reading the counts of a handle");
 }
 
 void CudaHandleState::finish() {
   finished = true;
+  if (has_passed()) fetch_summary();
   stats = RoutingStats{.num_tokens = summary->num_tokens};
   const std::int32_t* matrix = pair_matrix();
   pairs.assign(matrix, matrix + static_cast<std::ptrdiff_t>(ranks_) * ranks_);

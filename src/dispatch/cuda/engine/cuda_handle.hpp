@@ -27,7 +27,9 @@ class CudaHandleState final : public HandleState {
   void begin(std::uint64_t id, std::int64_t tokens);
   /// True when the device has written the summary of the last prepare.
   [[nodiscard]] bool is_complete() const noexcept;
-  /// Takes stats and output from the summary.
+  /// True when it has found nothing, and kept its numbers.
+  [[nodiscard]] bool has_passed() const noexcept;
+  /// Takes stats and output from the summary, wherever it is.
   void finish();
 
   /// How to read the summary of the last prepare, waiting for it or not; detached when the dispatcher goes.
@@ -60,9 +62,11 @@ class CudaHandleState final : public HandleState {
 
  private:
   [[nodiscard]] bool is_settled() const noexcept;
+  void fetch_summary();
 
   Reader reader_;
   DispatchLayout layout_;
+  int device_;
   int rank_;
   int ranks_;
   DeviceBuffer memory_;

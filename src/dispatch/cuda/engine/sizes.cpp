@@ -72,6 +72,9 @@ void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArra
   carver.take(arrays.expert_dropped, experts);
   carver.take(arrays.counts, std::int64_t{params.num_ranks} * (params.num_ranks + params.num_experts));
   carver.take(arrays.clean_rows, experts);
+  std::byte* summary = nullptr;
+  carver.take(summary, summary_bytes(params.num_ranks));
+  arrays.summary = reinterpret_cast<Summary*>(summary);
   arrays.top_k = params.top_k;
   arrays.sends_per_token = static_cast<std::int32_t>(sends);
 }

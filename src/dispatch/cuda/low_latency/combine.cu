@@ -66,13 +66,15 @@ struct LineSummer {
     const int others = group().num_ranks - 1;
     const int chunks = lines.combine_chunks();
     const int count = longest_source(group(), totals) * others * chunks;
+#pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const int row = unit / chunks;
-      const int source = (group().rank + 1 + row % others) % group().num_ranks;
-      const std::int32_t idx = row / others;
+      const auto row = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
+      const auto idx = static_cast<std::int32_t>(static_cast<unsigned>(row) / static_cast<unsigned>(others));
+      int source = group().rank + 1 + row - idx * others;
+      if (source >= group().num_ranks) source -= group().num_ranks;
       const std::int32_t begin = totals.pair_begin[source];
       if (begin + idx >= totals.pair_begin[source + 1]) continue;
-      send_pair(source, begin + idx, totals.stage_begin[source] + idx, unit % chunks);
+      send_pair(source, begin + idx, totals.stage_begin[source] + idx, unit - row * chunks);
     }
   }
 
@@ -80,9 +82,10 @@ struct LineSummer {
   __device__ void receive(const Worker& worker) const {
     const int chunks = lines.combine_chunks();
     const int count = static_cast<int>(args.handle.num_tokens) * chunks;
+#pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const int token = unit / chunks;
-      const int chunk = unit % chunks;
+      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
+      const int chunk = unit - token * chunks;
       ChunkSums<Format> sums;
       const bool there = flat() ? sum_experts(token, chunk, sums) : sum_ranks(token, chunk, sums);
       if (!there) return;
@@ -132,6 +135,7 @@ struct LineSummer {
     const unsigned mask = __ballot_sync(kFullWarp, terms.row >= 0);
     if (flat()) {
       const std::int64_t first_slot = std::int64_t{record[1]} * top_k;
+#pragma unroll 1
       for (unsigned left = mask; left != 0; left &= left - 1) {
         const int position = __ffs(static_cast<int>(left)) - 1;
         CombineChunk data;
@@ -150,6 +154,7 @@ struct LineSummer {
     constexpr int kRows = kAligned ? 4 : 1;  // on their way at once
     ChunkSums<Format> sums;
     sums.clear();
+#pragma unroll 1
     for (unsigned left = mask; left != 0;) {
       CombineChunk rows[kRows];
       float weights[kRows];
@@ -210,6 +215,7 @@ struct LineSummer {
       }
     }
     sums.clear();
+#pragma unroll 1
     for (unsigned left = mask; left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
       const float factor = __shfl_sync(kFullWarp, weight, lane);
@@ -239,6 +245,7 @@ struct LineSummer {
       if (expert >= 0) rank = partition.rank_of(expert);
     }
     sums.clear();
+#pragma unroll 1
     for (unsigned left = __ballot_sync(kFullWarp, terms.row >= 0 && rank >= 0); left != 0; left &= left - 1) {
       const int position = __ffs(static_cast<int>(left)) - 1;
       const int from = __shfl_sync(kFullWarp, rank, position);
@@ -261,15 +268,21 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_combine_kernel(const __g
   let_next_kernel_start();
   if (!runs) return;
   const LineSummer<Format, kAligned> summer{args.sum, args.lines, call};
-  const Worker worker = line_worker(static_cast<int>(gridDim.x));
+  // The last block moves no rows: it sees to what the ranks agree on.
+  const int num_movers = max(1, static_cast<int>(gridDim.x) - 1);
+  const bool moves_rows = static_cast<int>(blockIdx.x) < num_movers;
+  const bool agrees = blockIdx.x == gridDim.x - 1;
+  const Worker worker = line_worker(num_movers);
   if ((args.sum.phases & kSendPhase) != 0) {
-    if (blockIdx.x == 0) announce(call);
-    if (args.sum.group.num_ranks > 1) summer.send(worker);
+    if (agrees) announce(call);
+    if (moves_rows && args.sum.group.num_ranks > 1) summer.send(worker);
   }
   if ((args.sum.phases & kReceivePhase) == 0) return;
-  summer.receive(worker);
-  if (blockIdx.x == 0 && !wait_all_ready(call)) return give_up_call(call, true, args.sum.send_half);
+  if (moves_rows) summer.receive(worker);
+  if (!agrees) return leave_call(call);
+  if (wait_all_ready(call)) return leave_call(call);
   leave_call(call);
+  abandon_call(call, true);
 }
 
 using CombineKernel = void (*)(LineCombineArgs);

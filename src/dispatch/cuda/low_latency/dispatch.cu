@@ -9,8 +9,13 @@
 namespace epistle::cuda {
 namespace {
 
-__device__ void fill_rank_table(const PrepareArgs& args, const LineTables& t) {
+/// Which rank has which experts.
+__device__ void fill_rank_tables(const PrepareArgs& args, const LineTables& t) {
   const ExpertPartition partition = args.layout.partition();
+  for (int rank = static_cast<int>(threadIdx.x); rank < partition.num_ranks; rank += kLineThreads) {
+    t.all.first[rank] = partition.first_expert(rank);
+  }
+#pragma unroll 1
   for (int e = static_cast<int>(threadIdx.x); e < partition.num_experts; e += kLineThreads) {
     t.routing.rank_of[e] = static_cast<std::uint8_t>(partition.rank_of(e));
   }
@@ -21,6 +26,7 @@ __device__ void keep_counts(const PrepareArgs& args, const CallContext& call, co
                             const LineTables& t, bool nothing) {
   const DeviceGroup& group = args.group;
   const int columns = t.routing.num_columns;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < group.num_ranks * columns; i += kLineThreads) {
     const int source = i / columns;
     const int column = i - source * columns;
@@ -52,16 +58,43 @@ __device__ int count_remote(const PrepareArgs& args, const LineTables& t) {
   __shared__ int remote;
   if (threadIdx.x == 0) remote = 0;
   __syncthreads();
-  const ExpertPartition partition = args.layout.partition();
-  const int first_expert = partition.first_expert(args.group.rank);
+  const int first_expert = t.all.first[args.group.rank];
   int mine = 0;
-  for (int e = static_cast<int>(threadIdx.x); e < partition.num_experts; e += kLineThreads) {
+#pragma unroll 1
+  for (int e = static_cast<int>(threadIdx.x); e < args.group.control.num_experts; e += kLineThreads) {
     if (e < first_expert || e >= first_expert + t.num_local) mine += t.routing.count(args.group.num_ranks + e);
   }
   mine = __reduce_add_sync(kFullWarp, mine);
   if (lane_id() == 0 && mine > 0) atomicAdd(&remote, mine);
   __syncthreads();
   return remote;
+}
+
+/// What the handle and the host are told of the call as a whole; by one block. Not inlined, as everything that the
+/// other blocks do not execute: what they do execute is fetched while they wait for it.
+__device__ __noinline__ void keep_books(const LineDispatchArgs& args, const CallContext& call, const LineTables& t,
+                                        Exchange exchange, std::int32_t routed) {
+  const PrepareArgs& routing = args.routing;
+  if (threadIdx.x == 0) *t.all.routed = routed;
+  exchange.remote_assignments = exchange.refused ? 0 : count_remote(routing, t);
+  const Received mine = received(routing, t.all, exchange);
+  if (threadIdx.x / kWarpSize == 0) write_totals(routing, call, t.all, exchange, mine);
+  Summary& summary = *routing.handle.summary;
+  write_counts(routing, call, t.all, exchange, mine, summary);
+  if (threadIdx.x == 0) {
+    if (summary.finding == static_cast<std::uint32_t>(Finding::kNone)) {
+      // Nothing of it has to cross to the host before somebody asks, and no write there is waited for.
+      fence_device();
+      *static_cast<volatile std::uint64_t*>(&routing.summary->passed_id) = routing.prepare_id;
+    } else {
+      Summary& told = *routing.summary;
+      const std::uint64_t passed_id = told.passed_id;
+      told = summary;
+      told.passed_id = passed_id;
+      publish_summary(routing);
+    }
+  }
+  keep_counts(routing, call, args.lines, t, exchange.refused);
 }
 
 __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __grid_constant__ LineDispatchArgs args) {
@@ -77,10 +110,12 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
         t);
   t.num_local = partition.num_local_experts(group.rank);
   t.routing.clear();
-  fill_rank_table(routing, t);
+  fill_rank_tables(routing, t);
   if (threadIdx.x == 0) refusing_rank = kMaxRanks;
   wait_for_start(group);
   let_next_kernel_start();
+  EarlyRouting early;
+  early.load(routing);
   CallContext call;
   if (!next_call(group, {.call = routing.call, .phase = Phase::kLayout, .buffer = args.buffer}, call)) return;
   // The last block moves no rows: what it does takes as long as they do.
@@ -88,7 +123,8 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   const bool moves_rows = static_cast<int>(blockIdx.x) < num_movers;
   const bool keeps_books = blockIdx.x == gridDim.x - 1;
   if (keeps_books && (args.phases & kSendPhase) != 0) announce(call);
-  const bool refused = __syncthreads_or(read_routing(routing, t)) != 0;
+  __syncthreads();
+  const bool refused = __syncthreads_or(read_routing(routing, t, early)) != 0;
   const Worker worker = line_worker(num_movers);
   WarpScratch& scratch = t.scratch[threadIdx.x / kWarpSize];
   if ((args.phases & kSendPhase) != 0) {
@@ -115,11 +151,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   }
   leave_call(call);
   if (!keeps_books) return;
-  exchange.remote_assignments = exchange.refused ? 0 : count_remote(routing, t);
-  const Received mine = received(routing, t.all, exchange);
-  if (threadIdx.x / kWarpSize == 0) write_totals(routing, call, t.all, exchange, mine);
-  write_counts(routing, call, t.all, exchange, mine);
-  keep_counts(routing, call, args.lines, t, exchange.refused);
+  keep_books(args, call, t, exchange, early.routed);
   if (disagreed) {
     abandon_call(call, false);  // the summary tells the host
   } else {

@@ -22,7 +22,7 @@ struct WarpScratch {
 
 struct LineTables {
   RoutingBits routing;
-  Tables all;                ///< of these: total, group, tokens, out_rows and routed
+  Tables all;                ///< of these: total, group, tokens, out_rows, first and routed
   std::int32_t* begin;       ///< [ranks][local experts] first output row of a source's rows of an expert here
   std::int32_t* pair_begin;  ///< [ranks + 1]
   WarpScratch* scratch;      ///< [kLineWarps]
@@ -56,64 +56,65 @@ __host__ __device__ inline std::int64_t carve(std::byte* memory, const LineShape
   take(t.all.group, shape.experts);
   take(t.all.tokens, std::int64_t{shape.ranks} * shape.ranks);
   take(t.all.out_rows, shape.ranks);
+  take(t.all.first, shape.ranks);
   take(t.all.routed, 1);
   take(t.begin, std::int64_t{shape.ranks} * shape.max_local);
   take(t.pair_begin, shape.ranks + 1);
   return used;
 }
 
-/// Reads the whole routing and sets its bits; true in a thread that has seen a bad id. The bits must be clear, and the
-/// ranks of the experts known, behind the barrier that follows the first loads.
-__device__ inline bool read_routing(const PrepareArgs& args, LineTables& t) {
-  constexpr int kLoads = 4;
+/// The first entries of the routing, on their way while the block sets itself up.
+struct EarlyRouting {
+  static constexpr int kPerThread = 2;
+  std::int32_t routed;
+  std::int64_t ids[kPerThread];
+
+  __device__ void load(const PrepareArgs& args) {
+    const auto num_tokens = static_cast<std::int32_t>(args.handle.num_tokens);
+    const int top_k = args.handle.top_k;
+    routed = args.num_tokens != nullptr ? __ldcg(args.num_tokens) : num_tokens;
+#pragma unroll
+    for (int j = 0; j < kPerThread; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kLineThreads;
+      const auto token = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(top_k));
+      ids[j] = token < num_tokens ? read_id(args, token * args.id_stride + (i - token * top_k)) : kNoExpert;
+    }
+    routed = max(0, min(routed, num_tokens));
+  }
+};
+
+/// Reads the whole routing and sets its bits, which must be clear; true in a thread that has seen a bad id.
+__device__ inline bool read_routing(const PrepareArgs& args, LineTables& t, const EarlyRouting& early) {
   const int ranks = args.group.num_ranks;
   const int experts = args.group.control.num_experts;
   const int top_k = args.handle.top_k;
-  const auto num_tokens = static_cast<int>(args.handle.num_tokens);
-  const int count = num_tokens * top_k;
-  const bool dense = args.id_stride == top_k;
-  int routed = args.num_tokens != nullptr ? __ldcg(args.num_tokens) : num_tokens;
-  bool met = false;
+  const int count = static_cast<int>(args.handle.num_tokens) * top_k;
   bool bad = false;
-  for (int first = static_cast<int>(threadIdx.x); first - static_cast<int>(threadIdx.x) < count || !met;
-       first += kLoads * kLineThreads) {
-    std::int64_t ids[kLoads];
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const int i = first + j * kLineThreads;
-      ids[j] = kNoExpert;
-      if (i < count) ids[j] = read_id(args, dense ? i : i / top_k * args.id_stride + i % top_k);
+  int round = 0;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kLineThreads, ++round) {
+    const auto token = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(top_k));
+    std::int64_t id = kNoExpert;
+    if (token < early.routed) {
+      id = round == 0   ? early.ids[0]
+           : round == 1 ? early.ids[1]
+                        : read_id(args, token * args.id_stride + (i - token * top_k));
     }
-    if (!met) {
-      met = true;
-      routed = max(0, min(routed, num_tokens));
-      if (threadIdx.x == 0) *t.all.routed = routed;
-      __syncthreads();
-    }
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const int i = first + j * kLineThreads;
-      if (i >= count) continue;
-      const int token = i / top_k;
-      std::int64_t id = token < routed ? ids[j] : kNoExpert;
-      const auto complain = [&] {
-        bad = true;
-        if (blockIdx.x == gridDim.x - 1)
-          atomicMax(&args.group.local->first_bad_entry, ~static_cast<unsigned long long>(i));
-      };
-      if (id < kNoExpert || id >= experts) {
-        complain();
-        id = kNoExpert;
-      }
-      t.routing.entries[i] = static_cast<std::int32_t>(id);
-      if (id == kNoExpert) continue;
+    bool is_bad = id < kNoExpert || id >= experts;
+    if (is_bad) id = kNoExpert;
+    t.routing.entries[i] = static_cast<std::int32_t>(id);
+    if (id != kNoExpert) {
       const int rank = t.routing.rank_of[id];
       t.routing.ranks[i] = static_cast<std::uint8_t>(rank);
       const std::uint32_t bit = 1U << (token & 31);
-      const std::uint32_t old =
-          atomicOr(&t.routing.bits[(ranks + static_cast<int>(id)) * t.routing.stride + token / 32], bit);
-      if ((old & bit) != 0) complain();
+      const int column = ranks + static_cast<int>(id);
+      is_bad = (atomicOr(&t.routing.bits[column * t.routing.stride + token / 32], bit) & bit) != 0;
       atomicOr(&t.routing.bits[rank * t.routing.stride + token / 32], bit);
+    }
+    if (!is_bad) continue;
+    bad = true;
+    if (blockIdx.x == gridDim.x - 1) {
+      atomicMax(&args.group.local->first_bad_entry, ~static_cast<unsigned long long>(i));
     }
   }
   return bad;
@@ -134,14 +135,17 @@ __device__ inline void tell_line_counts(const CallContext& call, const LinePlan&
   const int per_block = (lines.num_columns + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
   const int begin = static_cast<int>(blockIdx.x) * per_block;
   const int count = min(per_block, lines.num_columns - begin);
-  for (int i = static_cast<int>(threadIdx.x); i < count * group.num_ranks; i += kLineThreads) {
-    const int peer = i / count;
-    if (peer == group.rank) continue;
-    const int column = begin + i % count;
+#pragma unroll 1
+  for (int c = static_cast<int>(threadIdx.x); c < count; c += kLineThreads) {
+    const int column = begin + c;
     const bool is_status = column == t.routing.num_columns;
     const int value = is_status ? (refused ? 1 : 0) : refused ? 0 : t.routing.count(column);
-    store_relaxed(line_counts(group, lines, call.epoch, peer, group.rank) + column,
-                  tag | static_cast<std::uint32_t>(value));
+#pragma unroll 1
+    for (int peer = 0; peer < group.num_ranks; ++peer) {
+      if (peer == group.rank) continue;
+      store_relaxed(line_counts(group, lines, call.epoch, peer, group.rank) + column,
+                    tag | static_cast<std::uint32_t>(value));
+    }
   }
 }
 
@@ -151,29 +155,32 @@ __device__ inline bool await_tables(const PrepareArgs& args, const CallContext& 
                                     LineTables& t, bool refused, int& refusing_rank) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
-  const int first_expert = args.layout.partition().first_expert(group.rank);
+  const int first_expert = t.all.first[group.rank];
   const int needed = 1 + ranks + t.num_local;
   bool ok = true;
-  for (int i = static_cast<int>(threadIdx.x); i < ranks * needed; i += kLineThreads) {
-    const int source = i / needed;
-    const int what = i - source * needed;
-    const int column = what == 0       ? t.routing.num_columns
-                       : what <= ranks ? what - 1
-                                       : expert_column(ranks, first_expert + what - 1 - ranks);
-    std::int32_t count = 0;
-    if (source != group.rank) {
-      count = await_count(call, source, line_counts(group, lines, call.epoch, group.rank, source) + column, ok);
-    } else if (what == 0) {
-      count = refused ? 1 : 0;
-    } else if (!refused) {
-      count = t.routing.count(column);
-    }
-    if (what == 0) {
-      if (count != 0) atomicMin(&refusing_rank, source);
-    } else if (what <= ranks) {
-      t.all.tokens[source * ranks + what - 1] = count;
-    } else {
-      t.begin[source * t.num_local + what - 1 - ranks] = count;
+#pragma unroll 1
+  for (int source = 0; source < ranks; ++source) {
+    const std::uint64_t* counts = line_counts(group, lines, call.epoch, group.rank, source);
+#pragma unroll 1
+    for (int what = static_cast<int>(threadIdx.x); what < needed; what += kLineThreads) {
+      const int column = what == 0       ? t.routing.num_columns
+                         : what <= ranks ? what - 1
+                                         : expert_column(ranks, first_expert + what - 1 - ranks);
+      std::int32_t count = 0;
+      if (source != group.rank) {
+        count = await_count(call, source, counts + column, ok);
+      } else if (what == 0) {
+        count = refused ? 1 : 0;
+      } else if (!refused) {
+        count = t.routing.count(column);
+      }
+      if (what == 0) {
+        if (count != 0) atomicMin(&refusing_rank, source);
+      } else if (what <= ranks) {
+        t.all.tokens[source * ranks + what - 1] = count;
+      } else {
+        t.begin[source * t.num_local + what - 1 - ranks] = count;
+      }
     }
   }
   return __syncthreads_and(ok) != 0;
@@ -184,39 +191,49 @@ __device__ inline void place_sources(const PrepareArgs& args, LineTables& t, boo
   const DispatchLayout& layout = args.layout;
   const int ranks = args.group.num_ranks;
   const int rank = args.group.rank;
-  const int first_expert = layout.partition().first_expert(rank);
+  const int first_expert = t.all.first[rank];
   const int thread = static_cast<int>(threadIdx.x);
   if (nothing) {
     for (int i = thread; i < ranks * ranks; i += kLineThreads) t.all.tokens[i] = 0;
     for (int i = thread; i < ranks * t.num_local; i += kLineThreads) t.begin[i] = 0;
     __syncthreads();
   }
+  const bool blocks = layout.params().layout == OutputLayout::kExpertBlocks;
+  // Rows of an expert begin behind those of the experts before it, which is known at once of blocks.
+  const auto capacity = static_cast<std::int32_t>(layout.params().capacity_rows);
+#pragma unroll 1
   for (int e = thread; e < t.num_local; e += kLineThreads) {
+    std::int32_t row = blocks ? e * capacity : 0;
+    if (blocks) t.all.group[first_expert + e] = row;
     std::int32_t total = 0;
-    for (int s = 0; s < ranks; ++s) total += t.begin[s * t.num_local + e];
+#pragma unroll 1
+    for (int s = 0; s < ranks; ++s) {
+      std::int32_t& begin = t.begin[s * t.num_local + e];
+      const std::int32_t count = begin;
+      begin = row + total;
+      total += count;
+    }
     t.all.total[first_expert + e] = total;
   }
   if (thread <= ranks) {
     std::int32_t begin = 0;
+#pragma unroll 1
     for (int s = 0; s < thread; ++s) begin += t.all.tokens[s * ranks + rank];
     t.pair_begin[thread] = begin;
   }
   if (thread < ranks) {
-    const auto local = std::int64_t{layout.partition().num_local_experts(thread)};
-    const bool blocks = layout.params().layout == OutputLayout::kExpertBlocks;
-    t.all.out_rows[thread] = static_cast<std::int32_t>(layout.params().capacity_rows * (blocks ? local : 1));
+    const std::int32_t experts = thread + 1 < ranks ? t.all.first[thread + 1] - t.all.first[thread]
+                                                    : layout.params().num_experts - t.all.first[thread];
+    t.all.out_rows[thread] = capacity * (blocks ? experts : 1);
   }
   __syncthreads();
-  if (layout.token_major()) return;
+  if (layout.params().layout != OutputLayout::kExpertMajor) return;
   if (thread < kWarpSize) static_cast<void>(place_groups(layout, t.all, rank));
   __syncthreads();
-  for (int e = thread; e < t.num_local; e += kLineThreads) {
-    std::int32_t row = t.all.group[first_expert + e];
-    for (int s = 0; s < ranks; ++s) {
-      const std::int32_t count = t.begin[s * t.num_local + e];
-      t.begin[s * t.num_local + e] = row;
-      row += count;
-    }
+#pragma unroll 1
+  for (int i = thread; i < ranks * t.num_local; i += kLineThreads) {
+    const auto source = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(t.num_local));
+    t.begin[i] += t.all.group[first_expert + i - source * t.num_local];
   }
   __syncthreads();
 }

@@ -29,6 +29,28 @@ __device__ inline uint4 load_line_vector(const std::byte* from) {
   return v;
 }
 
+// Any address. Not inlined: what is executed once in a call is fetched while the call waits for it, and few rows lie
+// so.
+__device__ __noinline__ inline uint4 load_bytes(const std::byte* from, int num_bytes) {
+  std::uint64_t words[2] = {};
+#pragma unroll 1
+  for (int b = 0; b < num_bytes; ++b) {
+    const std::uint64_t value = static_cast<std::uint64_t>(from[b]) << (8 * (b & 7));
+    if (b < 8) {
+      words[0] |= value;
+    } else {
+      words[1] |= value;
+    }
+  }
+  return make_uint4(static_cast<std::uint32_t>(words[0]), static_cast<std::uint32_t>(words[0] >> 32),
+                    static_cast<std::uint32_t>(words[1]), static_cast<std::uint32_t>(words[1] >> 32));
+}
+__device__ __noinline__ inline void store_bytes(std::byte* to, int num_bytes, const uint4 v) {
+  const std::uint64_t words[2] = {std::uint64_t{v.y} << 32 | v.x, std::uint64_t{v.w} << 32 | v.z};
+#pragma unroll 1
+  for (int b = 0; b < num_bytes; ++b) to[b] = static_cast<std::byte>((b < 8 ? words[0] : words[1]) >> (8 * (b & 7)));
+}
+
 /// The part of a chunk that a lane holds in one of its vectors.
 struct LinePart {
   int line;    ///< of the chunk
@@ -63,7 +85,7 @@ struct ChunkOf {
       v[i] = make_uint4(0, 0, 0, 0);
       if (part.offset >= num_bytes) continue;
       if (!aligned) {
-        load_bytes(row + part.offset, min(part.num_bytes(), num_bytes - part.offset), v[i]);
+        v[i] = load_bytes(row + part.offset, min(part.num_bytes(), num_bytes - part.offset));
       } else if (part.half) {
         const uint2 half = __ldcg(reinterpret_cast<const uint2*>(row + part.offset));
         v[i] = make_uint4(half.x, half.y, 0, 0);
@@ -140,22 +162,6 @@ struct ChunkOf {
     }
     return there;
   }
-
-  __device__ static void load_bytes(const std::byte* from, int num_bytes, uint4& v) {
-    std::uint32_t words[4] = {};
-#pragma unroll
-    for (int b = 0; b < kUnitBytes; ++b) {
-      if (b < num_bytes) words[b / 4] |= static_cast<std::uint32_t>(from[b]) << (8 * (b % 4));
-    }
-    v = make_uint4(words[0], words[1], words[2], words[3]);
-  }
-  __device__ static void store_bytes(std::byte* to, int num_bytes, const uint4& v) {
-    const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int b = 0; b < kUnitBytes; ++b) {
-      if (b < num_bytes) to[b] = static_cast<std::byte>(words[b / 4] >> (8 * (b % 4)));
-    }
-  }
 };
 
 using Chunk = ChunkOf<kChunkLines / kLinesAtOnce>;
@@ -164,15 +170,16 @@ using CombineChunk = ChunkOf<kCombineChunkLines / kLinesAtOnce>;
 /// Looks until `look()` is true in all lanes. The same answer in all of them; false when the wait was given up.
 template <typename Look>
 __device__ inline bool poll_lines(const CallContext& call, int peer, const Look& look) {
-  if (__all_sync(kFullWarp, look()) != 0) return true;
-  const std::uint64_t start_ns = now_ns();
-  for (std::uint32_t polls = 1;; ++polls) {
-    if (__all_sync(kFullWarp, look()) != 0) return true;
-    if ((polls & 0x3fU) != 0) continue;
+  std::uint64_t start_ns = 0;
+#pragma unroll 1
+  for (std::uint32_t polls = 0; __all_sync(kFullWarp, look()) == 0; ++polls) {
+    if ((polls & 0x3fU) != 0x3fU) continue;
+    if (start_ns == 0) start_ns = now_ns();
     bool given_up = false;
-    if (lane_id() == 0) given_up = gives_up(call, peer, start_ns, polls);
+    if (lane_id() == 0) given_up = gives_up(call, peer, start_ns, polls + 1);
     if (__any_sync(kFullWarp, given_up) != 0) return false;
   }
+  return true;
 }
 
 /// Lines of a row from the chunk's first one on.

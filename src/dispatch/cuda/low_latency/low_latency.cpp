@@ -61,7 +61,7 @@ void LowLatencyTransport::complete(const CudaHandleState& handle) {
 void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
   if (args.call != DeviceCall::kCombine) return direct_.start_sum(handle, args);
   LineCombineArgs lines{.sum = args, .lines = lines_};
-  lines.sum.tuning.num_blocks = num_blocks(handle.num_tokens * lines_.combine_chunks() * 2);
+  lines.sum.tuning.num_blocks = num_blocks(handle.num_tokens * lines_.combine_chunks() * 2 + kUnitsPerBlock);
   check_cuda(launch_line_combine(lines, context_.stream), "launching combine");
 }
 

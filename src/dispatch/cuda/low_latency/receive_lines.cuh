@@ -24,12 +24,14 @@ struct LineReceiver {
     int longest = 0;
     for (int s = 0; s < ranks; ++s) longest = max(longest, t.pair_begin[s + 1] - t.pair_begin[s]);
     const int count = longest * ranks * chunks;
+#pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const int row = unit / chunks;
-      const int source = (group().rank + row % ranks) % ranks;
-      const int idx = row / ranks;
+      const auto row = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
+      const auto idx = static_cast<int>(static_cast<unsigned>(row) / static_cast<unsigned>(ranks));
+      int source = group().rank + row - idx * ranks;
+      if (source >= ranks) source -= ranks;
       if (idx >= t.pair_begin[source + 1] - t.pair_begin[source]) continue;
-      if (!receive(source, idx, unit % chunks)) return;
+      if (!receive(source, idx, unit - row * chunks)) return;
     }
   }
 
@@ -107,6 +109,7 @@ struct LineReceiver {
 
   template <typename Store>
   __device__ static void for_each_row(const Places& places, const Store& store) {
+#pragma unroll 1
     for (unsigned left = places.mask; left != 0; left &= left - 1) {
       store(std::int64_t{__shfl_sync(kFullWarp, places.row, __ffs(static_cast<int>(left)) - 1)});
     }
@@ -222,18 +225,17 @@ struct LinePadding {
       zero(num_pairs, num_rows);
       return;
     }
+#pragma unroll 1
     for (int local = worker.idx; local < t.num_local; local += worker.count) describe_group(local);
     if (args.zero_padding) zero_groups();
     if (layout().params().layout == OutputLayout::kExpertBlocks) return;
     const std::int32_t last_end = t.num_local > 0 ? group_end(t.num_local - 1) : 0;
     zero(last_end, num_rows);
-    describe_padding(args.routing, last_end, num_rows, worker.idx * kWarpSize + lane_id(), worker.count * kWarpSize);
+    describe(last_end, num_rows, worker.idx * kWarpSize + lane_id(), worker.count * kWarpSize);
   }
 
  private:
-  [[nodiscard]] __device__ int expert(int local) const {
-    return layout().partition().first_expert(group().rank) + local;
-  }
+  [[nodiscard]] __device__ int expert(int local) const { return t.all.first[group().rank] + local; }
   [[nodiscard]] __device__ std::int32_t content_end(int local) const {
     return t.all.group[expert(local)] + t.all.total[expert(local)];
   }
@@ -246,16 +248,20 @@ struct LinePadding {
     std::int32_t* clean = args.routing.handle.clean_rows + local;
     const std::int32_t clean_rows = blocks ? *clean : 0;
     const std::int32_t end = group_end(local);
-    describe_padding(args.routing, content_end(local), end - clean_rows, lane_id(), kWarpSize);
+    describe(content_end(local), end - clean_rows, lane_id(), kWarpSize);
     __syncwarp();
     if (lane_id() == 0) *clean = blocks ? end - content_end(local) : 0;
   }
   __device__ void zero_groups() const {
     for (int local = 0; local < t.num_local; ++local) zero(content_end(local), group_end(local));
   }
+  __device__ __noinline__ void describe(std::int64_t begin, std::int64_t end, int first, int step) const {
+    describe_padding(args.routing, begin, end, first, step);
+  }
   __device__ void describe_token_rows(std::int32_t begin, std::int32_t end) const {
     const HandleArrays& handle = args.routing.handle;
     const int top_k = handle.top_k;
+#pragma unroll 1
     for (std::int64_t row = begin + worker.idx; row < end; row += worker.count) {
       if (lane_id() < top_k) {
         handle.local_expert_ids[row * top_k + lane_id()] = -1;
@@ -267,13 +273,14 @@ struct LinePadding {
       }
     }
   }
-  __device__ void zero(std::int32_t begin, std::int32_t end) const {
+  __device__ __noinline__ void zero(std::int32_t begin, std::int32_t end) const {
     if (!args.zero_padding) return;
     const std::int64_t row_bytes = layout().params().row_bytes;
     const std::int64_t scale_bytes = layout().params().scale_bytes;
     std::byte* rows = group().section(group().rank, BufferSection::kReceiveRows, args.buffer);
     std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
     const ScalePlaces at = layout().scale_places(t.all.out_rows[group().rank]);
+#pragma unroll 1
     for (std::int64_t row = begin + worker.idx; row < end; row += worker.count) {
       zero_row(rows + row * row_bytes, row_bytes);
       if (scale_bytes == 0) continue;

@@ -28,6 +28,7 @@ struct RoutingBits {
   /// Tokens of a column.
   [[nodiscard]] __device__ int count(int column) const {
     int count = 0;
+#pragma unroll 1
     for (int w = 0; w < stride; ++w) count += __popc(bits[column * stride + w]);
     return count;
   }
@@ -35,6 +36,7 @@ struct RoutingBits {
   [[nodiscard]] __device__ int before(int column, int token) const {
     const std::uint32_t* words = bits + column * stride;
     int count = 0;
+#pragma unroll 1
     for (int w = 0; w < token / 32; ++w) count += __popc(words[w]);
     return count + __popc(words[token / 32] & ((1U << (token & 31)) - 1));
   }
@@ -63,6 +65,7 @@ struct TokenRanks {
     slot = __popc(leaders & lower);
     if (order != SumOrder::kHierarchical) return;
     slot = 0;
+#pragma unroll 1
     for (unsigned left = leaders; left != 0; left &= left - 1) {
       const int other = __shfl_sync(kFullWarp, rank, __ffs(static_cast<int>(left)) - 1);
       if (other < rank) ++slot;
@@ -72,6 +75,7 @@ struct TokenRanks {
   /// Sum of the weights of a leader's rank, in top-k order.
   [[nodiscard]] __device__ float rank_weight(float weight, int top_k) const {
     float sum = 0.0F;
+#pragma unroll 1
     for (int position = 0; position < top_k; ++position) {
       const int other = __shfl_sync(kFullWarp, rank, position);
       const float term = __shfl_sync(kFullWarp, weight, position);

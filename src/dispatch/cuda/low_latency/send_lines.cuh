@@ -25,7 +25,11 @@ struct LineSender {
   __device__ void run(const Worker& worker) const {
     const int chunks = args.lines.row_chunks() + args.lines.scale_chunks();
     const int count = static_cast<int>(routing().handle.num_tokens) * chunks;
-    for (int unit = worker.idx; unit < count; unit += worker.count) send(unit / chunks, unit % chunks);
+#pragma unroll 1
+    for (int unit = worker.idx; unit < count; unit += worker.count) {
+      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
+      send(token, unit - token * chunks);
+    }
   }
 
  private:
@@ -56,6 +60,7 @@ struct LineSender {
   }
   template <typename Send>
   __device__ void for_each_rank(const TokenRanks& ranks, std::int32_t pair, const Send& send_to) const {
+#pragma unroll 1
     for (unsigned left = ranks.leaders; left != 0; left &= left - 1) {
       const int leader = __ffs(static_cast<int>(left)) - 1;
       send_to(leader, slot(ranks, pair, leader));
@@ -113,6 +118,7 @@ struct LineSender {
     const std::byte* first = args.scales + token * args.strides.scale_row;
     const int num_bytes = bytes_in_chunk<Chunk>(lines.scale_bytes, chunk);
     const auto element_bytes = static_cast<int>(args.strides.scale_element_bytes);
+#pragma unroll 1
     for (int at = lane_id(); at < num_bytes; at += kWarpSize) {
       const int byte = chunk * kChunkBytes + at;
       scratch.chunk()[at] = first[byte / element_bytes * args.strides.scale_column + byte % element_bytes];
@@ -137,7 +143,7 @@ struct LineSender {
     std::uint32_t* words = scratch.header;
     if (lane < top_k) {
       const bool there = ranks.rank == dst;
-      const int first = routing().layout.partition().first_expert(dst);
+      const int first = t.all.first[dst];
       words[kHeaderStart + lane] = there ? static_cast<std::uint32_t>(ranks.expert - first) : ~0U;
       words[kHeaderStart + top_k + lane] =
           there && !routing().layout.token_major()
@@ -191,6 +197,7 @@ struct LineSender {
   /// Row of this rank's stage in which the first of its pairs with `dst` comes back.
   [[nodiscard]] __device__ std::int32_t stage_begin(int dst) const {
     std::int32_t begin = 0;
+#pragma unroll 1
     for (int rank = 0; rank < dst; ++rank) begin += rank != group().rank ? t.routing.count(rank) : 0;
     return begin;
   }

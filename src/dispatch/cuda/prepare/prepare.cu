@@ -94,7 +94,11 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   if (!exchange.disagreed) signal_done<true>(call);
   // While the records of the others are on their way.
   if (!args.layout.token_major()) describe_groups(args, t, exchange, mine);
-  if (blockIdx.x == 0 && !overflow) write_counts(args, call, t, exchange, mine);
+  const auto tell_host = [&] {
+    write_counts(args, call, t, exchange, mine, *args.summary);
+    if (threadIdx.x == 0) publish_summary(args);
+  };
+  if (blockIdx.x == 0 && !overflow) tell_host();
   if (!exchange.disagreed) {
     wait_all_done(call);
   } else if (blockIdx.x == 0) {
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   } else {
     describe_expert_rows(args, mine);
   }
-  if (last && overflow) write_counts(args, call, t, exchange, mine);
+  if (last && overflow) tell_host();
 }
 
 std::int64_t shared_bytes(const PrepareShape& shape, int tile_tokens) {

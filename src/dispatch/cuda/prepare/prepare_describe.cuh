@@ -195,9 +195,10 @@ __device__ inline std::int32_t dropped_of(const PrepareArgs& args, int local) {
   return dropped;
 }
 
-/// Counts per local expert and the summary, by one block; with an overflow only when all outcomes are there.
+/// Counts per local expert and the summary, by one block; with an overflow only when all outcomes are there. `summary`:
+/// in host memory, or kept on the device.
 __device__ inline void write_counts(const PrepareArgs& args, const CallContext& call, const Tables& t,
-                                    const Exchange& exchange, const Received& mine) {
+                                    const Exchange& exchange, const Received& mine, Summary& summary) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
   const ExpertPartition partition = args.layout.partition();
@@ -231,8 +232,7 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
     }
   }
   if (num_local == 0 && !token_major && threadIdx.x == 0) args.handle.expert_begin[0] = 0;
-  Summary& summary = *args.summary;
-  auto* pairs = reinterpret_cast<std::int32_t*>(args.summary + 1);
+  auto* pairs = reinterpret_cast<std::int32_t*>(&summary + 1);
   std::int32_t* output_rows = pairs + ranks * ranks;
   std::int32_t* other_pairs = output_rows + ranks;
   for (int i = threadIdx.x; i < ranks * ranks; i += static_cast<int>(blockDim.x)) {
@@ -288,8 +288,12 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
   group.local->first_bad_entry = 0;
   group.local->dropped = 0;
   group.local->sent_remote_assignments = 0;
+}
+
+/// Tells the host that the summary is there. By the thread that has written the last of it.
+__device__ inline void publish_summary(const PrepareArgs& args) {
   __threadfence_system();
-  *static_cast<volatile std::uint64_t*>(&summary.prepare_id) = args.prepare_id;
+  *static_cast<volatile std::uint64_t*>(&args.summary->prepare_id) = args.prepare_id;
 }
 
 }  // namespace epistle::cuda
