@@ -12,7 +12,7 @@
 namespace epistle::cuda {
 
 /// Blocks that a warp quantises at once, each with a scale, and their elements.
-inline constexpr int kQuantisedBlocks = 15;
+inline constexpr int kQuantisedBlocks = 7;
 inline constexpr int kQuantisedElements = kQuantisedBlocks * static_cast<int>(kScaleBlockElements);
 
 /// In shared memory; a warp's own.
@@ -64,10 +64,9 @@ __device__ inline void quantise(const std::byte* row, int num_elements, bool ali
     float largest = 0.0F;
 #pragma unroll
     for (const float value : values) largest = fmaxf(largest, fabsf(value));
-#pragma unroll
-    for (int step = kScaleLanes / 2; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, step));
-    }
+    // Of numbers that are not negative, the bits are in the same order; NaNs are left out above.
+    const unsigned half = lane_id() < kScaleLanes ? (1U << kScaleLanes) - 1U : ~((1U << kScaleLanes) - 1U);
+    largest = __uint_as_float(__reduce_max_sync(half, __float_as_uint(largest)));
     const fp8::BlockScale block = fp8::scale_of_block(largest, powers_of_two);
     if (vector * kElements < kQuantisedElements) {
       *reinterpret_cast<uint2*>(out.elements + vector * kElements) = to_fp8(values, block.inverse);
@@ -77,17 +76,6 @@ __device__ inline void quantise(const std::byte* row, int num_elements, bool ali
     }
   }
   __syncwarp();
-}
-
-/// The exponent bytes of four scales, the first in the lowest byte; 0 for what is no scale.
-__device__ inline std::uint32_t exponent_bytes(const QuantisedPart& part, int first) {
-  std::uint32_t bytes = 0;
-#pragma unroll
-  for (int b = 0; b < 4; ++b) {
-    const int at = first + b;
-    if (at < kQuantisedBlocks) bytes |= (part.scales[at] >> fp8::kMantissaBits & 0xffU) << (8 * b);
-  }
-  return bytes;
 }
 
 }  // namespace epistle::cuda

@@ -14,7 +14,7 @@ namespace {
 /// fp32 sums of a chunk's elements.
 template <class Format>
 struct ChunkSums {
-  static constexpr int kVectors = CombineChunk::kLines / kLinesAtOnce;
+  static constexpr int kVectors = Chunk::kVectors;
   float value[kVectors][Format::kElements];
 
   __device__ void clear() {
@@ -24,7 +24,7 @@ struct ChunkSums {
       for (int e = 0; e < Format::kElements; ++e) value[i][e] = 0.0F;
     }
   }
-  __device__ void add(const CombineChunk& row, bool weighted, float weight) {
+  __device__ void add(const Chunk& row, bool weighted, float weight) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       float elements[Format::kElements];
@@ -36,7 +36,7 @@ struct ChunkSums {
       }
     }
   }
-  __device__ void pack(CombineChunk& row) const {
+  __device__ void pack(Chunk& row) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) row.v[i] = Format::pack(value[i]);
   }
@@ -89,38 +89,37 @@ struct LineSummer {
       ChunkSums<Format> sums;
       const bool there = flat() ? sum_experts(token, chunk, sums) : sum_ranks(token, chunk, sums);
       if (!there) return;
-      CombineChunk out;
+      Chunk out;
       sums.pack(out);
-      out.store(args.out + token * args.out_stride + std::int64_t{chunk} * CombineChunk::kBytes,
-                bytes_in_chunk<CombineChunk>(row_bytes(), chunk), kAligned);
+      out.store(args.out + token * args.out_stride + std::int64_t{chunk} * Chunk::kBytes,
+                bytes_in_chunk<Chunk>(row_bytes(), chunk), kAligned);
     }
   }
 
  private:
-  __device__ void load_own(std::int32_t row, int chunk, CombineChunk& data) const {
-    data.load(args.rows + row * row_bytes() + std::int64_t{chunk} * CombineChunk::kBytes,
-              bytes_in_chunk<CombineChunk>(row_bytes(), chunk), kAligned);
+  __device__ void load_own(std::int32_t row, int chunk, Chunk& data) const {
+    data.load(args.rows + row * row_bytes() + std::int64_t{chunk} * Chunk::kBytes,
+              bytes_in_chunk<Chunk>(row_bytes(), chunk), kAligned);
   }
   [[nodiscard]] __device__ std::byte* lines_at(int rank, std::int64_t slot, int chunk) const {
     return group().section(rank, BufferSection::kCombineLines) + lines.combine_slot_offset(call.epoch, slot) +
-           chunk * CombineChunk::kLines * kLineBytes;
+           chunk * kChunkLines * kLineBytes;
   }
-  __device__ void send_chunk(int rank, std::int64_t slot, int chunk, const CombineChunk& data) const {
-    data.send(lines_at(rank, slot, chunk), lines_in_chunk<CombineChunk>(lines.combine_lines, chunk),
-              line_flag(call.epoch));
+  __device__ void send_chunk(int rank, std::int64_t slot, int chunk, const Chunk& data) const {
+    data.send(lines_at(rank, slot, chunk), lines_in_chunk(lines.combine_lines, chunk), line_flag(call.epoch));
   }
-  [[nodiscard]] __device__ bool await_chunk(int rank, std::int64_t slot, int chunk, CombineChunk& data) const {
+  [[nodiscard]] __device__ bool await_chunk(int rank, std::int64_t slot, int chunk, Chunk& data) const {
     const std::byte* from = lines_at(group().rank, slot, chunk);
-    const int num_lines = lines_in_chunk<CombineChunk>(lines.combine_lines, chunk);
+    const int num_lines = lines_in_chunk(lines.combine_lines, chunk);
     const uint2 flag = line_flag(call.epoch);
     if (!poll_lines(call, rank, [&] { return data.look(from, num_lines, flag); })) return false;
-    data.clear_behind(bytes_in_chunk<CombineChunk>(row_bytes(), chunk));
+    data.clear_behind(bytes_in_chunk<Chunk>(row_bytes(), chunk));
     return true;
   }
 
   __device__ void send_pair(int source, std::int32_t pair, std::int32_t stage, int chunk) const {
     if (token_major()) {
-      CombineChunk data;
+      Chunk data;
       load_own(pair, chunk, data);
       return send_chunk(source, stage, chunk, data);
     }
@@ -138,25 +137,25 @@ struct LineSummer {
 #pragma unroll 1
       for (unsigned left = mask; left != 0; left &= left - 1) {
         const int position = __ffs(static_cast<int>(left)) - 1;
-        CombineChunk data;
+        Chunk data;
         load_own(__shfl_sync(kFullWarp, terms.row, position), chunk, data);
         send_chunk(source, first_slot + position, chunk, data);
       }
     } else if (mask != 0) {
-      CombineChunk data;
+      Chunk data;
       sum_own(terms, mask, chunk, data);
       send_chunk(source, stage, chunk, data);
     }
   }
 
   /// Rounded sum of the rows of the lanes in `mask`, in their order.
-  __device__ void sum_own(const OwnTerms& terms, unsigned mask, int chunk, CombineChunk& out) const {
+  __device__ void sum_own(const OwnTerms& terms, unsigned mask, int chunk, Chunk& out) const {
     constexpr int kRows = kAligned ? 4 : 1;  // on their way at once
     ChunkSums<Format> sums;
     sums.clear();
 #pragma unroll 1
     for (unsigned left = mask; left != 0;) {
-      CombineChunk rows[kRows];
+      Chunk rows[kRows];
       float weights[kRows];
       int count = 0;
 #pragma unroll
@@ -205,7 +204,7 @@ struct LineSummer {
     const unsigned mask = __ballot_sync(kFullWarp, send.dst_rank >= 0);
     const unsigned own = __ballot_sync(kFullWarp, send.dst_rank == group().rank);
     const bool weighted = args.weighted && token_major();
-    CombineChunk mine;
+    Chunk mine;
     if (own != 0) {
       if (token_major()) {
         load_own(__shfl_sync(kFullWarp, send.row, __ffs(static_cast<int>(own)) - 1), chunk, mine);
@@ -223,7 +222,7 @@ struct LineSummer {
         sums.add(mine, weighted, factor);
         continue;
       }
-      CombineChunk theirs;
+      Chunk theirs;
       const int rank = __shfl_sync(kFullWarp, send.dst_rank, lane);
       if (!await_chunk(rank, __shfl_sync(kFullWarp, send.stage, lane), chunk, theirs)) return false;
       sums.add(theirs, weighted, factor);
@@ -249,7 +248,7 @@ struct LineSummer {
     for (unsigned left = __ballot_sync(kFullWarp, terms.row >= 0 && rank >= 0); left != 0; left &= left - 1) {
       const int position = __ffs(static_cast<int>(left)) - 1;
       const int from = __shfl_sync(kFullWarp, rank, position);
-      CombineChunk data;
+      Chunk data;
       if (from == group().rank) {
         load_own(__shfl_sync(kFullWarp, terms.row, position), chunk, data);
       } else if (!await_chunk(from, first_entry + position, chunk, data)) {

@@ -21,27 +21,6 @@ __device__ void fill_rank_tables(const PrepareArgs& args, const LineTables& t) {
   }
 }
 
-/// The counts of all ranks, kept for launch_line_complete(); by one block.
-__device__ void keep_counts(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
-                            const LineTables& t, bool nothing) {
-  const DeviceGroup& group = args.group;
-  const int columns = t.routing.num_columns;
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < group.num_ranks * columns; i += kLineThreads) {
-    const int source = i / columns;
-    const int column = i - source * columns;
-    std::int32_t count = 0;
-    bool ok = true;
-    if (nothing) {
-    } else if (source == group.rank) {
-      count = t.routing.count(column);
-    } else {
-      count = await_count(call, source, line_counts(group, lines, call.epoch, group.rank, source) + column, ok);
-    }
-    args.handle.counts[i] = ok ? count : 0;
-  }
-}
-
 /// A routing that came to nothing sends no token anywhere.
 __device__ void clear_sends(const PrepareArgs& args) {
   const HandleArrays& handle = args.handle;
@@ -76,7 +55,6 @@ __device__ __noinline__ void keep_books(const LineDispatchArgs& args, const Call
                                         Exchange exchange, std::int32_t routed) {
   const PrepareArgs& routing = args.routing;
   if (threadIdx.x == 0) *t.all.routed = routed;
-  exchange.remote_assignments = exchange.refused ? 0 : count_remote(routing, t);
   const Received mine = received(routing, t.all, exchange);
   if (threadIdx.x / kWarpSize == 0) write_totals(routing, call, t.all, exchange, mine);
   Summary& summary = *routing.handle.summary;
@@ -94,15 +72,14 @@ __device__ __noinline__ void keep_books(const LineDispatchArgs& args, const Call
       publish_summary(routing);
     }
   }
-  keep_counts(routing, call, args.lines, t, exchange.refused);
 }
 
+template <bool kQuantises>
 __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __grid_constant__ LineDispatchArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   const PrepareArgs& routing = args.routing;
   const DeviceGroup& group = routing.group;
   const ExpertPartition partition = routing.layout.partition();
-  __shared__ int refusing_rank;
   LineTables t;
   carve(shared,
         {group.num_ranks, partition.num_experts, routing.handle.top_k, partition.max_local_experts(),
@@ -111,7 +88,6 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   t.num_local = partition.num_local_experts(group.rank);
   t.routing.clear();
   fill_rank_tables(routing, t);
-  if (threadIdx.x == 0) refusing_rank = kMaxRanks;
   wait_for_start(group);
   let_next_kernel_start();
   EarlyRouting early;
@@ -129,34 +105,39 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   WarpScratch& scratch = t.scratch[threadIdx.x / kWarpSize];
   if ((args.phases & kSendPhase) != 0) {
     tell_line_counts(call, args.lines, t, refused);
-    if (!refused && moves_rows) LineSender{args, call, t, scratch}.run(worker);
+    if (!refused && moves_rows) LineSender<kQuantises>{args, call, t, scratch}.run(worker);
   }
   if ((args.phases & kReceivePhase) == 0) return;
-  const bool disagreed = !await_tables(routing, call, args.lines, t, refused, refusing_rank);
   Exchange exchange{};
+  if (keeps_books && !refused) exchange.remote_assignments = count_remote(routing, t);
+  const LineCounts counts = await_tables(routing, call, args.lines, t, refused, keeps_books);
+  const bool disagreed = !counts.there;
   if (disagreed) {
     // Either a wait was given up, or all ranks see that they disagree: then the routing is a void one.
     const bool agreed = settle(call);
     if (__syncthreads_or(agreed || has_failed(group)) != 0) return;
   }
   exchange.disagreed = disagreed;
-  exchange.refusing_rank = !disagreed && refusing_rank < kMaxRanks ? refusing_rank : -1;
+  exchange.refusing_rank = counts.refusing_rank;
   exchange.overflow_rank = -1;
   exchange.refused = disagreed || exchange.refusing_rank >= 0;
+  if (exchange.refused) exchange.remote_assignments = 0;
   place_sources(routing, t, exchange.refused);
   if (exchange.refused) clear_sends(routing);
   if (moves_rows) {
-    LineReceiver{args, call, t, scratch}.run(worker);
+    LineReceiver<kQuantises>{args, call, t, scratch}.run(worker);
     LinePadding{args, t, worker}.run();
   }
   leave_call(call);
   if (!keeps_books) return;
   keep_books(args, call, t, exchange, early.routed);
-  if (disagreed) {
-    abandon_call(call, false);  // the summary tells the host
-  } else {
-    static_cast<void>(wait_all_ready(call));
-  }
+  if (disagreed) abandon_call(call, false);  // the summary tells the host
+}
+
+using DispatchKernel = void (*)(LineDispatchArgs);
+
+DispatchKernel dispatch_kernel(bool quantises) {
+  return quantises ? line_dispatch_kernel<true> : line_dispatch_kernel<false>;
 }
 
 LineShape shape_of(const DispatchLayout& layout) {
@@ -172,11 +153,13 @@ std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept {
   return carve(nullptr, shape_of(layout), t);
 }
 
-const void* line_dispatch_kernel_address() noexcept { return reinterpret_cast<const void*>(&line_dispatch_kernel); }
+const void* line_dispatch_kernel_address(bool quantises) noexcept {
+  return reinterpret_cast<const void*>(dispatch_kernel(quantises));
+}
 
 cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) {
   const std::int64_t shared_bytes = line_dispatch_shared_bytes(args.routing.layout);
-  return start_kernel(line_dispatch_kernel, {args.num_blocks, kLineThreads, shared_bytes},
+  return start_kernel(dispatch_kernel(args.lines.quantises), {args.num_blocks, kLineThreads, shared_bytes},
                       args.routing.group.early_start, args, stream);
 }
 

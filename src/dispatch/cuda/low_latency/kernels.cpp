@@ -3,7 +3,7 @@
 namespace epistle::cuda {
 
 // Each in the file of its kernel.
-const void* line_dispatch_kernel_address() noexcept;
+const void* line_dispatch_kernel_address(bool quantises) noexcept;
 std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept;
 const void* line_combine_kernel_address(DType dtype, bool aligned) noexcept;
 const void* line_complete_kernel_address() noexcept;
@@ -23,7 +23,7 @@ cudaError_t load_line_kernels(const LinePlan& lines, const DispatchLayout& layou
     if (error != cudaSuccess) return error;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   };
-  const cudaError_t error = load(line_dispatch_kernel_address(), line_dispatch_shared_bytes(layout));
+  const cudaError_t error = load(line_dispatch_kernel_address(lines.quantises), line_dispatch_shared_bytes(layout));
   return error != cudaSuccess ? error : load(line_complete_kernel_address(), line_complete_shared_bytes(layout));
 }
 

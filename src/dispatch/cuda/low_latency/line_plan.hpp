@@ -2,12 +2,13 @@
 // flag that says which call they belong to. It arrives whole, so whoever sees the flag has the payload: no fence, no
 // signal behind the rows. Plain values, usable from host and device code.
 //
-// A row is cut into units of 16 bytes; two lines carry 15 of them:
+// A row is cut into units of 16 bytes. Two lines carry 15 of them:
 //
 //   line 2p      units 15p to 15p + 6     first half of unit 15p + 14     flag
 //   line 2p + 1  units 15p + 7 to 15p + 13   its second half              flag
 //
-// so that every lane of the warp moves 16 aligned bytes, or 8.
+// so that every lane of the warp moves 16 aligned bytes, or 8. A row that becomes fp8 on its way has 7 units in a line,
+// and a scale where the half unit would be: 8 lines carry 7 blocks of 128 elements, and their scales.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +21,9 @@ inline constexpr std::int64_t kLineBytes = 128;
 inline constexpr std::int64_t kLinePayloadBytes = 120;
 inline constexpr std::int32_t kUnitBytes = 16;
 inline constexpr std::int32_t kPairUnits = 15;  ///< in two lines
-/// Lines that a warp moves at once, and what they hold: 15 blocks of 128 elements in fp8.
-inline constexpr std::int32_t kChunkLines = 16;
-inline constexpr std::int32_t kChunkUnits = kChunkLines / 2 * kPairUnits;
-inline constexpr std::int32_t kChunkBytes = kChunkUnits * kUnitBytes;
-/// The same in combine, where every line is summed from several rows.
-inline constexpr std::int32_t kCombineChunkLines = 8;
+inline constexpr std::int32_t kBlockUnits = 7;  ///< in a line, where it also has a scale
+/// Lines that a warp moves at once.
+inline constexpr std::int32_t kChunkLines = 8;
 /// A warp has a lane for every top-k position.
 inline constexpr std::int32_t kMaxLineTopK = 32;
 /// Every block of dispatch reads the whole routing of its rank.
@@ -46,6 +44,12 @@ inline constexpr std::int32_t kMaxLineExperts = 2048;
   return units / kPairUnits * 2 + (rest == 0 ? 0 : rest <= kPairUnits / 2 ? 1 : 2);
 }
 
+/// The same where a line also has a scale.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t block_lines_of(std::int64_t num_bytes) noexcept {
+  const auto units = static_cast<std::int32_t>((num_bytes + kUnitBytes - 1) / kUnitBytes);
+  return (units + kBlockUnits - 1) / kBlockUnits;
+}
+
 /// What lies where among the lines that a rank receives. There are two sets of each kind; a call uses that of the last
 /// bit of its epoch (docs/low_latency.md says why that is enough).
 struct LinePlan {
@@ -61,7 +65,7 @@ struct LinePlan {
   std::int32_t combine_lines = 0;
   std::int64_t combine_slots = 0;
   bool routes = false;         ///< dispatch with ids goes by lines
-  bool quantises = false;      ///< rows of bf16 become fp8, with a line of scales for every chunk of a row
+  bool quantises = false;      ///< rows of bf16 become fp8, and scales are among their lines
   bool powers_of_two = false;  ///< those scales
   ScaleFormat scale_format = ScaleFormat::kFp32;
 
@@ -72,10 +76,15 @@ struct LinePlan {
   }
   /// Chunks of scales that travel as they are given.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t scale_chunks() const noexcept {
-    return quantises ? 0 : (scale_lines + kChunkLines - 1) / kChunkLines;
+    return (scale_lines + kChunkLines - 1) / kChunkLines;
   }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t combine_chunks() const noexcept {
-    return (combine_lines + kCombineChunkLines - 1) / kCombineChunkLines;
+    return (combine_lines + kChunkLines - 1) / kChunkLines;
+  }
+
+  /// What of a dispatched row warps move, each by itself: the header, chunks of the row, chunks of its scales.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t dispatch_parts() const noexcept {
+    return 1 + row_chunks() + scale_chunks();
   }
 
   // ---- In the section of dispatch -----------------------------------------------------------------------------------

@@ -10,14 +10,15 @@
 
 namespace epistle::cuda {
 
-static_assert(kQuantisedElements == kChunkBytes, "a warp quantises what it sends");
+static_assert(kQuantisedElements == BlockChunk::kBytes, "a warp quantises what it sends");
 
 /// A warp's own: a chunk on its way through the lanes, and a header.
 struct WarpScratch {
-  QuantisedPart part;
+  union {
+    QuantisedPart quantised;
+    alignas(16) std::byte chunk[Chunk::kBytes];
+  };
   std::uint32_t header[(kHeaderStart + 3 * kMaxLineTopK + 31) / 32 * 32];
-
-  [[nodiscard]] __device__ std::byte* chunk() { return part.elements; }
 };
 
 struct LineTables {
@@ -127,17 +128,22 @@ __device__ inline std::uint64_t* line_counts(const DeviceGroup& group, const Lin
                                           lines.counts_offset(epoch, source));
 }
 
-/// Tells every rank what this one has counted; each block its share of the columns.
+/// Few ranks: the last block tells them all counts alone, and the others have their hands free for rows.
+inline constexpr int kFewRanks = 8;
+
+/// Tells every rank what this one has counted; each of the blocks that do so its share of the columns.
 __device__ inline void tell_line_counts(const CallContext& call, const LinePlan& lines, const LineTables& t,
                                         bool refused) {
   const DeviceGroup& group = *call.group;
+  const auto num_blocks = static_cast<int>(gridDim.x);
+  const bool alone = group.num_ranks <= kFewRanks;
+  const int share = alone ? num_blocks - 1 - static_cast<int>(blockIdx.x) : static_cast<int>(blockIdx.x);
+  const int per_block = alone ? lines.num_columns : (lines.num_columns + num_blocks - 1) / num_blocks;
+  const int begin = share * per_block;
+  const int end = min(begin + per_block, lines.num_columns);
   const std::uint64_t tag = std::uint64_t{call.epoch} << 32;
-  const int per_block = (lines.num_columns + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
-  const int begin = static_cast<int>(blockIdx.x) * per_block;
-  const int count = min(per_block, lines.num_columns - begin);
 #pragma unroll 1
-  for (int c = static_cast<int>(threadIdx.x); c < count; c += kLineThreads) {
-    const int column = begin + c;
+  for (int column = begin + static_cast<int>(threadIdx.x); column < end; column += kLineThreads) {
     const bool is_status = column == t.routing.num_columns;
     const int value = is_status ? (refused ? 1 : 0) : refused ? 0 : t.routing.count(column);
 #pragma unroll 1
@@ -149,41 +155,54 @@ __device__ inline void tell_line_counts(const CallContext& call, const LinePlan&
   }
 }
 
-/// Counts of all ranks, as far as this one needs them to place what it receives; false when a wait was given up, for
-/// all threads of the block.
-__device__ inline bool await_tables(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
-                                    LineTables& t, bool refused, int& refusing_rank) {
+/// What a block knows of the other ranks' routing.
+struct LineCounts {
+  bool there;         ///< no wait was given up, and, where asked for, all ranks are in this call
+  int refusing_rank;  ///< -1: none refused its input
+};
+
+/// Counts of all ranks, as far as this one needs them to place what it receives; with `books` all of them, which the
+/// handle keeps, and the announcements. The same in all threads of the block.
+__device__ inline LineCounts await_tables(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
+                                          LineTables& t, bool refused, bool books) {
+  __shared__ int refusing_rank;
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
-  const int first_expert = t.all.first[group.rank];
-  const int needed = 1 + ranks + t.num_local;
+  const int first_expert = expert_column(ranks, t.all.first[group.rank]);
+  const int end_expert = first_expert + t.num_local;
+  if (threadIdx.x == 0) refusing_rank = kMaxRanks;
+  __syncthreads();
   bool ok = true;
 #pragma unroll 1
   for (int source = 0; source < ranks; ++source) {
     const std::uint64_t* counts = line_counts(group, lines, call.epoch, group.rank, source);
 #pragma unroll 1
-    for (int what = static_cast<int>(threadIdx.x); what < needed; what += kLineThreads) {
-      const int column = what == 0       ? t.routing.num_columns
-                         : what <= ranks ? what - 1
-                                         : expert_column(ranks, first_expert + what - 1 - ranks);
+    for (int column = static_cast<int>(threadIdx.x); column < lines.num_columns; column += kLineThreads) {
+      const bool is_status = column == t.routing.num_columns;
+      const bool is_local = column >= first_expert && column < end_expert;
+      if (!books && !is_status && !is_local && column >= ranks) continue;
       std::int32_t count = 0;
       if (source != group.rank) {
         count = await_count(call, source, counts + column, ok);
-      } else if (what == 0) {
+      } else if (is_status) {
         count = refused ? 1 : 0;
       } else if (!refused) {
         count = t.routing.count(column);
       }
-      if (what == 0) {
+      if (is_status) {
         if (count != 0) atomicMin(&refusing_rank, source);
-      } else if (what <= ranks) {
-        t.all.tokens[source * ranks + what - 1] = count;
-      } else {
-        t.begin[source * t.num_local + what - 1 - ranks] = count;
+        continue;
       }
+      if (column < ranks) t.all.tokens[source * ranks + column] = count;
+      if (is_local) t.begin[source * t.num_local + column - first_expert] = count;
+      if (books) args.handle.counts[source * t.routing.num_columns + column] = count;
     }
   }
-  return __syncthreads_and(ok) != 0;
+  if (books && static_cast<int>(threadIdx.x) < ranks) {
+    ok = starts_same_call(call, static_cast<int>(threadIdx.x)) && ok;
+  }
+  const bool there = __syncthreads_and(ok) != 0;
+  return {there, there && refusing_rank < kMaxRanks ? refusing_rank : -1};
 }
 
 /// Where everything begins that this rank receives. `nothing`: whatever the counts say.

@@ -51,29 +51,50 @@ __device__ __noinline__ inline void store_bytes(std::byte* to, int num_bytes, co
   for (int b = 0; b < num_bytes; ++b) to[b] = static_cast<std::byte>((b < 8 ? words[0] : words[1]) >> (8 * (b & 7)));
 }
 
-/// The part of a chunk that a lane holds in one of its vectors.
-struct LinePart {
-  int line;    ///< of the chunk
-  int offset;  ///< of its payload in the chunk's bytes
-  bool half;   ///< 8 bytes, in a vector that also holds the flag
-
-  __device__ explicit LinePart(int vector) {
-    const int lane = lane_id();
-    line = vector * kLinesAtOnce + lane / kLineLanes;
-    const int in_line = lane % kLineLanes;
+/// How units lie in lines: where what a lane holds of one belongs in the chunk, and how much it is.
+struct PairPacking {
+  static constexpr int kLinesPerGroup = 2;
+  static constexpr int kUnitsPerGroup = kPairUnits;
+  __device__ static int offset(int line, int lane) {
     const int odd = line & 1;
-    half = in_line == kFlagLane;
-    const int unit = line / 2 * kPairUnits + (half ? kPairUnits - 1 : odd * kFlagLane + in_line);
-    offset = unit * kUnitBytes + (half ? odd * (kUnitBytes / 2) : 0);
+    const int unit = line / 2 * kPairUnits + (lane == kFlagLane ? kPairUnits - 1 : odd * kFlagLane + lane);
+    return unit * kUnitBytes + (lane == kFlagLane ? odd * (kUnitBytes / 2) : 0);
   }
-  [[nodiscard]] __device__ int num_bytes() const { return half ? kUnitBytes / 2 : kUnitBytes; }
+  __device__ static int num_bytes(int lane) { return lane == kFlagLane ? kUnitBytes / 2 : kUnitBytes; }
+};
+/// The flag lane has a scale.
+struct BlockPacking {
+  static constexpr int kLinesPerGroup = 1;
+  static constexpr int kUnitsPerGroup = kBlockUnits;
+  __device__ static int offset(int line, int lane) { return (line * kBlockUnits + lane) * kUnitBytes; }
+  __device__ static int num_bytes(int lane) { return lane == kFlagLane ? 0 : kUnitBytes; }
 };
 
-/// A chunk of a row in the registers of a warp: so many vectors of every lane.
-template <int kVectors>
+/// The part of a chunk that a lane holds in one of its vectors.
+template <class Packing>
+struct LinePart {
+  int line;       ///< of the chunk
+  int offset;     ///< of its payload in the chunk's bytes
+  int num_bytes;  ///< of payload
+  bool has_flag;  ///< behind it
+
+  __device__ explicit LinePart(int vector) {
+    line = vector * kLinesAtOnce + lane_id() / kLineLanes;
+    const int lane = lane_id() % kLineLanes;
+    has_flag = lane == kFlagLane;
+    offset = Packing::offset(line, lane);
+    num_bytes = Packing::num_bytes(lane);
+  }
+  /// Of a chunk of which only so many bytes are there.
+  [[nodiscard]] __device__ bool is_in(int chunk_bytes) const { return num_bytes > 0 && offset < chunk_bytes; }
+};
+
+/// A chunk of a row in the registers of a warp.
+template <class Packing>
 struct ChunkOf {
-  static constexpr int kLines = kVectors * kLinesAtOnce;
-  static constexpr int kBytes = kLines / 2 * kPairUnits * kUnitBytes;
+  using Part = LinePart<Packing>;
+  static constexpr int kVectors = kChunkLines / kLinesAtOnce;
+  static constexpr int kBytes = kChunkLines / Packing::kLinesPerGroup * Packing::kUnitsPerGroup * kUnitBytes;
 
   uint4 v[kVectors];
 
@@ -81,12 +102,12 @@ struct ChunkOf {
   __device__ void load(const std::byte* row, int num_bytes, bool aligned) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const LinePart part(i);
+      const Part part(i);
       v[i] = make_uint4(0, 0, 0, 0);
-      if (part.offset >= num_bytes) continue;
+      if (!part.is_in(num_bytes)) continue;
       if (!aligned) {
-        v[i] = load_bytes(row + part.offset, min(part.num_bytes(), num_bytes - part.offset));
-      } else if (part.half) {
+        v[i] = load_bytes(row + part.offset, min(part.num_bytes, num_bytes - part.offset));
+      } else if (part.has_flag) {
         const uint2 half = __ldcg(reinterpret_cast<const uint2*>(row + part.offset));
         v[i] = make_uint4(half.x, half.y, 0, 0);
       } else {
@@ -98,10 +119,10 @@ struct ChunkOf {
   __device__ void load_shared(const std::byte* chunk, int num_bytes) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const LinePart part(i);
+      const Part part(i);
       v[i] = make_uint4(0, 0, 0, 0);
-      if (part.offset >= num_bytes) continue;
-      if (part.half) {
+      if (!part.is_in(num_bytes)) continue;
+      if (part.has_flag) {
         const uint2 half = *reinterpret_cast<const uint2*>(chunk + part.offset);
         v[i] = make_uint4(half.x, half.y, 0, 0);
       } else {
@@ -113,11 +134,11 @@ struct ChunkOf {
   __device__ void store(std::byte* row, int num_bytes, bool aligned) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const LinePart part(i);
-      if (part.offset >= num_bytes) continue;
+      const Part part(i);
+      if (!part.is_in(num_bytes)) continue;
       if (!aligned) {
-        store_bytes(row + part.offset, min(part.num_bytes(), num_bytes - part.offset), v[i]);
-      } else if (part.half) {
+        store_bytes(row + part.offset, min(part.num_bytes, num_bytes - part.offset), v[i]);
+      } else if (part.has_flag) {
         *reinterpret_cast<uint2*>(row + part.offset) = make_uint2(v[i].x, v[i].y);
       } else {
         store_vector(row + part.offset, v[i]);
@@ -128,19 +149,19 @@ struct ChunkOf {
   __device__ void clear_behind(int num_bytes) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const LinePart part(i);
-      if (part.offset >= num_bytes) v[i] = make_uint4(0, 0, 0, 0);
-      if (part.half) v[i].z = v[i].w = 0;
+      const Part part(i);
+      if (!part.is_in(num_bytes)) v[i] = make_uint4(0, 0, 0, 0);
+      if (part.has_flag) v[i].z = v[i].w = 0;
     }
   }
   /// Sends the first `num_lines` of its lines.
   __device__ void send(std::byte* lines, int num_lines, uint2 flag) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const LinePart part(i);
+      const Part part(i);
       if (part.line >= num_lines) continue;
       uint4 out = v[i];
-      if (part.half) {
+      if (part.has_flag) {
         out.z = flag.x;
         out.w = flag.y;
       }
@@ -152,20 +173,20 @@ struct ChunkOf {
     bool there = true;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const LinePart part(i);
+      const Part part(i);
       if (part.line < num_lines) v[i] = load_line_vector(lines + (i * kWarpSize + lane_id()) * kUnitBytes);
     }
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const LinePart part(i);
-      if (part.half && part.line < num_lines) there = there && v[i].z == flag.x && v[i].w == flag.y;
+      const Part part(i);
+      if (part.has_flag && part.line < num_lines) there = there && v[i].z == flag.x && v[i].w == flag.y;
     }
     return there;
   }
 };
 
-using Chunk = ChunkOf<kChunkLines / kLinesAtOnce>;
-using CombineChunk = ChunkOf<kCombineChunkLines / kLinesAtOnce>;
+using Chunk = ChunkOf<PairPacking>;
+using BlockChunk = ChunkOf<BlockPacking>;
 
 /// Looks until `look()` is true in all lanes. The same answer in all of them; false when the wait was given up.
 template <typename Look>
@@ -183,13 +204,12 @@ __device__ inline bool poll_lines(const CallContext& call, int peer, const Look&
 }
 
 /// Lines of a row from the chunk's first one on.
-template <typename Part>
 __device__ inline int lines_in_chunk(int row_lines, int chunk) {
-  return min(Part::kLines, row_lines - chunk * Part::kLines);
+  return min(kChunkLines, row_lines - chunk * kChunkLines);
 }
-template <typename Part>
+template <class ChunkType>
 __device__ inline int bytes_in_chunk(std::int64_t row_bytes, int chunk) {
-  return static_cast<int>(min(std::int64_t{Part::kBytes}, row_bytes - std::int64_t{chunk} * Part::kBytes));
+  return static_cast<int>(min(std::int64_t{ChunkType::kBytes}, row_bytes - std::int64_t{chunk} * ChunkType::kBytes));
 }
 
 }  // namespace epistle::cuda

@@ -14,7 +14,7 @@ namespace epistle::cuda {
 namespace {
 
 /// Chunks that the warps of a block move one behind the other, as long as there are SMs for more blocks.
-constexpr std::int64_t kUnitsPerBlock = 4;
+constexpr std::int64_t kUnitsPerBlock = 8;
 
 }  // namespace
 
@@ -48,7 +48,7 @@ void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const
   lines.phases = args.phases;
   lines.zero_padding = args.zero_padding;
   // One more for the books.
-  lines.num_blocks = num_blocks(handle.num_tokens * lines_.row_chunks() * 2 + kUnitsPerBlock);
+  lines.num_blocks = num_blocks(handle.num_tokens * lines_.dispatch_parts() * 2 + kUnitsPerBlock);
   check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");
 }
 

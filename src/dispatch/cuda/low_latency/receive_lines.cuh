@@ -7,7 +7,10 @@
 
 namespace epistle::cuda {
 
+template <bool kQuantises>
 struct LineReceiver {
+  using RowChunk = std::conditional_t<kQuantises, BlockChunk, Chunk>;
+
   const LineDispatchArgs& args;
   const CallContext& call;
   const LineTables& t;
@@ -20,18 +23,18 @@ struct LineReceiver {
   /// All rows that this rank receives, its own among them; one warp among others. Sources take turns.
   __device__ void run(const Worker& worker) const {
     const int ranks = group().num_ranks;
-    const int chunks = args.lines.row_chunks() + args.lines.scale_chunks();
+    const int parts = args.lines.dispatch_parts();
     int longest = 0;
     for (int s = 0; s < ranks; ++s) longest = max(longest, t.pair_begin[s + 1] - t.pair_begin[s]);
-    const int count = longest * ranks * chunks;
+    const int count = longest * ranks * parts;
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const auto row = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
+      const auto row = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(parts));
       const auto idx = static_cast<int>(static_cast<unsigned>(row) / static_cast<unsigned>(ranks));
       int source = group().rank + row - idx * ranks;
       if (source >= ranks) source -= ranks;
       if (idx >= t.pair_begin[source + 1] - t.pair_begin[source]) continue;
-      if (!receive(source, idx, unit - row * chunks)) return;
+      if (!receive(source, idx, unit - row * parts - 1)) return;
     }
   }
 
@@ -42,45 +45,49 @@ struct LineReceiver {
     unsigned mask = 0;  ///< lanes that have one
   };
 
+  /// One part of a row: the header (`chunk` -1), a chunk of the row, or of its scales.
   __device__ bool receive(int source, int idx, int chunk) const {
     const LinePlan& lines = args.lines;
     const std::byte* slot =
         group().section(group().rank, BufferSection::kDispatchLines) + lines.slot_offset(call.epoch, source, idx);
-    const uint2 flag = line_flag(call.epoch);
-    const bool is_row = chunk < lines.row_chunks();
-    const int in_part = is_row ? chunk : chunk - lines.row_chunks();
-    const std::byte* data_lines =
-        slot + (lines.header_lines + (is_row ? 0 : lines.row_lines) + in_part * kChunkLines) * kLineBytes;
-    const int num_lines = lines_in_chunk<Chunk>(is_row ? lines.row_lines : lines.scale_lines, in_part);
-    const bool has_scale_line = lines.quantises && lane_id() < kLineLanes;
-    const bool has_header = lane_id() / kLineLanes < lines.header_lines;
-    const bool is_flag_lane = lane_id() % kLineLanes == kFlagLane;
-    uint4 head = make_uint4(0, 0, 0, 0);
-    uint4 scales = make_uint4(0, 0, 0, 0);
-    Chunk data;
-    const bool there = poll_lines(call, source, [&] {
-      if (has_header) head = load_line_vector(slot + lane_id() * kUnitBytes);
-      if (has_scale_line) {
-        scales = load_line_vector(slot + (lines.header_lines + lines.row_lines + chunk) * kLineBytes +
-                                  lane_id() * kUnitBytes);
-      }
-      bool ok = data.look(data_lines, num_lines, flag);
-      if (is_flag_lane && has_header) ok = ok && head.z == flag.x && head.w == flag.y;
-      if (is_flag_lane && has_scale_line) ok = ok && scales.z == flag.x && scales.w == flag.y;
-      return ok;
-    });
-    if (!there) return false;
-    open_header(head, has_header, is_flag_lane);
-    const Places places = places_of(source, idx);
-    if (is_row) {
+    const std::byte* row_lines = slot + lines.header_lines * kLineBytes;
+    if (chunk < 0) {
+      if (!await_lines(source, slot, [](uint2) { return true; })) return false;
+      describe(source, idx, places_of(source, idx));
+    } else if (chunk < lines.row_chunks()) {
+      RowChunk data;
+      const std::byte* from = row_lines + chunk * kChunkLines * kLineBytes;
+      const int num_lines = lines_in_chunk(lines.row_lines, chunk);
+      if (!await_lines(source, slot, [&](uint2 flag) { return data.look(from, num_lines, flag); })) return false;
+      const Places places = places_of(source, idx);
       store_row(places, data, chunk);
-      if (lines.quantises) store_block_scales(places, scales, chunk);
+      if constexpr (kQuantises) store_block_scales(places, data, chunk);
     } else {
-      store_scales(places, data, in_part);
+      Chunk data;
+      const int in_scales = chunk - lines.row_chunks();
+      const std::byte* from = row_lines + (lines.row_lines + in_scales * kChunkLines) * kLineBytes;
+      const int num_lines = lines_in_chunk(lines.scale_lines, in_scales);
+      if (!await_lines(source, slot, [&](uint2 flag) { return data.look(from, num_lines, flag); })) return false;
+      store_scales(places_of(source, idx), data, in_scales);
     }
-    if (chunk == 0) describe(source, idx, places);
     __syncwarp();
     return true;
+  }
+
+  /// Waits for the header, which it opens, and for what `look(flag)` looks at.
+  template <typename Look>
+  __device__ bool await_lines(int source, const std::byte* slot, const Look& look) const {
+    const uint2 flag = line_flag(call.epoch);
+    const bool has_header = lane_id() / kLineLanes < args.lines.header_lines;
+    const bool has_flag = has_header && lane_id() % kLineLanes == kFlagLane;
+    uint4 head = make_uint4(0, 0, 0, 0);
+    const bool there = poll_lines(call, source, [&] {
+      if (has_header) head = load_line_vector(slot + lane_id() * kUnitBytes);
+      const bool rest = look(flag);
+      return rest && (!has_flag || (head.z == flag.x && head.w == flag.y));
+    });
+    if (there) open_header(head, has_header, has_flag);
+    return there;
   }
 
   __device__ void open_header(const uint4& head, bool has_header, bool is_flag_lane) const {
@@ -115,12 +122,12 @@ struct LineReceiver {
     }
   }
 
-  __device__ void store_row(const Places& places, const Chunk& data, int chunk) const {
+  __device__ void store_row(const Places& places, const RowChunk& data, int chunk) const {
     std::byte* rows = group().section(group().rank, BufferSection::kReceiveRows, args.buffer);
-    const int num_bytes = bytes_in_chunk<Chunk>(args.lines.row_bytes, chunk);
+    const int num_bytes = bytes_in_chunk<RowChunk>(args.lines.row_bytes, chunk);
     const bool aligned = args.lines.row_bytes % kUnitBytes == 0;
     for_each_row(places, [&](std::int64_t row) {
-      data.store(rows + row * args.lines.row_bytes + std::int64_t{chunk} * kChunkBytes, num_bytes, aligned);
+      data.store(rows + row * args.lines.row_bytes + std::int64_t{chunk} * RowChunk::kBytes, num_bytes, aligned);
     });
   }
   __device__ void store_scales(const Places& places, const Chunk& data, int chunk) const {
@@ -128,36 +135,36 @@ struct LineReceiver {
     const std::int64_t scale_bytes = args.lines.scale_bytes;
     const int num_bytes = bytes_in_chunk<Chunk>(scale_bytes, chunk);
     for_each_row(places, [&](std::int64_t row) {
-      data.store(scales + row * scale_bytes + std::int64_t{chunk} * kChunkBytes, num_bytes,
+      data.store(scales + row * scale_bytes + std::int64_t{chunk} * Chunk::kBytes, num_bytes,
                  scale_bytes % kUnitBytes == 0);
     });
   }
-  /// The scales of a chunk's blocks, a lane for each: fp32 words, or exponent bytes and the zeros behind the last one.
-  __device__ void store_block_scales(const Places& places, const uint4& line, int chunk) const {
+  /// The scales of a chunk's blocks, each with the flag lane of a line: fp32 words, or exponent bytes. The last chunk's
+  /// warp also fills up the row of scales.
+  __device__ void store_block_scales(const Places& places, const BlockChunk& data, int chunk) const {
     const LinePlan& lines = args.lines;
     const ScalePlaces at = layout().scale_places(t.all.out_rows[group().rank]);
     std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
-    auto* words = reinterpret_cast<std::uint32_t*>(scratch.chunk());
-    if (lane_id() < kFlagLane) reinterpret_cast<uint4*>(words)[lane_id()] = line;
-    __syncwarp();
-    const int lane = lane_id();
-    const int first = chunk * kQuantisedBlocks;
-    const bool is_last = chunk == lines.row_chunks() - 1;
-    if (lines.scale_format == ScaleFormat::kFp32) {
-      const int count = min(kQuantisedBlocks, static_cast<int>(lines.scale_bytes / 4) - first);
-      const std::uint32_t value = words[lane < kQuantisedBlocks ? lane : 0];
-      for_each_row(places, [&](std::int64_t row) {
-        if (lane < count) *reinterpret_cast<std::uint32_t*>(scales + at.offset(row, first + lane)) = value;
-      });
-    } else {
-      const int rest = static_cast<int>(lines.scale_bytes) - first;
-      const int count = is_last ? rest : min(kQuantisedBlocks, rest);
-      const std::byte value = lane < kQuantisedBlocks ? scratch.chunk()[lane] : std::byte{0};
-      const int byte = first + lane;
-      for_each_row(places, [&](std::int64_t row) {
-        if (lane < count) scales[at.offset(row, byte / 4) + byte % 4] = value;
-      });
-    }
+    const bool words = lines.scale_format == ScaleFormat::kFp32;
+    const int num_scales = static_cast<int>(fp8::num_scales(lines.row_bytes));
+    const bool fills = !words && chunk == lines.row_chunks() - 1;
+    const int fill = num_scales + lane_id();
+    for_each_row(places, [&](std::int64_t row) {
+#pragma unroll
+      for (int i = 0; i < BlockChunk::kVectors; ++i) {
+        const BlockChunk::Part part(i);
+        const int scale = chunk * kQuantisedBlocks + part.line;
+        if (!part.has_flag || part.line >= kQuantisedBlocks || scale >= num_scales) continue;
+        if (words) {
+          *reinterpret_cast<std::uint32_t*>(scales + at.offset(row, scale)) = data.v[i].x;
+        } else {
+          scales[at.offset(row, scale / 4) + scale % 4] = static_cast<std::byte>(data.v[i].x);
+        }
+      }
+      if (fills && fill < lines.scale_bytes) {
+        scales[at.offset(row, fill / 4) + fill % 4] = std::byte{0};
+      }
+    });
   }
 
   /// What the handle knows of a received row.

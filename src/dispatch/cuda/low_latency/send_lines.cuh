@@ -1,6 +1,8 @@
 // Dispatch by lines, first part: a warp sends a chunk of a token's row to all of its ranks.
 #pragma once
 
+#include <type_traits>
+
 #include "dispatch/cuda/low_latency/line_launch.hpp"
 #include "dispatch/cuda/low_latency/line_tables.cuh"
 
@@ -12,7 +14,10 @@ __device__ inline Worker line_worker(int num_blocks) {
   return {warp * num_blocks + static_cast<int>(blockIdx.x), num_blocks * kLineWarps};
 }
 
+template <bool kQuantises>
 struct LineSender {
+  using RowChunk = std::conditional_t<kQuantises, BlockChunk, Chunk>;
+
   const LineDispatchArgs& args;
   const CallContext& call;
   const LineTables& t;
@@ -23,29 +28,23 @@ struct LineSender {
 
   /// All of this rank's rows; one warp among others.
   __device__ void run(const Worker& worker) const {
-    const int chunks = args.lines.row_chunks() + args.lines.scale_chunks();
-    const int count = static_cast<int>(routing().handle.num_tokens) * chunks;
+    const int parts = args.lines.dispatch_parts();
+    const int count = static_cast<int>(routing().handle.num_tokens) * parts;
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
-      send(token, unit - token * chunks);
+      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(parts));
+      const int chunk = unit - token * parts - 1;
+      if (chunk < 0) {
+        send_headers(token);
+      } else if (chunk < args.lines.row_chunks()) {
+        send_row_chunk(token, chunk);
+      } else {
+        send_scale_chunk(token, chunk - args.lines.row_chunks());
+      }
     }
   }
 
  private:
-  __device__ void send(int token, int chunk) const {
-    const int top_k = routing().handle.top_k;
-    float weight = 1.0F;
-    if (chunk == 0 && routing().weights != nullptr && lane_id() < top_k) {
-      weight = routing().weights[token * routing().weight_stride + lane_id()];
-    }
-    if (chunk < args.lines.row_chunks()) {
-      send_row_chunk(token, chunk, weight);
-    } else {
-      send_scale_chunk(token, chunk - args.lines.row_chunks());
-    }
-  }
-
   [[nodiscard]] __device__ TokenRanks ranks_of(int token) const {
     return {t.routing, token, routing().handle.top_k, routing().layout.params().order};
   }
@@ -53,63 +52,51 @@ struct LineSender {
     return ranks.is_leader() ? t.routing.before(ranks.rank, token) : -1;
   }
 
-  [[nodiscard]] __device__ std::byte* slot(const TokenRanks& ranks, std::int32_t pair, int leader) const {
-    const int dst = __shfl_sync(kFullWarp, ranks.rank, leader);
-    const std::int32_t at = __shfl_sync(kFullWarp, pair, leader);
-    return group().section(dst, BufferSection::kDispatchLines) + args.lines.slot_offset(call.epoch, group().rank, at);
-  }
+  /// Calls send_to(leader, slot) for every rank of the token.
   template <typename Send>
   __device__ void for_each_rank(const TokenRanks& ranks, std::int32_t pair, const Send& send_to) const {
 #pragma unroll 1
     for (unsigned left = ranks.leaders; left != 0; left &= left - 1) {
       const int leader = __ffs(static_cast<int>(left)) - 1;
-      send_to(leader, slot(ranks, pair, leader));
+      const int dst = __shfl_sync(kFullWarp, ranks.rank, leader);
+      const std::int32_t at = __shfl_sync(kFullWarp, pair, leader);
+      send_to(leader, group().section(dst, BufferSection::kDispatchLines) +
+                          args.lines.slot_offset(call.epoch, group().rank, at));
     }
   }
 
-  __device__ void send_row_chunk(int token, int chunk, float weight) const {
+  __device__ void send_row_chunk(int token, int chunk) const {
     const LinePlan& lines = args.lines;
-    const uint2 flag = line_flag(call.epoch);
-    const std::byte* row = args.rows + token * args.strides.row;
-    const int num_bytes = bytes_in_chunk<Chunk>(lines.row_bytes, chunk);
-    Chunk data;
-    uint4 scales = make_uint4(0, 0, 0, 0);
     const bool aligned = common_width(reinterpret_cast<std::uint64_t>(args.rows),
                                       static_cast<std::uint64_t>(args.strides.row), 0) == kVectorBytes;
-    if (lines.quantises) {
+    const std::byte* row = args.rows + token * args.strides.row;
+    const int num_bytes = bytes_in_chunk<RowChunk>(lines.row_bytes, chunk);
+    RowChunk data;
+    if constexpr (kQuantises) {
       quantise(row + std::int64_t{chunk} * kQuantisedElements * 2, num_bytes, aligned, lines.powers_of_two,
-               scratch.part);
-      data.load_shared(scratch.chunk(), num_bytes);
-      scales = scale_line();
+               scratch.quantised);
+      data.load_shared(scratch.quantised.elements, num_bytes);
+      add_scales(data);
       __syncwarp();
     } else {
-      data.load(row + std::int64_t{chunk} * kChunkBytes, num_bytes, aligned);
+      data.load(row + std::int64_t{chunk} * RowChunk::kBytes, num_bytes, aligned);
     }
     const TokenRanks ranks = ranks_of(token);
-    const std::int32_t pair = pair_of(ranks, token);
-    for_each_rank(ranks, pair, [&](int leader, std::byte* slot) {
-      if (chunk == 0) send_header(token, leader, ranks, weight, slot);
-      data.send(slot + (lines.header_lines + chunk * kChunkLines) * kLineBytes,
-                lines_in_chunk<Chunk>(lines.row_lines, chunk), flag);
-      if (!lines.quantises || lane_id() >= kLineLanes) return;
-      uint4 out = scales;
-      if (lane_id() == kFlagLane) out = make_uint4(0, 0, flag.x, flag.y);
-      store_line_vector(slot + (lines.header_lines + lines.row_lines + chunk) * kLineBytes + lane_id() * kUnitBytes,
-                        out);
+    for_each_rank(ranks, pair_of(ranks, token), [&](int /*leader*/, std::byte* slot) {
+      data.send(slot + (lines.header_lines + chunk * kChunkLines) * kLineBytes, lines_in_chunk(lines.row_lines, chunk),
+                line_flag(call.epoch));
     });
-    // Nobody waits for what the handle knows.
-    if (chunk == 0) write_token(token, ranks, pair, weight);
   }
 
-  /// The line of a chunk's scales as its eight lanes hold it: fp32 words, or exponent bytes.
-  [[nodiscard]] __device__ uint4 scale_line() const {
-    const int lane = lane_id() % kLineLanes;
-    const auto word = [&](int idx) -> std::uint32_t {
-      if (args.lines.scale_format != ScaleFormat::kFp32) return exponent_bytes(scratch.part, 4 * idx);
-      return idx < kQuantisedBlocks ? scratch.part.scales[idx] : 0U;
-    };
-    if (lane == kFlagLane) return make_uint4(0, 0, 0, 0);
-    return make_uint4(word(4 * lane), word(4 * lane + 1), word(4 * lane + 2), word(4 * lane + 3));
+  /// A scale for each line's flag lane: fp32, or an exponent byte.
+  __device__ void add_scales(BlockChunk& data) const {
+#pragma unroll
+    for (int i = 0; i < BlockChunk::kVectors; ++i) {
+      const BlockChunk::Part part(i);
+      if (!part.has_flag) continue;
+      const std::uint32_t bits = scratch.quantised.scales[part.line];
+      data.v[i].x = args.lines.scale_format == ScaleFormat::kFp32 ? bits : bits >> fp8::kMantissaBits;
+    }
   }
 
   /// Scales that travel as they are given, whatever their order in the caller's memory.
@@ -120,22 +107,42 @@ struct LineSender {
     const auto element_bytes = static_cast<int>(args.strides.scale_element_bytes);
 #pragma unroll 1
     for (int at = lane_id(); at < num_bytes; at += kWarpSize) {
-      const int byte = chunk * kChunkBytes + at;
-      scratch.chunk()[at] = first[byte / element_bytes * args.strides.scale_column + byte % element_bytes];
+      const int byte = chunk * Chunk::kBytes + at;
+      scratch.chunk[at] = first[byte / element_bytes * args.strides.scale_column + byte % element_bytes];
     }
     __syncwarp();
     Chunk data;
-    data.load_shared(scratch.chunk(), num_bytes);
+    data.load_shared(scratch.chunk, num_bytes);
     __syncwarp();
     const TokenRanks ranks = ranks_of(token);
     for_each_rank(ranks, pair_of(ranks, token), [&](int /*leader*/, std::byte* slot) {
       data.send(slot + (lines.header_lines + lines.row_lines + chunk * kChunkLines) * kLineBytes,
-                lines_in_chunk<Chunk>(lines.scale_lines, chunk), line_flag(call.epoch));
+                lines_in_chunk(lines.scale_lines, chunk), line_flag(call.epoch));
     });
   }
 
+  __device__ void send_headers(int token) const {
+    const int top_k = routing().handle.top_k;
+    float weight = 1.0F;
+    if (routing().weights != nullptr && lane_id() < top_k) {
+      weight = routing().weights[token * routing().weight_stride + lane_id()];
+    }
+    const TokenRanks ranks = ranks_of(token);
+    const std::int32_t pair = pair_of(ranks, token);
+    // The place among its expert's rows is the same whichever rank is told.
+    std::int32_t place = 0;
+    if (ranks.expert >= 0 && !routing().layout.token_major()) {
+      place = t.routing.before(expert_column(group().num_ranks, ranks.expert), token);
+    }
+    for_each_rank(ranks, pair,
+                  [&](int leader, std::byte* slot) { send_header(token, leader, ranks, place, weight, slot); });
+    // Nobody waits for what the handle knows.
+    write_token(token, ranks, pair, weight);
+  }
+
   /// What the receiver must know of a row.
-  __device__ void send_header(int token, int leader, const TokenRanks& ranks, float weight, std::byte* slot) const {
+  __device__ void send_header(int token, int leader, const TokenRanks& ranks, std::int32_t place, float weight,
+                              std::byte* slot) const {
     const int top_k = routing().handle.top_k;
     const int lane = lane_id();
     const int dst = __shfl_sync(kFullWarp, ranks.rank, leader);
@@ -145,10 +152,7 @@ struct LineSender {
       const bool there = ranks.rank == dst;
       const int first = t.all.first[dst];
       words[kHeaderStart + lane] = there ? static_cast<std::uint32_t>(ranks.expert - first) : ~0U;
-      words[kHeaderStart + top_k + lane] =
-          there && !routing().layout.token_major()
-              ? static_cast<std::uint32_t>(t.routing.before(expert_column(group().num_ranks, ranks.expert), token))
-              : 0U;
+      words[kHeaderStart + top_k + lane] = static_cast<std::uint32_t>(place);
       words[kHeaderStart + 2 * top_k + lane] = there ? __float_as_uint(weight) : 0U;
     }
     if (lane == 0) {

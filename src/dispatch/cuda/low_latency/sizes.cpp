@@ -12,11 +12,11 @@ LinePlan plan_lines(const DispatchLayout& layout) noexcept {
   lines.scale_bytes = params.scale_bytes;
   lines.header_lines = static_cast<std::int32_t>(
       (header_words(params.top_k) * std::int64_t{4} + kLinePayloadBytes - 1) / kLinePayloadBytes);
-  lines.row_lines = lines_of(params.row_bytes);
+  lines.row_lines = params.quantises ? block_lines_of(params.row_bytes) : lines_of(params.row_bytes);
   lines.quantises = params.quantises;
   lines.powers_of_two = params.powers_of_two;
   lines.scale_format = params.scale_format;
-  lines.scale_lines = params.quantises ? lines.row_chunks() : lines_of(params.scale_bytes);
+  lines.scale_lines = params.quantises ? 0 : lines_of(params.scale_bytes);
   lines.combine_row_bytes = params.combine_row_bytes;
   lines.combine_lines = lines_of(params.combine_row_bytes);
   if (params.num_ranks > 1) {
