@@ -73,6 +73,29 @@ TEST_P(Halves, LeaveRoomForOtherCalls) {
   }));
 }
 
+// Rows that become fp8 on their way are what they were when they were sent; two are on their way at once.
+TEST_P(Halves, OfQuantisedRows) {
+  for (const ScaleOrder order : {ScaleOrder::kRows, ScaleOrder::kColumns}) {
+    Scenario scenario = halves_scenario(SizingMode::kCapacity);
+    scenario.config.hidden = 264;
+    scenario.config.wire = Fp8Blocks{.scales = ScaleFormat::kUe8m0, .order = order};
+    expect_clean(call_on_all_ranks(GetParam(), scenario, [&](const Caller& caller) {
+      Subject other(caller.group, GetParam(), scenario.config);
+      const Round other_round(scenario, 5);
+      RankInputs other_inputs(other_round, caller.rank);
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        Pending pending = caller.subject.dispatcher().dispatch_send(caller.inputs.prepare_and_dispatch());
+        Pending other_pending = other.dispatcher().dispatch_send(other_inputs.prepare_and_dispatch());
+        caller.group.barrier();
+        const Received received = caller.subject.dispatcher().dispatch_receive(std::move(pending));
+        const Received other_received = other.dispatcher().dispatch_receive(std::move(other_pending));
+        EXPECT_EQ(check_rows(caller, caller.round, received), std::nullopt);
+        EXPECT_EQ(check_rows(caller, other_round, other_received), std::nullopt);
+      }
+    }));
+  }
+}
+
 // What a rank gathers stays until all have read it, also where a send half lies between two gathers and waits for
 // nobody.
 TEST_P(Halves, LieBetweenGathers) {

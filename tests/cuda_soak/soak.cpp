@@ -141,7 +141,7 @@ class Stretch {
       const ReceivedCopy copy = subject_.read(received);
       EPISTLE_RETURN_MISMATCH(payload.check(checker, rank, copy.data().row_data(), key, "dispatch"));
       if (scales.row_bytes() > 0) {
-        EPISTLE_RETURN_MISMATCH(scales.check(checker, rank, copy.data().scale_rows(), key, "scales"));
+        EPISTLE_RETURN_MISMATCH(scales.check(checker, rank, copy.data().scale_data(), key, "scales"));
       }
     }
     if (!checker.round().combines()) return std::nullopt;

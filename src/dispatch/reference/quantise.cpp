@@ -66,8 +66,8 @@ std::uint8_t nearest_e4m3(float value) {
   if (std::isnan(value)) return kNan;
   const auto& all = magnitudes();
   const double magnitude = std::min(std::fabs(static_cast<double>(value)), all.back());
-  const auto above = std::lower_bound(all.begin(), all.end(), magnitude);
-  auto nearest = static_cast<std::size_t>(above - all.begin());
+  const double* const above = std::lower_bound(all.data(), all.data() + all.size(), magnitude);
+  auto nearest = static_cast<std::size_t>(above - all.data());
   if (nearest > 0) {
     const double to_above = *above - magnitude;
     const double to_below = magnitude - all[nearest - 1];
