@@ -196,6 +196,8 @@ struct LineSummer {
     const HandleArrays& handle = args.handle;
     SendPlace send{-1, -1, -1, -1};
     float weight = 1.0F;
+    // Asked for at once, whether there are rows here or not.
+    const OwnTerms terms = token_major() ? OwnTerms{} : own_terms(token);
     if (lane_id() < handle.sends_per_token) {
       const std::int64_t place = std::int64_t{token} * handle.sends_per_token + lane_id();
       send = handle.sends[place];
@@ -209,7 +211,6 @@ struct LineSummer {
       if (token_major()) {
         load_own(__shfl_sync(kFullWarp, send.row, __ffs(static_cast<int>(own)) - 1), chunk, mine);
       } else {
-        const OwnTerms terms = own_terms(token);
         sum_own(terms, __ballot_sync(kFullWarp, terms.row >= 0), chunk, mine);
       }
     }
@@ -277,11 +278,10 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_combine_kernel(const __g
     if (moves_rows && args.sum.group.num_ranks > 1) summer.send(worker);
   }
   if ((args.sum.phases & kReceivePhase) == 0) return;
-  if (moves_rows) summer.receive(worker);
-  if (!agrees) return leave_call(call);
-  if (wait_all_ready(call)) return leave_call(call);
+  // Every block has read the epoch, and the next kernel starts when all of them have ended.
   leave_call(call);
-  abandon_call(call, true);
+  if (moves_rows) summer.receive(worker);
+  if (agrees && !wait_all_ready(call)) abandon_call(call, true);
 }
 
 using CombineKernel = void (*)(LineCombineArgs);

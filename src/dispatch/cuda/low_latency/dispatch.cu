@@ -99,6 +99,8 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   const bool moves_rows = static_cast<int>(blockIdx.x) < num_movers;
   const bool keeps_books = blockIdx.x == gridDim.x - 1;
   if (keeps_books && (args.phases & kSendPhase) != 0) announce(call);
+  // Every block has read the epoch, and the next kernel starts when all of them have ended.
+  if ((args.phases & kReceivePhase) != 0) leave_call(call);
   __syncthreads();
   const bool refused = __syncthreads_or(read_routing(routing, t, early)) != 0;
   const Worker worker = line_worker(num_movers);
@@ -128,7 +130,6 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
     LineReceiver<kQuantises>{args, call, t, scratch}.run(worker);
     LinePadding{args, t, worker}.run();
   }
-  leave_call(call);
   if (!keeps_books) return;
   keep_books(args, call, t, exchange, early.routed);
   if (disagreed) abandon_call(call, false);  // the summary tells the host

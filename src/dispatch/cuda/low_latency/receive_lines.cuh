@@ -233,7 +233,9 @@ struct LinePadding {
       return;
     }
 #pragma unroll 1
-    for (int local = worker.idx; local < t.num_local; local += worker.count) describe_group(local);
+    for (int first = worker.idx * kWarpSize; first < t.num_local; first += worker.count * kWarpSize) {
+      describe_groups(first);
+    }
     if (args.zero_padding) zero_groups();
     if (layout().params().layout == OutputLayout::kExpertBlocks) return;
     const std::int32_t last_end = t.num_local > 0 ? group_end(t.num_local - 1) : 0;
@@ -249,15 +251,28 @@ struct LinePadding {
   [[nodiscard]] __device__ std::int32_t group_end(int local) const {
     return t.all.group[expert(local)] + static_cast<std::int32_t>(layout().group_rows(t.all.total[expert(local)]));
   }
-  __device__ void describe_group(int local) const {
-    // Blocks stay where they are: what was padding after the last dispatch is described.
+  /// The padding of 32 groups: each lane finds out what is to be described of one, all describe it.
+  __device__ void describe_groups(int first_local) const {
     const bool blocks = layout().params().layout == OutputLayout::kExpertBlocks;
-    std::int32_t* clean = args.routing.handle.clean_rows + local;
-    const std::int32_t clean_rows = blocks ? *clean : 0;
-    const std::int32_t end = group_end(local);
-    describe(content_end(local), end - clean_rows, lane_id(), kWarpSize);
-    __syncwarp();
-    if (lane_id() == 0) *clean = blocks ? end - content_end(local) : 0;
+    const int local = first_local + lane_id();
+    std::int32_t begin = 0;
+    std::int32_t end = 0;
+    if (local < t.num_local) {
+      begin = content_end(local);
+      end = group_end(local);
+      if (blocks) {
+        // Blocks stay where they are: what was padding after the last dispatch is described.
+        std::int32_t& clean_rows = args.routing.handle.clean_rows[local];
+        const std::int32_t clean_begin = end - clean_rows;
+        clean_rows = end - begin;
+        end = clean_begin;
+      }
+    }
+#pragma unroll 1
+    for (unsigned left = __ballot_sync(kFullWarp, begin < end); left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      describe(__shfl_sync(kFullWarp, begin, lane), __shfl_sync(kFullWarp, end, lane), lane_id(), kWarpSize);
+    }
   }
   __device__ void zero_groups() const {
     for (int local = 0; local < t.num_local; ++local) zero(content_end(local), group_end(local));
