@@ -90,6 +90,7 @@ PhysicalMemory PhysicalMemory::import_from(CUmemFabricHandle handle, std::int64_
   return {imported, num_bytes};
 }
 
+// NOLINTNEXTLINE(bugprone-exception-escape): the driver is loaded where there is memory of it
 PhysicalMemory::~PhysicalMemory() {
   if (handle_ != 0) warn_driver(driver_api().mem_release(handle_), "cuMemRelease");
 }
@@ -138,6 +139,7 @@ MappedMemory::MappedMemory(std::byte* address, const PhysicalMemory& memory, std
   }
 }
 
+// NOLINTNEXTLINE(bugprone-exception-escape): the driver is loaded where there is memory of it
 MappedMemory::~MappedMemory() {
   if (address_ == nullptr) return;
   warn_driver(driver_api().mem_unmap(to_device_address(address_), static_cast<std::size_t>(num_bytes_)), "cuMemUnmap");
@@ -152,6 +154,7 @@ VirtualPiece::VirtualPiece(std::int64_t reserved_bytes) : reserved_bytes_(reserv
   base_ = reinterpret_cast<std::byte*>(address);
 }
 
+// NOLINTNEXTLINE(bugprone-exception-escape): the driver is loaded where there is memory of it
 VirtualPiece::~VirtualPiece() {
   mapped_.clear();  // addresses can be given back only once nothing is mapped there
   warn_driver(driver_api().mem_address_free(to_device_address(base_), static_cast<std::size_t>(reserved_bytes_)),

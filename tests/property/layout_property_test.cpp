@@ -21,7 +21,7 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kNumLayouts = kThreadSanitizer || kAddressSanitizer ? 300 : 2000;
+constexpr int kNumLayouts = kInstrumented ? 300 : 2000;
 
 Scenario any_routing() {
   Scenario scenario;

@@ -21,7 +21,6 @@ namespace {
 
 // Elements (rows of all ranks times their length) of one scenario: bounds its time. The rows are drawn first and the
 // row size is cut to what is left.
-constexpr bool kInstrumented = kThreadSanitizer || kAddressSanitizer;
 constexpr std::int64_t kMaxElements = kInstrumented ? 20'000 : 100'000;
 constexpr int kNumRoundTrips = kInstrumented ? 600 : 3000;
 

@@ -23,4 +23,7 @@ inline constexpr bool kAddressSanitizer = false;
 
 #undef EPISTLE_HAS_FEATURE
 
+/// Where the same code goes through ever more data, less of it will do: a sanitizer looks at accesses, not at values.
+inline constexpr bool kInstrumented = kThreadSanitizer || kAddressSanitizer;
+
 }  // namespace epistle::testing

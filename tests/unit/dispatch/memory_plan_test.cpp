@@ -14,6 +14,7 @@
 #include "layout/dispatch_layout.hpp"
 #include "support/dispatcher_names.hpp"
 #include "support/round_trip.hpp"
+#include "support/sanitizers.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -31,7 +32,7 @@ class MemoryPlans : public ::testing::TestWithParam<Parameters> {
     // With scales, and rows of the output type wider than those that travel.
     config.input = std::holds_alternative<AsGiven>(wire) ? DType::kFp8E4m3 : DType::kBf16;
     config.wire = wire;
-    config.hidden = 128;
+    config.hidden = kInstrumented ? 32 : 128;
     config.num_experts = 11;
     config.top_k = 4;
     config.max_tokens = kMaxTokens;

@@ -243,7 +243,7 @@ void CudaEngine::grow(const std::vector<RowDemand>& demands) {
     }
   }
   if (!ranges.empty()) context_.heap->commit(ranges);
-  demands_ = raised;
+  demands_ = std::move(raised);
 }
 
 /// A handle that nobody uses. Where all are still being prepared the host is far ahead of the GPU: it waits for the
