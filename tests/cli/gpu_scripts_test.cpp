@@ -23,7 +23,7 @@ void write_program(const TempDir& dir, const std::string& name, const std::strin
   fs::permissions(dir.write(name, "#!/bin/sh\n" + body + "\n"), fs::perms::owner_all);
 }
 
-/// A carried build and the tools of a GPU machine. Every program but the soak succeeds.
+/// A carried build and the tools of a GPU machine. Every program but that of the soaks succeeds.
 void write_machine(const TempDir& dir, int num_gpus) {
   std::string list;
   for (int gpu = 0; gpu < num_gpus; ++gpu) list += "echo 'GPU " + std::to_string(gpu) + ": Test GPU'\n";
@@ -65,7 +65,7 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   EXPECT_EQ(result.exit_code, 1) << result.describe();
   const auto lines = split_lines(result.out);
   // conformance, memcheck and the benchmarks that one GPU is enough for
-  EXPECT_TRUE(lines.back().starts_with("4 passed, 1 failed, ")) << result.out;
+  EXPECT_TRUE(lines.back().starts_with("4 passed, 3 failed, ")) << result.out;
   const Json summary = Json::parse(read_file(dir.file("out/summary.json")));
   EXPECT_EQ(summary.at("device"), "Test GPU");
   EXPECT_EQ(summary.at("num_devices"), 1);
@@ -79,6 +79,8 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   EXPECT_EQ(step_named(summary, "racecheck").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "soak-virtual").at("status"), "failed");
   EXPECT_EQ(step_named(summary, "soak-virtual").at("reason"), "exit code 1: rank 1: rows differ");
+  EXPECT_EQ(step_named(summary, "soak-replays-virtual-8").at("status"), "failed");
+  EXPECT_EQ(step_named(summary, "soak-replays-2").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "soak-real").at("reason"), "needs 2 GPUs, there is 1");
   EXPECT_EQ(step_named(summary, "token-major-bf16").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "virtual-8-bf16").at("status"), "passed");

@@ -70,11 +70,11 @@ class ChangingInputs {
 };
 
 /// What of a random scenario the dispatcher has.
-Scenario soak_scenario(std::uint64_t seed, int num_ranks) {
-  Scenario scenario = random_scenario(seed, soak_limits(num_ranks));
-  const DispatcherInfo& info = find_dispatcher("direct", Device::kCuda);
+Scenario soak_scenario(const SoakOptions& options, std::uint64_t seed) {
+  Scenario scenario = random_scenario(seed, soak_limits(options.num_ranks));
+  const DispatcherInfo& info = find_dispatcher(options.dispatcher, Device::kCuda);
   if (!info.capabilities().device_token_count) scenario.counted = -1.0;
-  if (info.cannot_serve(scenario.config, num_ranks)) scenario.config.order = SumOrder::kHierarchical;
+  if (info.cannot_serve(scenario.config, options.num_ranks)) scenario.config.order = SumOrder::kHierarchical;
   return scenario;
 }
 
@@ -83,8 +83,8 @@ class Stretch {
  public:
   Stretch(Group& group, const SoakOptions& options, std::uint64_t seed)
       : group_(group),
-        scenario_(soak_scenario(seed, group.size())),
-        subject_(group, "direct", scenario_.config, subject_options(options, seed)) {}
+        scenario_(soak_scenario(options, seed)),
+        subject_(group, options.dispatcher, scenario_.config, subject_options(options, seed)) {}
 
   [[nodiscard]] int device() { return subject_.dispatcher().device_ordinal(); }
 
@@ -155,7 +155,20 @@ class Stretch {
   std::deque<Handle> handles_;
 };
 
-/// Every rank asks while nobody holds or takes memory.
+/// The `idx`-th dispatcher of a soak. An error says which one that was, so that the soak can be started there.
+void play_stretch(Group& group, const SoakOptions& options, std::int64_t idx, std::int64_t num_trips) {
+  const std::uint64_t seed = mix(options.seed, static_cast<std::uint64_t>(idx));
+  try {
+    Stretch(group, options, seed).play(num_trips);
+  } catch (const Error& error) {
+    throw Error(error.code(),
+                fmt::format("dispatcher {} ({}): {}", idx, to_text(soak_scenario(options, seed)), error.what()),
+                error.context());
+  }
+}
+
+}  // namespace
+
 std::int64_t free_device_bytes(Group& group, int device) {
   group.barrier();
   check_cuda(cudaSetDevice(device), "cudaSetDevice");
@@ -167,20 +180,6 @@ std::int64_t free_device_bytes(Group& group, int device) {
   return static_cast<std::int64_t>(free_bytes);
 }
 
-/// The `idx`-th dispatcher of a soak. An error says which one that was, so that the soak can be started there.
-void play_stretch(Group& group, const SoakOptions& options, std::int64_t idx, std::int64_t num_trips) {
-  const std::uint64_t seed = mix(options.seed, static_cast<std::uint64_t>(idx));
-  try {
-    Stretch(group, options, seed).play(num_trips);
-  } catch (const Error& error) {
-    throw Error(error.code(),
-                fmt::format("dispatcher {} ({}): {}", idx, to_text(soak_scenario(seed, group.size())), error.what()),
-                error.context());
-  }
-}
-
-}  // namespace
-
 SoakResult soak_rank(Group& group, const SoakOptions& options, const SoakProgress& progress) {
   int device = 0;
   for (std::int64_t idx = 0; idx < kWarmUpDispatchers; ++idx) {
@@ -190,13 +189,15 @@ SoakResult soak_rank(Group& group, const SoakOptions& options, const SoakProgres
   }
   SoakResult result;
   result.free_before_bytes = free_device_bytes(group, device);
-  while (result.num_round_trips < options.num_round_trips) {
-    const std::int64_t now = std::min(kTripsPerDispatcher, options.num_round_trips - result.num_round_trips);
-    play_stretch(group, options, options.first_dispatcher + result.num_dispatchers, now);
-    ++result.num_dispatchers;
-    result.num_round_trips += now;
-    if (group.rank() == 0) progress(result.num_round_trips);
+  std::int64_t num_dispatchers = 0;
+  while (result.num_done < options.num_round_trips) {
+    const std::int64_t now = std::min(kTripsPerDispatcher, options.num_round_trips - result.num_done);
+    play_stretch(group, options, options.first_dispatcher + num_dispatchers, now);
+    ++num_dispatchers;
+    result.num_done += now;
+    if (group.rank() == 0) progress(result.num_done);
   }
+  result.subject = fmt::format("{} dispatchers", num_dispatchers);
   result.free_after_bytes = free_device_bytes(group, device);
   return result;
 }

@@ -28,7 +28,7 @@ struct Scenario {
 };
 
 /// A small counter-based generator (SplitMix64's finaliser): value `idx` of stream `key`.
-[[nodiscard]] inline std::uint64_t mix(std::uint64_t key, std::uint64_t idx) {
+[[nodiscard]] EPISTLE_HOST_DEVICE inline std::uint64_t mix(std::uint64_t key, std::uint64_t idx) {
   std::uint64_t z = key * 0x9e3779b97f4a7c15U + idx * 0xbf58476d1ce4e5b9U + 0x94d049bb133111ebU;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
