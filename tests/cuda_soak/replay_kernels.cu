@@ -84,6 +84,14 @@ __global__ void __launch_bounds__(kThreads) replay_check_kernel(ReplayArgs args)
 
 }  // namespace
 
+cudaError_t load_replay_kernels() {
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, replay_inputs_kernel);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, replay_experts_kernel);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, replay_check_kernel);
+  return error;
+}
+
 cudaError_t launch_replay_inputs(const ReplayArgs& args, cudaStream_t stream) {
   replay_inputs_kernel<<<1, kThreads, 0, stream>>>(args);
   return cudaGetLastError();

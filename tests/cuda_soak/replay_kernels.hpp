@@ -56,6 +56,9 @@ struct ReplayArgs {
   return mix(seed, step) % kReplayVariants;
 }
 
+/// Before any rank has a call under way, as loading may wait for the whole device.
+[[nodiscard]] cudaError_t load_replay_kernels();
+
 /// Fills the inputs of the next step and poisons its output; then makes this rank late, at some steps.
 [[nodiscard]] cudaError_t launch_replay_inputs(const ReplayArgs& args, cudaStream_t stream);
 

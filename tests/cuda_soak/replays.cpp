@@ -127,6 +127,7 @@ class ReplayRank {
         dispatcher_(std::in_place, group, options.dispatcher, scenario_.config,
                     CudaOptions{.device = options.virtual_ranks ? 0 : -1}),
         arena_(dispatcher_->device_ordinal(), kReplayArenaBytes) {
+    check_cuda(load_replay_kernels(), "loading the kernels of a step");
     args_.seed = options.seed;
     args_.rank = static_cast<std::uint64_t>(group.rank());
     std::vector<ReplayInputs> variants;
