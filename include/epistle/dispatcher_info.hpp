@@ -32,6 +32,7 @@ struct Capabilities {
   bool agrees_on_host = false;      ///< every call waits for the other ranks on the host
   bool one_rank_per_gpu = false;
   std::int32_t max_ranks = 0;           ///< 0 = any number
+  std::int32_t max_top_k = 0;           ///< 0 = any number
   std::int64_t max_tokens = 0;          ///< per rank and call that it is made for; 0 = any number
   std::vector<std::string_view> needs;  ///< of the machine or the build, for people
   std::string_view missing = {};        ///< which of these this build was made without, and how to get it; empty = none

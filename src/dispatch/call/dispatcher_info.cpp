@@ -56,6 +56,9 @@ std::string beyond(const Capabilities& can, const DispatcherConfig& config, cons
   if (can.max_ranks > 0 && num_ranks > can.max_ranks) {
     return fmt::format("it takes up to {} ranks, not {}", can.max_ranks, num_ranks);
   }
+  if (can.max_top_k > 0 && config.top_k > can.max_top_k) {
+    return fmt::format("it takes a top_k of up to {}, not {}", can.max_top_k, config.top_k);
+  }
   if (can.max_tokens > 0 && config.max_tokens > can.max_tokens) {
     return fmt::format("it takes up to {} tokens per rank, not {}", can.max_tokens, config.max_tokens);
   }
@@ -64,9 +67,8 @@ std::string beyond(const Capabilities& can, const DispatcherConfig& config, cons
 
 std::vector<MemorySection> shared_memory(const BufferPlan& plan) {
   constexpr std::array<std::string_view, kNumBufferSections> kNames = {
-      "control",          "records",     "received rows", "received scales", "expert outputs",
-      "weight gradients", "packed rows", "packed scales", "staged rows",     "staged scales",
-      "dispatch lines",   "combine lines"};
+      "control",     "records",       "received rows", "received scales", "expert outputs", "weight gradients",
+      "packed rows", "packed scales", "staged rows",   "staged scales",   "dispatch lines", "combine lines"};
   const SectionBytes initial = plan.section_bytes(plan.initial_demand());
   const SectionBytes largest = plan.section_bytes(plan.max_demand());
   std::vector<MemorySection> sections;

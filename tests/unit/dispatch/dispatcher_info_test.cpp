@@ -123,6 +123,14 @@ TEST_P(CannotServe, FollowsTheCapabilities) {
                   "scales in " + std::string(to_string(order)));
   }
   if (can.max_ranks > 0) expect_served(usual, false, "more ranks than it takes", can.max_ranks + 1);
+  if (can.max_top_k > 0) {
+    DispatcherConfig wide = usual;
+    wide.num_experts = 2 * can.max_top_k;
+    wide.top_k = can.max_top_k;
+    expect_served(wide, true, "as many experts for each token as it takes");
+    ++wide.top_k;
+    expect_served(wide, false, "more experts for each token than it takes");
+  }
   if (can.max_tokens > 0) {
     DispatcherConfig many = usual;
     many.max_tokens = can.max_tokens + 1;

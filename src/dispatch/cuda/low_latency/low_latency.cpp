@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
-
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "dispatch/cuda/low_latency/line_launch.hpp"
@@ -68,10 +66,6 @@ void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args
 void check_low_latency(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
   check_cuda_options(config, cuda_options, group);
-  if (config.top_k > kMaxLineTopK) {
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("low_latency takes a top_k of up to {}, not {}; use direct", kMaxLineTopK, config.top_k));
-  }
   if (cuda_options.mover == CudaMover::kCopyEngines) {
     throw Error(ErrorCode::kUnsupported, "low_latency does not use copy engines; use direct, or another mover");
   }

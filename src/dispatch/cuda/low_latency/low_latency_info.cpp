@@ -21,7 +21,11 @@ class LowLatencyRules final : public DeviceRules {
   }
 };
 
-Capabilities low_latency_capabilities() { return direct_info().capabilities(); }
+Capabilities low_latency_capabilities() {
+  Capabilities can = direct_info().capabilities();
+  can.max_top_k = kMaxLineTopK;
+  return can;
+}
 
 }  // namespace
 
