@@ -150,15 +150,15 @@ BufferPlan plan_of(const DispatcherInfo& info, const ResolvedConfig& config) {
   return DispatcherInfo::Functions::of(info).plan(config, kNumRanks);
 }
 
-/// Of received rows; or of the routing that a rank lays out for the others, in two sets.
+/// Of received rows; low_latency on the host: of the routing that a rank lays out for the others, in two sets.
 Wide record_bytes(const DispatcherInfo& info, const BufferPlan& plan) {
   const DispatchLayout& layout = plan.layout();
   const RowDemand& most = plan.max_demand();
+  if (info.device() == Device::kCuda) return Wide{most.receive_pairs} * layout.pair_record_bytes();
   if (info.name() == "low_latency") {
     return Wide{2} * layout.params().max_tokens * layout.params().top_k * (sizeof(std::int32_t) + sizeof(float));
   }
-  return info.device() == Device::kCuda ? Wide{most.receive_pairs} * layout.pair_record_bytes()
-                                        : Wide{most.output_rows} * layout.record_bytes();
+  return Wide{most.output_rows} * layout.record_bytes();
 }
 
 /// In columns, every matrix has as many rows as make a multiple of four.
