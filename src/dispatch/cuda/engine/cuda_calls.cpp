@@ -93,8 +93,10 @@ Complaint CudaEngine::begin_call(Stream stream, int num_sms, Phase phase) {
 
 DeviceCall CudaEngine::announce_call(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint) {
   if (transport_->agrees_on_host()) return agree_on_host(call, handle, complaint);
-  if (complaint) refuse(call, *complaint);
-  return call;
+  if (!complaint) return call;
+  // The others are in the call whose receive half is still to come, and wait for nothing else.
+  if (open_.call != DeviceCall::kNone) throw Error(*complaint);
+  refuse(call, *complaint);
 }
 
 DeviceCall CudaEngine::agree_on_host(DeviceCall call, const CudaHandleState* handle, const Complaint& complaint) {

@@ -177,7 +177,7 @@ void CudaEngine::take_own_memory() {
   check_cuda(cudaDeviceGetAttribute(&context_.compute_major, cudaDevAttrComputeCapabilityMajor, context_.device),
              "asking for the compute capability");
   prepare_tile_ = choose_tile_for(config, num_ranks, context_.device);
-  check_cuda(load_kernels(prepare_tile_.shared_bytes, context_.compute_major), "loading the kernels");
+  check_cuda(load_kernels(context_.compute_major), "loading the kernels");
   for (const bool placing : {false, true}) {
     BufferCarver carver(local_memory_.get());
     carver.take(devices.local, 1);

@@ -125,7 +125,7 @@ void CudaEngine::check_findings() {
   throw_disagreement();
   for (const auto& handle : handles_) {
     if (handle->checked || !handle->is_complete()) continue;
-    if (handle->has_passed()) {
+    if (handle->has_passed() && !handle->has_summary()) {
       handle->checked = true;
       continue;
     }

@@ -54,10 +54,11 @@ void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens) {
                                .expert_dropped = arrays.expert_dropped};
 }
 
-bool CudaHandleState::is_complete() const noexcept {
+bool CudaHandleState::is_complete() const noexcept { return has_summary() || has_passed(); }
+
+bool CudaHandleState::has_summary() const noexcept {
   // The device writes the id last.
-  return std::atomic_ref<std::uint64_t>(summary->prepare_id).load(std::memory_order_acquire) == prepare_id ||
-         has_passed();
+  return std::atomic_ref<std::uint64_t>(summary->prepare_id).load(std::memory_order_acquire) == prepare_id;
 }
 
 bool CudaHandleState::has_passed() const noexcept {

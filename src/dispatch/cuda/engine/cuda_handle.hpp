@@ -27,6 +27,8 @@ class CudaHandleState final : public HandleState {
   void begin(std::uint64_t id, std::int64_t tokens);
   /// True when the device has written the summary of the last prepare.
   [[nodiscard]] bool is_complete() const noexcept;
+  /// True when it is in host memory.
+  [[nodiscard]] bool has_summary() const noexcept;
   /// True when it has found nothing, and kept its numbers.
   [[nodiscard]] bool has_passed() const noexcept;
   /// Takes stats and output from the summary, wherever it is.

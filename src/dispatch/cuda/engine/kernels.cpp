@@ -20,7 +20,19 @@ const void* finish_copies_kernel_address() noexcept;
 const void* find_runs_kernel_address() noexcept;
 const void* pack_kernel_address() noexcept;
 
-cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major) {
+cudaError_t allow_all_shared_memory(const void* kernel) {
+  cudaFuncAttributes attributes;
+  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  int limit_bytes = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&limit_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              limit_bytes - static_cast<int>(attributes.sharedSizeBytes));
+}
+
+cudaError_t load_kernels(int compute_major) {
   cudaFuncAttributes attributes;
   for (const void* kernel :
        {prepare_kernel_address(), refuse_kernel_address(), quantise_kernel_address(), move_kernel_address(false),
@@ -34,9 +46,7 @@ cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major) {
   const auto raise = [](const void* kernel, std::int64_t num_bytes) {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(num_bytes));
   };
-  if (const cudaError_t error = raise(prepare_kernel_address(), prepare_shared_bytes); error != cudaSuccess) {
-    return error;
-  }
+  if (const cudaError_t error = allow_all_shared_memory(prepare_kernel_address()); error != cudaSuccess) return error;
   // Bulk copies need the shared memory of the GPUs that have them.
   if (compute_major < kFirstMajorWithBulkCopies) return cudaSuccess;
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {

@@ -247,7 +247,10 @@ inline constexpr int kMaxTileTokens = 512;
 
 /// Loads every kernel and raises its shared memory limit, so that no first launch has to wait for a device on which
 /// other ranks' kernels are waiting.
-[[nodiscard]] cudaError_t load_kernels(std::int64_t prepare_shared_bytes, int compute_major);
+[[nodiscard]] cudaError_t load_kernels(int compute_major);
+/// Raises the shared memory limit of a kernel to all that a block of the current device can have: limits belong to the
+/// kernel, and another dispatcher may need more than this one.
+[[nodiscard]] cudaError_t allow_all_shared_memory(const void* kernel);
 
 [[nodiscard]] cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_refuse(const RefuseArgs& args, cudaStream_t stream);

@@ -198,7 +198,7 @@ struct LineSummer {
     float weight = 1.0F;
     // Asked for at once, whether there are rows here or not.
     const OwnTerms terms = token_major() ? OwnTerms{} : own_terms(token);
-    if (lane_id() < handle.sends_per_token) {
+    if (lane_id() < handle.sends_per_token && handle.totals->is_void == 0) {
       const std::int64_t place = std::int64_t{token} * handle.sends_per_token + lane_id();
       send = handle.sends[place];
       weight = handle.send_weights[place];
@@ -238,7 +238,7 @@ struct LineSummer {
     const std::int64_t first_entry = std::int64_t{token} * handle.top_k;
     OwnTerms terms;
     int rank = -1;
-    if (lane_id() < handle.top_k) {
+    if (lane_id() < handle.top_k && handle.totals->is_void == 0) {
       terms.row = handle.dst_row[first_entry + lane_id()];
       terms.weight = handle.weights[first_entry + lane_id()];
       const std::int32_t expert = handle.expert_ids[first_entry + lane_id()];
@@ -265,7 +265,7 @@ template <class Format, bool kAligned>
 __global__ void __launch_bounds__(kLineThreads, 1) line_combine_kernel(const __grid_constant__ LineCombineArgs args) {
   CallContext call;
   const bool runs = begin_sum(args.sum, call);
-  let_next_kernel_start();
+  if (args.next_starts_early) let_next_kernel_start();
   if (!runs) return;
   const LineSummer<Format, kAligned> summer{args.sum, args.lines, call};
   // The last block moves no rows: it sees to what the ranks agree on.
@@ -278,7 +278,8 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_combine_kernel(const __g
     if (moves_rows && args.sum.group.num_ranks > 1) summer.send(worker);
   }
   if ((args.sum.phases & kReceivePhase) == 0) return;
-  // Every block has read the epoch, and the next kernel starts when all of them have ended.
+  // Every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
+  __syncthreads();
   leave_call(call);
   if (moves_rows) summer.receive(worker);
   if (agrees && !wait_all_ready(call)) abandon_call(call, true);

@@ -2,6 +2,8 @@
 // fixed places of the receivers, whatever the others do; who receives waits for the counts of all, which say where a
 // source's rows begin, and takes every row to its output rows as its lines arrive. Nothing is agreed on before: a line
 // or a count without this call's epoch is not there, and where a rank is in another call, what it owes does not come.
+#include <cstddef>
+
 #include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/low_latency/line_launch.hpp"
 #include "dispatch/cuda/low_latency/receive_lines.cuh"
@@ -21,17 +23,6 @@ __device__ void fill_rank_tables(const PrepareArgs& args, const LineTables& t) {
   }
 }
 
-/// A routing that came to nothing sends no token anywhere.
-__device__ void clear_sends(const PrepareArgs& args) {
-  const HandleArrays& handle = args.handle;
-  const std::int64_t first = std::int64_t{blockIdx.x} * kLineThreads + threadIdx.x;
-  const std::int64_t step = std::int64_t{gridDim.x} * kLineThreads;
-  const std::int64_t sends = handle.num_tokens * handle.sends_per_token;
-  const std::int64_t entries = handle.num_tokens * handle.top_k;
-  for (std::int64_t i = first; i < sends; i += step) handle.sends[i] = SendPlace{-1, -1, -1, -1};
-  for (std::int64_t i = first; i < entries; i += step) handle.dst_row[i] = -1;
-}
-
 /// Assignments of this rank to experts of others; by one block.
 __device__ int count_remote(const PrepareArgs& args, const LineTables& t) {
   __shared__ int remote;
@@ -47,6 +38,17 @@ __device__ int count_remote(const PrepareArgs& args, const LineTables& t) {
   if (lane_id() == 0 && mine > 0) atomicAdd(&remote, mine);
   __syncthreads();
   return remote;
+}
+
+/// The whole of a summary to the host, but for the ids, which are written by themselves.
+__device__ void tell_finding(const PrepareArgs& args, const Summary& summary) {
+  constexpr std::size_t kBegin = offsetof(Summary, finding);
+  const int ranks = args.group.num_ranks;
+  const auto num_words = static_cast<int>((sizeof(Summary) - kBegin) / 4) + ranks * ranks + 2 * ranks;
+  const auto* from = reinterpret_cast<const std::uint32_t*>(reinterpret_cast<const std::byte*>(&summary) + kBegin);
+  auto* to = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::byte*>(args.summary) + kBegin);
+#pragma unroll 1
+  for (int i = 0; i < num_words; ++i) to[i] = from[i];
 }
 
 /// What the handle and the host are told of the call as a whole; by one block. Not inlined, as everything that the
@@ -65,10 +67,7 @@ __device__ __noinline__ void keep_books(const LineDispatchArgs& args, const Call
       fence_device();
       *static_cast<volatile std::uint64_t*>(&routing.summary->passed_id) = routing.prepare_id;
     } else {
-      Summary& told = *routing.summary;
-      const std::uint64_t passed_id = told.passed_id;
-      told = summary;
-      told.passed_id = passed_id;
+      tell_finding(routing, summary);
       publish_summary(routing);
     }
   }
@@ -89,7 +88,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   t.routing.clear();
   fill_rank_tables(routing, t);
   wait_for_start(group);
-  let_next_kernel_start();
+  if (args.next_starts_early) let_next_kernel_start();
   EarlyRouting early;
   early.load(routing);
   CallContext call;
@@ -99,15 +98,16 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   const bool moves_rows = static_cast<int>(blockIdx.x) < num_movers;
   const bool keeps_books = blockIdx.x == gridDim.x - 1;
   if (keeps_books && (args.phases & kSendPhase) != 0) announce(call);
-  // Every block has read the epoch, and the next kernel starts when all of them have ended.
-  if ((args.phases & kReceivePhase) != 0) leave_call(call);
+  // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
   __syncthreads();
+  if ((args.phases & kReceivePhase) != 0) leave_call(call);
   const bool refused = __syncthreads_or(read_routing(routing, t, early)) != 0;
   const Worker worker = line_worker(num_movers);
   WarpScratch& scratch = t.scratch[threadIdx.x / kWarpSize];
+  const LineSender<kQuantises> sender{args, call, t, scratch};
   if ((args.phases & kSendPhase) != 0) {
     tell_line_counts(call, args.lines, t, refused);
-    if (!refused && moves_rows) LineSender<kQuantises>{args, call, t, scratch}.run(worker);
+    if (!refused && moves_rows) sender.run(worker);
   }
   if ((args.phases & kReceivePhase) == 0) return;
   Exchange exchange{};
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
   exchange.refused = disagreed || exchange.refusing_rank >= 0;
   if (exchange.refused) exchange.remote_assignments = 0;
   place_sources(routing, t, exchange.refused);
-  if (exchange.refused) clear_sends(routing);
+  if (exchange.refused && moves_rows) sender.clear(worker);
   if (moves_rows) {
     LineReceiver<kQuantises>{args, call, t, scratch}.run(worker);
     LinePadding{args, t, worker}.run();

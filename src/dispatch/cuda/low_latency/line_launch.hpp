@@ -20,12 +20,14 @@ struct LineDispatchArgs {
   std::int32_t buffer = 0;  ///< this rank's copy of what it receives into
   std::uint32_t phases = kBothPhases;
   bool zero_padding = true;
+  bool next_starts_early = false;  ///< the next kernel may take SMs while this one waits for peers
   int num_blocks = 1;
 };
 
 struct LineCombineArgs {
   SumArgs sum;
   LinePlan lines;
+  bool next_starts_early = false;
 };
 
 /// Gives the rows of a routing their places at their ranks, which a dispatch by lines leaves open.
@@ -35,8 +37,10 @@ struct LineCompleteArgs {
   HandleArrays handle;
 };
 
+/// Shared memory that a block of any of them takes.
+[[nodiscard]] std::int64_t line_shared_bytes(const DispatchLayout& layout) noexcept;
 /// Loads the kernels and raises their shared memory limits.
-[[nodiscard]] cudaError_t load_line_kernels(const LinePlan& lines, const DispatchLayout& layout);
+[[nodiscard]] cudaError_t load_line_kernels(const LinePlan& lines);
 [[nodiscard]] cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_line_combine(const LineCombineArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_line_complete(const LineCompleteArgs& args, cudaStream_t stream);

@@ -155,6 +155,24 @@ __device__ inline void tell_line_counts(const CallContext& call, const LinePlan&
   }
 }
 
+/// A count of another rank, when it is there. Nothing is newer than the call, so what is not of this call is older,
+/// however often epochs have gone round.
+__device__ inline std::int32_t await_line_count(const CallContext& call, int source, const std::uint64_t* count,
+                                                bool& ok) {
+  std::uint64_t start_ns = 0;
+#pragma unroll 1
+  for (std::uint32_t polls = 0;; ++polls) {
+    const std::uint64_t word = load_relaxed(count);
+    if (epoch_of(word) == call.epoch) return static_cast<std::int32_t>(word);
+    if ((polls & 0x3fU) != 0x3fU) continue;
+    if (start_ns == 0) start_ns = now_ns();
+    if (gives_up(call, source, start_ns, polls + 1)) {
+      ok = false;
+      return 0;
+    }
+  }
+}
+
 /// What a block knows of the other ranks' routing.
 struct LineCounts {
   bool there;         ///< no wait was given up, and, where asked for, all ranks are in this call
@@ -183,7 +201,7 @@ __device__ inline LineCounts await_tables(const PrepareArgs& args, const CallCon
       if (!books && !is_status && !is_local && column >= ranks) continue;
       std::int32_t count = 0;
       if (source != group.rank) {
-        count = await_count(call, source, counts + column, ok);
+        count = await_line_count(call, source, counts + column, ok);
       } else if (is_status) {
         count = refused ? 1 : 0;
       } else if (!refused) {

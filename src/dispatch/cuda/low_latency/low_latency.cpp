@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "dispatch/cuda/low_latency/line_launch.hpp"
@@ -13,6 +15,21 @@ namespace {
 
 /// Chunks that the warps of a block move one behind the other, as long as there are SMs for more blocks.
 constexpr std::int64_t kUnitsPerBlock = 8;
+/// What other ranks send is not known when a kernel is launched: at least this part of the largest call is provided
+/// for.
+constexpr std::int64_t kShareOfOthers = 8;
+
+/// Throws where a block of `device` has too little shared memory.
+void check_shared_memory(int device, std::int64_t needed_bytes) {
+  int limit_bytes = 0;
+  check_cuda(cudaDeviceGetAttribute(&limit_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "asking for the shared memory of a block");
+  if (needed_bytes <= limit_bytes) return;
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("low_latency needs {} bytes of shared memory for routings of this size, a block of device {} "
+                          "has {}; lower max_tokens, top_k or num_experts, or use direct",
+                          needed_bytes, device, limit_bytes));
+}
 
 }  // namespace
 
@@ -20,15 +37,23 @@ LowLatencyTransport::LowLatencyTransport(EngineContext& context)
     : context_(context), lines_(plan_lines(context.layout())), direct_(context) {
   const auto error = attempt([&] {
     const DeviceGuard guard(context.device);
-    check_cuda(load_line_kernels(lines_, context.layout()), "loading the kernels of low_latency");
+    if (lines_.routes) check_shared_memory(context.device, line_shared_bytes(context.layout()));
+    check_cuda(load_line_kernels(lines_), "loading the kernels of low_latency");
   });
   (void)context.group->agree(kGpuSetUp, Phase::kCreate, error);
 }
 
+int LowLatencyTransport::budget() const noexcept {
+  return context_.num_sms > 0 ? std::min(context_.num_sms, context_.sm_share) : context_.sm_share;
+}
+
 int LowLatencyTransport::num_blocks(std::int64_t num_units) const noexcept {
-  const int budget = context_.num_sms > 0 ? std::min(context_.num_sms, context_.sm_share) : context_.sm_share;
   const std::int64_t wanted = (num_units + kUnitsPerBlock - 1) / kUnitsPerBlock;
-  return static_cast<int>(std::clamp(wanted, std::int64_t{1}, std::int64_t{budget}));
+  return static_cast<int>(std::clamp(wanted, std::int64_t{1}, std::int64_t{budget()}));
+}
+
+std::int64_t LowLatencyTransport::tokens_to_move(const CudaHandleState& handle) const noexcept {
+  return std::max(handle.num_tokens, context_.config.max_tokens / kShareOfOthers);
 }
 
 void LowLatencyTransport::start_move(const CudaHandleState& handle, MoveArgs& args) {
@@ -46,7 +71,8 @@ void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const
   lines.phases = args.phases;
   lines.zero_padding = args.zero_padding;
   // One more for the books.
-  lines.num_blocks = num_blocks(handle.num_tokens * lines_.dispatch_parts() * 2 + kUnitsPerBlock);
+  lines.num_blocks = num_blocks(tokens_to_move(handle) * lines_.dispatch_parts() * 2 + kUnitsPerBlock);
+  lines.next_starts_early = may_overlap(lines.num_blocks);
   check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");
 }
 
@@ -59,7 +85,8 @@ void LowLatencyTransport::complete(const CudaHandleState& handle) {
 void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
   if (args.call != DeviceCall::kCombine) return direct_.start_sum(handle, args);
   LineCombineArgs lines{.sum = args, .lines = lines_};
-  lines.sum.tuning.num_blocks = num_blocks(handle.num_tokens * lines_.combine_chunks() * 2 + kUnitsPerBlock);
+  lines.sum.tuning.num_blocks = num_blocks(tokens_to_move(handle) * lines_.combine_chunks() * 2 + kUnitsPerBlock);
+  lines.next_starts_early = may_overlap(lines.sum.tuning.num_blocks);
   check_cuda(launch_line_combine(lines, context_.stream), "launching combine");
 }
 

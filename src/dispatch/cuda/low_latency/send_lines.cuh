@@ -44,6 +44,22 @@ struct LineSender {
     }
   }
 
+  /// After all, this rank sends nothing: what run() has written of its tokens, each by the same warp.
+  __device__ void clear(const Worker& worker) const {
+    const HandleArrays& handle = routing().handle;
+    const int parts = args.lines.dispatch_parts();
+    const int count = static_cast<int>(handle.num_tokens) * parts;
+#pragma unroll 1
+    for (int unit = worker.idx; unit < count; unit += worker.count) {
+      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(parts));
+      if (unit != token * parts) continue;
+      if (lane_id() < handle.sends_per_token) {
+        handle.sends[std::int64_t{token} * handle.sends_per_token + lane_id()] = SendPlace{-1, -1, -1, -1};
+      }
+      if (lane_id() < handle.top_k) handle.dst_row[std::int64_t{token} * handle.top_k + lane_id()] = -1;
+    }
+  }
+
  private:
   [[nodiscard]] __device__ TokenRanks ranks_of(int token) const {
     return {t.routing, token, routing().handle.top_k, routing().layout.params().order};
