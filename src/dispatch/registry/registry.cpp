@@ -20,9 +20,8 @@ namespace {
 
 std::vector<const DispatcherInfo*>& entries() {
   static std::vector<const DispatcherInfo*> all = {
-      &host::direct_info(),         &host::low_latency_info(), &host::alltoall_info(),
-      &reference::reference_info(), &cuda::direct_info(),      &cuda::low_latency_info(),
-      &cuda::alltoall_info(),
+      &host::direct_info(), &host::low_latency_info(), &host::alltoall_info(), &reference::reference_info(),
+      &cuda::direct_info(), &cuda::low_latency_info(), &cuda::alltoall_info(),
   };
   return all;
 }
