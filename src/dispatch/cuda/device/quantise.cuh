@@ -33,14 +33,6 @@ __device__ inline uint2 to_fp8(const float (&values)[Bf16Format::kElements], flo
   return make_uint2(words[0], words[1]);
 }
 
-/// 16 bytes at any address.
-__device__ __noinline__ inline uint4 load_any_vector(const std::byte* from) {
-  std::uint32_t words[4] = {};
-#pragma unroll
-  for (int b = 0; b < kVectorBytes; ++b) words[b / 4] |= static_cast<std::uint32_t>(from[b]) << (8 * (b % 4));
-  return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
 /// Quantises `num_elements` elements from `row` on, at most kQuantisedElements. One warp.
 __device__ inline void quantise(const std::byte* row, int num_elements, bool aligned, bool powers_of_two,
                                 QuantisedPart& out) {
@@ -54,7 +46,7 @@ __device__ inline void quantise(const std::byte* row, int num_elements, bool ali
     raw[i] = make_uint4(0, 0, 0, 0);
     if (first >= num_elements) continue;
     const std::byte* from = row + static_cast<std::int64_t>(first) * 2;
-    raw[i] = aligned ? load_vector(from) : load_any_vector(from);
+    raw[i] = aligned ? load_vector(from) : load_bytes(from, kVectorBytes);
   }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {

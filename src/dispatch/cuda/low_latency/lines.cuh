@@ -29,28 +29,6 @@ __device__ inline uint4 load_line_vector(const std::byte* from) {
   return v;
 }
 
-// Any address. Not inlined: what is executed once in a call is fetched while the call waits for it, and few rows lie
-// so.
-__device__ __noinline__ inline uint4 load_bytes(const std::byte* from, int num_bytes) {
-  std::uint64_t words[2] = {};
-#pragma unroll 1
-  for (int b = 0; b < num_bytes; ++b) {
-    const std::uint64_t value = static_cast<std::uint64_t>(from[b]) << (8 * (b & 7));
-    if (b < 8) {
-      words[0] |= value;
-    } else {
-      words[1] |= value;
-    }
-  }
-  return make_uint4(static_cast<std::uint32_t>(words[0]), static_cast<std::uint32_t>(words[0] >> 32),
-                    static_cast<std::uint32_t>(words[1]), static_cast<std::uint32_t>(words[1] >> 32));
-}
-__device__ __noinline__ inline void store_bytes(std::byte* to, int num_bytes, const uint4 v) {
-  const std::uint64_t words[2] = {std::uint64_t{v.y} << 32 | v.x, std::uint64_t{v.w} << 32 | v.z};
-#pragma unroll 1
-  for (int b = 0; b < num_bytes; ++b) to[b] = static_cast<std::byte>((b < 8 ? words[0] : words[1]) >> (8 * (b & 7)));
-}
-
 /// How units lie in lines: where what a lane holds of one belongs in the chunk, and how much it is.
 struct PairPacking {
   static constexpr int kLinesPerGroup = 2;
