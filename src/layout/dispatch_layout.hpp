@@ -10,28 +10,34 @@
 
 namespace epistle {
 
-/// Which rank holds which expert: contiguous blocks, the first (num_experts mod num_ranks) ranks hold one more.
-struct ExpertPartition {
+/// Which rank holds which expert: contiguous blocks, the first (num_experts mod num_ranks) ranks hold one more. What
+/// takes a division is computed once: kernels ask often.
+class ExpertPartition {
+ public:
+  constexpr ExpertPartition() = default;
+  EPISTLE_HOST_DEVICE constexpr ExpertPartition(std::int32_t experts, std::int32_t ranks) noexcept
+      : num_experts(experts), num_ranks(ranks), base_(experts / ranks), extra_(experts % ranks) {}
+
   std::int32_t num_experts = 0;
   std::int32_t num_ranks = 1;
 
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t first_expert(std::int32_t rank) const noexcept {
-    const std::int32_t base = num_experts / num_ranks;
-    const std::int32_t extra = num_experts % num_ranks;
-    return rank * base + (rank < extra ? rank : extra);
+    return rank * base_ + (rank < extra_ ? rank : extra_);
   }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t num_local_experts(std::int32_t rank) const noexcept {
-    return num_experts / num_ranks + (rank < num_experts % num_ranks ? 1 : 0);
+    return base_ + (rank < extra_ ? 1 : 0);
   }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t max_local_experts() const noexcept {
     return num_local_experts(0);
   }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t rank_of(std::int32_t expert) const noexcept {
-    const std::int32_t base = num_experts / num_ranks;
-    const std::int32_t extra = num_experts % num_ranks;
-    const std::int32_t wide_end = extra * (base + 1);
-    return expert < wide_end ? expert / (base + 1) : extra + (expert - wide_end) / base;
+    const std::int32_t wide_end = extra_ * (base_ + 1);
+    return expert < wide_end ? expert / (base_ + 1) : extra_ + (expert - wide_end) / base_;
   }
+
+ private:
+  std::int32_t base_ = 0;   ///< experts of every rank
+  std::int32_t extra_ = 0;  ///< ranks with one more
 };
 
 /// Everything the layout depends on. The same on all ranks.
@@ -74,12 +80,11 @@ struct TokenRecordHeader {
 class DispatchLayout {
  public:
   DispatchLayout() = default;
-  EPISTLE_HOST_DEVICE constexpr explicit DispatchLayout(const LayoutParams& params) noexcept : params_(params) {}
+  EPISTLE_HOST_DEVICE constexpr explicit DispatchLayout(const LayoutParams& params) noexcept
+      : params_(params), partition_(params.num_experts, params.num_ranks) {}
 
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr const LayoutParams& params() const noexcept { return params_; }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr ExpertPartition partition() const noexcept {
-    return {params_.num_experts, params_.num_ranks};
-  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr ExpertPartition partition() const noexcept { return partition_; }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool token_major() const noexcept {
     return params_.layout == OutputLayout::kTokenMajor;
   }
@@ -221,6 +226,7 @@ class DispatchLayout {
   }
 
   LayoutParams params_;
+  ExpertPartition partition_;
 };
 
 }  // namespace epistle

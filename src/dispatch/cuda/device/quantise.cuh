@@ -33,41 +33,72 @@ __device__ inline uint2 to_fp8(const float (&values)[Bf16Format::kElements], flo
   return make_uint2(words[0], words[1]);
 }
 
-/// Quantises `num_elements` elements from `row` on, at most kQuantisedElements. One warp.
-__device__ inline void quantise(const std::byte* row, int num_elements, bool aligned, bool powers_of_two,
-                                QuantisedPart& out) {
-  constexpr int kElements = Bf16Format::kElements;
-  constexpr int kVectors = (kQuantisedElements / kElements + kWarpSize - 1) / kWarpSize;
-  constexpr int kScaleLanes = static_cast<int>(kScaleBlockElements) / kElements;
-  uint4 raw[kVectors];
+/// What a warp quantises at once, as it was: bf16 elements in the registers of its lanes. Four lanes hold a block, so
+/// that each finds one scale, and take turns with its vectors.
+struct UnquantisedPart {
+  static constexpr int kElements = Bf16Format::kElements;
+  static constexpr int kLanes = 4;  // of a block
+  static constexpr int kVectors = static_cast<int>(kScaleBlockElements) / kElements / kLanes;
+
+  uint4 v[kVectors];
+
+  /// First element of one of this lane's vectors.
+  __device__ static int first(int vector) {
+    const int lane = lane_id();
+    return lane / kLanes * static_cast<int>(kScaleBlockElements) + (vector * kLanes + lane % kLanes) * kElements;
+  }
+  /// Takes `num_elements` elements from `row` on; the rest is zero.
+  __device__ void load(const std::byte* row, int num_elements, bool aligned) {
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int first = (i * kWarpSize + lane_id()) * kElements;
-    raw[i] = make_uint4(0, 0, 0, 0);
-    if (first >= num_elements) continue;
-    const std::byte* from = row + static_cast<std::int64_t>(first) * 2;
-    raw[i] = aligned ? load_vector(from) : load_bytes(from, kVectorBytes);
+    for (int i = 0; i < kVectors; ++i) {
+      v[i] = make_uint4(0, 0, 0, 0);
+      if (first(i) >= num_elements) continue;
+      const std::byte* from = row + first(i) * 2;
+      v[i] = aligned ? load_vector(from) : load_bytes(from, kVectorBytes);
+    }
+  }
+};
+
+/// Quantises the `num_elements` elements of a part, at most kQuantisedElements. One warp.
+__device__ inline void quantise(const UnquantisedPart& part, int num_elements, bool powers_of_two, QuantisedPart& out) {
+  constexpr int kElements = UnquantisedPart::kElements;
+  constexpr int kLanes = UnquantisedPart::kLanes;
+  static_assert(kWarpSize / kLanes == kQuantisedBlocks + 1, "the last lanes hold no block");
+  float largest = 0.0F;
+#pragma unroll
+  for (const uint4& vector : part.v) {
+    float values[kElements];
+    Bf16Format::unpack(vector, values);
+#pragma unroll
+    for (const float value : values) largest = fmaxf(largest, fabsf(value));  // leaves NaNs out
   }
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int vector = i * kWarpSize + lane_id();
-    float values[kElements];
-    Bf16Format::unpack(raw[i], values);
-    float largest = 0.0F;
+  for (int step = 1; step < kLanes; step *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, step));
+  }
+  const fp8::BlockScale scale = fp8::scale_of_block(largest, powers_of_two);
+  const int block = lane_id() / kLanes;
+  if (block < kQuantisedBlocks) {
 #pragma unroll
-    for (const float value : values) largest = fmaxf(largest, fabsf(value));
-    // Of numbers that are not negative, the bits are in the same order; NaNs are left out above.
-    const unsigned half = lane_id() < kScaleLanes ? (1U << kScaleLanes) - 1U : ~((1U << kScaleLanes) - 1U);
-    largest = __uint_as_float(__reduce_max_sync(half, __float_as_uint(largest)));
-    const fp8::BlockScale block = fp8::scale_of_block(largest, powers_of_two);
-    if (vector * kElements < kQuantisedElements) {
-      *reinterpret_cast<uint2*>(out.elements + vector * kElements) = to_fp8(values, block.inverse);
+    for (int i = 0; i < UnquantisedPart::kVectors; ++i) {
+      float values[kElements];
+      Bf16Format::unpack(part.v[i], values);
+      *reinterpret_cast<uint2*>(out.elements + UnquantisedPart::first(i)) = to_fp8(values, scale.inverse);
     }
-    if (lane_id() % kScaleLanes == 0) {
-      out.scales[vector / kScaleLanes] = vector * kElements < num_elements ? __float_as_uint(block.scale) : 0U;
-    }
+  }
+  if (lane_id() % kLanes == 0) {
+    const bool is_there = block * static_cast<int>(kScaleBlockElements) < num_elements;
+    out.scales[block] = is_there ? __float_as_uint(scale.scale) : 0U;
   }
   __syncwarp();
+}
+
+/// The same, of elements that lie from `row` on.
+__device__ inline void quantise(const std::byte* row, int num_elements, bool aligned, bool powers_of_two,
+                                QuantisedPart& out) {
+  UnquantisedPart part;
+  part.load(row, num_elements, aligned);
+  quantise(part, num_elements, powers_of_two, out);
 }
 
 }  // namespace epistle::cuda
