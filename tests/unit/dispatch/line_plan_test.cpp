@@ -37,6 +37,42 @@ TEST(Lines, AreAsManyAsTheirPayloadAsksFor) {
   }
 }
 
+TEST(RankFinder, FindsTheRankOfEveryExpert) {
+  for (const int num_ranks : {1, 2, 3, 7, 8, 16, 31, 72}) {
+    for (int num_experts = 1; num_experts <= kMaxLineExperts; num_experts += num_experts < 300 ? 1 : 97) {
+      const ExpertPartition partition{num_experts, num_ranks};
+      const RankFinder finder(partition);
+      for (int e = 0; e < num_experts; ++e) {
+        ASSERT_EQ(finder.rank_of(e), partition.rank_of(e)) << e << " of " << num_experts << " on " << num_ranks;
+      }
+    }
+  }
+}
+
+TEST(LineDivisor, DividesExactlyAsFarAsItSays) {
+  for (const std::int64_t divisor : {1, 2, 3, 7, 9, 15, 16, 255, 300, 4096, 65537}) {
+    const LineDivisor by(static_cast<std::int32_t>(divisor));
+    std::int64_t largest = (std::int64_t{1} << 31) - 1;
+    if (divisor > 1) largest = std::min(largest, (std::int64_t{1} << 32) / divisor - 1);
+    ASSERT_TRUE(LineDivisor::is_exact_up_to(largest, divisor));
+    for (std::int64_t step = 0; step < 20000; ++step) {
+      for (const std::int64_t number : {step, largest - step, largest / divisor * divisor - step, largest / 3 + step}) {
+        if (number < 0 || number > largest) continue;
+        ASSERT_EQ(by.quotient(static_cast<std::int32_t>(number)), number / divisor) << number << " / " << divisor;
+      }
+    }
+  }
+  EXPECT_FALSE(LineDivisor::is_exact_up_to(std::int64_t{1} << 32, 2));
+}
+
+TEST(LinePlan, LeavesToOthersWhatWarpsCouldNotCount) {
+  LayoutParams params = decode_params(72);
+  params.max_tokens = 1 << 20;
+  params.combine_row_bytes = 1 << 20;
+  EXPECT_FALSE(plan_of(params).combines);
+  EXPECT_TRUE(plan_of(decode_params(72)).combines);
+}
+
 TEST(LinePlan, HasRoomForEverySlotOfBothSetsAndNoneTwice) {
   for (const int num_ranks : {1, 2, 3, 8}) {
     for (const bool quantises : {false, true}) {
@@ -57,7 +93,7 @@ TEST(LinePlan, HasRoomForEverySlotOfBothSetsAndNoneTwice) {
           for (int pair = 0; pair < params.max_tokens; ++pair) {
             const std::int64_t slot = lines.slot_offset(epoch, source, pair);
             EXPECT_EQ(slot % kLineBytes, 0);
-            ranges.push_back({slot, slot + lines.slot_bytes()});
+            ranges.push_back({slot, slot + lines.slot_bytes});
           }
         }
       }

@@ -8,8 +8,10 @@
 
 namespace epistle::cuda {
 
-/// Most pairs that one of the other ranks has sent: the number of turns.
-__device__ inline int longest_source(const DeviceGroup& group, const HandleTotals& totals) {
+/// Most pairs that one of the other ranks has sent: the number of turns. `totals`: HandleTotals, or what has
+/// been taken from them.
+template <class Totals>
+__device__ inline int longest_source(const DeviceGroup& group, const Totals& totals) {
   int longest = 0;
   for (int s = 0; s < group.num_ranks; ++s) {
     if (s != group.rank) longest = max(longest, totals.pair_begin[s + 1] - totals.pair_begin[s]);

@@ -343,17 +343,18 @@ __device__ inline void finish_epoch(const CallContext& call) {
   call.group->local->epoch = call.epoch;
 }
 
-/// True in the last block that comes here, and there in the first thread only.
-__device__ inline bool leaves_last(const DeviceGroup& group) {
-  if (threadIdx.x != 0 || atomicAdd(&group.local->blocks_left, 1U) != gridDim.x - 1) return false;
+/// True in the last block that comes here, and there in one thread only.
+__device__ inline bool leaves_last(const DeviceGroup& group, int thread = 0) {
+  if (static_cast<int>(threadIdx.x) != thread || atomicAdd(&group.local->blocks_left, 1U) != gridDim.x - 1)
+    return false;
   group.local->blocks_left = 0;
   return true;
 }
 
 /// Ends the call of this kernel, at the last of its blocks that comes here. Every block does, after it has read the
-/// epoch.
-__device__ inline void leave_call(const CallContext& call) {
-  if (leaves_last(*call.group)) finish_epoch(call);
+/// epoch; `thread` sees to it, and waits for memory.
+__device__ inline void leave_call(const CallContext& call, int thread = 0) {
+  if (leaves_last(*call.group, thread)) finish_epoch(call);
 }
 
 /// Tells the host that the ranks did not agree on a call, once where both halves find it. By one thread, with all

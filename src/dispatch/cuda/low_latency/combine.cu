@@ -48,12 +48,56 @@ struct OwnTerms {
   float weight = 0.0F;
 };
 
+/// Whose rows this rank has: what of the handle's totals says so, in shared memory.
+struct SourceRows {
+  std::int32_t is_void;
+  std::int32_t pair_begin[kMaxRanks + 1];
+  std::int32_t stage_begin[kMaxRanks];
+
+  /// What a thread has read of it.
+  struct Some {
+    std::int32_t is_void = 0;
+    std::int32_t pair_begin = 0;
+    std::int32_t stage_begin = 0;
+  };
+  /// Asks for what the thread has to keep(), before the block meets.
+  __device__ static Some load(const HandleTotals& totals, int num_ranks) {
+    const auto source = static_cast<int>(threadIdx.x);
+    Some some;
+    if (source > num_ranks) return some;
+    some.pair_begin = totals.pair_begin[source];
+    if (source < num_ranks) some.stage_begin = totals.stage_begin[source];
+    if (source == 0) some.is_void = static_cast<std::int32_t>(totals.is_void);
+    return some;
+  }
+  __device__ void keep(const Some& some, int num_ranks) {
+    const auto source = static_cast<int>(threadIdx.x);
+    if (source > num_ranks) return;
+    pair_begin[source] = some.pair_begin;
+    if (source < num_ranks) stage_begin[source] = some.stage_begin;
+    if (source == 0) is_void = some.is_void;
+  }
+};
+
+/// What the handle knows of a token of this rank: by top-k position its expert and, if that is here, its row, and by
+/// place where it was sent.
+struct TokenTerms {
+  std::int32_t expert = -1;
+  std::int32_t row = -1;
+  float row_weight = 0.0F;
+  std::int32_t dst_rank = -1;
+  std::int32_t dst_row = -1;
+  std::int32_t stage = -1;
+  float weight = 1.0F;
+};
+
 /// `kAligned`: every row given and every row of the result begins at a multiple of 16 bytes.
 template <class Format, bool kAligned>
 struct LineSummer {
   const SumArgs& args;
   const LinePlan& lines;
   const CallContext& call;
+  const SourceRows& sources;
 
   [[nodiscard]] __device__ const DeviceGroup& group() const { return args.group; }
   [[nodiscard]] __device__ bool token_major() const { return args.layout.token_major(); }
@@ -62,32 +106,55 @@ struct LineSummer {
 
   /// What this rank has for the tokens of others; one warp among others.
   __device__ void send(const Worker& worker) const {
-    const HandleTotals& totals = *args.handle.totals;
     const int others = group().num_ranks - 1;
-    const int chunks = lines.combine_chunks();
-    const int count = longest_source(group(), totals) * others * chunks;
+    const int chunks = lines.combine_chunks;
+    const int count = longest_source(group(), sources) * others * chunks;
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const auto row = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
-      const auto idx = static_cast<std::int32_t>(static_cast<unsigned>(row) / static_cast<unsigned>(others));
+      const auto row = lines.by_combine_chunks.quotient(unit);
+      const auto idx = lines.by_others.quotient(row);
       int source = group().rank + 1 + row - idx * others;
       if (source >= group().num_ranks) source -= group().num_ranks;
-      const std::int32_t begin = totals.pair_begin[source];
-      if (begin + idx >= totals.pair_begin[source + 1]) continue;
-      send_pair(source, begin + idx, totals.stage_begin[source] + idx, unit - row * chunks);
+      const std::int32_t begin = sources.pair_begin[source];
+      if (begin + idx >= sources.pair_begin[source + 1]) continue;
+      send_pair(source, begin + idx, sources.stage_begin[source] + idx, unit - row * chunks);
     }
   }
 
-  /// The tokens of this rank; likewise.
-  __device__ void receive(const Worker& worker) const {
-    const int chunks = lines.combine_chunks();
+  /// What is known of the token of a unit that this rank receives, if there is one.
+  [[nodiscard]] __device__ TokenTerms look_up(int unit) const {
+    const HandleArrays& handle = args.handle;
+    const auto token = lines.by_combine_chunks.quotient(unit);
+    TokenTerms terms;
+    if (token >= static_cast<int>(handle.num_tokens)) return terms;
+    if (!token_major() && lane_id() < handle.top_k) {
+      const std::int64_t entry = std::int64_t{token} * handle.top_k + lane_id();
+      terms.expert = handle.expert_ids[entry];
+      terms.row = handle.dst_row[entry];
+      terms.row_weight = handle.weights[entry];
+    }
+    if (lane_id() < handle.sends_per_token) {
+      const std::int64_t place = std::int64_t{token} * handle.sends_per_token + lane_id();
+      const SendPlace send = handle.sends[place];
+      terms.dst_rank = send.dst_rank;
+      terms.dst_row = send.row;
+      terms.stage = send.stage;
+      terms.weight = handle.send_weights[place];
+    }
+    return terms;
+  }
+
+  /// The tokens of this rank; likewise. `first`: what look_up() has said of the first unit, by thread.
+  __device__ void receive(const Worker& worker, const TokenTerms* first) const {
+    const int chunks = lines.combine_chunks;
     const int count = static_cast<int>(args.handle.num_tokens) * chunks;
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(chunks));
+      const auto token = lines.by_combine_chunks.quotient(unit);
       const int chunk = unit - token * chunks;
       ChunkSums<Format> sums;
-      const bool there = flat() ? sum_experts(token, chunk, sums) : sum_ranks(token, chunk, sums);
+      const TokenTerms terms = unit == worker.idx ? first[threadIdx.x] : look_up(unit);
+      const bool there = flat() ? sum_experts(token, chunk, sums) : sum_ranks(terms, chunk, sums);
       if (!there) return;
       Chunk out;
       sums.pack(out);
@@ -98,7 +165,7 @@ struct LineSummer {
 
  private:
   __device__ void load_own(std::int32_t row, int chunk, Chunk& data) const {
-    data.load(args.rows + row * row_bytes() + std::int64_t{chunk} * Chunk::kBytes,
+    data.load(args.rows + wide_product(row, row_bytes()) + chunk * Chunk::kBytes,
               bytes_in_chunk<Chunk>(row_bytes(), chunk), kAligned);
   }
   [[nodiscard]] __device__ std::byte* lines_at(int rank, std::int64_t slot, int chunk) const {
@@ -176,56 +243,40 @@ struct LineSummer {
   }
 
   /// This rank's rows of one of its own tokens.
-  [[nodiscard]] __device__ OwnTerms own_terms(int token) const {
-    const HandleArrays& handle = args.handle;
+  [[nodiscard]] __device__ OwnTerms own_terms(const TokenTerms& token) const {
     const ExpertPartition partition = args.layout.partition();
     const std::int32_t first = partition.first_expert(group().rank);
     const std::int32_t end = first + partition.num_local_experts(group().rank);
-    OwnTerms terms;
-    if (lane_id() < handle.top_k) {
-      const std::int64_t entry = std::int64_t{token} * handle.top_k + lane_id();
-      const std::int32_t expert = handle.expert_ids[entry];
-      terms.weight = handle.weights[entry];
-      if (expert >= first && expert < end) terms.row = handle.dst_row[entry];
-    }
-    return terms;
+    return {token.expert >= first && token.expert < end ? token.row : -1, token.row_weight};
   }
 
   /// One row per rank; false when a wait was given up.
-  __device__ bool sum_ranks(int token, int chunk, ChunkSums<Format>& sums) const {
-    const HandleArrays& handle = args.handle;
-    SendPlace send{-1, -1, -1, -1};
-    float weight = 1.0F;
-    // Asked for at once, whether there are rows here or not.
-    const OwnTerms terms = token_major() ? OwnTerms{} : own_terms(token);
-    if (lane_id() < handle.sends_per_token && handle.totals->is_void == 0) {
-      const std::int64_t place = std::int64_t{token} * handle.sends_per_token + lane_id();
-      send = handle.sends[place];
-      weight = handle.send_weights[place];
-    }
-    const unsigned mask = __ballot_sync(kFullWarp, send.dst_rank >= 0);
-    const unsigned own = __ballot_sync(kFullWarp, send.dst_rank == group().rank);
+  __device__ bool sum_ranks(const TokenTerms& terms, int chunk, ChunkSums<Format>& sums) const {
+    const std::int32_t dst_rank = sources.is_void == 0 ? terms.dst_rank : -1;
+    const unsigned mask = __ballot_sync(kFullWarp, dst_rank >= 0);
+    const unsigned own = __ballot_sync(kFullWarp, dst_rank == group().rank);
     const bool weighted = args.weighted && token_major();
     Chunk mine;
     if (own != 0) {
       if (token_major()) {
-        load_own(__shfl_sync(kFullWarp, send.row, __ffs(static_cast<int>(own)) - 1), chunk, mine);
+        load_own(__shfl_sync(kFullWarp, terms.dst_row, __ffs(static_cast<int>(own)) - 1), chunk, mine);
       } else {
-        sum_own(terms, __ballot_sync(kFullWarp, terms.row >= 0), chunk, mine);
+        const OwnTerms here = own_terms(terms);
+        sum_own(here, __ballot_sync(kFullWarp, here.row >= 0), chunk, mine);
       }
     }
     sums.clear();
 #pragma unroll 1
     for (unsigned left = mask; left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
-      const float factor = __shfl_sync(kFullWarp, weight, lane);
+      const float factor = __shfl_sync(kFullWarp, terms.weight, lane);
       if ((own >> lane & 1U) != 0) {
         sums.add(mine, weighted, factor);
         continue;
       }
       Chunk theirs;
-      const int rank = __shfl_sync(kFullWarp, send.dst_rank, lane);
-      if (!await_chunk(rank, __shfl_sync(kFullWarp, send.stage, lane), chunk, theirs)) return false;
+      const int rank = __shfl_sync(kFullWarp, dst_rank, lane);
+      if (!await_chunk(rank, __shfl_sync(kFullWarp, terms.stage, lane), chunk, theirs)) return false;
       sums.add(theirs, weighted, factor);
     }
     return true;
@@ -238,7 +289,7 @@ struct LineSummer {
     const std::int64_t first_entry = std::int64_t{token} * handle.top_k;
     OwnTerms terms;
     int rank = -1;
-    if (lane_id() < handle.top_k && handle.totals->is_void == 0) {
+    if (lane_id() < handle.top_k && sources.is_void == 0) {
       terms.row = handle.dst_row[first_entry + lane_id()];
       terms.weight = handle.weights[first_entry + lane_id()];
       const std::int32_t expert = handle.expert_ids[first_entry + lane_id()];
@@ -263,25 +314,39 @@ struct LineSummer {
 
 template <class Format, bool kAligned>
 __global__ void __launch_bounds__(kLineThreads, 1) line_combine_kernel(const __grid_constant__ LineCombineArgs args) {
-  CallContext call;
-  const bool runs = begin_sum(args.sum, call);
-  if (args.next_starts_early) let_next_kernel_start();
-  if (!runs) return;
-  const LineSummer<Format, kAligned> summer{args.sum, args.lines, call};
+  __shared__ volatile std::uint32_t touched;
+  __shared__ SourceRows sources;
+  __shared__ TokenTerms first[kLineThreads];
+  const std::uint32_t touch = touch_args(args);
   // The last block moves no rows: it sees to what the ranks agree on.
   const int num_movers = max(1, static_cast<int>(gridDim.x) - 1);
   const bool moves_rows = static_cast<int>(blockIdx.x) < num_movers;
   const bool agrees = blockIdx.x == gridDim.x - 1;
-  const Worker worker = line_worker(num_movers);
+  const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const Worker sending = line_worker(num_movers, warp, kLineWarps);
+  // Warps that have nothing to send begin to receive.
+  const Worker receiving = line_worker(num_movers, kLineWarps - 1 - warp, kLineWarps);
+  CallContext call;
+  const LineSummer<Format, kAligned> summer{args.sum, args.lines, call, sources};
+  wait_for_start(args.sum.group);
+  if (args.next_starts_early) let_next_kernel_start();
+  // All that lies in memory is asked for at once.
+  const SourceRows::Some some = SourceRows::load(*args.sum.handle.totals, args.sum.group.num_ranks);
+  TokenTerms terms;
+  if (moves_rows && (args.sum.phases & kReceivePhase) != 0) terms = summer.look_up(receiving.idx);
+  if (!begin_sum(args.sum, call)) return;
+  sources.keep(some, args.sum.group.num_ranks);
+  first[threadIdx.x] = terms;
+  if (lane_id() == 0) touched = touch;
+  // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
+  __syncthreads();
   if ((args.sum.phases & kSendPhase) != 0) {
     if (agrees) announce(call);
-    if (moves_rows && args.sum.group.num_ranks > 1) summer.send(worker);
+    if (moves_rows && args.sum.group.num_ranks > 1) summer.send(sending);
   }
   if ((args.sum.phases & kReceivePhase) == 0) return;
-  // Every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
-  __syncthreads();
-  leave_call(call);
-  if (moves_rows) summer.receive(worker);
+  leave_call(call, kLineThreads - 1);
+  if (moves_rows) summer.receive(receiving, first);
   if (agrees && !wait_all_ready(call)) abandon_call(call, true);
 }
 

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) complete_kernel(const __grid_
         {args.group.num_ranks, partition.num_experts, top_k, partition.max_local_experts(),
          args.group.control.max_tokens},
         t);
-  t.routing.clear();
+  t.routing.clear(whole_block());
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < handle.num_tokens * top_k; i += kLineThreads) {
     const std::int32_t expert = handle.expert_ids[i];

@@ -11,33 +11,20 @@
 namespace epistle::cuda {
 namespace {
 
-/// Which rank has which experts.
-__device__ void fill_rank_tables(const PrepareArgs& args, const LineTables& t) {
-  const ExpertPartition partition = args.layout.partition();
-  for (int rank = static_cast<int>(threadIdx.x); rank < partition.num_ranks; rank += kLineThreads) {
-    t.all.first[rank] = partition.first_expert(rank);
-  }
-#pragma unroll 1
-  for (int e = static_cast<int>(threadIdx.x); e < partition.num_experts; e += kLineThreads) {
-    t.routing.rank_of[e] = static_cast<std::uint8_t>(partition.rank_of(e));
-  }
-}
+/// Warps of a block that read the routing and wait for counts, while the others send rows.
+constexpr int kKeeperWarps = 6;
+constexpr int kSenderWarps = kLineWarps - kKeeperWarps;
+constexpr int kKeeperBarrier = 1;
+constexpr int kSenderBarrier = 2;
 
-/// Assignments of this rank to experts of others; by one block.
-__device__ int count_remote(const PrepareArgs& args, const LineTables& t) {
-  __shared__ int remote;
-  if (threadIdx.x == 0) remote = 0;
-  __syncthreads();
-  const int first_expert = t.all.first[args.group.rank];
-  int mine = 0;
-#pragma unroll 1
-  for (int e = static_cast<int>(threadIdx.x); e < args.group.control.num_experts; e += kLineThreads) {
-    if (e < first_expert || e >= first_expert + t.num_local) mine += t.routing.count(args.group.num_ranks + e);
-  }
-  mine = __reduce_add_sync(kFullWarp, mine);
-  if (lane_id() == 0 && mine > 0) atomicAdd(&remote, mine);
-  __syncthreads();
-  return remote;
+/// Which rank has which experts, and how many rows come out there.
+__device__ void fill_rank_tables(const PrepareArgs& args, const LineTables& t, int rank) {
+  const ExpertPartition partition = args.layout.partition();
+  if (rank >= partition.num_ranks) return;
+  const bool blocks = args.layout.params().layout == OutputLayout::kExpertBlocks;
+  t.all.first[rank] = partition.first_expert(rank);
+  t.all.out_rows[rank] =
+      static_cast<std::int32_t>(args.layout.params().capacity_rows) * (blocks ? partition.num_local_experts(rank) : 1);
 }
 
 /// The whole of a summary to the host, but for the ids, which are written by themselves.
@@ -51,87 +38,215 @@ __device__ void tell_finding(const PrepareArgs& args, const Summary& summary) {
   for (int i = 0; i < num_words; ++i) to[i] = from[i];
 }
 
-/// What the handle and the host are told of the call as a whole; by one block. Not inlined, as everything that the
-/// other blocks do not execute: what they do execute is fetched while they wait for it.
-__device__ __noinline__ void keep_books(const LineDispatchArgs& args, const CallContext& call, const LineTables& t,
-                                        Exchange exchange, std::int32_t routed) {
-  const PrepareArgs& routing = args.routing;
-  if (threadIdx.x == 0) *t.all.routed = routed;
-  const Received mine = received(routing, t.all, exchange);
-  if (threadIdx.x / kWarpSize == 0) write_totals(routing, call, t.all, exchange, mine);
-  Summary& summary = *routing.handle.summary;
-  write_counts(routing, call, t.all, exchange, mine, summary);
-  if (threadIdx.x == 0) {
-    if (summary.finding == static_cast<std::uint32_t>(Finding::kNone)) {
-      // Nothing of it has to cross to the host before somebody asks, and no write there is waited for.
-      fence_device();
-      *static_cast<volatile std::uint64_t*>(&routing.summary->passed_id) = routing.prepare_id;
-    } else {
-      tell_finding(routing, summary);
-      publish_summary(routing);
-    }
+/// What the counts say of the experts here, for the caller.
+__device__ void write_expert_counts(const PrepareArgs& args, const LineTables& t, std::int32_t num_rows,
+                                    const Team& team) {
+  const HandleArrays& handle = args.handle;
+  const int first_expert = t.all.first[args.group.rank];
+  const bool token_major = args.layout.token_major();
+  if (team.thread == 0 && t.num_local == 0 && !token_major) handle.expert_begin[0] = 0;
+#pragma unroll 1
+  for (int local = team.thread; local < t.num_local; local += team.count) {
+    const std::int32_t total = t.all.total[first_expert + local];
+    handle.expert_counts[local] = total;
+    handle.expert_dropped[local] = 0;
+    if (token_major) continue;
+    const std::int32_t begin = t.all.group[first_expert + local];
+    handle.expert_begin[local] = begin;
+    if (local < t.num_local - 1) continue;
+    handle.expert_begin[t.num_local] = clip(begin + args.layout.group_rows(total), num_rows);
   }
+}
+
+/// Who sends how much to whom, for the host; by one warp.
+__device__ void write_pairs(const PrepareArgs& args, const LineTables& t, Summary& summary) {
+  const int ranks = args.group.num_ranks;
+  auto* pairs = reinterpret_cast<std::int32_t*>(&summary + 1);
+  std::int32_t* output_rows = pairs + ranks * ranks;
+  std::int32_t* other_pairs = output_rows + ranks;
+#pragma unroll 1
+  for (int i = lane_id(); i < ranks * ranks; i += kWarpSize) pairs[i] = t.all.tokens[i];
+#pragma unroll 1
+  for (int r = lane_id(); r < ranks; r += kWarpSize) {
+    output_rows[r] = t.all.out_rows[r];
+    std::int32_t others = 0;
+#pragma unroll 1
+    for (int d = 0; d < ranks; ++d) others += d != r ? t.all.tokens[r * ranks + d] : 0;
+    other_pairs[r] = others;
+  }
+}
+
+/// What the handle and the host are told of the call as a whole; by the warps of `team`, at least four, each something
+/// else. Not inlined, as it is called from two places.
+__device__ __noinline__ void keep_books(const LineDispatchArgs& args, const CallContext call, std::byte* memory,
+                                        const Books books, const Exchange exchange, const Team team) {
+  const PrepareArgs& routing = args.routing;
+  const LineTables t = tables_of(routing, memory);
+  Summary& summary = *routing.handle.summary;
+  const bool token_major = routing.layout.token_major();
+  const int warp = team.thread / kWarpSize;
+  if (warp == 0) {
+    const Received mine = received(routing, t.all, exchange);
+    write_totals(routing, call, t.all, exchange, mine);
+    if (lane_id() == 0) {
+      const std::int32_t content_rows = token_major ? mine.num_pairs : exchange.refused ? 0 : books.content;
+      routing.handle.totals->content_rows = content_rows;
+      summary.content_rows = content_rows;
+      summary.num_rows = mine.num_rows;
+      summary.padding_rows = mine.num_rows - content_rows;
+    }
+  } else if (warp == 1) {
+    write_pairs(routing, t, summary);
+  } else if (warp == 2) {
+    if (lane_id() == 0) {
+      summary.sent_remote_assignments = exchange.remote_assignments;
+      summary.dropped_by_this_rank = 0;
+      summary.dropped_here = 0;
+      summary.dropped_in_group = 0;
+      summary.num_tokens = *t.all.routed;
+      summary.peer = -1;
+      summary.finding = static_cast<std::uint32_t>(Finding::kNone);
+      if (exchange.refused) find_fault(routing, call, exchange, summary);
+    }
+  } else {
+    constexpr int kOthers = 3 * kWarpSize;
+    write_expert_counts(routing, t, t.all.out_rows[routing.group.rank],
+                        {team.thread - kOthers, team.count - kOthers, team.barrier});
+  }
+  team.meet();
+  if (team.thread != 0) return;
+  if (!exchange.refused) {
+    // Nothing of it has to cross to the host before somebody asks, and no write there is waited for.
+    fence_device();
+    *static_cast<volatile std::uint64_t*>(&routing.summary->passed_id) = routing.prepare_id;
+  } else {
+    tell_finding(routing, summary);
+    publish_summary(routing);
+  }
+}
+
+/// What the warps of a block have in common.
+struct BlockState {
+  int refusing_rank;  ///< kMaxRanks: none
+  Books books;
+  volatile int placed;  ///< the tables say where rows go
+  volatile std::uint32_t touched;
+};
+
+/// The block that keeps the books waits for all counts, and tells of them as soon as they are there.
+__device__ bool settle_books(const LineDispatchArgs& args, const CallContext& call, LineTables& t, std::byte* memory,
+                             bool refused, const Team& team, BlockState& state) {
+  const PrepareArgs& routing = args.routing;
+  const bool ok = await_books(routing, call, args.lines, t, refused, team, state.refusing_rank, state.books);
+  team.meet();
+  place_sources(routing, t, true, team);
+  team.meet();
+  if (team.thread == 0) state.placed = 1;
+  if (state.books.trouble != 0) return ok;
+  Exchange exchange{};
+  exchange.refusing_rank = -1;
+  exchange.overflow_rank = -1;
+  exchange.remote_assignments = state.books.remote;
+  keep_books(args, call, memory, state.books, exchange, team);
+  return ok;
 }
 
 template <bool kQuantises>
 __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __grid_constant__ LineDispatchArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
+  __shared__ BlockState state;
+  const std::uint32_t touch = touch_args(args);
   const PrepareArgs& routing = args.routing;
   const DeviceGroup& group = routing.group;
-  const ExpertPartition partition = routing.layout.partition();
-  LineTables t;
-  carve(shared,
-        {group.num_ranks, partition.num_experts, routing.handle.top_k, partition.max_local_experts(),
-         group.control.max_tokens},
-        t);
-  t.num_local = partition.num_local_experts(group.rank);
-  t.routing.clear();
-  fill_rank_tables(routing, t);
-  wait_for_start(group);
-  if (args.next_starts_early) let_next_kernel_start();
-  EarlyRouting early;
-  early.load(routing);
-  CallContext call;
-  if (!next_call(group, {.call = routing.call, .phase = Phase::kLayout, .buffer = args.buffer}, call)) return;
+  LineTables t = tables_of(routing, shared);
   // The last block moves no rows: what it does takes as long as they do.
   const int num_movers = max(1, static_cast<int>(gridDim.x) - 1);
   const bool moves_rows = static_cast<int>(blockIdx.x) < num_movers;
   const bool keeps_books = blockIdx.x == gridDim.x - 1;
-  if (keeps_books && (args.phases & kSendPhase) != 0) announce(call);
-  // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
-  __syncthreads();
-  if ((args.phases & kReceivePhase) != 0) leave_call(call);
-  const bool refused = __syncthreads_or(read_routing(routing, t, early)) != 0;
-  const Worker worker = line_worker(num_movers);
-  WarpScratch& scratch = t.scratch[threadIdx.x / kWarpSize];
+  const bool has_send = (args.phases & kSendPhase) != 0;
+  const bool has_receive = (args.phases & kReceivePhase) != 0;
+  const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const bool sends = warp < kSenderWarps;
+  const bool sends_rows = sends && moves_rows && has_send;
+  const Worker sending = line_worker(num_movers, warp, kSenderWarps);
+  // Warps that have nothing to send begin to receive.
+  const Worker receiving = line_worker(num_movers, sends ? kSenderWarps - 1 - warp : warp, kLineWarps);
+  WarpScratch& scratch = t.scratch[warp];
+  CallContext call;
   const LineSender<kQuantises> sender{args, call, t, scratch};
-  if ((args.phases & kSendPhase) != 0) {
-    tell_line_counts(call, args.lines, t, refused);
-    if (!refused && moves_rows) sender.run(worker);
+  const LineReceiver<kQuantises> receiver{args, call, t, scratch};
+  const Team senders{static_cast<int>(threadIdx.x), kSenderWarps * kWarpSize, kSenderBarrier};
+  const Team keepers{static_cast<int>(threadIdx.x) - senders.count, kKeeperWarps * kWarpSize, kKeeperBarrier};
+  if (!sends) {
+    t.routing.clear(keepers);
+    fill_rank_tables(routing, t, keepers.thread);
+    if (keepers.thread == 0) {
+      state.refusing_rank = kMaxRanks;
+      state.books = Books{};
+      state.placed = 0;
+    }
+    keepers.meet();
   }
-  if ((args.phases & kReceivePhase) == 0) return;
-  Exchange exchange{};
-  if (keeps_books && !refused) exchange.remote_assignments = count_remote(routing, t);
-  const LineCounts counts = await_tables(routing, call, args.lines, t, refused, keeps_books);
-  const bool disagreed = !counts.there;
+  wait_for_start(group);
+  if (args.next_starts_early) let_next_kernel_start();
+  EarlyRouting early;
+  if (!sends) early.load(routing, args.lines, keepers);
+  typename LineSender<kQuantises>::Given given{};
+  typename LineSender<kQuantises>::RowChunk data{};
+  if (sends_rows) sender.load(sending.idx, given);
+  if (!next_call(group, {.call = routing.call, .phase = Phase::kLayout, .buffer = args.buffer}, call)) return;
+  if (keeps_books && has_send) announce(call);
+  bool bad = false;
+  if (!sends) {
+    bad = read_routing(routing, args.lines, t, early, keepers);
+    if (keeps_books && keepers.thread == 0) *t.all.routed = early.num_routed(routing);
+  } else if (sends_rows) {
+    sender.make(given, sending.idx, data);
+  }
+  if (lane_id() == 0) state.touched = touch;
+  // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
+  const bool refused = __syncthreads_or(bad) != 0;
+  bool ok = true;
+  if (sends) {
+    if (has_send) {
+      tell_line_counts(call, args.lines, t, refused, senders);
+      if (sends_rows && !refused) sender.run(sending, data, given);
+    }
+    if (keeps_books && has_receive) ok = settle_books(args, call, t, shared, refused, senders, state);
+  } else if (has_receive && !keeps_books) {
+    const bool with_experts = !routing.layout.token_major();
+    ok = await_tables(call, args.lines, t, refused, with_experts, keepers, state.refusing_rank);
+    keepers.meet();
+    place_sources(routing, t, with_experts, keepers);
+    if (keepers.thread == 0) state.placed = 1;
+  }
+  if (!has_receive) return;
+  typename LineReceiver<kQuantises>::Unit first;
+  if (moves_rows) receiver.watch(receiving.idx, state.placed, first);
+  const bool disagreed = __syncthreads_and(ok) == 0;
+  leave_call(call, kLineThreads - 1);
   if (disagreed) {
     // Either a wait was given up, or all ranks see that they disagree: then the routing is a void one.
     const bool agreed = settle(call);
     if (__syncthreads_or(agreed || has_failed(group)) != 0) return;
   }
-  exchange.disagreed = disagreed;
-  exchange.refusing_rank = counts.refusing_rank;
-  exchange.overflow_rank = -1;
-  exchange.refused = disagreed || exchange.refusing_rank >= 0;
-  if (exchange.refused) exchange.remote_assignments = 0;
-  place_sources(routing, t, exchange.refused);
-  if (exchange.refused && moves_rows) sender.clear(worker);
-  if (moves_rows) {
-    LineReceiver<kQuantises>{args, call, t, scratch}.run(worker);
-    LinePadding{args, t, worker}.run();
+  const int refuser = disagreed || state.refusing_rank == kMaxRanks ? -1 : state.refusing_rank;
+  const bool nothing = disagreed || refuser >= 0;
+  if (nothing) {
+    place_nothing(routing, shared);
+    if (moves_rows && sends) sender.clear(sending);
   }
-  if (!keeps_books) return;
-  keep_books(args, call, t, exchange, early.routed);
+  if (moves_rows) {
+    receiver.run(receiving, first);
+    LinePadding{args, t, receiving}.run();
+  }
+  if (!keeps_books || !nothing) return;
+  Exchange exchange{};
+  exchange.disagreed = disagreed;
+  exchange.refusing_rank = refuser;
+  exchange.overflow_rank = -1;
+  exchange.refused = true;
+  keep_books(args, call, shared, state.books, exchange, whole_block());
   if (disagreed) abandon_call(call, false);  // the summary tells the host
 }
 

@@ -50,12 +50,67 @@ inline constexpr std::int32_t kMaxLineExperts = 2048;
   return (units + kBlockUnits - 1) / kBlockUnits;
 }
 
+/// The rank of an expert without a division. Exact for experts below kMaxLineExperts: a quotient is at least half a
+/// divisor's inverse away from the next integer, which is more than what rounding takes away.
+class RankFinder {
+ public:
+  constexpr RankFinder() = default;
+  explicit RankFinder(const ExpertPartition& partition) noexcept
+      : num_wide_(partition.num_experts % partition.num_ranks),
+        wide_end_(num_wide_ * (partition.num_experts / partition.num_ranks + 1)),
+        wide_inverse_(1.0F / static_cast<float>(partition.num_experts / partition.num_ranks + 1)),
+        inverse_(1.0F / static_cast<float>(partition.num_experts < partition.num_ranks
+                                               ? 1
+                                               : partition.num_experts / partition.num_ranks)) {}
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t rank_of(std::int32_t expert) const noexcept {
+    const bool is_wide = expert < wide_end_;
+    const float idx = static_cast<float>(is_wide ? expert : expert - wide_end_) + 0.5F;
+    const auto rank = static_cast<std::int32_t>(idx * (is_wide ? wide_inverse_ : inverse_));
+    return is_wide ? rank : num_wide_ + rank;
+  }
+
+ private:
+  std::int32_t num_wide_ = 0;  ///< ranks with one expert more than the others
+  std::int32_t wide_end_ = 0;  ///< first expert behind theirs
+  float wide_inverse_ = 1.0F;
+  float inverse_ = 1.0F;
+};
+
+/// The product of two numbers of 32 bits: a quarter of the instructions that 64 bits take.
+[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t wide_product(std::int64_t a, std::int64_t b) noexcept {
+  return static_cast<std::int64_t>(std::uint64_t{static_cast<std::uint32_t>(a)} * static_cast<std::uint32_t>(b));
+}
+
+/// Divides by a number that the host knows, with one multiplication.
+class LineDivisor {
+ public:
+  constexpr LineDivisor() = default;
+  constexpr explicit LineDivisor(std::int32_t divisor) noexcept
+      : inverse_(divisor > 1
+                     ? static_cast<std::uint32_t>((std::uint64_t{1} << 32) / static_cast<std::uint32_t>(divisor)) + 1
+                     : 0) {}
+  /// Whether quotients of all numbers up to this one are exact.
+  [[nodiscard]] static constexpr bool is_exact_up_to(std::int64_t number, std::int64_t divisor) noexcept {
+    return divisor <= 1 || number < (std::int64_t{1} << 32) / divisor;
+  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t quotient(std::int32_t number) const noexcept {
+    if (inverse_ == 0) return number;
+    return static_cast<std::int32_t>((std::uint64_t{static_cast<std::uint32_t>(number)} * inverse_) >> 32);
+  }
+
+ private:
+  std::uint32_t inverse_ = 0;  ///< 0: the divisor is one
+};
+
 /// What lies where among the lines that a rank receives. There are two sets of each kind; a call uses that of the last
-/// bit of its epoch (docs/low_latency.md says why that is enough).
+/// bit of its epoch (docs/low_latency.md says why that is enough). Numbers that kernels need again and again are kept
+/// ready, in 32 bits where they fit: each instruction is executed by every warp.
 struct LinePlan {
   std::int32_t num_ranks = 1;
   std::int32_t num_columns = 0;  ///< of the counts of a source
-  std::int64_t max_tokens = 0;
+  std::int32_t max_tokens = 0;
+  std::int32_t top_k = 1;
   std::int64_t row_bytes = 0;    ///< on the way
   std::int64_t scale_bytes = 0;  ///< likewise
   std::int32_t header_lines = 0;
@@ -68,56 +123,65 @@ struct LinePlan {
   bool quantises = false;      ///< rows of bf16 become fp8, and scales are among their lines
   bool powers_of_two = false;  ///< those scales
   ScaleFormat scale_format = ScaleFormat::kFp32;
+  RankFinder ranks;
+  // What follows from it; see complete().
+  bool combines = false;  ///< combine goes by lines; not rows of so many chunks that warps could not count them
+  std::int32_t row_chunks = 0;
+  std::int32_t scale_chunks = 0;  ///< of scales that travel as they are given
+  std::int32_t combine_chunks = 0;
+  std::int32_t dispatch_parts = 0;  ///< what of a dispatched row warps move, each by itself: header, row, scales
+  std::uint32_t slot_bytes = 0;
+  std::uint32_t combine_slot_bytes = 0;
+  std::int64_t counts_bytes =
+      0;                       ///< of uint64 [num_ranks, num_columns]: what a source has counted, each with its epoch
+  std::int64_t set_bytes = 0;  ///< of one set of dispatch
+  LineDivisor by_parts;
+  LineDivisor by_combine_chunks;
+  LineDivisor by_ranks;
+  LineDivisor by_others;  ///< ranks but one
+  LineDivisor by_top_k;
 
-  // ---- Of a row -----------------------------------------------------------------------------------------------------
-
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t row_chunks() const noexcept {
-    return (row_lines + kChunkLines - 1) / kChunkLines;
-  }
-  /// Chunks of scales that travel as they are given.
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t scale_chunks() const noexcept {
-    return (scale_lines + kChunkLines - 1) / kChunkLines;
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t combine_chunks() const noexcept {
-    return (combine_lines + kChunkLines - 1) / kChunkLines;
-  }
-
-  /// What of a dispatched row warps move, each by itself: the header, chunks of the row, chunks of its scales.
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t dispatch_parts() const noexcept {
-    return 1 + row_chunks() + scale_chunks();
+  constexpr void complete() noexcept {
+    const auto chunks_of = [](std::int32_t lines) { return (lines + kChunkLines - 1) / kChunkLines; };
+    row_chunks = chunks_of(row_lines);
+    scale_chunks = chunks_of(scale_lines);
+    combine_chunks = chunks_of(combine_lines);
+    dispatch_parts = 1 + row_chunks + scale_chunks;
+    slot_bytes = static_cast<std::uint32_t>((header_lines + row_lines + scale_lines) * kLineBytes);
+    combine_slot_bytes = static_cast<std::uint32_t>(combine_lines * kLineBytes);
+    counts_bytes = (std::int64_t{num_ranks} * num_columns * 8 + kLineBytes - 1) / kLineBytes * kLineBytes;
+    set_bytes = routes ? counts_bytes + std::int64_t{num_ranks} * max_tokens * slot_bytes : 0;
+    by_parts = LineDivisor(dispatch_parts);
+    by_combine_chunks = LineDivisor(combine_chunks);
+    by_ranks = LineDivisor(num_ranks);
+    by_others = LineDivisor(num_ranks - 1);
+    by_top_k = LineDivisor(top_k);
   }
 
   // ---- In the section of dispatch -----------------------------------------------------------------------------------
 
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t slot_bytes() const noexcept {
-    return (header_lines + row_lines + scale_lines) * kLineBytes;
-  }
-  /// uint64 [num_ranks, num_columns] of a set: what a source has counted, each with its epoch above it.
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_bytes() const noexcept {
-    return (std::int64_t{num_ranks} * num_columns * 8 + kLineBytes - 1) / kLineBytes * kLineBytes;
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t set_bytes() const noexcept {
-    return routes ? counts_bytes() + num_ranks * max_tokens * slot_bytes() : 0;
-  }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t counts_offset(std::uint32_t epoch,
                                                                          std::int32_t source) const noexcept {
-    return (epoch & 1U) * set_bytes() + std::int64_t{source} * num_columns * 8;
+    return ((epoch & 1U) != 0 ? set_bytes : 0) + static_cast<std::uint32_t>(source * num_columns * 8);
   }
   /// Where the `pair`-th row of a source begins.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t slot_offset(std::uint32_t epoch, std::int32_t source,
                                                                        std::int32_t pair) const noexcept {
-    return (epoch & 1U) * set_bytes() + counts_bytes() + (source * max_tokens + pair) * slot_bytes();
+    const auto slot = static_cast<std::uint32_t>(source * max_tokens + pair);
+    return ((epoch & 1U) != 0 ? set_bytes : 0) + counts_bytes +
+           static_cast<std::int64_t>(std::uint64_t{slot} * slot_bytes);
   }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t dispatch_bytes() const noexcept { return 2 * set_bytes(); }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t dispatch_bytes() const noexcept { return 2 * set_bytes; }
 
   // ---- In the section of combine ------------------------------------------------------------------------------------
 
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t combine_slot_offset(std::uint32_t epoch,
                                                                                std::int64_t slot) const noexcept {
-    return ((epoch & 1U) * combine_slots + slot) * combine_lines * kLineBytes;
+    const auto place = static_cast<std::uint64_t>(((epoch & 1U) != 0 ? combine_slots : 0) + slot);
+    return static_cast<std::int64_t>(place * combine_slot_bytes);
   }
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t combine_bytes() const noexcept {
-    return 2 * combine_slots * combine_lines * kLineBytes;
+    return 2 * combine_slots * combine_slot_bytes;
   }
 };
 

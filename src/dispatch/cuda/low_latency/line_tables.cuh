@@ -19,6 +19,7 @@ struct WarpScratch {
     alignas(16) std::byte chunk[Chunk::kBytes];
   };
   std::uint32_t header[(kHeaderStart + 3 * kMaxLineTopK + 31) / 32 * 32];
+  uint4 head[kWarpSize];  ///< a received header's lines
 };
 
 struct LineTables {
@@ -40,72 +41,106 @@ struct LineShape {
 
 /// Lays the tables out from `memory` on; returns the bytes they take.
 __host__ __device__ inline std::int64_t carve(std::byte* memory, const LineShape& shape, LineTables& t) {
-  std::int64_t used = 0;
-  const auto take = [&](auto*& part, std::int64_t count) {
+  // What is routed by lines fits into 32 bits.
+  std::uint32_t used = 0;
+  const auto take = [&](auto*& part, std::uint32_t count) {
     part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory + used);
-    used += round16(count * static_cast<std::int64_t>(sizeof(*part)));
+    used += (count * static_cast<std::uint32_t>(sizeof(*part)) + 15U) & ~15U;
   };
-  const std::int64_t entries = shape.max_tokens * shape.top_k;
+  const auto ranks = static_cast<std::uint32_t>(shape.ranks);
+  const auto experts = static_cast<std::uint32_t>(shape.experts);
+  const std::uint32_t entries = static_cast<std::uint32_t>(shape.max_tokens) * static_cast<std::uint32_t>(shape.top_k);
   t.routing.num_columns = shape.ranks + shape.experts;
   t.routing.stride = line_words(shape.max_tokens);
   take(t.scratch, kLineWarps);
-  take(t.routing.bits, std::int64_t{t.routing.num_columns} * t.routing.stride);
+  take(t.routing.bits, (ranks + experts) * static_cast<std::uint32_t>(t.routing.stride));
   take(t.routing.entries, entries);
   take(t.routing.ranks, entries);
-  take(t.routing.rank_of, shape.experts);
-  take(t.all.total, shape.experts);
-  take(t.all.group, shape.experts);
-  take(t.all.tokens, std::int64_t{shape.ranks} * shape.ranks);
-  take(t.all.out_rows, shape.ranks);
-  take(t.all.first, shape.ranks);
+  take(t.all.total, experts);
+  take(t.all.group, experts);
+  take(t.all.tokens, ranks * ranks);
+  take(t.all.out_rows, ranks);
+  take(t.all.first, ranks);
   take(t.all.routed, 1);
-  take(t.begin, std::int64_t{shape.ranks} * shape.max_local);
-  take(t.pair_begin, shape.ranks + 1);
+  take(t.begin, ranks * static_cast<std::uint32_t>(shape.max_local));
+  take(t.pair_begin, ranks + 1);
   return used;
 }
 
-/// The first entries of the routing, on their way while the block sets itself up.
-struct EarlyRouting {
-  static constexpr int kPerThread = 2;
-  std::int32_t routed;
-  std::int64_t ids[kPerThread];
+/// The tables of a block of dispatch. What is not inlined lays them out anew rather than being given them: they stay in
+/// registers.
+__device__ inline LineTables tables_of(const PrepareArgs& args, std::byte* memory) {
+  const ExpertPartition partition = args.layout.partition();
+  LineTables t;
+  carve(memory,
+        {args.group.num_ranks, partition.num_experts, args.handle.top_k, partition.max_local_experts(),
+         args.group.control.max_tokens},
+        t);
+  t.num_local = partition.num_local_experts(args.group.rank);
+  return t;
+}
 
-  __device__ void load(const PrepareArgs& args) {
+/// The first entries of the routing, on their way while the block sets itself up: as they come, so that nothing waits
+/// for them before they are used.
+struct EarlyRouting {
+  static constexpr int kPerThread = 4;
+  std::int32_t routed;
+  std::uint64_t ids[kPerThread];
+
+  __device__ void load(const PrepareArgs& args, const LinePlan& lines, const Team& team) {
     const auto num_tokens = static_cast<std::int32_t>(args.handle.num_tokens);
-    const int top_k = args.handle.top_k;
-    routed = args.num_tokens != nullptr ? __ldcg(args.num_tokens) : num_tokens;
+    routed = num_tokens;
+    if (args.num_tokens != nullptr) routed = __ldcg(args.num_tokens);
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {
-      const int i = static_cast<int>(threadIdx.x) + j * kLineThreads;
-      const auto token = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(top_k));
-      ids[j] = token < num_tokens ? read_id(args, token * args.id_stride + (i - token * top_k)) : kNoExpert;
+      const int i = team.thread + j * team.count;
+      const int token = lines.by_top_k.quotient(i);
+      const std::int64_t offset = token * args.id_stride + (i - token * lines.top_k);
+      ids[j] = 0;
+      if (token >= num_tokens) break;
+      if (args.ids_are_64_bit) {
+        ids[j] = static_cast<const std::uint64_t*>(args.expert_ids)[offset];
+      } else {
+        ids[j] = static_cast<const std::uint32_t*>(args.expert_ids)[offset];
+      }
     }
-    routed = max(0, min(routed, num_tokens));
+  }
+  [[nodiscard]] __device__ std::int32_t num_routed(const PrepareArgs& args) const {
+    return max(0, min(routed, static_cast<std::int32_t>(args.handle.num_tokens)));
+  }
+  /// Of the `round`-th entry of the thread; takes the next one to its place.
+  [[nodiscard]] __device__ std::int64_t take(const PrepareArgs& args) {
+    const std::uint64_t id = ids[0];
+#pragma unroll
+    for (int j = 0; j + 1 < kPerThread; ++j) ids[j] = ids[j + 1];
+    return args.ids_are_64_bit ? static_cast<std::int64_t>(id)
+                               : static_cast<std::int32_t>(static_cast<std::uint32_t>(id));
   }
 };
 
 /// Reads the whole routing and sets its bits, which must be clear; true in a thread that has seen a bad id.
-__device__ inline bool read_routing(const PrepareArgs& args, LineTables& t, const EarlyRouting& early) {
+__device__ inline bool read_routing(const PrepareArgs& args, const LinePlan& lines, LineTables& t, EarlyRouting& early,
+                                    const Team& team) {
   const int ranks = args.group.num_ranks;
   const int experts = args.group.control.num_experts;
-  const int top_k = args.handle.top_k;
-  const int count = static_cast<int>(args.handle.num_tokens) * top_k;
+  const int count = static_cast<int>(args.handle.num_tokens) * lines.top_k;
+  const std::int32_t num_routed = early.num_routed(args);
   bool bad = false;
-  int round = 0;
+  int left = EarlyRouting::kPerThread;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kLineThreads, ++round) {
-    const auto token = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(top_k));
-    std::int64_t id = kNoExpert;
-    if (token < early.routed) {
-      id = round == 0   ? early.ids[0]
-           : round == 1 ? early.ids[1]
-                        : read_id(args, token * args.id_stride + (i - token * top_k));
+  for (int i = team.thread; i < count; i += team.count, --left) {
+    const int token = lines.by_top_k.quotient(i);
+    std::int64_t id = left > 0 ? early.take(args) : kNoExpert;
+    if (token >= num_routed) {
+      id = kNoExpert;
+    } else if (left <= 0) {
+      id = read_id(args, token * args.id_stride + (i - token * lines.top_k));
     }
     bool is_bad = id < kNoExpert || id >= experts;
     if (is_bad) id = kNoExpert;
     t.routing.entries[i] = static_cast<std::int32_t>(id);
     if (id != kNoExpert) {
-      const int rank = t.routing.rank_of[id];
+      const int rank = lines.ranks.rank_of(static_cast<std::int32_t>(id));
       t.routing.ranks[i] = static_cast<std::uint8_t>(rank);
       const std::uint32_t bit = 1U << (token & 31);
       const int column = ranks + static_cast<int>(id);
@@ -133,17 +168,18 @@ inline constexpr int kFewRanks = 8;
 
 /// Tells every rank what this one has counted; each of the blocks that do so its share of the columns.
 __device__ inline void tell_line_counts(const CallContext& call, const LinePlan& lines, const LineTables& t,
-                                        bool refused) {
+                                        bool refused, const Team& team) {
   const DeviceGroup& group = *call.group;
   const auto num_blocks = static_cast<int>(gridDim.x);
   const bool alone = group.num_ranks <= kFewRanks;
   const int share = alone ? num_blocks - 1 - static_cast<int>(blockIdx.x) : static_cast<int>(blockIdx.x);
+  if (alone && share > 0) return;
   const int per_block = alone ? lines.num_columns : (lines.num_columns + num_blocks - 1) / num_blocks;
   const int begin = share * per_block;
   const int end = min(begin + per_block, lines.num_columns);
   const std::uint64_t tag = std::uint64_t{call.epoch} << 32;
 #pragma unroll 1
-  for (int column = begin + static_cast<int>(threadIdx.x); column < end; column += kLineThreads) {
+  for (int column = begin + team.thread; column < end; column += team.count) {
     const bool is_status = column == t.routing.num_columns;
     const int value = is_status ? (refused ? 1 : 0) : refused ? 0 : t.routing.count(column);
 #pragma unroll 1
@@ -155,91 +191,156 @@ __device__ inline void tell_line_counts(const CallContext& call, const LinePlan&
   }
 }
 
-/// A count of another rank, when it is there. Nothing is newer than the call, so what is not of this call is older,
-/// however often epochs have gone round.
-__device__ inline std::int32_t await_line_count(const CallContext& call, int source, const std::uint64_t* count,
-                                                bool& ok) {
+/// A count of another rank, which was not there at the first look (`word`). Nothing is newer than the call, so what is
+/// not of this call is older, however often epochs have gone round.
+/// Another call's word where the wait is given up.
+__device__ __noinline__ inline std::uint64_t poll_line_count(const CallContext call, int source,
+                                                             const std::uint64_t* count) {
   std::uint64_t start_ns = 0;
 #pragma unroll 1
   for (std::uint32_t polls = 0;; ++polls) {
     const std::uint64_t word = load_relaxed(count);
-    if (epoch_of(word) == call.epoch) return static_cast<std::int32_t>(word);
+    if (epoch_of(word) == call.epoch) return word;
     if ((polls & 0x3fU) != 0x3fU) continue;
     if (start_ns == 0) start_ns = now_ns();
-    if (gives_up(call, source, start_ns, polls + 1)) {
-      ok = false;
-      return 0;
-    }
+    if (gives_up(call, source, start_ns, polls + 1)) return word;
   }
 }
+__device__ inline std::int32_t await_line_count(const CallContext& call, int source, const std::uint64_t* count,
+                                                std::uint64_t word, bool& ok) {
+  if (epoch_of(word) != call.epoch) {
+    word = poll_line_count(call, source, count);
+    ok = ok && epoch_of(word) == call.epoch;
+  }
+  return static_cast<std::int32_t>(word);
+}
 
-/// What a block knows of the other ranks' routing.
-struct LineCounts {
-  bool there;         ///< no wait was given up, and, where asked for, all ranks are in this call
-  int refusing_rank;  ///< -1: none refused its input
+/// Counts of all ranks, as far as this one needs them to place what it receives; `with_experts`: of its experts too.
+/// `refusing_rank` (shared by the block) becomes the first rank that refused its input, if there is one. False in a
+/// thread that has given up a wait.
+__device__ inline bool await_tables(const CallContext& call, const LinePlan& lines, const LineTables& t, bool refused,
+                                    bool with_experts, const Team& team, int& refusing_rank) {
+  constexpr int kLoads = 3;  // on their way at once
+  const DeviceGroup& group = *call.group;
+  const int ranks = group.num_ranks;
+  const int first_expert = expert_column(ranks, t.all.first[group.rank]);
+  // Of each source: whether it refused, its tokens for each rank, what it has for the experts here.
+  const int per_source = 1 + ranks + (with_experts ? t.num_local : 0);
+  const int count = ranks * per_source;
+  const float inverse = __frcp_rn(static_cast<float>(per_source));
+  bool ok = true;
+#pragma unroll 1
+  for (int begin = team.thread; begin < count; begin += kLoads * team.count) {
+    std::uint64_t words[kLoads];
+    const std::uint64_t* places[kLoads];
+    int sources[kLoads];
+    int columns[kLoads];
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const int i = begin + j * team.count;
+      // Exact, as in RankFinder.
+      const auto source = static_cast<int>((static_cast<float>(i) + 0.5F) * inverse);
+      const int idx = i - source * per_source;
+      sources[j] = i < count ? source : -1;
+      columns[j] = idx == 0 ? t.routing.num_columns : idx <= ranks ? idx - 1 : first_expert + idx - 1 - ranks;
+      words[j] = 0;
+      places[j] = line_counts(group, lines, call.epoch, group.rank, source) + columns[j];
+      if (i < count && source != group.rank) words[j] = load_relaxed(places[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const int source = sources[j];
+      const int column = columns[j];
+      if (source < 0) continue;
+      const bool is_status = column == t.routing.num_columns;
+      std::int32_t value = 0;
+      if (source != group.rank) {
+        value = await_line_count(call, source, places[j], words[j], ok);
+      } else if (is_status) {
+        value = refused ? 1 : 0;
+      } else if (!refused) {
+        value = t.routing.count(column);
+      }
+      if (is_status) {
+        if (value != 0) atomicMin(&refusing_rank, source);
+      } else if (column < ranks) {
+        t.all.tokens[source * ranks + column] = value;
+      } else {
+        t.begin[source * t.num_local + column - first_expert] = value;
+      }
+    }
+  }
+  return ok;
+}
+
+/// What the block that keeps the books finds, in shared memory.
+struct Books {
+  int remote;   ///< assignments of this rank to experts of others
+  int content;  ///< of all ranks to the experts here
+  int trouble;  ///< not 0: a rank refused its input, is in another call, or does not come
 };
 
-/// Counts of all ranks, as far as this one needs them to place what it receives; with `books` all of them, which the
-/// handle keeps, and the announcements. The same in all threads of the block.
-__device__ inline LineCounts await_tables(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
-                                          LineTables& t, bool refused, bool books) {
-  __shared__ int refusing_rank;
+/// The same with all counts, which the handle keeps; and whether all ranks are in this call.
+__device__ inline bool await_books(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
+                                   const LineTables& t, bool refused, const Team& team, int& refusing_rank,
+                                   Books& books) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
   const int first_expert = expert_column(ranks, t.all.first[group.rank]);
-  const int end_expert = first_expert + t.num_local;
-  if (threadIdx.x == 0) refusing_rank = kMaxRanks;
-  __syncthreads();
+  const int num_columns = t.routing.num_columns;
   bool ok = true;
+  bool trouble = false;
+  int remote = 0;
+  int content = 0;
 #pragma unroll 1
   for (int source = 0; source < ranks; ++source) {
     const std::uint64_t* counts = line_counts(group, lines, call.epoch, group.rank, source);
 #pragma unroll 1
-    for (int column = static_cast<int>(threadIdx.x); column < lines.num_columns; column += kLineThreads) {
-      const bool is_status = column == t.routing.num_columns;
-      const bool is_local = column >= first_expert && column < end_expert;
-      if (!books && !is_status && !is_local && column >= ranks) continue;
-      std::int32_t count = 0;
+    for (int column = team.thread; column <= num_columns; column += team.count) {
+      std::int32_t value = 0;
       if (source != group.rank) {
-        count = await_line_count(call, source, counts + column, ok);
-      } else if (is_status) {
-        count = refused ? 1 : 0;
-      } else if (!refused) {
-        count = t.routing.count(column);
+        value = await_line_count(call, source, counts + column, load_relaxed(counts + column), ok);
+      } else if (!refused && column < num_columns) {
+        value = t.routing.count(column);
       }
-      if (is_status) {
-        if (count != 0) atomicMin(&refusing_rank, source);
+      if (column == num_columns) {
+        if (source == group.rank && refused) value = 1;
+        if (value != 0) atomicMin(&refusing_rank, source);
+        trouble = trouble || value != 0;
         continue;
       }
-      if (column < ranks) t.all.tokens[source * ranks + column] = count;
-      if (is_local) t.begin[source * t.num_local + column - first_expert] = count;
-      if (books) args.handle.counts[source * t.routing.num_columns + column] = count;
+      args.handle.counts[source * num_columns + column] = value;
+      const bool is_local = column >= first_expert && column < first_expert + t.num_local;
+      if (column < ranks) t.all.tokens[source * ranks + column] = value;
+      if (is_local) {
+        t.begin[source * t.num_local + column - first_expert] = value;
+        content += value;
+      }
+      if (source == group.rank && column >= ranks && !is_local) remote += value;
     }
   }
-  if (books && static_cast<int>(threadIdx.x) < ranks) {
-    ok = starts_same_call(call, static_cast<int>(threadIdx.x)) && ok;
+  for (int peer = team.thread; peer < ranks; peer += team.count) ok = starts_same_call(call, peer) && ok;
+  remote = __reduce_add_sync(kFullWarp, remote);
+  content = __reduce_add_sync(kFullWarp, content);
+  if (lane_id() == 0) {
+    atomicAdd(&books.remote, remote);
+    atomicAdd(&books.content, content);
   }
-  const bool there = __syncthreads_and(ok) != 0;
-  return {there, there && refusing_rank < kMaxRanks ? refusing_rank : -1};
+  if (trouble || !ok) books.trouble = 1;
+  return ok;
 }
 
-/// Where everything begins that this rank receives. `nothing`: whatever the counts say.
-__device__ inline void place_sources(const PrepareArgs& args, LineTables& t, bool nothing) {
+/// Where everything begins that this rank receives, from the counts in the tables.
+__device__ inline void place_sources(const PrepareArgs& args, LineTables& t, bool with_experts, const Team& team) {
   const DispatchLayout& layout = args.layout;
   const int ranks = args.group.num_ranks;
   const int rank = args.group.rank;
   const int first_expert = t.all.first[rank];
-  const int thread = static_cast<int>(threadIdx.x);
-  if (nothing) {
-    for (int i = thread; i < ranks * ranks; i += kLineThreads) t.all.tokens[i] = 0;
-    for (int i = thread; i < ranks * t.num_local; i += kLineThreads) t.begin[i] = 0;
-    __syncthreads();
-  }
   const bool blocks = layout.params().layout == OutputLayout::kExpertBlocks;
   // Rows of an expert begin behind those of the experts before it, which is known at once of blocks.
   const auto capacity = static_cast<std::int32_t>(layout.params().capacity_rows);
 #pragma unroll 1
-  for (int e = thread; e < t.num_local; e += kLineThreads) {
+  for (int e = team.thread; e < t.num_local && with_experts; e += team.count) {
     std::int32_t row = blocks ? e * capacity : 0;
     if (blocks) t.all.group[first_expert + e] = row;
     std::int32_t total = 0;
@@ -252,26 +353,32 @@ __device__ inline void place_sources(const PrepareArgs& args, LineTables& t, boo
     }
     t.all.total[first_expert + e] = total;
   }
-  if (thread <= ranks) {
+#pragma unroll 1
+  for (int r = team.thread; r <= ranks; r += team.count) {
     std::int32_t begin = 0;
 #pragma unroll 1
-    for (int s = 0; s < thread; ++s) begin += t.all.tokens[s * ranks + rank];
-    t.pair_begin[thread] = begin;
+    for (int s = 0; s < r; ++s) begin += t.all.tokens[s * ranks + rank];
+    t.pair_begin[r] = begin;
   }
-  if (thread < ranks) {
-    const std::int32_t experts = thread + 1 < ranks ? t.all.first[thread + 1] - t.all.first[thread]
-                                                    : layout.params().num_experts - t.all.first[thread];
-    t.all.out_rows[thread] = capacity * (blocks ? experts : 1);
-  }
-  __syncthreads();
   if (layout.params().layout != OutputLayout::kExpertMajor) return;
-  if (thread < kWarpSize) static_cast<void>(place_groups(layout, t.all, rank));
-  __syncthreads();
+  team.meet();
+  if (team.thread < kWarpSize) static_cast<void>(place_groups(layout, t.all, rank));
+  team.meet();
 #pragma unroll 1
-  for (int i = thread; i < ranks * t.num_local; i += kLineThreads) {
+  for (int i = team.thread; i < ranks * t.num_local; i += team.count) {
     const auto source = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(t.num_local));
     t.begin[i] += t.all.group[first_expert + i - source * t.num_local];
   }
+}
+
+/// The same where nothing is received, whatever the counts say; by the whole block.
+__device__ __noinline__ inline void place_nothing(const PrepareArgs& args, std::byte* memory) {
+  LineTables t = tables_of(args, memory);
+  const int ranks = args.group.num_ranks;
+  for (int i = static_cast<int>(threadIdx.x); i < ranks * ranks; i += kLineThreads) t.all.tokens[i] = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < ranks * t.num_local; i += kLineThreads) t.begin[i] = 0;
+  __syncthreads();
+  place_sources(args, t, true, whole_block());
   __syncthreads();
 }
 

@@ -19,6 +19,16 @@ constexpr std::int64_t kUnitsPerBlock = 8;
 /// for.
 constexpr std::int64_t kShareOfOthers = 8;
 
+/// Throws where a warp could not count what is to be moved.
+void check_rows(const LinePlan& lines, std::int64_t max_tokens) {
+  if (lines.combines) return;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("low_latency combines up to 2^32 / {} pieces of rows, and {} tokens of {} bytes from {} ranks "
+                  "are more; lower max_tokens or hidden, or use direct",
+                  lines.combine_chunks, max_tokens, lines.combine_row_bytes, lines.num_ranks));
+}
+
 /// Throws where a block of `device` has too little shared memory.
 void check_shared_memory(int device, std::int64_t needed_bytes) {
   int limit_bytes = 0;
@@ -36,6 +46,7 @@ void check_shared_memory(int device, std::int64_t needed_bytes) {
 LowLatencyTransport::LowLatencyTransport(EngineContext& context)
     : context_(context), lines_(plan_lines(context.layout())), direct_(context) {
   const auto error = attempt([&] {
+    check_rows(lines_, context.config.max_tokens);
     const DeviceGuard guard(context.device);
     if (lines_.routes) check_shared_memory(context.device, line_shared_bytes(context.layout()));
     check_cuda(load_line_kernels(lines_), "loading the kernels of low_latency");
@@ -71,7 +82,7 @@ void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const
   lines.phases = args.phases;
   lines.zero_padding = args.zero_padding;
   // One more for the books.
-  lines.num_blocks = num_blocks(tokens_to_move(handle) * lines_.dispatch_parts() * 2 + kUnitsPerBlock);
+  lines.num_blocks = num_blocks(tokens_to_move(handle) * lines_.dispatch_parts * 2 + kUnitsPerBlock);
   lines.next_starts_early = may_overlap(lines.num_blocks);
   check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");
 }
@@ -85,7 +96,7 @@ void LowLatencyTransport::complete(const CudaHandleState& handle) {
 void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
   if (args.call != DeviceCall::kCombine) return direct_.start_sum(handle, args);
   LineCombineArgs lines{.sum = args, .lines = lines_};
-  lines.sum.tuning.num_blocks = num_blocks(tokens_to_move(handle) * lines_.combine_chunks() * 2 + kUnitsPerBlock);
+  lines.sum.tuning.num_blocks = num_blocks(tokens_to_move(handle) * lines_.combine_chunks * 2 + kUnitsPerBlock);
   lines.next_starts_early = may_overlap(lines.sum.tuning.num_blocks);
   check_cuda(launch_line_combine(lines, context_.stream), "launching combine");
 }

@@ -31,7 +31,9 @@ class LowLatencyTransport final : public RowTransport {
   /// SMs that the call at hand may occupy.
   [[nodiscard]] int budget() const noexcept;
   /// Whether the next kernel can lie beside one of so many blocks without taking more than a call may.
-  [[nodiscard]] bool may_overlap(int blocks) const noexcept { return 2 * blocks <= budget(); }
+  [[nodiscard]] bool may_overlap(int blocks) const noexcept {
+    return 2 * blocks <= budget() || (context_.num_sms == 0 && context_.device_group.early_start);
+  }
   /// Tokens that a call is launched for: this rank's, and those that others may have.
   [[nodiscard]] std::int64_t tokens_to_move(const CudaHandleState& handle) const noexcept;
   /// Blocks for so many chunks that warps move, within the budget of the call.

@@ -20,84 +20,115 @@ struct LineReceiver {
   [[nodiscard]] __device__ const DeviceGroup& group() const { return args.routing.group; }
   [[nodiscard]] __device__ const DispatchLayout& layout() const { return args.routing.layout; }
 
+  /// A part of a row, as far as it has come.
+  struct Unit {
+    RowChunk data;
+    bool there = false;
+  };
+
+  /// Looks for the first unit of a warp before it is known whether there is such a row, until `placed`.
+  __device__ void watch(int unit, const volatile int& placed, Unit& first) const {
+    const Part part = part_of(unit);
+    if (part.idx >= args.lines.max_tokens) return;
+    do {
+      first.there = __all_sync(kFullWarp, look(part, first.data)) != 0;
+    } while (!first.there && __any_sync(kFullWarp, placed != 0) == 0);
+  }
+
   /// All rows that this rank receives, its own among them; one warp among others. Sources take turns.
-  __device__ void run(const Worker& worker) const {
+  __device__ void run(const Worker& worker, Unit& current) const {
     const int ranks = group().num_ranks;
-    const int parts = args.lines.dispatch_parts();
     int longest = 0;
+#pragma unroll 1
     for (int s = 0; s < ranks; ++s) longest = max(longest, t.pair_begin[s + 1] - t.pair_begin[s]);
-    const int count = longest * ranks * parts;
+    const int count = longest * ranks * args.lines.dispatch_parts;
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const auto row = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(parts));
-      const auto idx = static_cast<int>(static_cast<unsigned>(row) / static_cast<unsigned>(ranks));
-      int source = group().rank + row - idx * ranks;
-      if (source >= ranks) source -= ranks;
-      if (idx >= t.pair_begin[source + 1] - t.pair_begin[source]) continue;
-      if (!receive(source, idx, unit - row * parts - 1)) return;
+      const Part part = part_of(unit);
+      if (part.idx < t.pair_begin[part.source + 1] - t.pair_begin[part.source]) {
+        if (!current.there && !poll_lines(call, part.source, [&] { return look(part, current.data); })) return;
+        open_header();
+        take(part, current.data);
+        __syncwarp();
+      }
+      current.there = false;
     }
   }
 
  private:
+  /// Which part of which row: the header (`chunk` -1), a chunk of the row, or of its scales.
+  struct Part {
+    int source;
+    int idx;  ///< of the row among the source's
+    int chunk;
+  };
   /// The rows of this rank that a received row goes to: a lane for every top-k position.
   struct Places {
     std::int32_t row = -1;
     unsigned mask = 0;  ///< lanes that have one
   };
 
-  /// One part of a row: the header (`chunk` -1), a chunk of the row, or of its scales.
-  __device__ bool receive(int source, int idx, int chunk) const {
-    const LinePlan& lines = args.lines;
-    const std::byte* slot =
-        group().section(group().rank, BufferSection::kDispatchLines) + lines.slot_offset(call.epoch, source, idx);
-    const std::byte* row_lines = slot + lines.header_lines * kLineBytes;
-    if (chunk < 0) {
-      if (!await_lines(source, slot, [](uint2) { return true; })) return false;
-      describe(source, idx, places_of(source, idx));
-    } else if (chunk < lines.row_chunks()) {
-      RowChunk data;
-      const std::byte* from = row_lines + chunk * kChunkLines * kLineBytes;
-      const int num_lines = lines_in_chunk(lines.row_lines, chunk);
-      if (!await_lines(source, slot, [&](uint2 flag) { return data.look(from, num_lines, flag); })) return false;
-      const Places places = places_of(source, idx);
-      store_row(places, data, chunk);
-      if constexpr (kQuantises) store_block_scales(places, data, chunk);
-    } else {
-      Chunk data;
-      const int in_scales = chunk - lines.row_chunks();
-      const std::byte* from = row_lines + (lines.row_lines + in_scales * kChunkLines) * kLineBytes;
-      const int num_lines = lines_in_chunk(lines.scale_lines, in_scales);
-      if (!await_lines(source, slot, [&](uint2 flag) { return data.look(from, num_lines, flag); })) return false;
-      store_scales(places_of(source, idx), data, in_scales);
-    }
-    __syncwarp();
-    return true;
+  [[nodiscard]] __device__ Part part_of(int unit) const {
+    const int ranks = group().num_ranks;
+    const int parts = args.lines.dispatch_parts;
+    const auto row = args.lines.by_parts.quotient(unit);
+    const auto idx = args.lines.by_ranks.quotient(row);
+    int source = group().rank + row - idx * ranks;
+    if (source >= ranks) source -= ranks;
+    return {source, idx, unit - row * parts - 1};
   }
 
-  /// Waits for the header, which it opens, and for what `look(flag)` looks at.
-  template <typename Look>
-  __device__ bool await_lines(int source, const std::byte* slot, const Look& look) const {
+  /// One look at a part, and at the header of its row, which is kept; true in a lane that misses nothing.
+  __device__ bool look(const Part& part, RowChunk& data) const {
+    const LinePlan& lines = args.lines;
     const uint2 flag = line_flag(call.epoch);
-    const bool has_header = lane_id() / kLineLanes < args.lines.header_lines;
-    const bool has_flag = has_header && lane_id() % kLineLanes == kFlagLane;
+    const std::byte* slot = group().section(group().rank, BufferSection::kDispatchLines) +
+                            lines.slot_offset(call.epoch, part.source, part.idx);
+    const bool in_header = lane_id() / kLineLanes < lines.header_lines;
     uint4 head = make_uint4(0, 0, 0, 0);
-    const bool there = poll_lines(call, source, [&] {
-      if (has_header) head = load_line_vector(slot + lane_id() * kUnitBytes);
-      const bool rest = look(flag);
-      return rest && (!has_flag || (head.z == flag.x && head.w == flag.y));
-    });
-    if (there) open_header(head, has_header, has_flag);
+    if (in_header) head = load_line_vector(slot + lane_id() * kUnitBytes);
+    bool there = true;
+    if (part.chunk >= 0) {
+      // Chunks of scales, as those of rows, are four vectors at most.
+      const bool in_row = part.chunk < lines.row_chunks;
+      const int chunk = in_row ? part.chunk : part.chunk - lines.row_chunks;
+      const int first_line = lines.header_lines + (in_row ? 0 : lines.row_lines) + chunk * kChunkLines;
+      there = data.look(slot + first_line * kLineBytes,
+                        lines_in_chunk(in_row ? lines.row_lines : lines.scale_lines, chunk), flag);
+    }
+    if (in_header) {
+      const bool has_flag = lane_id() % kLineLanes == kFlagLane;
+      there = there && (!has_flag || (head.z == flag.x && head.w == flag.y));
+      *reinterpret_cast<uint4*>(scratch.head + lane_id()) = head;
+    }
     return there;
   }
 
-  __device__ void open_header(const uint4& head, bool has_header, bool is_flag_lane) const {
+  /// The words of the header that was looked at last: without the flags.
+  __device__ void open_header() const {
+    __syncwarp();
     const int line = lane_id() / kLineLanes;
+    const uint4 head = *reinterpret_cast<const uint4*>(scratch.head + lane_id());
     auto* words = scratch.header + line * static_cast<int>(kLinePayloadBytes / 4) + lane_id() % kLineLanes * 4;
-    if (has_header) {
+    if (line < args.lines.header_lines) {
       reinterpret_cast<uint2*>(words)[0] = make_uint2(head.x, head.y);
-      if (!is_flag_lane) reinterpret_cast<uint2*>(words)[1] = make_uint2(head.z, head.w);
+      if (lane_id() % kLineLanes != kFlagLane) reinterpret_cast<uint2*>(words)[1] = make_uint2(head.z, head.w);
     }
     __syncwarp();
+  }
+
+  /// Takes a part to where it belongs.
+  __device__ void take(const Part& part, const RowChunk& data) const {
+    const LinePlan& lines = args.lines;
+    const Places places = places_of(part.source, part.idx);
+    if (part.chunk < 0) {
+      describe(part.source, part.idx, places);
+    } else if (part.chunk < lines.row_chunks) {
+      store_row(places, data, part.chunk);
+      if constexpr (kQuantises) store_block_scales(places, data, part.chunk);
+    } else {
+      if constexpr (!kQuantises) store_scales(places, data, part.chunk - lines.row_chunks);
+    }
   }
 
   [[nodiscard]] __device__ Places places_of(int source, int idx) const {
@@ -118,7 +149,7 @@ struct LineReceiver {
   __device__ static void for_each_row(const Places& places, const Store& store) {
 #pragma unroll 1
     for (unsigned left = places.mask; left != 0; left &= left - 1) {
-      store(std::int64_t{__shfl_sync(kFullWarp, places.row, __ffs(static_cast<int>(left)) - 1)});
+      store(__shfl_sync(kFullWarp, places.row, __ffs(static_cast<int>(left)) - 1));
     }
   }
 
@@ -126,44 +157,42 @@ struct LineReceiver {
     std::byte* rows = group().section(group().rank, BufferSection::kReceiveRows, args.buffer);
     const int num_bytes = bytes_in_chunk<RowChunk>(args.lines.row_bytes, chunk);
     const bool aligned = args.lines.row_bytes % kUnitBytes == 0;
-    for_each_row(places, [&](std::int64_t row) {
-      data.store(rows + row * args.lines.row_bytes + std::int64_t{chunk} * RowChunk::kBytes, num_bytes, aligned);
+    for_each_row(places, [&](std::int32_t row) {
+      data.store(rows + wide_product(row, args.lines.row_bytes) + chunk * RowChunk::kBytes, num_bytes, aligned);
     });
   }
   __device__ void store_scales(const Places& places, const Chunk& data, int chunk) const {
     std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
     const std::int64_t scale_bytes = args.lines.scale_bytes;
     const int num_bytes = bytes_in_chunk<Chunk>(scale_bytes, chunk);
-    for_each_row(places, [&](std::int64_t row) {
-      data.store(scales + row * scale_bytes + std::int64_t{chunk} * Chunk::kBytes, num_bytes,
+    for_each_row(places, [&](std::int32_t row) {
+      data.store(scales + wide_product(row, scale_bytes) + chunk * Chunk::kBytes, num_bytes,
                  scale_bytes % kUnitBytes == 0);
     });
   }
   /// The scales of a chunk's blocks, each with the flag lane of a line: fp32 words, or exponent bytes. The last chunk's
-  /// warp also fills up the row of scales.
+  /// warp also fills up the row of scales. (Scales of low_latency are in the order of rows.)
   __device__ void store_block_scales(const Places& places, const BlockChunk& data, int chunk) const {
     const LinePlan& lines = args.lines;
-    const ScalePlaces at = layout().scale_places(t.all.out_rows[group().rank]);
     std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
     const bool words = lines.scale_format == ScaleFormat::kFp32;
     const int num_scales = static_cast<int>(fp8::num_scales(lines.row_bytes));
-    const bool fills = !words && chunk == lines.row_chunks() - 1;
+    const bool fills = !words && chunk == lines.row_chunks - 1;
     const int fill = num_scales + lane_id();
-    for_each_row(places, [&](std::int64_t row) {
+    for_each_row(places, [&](std::int32_t row) {
+      std::byte* row_scales = scales + wide_product(row, lines.scale_bytes);
 #pragma unroll
       for (int i = 0; i < BlockChunk::kVectors; ++i) {
         const BlockChunk::Part part(i);
         const int scale = chunk * kQuantisedBlocks + part.line;
         if (!part.has_flag || part.line >= kQuantisedBlocks || scale >= num_scales) continue;
         if (words) {
-          *reinterpret_cast<std::uint32_t*>(scales + at.offset(row, scale)) = data.v[i].x;
+          reinterpret_cast<std::uint32_t*>(row_scales)[scale] = data.v[i].x;
         } else {
-          scales[at.offset(row, scale / 4) + scale % 4] = static_cast<std::byte>(data.v[i].x);
+          row_scales[scale] = static_cast<std::byte>(data.v[i].x);
         }
       }
-      if (fills && fill < lines.scale_bytes) {
-        scales[at.offset(row, fill / 4) + fill % 4] = std::byte{0};
-      }
+      if (fills && fill < lines.scale_bytes) row_scales[fill] = std::byte{0};
     });
   }
 
@@ -277,8 +306,12 @@ struct LinePadding {
   __device__ void zero_groups() const {
     for (int local = 0; local < t.num_local; ++local) zero(content_end(local), group_end(local));
   }
-  __device__ __noinline__ void describe(std::int64_t begin, std::int64_t end, int first, int step) const {
-    describe_padding(args.routing, begin, end, first, step);
+  __device__ __noinline__ static void describe_some(const PrepareArgs& args, std::int64_t begin, std::int64_t end,
+                                                    int first, int step) {
+    describe_padding(args, begin, end, first, step);
+  }
+  __device__ void describe(std::int64_t begin, std::int64_t end, int first, int step) const {
+    if (begin + first < end) describe_some(args.routing, begin, end, first, step);
   }
   __device__ void describe_token_rows(std::int32_t begin, std::int32_t end) const {
     const HandleArrays& handle = args.routing.handle;
@@ -295,13 +328,19 @@ struct LinePadding {
       }
     }
   }
-  __device__ __noinline__ void zero(std::int32_t begin, std::int32_t end) const {
-    if (!args.zero_padding) return;
-    const std::int64_t row_bytes = layout().params().row_bytes;
-    const std::int64_t scale_bytes = layout().params().scale_bytes;
-    std::byte* rows = group().section(group().rank, BufferSection::kReceiveRows, args.buffer);
-    std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
-    const ScalePlaces at = layout().scale_places(t.all.out_rows[group().rank]);
+  __device__ void zero(std::int32_t begin, std::int32_t end) const {
+    if (args.zero_padding && begin + worker.idx < end)
+      zero_some(args, t.all.out_rows[group().rank], begin, end, worker);
+  }
+  __device__ __noinline__ static void zero_some(const LineDispatchArgs& args, std::int32_t num_rows, std::int32_t begin,
+                                                std::int32_t end, const Worker worker) {
+    const DispatchLayout& layout = args.routing.layout;
+    const DeviceGroup& group = args.routing.group;
+    const std::int64_t row_bytes = layout.params().row_bytes;
+    const std::int64_t scale_bytes = layout.params().scale_bytes;
+    std::byte* rows = group.section(group.rank, BufferSection::kReceiveRows, args.buffer);
+    std::byte* scales = group.section(group.rank, BufferSection::kReceiveScales, args.buffer);
+    const ScalePlaces at = layout.scale_places(num_rows);
 #pragma unroll 1
     for (std::int64_t row = begin + worker.idx; row < end; row += worker.count) {
       zero_row(rows + row * row_bytes, row_bytes);

@@ -13,17 +13,48 @@ namespace epistle::cuda {
 inline constexpr int kLineThreads = 512;
 inline constexpr int kLineWarps = kLineThreads / kWarpSize;
 
+/// Asks for all of a kernel's arguments at once, each warp for some of them: they lie in constant memory, where the
+/// first look at every 64 bytes takes as long as one at global memory, and one warp would wait for one after the other.
+/// What comes back means nothing, but must be used.
+template <typename Args>
+__device__ inline std::uint32_t touch_args(const Args& args) {
+  constexpr int kLineWords = 16;
+  constexpr auto kLines = static_cast<int>((sizeof(Args) + 63) / 64);
+  const auto* words = reinterpret_cast<const std::uint32_t*>(&args);
+  std::uint32_t touched = 0;
+#pragma unroll
+  for (int first = 0; first < kLines; first += kLineWarps) {
+    const int line = min(first + static_cast<int>(threadIdx.x) / kWarpSize, kLines - 1);
+    std::uint32_t word;
+    // As it stands, so that it is not put off until it is used.
+    asm volatile("{ .reg .u64 p; cvta.to.param.u64 p, %1; ld.param.u32 %0, [p]; }"
+                 : "=r"(word)
+                 : "l"(words + line * kLineWords));
+    touched ^= word;
+  }
+  return touched;
+}
+
+/// Some warps of a block, which meet by themselves.
+struct Team {
+  int thread;   ///< this thread's place among them
+  int count;    ///< threads
+  int barrier;  ///< of the block's; 0 for the whole block
+
+  __device__ void meet() const { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(count) : "memory"); }
+};
+__device__ inline Team whole_block() { return {static_cast<int>(threadIdx.x), kLineThreads, 0}; }
+
 /// In shared memory. Columns as in the counts of a source.
 struct RoutingBits {
   std::uint32_t* bits;    ///< [columns][stride] bit t of a column: token t goes there
   std::int32_t* entries;  ///< [num_tokens, top_k] expert, -1 = none
   std::uint8_t* ranks;    ///< [num_tokens, top_k] rank of the expert
-  std::uint8_t* rank_of;  ///< [num_experts]
   int stride;             ///< words of a column; odd, so that neighbouring columns lie in different banks
   int num_columns;
 
-  __device__ void clear() {
-    for (int i = static_cast<int>(threadIdx.x); i < num_columns * stride; i += kLineThreads) bits[i] = 0;
+  __device__ void clear(const Team& team) {
+    for (int i = team.thread; i < num_columns * stride; i += team.count) bits[i] = 0;
   }
   /// Tokens of a column.
   [[nodiscard]] __device__ int count(int column) const {

@@ -8,15 +8,17 @@
 
 namespace epistle::cuda {
 
-/// A warp's place among those of the first `num_blocks` blocks. Consecutive units go to different SMs.
-__device__ inline Worker line_worker(int num_blocks) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  return {warp * num_blocks + static_cast<int>(blockIdx.x), num_blocks * kLineWarps};
+/// The place of the block's `warp`-th warp of `num_warps` among those of the first `num_blocks` blocks. Consecutive
+/// units go to different SMs.
+__device__ inline Worker line_worker(int num_blocks, int warp, int num_warps) {
+  return {warp * num_blocks + static_cast<int>(blockIdx.x), num_blocks * num_warps};
 }
 
 template <bool kQuantises>
 struct LineSender {
   using RowChunk = std::conditional_t<kQuantises, BlockChunk, Chunk>;
+  /// A chunk as it lies in the caller's memory.
+  using GivenChunk = std::conditional_t<kQuantises, UnquantisedPart, Chunk>;
 
   const LineDispatchArgs& args;
   const CallContext& call;
@@ -26,32 +28,82 @@ struct LineSender {
   [[nodiscard]] __device__ const PrepareArgs& routing() const { return args.routing; }
   [[nodiscard]] __device__ const DeviceGroup& group() const { return args.routing.group; }
 
-  /// All of this rank's rows; one warp among others.
-  __device__ void run(const Worker& worker) const {
-    const int parts = args.lines.dispatch_parts();
+  /// What a unit takes from the caller's memory: of a row or of weights.
+  struct Given {
+    GivenChunk chunk;
+    float weight;
+  };
+
+  /// Asks for it: rows can be on their way before it is known where they go.
+  __device__ void load(int unit, Given& given) const {
+    const LinePlan& lines = args.lines;
+    const int parts = lines.dispatch_parts;
+    const auto token = args.lines.by_parts.quotient(unit);
+    const int chunk = unit - token * parts - 1;
+    if (token >= static_cast<int>(routing().handle.num_tokens) || chunk >= lines.row_chunks) return;
+    if (chunk < 0) {
+      given.weight = 1.0F;
+      if (routing().weights != nullptr && lane_id() < routing().handle.top_k) {
+        given.weight = routing().weights[token * routing().weight_stride + lane_id()];
+      }
+      return;
+    }
+    const bool aligned = common_width(reinterpret_cast<std::uint64_t>(args.rows),
+                                      static_cast<std::uint64_t>(args.strides.row), 0) == kVectorBytes;
+    constexpr std::int64_t kGivenBytes = kQuantises ? kQuantisedElements * 2 : RowChunk::kBytes;
+    given.chunk.load(args.rows + token * args.strides.row + chunk * kGivenBytes,
+                     bytes_in_chunk<RowChunk>(lines.row_bytes, chunk), aligned);
+  }
+
+  /// A unit's chunk of a row as it travels; of no meaning where the unit is none.
+  __device__ void make(const Given& given, int unit, RowChunk& data) const {
+    if constexpr (kQuantises) {
+      const LinePlan& lines = args.lines;
+      const int parts = lines.dispatch_parts;
+      const auto token = args.lines.by_parts.quotient(unit);
+      const int chunk = unit - token * parts - 1;
+      if (token >= static_cast<int>(routing().handle.num_tokens) || chunk < 0) return;
+      const int num_bytes = bytes_in_chunk<RowChunk>(lines.row_bytes, chunk);
+      quantise(given.chunk, num_bytes, lines.powers_of_two, scratch.quantised);
+      data.load_shared(scratch.quantised.elements, num_bytes);
+      add_scales(data);
+      __syncwarp();
+    } else {
+      data = given.chunk;
+    }
+  }
+
+  /// All of this rank's rows; one warp among others. `data` and `given` are of its first unit.
+  __device__ void run(const Worker& worker, RowChunk& data, Given& given) const {
+    const int parts = args.lines.dispatch_parts;
     const int count = static_cast<int>(routing().handle.num_tokens) * parts;
 #pragma unroll 1
-    for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(parts));
+    for (int unit = worker.idx; unit < count;) {
+      const float weight = given.weight;
+      const int next = unit + worker.count;
+      load(next, given);
+      const auto token = args.lines.by_parts.quotient(unit);
       const int chunk = unit - token * parts - 1;
       if (chunk < 0) {
-        send_headers(token);
-      } else if (chunk < args.lines.row_chunks()) {
-        send_row_chunk(token, chunk);
+        send_headers(token, weight);
+      } else if (chunk < args.lines.row_chunks) {
+        send_row_chunk(token, chunk, data);
       } else {
-        send_scale_chunk(token, chunk - args.lines.row_chunks());
+        send_scale_chunk(token, chunk - args.lines.row_chunks);
       }
+      unit = next;
+      if (unit < count) make(given, unit, data);
     }
   }
 
   /// After all, this rank sends nothing: what run() has written of its tokens, each by the same warp.
   __device__ void clear(const Worker& worker) const {
     const HandleArrays& handle = routing().handle;
-    const int parts = args.lines.dispatch_parts();
+    const int parts = args.lines.dispatch_parts;
     const int count = static_cast<int>(handle.num_tokens) * parts;
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const auto token = static_cast<int>(static_cast<unsigned>(unit) / static_cast<unsigned>(parts));
+      const auto token = args.lines.by_parts.quotient(unit);
       if (unit != token * parts) continue;
       if (lane_id() < handle.sends_per_token) {
         handle.sends[std::int64_t{token} * handle.sends_per_token + lane_id()] = SendPlace{-1, -1, -1, -1};
@@ -81,22 +133,8 @@ struct LineSender {
     }
   }
 
-  __device__ void send_row_chunk(int token, int chunk) const {
+  __device__ void send_row_chunk(int token, int chunk, const RowChunk& data) const {
     const LinePlan& lines = args.lines;
-    const bool aligned = common_width(reinterpret_cast<std::uint64_t>(args.rows),
-                                      static_cast<std::uint64_t>(args.strides.row), 0) == kVectorBytes;
-    const std::byte* row = args.rows + token * args.strides.row;
-    const int num_bytes = bytes_in_chunk<RowChunk>(lines.row_bytes, chunk);
-    RowChunk data;
-    if constexpr (kQuantises) {
-      quantise(row + std::int64_t{chunk} * kQuantisedElements * 2, num_bytes, aligned, lines.powers_of_two,
-               scratch.quantised);
-      data.load_shared(scratch.quantised.elements, num_bytes);
-      add_scales(data);
-      __syncwarp();
-    } else {
-      data.load(row + std::int64_t{chunk} * RowChunk::kBytes, num_bytes, aligned);
-    }
     const TokenRanks ranks = ranks_of(token);
     for_each_rank(ranks, pair_of(ranks, token), [&](int /*leader*/, std::byte* slot) {
       data.send(slot + (lines.header_lines + chunk * kChunkLines) * kLineBytes, lines_in_chunk(lines.row_lines, chunk),
@@ -137,12 +175,7 @@ struct LineSender {
     });
   }
 
-  __device__ void send_headers(int token) const {
-    const int top_k = routing().handle.top_k;
-    float weight = 1.0F;
-    if (routing().weights != nullptr && lane_id() < top_k) {
-      weight = routing().weights[token * routing().weight_stride + lane_id()];
-    }
+  __device__ void send_headers(int token, float weight) const {
     const TokenRanks ranks = ranks_of(token);
     const std::int32_t pair = pair_of(ranks, token);
     // The place among its expert's rows is the same whichever rank is told.

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "dispatch/cuda/low_latency/line_plan.hpp"
 
 namespace epistle::cuda {
@@ -7,7 +9,8 @@ LinePlan plan_lines(const DispatchLayout& layout) noexcept {
   LinePlan lines;
   lines.num_ranks = params.num_ranks;
   lines.num_columns = status_column(params.num_ranks, params.num_experts) + 1;
-  lines.max_tokens = params.max_tokens;
+  lines.max_tokens = static_cast<std::int32_t>(std::min(params.max_tokens, kMaxLineEntries));
+  lines.top_k = params.top_k;
   lines.row_bytes = params.row_bytes;
   lines.scale_bytes = params.scale_bytes;
   lines.header_lines = static_cast<std::int32_t>(
@@ -16,6 +19,7 @@ LinePlan plan_lines(const DispatchLayout& layout) noexcept {
   lines.quantises = params.quantises;
   lines.powers_of_two = params.powers_of_two;
   lines.scale_format = params.scale_format;
+  lines.ranks = RankFinder(layout.partition());
   lines.scale_lines = params.quantises ? 0 : lines_of(params.scale_bytes);
   lines.combine_row_bytes = params.combine_row_bytes;
   lines.combine_lines = lines_of(params.combine_row_bytes);
@@ -24,9 +28,14 @@ LinePlan plan_lines(const DispatchLayout& layout) noexcept {
         params.max_tokens * (layout.can_combine_per_rank() ? layout.max_other_ranks_per_token() : params.top_k);
   }
   const std::int64_t num_words = (std::int64_t{params.num_ranks} + params.num_experts) * line_words(params.max_tokens);
+  lines.complete();
+  const std::int64_t most_rows = params.max_tokens * params.num_ranks;
+  lines.combines = LineDivisor::is_exact_up_to(most_rows * lines.combine_chunks, lines.combine_chunks);
   lines.routes = params.sizing == SizingMode::kCapacity && layout.fits_any_routing() &&
                  params.max_tokens * params.top_k <= kMaxLineEntries && num_words <= kMaxLineWords &&
-                 params.num_experts <= kMaxLineExperts;
+                 params.num_experts <= kMaxLineExperts &&
+                 LineDivisor::is_exact_up_to(most_rows * lines.dispatch_parts, lines.dispatch_parts);
+  lines.complete();
   return lines;
 }
 

@@ -195,6 +195,38 @@ __device__ inline std::int32_t dropped_of(const PrepareArgs& args, int local) {
   return dropped;
 }
 
+/// What the host must hear of a routing that is refused, or part of which does not fit. By one thread.
+__device__ __noinline__ inline void find_fault(const PrepareArgs& args, const CallContext& call,
+                                               const Exchange& exchange, Summary& summary) {
+  const DeviceGroup& group = args.group;
+  Finding finding = Finding::kNone;
+  summary.peer = -1;
+  const unsigned long long bad_entry = __ldcg(&group.local->first_bad_entry);
+  if (bad_entry != 0) {
+    finding = Finding::kBadId;
+    summary.a = static_cast<std::int64_t>(~bad_entry);
+    const std::int64_t bad_token = summary.a / args.handle.top_k;
+    summary.b = read_id(args, bad_token * args.id_stride + summary.a % args.handle.top_k);
+    if (summary.b >= 0 && summary.b < group.control.num_experts) finding = Finding::kRepeatedId;
+  } else if (exchange.disagreed) {
+    const Verdict verdict = verdict_of(call);
+    finding = verdict.outcome == Verdict::Outcome::kRejected ? Finding::kPeerRejected : Finding::kCallMismatch;
+    summary.rank = verdict.rank;
+    summary.peer = verdict.peer;
+    summary.a = static_cast<std::int64_t>(verdict.word);
+    summary.b = static_cast<std::int64_t>(verdict.peer_word);
+  } else if (exchange.refusing_rank >= 0) {
+    finding = Finding::kPeerRejected;
+    summary.peer = exchange.refusing_rank;
+  } else if (exchange.overflow_rank >= 0 && !args.drop_overflow) {
+    finding = Finding::kOverflow;
+    summary.peer = exchange.overflow_rank;
+    summary.a = exchange.overflow_rows;
+  }
+  summary.finding = static_cast<std::uint32_t>(finding);
+  group.local->first_bad_entry = 0;
+}
+
 /// Counts per local expert and the summary, by one block; with an overflow only when all outcomes are there. `summary`:
 /// in host memory, or kept on the device.
 __device__ inline void write_counts(const PrepareArgs& args, const CallContext& call, const Tables& t,
@@ -260,32 +292,9 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
     in_group += __ldcg(outcomes + s * stride + ranks + group.control.max_local_experts());
   }
   summary.dropped_in_group = in_group;
-  Finding finding = Finding::kNone;
   summary.peer = -1;
-  const unsigned long long bad_entry = __ldcg(&group.local->first_bad_entry);
-  if (bad_entry != 0) {
-    finding = Finding::kBadId;
-    summary.a = static_cast<std::int64_t>(~bad_entry);
-    const std::int64_t bad_token = summary.a / args.handle.top_k;
-    summary.b = read_id(args, bad_token * args.id_stride + summary.a % args.handle.top_k);
-    if (summary.b >= 0 && summary.b < group.control.num_experts) finding = Finding::kRepeatedId;
-  } else if (exchange.disagreed) {
-    const Verdict verdict = verdict_of(call);
-    finding = verdict.outcome == Verdict::Outcome::kRejected ? Finding::kPeerRejected : Finding::kCallMismatch;
-    summary.rank = verdict.rank;
-    summary.peer = verdict.peer;
-    summary.a = static_cast<std::int64_t>(verdict.word);
-    summary.b = static_cast<std::int64_t>(verdict.peer_word);
-  } else if (exchange.refusing_rank >= 0) {
-    finding = Finding::kPeerRejected;
-    summary.peer = exchange.refusing_rank;
-  } else if (overflow && !args.drop_overflow) {
-    finding = Finding::kOverflow;
-    summary.peer = exchange.overflow_rank;
-    summary.a = exchange.overflow_rows;
-  }
-  summary.finding = static_cast<std::uint32_t>(finding);
-  group.local->first_bad_entry = 0;
+  summary.finding = static_cast<std::uint32_t>(Finding::kNone);
+  if (exchange.refused || overflow) find_fault(args, call, exchange, summary);
   group.local->dropped = 0;
   group.local->sent_remote_assignments = 0;
 }
