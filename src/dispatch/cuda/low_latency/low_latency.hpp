@@ -30,7 +30,8 @@ class LowLatencyTransport final : public RowTransport {
  private:
   /// SMs that the call at hand may occupy.
   [[nodiscard]] int budget() const noexcept;
-  /// Whether the next kernel can lie beside one of so many blocks without taking more than a call may.
+  /// Whether the next kernel can lie beside one of so many blocks without taking more than a call may: always where a
+  /// call may take all of a GPU that no other rank uses.
   [[nodiscard]] bool may_overlap(int blocks) const noexcept {
     return 2 * blocks <= budget() || (context_.num_sms == 0 && context_.device_group.early_start);
   }
