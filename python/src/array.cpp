@@ -33,13 +33,13 @@ const TypeRow& row_of(const Array& array) {
   throw nb::type_error(("no such element type: " + array.dtype).c_str());
 }
 
-nb::ndarray<> to_ndarray(const Array& array) {
+nb::ndarray<nb::array_api> to_ndarray(const Array& array) {
   const TypeRow& row = row_of(array);
   const nb::dlpack::dtype dtype{row.dlpack_code, static_cast<std::uint8_t>(8 * row.bytes), 1};
   std::vector<std::size_t> sizes(array.shape.begin(), array.shape.end());
   const bool on_cuda = array.place.device == Device::kCuda;
-  return nb::ndarray<>(array.data, sizes.size(), sizes.data(), array.owner, array.strides.data(), dtype,
-                       on_cuda ? nb::device::cuda::value : nb::device::cpu::value, array.place.ordinal);
+  return nb::ndarray<nb::array_api>(array.data, sizes.size(), sizes.data(), array.owner, array.strides.data(), dtype,
+                                    on_cuda ? nb::device::cuda::value : nb::device::cpu::value, array.place.ordinal);
 }
 
 nb::object exporter_of(const Array& array) { return nb::cast(to_ndarray(array)); }
