@@ -9,6 +9,8 @@ nb::object package_attribute(const char* module, const char* name) { return nb::
 
 NB_MODULE(_core, module) {
   using namespace epistle::python;
+  // An exception that ends the interpreter keeps its frames, and so their dispatchers, alive: no mistake of a binding.
+  nanobind::set_leak_warnings(false);
   bind_errors(module);
   bind_array(module);
   bind_group(module);
