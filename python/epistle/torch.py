@@ -99,18 +99,23 @@ class ExpertParallel:
         name: str = "direct",
     ) -> None:
         """``config``: rows of bf16, fp16 or fp32 as they are given."""
+        self._number = next(_numbers)
         if str(config.input) not in _TYPES or not isinstance(config.wire, _config.AsGiven):
             raise Error(
                 f"rows of {config.input} with wire {config.wire} have no gradients; epistle.torch takes bf16, fp16 and "
                 "fp32 as they are given",
                 ErrorCode.UNSUPPORTED,
             )
-        self._number = next(_numbers)
         _registered[self._number] = _Registered(_core.Dispatcher(group, name, config, options), config)
 
     @property
     def dispatcher(self) -> _core.Dispatcher:
         return _registered[self._number].dispatcher
+
+    @property
+    def applies_weights(self) -> bool:
+        """Whether combine multiplies by the weights."""
+        return _registered[self._number].config.apply_weights
 
     def close(self) -> None:
         """Lets the dispatcher go. Idempotent."""

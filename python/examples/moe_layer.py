@@ -1,7 +1,7 @@
 """A mixture-of-experts layer over several ranks that trains as the dense computation does.
 
-    python moe_layer.py                                    # four ranks as threads of this process, on the CPU
-    torchrun --nproc-per-node 2 moe_layer.py --device cuda  # a process for every GPU
+python moe_layer.py                                    # four ranks as threads of this process, on the CPU
+torchrun --nproc-per-node 2 moe_layer.py --device cuda  # a process for every GPU
 """
 
 from __future__ import annotations

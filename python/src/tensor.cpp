@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 
 #include "epistle/error.hpp"
 
@@ -107,7 +108,8 @@ Tensor read_interface(const nb::handle& object, const char* attribute, bool on_c
                                          : "uint") +
                        std::to_string(8 * tensor.element_bytes);
   } else if (nb::hasattr(object, "dtype")) {
-    tensor.type_name = nb::cast<std::string>(nb::str(object.attr("dtype")));
+    const nb::object dtype = object.attr("dtype");
+    tensor.type_name = nb::cast<std::string>(nb::str(dtype));
   } else {
     tensor.type_name = type;
   }

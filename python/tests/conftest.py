@@ -42,4 +42,6 @@ def small_integers(shape: tuple[int, ...], seed: int) -> Floats:
 
 
 def starts_of(num_ranks: int) -> list[int]:
-    return [rank * EXPERTS // num_ranks for rank in range(num_ranks + 1)]
+    """The first expert of every rank, and EXPERTS: the first ranks hold one more."""
+    few, more = divmod(EXPERTS, num_ranks)
+    return [rank * few + min(rank, more) for rank in range(num_ranks + 1)]

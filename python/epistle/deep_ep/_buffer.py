@@ -55,7 +55,9 @@ class Buffer(NormalCalls, LowLatencyCalls):
     ) -> None:
         del num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, of_forks
         if enable_shrink:
-            raise lacking("enable_shrink", "a lost rank is an epistle.Error on all survivors; make a new buffer of them")
+            raise lacking(
+                "enable_shrink", "a lost rank is an epistle.Error on all survivors; make a new buffer of them"
+            )
         self._group = join(group, comm)
         self._dispatchers = Dispatchers(self._group)
         self.group = group

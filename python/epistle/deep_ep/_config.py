@@ -20,7 +20,9 @@ class Config:
             send = getattr(self, f"num_max_{link}_chunked_send_tokens")
             receive = getattr(self, f"num_max_{link}_chunked_recv_tokens")
             if not 0 < send < receive:
-                raise ValueError(f"{link} chunks: {send} tokens sent, {receive} received; 0 < sent < received is expected")
+                raise ValueError(
+                    f"{link} chunks: {send} tokens sent, {receive} received; 0 < sent < received is expected"
+                )
 
     def get_nvl_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
         """The bytes that DeepEP's ring buffers would take. Nothing is allocated by it: see DispatcherInfo.memory."""

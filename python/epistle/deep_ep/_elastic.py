@@ -110,7 +110,10 @@ class EPHandle:
 
     def __getattr__(self, name: str) -> typing.Any:
         if name in ("recv_src_metadata", "dst_buffer_slot_idx", "token_metadata_at_forward", "channel_linked_list"):
-            raise lacking(f"EPHandle.{name}", "handle.src_rank and handle.src_token of this object's `handle` say where rows come from")
+            raise lacking(
+                f"EPHandle.{name}",
+                "handle.src_rank and handle.src_token of this object's `handle` say where rows come from",
+            )
         raise AttributeError(name)
 
 

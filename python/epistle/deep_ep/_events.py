@@ -27,9 +27,7 @@ class EventHandle:
 class EventOverlap:
     """An event with the tensors that must live until it is reached. ``with event: ...`` waits at the end."""
 
-    def __init__(
-        self, event: EventHandle | None = None, extra_tensors: Iterable[typing.Any] | None = None
-    ) -> None:
+    def __init__(self, event: EventHandle | None = None, extra_tensors: Iterable[typing.Any] | None = None) -> None:
         self.event = event
         self.extra_tensors = extra_tensors
         self._after_wait: list[Callable[[], typing.Any]] = []

@@ -101,7 +101,9 @@ class LowLatencyCalls:
         results may be outstanding; a third dispatch writes over the first."""
         _refuse_forks("low_latency_dispatch", of_forks)
         if dispatch_wait_recv_cost_stats is not None:
-            raise lacking("dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error")
+            raise lacking(
+                "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
+            )
         _check_hooks(async_finish, return_recv_hook)
         dispatcher = self._low_latency_dispatcher(
             x,
@@ -161,7 +163,9 @@ class LowLatencyCalls:
         if use_logfmt:
             raise lacking("LogFMT", "leave use_logfmt False: combine sends bf16")
         if combine_wait_recv_cost_stats is not None:
-            raise lacking("combine_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error")
+            raise lacking(
+                "combine_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
+            )
         _check_hooks(async_finish, return_recv_hook)
         dispatcher = handle.dispatcher
         # The weights come with the ids in a prepare; the same ids get the same places.
@@ -187,7 +191,8 @@ class LowLatencyCalls:
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
         if mask:
             raise lacking(
-                f"mask (of rank {rank_to_mask})", "a lost rank is an epistle.Error on all survivors; make a new buffer of them"
+                f"mask (of rank {rank_to_mask})",
+                "a lost rank is an epistle.Error on all survivors; make a new buffer of them",
             )
 
     def low_latency_query_mask_buffer(self, mask_status: torch.Tensor) -> None:
@@ -239,9 +244,7 @@ def _refuse_forks(call: str, arguments: dict[str, typing.Any]) -> None:
         raise lacking(f"{', '.join(used)} in {call}", "turn the option off: it is of a fork of DeepEP")
 
 
-def _wire(
-    device: str, use_fp8: bool, round_scale: bool, use_ue8m0: bool
-) -> epistle.AsGiven | epistle.Fp8Blocks:
+def _wire(device: str, use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> epistle.AsGiven | epistle.Fp8Blocks:
     if not use_fp8:
         return epistle.AsGiven()
     if use_ue8m0 and not round_scale:

@@ -32,18 +32,14 @@ class Handle:
         self._others: dict[typing.Any, tuple[epistle.Dispatcher, epistle.Handle]] = {}
         self._others[payload] = (dispatcher, handle)
 
-    def for_payload(
-        self, payload: Payload, dispatchers: Dispatchers
-    ) -> tuple[epistle.Dispatcher, epistle.Handle]:
+    def for_payload(self, payload: Payload, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
         """A routing does not depend on what is moved by it, a dispatcher does: prepared once for every payload, in a
         call that all ranks make."""
         if payload not in self._others:
             self._others[payload] = self.routing.prepare(payload, dispatchers)
         return self._others[payload]
 
-    def for_sums(
-        self, x: torch.Tensor, dispatchers: Dispatchers
-    ) -> tuple[epistle.Dispatcher, epistle.Handle]:
+    def for_sums(self, x: torch.Tensor, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
         output = self.routing.output_of
         for payload, prepared in self._others.items():
             if output(payload) == x.dtype and payload.hidden == x.shape[1]:
@@ -177,12 +173,16 @@ class NormalCalls:
         payload = Payload.of(tokens, scales)
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
-                raise ValueError("a cached dispatch takes its routing from the handle; leave topk_idx and topk_weights out")
+                raise ValueError(
+                    "a cached dispatch takes its routing from the handle; leave topk_idx and topk_weights out"
+                )
             dispatcher, prepared = handle.for_payload(payload, self._dispatchers)
             rows = self._move(dispatcher, prepared, payload, tokens, scales, config)
             return rows, None, None, None, None, finish(async_finish)
 
-        routing = self._routing(tokens, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens)
+        routing = self._routing(
+            tokens, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens
+        )
         dispatcher, prepared = routing.prepare(payload, self._dispatchers)
         rows = self._move(dispatcher, prepared, payload, tokens, scales, config)
         made = Handle(routing, dispatcher, prepared, payload)
@@ -254,7 +254,9 @@ class NormalCalls:
         num_worst_tokens: int,
     ) -> Routing:
         if is_token_in_rank is None or num_tokens_per_expert is None:
-            raise ValueError("dispatch needs is_token_in_rank and num_tokens_per_expert of get_dispatch_layout, or a handle")
+            raise ValueError(
+                "dispatch needs is_token_in_rank and num_tokens_per_expert of get_dispatch_layout, or a handle"
+            )
         num_experts = num_tokens_per_expert.shape[0]
         ids = topk_idx
         if ids is None:
