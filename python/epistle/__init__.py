@@ -42,13 +42,13 @@ from epistle._core import (
     Handle,
     Pending,
     Received,
-    __version__,
     cuda_support,
     dispatchers,
     find_dispatcher,
     generate_routing,
     is_launched,
 )
+from epistle._core import version as __version__
 from epistle._errors import Error, ErrorCode, Phase
 from epistle._threads import run_threads
 

@@ -24,7 +24,8 @@ def to_numpy(array: typing.Any) -> typing.Any:
 
 def to_torch(array: typing.Any) -> typing.Any:
     import torch
+    from torch.utils.dlpack import from_dlpack
 
     if array.dtype == "float8_e4m3fn":  # not every Torch reads it from DLPack
-        return torch.from_dlpack(array.bits()).view(torch.float8_e4m3fn)
-    return torch.from_dlpack(array)
+        return from_dlpack(array.bits()).view(torch.float8_e4m3fn)
+    return from_dlpack(array)

@@ -35,7 +35,7 @@ def from_all_gather(
     strangers = [peer for peer in range(num_ranks) if ranks[peer]["host"] != ranks[0]["host"]]
     if strangers:
         raise Error(
-            f"ranks {strangers} are on another host, or in another network namespace, than rank 0; the ranks of a group "
+            f"ranks {strangers} are on another host, or in another network namespace, than rank 0; ranks of a group "
             "share the memory of one host",
             ErrorCode.UNSUPPORTED,
             rank=rank,

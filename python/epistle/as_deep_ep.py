@@ -1,4 +1,4 @@
-"""``python -m epistle.as_deep_ep script.py ...``: runs a script for which ``import deep_ep`` gives Epistle's drop-in."""
+"""``python -m epistle.as_deep_ep script.py ...``: runs a script, with Epistle as its ``deep_ep``."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ class _Registered:
             return self.handles[number]
         except KeyError:
             raise Error(
-                f"the handle of dispatch {number} is gone: the dispatcher keeps the newest {self.config.max_handles}; raise "
-                "max_handles to the number of dispatches whose combine or backward pass is still to come",
+                f"the handle of dispatch {number} is gone: the newest {self.config.max_handles} are kept; "
+                "raise max_handles to the number of dispatches whose combine or backward pass is still to come",
                 ErrorCode.HANDLE_MISMATCH,
                 rank=self.dispatcher.group.rank,
             ) from None
@@ -224,7 +224,9 @@ def _combine_backward(
     of = _registered[dispatcher]
     found = of.find(int(handle.item()))
     grad_weights = torch.zeros_like(weights)
-    given = {"saved_rows": saved_rows.contiguous(), "grad_weights": grad_weights} if of.config.apply_weights else {}
+    given: dict[str, typing.Any] = {}
+    if of.config.apply_weights:
+        given = {"saved_rows": saved_rows.contiguous(), "grad_weights": grad_weights}
     received = of.dispatcher.combine_backward(found, grad_out.contiguous(), **given)
     return received.rows.torch().clone(), grad_weights
 
@@ -237,7 +239,7 @@ def _(
 
 
 def _save_dispatch(ctx: typing.Any, inputs: tuple[typing.Any, ...], output: tuple[typing.Any, ...]) -> None:
-    x, _, weights, ctx.dispatcher = inputs
+    x, _, _, ctx.dispatcher = inputs
     ctx.num_tokens = x.shape[0]
     ctx.save_for_backward(output[3])
 

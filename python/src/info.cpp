@@ -145,7 +145,7 @@ void bind_info(nb::module_& module) {
       "One rank's routing: expert ids [num_tokens, top_k] int32 and weights [num_tokens, top_k] float32. "
       "``spec``: uniform, balanced, forced-random, zipf:A, lognormal:S or trace:FILE. The same request gives the "
       "same bits on every machine.");
-  module.attr("__version__") = nb::str(EPISTLE_VERSION_STRING);
+  module.attr("version") = nb::str(EPISTLE_VERSION_STRING);
 }
 
 }  // namespace epistle::python

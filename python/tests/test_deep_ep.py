@@ -207,7 +207,7 @@ def test_low_latency(quantisation: tuple[str, ...], mode: str, zero_copy: bool) 
 
 
 def reference_v2(given: Inputs, y: torch.Tensor, num_ranks: int, one_sum: bool) -> torch.Tensor:
-    """``y`` [tokens, top_k, hidden]: per rank in top-k order, rounded; then the ranks in the order of their last place."""
+    """``y`` [tokens, top_k, hidden]: per rank in top-k order, rounded; then ranks by their last place."""
     out = torch.zeros_like(given.x)
     for token, ids in enumerate(given.ids.tolist()):
         total = torch.zeros(HIDDEN)

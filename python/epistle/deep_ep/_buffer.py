@@ -113,7 +113,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         del dtype, size, offset, use_rdma_buffer
         raise lacking(
             "one buffer that all calls share",
-            "get_next_low_latency_combine_buffer, or Received.expert_outputs of the package epistle, gives rows to write to",
+            "get_next_low_latency_combine_buffer gives rows to write to, and so does epistle.Received.expert_outputs",
         )
 
     @staticmethod

@@ -14,11 +14,13 @@ from epistle.deep_ep._routes import (
     Dispatchers,
     Payload,
     align_up,
+    has_cuda_work,
     join,
     lacking,
     largest,
     options_for,
     rank_starts,
+    tensor_of,
 )
 
 
@@ -70,7 +72,7 @@ class EPHandle:
     @property
     def num_unaligned_recv_tokens_per_expert(self) -> torch.Tensor:
         """int32 [local experts]."""
-        return self.handle.expert_counts.torch()
+        return tensor_of(self.handle.expert_counts)
 
     @property
     def num_recv_tokens_per_expert_list(self) -> list[int]:
@@ -82,7 +84,7 @@ class EPHandle:
     @property
     def psum_num_recv_tokens_per_scaleup_rank(self) -> torch.Tensor:
         """int32 [ranks]: rows of this source and those before it, each token once."""
-        src_rank = self.handle.src_rank.torch()
+        src_rank = tensor_of(self.handle.src_rank)
         sources = torch.arange(self.group.size, device=src_rank.device)
         if self.do_expand:  # a token has a row for each of its experts here
             key = torch.where(src_rank < 0, -1, src_rank * self.num_max_tokens_per_rank + self.handle.src_token.torch())
@@ -91,12 +93,12 @@ class EPHandle:
 
     @property
     def psum_num_recv_tokens_per_expert(self) -> torch.Tensor:
-        """int32 [local experts]: where the rows of each expert end; expanded, behind the aligned end of the one before."""
+        """int32 [local experts]: where the rows of each expert end; expanded, each begins at the aligned end before."""
         counts = self.num_unaligned_recv_tokens_per_expert
         begin = self.handle.expert_begin
         if begin is None:
             return counts.cumsum(0).to(torch.int32)
-        return begin.torch()[:-1] + counts
+        return tensor_of(begin)[:-1] + counts
 
     @property
     def num_recv_tokens(self) -> int:
@@ -118,9 +120,9 @@ class EPHandle:
 
 
 class ElasticBuffer:
-    """Dispatch and combine in token mode (each token once per rank) or expanded (a row for every expert), with and without
-    a wait on the host. Combine adds in the order of DeepEP's second version, bit for bit. Ranks without tokens take part;
-    a new shape is compiled for nobody; any NCCL, or none, will do."""
+    """Dispatch and combine in token mode (each token once per rank) or expanded (a row for every expert), with and
+    without a wait on the host. Combine adds in the order of DeepEP's second version, bit for bit. Ranks without tokens
+    take part; a new shape is compiled for nobody; any NCCL, or none, will do."""
 
     def __init__(
         self,
@@ -179,7 +181,7 @@ class ElasticBuffer:
     def barrier(self, use_comm_stream: bool = True, with_cpu_sync: bool = False, sequential: bool = True) -> None:
         """On the host, after the work of this rank's stream where ``with_cpu_sync``."""
         del use_comm_stream, sequential
-        if with_cpu_sync and torch.cuda.is_available() and torch.cuda.is_initialized():
+        if with_cpu_sync and has_cuda_work():
             torch.cuda.current_stream().synchronize()
         self._group.barrier()
 
@@ -223,8 +225,8 @@ class ElasticBuffer:
         """(recv_x, recv_topk_idx or None, recv_topk_weights or None, handle, event).
 
         Token mode: recv_topk_idx [rows, top_k] local experts, -1 elsewhere; recv_topk_weights [rows, top_k]. Expanded:
-        recv_topk_idx None, recv_topk_weights [rows]. Without a host wait (``do_cpu_sync=False``) rows are as many as could
-        come, and the tail is padding.
+        recv_topk_idx None, recv_topk_weights [rows]. Without a host wait (``do_cpu_sync=False``) rows are as many as
+        could come, and the tail is padding.
         """
         del num_qps, do_handle_copy, do_zero_padding  # padding is always zero
         _check_events(previous_event, allocate_on_comm_stream)

@@ -1,10 +1,12 @@
-"""Events of the drop-in. Its calls are work on the caller's stream, so an event is there for code that orders streams."""
+"""Events of the drop-in. Its calls run on the caller's stream; events are there for code that orders streams."""
 
 from __future__ import annotations
 
 import typing
 
 import torch
+
+from epistle.deep_ep._routes import has_cuda_work
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,8 +17,9 @@ class EventHandle:
 
     def __init__(self) -> None:
         self.event: typing.Any = None
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            self.event = torch.cuda.Event()
+        if has_cuda_work():
+            cuda: typing.Any = torch.cuda  # without types
+            self.event = cuda.Event()
             self.event.record()
 
     def current_stream_wait(self) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import epistle
 from epistle.deep_ep._events import EventOverlap, finish
-from epistle.deep_ep._routes import Dispatchers, lacking, options_for
+from epistle.deep_ep._routes import Dispatchers, lacking, options_for, tensor_of
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,12 +46,12 @@ class LowLatencyHandle:
     @property
     def src_info(self) -> torch.Tensor:
         """int32 [experts, rows]: index of the token at its rank."""
-        return self._described().src_token.torch().view(self.outputs.shape[:2])
+        return tensor_of(self._described().src_token).view(self.outputs.shape[:2])
 
     @property
     def layout_range(self) -> torch.Tensor:
         """int64 [experts, ranks]: ``begin << 32 | count`` of the rows of each source, which lie together."""
-        src_rank = self._described().src_rank.torch().view(self.outputs.shape[:2])
+        src_rank = tensor_of(self._described().src_rank).view(self.outputs.shape[:2])
         sources = torch.arange(self.num_ranks, device=src_rank.device)
         counts = (src_rank.unsqueeze(2) == sources).sum(1)
         return ((counts.cumsum(1) - counts) << 32) | counts
@@ -125,7 +125,7 @@ class LowLatencyCalls:
             outputs.torch().view(*blocks, -1),
         )
         recv_x: typing.Any = rows.torch().view(*blocks, -1)
-        fill_scales: Callable[[], object] = lambda: None
+        fill_scales: Callable[[], object] = _nothing
         if scales is not None:
             recv_scales, fill_scales = _in_columns(scales, blocks)
             recv_x = (recv_x, recv_scales)
@@ -183,7 +183,7 @@ class LowLatencyCalls:
         return result, finish(async_finish), None
 
     def get_next_low_latency_combine_buffer(self, handle: LowLatencyHandle) -> torch.Tensor:
-        """bf16 [experts, R*M, hidden]: rows that are written here are not copied by low_latency_combine(zero_copy=True)."""
+        """bf16 [experts, R*M, hidden]: rows written here are not copied by low_latency_combine(zero_copy=True)."""
         return handle.outputs
 
     # ---- Lost ranks ----
@@ -232,6 +232,10 @@ class LowLatencyCalls:
         return self._dispatchers.get("direct" if refused else "low_latency", fields, options, max_tokens, turn)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _check_hooks(async_finish: bool, return_recv_hook: bool) -> None:
     if async_finish and return_recv_hook:
         raise ValueError("async_finish and return_recv_hook exclude each other")
@@ -262,7 +266,7 @@ def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.T
     what fills it once the rows are there."""
     given = scales.torch()
     if given.dim() == 3:
-        return given, lambda: None
+        return given, _nothing
     if given.dtype == torch.uint8:
         given = given.view(torch.int32)
     given = given.view(*blocks, -1)

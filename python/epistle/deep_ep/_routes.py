@@ -25,7 +25,7 @@ def join(group: typing.Any, comm: typing.Any = None) -> epistle.Group:
 
 def largest(group: epistle.Group, value: int) -> int:
     """Over the ranks. Collective."""
-    return max(struct.unpack("q", part)[0] for part in group.all_gather(struct.pack("q", value)))
+    return max(int(struct.unpack("q", part)[0]) for part in group.all_gather(struct.pack("q", value)))
 
 
 def rank_starts(num_experts: int, num_ranks: int) -> list[int]:
@@ -99,6 +99,16 @@ class Payload:
         if scales is None or self.scale_dtype is None:
             return tensor, None
         return tensor, scales.torch().view(self.scale_dtype)
+
+
+def tensor_of(array: epistle.Array) -> torch.Tensor:
+    tensor: torch.Tensor = array.torch()
+    return tensor
+
+
+def has_cuda_work() -> bool:
+    cuda: typing.Any = torch.cuda  # without types
+    return bool(cuda.is_available() and cuda.is_initialized())
 
 
 def options_for(tensor: torch.Tensor) -> epistle.Host | epistle.Cuda:

@@ -28,7 +28,7 @@ def init_dist(local_rank: int, num_local_ranks: int) -> tuple[int, int, typing.A
         init_method=f"tcp://{address}:{port}",
         world_size=num_ranks,
         rank=rank,
-        **({"device_id": torch.device("cuda", local_rank)} if has_gpu else {}),
+        device_id=torch.device("cuda", local_rank) if has_gpu else None,
     )
     return rank, num_ranks, dist.new_group(list(range(num_ranks)))
 

@@ -41,12 +41,13 @@ def _time_once(fn: Callable[[], typing.Any], on_gpu: bool) -> float:
         start = time.perf_counter()
         fn()
         return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cuda: typing.Any = torch.cuda  # without types
+    begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     fn()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def bench_kineto(
@@ -60,9 +61,9 @@ def bench_kineto(
     num_kernels_per_period: int = 1,
     barrier: Callable[[], typing.Any] | None = None,
 ) -> typing.Any:
-    """Mean seconds of the kernels whose name contains each of ``kernel_names``, from the profiler of Torch: a number for
-    one name, a tuple for several. With ``num_kernels_per_period`` above 1, for every name a list: the mean of the first,
-    second, ... kernel of a period."""
+    """Mean seconds of the kernels whose name contains each of ``kernel_names``, from the profiler of Torch: a number
+    for one name, a tuple for several. With ``num_kernels_per_period`` above 1, for every name a list: the mean of the
+    first, second, ... kernel of a period."""
     del suppress_kineto_output, barrier_comm_profiling
     if not torch.cuda.is_available():
         raise RuntimeError("bench_kineto looks at kernels, and there is no GPU; use bench")
