@@ -113,7 +113,7 @@ def train(group: epistle.Group, device: torch.device, num_steps: int = 20) -> li
         dense_loss = (dense(x.view(-1, HIDDEN)) - target.view(-1, HIDDEN)).square().sum() / x.numel()
         dense_loss.backward()
         torch.testing.assert_close(layer.router.weight.grad, dense.router.weight.grad, rtol=1e-4, atol=1e-6)
-        for ours, all_experts in zip(layer.experts.parameters(), dense.experts.parameters()):
+        for ours, all_experts in zip(layer.experts.parameters(), dense.experts.parameters(), strict=True):
             assert all_experts.grad is not None
             torch.testing.assert_close(ours.grad, all_experts.grad[mine], rtol=1e-4, atol=1e-6)
         for optimizer in optimizers:

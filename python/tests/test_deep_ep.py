@@ -206,6 +206,28 @@ def test_low_latency(quantisation: tuple[str, ...], mode: str, zero_copy: bool) 
     epistle.run_threads(2, play, timeout=30)
 
 
+@pytest.mark.parametrize("use_ue8m0", [False, True])
+def test_scales_that_a_device_gives_in_rows_are_shown_in_columns(
+    monkeypatch: pytest.MonkeyPatch, use_ue8m0: bool
+) -> None:
+    [group] = epistle.Group.threads(1)
+    given = Inputs(0)
+    results = []
+    for order in ("columns", "rows"):
+        wire = epistle.Fp8Blocks(scales="ue8m0" if use_ue8m0 else "fp32", powers_of_two=use_ue8m0, order=order)
+        monkeypatch.setattr("epistle.deep_ep._low_latency._wire", lambda *_, wire=wire: wire)
+        buffer = deep_ep.Buffer(group)
+        (_, scales), counts, _, _, hook = buffer.low_latency_dispatch(
+            given.x, given.ids, 32, EXPERTS, return_recv_hook=True
+        )
+        assert hook is not None
+        hook()
+        assert scales.stride(1) == 1
+        used = torch.arange(scales.shape[1]).unsqueeze(0) < counts.unsqueeze(1)
+        results.append(scales[used])
+    assert torch.equal(*results)
+
+
 def reference_v2(given: Inputs, y: torch.Tensor, num_ranks: int, one_sum: bool) -> torch.Tensor:
     """``y`` [tokens, top_k, hidden]: per rank in top-k order, rounded; then ranks by their last place."""
     out = torch.zeros_like(given.x)
@@ -248,7 +270,9 @@ def test_elastic_expanded_sums_bit_for_bit(do_cpu_sync: bool | None, one_sum: bo
         aligned = [-(-count // 4) * 4 for count in counts.tolist()]
         assert handle.num_recv_tokens_per_expert_list == ([] if do_cpu_sync is False else aligned)
         starts = [sum(aligned[:expert]) for expert in range(len(aligned))]
-        assert handle.psum_num_recv_tokens_per_expert.tolist() == [a + b for a, b in zip(starts, counts.tolist())]
+        assert handle.psum_num_recv_tokens_per_expert.tolist() == [
+            a + b for a, b in zip(starts, counts.tolist(), strict=True)
+        ]
         assert handle.psum_num_recv_tokens_per_scaleup_rank[-1] == handle.num_recv_tokens
 
         combined, weights, _ = buffer.combine((recv_x * recv_weights.unsqueeze(1)).bfloat16(), handle)

@@ -86,7 +86,7 @@ def test_compile_traces_through() -> None:
         y = function(x, ids, weights)
         y.backward(grad)
         results.append((y.detach(), x.grad, weights.grad))
-    for eager, traced in zip(*results):
+    for eager, traced in zip(*results, strict=True):
         assert torch.equal(eager, traced)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 
 import torch
@@ -357,7 +358,7 @@ class ElasticBuffer:
             layout = epistle.ExpertMajor(handle.expert_alignment)
             starts = rank_starts(handle.num_experts, self._group.size)
             # Of the rank that holds most experts: rows are equally many on all ranks.
-            num_local = max(end - begin for begin, end in zip(starts, starts[1:]))
+            num_local = max(end - begin for begin, end in itertools.pairwise(starts))
             rows = rows * min(top_k, num_local) + num_local * (handle.expert_alignment - 1)
         fields = {
             **payload.config(_output_of(payload)),

@@ -17,6 +17,7 @@ Hook = typing.Optional["Callable[[], None]"]
 
 # Dispatches whose results may be outstanding: each has a dispatcher of its own, used in turn.
 NUM_OUTSTANDING = 2
+_EXPONENTS_PER_WORD = 4
 # Of every dispatcher; a round trip takes two.
 MAX_HANDLES = 64
 
@@ -264,11 +265,20 @@ def _wire(device: str, use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> epi
 def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.Tensor, Callable[[], object]]:
     """[experts, rows, scales] of fp32, or int32 words of four exponents, the rows of a column one behind the other; and
     what fills it once the rows are there."""
-    given = scales.torch()
+    given = tensor_of(scales)
     if given.dim() == 3:
         return given, _nothing
-    if given.dtype == torch.uint8:
-        given = given.view(torch.int32)
-    given = given.view(*blocks, -1)
-    columns = given.new_empty((blocks[0], given.shape[2], blocks[1])).transpose(1, 2)
-    return columns, lambda: columns.copy_(given)
+    is_packed = given.dtype == torch.uint8
+    num_columns = -(-given.shape[1] // _EXPONENTS_PER_WORD) if is_packed else given.shape[1]
+    columns = torch.empty(
+        (blocks[0], num_columns, blocks[1]), dtype=torch.int32 if is_packed else given.dtype, device=given.device
+    ).transpose(1, 2)
+
+    def fill() -> None:
+        rows = given
+        if is_packed:
+            padding = num_columns * _EXPONENTS_PER_WORD - given.shape[1]
+            rows = torch.nn.functional.pad(given, (0, padding)).view(torch.int32)
+        columns.copy_(rows.view(*blocks, -1))
+
+    return columns, fill

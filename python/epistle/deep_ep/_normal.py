@@ -296,6 +296,8 @@ class NormalCalls:
         """Rows of every local expert, from what all ranks send."""
         sent = num_tokens_per_expert.tolist()
         packed = self._group.all_gather(struct.pack(f"{len(sent)}q", *sent))
-        totals = [sum(column) for column in zip(*(struct.unpack(f"{len(sent)}q", part) for part in packed))]
+        totals = [
+            sum(column) for column in zip(*(struct.unpack(f"{len(sent)}q", part) for part in packed), strict=True)
+        ]
         num_local = len(sent) // self._group.size
         return totals[self._group.rank * num_local : (self._group.rank + 1) * num_local]
