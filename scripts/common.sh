@@ -68,6 +68,6 @@ use_ccache() {
 
 # Every C++ source of the project, one per line.
 list_sources() {
-  find include src apps tests bench examples -type f \( -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) |
+  find include src apps python tests bench examples -type f \( -name '*.hpp' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) |
     LC_ALL=C sort
 }

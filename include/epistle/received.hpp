@@ -134,6 +134,11 @@ class EPISTLE_API Pending {
 
   [[nodiscard]] bool valid() const noexcept { return state_ != nullptr; }
 
+  /// Of a dispatch: where its rows will lie, for who has to say so before they are there; filled by the receive half.
+  /// Throws kHandleMismatch where that is not known yet: on the host, where the routing is on its way with the rows
+  /// (low_latency, ids in place of a handle); and where it is of another call.
+  [[nodiscard]] Received received() const;
+
  private:
   friend struct CallAccess;
   std::shared_ptr<HandleState> state_;

@@ -40,6 +40,22 @@ void expect_clean(const CallOutcomes& outcomes) {
 
 class Halves : public ::testing::TestWithParam<std::string> {};
 
+// A caller may have to say where rows will lie before they are there.
+TEST_P(Halves, SayWhereTheRowsWillLie) {
+  const Scenario scenario = halves_scenario(SizingMode::kCapacity);
+  expect_clean(call_on_all_ranks(GetParam(), scenario, [&](const Caller& caller) {
+    Dispatcher& dispatcher = caller.subject.dispatcher();
+    const Handle handle = caller.prepare();
+    Pending pending = dispatcher.dispatch_send(caller.inputs.dispatch(handle));
+    const Received ahead = pending.received();
+    const Received received = dispatcher.dispatch_receive(std::move(pending));
+    EXPECT_EQ(ahead.rows().data, received.rows().data);
+    EXPECT_EQ(ahead.num_rows(), received.num_rows());
+    EXPECT_EQ(check_rows(caller, caller.round, ahead), std::nullopt);
+    EXPECT_THROW(static_cast<void>(Pending().received()), Error);
+  }));
+}
+
 // Two dispatchers have something on its way at once, and the group is used meanwhile.
 TEST_P(Halves, LeaveRoomForOtherCalls) {
   const Scenario scenario = halves_scenario(SizingMode::kExact);

@@ -128,8 +128,10 @@ std::optional<std::string> check_project_include(const Layer& layer, const Inclu
   if (starts_with_any(include.path, quoted_third_party())) return std::nullopt;
   const std::size_t slash = include.path.find('/');
   if (slash == std::string::npos || include.path.starts_with('.')) {
-    // The command's own headers lie beside each other; everything else is named from src.
-    if (layer.folder == "apps/epistle" && slash == std::string::npos) return std::nullopt;
+    // The headers of the command, and of the Python module, lie beside each other; everything else is named from src.
+    if ((layer.folder == "apps/epistle" || layer.folder == "python/src") && slash == std::string::npos) {
+      return std::nullopt;
+    }
     return "write the path relative to src, folder first (\"core/settings.hpp\")";
   }
   const std::string_view folder = std::string_view(include.path).substr(0, slash);
@@ -202,6 +204,8 @@ const std::vector<Layer>& layers() {
       {"src/balance",
        {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "balance"},
        gpu},
+      // What C++ users see, and how a rank leaves its group.
+      {"python/src", {"epistle", "group"}, {}},
       {"apps/epistle",
        {"epistle", "core", "topology", "routing", "layout", "group", "launch", "gpu", "dispatch", "measure", "cost",
         "select", "tune", "plan", "balance", "report"},

@@ -32,6 +32,7 @@ struct CallAccess {
   [[nodiscard]] static const std::shared_ptr<HandleState>& state(const Received& received) noexcept {
     return received.state_;
   }
+  /// `buffer`: see Pending::received().
   [[nodiscard]] static Pending pending(std::shared_ptr<HandleState> state, std::shared_ptr<RowBuffer> buffer,
                                        std::uint64_t number) {
     Pending pending;

@@ -100,4 +100,14 @@ Pending::~Pending() = default;
 Pending::Pending(Pending&&) noexcept = default;
 Pending& Pending::operator=(Pending&&) noexcept = default;
 
+Received Pending::received() const {
+  if (state_ == nullptr || buffer_ == nullptr) {
+    throw Error(
+        ErrorCode::kHandleMismatch,
+        "where the rows of this call will lie is not known before its receive half; of a dispatch with a handle it "
+        "is");
+  }
+  return CallAccess::received(state_, buffer_, RowBuffer::Holds::kRows);
+}
+
 }  // namespace epistle

@@ -376,7 +376,7 @@ void CudaEngine::combine(const CombineRequest& request, Stream stream) {
 Pending CudaEngine::combine_send(const CombineRequest& request, Stream stream) {
   const DeviceGuard guard(context_.device);
   open_ = begin_combine(request, stream, kSendPhase);
-  return CallAccess::pending(open_.handle, open_.buffer, num_send_halves_);
+  return CallAccess::pending(open_.handle, nullptr, num_send_halves_);
 }
 
 void CudaEngine::combine_receive(Pending pending, Stream stream) {

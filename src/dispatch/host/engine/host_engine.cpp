@@ -238,7 +238,8 @@ Received HostEngine::dispatch(const DispatchRequest& request, Stream stream) {
 
 Pending HostEngine::dispatch_send(const DispatchRequest& request, Stream stream) {
   open_ = send_dispatch(request, stream);
-  return CallAccess::pending(open_.handle, open_.buffer, open_.number);
+  // Where the routing comes with the rows, they have no places yet.
+  return CallAccess::pending(open_.handle, open_.brings_routing ? nullptr : open_.buffer, open_.number);
 }
 
 void HostEngine::close(Pending& pending, CallKind kind) {
@@ -342,7 +343,7 @@ void HostEngine::combine(const CombineRequest& request, Stream stream) {
 
 Pending HostEngine::combine_send(const CombineRequest& request, Stream stream) {
   open_ = send_combine(request, stream);
-  return CallAccess::pending(open_.handle, open_.buffer, open_.number);
+  return CallAccess::pending(open_.handle, nullptr, open_.number);
 }
 
 void HostEngine::combine_receive(Pending pending, Stream /*stream*/) {

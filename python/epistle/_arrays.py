@@ -1,0 +1,31 @@
+"""epistle.Array to arrays of NumPy and Torch."""
+
+from __future__ import annotations
+
+import typing
+
+
+def to_numpy(array: typing.Any) -> typing.Any:
+    import numpy
+
+    if array.device != "host":
+        raise TypeError("the array lies on a GPU; take it with cupy.from_dlpack or torch.from_dlpack")
+    if array.dtype not in ("bfloat16", "float8_e4m3fn"):
+        return numpy.asarray(array)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(
+            f"NumPy has no {array.dtype}; install the package ml_dtypes, or take the same memory as unsigned integers: "
+            "numpy.asarray(array.bits())"
+        ) from None
+    return numpy.asarray(array.bits()).view(getattr(ml_dtypes, array.dtype))
+
+
+def to_torch(array: typing.Any) -> typing.Any:
+    import torch
+    from torch.utils.dlpack import from_dlpack
+
+    if array.dtype == "float8_e4m3fn":  # not every Torch reads it from DLPack
+        return from_dlpack(array.bits()).view(torch.float8_e4m3fn)
+    return from_dlpack(array)

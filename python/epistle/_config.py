@@ -1,0 +1,222 @@
+"""What a dispatcher is created with, and what the library tells of itself: plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+
+
+class DType(str, enum.Enum):
+    """Element type of a payload. The plain strings do as well."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    FP8 = "fp8"
+    """e4m3, with one float32 scale per 128 elements of a row."""
+    RAW = "raw"
+    """Opaque bytes with opaque scale bytes: dispatched, never summed. ``hidden`` counts bytes."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class SumOrder(str, enum.Enum):
+    """In which order combine adds; see epistle/dispatcher.hpp for the exact additions."""
+
+    HIERARCHICAL = "hierarchical"
+    FLAT = "flat"
+    DEEPEP_V2 = "deepep_v2"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMajor:
+    """Each received token once, ordered by (source rank, source token), with the list of its local experts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertMajor:
+    """One row per (token, local expert), grouped by expert, every group padded to a multiple of ``alignment`` rows."""
+
+    alignment: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertBlocks:
+    """A block of ``rows_per_expert`` rows for every local expert, filled from its start, plus counts."""
+
+    rows_per_expert: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """The host learns the counts in prepare; buffers grow to what is needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """Static shapes: no call waits for counts on the host. With ExpertBlocks ``rows_per_rank`` is 0."""
+
+    rows_per_rank: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class AsGiven:
+    """Rows travel as they are given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fp8Blocks:
+    """Rows of bf16 become fp8 e4m3 on their way, with one scale per 128 elements, and are received so."""
+
+    scales: str = "fp32"
+    """fp32, or ue8m0: exponent bytes."""
+    powers_of_two: bool = False
+    order: str = "rows"
+    """rows, or columns: as DeepGEMM reads them, exponents in words of four."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Logical experts to slots: for every rank the logical experts of its slots, in slot order."""
+
+    num_experts: int
+    slot_experts: typing.Sequence[typing.Sequence[int]]
+    generation: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DispatcherConfig:
+    """The shape of a dispatcher's calls; equal on all ranks of a group, which is checked when it is created."""
+
+    hidden: int
+    """Elements of a row; bytes for raw. A row must have a multiple of 16 bytes."""
+    num_experts: int
+    top_k: int
+    max_tokens: int
+    """Most tokens that any rank gives in one call."""
+    input: DType | str = DType.BF16
+    raw_scale_bytes: int = 0
+    wire: AsGiven | Fp8Blocks = AsGiven()
+    expert_output: DType | str | None = None
+    """Type of the rows given to combine; None: ``input``, or bf16 where that cannot be summed."""
+    expert_output_hidden: int | None = None
+    layout: TokenMajor | ExpertMajor | ExpertBlocks = TokenMajor()
+    sizing: Exact | Capacity = Exact()
+    overflow: str = "error"
+    """error, or drop: what does not fit is left out and counted."""
+    order: SumOrder | str = SumOrder.HIERARCHICAL
+    apply_weights: bool = True
+    """combine multiplies by the routing weights."""
+    zero_padding: bool = True
+    num_buffers: int = 1
+    """Leases that may live at once."""
+    max_handles: int = 8
+    placement: Placement | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Rows in host memory."""
+
+    num_workers: int = 1
+    """Threads that copy and sum for each rank, the caller's included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cuda:
+    """Rows in GPU memory."""
+
+    device: int = -1
+    """CUDA ordinal of this rank's GPU; -1: ranks are spread evenly over the visible GPUs."""
+    num_sms: int = 0
+    """Streaming multiprocessors that one call may occupy; 0: what the tuning table says."""
+    mover: str = "auto"
+    """auto, vector, bulk or copy_engines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingStats:
+    """Counts of one prepared routing as this rank saw it."""
+
+    num_tokens: int
+    sent_rows: int
+    sent_remote_rows: int
+    received_rows: int
+    received_remote_rows: int
+    sent_remote_assignments: int
+    output_rows: int
+    padding_rows: int
+    dropped_by_this_rank: int
+    dropped_here: int
+    dropped_in_group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WireBytes:
+    """Bytes that cross from one rank's memory to another's for one rank's tokens, rows and scales."""
+
+    dispatch: int
+    combine: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What a dispatcher can do, as data; see epistle/dispatcher_info.hpp."""
+
+    layouts: tuple[str, ...]
+    inputs: tuple[str, ...]
+    scales: tuple[str, ...]
+    outputs: tuple[str, ...]
+    orders: tuple[str, ...]
+    scale_orders: tuple[str, ...]
+    exact_sizing: bool
+    capacity_sizing: bool
+    quantises: bool
+    backward: bool
+    graph_capture: bool
+    device_token_count: bool
+    late_weights: bool
+    placement: bool
+    agrees_on_host: bool
+    one_rank_per_gpu: bool
+    max_ranks: int
+    max_top_k: int
+    max_tokens: int
+    needs: tuple[str, ...]
+    missing: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySection:
+    name: str
+    kind: str
+    """shared (by all ranks), private or pinned_host."""
+    initial_bytes: int
+    largest_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """The memory of one rank. The numbers come from the same objects that allocate it."""
+
+    sections: tuple[MemorySection, ...]
+
+    def initial_bytes(self, kind: str) -> int:
+        return sum(section.initial_bytes for section in self.sections if section.kind == kind)
+
+    def largest_bytes(self, kind: str) -> int:
+        return sum(section.largest_bytes for section in self.sections if section.kind == kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaSupport:
+    """What a build and this machine can do."""
+
+    compiled: bool
+    num_devices: int
+    reason: str

@@ -1,0 +1,284 @@
+"""Buffer's low-latency calls."""
+
+from __future__ import annotations
+
+import typing
+
+import torch
+
+import epistle
+from epistle.deep_ep._events import EventOverlap, finish
+from epistle.deep_ep._routes import Dispatchers, lacking, options_for, tensor_of
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Hook = typing.Optional["Callable[[], None]"]
+
+# Dispatches whose results may be outstanding: each has a dispatcher of its own, used in turn.
+NUM_OUTSTANDING = 2
+_EXPONENTS_PER_WORD = 4
+# Of every dispatcher; a round trip takes two.
+MAX_HANDLES = 64
+
+
+class LowLatencyHandle:
+    """What low_latency_dispatch returns for low_latency_combine. As a sequence it is DeepEP's (src_info, layout_range,
+    num_max_dispatch_tokens_per_rank, hidden, num_experts)."""
+
+    def __init__(
+        self,
+        dispatcher: epistle.Dispatcher,
+        shape: tuple[int, int, int],
+        num_ranks: int,
+        outputs: torch.Tensor,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.handle: epistle.Handle | None = None  # from the receive half on
+        self.shape = shape
+        self.num_ranks = num_ranks
+        self.outputs = outputs
+
+    def _described(self) -> epistle.Handle:
+        if self.handle is None:
+            raise RuntimeError("the rows of this dispatch have not been received yet; call its hook first")
+        return self.handle
+
+    @property
+    def src_info(self) -> torch.Tensor:
+        """int32 [experts, rows]: index of the token at its rank."""
+        return tensor_of(self._described().src_token).view(self.outputs.shape[:2])
+
+    @property
+    def layout_range(self) -> torch.Tensor:
+        """int64 [experts, ranks]: ``begin << 32 | count`` of the rows of each source, which lie together."""
+        src_rank = tensor_of(self._described().src_rank).view(self.outputs.shape[:2])
+        sources = torch.arange(self.num_ranks, device=src_rank.device)
+        counts = (src_rank.unsqueeze(2) == sources).sum(1)
+        return ((counts.cumsum(1) - counts) << 32) | counts
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, position: int) -> typing.Any:
+        if position == 0:
+            return self.src_info
+        if position == 1:
+            return self.layout_range
+        return self.shape[position - 2]
+
+    def __iter__(self) -> Iterator[typing.Any]:
+        return (self[position] for position in range(len(self)))
+
+
+class LowLatencyCalls:
+    """Mixed into Buffer."""
+
+    _group: epistle.Group
+    _dispatchers: Dispatchers
+    _num_low_latency: int = 0
+
+    def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
+        """Nothing is left to clean: signals carry the number of their call."""
+        del num_max_dispatch_tokens_per_rank, hidden, num_experts
+        self._group.barrier()
+
+    def low_latency_dispatch(
+        self,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        num_max_dispatch_tokens_per_rank: int,
+        num_experts: int,
+        cumulative_local_expert_recv_stats: torch.Tensor | None = None,
+        dispatch_wait_recv_cost_stats: torch.Tensor | None = None,
+        use_fp8: bool = True,
+        round_scale: bool = False,
+        use_ue8m0: bool = False,
+        async_finish: bool = False,
+        return_recv_hook: bool = False,
+        **of_forks: typing.Any,
+    ) -> tuple[typing.Any, torch.Tensor, LowLatencyHandle, EventOverlap, Hook]:
+        """(recv_x [experts, R*M, hidden] or (recv_x, scales), recv_count int32 [experts], handle, event, hook). Two
+        results may be outstanding; a third dispatch writes over the first."""
+        _refuse_forks("low_latency_dispatch", of_forks)
+        if dispatch_wait_recv_cost_stats is not None:
+            raise lacking(
+                "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
+            )
+        _check_hooks(async_finish, return_recv_hook)
+        dispatcher = self._low_latency_dispatcher(
+            x,
+            topk_idx.shape[1],
+            num_max_dispatch_tokens_per_rank,
+            num_experts,
+            _wire("cuda" if x.is_cuda else "host", use_fp8, round_scale, use_ue8m0),
+        )
+        routed = dispatcher.prepare(topk_idx)
+        pending = dispatcher.dispatch_send(x, handle=routed)
+        # Their places are known, and stay theirs until the dispatcher's turn comes again: no lease is kept.
+        ahead = pending.received()
+        rows, scales, outputs = ahead.borrow()
+        blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
+        handle = LowLatencyHandle(
+            dispatcher,
+            (num_max_dispatch_tokens_per_rank, x.shape[1], num_experts),
+            self._group.size,
+            outputs.torch().view(*blocks, -1),
+        )
+        recv_x: typing.Any = rows.torch().view(*blocks, -1)
+        fill_scales: Callable[[], object] = _nothing
+        if scales is not None:
+            recv_scales, fill_scales = _in_columns(scales, blocks)
+            recv_x = (recv_x, recv_scales)
+        recv_count = routed.expert_counts.torch()
+        ahead.release()
+
+        def receive() -> None:
+            dispatcher.dispatch_receive(pending).release()
+            fill_scales()
+            handle.handle = routed
+            if cumulative_local_expert_recv_stats is not None:
+                cumulative_local_expert_recv_stats.add_(recv_count)
+
+        if return_recv_hook:
+            return recv_x, recv_count, handle, EventOverlap(), receive
+        receive()
+        return recv_x, recv_count, handle, finish(async_finish), None
+
+    def low_latency_combine(
+        self,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        topk_weights: torch.Tensor,
+        handle: LowLatencyHandle,
+        use_logfmt: bool = False,
+        zero_copy: bool = False,
+        async_finish: bool = False,
+        return_recv_hook: bool = False,
+        out: torch.Tensor | None = None,
+        combine_wait_recv_cost_stats: torch.Tensor | None = None,
+        **of_forks: typing.Any,
+    ) -> tuple[torch.Tensor, EventOverlap, Hook]:
+        """(sums [T, hidden], event, hook): the rows of a token times its weights, added in top-k order in fp32."""
+        _refuse_forks("low_latency_combine", of_forks)
+        if use_logfmt:
+            raise lacking("LogFMT", "leave use_logfmt False: combine sends bf16")
+        if combine_wait_recv_cost_stats is not None:
+            raise lacking(
+                "combine_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
+            )
+        _check_hooks(async_finish, return_recv_hook)
+        dispatcher = handle.dispatcher
+        # The weights come with the ids in a prepare; the same ids get the same places.
+        weighted = dispatcher.prepare(topk_idx, topk_weights)
+        rows = handle.outputs if zero_copy else x
+        result = x.new_empty((topk_idx.shape[0], x.shape[-1])) if out is None else out
+        pending = dispatcher.combine_send(result, rows=rows.view(-1, rows.shape[-1]), handle=weighted)
+
+        def receive() -> None:
+            dispatcher.combine_receive(pending)
+
+        if return_recv_hook:
+            return result, EventOverlap(), receive
+        receive()
+        return result, finish(async_finish), None
+
+    def get_next_low_latency_combine_buffer(self, handle: LowLatencyHandle) -> torch.Tensor:
+        """bf16 [experts, R*M, hidden]: rows written here are not copied by low_latency_combine(zero_copy=True)."""
+        return handle.outputs
+
+    # ---- Lost ranks ----
+
+    def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
+        if mask:
+            raise lacking(
+                f"mask (of rank {rank_to_mask})",
+                "a lost rank is an epistle.Error on all survivors; make a new buffer of them",
+            )
+
+    def low_latency_query_mask_buffer(self, mask_status: torch.Tensor) -> None:
+        """int32 [R]: 1 where a rank is lost."""
+        lost = self._dispatchers.suspects()
+        mask_status.copy_(torch.tensor([int(rank in lost) for rank in range(self._group.size)], dtype=torch.int32))
+
+    def low_latency_clean_mask_buffer(self) -> None:
+        """No rank is masked."""
+
+    def _low_latency_dispatcher(
+        self,
+        x: torch.Tensor,
+        top_k: int,
+        max_tokens: int,
+        num_experts: int,
+        wire: epistle.AsGiven | epistle.Fp8Blocks,
+    ) -> epistle.Dispatcher:
+        fields: dict[str, typing.Any] = {
+            "hidden": x.shape[1],
+            "num_experts": num_experts,
+            "top_k": top_k,
+            "wire": wire,
+            "layout": epistle.ExpertBlocks(self._group.size * max_tokens),
+            "sizing": epistle.Capacity(),
+            "order": "flat",
+            "zero_padding": False,
+            "max_handles": MAX_HANDLES,
+        }
+        options = options_for(x)
+        device = "cuda" if x.is_cuda else "host"
+        config = epistle.DispatcherConfig(max_tokens=max_tokens, **fields)
+        # What the kernel of few tokens cannot do, the other one does.
+        refused = epistle.find_dispatcher("low_latency", device).cannot_serve(config, self._group.size)
+        turn = self._num_low_latency % NUM_OUTSTANDING
+        self._num_low_latency += 1
+        return self._dispatchers.get("direct" if refused else "low_latency", fields, options, max_tokens, turn)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _check_hooks(async_finish: bool, return_recv_hook: bool) -> None:
+    if async_finish and return_recv_hook:
+        raise ValueError("async_finish and return_recv_hook exclude each other")
+
+
+def _refuse_forks(call: str, arguments: dict[str, typing.Any]) -> None:
+    """Keywords of forks, which pass them with values that mean nothing where the option is off."""
+    used = sorted(name for name, value in arguments.items() if value is not None and value is not False)
+    if used:
+        raise lacking(f"{', '.join(used)} in {call}", "turn the option off: it is of a fork of DeepEP")
+
+
+def _wire(device: str, use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> epistle.AsGiven | epistle.Fp8Blocks:
+    if not use_fp8:
+        return epistle.AsGiven()
+    if use_ue8m0 and not round_scale:
+        raise ValueError("use_ue8m0 needs round_scale: its scales are powers of two")
+    orders = epistle.find_dispatcher("low_latency", device).capabilities.scale_orders
+    return epistle.Fp8Blocks(
+        scales="ue8m0" if use_ue8m0 else "fp32",
+        powers_of_two=round_scale,
+        order="columns" if "columns" in orders else "rows",
+    )
+
+
+def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.Tensor, Callable[[], object]]:
+    """[experts, rows, scales] of fp32, or int32 words of four exponents, the rows of a column one behind the other; and
+    what fills it once the rows are there."""
+    given = tensor_of(scales)
+    if given.dim() == 3:
+        return given, _nothing
+    is_packed = given.dtype == torch.uint8
+    num_columns = -(-given.shape[1] // _EXPONENTS_PER_WORD) if is_packed else given.shape[1]
+    columns = torch.empty(
+        (blocks[0], num_columns, blocks[1]), dtype=torch.int32 if is_packed else given.dtype, device=given.device
+    ).transpose(1, 2)
+
+    def fill() -> None:
+        rows = given
+        if is_packed:
+            padding = num_columns * _EXPONENTS_PER_WORD - given.shape[1]
+            rows = torch.nn.functional.pad(given, (0, padding)).view(torch.int32)
+        columns.copy_(rows.view(*blocks, -1))
+
+    return columns, fill

@@ -1,0 +1,303 @@
+"""Buffer's normal (high-throughput) calls: get_dispatch_layout, dispatch, combine."""
+
+from __future__ import annotations
+
+import struct
+import typing
+
+import torch
+
+import epistle
+from epistle.deep_ep._config import Config
+from epistle.deep_ep._events import EventOverlap, finish, wait_for
+from epistle.deep_ep._routes import Dispatchers, Payload, align_up, largest, options_for, ranks_of
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Handles that may live at once: micro-batches times layers of a training step.
+MAX_HANDLES = 128
+
+
+class Handle:
+    """What dispatch returns for combine and for cached dispatches. As a sequence it has the six entries of DeepEP's, of
+    which those that Epistle does not need are None."""
+
+    def __init__(
+        self, routing: Routing, dispatcher: epistle.Dispatcher, handle: epistle.Handle, payload: Payload
+    ) -> None:
+        self.routing = routing
+        self.dispatcher = dispatcher
+        self.handle = handle
+        self._others: dict[typing.Any, tuple[epistle.Dispatcher, epistle.Handle]] = {}
+        self._others[payload] = (dispatcher, handle)
+
+    def for_payload(self, payload: Payload, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
+        """A routing does not depend on what is moved by it, a dispatcher does: prepared once for every payload, in a
+        call that all ranks make."""
+        if payload not in self._others:
+            self._others[payload] = self.routing.prepare(payload, dispatchers)
+        return self._others[payload]
+
+    def for_sums(self, x: torch.Tensor, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
+        output = self.routing.output_of
+        for payload, prepared in self._others.items():
+            if output(payload) == x.dtype and payload.hidden == x.shape[1]:
+                return prepared
+        return self.for_payload(Payload(x.dtype, x.shape[1]), dispatchers)
+
+    def rank_prefix_matrix(self) -> torch.Tensor:
+        """int32 [num_ranks, num_ranks]: in this rank's column, behind which row the rows of each source end. The other
+        columns belong to other ranks and are -1."""
+        src_rank = self.handle.src_rank.torch()
+        num_ranks, rank = self.routing.num_ranks, self.routing.rank
+        counts = torch.stack([(src_rank == source).sum() for source in range(num_ranks)])
+        matrix = torch.full((num_ranks, num_ranks), -1, dtype=torch.int32, device=src_rank.device)
+        matrix[:, rank] = counts.cumsum(0).to(torch.int32)
+        return matrix
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, position: int) -> typing.Any:
+        if position == 0:
+            return self.rank_prefix_matrix()
+        if position == 3:
+            return self.handle.src_token.torch()
+        if position == 4:
+            return self.routing.is_token_in_rank
+        if position in (1, 2, 5):
+            return None
+        raise IndexError(position)
+
+    def __iter__(self) -> Iterator[typing.Any]:
+        return (self[position] for position in range(len(self)))
+
+
+class Routing:
+    """The router's choice of one dispatch, and how dispatchers for it are made."""
+
+    def __init__(
+        self,
+        group: epistle.Group,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor | None,
+        *,
+        num_experts: int,
+        num_worst_tokens: int,
+        max_tokens: int,
+        is_token_in_rank: torch.Tensor | None,
+    ) -> None:
+        self.rank, self.num_ranks = group.rank, group.size
+        # Copies: the caller may write the next ones there, and a cached dispatch of another payload needs them again.
+        self.expert_ids = expert_ids.clone()
+        self.weights = None if weights is None else weights.clone()
+        self.num_experts = num_experts
+        self.num_worst_tokens = num_worst_tokens
+        self.max_tokens = max_tokens
+        self.is_token_in_rank = is_token_in_rank
+
+    @staticmethod
+    def output_of(payload: Payload) -> torch.dtype:
+        """What is summed where the payload cannot be."""
+        return torch.bfloat16 if payload.is_raw or payload.is_plain_fp8 else payload.dtype
+
+    def prepare(self, payload: Payload, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
+        fields = {
+            **payload.config(self.output_of(payload)),
+            "num_experts": self.num_experts,
+            "top_k": self.expert_ids.shape[1],
+            "apply_weights": False,
+            "max_handles": MAX_HANDLES,
+        }
+        if self.num_worst_tokens > 0:
+            fields["sizing"] = epistle.Capacity(rows_per_rank=self.num_worst_tokens)
+        dispatcher = dispatchers.get("direct", fields, options_for(self.expert_ids), self.max_tokens)
+        return dispatcher, dispatcher.prepare(self.expert_ids, self.weights)
+
+
+class NormalCalls:
+    """Mixed into Buffer."""
+
+    _group: epistle.Group
+    _dispatchers: Dispatchers
+    num_sms: typing.ClassVar[int] = 20
+    _num_sms_is_set: typing.ClassVar[bool] = False
+
+    def get_dispatch_layout(
+        self,
+        topk_idx: torch.Tensor,
+        num_experts: int,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, EventOverlap]:
+        """(tokens per rank int32 [R], None, tokens per expert int32 [E], is_token_in_rank bool [T, R], event)."""
+        del allocate_on_comm_stream
+        wait_for(previous_event)
+        num_ranks, num_tokens = self._group.size, topk_idx.shape[0]
+        ids = topk_idx.long()
+        ones = torch.ones_like(ids)
+        # One place more than there are experts and ranks takes those that go nowhere.
+        per_expert = ids.new_zeros(num_experts + 1)
+        per_expert.scatter_add_(0, torch.where(ids < 0, num_experts, ids).flatten(), ones.flatten())
+        ranks = ranks_of(ids, num_experts, num_ranks)
+        in_rank = torch.zeros(num_tokens, num_ranks + 1, dtype=torch.bool, device=ids.device)
+        in_rank.scatter_(1, torch.where(ids < 0, num_ranks, ranks), ones.bool())
+        in_rank = in_rank[:, :num_ranks].contiguous()
+        per_rank = in_rank.sum(0, dtype=torch.int32)
+        return per_rank, None, per_expert[:num_experts].to(torch.int32), in_rank, finish(async_finish)
+
+    def dispatch(
+        self,
+        x: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        handle: Handle | None = None,
+        num_tokens_per_rank: torch.Tensor | None = None,
+        num_tokens_per_rdma_rank: torch.Tensor | None = None,
+        is_token_in_rank: torch.Tensor | None = None,
+        num_tokens_per_expert: torch.Tensor | None = None,
+        topk_idx: torch.Tensor | None = None,
+        topk_weights: torch.Tensor | None = None,
+        expert_alignment: int = 1,
+        num_worst_tokens: int = 0,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> tuple[typing.Any, ...]:
+        """(recv_x, recv_topk_idx, recv_topk_weights, rows per local expert, handle, event). Rows are in the order of
+        (source rank, source token)."""
+        del num_tokens_per_rank, num_tokens_per_rdma_rank, allocate_on_comm_stream
+        wait_for(previous_event)
+        tokens, scales = x if isinstance(x, tuple) else (x, None)
+        payload = Payload.of(tokens, scales)
+        if handle is not None:
+            if topk_idx is not None or topk_weights is not None:
+                raise ValueError(
+                    "a cached dispatch takes its routing from the handle; leave topk_idx and topk_weights out"
+                )
+            dispatcher, prepared = handle.for_payload(payload, self._dispatchers)
+            rows = self._move(dispatcher, prepared, payload, tokens, scales, config)
+            return rows, None, None, None, None, finish(async_finish)
+
+        routing = self._routing(
+            tokens, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens
+        )
+        dispatcher, prepared = routing.prepare(payload, self._dispatchers)
+        rows = self._move(dispatcher, prepared, payload, tokens, scales, config)
+        made = Handle(routing, dispatcher, prepared, payload)
+        counts: list[int] = []
+        if num_worst_tokens == 0 and topk_idx is not None:
+            counts = prepared.expert_counts.torch().tolist()
+        elif num_worst_tokens == 0 and num_tokens_per_expert is not None:
+            counts = self._gather_counts(num_tokens_per_expert)
+        counts = [align_up(count, expert_alignment) for count in counts]
+        if topk_idx is None:
+            return rows, None, None, counts, made, finish(async_finish)
+        local_experts = prepared.local_experts
+        assert local_experts is not None
+        recv_idx = local_experts.torch().to(topk_idx.dtype, copy=True)
+        recv_weights = None if topk_weights is None else prepared.weights.torch().clone()
+        return rows, recv_idx, recv_weights, counts, made, finish(async_finish)
+
+    def combine(
+        self,
+        x: torch.Tensor,
+        handle: Handle,
+        topk_weights: torch.Tensor | None = None,
+        bias: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+        config: Config | None = None,
+        previous_event: EventOverlap | None = None,
+        async_finish: bool = False,
+        allocate_on_comm_stream: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, EventOverlap]:
+        """(sums [T, hidden], sums of the weights [T, top_k] or None, event). Ranks are added in ascending order in fp32
+        and rounded once; a bias is added to that, and rounded again."""
+        del allocate_on_comm_stream
+        wait_for(previous_event)
+        dispatcher, prepared = handle.for_sums(x, self._dispatchers)
+        num_tokens, top_k = handle.routing.expert_ids.shape
+        out = x.new_empty((num_tokens, x.shape[1]))
+        num_sms = self._sms(x, config)
+        weights = None
+        if topk_weights is None:
+            dispatcher.combine(out, rows=x, handle=prepared, num_sms=num_sms)
+        else:
+            weights = topk_weights.new_empty((num_tokens, top_k))
+            dispatcher.dispatch_backward(
+                prepared, x, out, grad_weights=topk_weights.contiguous(), grad_probs=weights, num_sms=num_sms
+            )
+        if bias is not None:
+            total = out.float()
+            for part in bias if isinstance(bias, tuple) else (bias,):
+                total = total + part.float()
+            out = total.to(out.dtype)
+        return out, weights, finish(async_finish)
+
+    # ---- What these are made of ----
+
+    def _sms(self, x: torch.Tensor, config: Config | None) -> int:
+        """0, what the tuning table says, unless the caller chose a number."""
+        if not x.is_cuda:
+            return 0
+        if config is not None:
+            return config.num_sms
+        return type(self).num_sms if type(self)._num_sms_is_set else 0
+
+    def _routing(
+        self,
+        x: torch.Tensor,
+        is_token_in_rank: torch.Tensor | None,
+        num_tokens_per_expert: torch.Tensor | None,
+        topk_idx: torch.Tensor | None,
+        topk_weights: torch.Tensor | None,
+        num_worst_tokens: int,
+    ) -> Routing:
+        if is_token_in_rank is None or num_tokens_per_expert is None:
+            raise ValueError(
+                "dispatch needs is_token_in_rank and num_tokens_per_expert of get_dispatch_layout, or a handle"
+            )
+        num_experts = num_tokens_per_expert.shape[0]
+        ids = topk_idx
+        if ids is None:
+            # Only the ranks are known: each stands for one expert.
+            num_experts = self._group.size
+            every_rank = torch.arange(num_experts, dtype=torch.int32, device=x.device)
+            ids = torch.where(is_token_in_rank, every_rank, -1).to(torch.int32)
+        # Under static shapes nobody waits, so the bound is the one that all ranks were given.
+        max_tokens = num_worst_tokens if num_worst_tokens > 0 else largest(self._group, x.shape[0])
+        return Routing(
+            self._group,
+            ids,
+            topk_weights,
+            num_experts=num_experts,
+            num_worst_tokens=num_worst_tokens,
+            max_tokens=max_tokens,
+            is_token_in_rank=is_token_in_rank,
+        )
+
+    def _move(
+        self,
+        dispatcher: epistle.Dispatcher,
+        prepared: epistle.Handle,
+        payload: Payload,
+        x: torch.Tensor,
+        scales: torch.Tensor | None,
+        config: Config | None,
+    ) -> typing.Any:
+        received = dispatcher.dispatch(handle=prepared, num_sms=self._sms(x, config), **payload.given(x, scales))
+        # Copies: the caller may keep them for as long as it likes, and leases are few.
+        rows, row_scales = payload.received(received.rows, received.scales)
+        if row_scales is None:
+            return rows.clone()
+        return rows.clone(), row_scales.clone()
+
+    def _gather_counts(self, num_tokens_per_expert: torch.Tensor) -> list[int]:
+        """Rows of every local expert, from what all ranks send."""
+        sent = num_tokens_per_expert.tolist()
+        packed = self._group.all_gather(struct.pack(f"{len(sent)}q", *sent))
+        totals = [
+            sum(column) for column in zip(*(struct.unpack(f"{len(sent)}q", part) for part in packed), strict=True)
+        ]
+        num_local = len(sent) // self._group.size
+        return totals[self._group.rank * num_local : (self._group.rank + 1) * num_local]

@@ -1,0 +1,159 @@
+"""What is shared by the buffers: groups, dispatchers made as they are needed, payloads."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import typing
+
+import torch
+
+import epistle
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+_SCALE_BLOCK = 128
+
+
+def join(group: typing.Any, comm: typing.Any = None) -> epistle.Group:
+    """From what a caller of DeepEP has: a process group of Torch, an mpi4py communicator, or a group of Epistle's."""
+    if comm is not None:
+        return epistle.Group.from_mpi(comm)
+    if isinstance(group, epistle.Group):
+        return group
+    return epistle.Group.from_torch(group)
+
+
+def largest(group: epistle.Group, value: int) -> int:
+    """Over the ranks. Collective."""
+    return max(int(struct.unpack("q", part)[0]) for part in group.all_gather(struct.pack("q", value)))
+
+
+def rank_starts(num_experts: int, num_ranks: int) -> list[int]:
+    """The first expert of every rank, and num_experts: contiguous blocks, the first ranks hold one more."""
+    few, more = divmod(num_experts, num_ranks)
+    return [rank * few + min(rank, more) for rank in range(num_ranks + 1)]
+
+
+def ranks_of(expert_ids: torch.Tensor, num_experts: int, num_ranks: int) -> torch.Tensor:
+    """Of every id; -1 for none."""
+    if num_experts % num_ranks == 0:
+        return torch.div(expert_ids, num_experts // num_ranks, rounding_mode="floor")
+    starts = torch.tensor(rank_starts(num_experts, num_ranks)[1:-1], device=expert_ids.device)
+    return torch.where(expert_ids < 0, -1, torch.bucketize(expert_ids, starts, right=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Payload:
+    """What is dispatched: rows of ``dtype`` with ``scale_bytes`` of scales each."""
+
+    dtype: torch.dtype
+    hidden: int
+    scale_dtype: torch.dtype | None = None
+    num_scales: int = 0
+
+    @staticmethod
+    def of(x: torch.Tensor, scales: torch.Tensor | None) -> Payload:
+        if scales is None:
+            return Payload(x.dtype, x.shape[1])
+        return Payload(x.dtype, x.shape[1], scales.dtype, 1 if scales.dim() == 1 else scales.shape[1])
+
+    @property
+    def is_plain_fp8(self) -> bool:
+        return (
+            self.dtype == torch.float8_e4m3fn
+            and self.scale_dtype == torch.float32
+            and self.num_scales == -(-self.hidden // _SCALE_BLOCK)
+        )
+
+    @property
+    def is_raw(self) -> bool:
+        """Rows that Epistle moves without knowing what they are, such as fp8 with packed UE8M0 scales."""
+        return not self.is_plain_fp8 and (self.dtype not in NAMES or self.num_scales > 0)
+
+    def config(self, output: torch.dtype) -> dict[str, typing.Any]:
+        """Fields of a DispatcherConfig. ``output``: what combine sums."""
+        fields: dict[str, typing.Any] = {"expert_output": NAMES[output], "expert_output_hidden": self.hidden}
+        if not self.is_raw:
+            return {**fields, "hidden": self.hidden, "input": NAMES.get(self.dtype, "fp8")}
+        scale_bytes = self.num_scales * self.scale_dtype.itemsize if self.scale_dtype is not None else 0
+        return {
+            **fields,
+            "hidden": self.hidden * self.dtype.itemsize,
+            "input": "raw",
+            "raw_scale_bytes": scale_bytes,
+        }
+
+    def given(self, x: torch.Tensor, scales: torch.Tensor | None) -> dict[str, typing.Any]:
+        """Arguments of a dispatch. Strides of fp32 scales are taken as they are."""
+        if scales is None:
+            return {"tokens": x}
+        if scales.dim() == 1:
+            scales = scales.unsqueeze(1)
+        return {"tokens": x, "scales": scales.contiguous() if self.is_raw else scales}
+
+    def received(self, rows: epistle.Array, scales: epistle.Array | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As the caller knows them: the same memory."""
+        tensor = rows.torch()
+        if self.is_raw:
+            tensor = tensor.view(self.dtype)
+        if scales is None or self.scale_dtype is None:
+            return tensor, None
+        return tensor, scales.torch().view(self.scale_dtype)
+
+
+def tensor_of(array: epistle.Array) -> torch.Tensor:
+    tensor: torch.Tensor = array.torch()
+    return tensor
+
+
+def has_cuda_work() -> bool:
+    cuda: typing.Any = torch.cuda  # without types
+    return bool(cuda.is_available() and cuda.is_initialized())
+
+
+def options_for(tensor: torch.Tensor) -> epistle.Host | epistle.Cuda:
+    if tensor.is_cuda:
+        return epistle.Cuda(device=tensor.get_device())
+    return epistle.Host()
+
+
+class Dispatchers:
+    """The dispatchers of one buffer, made when a shape is first used, which all ranks do in the same call."""
+
+    def __init__(self, group: epistle.Group) -> None:
+        self.group = group
+        self._made: dict[typing.Any, tuple[int, epistle.Dispatcher]] = {}
+
+    def get(
+        self,
+        name: str,
+        fields: dict[str, typing.Any],
+        options: epistle.Host | epistle.Cuda,
+        max_tokens: int,
+        copy: int = 0,
+    ) -> epistle.Dispatcher:
+        """``max_tokens``: as all ranks know it. A dispatcher that is too small gives way to a larger one, and lives on
+        in its handles. ``copy`` tells dispatchers of one shape apart."""
+        key = (name, tuple(sorted((key, repr(value)) for key, value in fields.items())), options, copy)
+        size, dispatcher = self._made.get(key, (-1, None))
+        if dispatcher is None or size < max_tokens:
+            # Powers of two: a batch that grows step by step makes few of them.
+            size = max(16, 1 << max(0, max_tokens - 1).bit_length())
+            config = epistle.DispatcherConfig(max_tokens=size, **fields)
+            dispatcher = epistle.Dispatcher(self.group, name, config, options)
+            self._made[key] = (size, dispatcher)
+        return dispatcher
+
+    def suspects(self) -> set[int]:
+        return {rank for _, dispatcher in self._made.values() for rank in dispatcher.suspects()}
+
+    def clear(self) -> None:
+        self._made.clear()
+
+
+def lacking(what: str, instead: str) -> NotImplementedError:
+    return NotImplementedError(f"epistle's deep_ep has no {what}; {instead}")
+
+
+def align_up(value: int, alignment: int) -> int:
+    return -(-value // alignment) * alignment

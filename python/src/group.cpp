@@ -1,0 +1,123 @@
+#include <chrono>
+#include <optional>
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "bindings.hpp"
+#include "group/group_impl.hpp"
+
+namespace epistle::python {
+namespace {
+
+/// Seconds, as Python has them; none: the setting EPISTLE_TIMEOUT_MS.
+GroupOptions options_of(std::optional<double> timeout) {
+  if (!timeout) return {};
+  // 0 stands for the setting in C++; whoever asks for no time at all gets the shortest there is.
+  const auto milliseconds = static_cast<std::int64_t>(*timeout * 1000.0);
+  return {.timeout = std::chrono::milliseconds(milliseconds == 0 ? 1 : milliseconds)};
+}
+
+/// A group may be waited in by its thread while another drops it, so the GIL is not needed for what it does.
+template <typename Call>
+auto released(const Call& call) {
+  const nb::gil_scoped_release release;
+  return call();
+}
+
+nb::list all_gather(Group& group, const nb::bytes& data) {
+  std::string gathered(data.size() * static_cast<std::size_t>(group.size()), '\0');
+  released([&] { group.all_gather(data.data(), data.size(), gathered.data()); });
+  nb::list parts;
+  for (std::size_t rank = 0; rank < static_cast<std::size_t>(group.size()); ++rank) {
+    parts.append(nb::bytes(gathered.data() + rank * data.size(), data.size()));
+  }
+  return parts;
+}
+
+nb::object bootstrap(const char* function, const nb::object& source, std::optional<double> timeout) {
+  return package_attribute("epistle._bootstrap", function)(source, timeout);
+}
+
+}  // namespace
+
+void bind_group(nb::module_& module) {
+  nb::class_<Group>(module, "Group",
+                    "One rank's membership of an EP group. Collective calls are made by all ranks in the same order; a "
+                    "rank's own calls come from one thread at a time.")
+      .def_static(
+          "threads",
+          [](int num_ranks, std::optional<double> timeout) {
+            nb::list groups;
+            for (Group& group : make_thread_groups(num_ranks, options_of(timeout))) groups.append(std::move(group));
+            return groups;
+          },
+          nb::arg("num_ranks"), nb::arg("timeout").none() = nb::none(),
+          nb::sig("def threads(num_ranks: int, timeout: float | None = None) -> list[Group]"),
+          "Groups whose ranks are threads of this process: element r belongs to the thread that plays rank r. See "
+          "epistle.run_threads. ``timeout``: seconds that a rank waits for another one.")
+      .def_static(
+          "from_launcher",
+          [](std::optional<double> timeout) {
+            return released([&] { return join_process_group(options_of(timeout)); });
+          },
+          nb::arg("timeout").none() = nb::none(),
+          "Joins the processes that `epistle run`, torchrun, Open MPI, PMI or Slurm has started, all on one host.")
+      .def_static(
+          "join",
+          [](int rank, int num_ranks, const std::string& job, std::optional<double> timeout) {
+            const LaunchInfo info{.rank = rank, .num_ranks = num_ranks, .local_rank = rank, .job = job};
+            return released([&] { return join_process_group(info, options_of(timeout)); });
+          },
+          nb::arg("rank"), nb::arg("num_ranks"), nb::arg("job"), nb::arg("timeout").none() = nb::none(),
+          "Joins processes of one host that share the text ``job``, which no other job has.")
+      .def_static(
+          "from_torch",
+          [](const nb::object& group, std::optional<double> timeout) {
+            return bootstrap("from_torch", group, timeout);
+          },
+          nb::arg("group").none() = nb::none(), nb::arg("timeout").none() = nb::none(),
+          nb::sig("def from_torch(group: typing.Any = None, timeout: float | None = None) -> Group"),
+          "Joins the ranks of a torch.distributed process group (None: the default one), gloo or nccl.")
+      .def_static(
+          "from_mpi",
+          [](const nb::object& communicator, std::optional<double> timeout) {
+            return bootstrap("from_mpi", communicator, timeout);
+          },
+          nb::arg("communicator"), nb::arg("timeout").none() = nb::none(),
+          nb::sig("def from_mpi(communicator: typing.Any, timeout: float | None = None) -> Group"),
+          "Joins the ranks of an mpi4py communicator.")
+      .def_static(
+          "from_all_gather",
+          [](int rank, int num_ranks, const nb::object& all_gather_of, std::optional<double> timeout) {
+            return package_attribute("epistle._bootstrap", "from_all_gather")(rank, num_ranks, all_gather_of, timeout);
+          },
+          nb::arg("rank"), nb::arg("num_ranks"), nb::arg("all_gather"), nb::arg("timeout").none() = nb::none(),
+          nb::sig("def from_all_gather(rank: int, num_ranks: int, all_gather: "
+                  "collections.abc.Callable[[str], collections.abc.Sequence[str]], timeout: float | None = None) -> "
+                  "Group"),
+          "Joins ranks that can gather one string of every rank: ``all_gather(text)`` gives those of all, in rank "
+          "order. It is called once.")
+      .def_prop_ro("rank", &Group::rank)
+      .def_prop_ro("size", &Group::size)
+      .def_prop_ro(
+          "kind", [](const Group& group) { return std::string(to_string(group.kind())); }, "threads or processes.")
+      .def_prop_ro(
+          "timeout", [](const Group& group) { return std::chrono::duration<double>(group.timeout()).count(); },
+          "Seconds.")
+      .def("barrier", &Group::barrier, nb::call_guard<nb::gil_scoped_release>(),
+           "Returns when every rank has called it.")
+      .def("all_gather", &all_gather, nb::arg("data"), nb::sig("def all_gather(self, data: bytes) -> list[bytes]"),
+           "Bytes of every rank, equally many on all, in rank order.")
+      .def(
+          "leave", [](Group& group) { group.impl().depart(); },
+          "Tells the other ranks that this one is gone: what waits for it throws a lost peer at once. It makes no more "
+          "calls. A process that ends does so by itself.")
+      .def("__repr__", [](const Group& group) {
+        return "<epistle.Group rank " + std::to_string(group.rank()) + " of " + std::to_string(group.size()) + ">";
+      });
+  module.def("is_launched", &is_launched, "True when this process was started as one of several ranks.");
+}
+
+}  // namespace epistle::python

@@ -1,0 +1,98 @@
+"""Failures of one rank, as all of them see it."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+
+import pytest
+from conftest import HIDDEN, TOKENS, config, routing, small_integers
+
+import epistle
+
+
+def test_a_bad_tensor_is_told_to_the_others_and_the_next_call_works() -> None:
+    def play(group: epistle.Group) -> None:
+        moe = epistle.Dispatcher(group, "direct", config())
+        ids, weights = routing(group.rank, group.size)
+        tokens = small_integers((TOKENS, HIDDEN), group.rank)
+        bad = tokens.astype("float64") if group.rank == 1 else tokens
+        with pytest.raises(epistle.Error) as error:
+            moe.dispatch(bad, expert_ids=ids, weights=weights)
+        if group.rank == 1:
+            assert error.value.code is epistle.ErrorCode.INVALID_ARGUMENT
+            assert "tokens has elements of float64" in str(error.value)
+        else:
+            assert error.value.code is epistle.ErrorCode.PEER_REJECTED
+            assert error.value.peer_rank == 1
+        assert error.value.rank == group.rank
+        assert moe.poll() == "ok"
+        moe.dispatch(tokens, expert_ids=ids, weights=weights)
+
+    epistle.run_threads(3, play, timeout=20)
+
+
+def test_different_configurations_are_named() -> None:
+    def play(group: epistle.Group) -> None:
+        epistle.Dispatcher(group, "direct", config(hidden=64 + 64 * group.rank))
+
+    with pytest.raises(epistle.Error, match="hidden") as error:
+        epistle.run_threads(2, play)
+    assert error.value.code is epistle.ErrorCode.SHAPE_MISMATCH
+
+
+def test_a_rank_that_raises_is_lost_to_the_others_at_once() -> None:
+    seen: list[epistle.Error] = []
+
+    def play(group: epistle.Group) -> None:
+        if group.rank == 1:
+            raise ValueError("a mistake of rank 1")
+        try:
+            group.barrier()
+        except epistle.Error as error:
+            seen.append(error)
+            raise
+
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="rank 1"):
+        epistle.run_threads(3, play, timeout=20)
+    assert time.monotonic() - start < 10
+    assert [(error.code, error.peer_rank) for error in seen] == [(epistle.ErrorCode.PEER_LOST, 1)] * 2
+    assert seen[0].phase is epistle.Phase.BARRIER
+
+
+def test_a_rank_that_is_late() -> None:
+    def play(group: epistle.Group) -> None:
+        if group.rank == 0:
+            with pytest.raises(epistle.Error) as error:
+                group.barrier()
+            assert error.value.code is epistle.ErrorCode.TIMEOUT
+        else:
+            time.sleep(0.6)  # the GIL is not held by rank 0, which waits
+
+    epistle.run_threads(2, play, timeout=0.2)
+
+
+def test_abort_from_another_thread() -> None:
+    both_there = threading.Barrier(2)
+
+    def play(group: epistle.Group) -> None:
+        moe = epistle.Dispatcher(group, "direct", config())
+        both_there.wait()
+        if group.rank == 0:
+            moe.abort()
+            return
+        ids, weights = routing(group.rank, group.size)
+        with pytest.raises(epistle.Error) as error:
+            moe.prepare(ids, weights)
+        assert error.value.code is epistle.ErrorCode.ABORTED
+        assert moe.poll() == "aborted" and moe.suspects() == [0]
+
+    epistle.run_threads(2, play, timeout=20)
+
+
+def test_errors_can_be_sent_to_another_process() -> None:
+    error = epistle.Error("text", epistle.ErrorCode.TIMEOUT, rank=1, peer_rank=2, phase=epistle.Phase.COMBINE)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.code, copy.rank, copy.peer_rank, copy.phase) == ("text", error.code, 1, 2, error.phase)
