@@ -35,6 +35,7 @@ constexpr std::string_view kExamples =
 constexpr void (*kCommands[])(CLI::App&, int&) = {
     add_bench_command,
     add_trace_command,
+    add_calibrate_command,
     add_models_command,
     add_settings_command,
 };

@@ -22,8 +22,8 @@ struct GroupLimit {
 [[nodiscard]] double expected_distinct_groups(double num_experts, double top_k, double num_groups,
                                               const GroupLimit& limit);
 
-/// Probability of each expert to be among a token's top-k where its popularity is `popularity` (any scale): 1 - exp(-l p)
-/// with l such that they add up to `top_k`.
+/// Probability of each expert to be among a token's top-k where its popularity is `popularity` (any scale): 1 - exp(-l
+/// p) with l such that they add up to `top_k`.
 [[nodiscard]] std::vector<double> inclusion_probabilities(std::span<const double> popularity, double top_k);
 
 /// Experts in contiguous blocks over `num_ranks` ranks.

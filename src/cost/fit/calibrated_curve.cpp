@@ -6,16 +6,15 @@
 #include <set>
 #include <utility>
 
-
 namespace epistle {
 namespace {
 
 constexpr double kSigmasOf90Percent = 1.645;
-constexpr double kFitNoise = 0.08;       // relative, of a measurement and of the curve: outliers lie beyond
-constexpr double kIdentifiedShare = 0.6; // of the prior's sigma: less is left where data tell a constant
-constexpr double kPoolSigma = 0.4;       // of a constant between a library and its relatives
+constexpr double kFitNoise = 0.08;        // relative, of a measurement and of the curve: outliers lie beyond
+constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left where data tell a constant
+constexpr double kPoolSigma = 0.4;        // of a constant between a library and its relatives
 constexpr double kFixedSigma = 1e-4;      // of a constant that is held
-constexpr std::size_t kMinLibraryRows = 6;
+constexpr std::size_t kMinLibraryRows = 3;
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
   return {path.begin(), path.begin() + static_cast<std::ptrdiff_t>(std::min(levels, path.size()))};
@@ -100,8 +99,7 @@ void CalibratedCurve::fit_field() {
   std::vector<double> residuals;
   for (const Observation& observation : observations_) {
     points.push_back(observation.point);
-    residuals.push_back(std::log(observation.us) -
-                        log_curve(observation, node_of(observation.point.path).log_values));
+    residuals.push_back(std::log(observation.us) - log_curve(observation, node_of(observation.point.path).log_values));
   }
   field_ = ResidualField(std::move(points), std::move(residuals), family_->scales);
 }
@@ -112,10 +110,12 @@ CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wa
   forecast.log_us = log_curve(wanted, node_of(wanted.point.path).log_values) + residual.mean;
   forecast.sigma = residual.sigma;
   forecast.novelty = Novelty::kLibrary;
+  const auto varied = static_cast<std::ptrdiff_t>(family_->num_varied);
   for (const Observation& seen : observations_) {
     if (seen.point.path != wanted.point.path) continue;
-    forecast.novelty = Novelty::kDegree;
-    if (seen.degree == wanted.degree && seen.num_sms == wanted.num_sms) {
+    forecast.novelty = Novelty::kSetting;
+    if (std::equal(seen.point.position.begin() + varied, seen.point.position.end(),
+                   wanted.point.position.begin() + varied, wanted.point.position.end())) {
       forecast.novelty = Novelty::kSeen;
       break;
     }
@@ -134,8 +134,8 @@ Forecast CalibratedCurve::predict(const Observation& wanted) const {
 
 void CalibratedCurve::set_widths() {
   if (observations_.empty()) return;
-  // Groups that are left out whole, each a question that forecasts answer: another number of ranks, another number of
-  // SMs, another version or GPU at every level; and every seventh row, for what was seen.
+  // Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs,
+  // another width, another version or GPU at every level; and every seventh row, for what was seen.
   std::vector<std::vector<bool>> folds;
   const auto add_folds = [&](const auto& key_of) {
     std::map<decltype(key_of(observations_[0])), std::size_t> groups;
@@ -147,8 +147,9 @@ void CalibratedCurve::set_widths() {
       folds.push_back(std::move(fold));
     }
   };
-  add_folds([](const Observation& observation) { return observation.degree; });
-  add_folds([](const Observation& observation) { return observation.num_sms; });
+  for (std::size_t quantity = family_->num_varied; quantity < family_->quantities.size(); ++quantity) {
+    add_folds([quantity](const Observation& observation) { return observation.point.position[quantity]; });
+  }
   std::size_t depth = 0;
   for (const Observation& observation : observations_) depth = std::max(depth, observation.point.path.size());
   for (std::size_t level = 0; level < depth; ++level) {
@@ -157,12 +158,9 @@ void CalibratedCurve::set_widths() {
     });
   }
   constexpr std::size_t kSplits = 7;
-  std::size_t position = 0;
-  std::map<const Observation*, std::size_t> parts;
-  for (const Observation& observation : observations_) parts[&observation] = position++ % kSplits;
   std::vector<bool> some;
-  for (const Observation& observation : observations_) some.push_back(parts.at(&observation) == 0);
-  folds.push_back(some);
+  for (std::size_t row = 0; row < observations_.size(); ++row) some.push_back(row % kSplits == kSplits / 2);
+  folds.push_back(std::move(some));
 
   std::array<std::vector<double>, kNumNovelties> errors;
   for (const std::vector<bool>& fold : folds) {

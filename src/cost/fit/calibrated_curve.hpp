@@ -19,12 +19,10 @@ namespace epistle {
 
 /// One measured time, and what was done in it.
 struct Observation {
-  std::string table;              ///< of which it is a cell
-  std::string label;              ///< for people
+  std::string table;  ///< of which it is a cell
+  std::string label;  ///< for people
   FieldPoint point;
   std::variant<ExchangeWork, GemmWork> work;
-  double degree = 0;              ///< ranks: what a forecast usually changes
-  double num_sms = 0;
   double us = 0;
 };
 
@@ -43,6 +41,7 @@ struct CurveFamily {
   std::string_view source;  ///< of the priors
   std::vector<ConstantPrior> constants;
   std::vector<std::string_view> quantities;  ///< of FieldPoint::position
+  std::size_t num_varied = 1;                ///< the first ones: those that a sweep varies; others are settings
   FieldScales scales;                        ///< to start with
   /// Time of `work` for constants in the order of `constants`.
   double (*time_us)(const std::variant<ExchangeWork, GemmWork>& work, std::span<const double> constants);
@@ -50,15 +49,15 @@ struct CurveFamily {
 
 /// How far a forecast is from what was measured: the further, the wider its interval.
 enum class Novelty : std::int32_t {
-  kSeen,     ///< this library on this GPU at this number of ranks
-  kDegree,   ///< another number of ranks or SMs
+  kSeen,     ///< this library on this GPU, with these ranks, SMs and widths
+  kSetting,  ///< another number of ranks or SMs, or another width
   kLibrary,  ///< a library, version or GPU that was not measured
 };
 inline constexpr std::size_t kNumNovelties = 3;
 
 struct Forecast {
   double us = 0;
-  double low_us = 0;   ///< 90% of measurements lie between low and high
+  double low_us = 0;  ///< 90% of measurements lie between low and high
   double high_us = 0;
   Novelty novelty = Novelty::kSeen;
 };
@@ -67,7 +66,7 @@ struct ConstantFit {
   std::string_view name;
   std::string_view unit;
   double value = 0;
-  double low = 0;   ///< 90%
+  double low = 0;  ///< 90%
   double high = 0;
   bool identified = false;  ///< by the data; otherwise it is the prior
 };

@@ -1,10 +1,8 @@
 #include "cost/fit/calibration.hpp"
 
-
 #include <algorithm>
 #include <cmath>
 #include <set>
-#include <tuple>
 #include <utility>
 
 #include "cost/fit/families.hpp"
@@ -14,12 +12,12 @@ namespace {
 
 /// The geometric mean of times that were taken under the same conditions: one observation instead of many.
 std::vector<Observation> merge_equal(const std::vector<const Observation*>& observations) {
-  using Conditions = std::tuple<std::vector<std::string>, std::vector<double>, double>;
+  using Conditions = std::pair<std::vector<std::string>, std::vector<double>>;
   std::map<Conditions, std::size_t> places;
   std::vector<Observation> merged;
   std::vector<std::pair<double, double>> sums;  // of logarithms, and how many
   for (const Observation* const observation : observations) {
-    const Conditions conditions{observation->point.path, observation->point.position, observation->degree};
+    const Conditions conditions{observation->point.path, observation->point.position};
     const auto [place, is_new] = places.emplace(conditions, merged.size());
     if (is_new) {
       merged.push_back(*observation);
@@ -44,8 +42,9 @@ double share_below(std::vector<double>& sorted, double share) {
 
 Calibration::Calibration(std::span<const MeasurementTable> tables) {
   std::map<std::string, std::vector<const Observation*>> groups;
+  for (const CurveFamily& family : curve_families()) groups[std::string(family.name)];
   for (const MeasurementTable& table : tables) {
-    for (const MeasuredTime& time : table.times) groups[time.curve].push_back(&time.observation);
+    for (const MeasuredTime& time : table.times) groups.at(time.curve).push_back(&time.observation);
   }
   for (const auto& [name, observations] : groups) {
     curves_.emplace(name, CalibratedCurve(find_curve_family(name), merge_equal(observations)));
@@ -53,13 +52,17 @@ Calibration::Calibration(std::span<const MeasurementTable> tables) {
 }
 
 Forecast Calibration::predict(const std::string& curve, const Observation& wanted) const {
-  const auto found = curves_.find(curve);
-  if (found != curves_.end()) return found->second.predict(wanted);
-  return CalibratedCurve(find_curve_family(curve), {}).predict(wanted);
+  return curves_.at(curve).predict(wanted);
 }
 
+bool Calibration::is_measured(const std::string& curve) const { return !curves_.at(curve).observations().empty(); }
+
 TableErrors evaluate(const Calibration& calibration, const MeasurementTable& table) {
-  TableErrors errors{.table = table.name, .num_rows = table.num_rows, .num_times = table.times.size(), .worst = {}, .without_measurements = {}};
+  TableErrors errors{.table = table.name,
+                     .num_rows = table.num_rows,
+                     .num_times = table.times.size(),
+                     .worst = {},
+                     .without_measurements = {}};
   std::vector<double> apes;
   std::size_t covered = 0;
   std::set<std::string> unknown;
@@ -76,7 +79,7 @@ TableErrors evaluate(const Calibration& calibration, const MeasurementTable& tab
                       .predicted_us = forecast.us,
                       .ape = ape};
     }
-    if (!calibration.curves().contains(time.curve)) unknown.insert(time.curve);
+    if (!calibration.is_measured(time.curve)) unknown.insert(time.curve);
   }
   errors.median_ape = share_below(apes, 0.5);
   errors.p90_ape = share_below(apes, 0.9);

@@ -16,8 +16,10 @@ class Calibration {
   /// Times that agree in all but their value are merged.
   explicit Calibration(std::span<const MeasurementTable> tables);
 
-  /// Where no measurement of a curve was given, its forecast rests on priors.
+  /// Where no measurement of a curve was given, its forecast rests on priors. `curve` is the name of a CurveFamily.
   [[nodiscard]] Forecast predict(const std::string& curve, const Observation& wanted) const;
+  [[nodiscard]] bool is_measured(const std::string& curve) const;
+  /// All there are, by name.
   [[nodiscard]] const std::map<std::string, CalibratedCurve>& curves() const noexcept { return curves_; }
 
  private:

@@ -15,6 +15,8 @@
 
 #include "core/ascii.hpp"
 #include "cost/exchange_counts.hpp"
+#include "cost/fit/bench_record.hpp"
+#include "cost/work.hpp"
 #include "topology/cluster.hpp"
 
 namespace epistle {
@@ -44,8 +46,8 @@ class TableLine {
             std::vector<std::string> cells)
       : file_(file), number_(number), columns_(columns), cells_(std::move(cells)) {
     if (cells_.size() != columns_.size()) {
-      throw Error(ErrorCode::kCorruptInput, fmt::format("{}:{}: {} cells under {} columns", file_, number_,
-                                                        cells_.size(), columns_.size()));
+      throw Error(ErrorCode::kCorruptInput,
+                  fmt::format("{}:{}: {} cells under {} columns", file_, number_, cells_.size(), columns_.size()));
     }
   }
 
@@ -131,9 +133,9 @@ class TableReader {
     } else if (line.has("dispatch_us") || line.has("combine_us")) {
       read_pair(line, "low_latency");
     } else {
-      throw Error(ErrorCode::kCorruptInput,
-                  fmt::format("{}: no column tells what was measured; see docs/calibrate.md for the tables there are",
-                              file_));
+      throw Error(
+          ErrorCode::kCorruptInput,
+          fmt::format("{}: no column tells what was measured; see docs/calibrate.md for the tables there are", file_));
     }
   }
 
@@ -150,16 +152,6 @@ class TableReader {
                 .experts = line.positive("num_experts")};
     if (shape.top_k > shape.experts) line.fail("topk", "is larger than num_experts");
     return shape;
-  }
-
-  [[nodiscard]] ExchangeWork base_work(double ranks, double ranks_per_domain) const {
-    ExchangeWork work;
-    work.ranks_per_domain = std::min(ranks, ranks_per_domain);
-    work.num_domains = std::ceil(ranks / ranks_per_domain);
-    work.link_bytes_per_us = cluster_.link_bytes_per_s() * kBytesPerUsOfBytesPerS;
-    work.network_bytes_per_us = std::max(cluster_.network_bytes_per_s(), 1e9) * kBytesPerUsOfBytesPerS;
-    work.hbm_bytes_per_us = cluster_.hbm_bytes_per_s() * kBytesPerUsOfBytesPerS;
-    return work;
   }
 
   /// GPUs that reach each other without the network: the domain of the GPU, or what the table says of an unknown one.
@@ -187,25 +179,16 @@ class TableReader {
       // DeepEP sends fp8 with a scale per 128 elements, low-latency rows with a header, and brings bf16 back.
       const double header = mode == "low_latency" ? 16 : 0;
       const double row_bytes = dispatch ? shape.hidden + 4 * shape.hidden / 128 + header : 2 * shape.hidden;
-      ExchangeWork work = base_work(shape.ranks, domain_size(line, shape.ranks));
-      if (mode == "low_latency") {
-        const double bytes = shape.tokens * shape.top_k * row_bytes;
-        work.link_bytes = bytes / work.num_domains;
-        work.network_bytes = bytes - work.link_bytes;
-      } else {
-        const double distinct_ranks = expected_distinct_groups(shape.experts, shape.top_k, shape.ranks);
-        const double distinct_domains =
-            work.num_domains > 1 ? expected_distinct_groups(shape.experts, shape.top_k, work.num_domains) : 0.0;
-        work.num_sms = num_sms;
-        work.row_bytes = row_bytes;
-        work.rank_rows = shape.tokens * distinct_ranks;
-        work.domain_rows = shape.tokens * distinct_domains;
-        work.self_bytes = shape.tokens * distinct_ranks / shape.ranks * row_bytes;
-        work.link_bytes = shape.tokens * distinct_ranks * row_bytes - work.self_bytes;
-        if (work.num_domains > 1) {
-          work.network_bytes = shape.tokens * distinct_domains * (1.0 - 1.0 / work.num_domains) * row_bytes;
-        }
-      }
+      const ExchangeWork base = exchange_base(cluster_, shape.ranks, domain_size(line, shape.ranks));
+      const ExchangeShape exchange{
+          .tokens_per_rank = shape.tokens,
+          .num_ranks = shape.ranks,
+          .top_k = shape.top_k,
+          .distinct_ranks = expected_distinct_groups(shape.experts, shape.top_k, shape.ranks),
+          .distinct_domains = expected_distinct_groups(shape.experts, shape.top_k, base.num_domains),
+          .row_bytes = row_bytes};
+      const ExchangeWork work =
+          mode == "low_latency" ? low_latency_work(base, exchange) : throughput_work(base, exchange, num_sms);
       add(line, mode + " " + phase,
           {.table = {},
            .label = fmt::format("{} {} EP {} {} tokens{}", system_, phase, shape.ranks, shape.tokens,
@@ -214,8 +197,6 @@ class TableReader {
                      .position = {log2_of(shape.tokens), log2_of(shape.ranks), log2_of(num_sms), log2_of(row_bytes),
                                   log2_of(shape.experts)}},
            .work = work,
-           .degree = shape.ranks,
-           .num_sms = num_sms,
            .us = us});
     }
   }
@@ -235,20 +216,18 @@ class TableReader {
     if (phase != "prepare" && phase != "dispatch" && !combine) {
       line.fail("phase", fmt::format("is '{}'; it must be prepare, dispatch or combine", phase));
     }
-    ExchangeWork work = base_work(shape.ranks, domain_size(line, shape.ranks));
     // Routing there is balanced by construction: as many ranks as a token can reach.
-    const double distinct = std::min(shape.top_k, shape.ranks);
+    const ExchangeShape exchange{.tokens_per_rank = shape.tokens,
+                                 .num_ranks = shape.ranks,
+                                 .top_k = shape.top_k,
+                                 .distinct_ranks = std::min(shape.top_k, shape.ranks),
+                                 .row_bytes = row_bytes};
+    const ExchangeWork base = exchange_base(cluster_, shape.ranks, domain_size(line, shape.ranks));
+    ExchangeWork work = one_sided_work(base, exchange, cluster_.num_sms());
     if (phase == "prepare") {
+      work.self_bytes = 0.0;
       work.link_bytes = shape.tokens * row_bytes;
-    } else {
-      work.self_bytes = shape.tokens * distinct / shape.ranks * row_bytes;
-      work.link_bytes = shape.tokens * distinct * row_bytes - work.self_bytes;
     }
-    work.num_sms = cluster_.num_sms();
-    work.rank_rows = shape.tokens;
-    work.row_bytes = row_bytes;
-    work.network_bytes = work.link_bytes * (1.0 - 1.0 / work.num_domains);
-    work.link_bytes -= work.network_bytes;
     const std::string curve = combine ? "combine" : phase;
     add(line, (side == "one_sided" && phase == "prepare" ? "two_sided" : side) + " " + curve,
         {.table = {},
@@ -257,8 +236,6 @@ class TableReader {
                    .position = {log2_of(shape.tokens), log2_of(shape.ranks), 0.0, log2_of(row_bytes),
                                 log2_of(shape.experts)}},
          .work = work,
-         .degree = shape.ranks,
-         .num_sms = 0,
          .us = line.positive("latency_us")});
   }
 
@@ -270,17 +247,12 @@ class TableReader {
     }
     const std::string dtype = line.text("dtype", "half");
     const double bytes = line.positive("message_elems") * (dtype == "int8" ? 1 : dtype == "float" ? 4 : 2);
-    ExchangeWork work = base_work(ranks, domain_size(line, ranks));
-    work.self_bytes = bytes / ranks;
-    work.link_bytes = bytes - work.self_bytes;
-    work.network_bytes = bytes * (1.0 - 1.0 / work.num_domains);
+    const ExchangeWork work = collective_work(exchange_base(cluster_, ranks, domain_size(line, ranks)), ranks, bytes);
     add(line, op,
         {.table = {},
          .label = fmt::format("{} {} {} GPUs {} bytes", system_, op, ranks, bytes),
          .point = {.path = {system_, line.text("nccl_version", "")}, .position = {log2_of(bytes), log2_of(ranks)}},
          .work = work,
-         .degree = ranks,
-         .num_sms = 0,
          .us = line.positive("latency_us")});
   }
 
@@ -296,42 +268,30 @@ class TableReader {
     if (distribution != "balanced" && distribution != "uniform") {
       line.fail("distribution", fmt::format("is '{}'; only balanced and uniform are known", distribution));
     }
-    GemmWork work;
-    work.global_rows = tokens * top_k;
-    work.rows = std::max(work.global_rows / ranks, 1.0);
-    work.active_experts = std::min(std::max(experts / ranks, 1.0), work.rows);
-    work.hidden = hidden;
-    work.expert_ffn = ffn;
-    const double bf16_peak = cluster_.value(ClusterField::kBf16FlopsPerS);
-    const auto peak_of = [&](ClusterField field) {
-      return cluster_.value(field) > 0 ? cluster_.value(field) : bf16_peak;
-    };
-    std::string curve = "gemm bf16";
-    double peak = bf16_peak;
-    if (dtype == "fp8" || dtype == "fp8_block") {
-      curve = "gemm " + dtype;
-      peak = peak_of(ClusterField::kFp8FlopsPerS);
-      work.weight_bytes_per_element = 1;
-    } else if (dtype == "nvfp4" || dtype.find("fp4") != std::string::npos) {
-      curve = "gemm fp4";
-      peak = peak_of(ClusterField::kFp4FlopsPerS);
-      work.weight_bytes_per_element = 0.5 + 1.0 / 16;
-    } else if (dtype.starts_with("int4")) {
-      work.weight_bytes_per_element = 0.5 + 1.0 / 64;
+    GemmShape shape{.global_tokens = tokens,
+                    .num_ranks = ranks,
+                    .num_experts = experts,
+                    .top_k = top_k,
+                    .hidden = hidden,
+                    .expert_ffn = ffn};
+    if (dtype == "fp8") {
+      shape.type = ExpertType::kFp8;
+    } else if (dtype == "fp8_block") {
+      shape.type = ExpertType::kFp8Block;
+    } else if (dtype.find("fp4") != std::string::npos) {
+      shape.type = ExpertType::kFp4;
     } else if (dtype != "bfloat16" && dtype != "float16") {
-      line.fail("moe_dtype", fmt::format("is '{}'; it must be bfloat16, float16, fp8, fp8_block, nvfp4 or int4", dtype));
+      line.fail("moe_dtype", fmt::format("is '{}'; it must be bfloat16, float16, fp8, fp8_block or an fp4", dtype));
     }
-    work.peak_flops_per_us = peak * kBytesPerUsOfBytesPerS;
-    work.hbm_bytes_per_us = cluster_.hbm_bytes_per_s() * kBytesPerUsOfBytesPerS;
+    const GemmWork work = gemm_work(cluster_, shape);
+    const std::string curve = fmt::format("gemm {}", to_string(shape.type));
     add(line, curve,
         {.table = {},
          .label = fmt::format("{} {} {} EP {} {} tokens", system_, line.text("kernel", ""), dtype, ranks, tokens),
          .point = {.path = {line.text("kernel", ""), system_, line.text("framework", "")},
-                   .position = {log2_of(tokens), log2_of(ranks), log2_of(work.rows / work.active_experts),
+                   .position = {log2_of(tokens), log2_of(work.rows / work.active_experts), log2_of(ranks),
                                 log2_of(hidden), log2_of(ffn), log2_of(experts)}},
          .work = work,
-         .degree = ranks,
-         .num_sms = 0,
          .us = line.positive("latency_us")});
   }
 
@@ -360,7 +320,8 @@ MeasurementTable parse_measurements(std::string_view text, std::string_view file
     if (columns.empty()) {
       for (std::size_t idx = 0; idx < cells.size(); ++idx) {
         if (!columns.emplace(cells[idx], idx).second) {
-          throw Error(ErrorCode::kCorruptInput, fmt::format("{}:{}: column {} is there twice", file, number, cells[idx]));
+          throw Error(ErrorCode::kCorruptInput,
+                      fmt::format("{}:{}: column {} is there twice", file, number, cells[idx]));
         }
       }
       continue;
@@ -377,7 +338,7 @@ MeasurementTable read_measurements(const std::string& file) {
   if (!stream) throw Error(ErrorCode::kNotFound, fmt::format("cannot open '{}'", file));
   const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
   if (stream.bad()) throw Error(ErrorCode::kCorruptInput, fmt::format("cannot read '{}'", file));
-  return parse_measurements(text, file);
+  return file.ends_with(".json") ? parse_bench_record(text, file) : parse_measurements(text, file);
 }
 
 }  // namespace epistle

@@ -1,5 +1,5 @@
-// Tables of measured times in the calibration format: comma-separated, a header line, one measurement or a pair of phases
-// per line. Which columns there are tells what was measured.
+// Tables of measured times in the calibration format: comma-separated, a header line, one measurement or a pair of
+// phases per line. Which columns there are tells what was measured.
 #pragma once
 
 #include <string>
@@ -26,7 +26,8 @@ struct MeasurementTable {
 /// Throws kCorruptInput that names file, line and column.
 [[nodiscard]] MeasurementTable parse_measurements(std::string_view text, std::string_view file);
 
-/// Throws kNotFound where there is no such file; else as parse_measurements.
+/// A table, or a record of epistle bench where the name ends in .json. Throws kNotFound where there is no such file;
+/// else as parse_measurements and parse_bench_record.
 [[nodiscard]] MeasurementTable read_measurements(const std::string& file);
 
 }  // namespace epistle
