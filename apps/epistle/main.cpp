@@ -37,6 +37,7 @@ constexpr void (*kCommands[])(CLI::App&, int&) = {
     add_trace_command,
     add_calibrate_command,
     add_models_command,
+    add_plan_command,
     add_settings_command,
 };
 

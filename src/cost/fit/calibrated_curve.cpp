@@ -112,7 +112,8 @@ CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wa
   forecast.novelty = Novelty::kLibrary;
   const auto varied = static_cast<std::ptrdiff_t>(family_->num_varied);
   for (const Observation& seen : observations_) {
-    if (seen.point.path != wanted.point.path) continue;
+    // Who asks for any version of a library has seen what was measured of one.
+    if (shared_levels(seen.point.path, wanted.point.path) < wanted.point.path.size()) continue;
     forecast.novelty = Novelty::kSetting;
     if (std::equal(seen.point.position.begin() + varied, seen.point.position.end(),
                    wanted.point.position.begin() + varied, wanted.point.position.end())) {
@@ -185,6 +186,12 @@ void CalibratedCurve::set_widths() {
       widths_[novelty] = std::max(widths_[novelty], widths_[novelty - 1]);
     }
   }
+}
+
+std::vector<double> CalibratedCurve::constants_at(const std::vector<std::string>& path) const {
+  std::vector<double> values;
+  for (const double log_value : node_of(path).log_values) values.push_back(std::exp(log_value));
+  return values;
 }
 
 std::vector<ConstantFit> CalibratedCurve::constants() const {

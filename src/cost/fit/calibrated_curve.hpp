@@ -81,6 +81,8 @@ class CalibratedCurve {
   [[nodiscard]] const std::vector<Observation>& observations() const noexcept { return observations_; }
   /// The constants that all libraries of the family share.
   [[nodiscard]] std::vector<ConstantFit> constants() const;
+  /// Of the library and GPU of `path`, or of its nearest relatives; in the family's order.
+  [[nodiscard]] std::vector<double> constants_at(const std::vector<std::string>& path) const;
   [[nodiscard]] const std::array<double, kNumNovelties>& widths() const noexcept { return widths_; }
 
  private:

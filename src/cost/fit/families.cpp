@@ -86,6 +86,13 @@ CurveFamily make_exchange(std::string_view name, const ExchangePriors& priors) {
           .time_us = exchange_us};
 }
 
+/// Rates from its authors alone.
+CurveFamily make_peer(std::string_view name, const ExchangePriors& priors) {
+  CurveFamily family = make_exchange(name, priors);
+  family.source = "HybridEP's README on B200 and GB200, 2026-07: 16 SMs move 599 to 735 GB/s";
+  return family;
+}
+
 /// A dispatcher of Epistle, measured by epistle bench.
 CurveFamily make_own(std::string_view name, const ExchangePriors& priors) {
   CurveFamily family = make_exchange(name, priors);
@@ -215,6 +222,34 @@ std::vector<CurveFamily> make_families() {
                                           .self_factor = 3,
                                           .start_norm = 1.3,
                                           .start_norm_factor = 1.3}),
+      make_peer("hybrid dispatch", {.start_us = 30,
+                                    .network_us = 20,
+                                    .domain_doubling_us = 10,
+                                    .row_sm_us = 0.02,
+                                    .row_sm_factor = 2,
+                                    .sm_bytes_per_us = 46000,
+                                    .sm_factor = 1.3,
+                                    .link_efficiency = 0.82,
+                                    .self_share = 0.3,
+                                    .self_factor = 2,
+                                    .overlap_norm = 6,
+                                    .overlap_factor = 1.5,
+                                    .start_norm = 1.2,
+                                    .start_norm_factor = 1.2}),
+      make_peer("hybrid combine", {.start_us = 35,
+                                   .network_us = 20,
+                                   .domain_doubling_us = 10,
+                                   .row_sm_us = 0.02,
+                                   .row_sm_factor = 2,
+                                   .sm_bytes_per_us = 42000,
+                                   .sm_factor = 1.3,
+                                   .link_efficiency = 0.75,
+                                   .self_share = 0.3,
+                                   .self_factor = 2,
+                                   .overlap_norm = 6,
+                                   .overlap_factor = 1.5,
+                                   .start_norm = 1.2,
+                                   .start_norm_factor = 1.2}),
       make_own("direct dispatch", {.start_us = 8,
                                    .row_sm_us = 0.02,
                                    .row_sm_factor = 2,

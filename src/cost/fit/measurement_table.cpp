@@ -121,7 +121,10 @@ class TableReader {
   void read(const TableLine& line, MeasurementTable& table) {
     table_ = &table;
     system_ = line.text("system", system_of_name(stem_));
-    cluster_ = known_cluster(system_).value_or(find_cluster("unknown"));
+    const std::optional<Cluster> known = known_cluster(system_);
+    cluster_ = known.value_or(find_cluster("unknown"));
+    // One GPU has one name, whatever tables call it.
+    if (known) system_ = known->name;
     if (line.has("message_elems")) {
       read_collective(line);
     } else if (line.has("inter")) {
