@@ -70,7 +70,7 @@ void add_plan_options(CLI::App& command, PlanOptions& options) {
       ->type_name("NAME|FILE");
   command.add_option("--workload", options.workload, "prefill, decode (default) or training")->type_name("KIND");
   add_number(command, "--tokens", options.tokens, {1.0, kMaxPlanTokens},
-             "Tokens of a step per GPU; in decode sequences (default: 128)");
+             "Tokens of a step per GPU; in decode sequences (default: 32)");
   add_number(command, "--global-tokens", options.global_tokens, {1.0, kMaxPlanTokens},
              "Tokens of a step of a whole EP group, instead: a batch that does not grow with EP");
   add_number(command, "--context", options.context, {0.0, kMaxContext},

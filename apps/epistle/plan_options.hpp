@@ -19,7 +19,7 @@ struct PlanOptions {
   std::string objective = "throughput";
   std::string precision = "fp8_block";
   std::string routing = "uniform";
-  double tokens = 128;
+  double tokens = 32;
   double global_tokens = 0;
   double context = 4096;
   double max_tpot_ms = 0;

@@ -32,17 +32,15 @@ double doublings_of(double value) { return std::log2(std::max(value, 1.0)); }
 /// Evaluates the terms of a layer for one choice.
 class PlanEvaluator {
  public:
-  PlanEvaluator(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice)
+  PlanEvaluator(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice, double busiest)
       : request_(request),
         calibration_(calibration),
         choice_(choice),
         model_(request.model),
         cluster_(request.cluster) {
     tokens_ = tokens_per_call(request, choice);
-    busiest_ = planned_busiest_factor(request, choice.num_ranks, choice.num_redundant);
+    busiest_ = busiest;
   }
-
-  [[nodiscard]] double busiest() const noexcept { return busiest_; }
 
   [[nodiscard]] std::vector<PlanTerm> terms() const {
     std::vector<PlanTerm> all = {route(), attention()};
@@ -358,12 +356,12 @@ std::string PlanChoice::name() const {
 }
 
 Plan evaluate_plan(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice,
-                   const ExchangeBuffers& buffers) {
-  const PlanEvaluator evaluator(request, calibration, choice);
+                   const PlanFacts& facts) {
+  const PlanEvaluator evaluator(request, calibration, choice, facts.busiest_factor);
   Plan plan;
   plan.choice = choice;
   plan.terms = evaluator.terms();
-  plan.busiest_factor = evaluator.busiest();
+  plan.busiest_factor = facts.busiest_factor;
   if (request.workload == Workload::kTraining) add_backward(plan.terms);
   set_layer_time(plan, request.cluster);
   const PlanModel& model = request.model;
@@ -389,8 +387,8 @@ Plan evaluate_plan(const PlanRequest& request, const Calibration& calibration, c
   plan.tokens_per_gpu = tokens_per_call(request, choice) * halves;
   plan.tokens_per_s_per_gpu = plan.tokens_per_gpu / plan.step_us * 1e6;
   plan.binding = find_binding(plan);
-  plan.memory = memory_ledger(request, choice, buffers);
-  refuse_what_does_not_fit(request, buffers, plan);
+  plan.memory = memory_ledger(request, choice, facts);
+  refuse_what_does_not_fit(request, facts.buffers, plan);
   return plan;
 }
 

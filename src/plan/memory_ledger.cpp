@@ -11,7 +11,18 @@ double tokens_per_call(const PlanRequest& request, const PlanChoice& choice) {
   return choice.two_batches ? tokens / 2 : tokens;
 }
 
-MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice, const ExchangeBuffers& buffers) {
+PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice) {
+  PlanFacts facts;
+  facts.buffers.source = "one rank needs none";
+  if (choice.mode != nullptr) {
+    facts.buffers = exchange_buffers(*choice.mode, request, choice.num_ranks, tokens_per_call(request, choice),
+                                     choice.num_redundant);
+  }
+  facts.busiest_factor = planned_busiest_factor(request, choice.num_ranks, choice.num_redundant);
+  return facts;
+}
+
+MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice, const PlanFacts& facts) {
   // CUDA's context, graphs, NCCL and the allocator's slack on one GPU: what engines report, 2 to 4 GB.
   constexpr double kReserveBytes = 3e9;
   constexpr double kBf16Bytes = 2;
@@ -41,10 +52,9 @@ MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice,
     // Inputs of every layer, kept for the backward pass; the rest is computed again.
     ledger.kv_cache = tokens * model.hidden * kBf16Bytes * model.num_layers;
   }
-  ledger.exchange_buffers = buffers.bytes * (choice.two_batches ? 2 : 1);
-  ledger.buffers_source = buffers.source;
-  const double busiest = planned_busiest_factor(request, choice.num_ranks, choice.num_redundant);
-  const double expert_rows = tokens_per_call(request, choice) * model.top_k * busiest;
+  ledger.exchange_buffers = facts.buffers.bytes * (choice.two_batches ? 2 : 1);
+  ledger.buffers_source = facts.buffers.source;
+  const double expert_rows = tokens_per_call(request, choice) * model.top_k * facts.busiest_factor;
   ledger.workspace = expert_rows * kBf16Bytes * (2 * model.routed_hidden + 3 * model.expert_ffn) +
                      tokens * kBf16Bytes * 6 * model.hidden;
   ledger.reserve = kReserveBytes;

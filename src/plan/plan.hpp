@@ -76,16 +76,22 @@ struct Plan {
   std::vector<std::string> refusals;  ///< why it cannot be; empty = feasible
 };
 
-/// `buffers` of the choice's mode for its calls: they take longer to compute than times, so a search keeps them.
+/// What takes longer to compute than the times of a plan, and is the same for many: a search keeps it.
+struct PlanFacts {
+  ExchangeBuffers buffers;
+  double busiest_factor = 1;  ///< rows of the busiest rank over those of the average one
+};
+
+[[nodiscard]] PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice);
+
 [[nodiscard]] Plan evaluate_plan(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice,
-                                 const ExchangeBuffers& buffers);
+                                 const PlanFacts& facts);
 
 /// Tokens that a rank gives to one call of the exchange.
 [[nodiscard]] double tokens_per_call(const PlanRequest& request, const PlanChoice& choice);
 
 /// Ledger of a choice.
-[[nodiscard]] MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice,
-                                         const ExchangeBuffers& buffers);
+[[nodiscard]] MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice, const PlanFacts& facts);
 
 /// Rows of the busiest rank over the average: contiguous blocks of experts; with copies, copies of the hottest experts
 /// and the fullest places first.

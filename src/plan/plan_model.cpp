@@ -34,6 +34,48 @@ double shared_width(std::string_view text, double expert_ffn) {
   return text.find("wide") != std::string_view::npos ? number : number * expert_ffn;
 }
 
+/// Attention of presets, from the publishers' config.json files.
+struct PresetAttention {
+  std::string_view name;
+  double heads;
+  double kv_heads;
+  double head_width;
+  double vocabulary;
+};
+
+constexpr PresetAttention kPresetAttention[] = {
+    {"qwen3-235b-a22b", 64, 4, 128, 151936}, {"qwen3-30b-a3b", 32, 4, 128, 151936},
+    {"gpt-oss-120b", 64, 8, 64, 201088},     {"gpt-oss-20b", 64, 8, 64, 201088},
+    {"mixtral-8x7b", 32, 8, 128, 32000},     {"mixtral-8x22b", 48, 8, 128, 32768},
+    {"glm-4.5", 96, 8, 128, 151552},         {"glm-4.5-air", 96, 8, 128, 151552},
+};
+
+/// DeepSeek-V3: multi-head latent attention of 128 heads; a latent of 512 and a rotary key of 64 are cached.
+constexpr std::string_view kLatentPreset = "deepseek-v3";
+constexpr double kLatentKvElements = 512 + 64;
+constexpr double kLatentAttentionElements =
+    7168.0 * 1536 + 1536.0 * 128 * 192 + 7168.0 * 576 + 512.0 * 128 * 256 + 128.0 * 128 * 7168;
+
+void set_preset_attention(PlanModel& model) {
+  if (model.name == kLatentPreset) {
+    model.kv_elements_per_token = kLatentKvElements;
+    model.attention_elements = kLatentAttentionElements;
+    model.vocabulary = 129280;
+    return;
+  }
+  for (const PresetAttention& preset : kPresetAttention) {
+    if (preset.name != model.name) continue;
+    model.kv_elements_per_token = 2 * preset.kv_heads * preset.head_width;
+    model.attention_elements = model.hidden * preset.head_width * 2 * (preset.heads + preset.kv_heads);
+    model.vocabulary = preset.vocabulary;
+    return;
+  }
+  model.vocabulary = kAssumedVocabulary;
+  model.kv_elements_per_token = kAssumedKvElements;
+  model.attention_elements = usual_attention(model.hidden, kAssumedKvElements);
+  model.attention_is_assumed = true;
+}
+
 class ConfigReader {
  public:
   ConfigReader(const ConfigJson& config, std::string_view file) : config_(config), file_(file) {}
@@ -129,10 +171,7 @@ PlanModel plan_model_of_preset(std::string_view name) {
   model.shared_ffn = shared_width(preset.shared, model.expert_ffn);
   model.num_groups = preset.num_groups;
   model.groups_per_token = preset.groups_per_token;
-  model.vocabulary = kAssumedVocabulary;
-  model.kv_elements_per_token = kAssumedKvElements;
-  model.attention_elements = usual_attention(model.hidden, kAssumedKvElements);
-  model.attention_is_assumed = true;
+  set_preset_attention(model);
   return model;
 }
 

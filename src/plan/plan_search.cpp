@@ -39,26 +39,21 @@ std::vector<const ExchangeMode*> allowed_modes(const PlanRequest& request) {
   return modes;
 }
 
-/// Buffers depend on less than plans do, so they are asked for once.
-class BufferCache {
+/// Facts depend on less than plans do, so they are found once.
+class FactsCache {
  public:
-  explicit BufferCache(const PlanRequest& request) : request_(request) {}
+  explicit FactsCache(const PlanRequest& request) : request_(request) {}
 
-  const ExchangeBuffers& of(const PlanChoice& choice) {
-    const double tokens = tokens_per_call(request_, choice);
-    const auto key = std::make_tuple(choice.mode, choice.num_ranks, tokens, choice.num_redundant);
-    const auto found = buffers_.find(key);
-    if (found != buffers_.end()) return found->second;
-    const ExchangeBuffers buffers =
-        choice.mode == nullptr
-            ? ExchangeBuffers{.bytes = 0, .source = "one rank needs none", .refusal = {}}
-            : exchange_buffers(*choice.mode, request_, choice.num_ranks, tokens, choice.num_redundant);
-    return buffers_.emplace(key, buffers).first->second;
+  const PlanFacts& of(const PlanChoice& choice) {
+    const auto key =
+        std::make_tuple(choice.mode, choice.num_ranks, tokens_per_call(request_, choice), choice.num_redundant);
+    const auto found = facts_.find(key);
+    return found != facts_.end() ? found->second : facts_.emplace(key, plan_facts(request_, choice)).first->second;
   }
 
  private:
   const PlanRequest& request_;
-  std::map<std::tuple<const ExchangeMode*, std::int32_t, double, std::int32_t>, ExchangeBuffers> buffers_;
+  std::map<std::tuple<const ExchangeMode*, std::int32_t, double, std::int32_t>, PlanFacts> facts_;
 };
 
 /// Calls `visit` with every choice.
@@ -135,10 +130,10 @@ PlanRequest with_skew(PlanRequest request, double exponent) {
 
 std::vector<Plan> search_plans(const PlanRequest& request, const Calibration& calibration) {
   check_request(request);
-  BufferCache buffers(request);
+  FactsCache facts(request);
   std::vector<Plan> plans;
   for_each_choice(request, [&](const PlanChoice& choice) {
-    plans.push_back(evaluate_plan(request, calibration, choice, buffers.of(choice)));
+    plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
   });
   std::vector<std::pair<std::tuple<bool, double, std::string>, std::size_t>> order;
   for (std::size_t idx = 0; idx < plans.size(); ++idx) {
@@ -198,9 +193,9 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
       choice.mode = mode;
       choice.two_batches = false;
       choice.num_sms = mode->sms.empty() ? 0 : static_cast<std::int32_t>(mode->sms.back());
-      const ExchangeBuffers buffers = exchange_buffers(*mode, changed, choice.num_ranks, tokens, choice.num_redundant);
-      const Plan plan = evaluate_plan(changed, calibration, choice, buffers);
-      if (buffers.refusal || (mode->max_tokens > 0 && tokens > mode->max_tokens) ||
+      const PlanFacts facts = plan_facts(changed, choice);
+      const Plan plan = evaluate_plan(changed, calibration, choice, facts);
+      if (facts.buffers.refusal || (mode->max_tokens > 0 && tokens > mode->max_tokens) ||
           (mode->one_domain && choice.num_ranks > request.cluster.gpus_per_domain())) {
         continue;
       }
@@ -220,7 +215,7 @@ std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& cal
     if (sms > request.cluster.num_sms()) continue;
     PlanChoice choice = best.choice;
     choice.num_sms = sms;
-    const Plan plan = evaluate_plan(request, calibration, choice, {});
+    const Plan plan = evaluate_plan(request, calibration, choice, plan_facts(request, choice));
     SmPoint point{.num_sms = sms, .exchange_us = exchange_us(plan), .us_per_sm = 0};
     if (!points.empty()) {
       point.us_per_sm = (points.back().exchange_us - point.exchange_us) / (sms - points.back().num_sms);
@@ -259,7 +254,7 @@ std::vector<NextMeasurement> next_measurements(const PlanRequest& request, const
                                       : fmt::format("{} ({}), {} ranks, {} tokens per rank", term->name, term->curve,
                                                     best.choice.num_ranks, tokens);
       next.command = term->curve.empty()
-                         ? "time it in the engine; no option of plan takes it yet: it bounds what the others can tell"
+                         ? "time it in the engine: it is a closed form with assumed efficiencies, which nothing refits"
                          : fmt::format(
                                "time it, write a row of the table of docs/calibrate.md, and give that file to "
                                "epistle plan --measurements FILE{}",
