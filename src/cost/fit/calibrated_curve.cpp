@@ -163,7 +163,11 @@ void CalibratedCurve::set_widths() {
   for (std::size_t row = 0; row < observations_.size(); ++row) some.push_back(row % kSplits == kSplits / 2);
   folds.push_back(std::move(some));
 
-  std::array<std::vector<double>, kNumNovelties> errors;
+  // Neither the easiest nor the hardest group sets the width: one that leaves next to nothing to fit would make all
+  // intervals useless.
+  constexpr double kHardShare = 0.6;
+  constexpr std::size_t kEnough = 5;
+  std::array<std::vector<double>, kNumNovelties> fold_widths;
   for (const std::vector<bool>& fold : folds) {
     std::vector<Observation> kept;
     for (std::size_t row = 0; row < fold.size(); ++row) {
@@ -171,17 +175,20 @@ void CalibratedCurve::set_widths() {
     }
     if (kept.empty()) continue;
     const CalibratedCurve without(*family_, std::move(kept), Unsized{});
+    std::array<std::vector<double>, kNumNovelties> errors;
     for (std::size_t row = 0; row < fold.size(); ++row) {
       if (!fold[row]) continue;
       const LogForecast forecast = without.log_forecast(observations_[row]);
       const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us);
       errors[static_cast<std::size_t>(forecast.novelty)].push_back(error / forecast.sigma);
     }
+    for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
+      if (errors[novelty].size() >= kEnough) fold_widths[novelty].push_back(quantile(errors[novelty], 0.9));
+    }
   }
-  constexpr std::size_t kEnough = 10;
   for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
-    if (errors[novelty].size() >= kEnough) {
-      widths_[novelty] = quantile(errors[novelty], 0.9);
+    if (!fold_widths[novelty].empty()) {
+      widths_[novelty] = quantile(fold_widths[novelty], kHardShare);
     } else if (novelty > 0) {
       widths_[novelty] = std::max(widths_[novelty], widths_[novelty - 1]);
     }
