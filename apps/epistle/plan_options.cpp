@@ -32,7 +32,7 @@ Value choose(std::string_view option, const std::string& text,
     if (text == name) return value;
     names += (names.empty() ? "" : ", ") + std::string(name);
   }
-  reject(fmt::format("{} is '{}'; it must be one of {}", option, text, names));
+  epistle::reject(fmt::format("{} is '{}'; it must be one of {}", option, text, names));
 }
 
 /// Tokens of every expert, summed over the layers of a trace.
@@ -56,7 +56,7 @@ std::vector<double> read_popularity(const std::string& routing, std::int32_t num
   if (routing.starts_with("zipf:")) {
     return zipf_popularity(num_experts, parse_real("--routing zipf", routing.substr(5), {0.0, kMaxSkew}));
   }
-  reject(fmt::format("--routing is '{}'; it must be uniform, zipf:A or trace:FILE", routing));
+  epistle::reject(fmt::format("--routing is '{}'; it must be uniform, zipf:A or trace:FILE", routing));
 }
 
 }  // namespace
@@ -127,9 +127,9 @@ PlanRequest make_plan_request(const PlanOptions& options) {
   request.memory_share = options.memory_share;
   request.dispatchers = options.dispatchers;
   if (options.max_tpot_ms > 0 && request.workload != Workload::kDecode)
-    reject("--max-tpot-ms is for --workload decode");
+    epistle::reject("--max-tpot-ms is for --workload decode");
   if (options.max_ttft_ms > 0 && request.workload != Workload::kPrefill) {
-    reject("--max-ttft-ms is for --workload prefill");
+    epistle::reject("--max-ttft-ms is for --workload prefill");
   }
   constexpr double kUsPerMs = 1000;
   request.max_step_us = kUsPerMs * (options.max_tpot_ms + options.max_ttft_ms);
