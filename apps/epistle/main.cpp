@@ -26,6 +26,7 @@ constexpr std::string_view kExamples =
     "  epistle bench --ranks 8 --group processes    dispatch and combine, verified and timed\n"
     "  epistle models                               shapes of published models\n"
     "  epistle models qwen3-30b-a3b                 one of them, in full\n"
+    "  epistle plan --cluster gb200-nvl72           which EP, TP and dispatcher for a model\n"
     "  epistle trace routing.jsonl.gz               how skewed a recorded routing is\n"
     "  epistle trace routing.jsonl.gz --layer 3     tokens of every expert of one layer\n"
     "  epistle run -n 8 -- ./train --epochs 1       eight ranks of a program on this host\n"
@@ -35,7 +36,9 @@ constexpr std::string_view kExamples =
 constexpr void (*kCommands[])(CLI::App&, int&) = {
     add_bench_command,
     add_trace_command,
+    add_calibrate_command,
     add_models_command,
+    add_plan_command,
     add_settings_command,
 };
 

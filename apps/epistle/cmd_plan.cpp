@@ -1,0 +1,85 @@
+// epistle plan: which mix of EP, TP and DP, with which dispatcher, and how sure that is.
+#include <algorithm>
+#include <charconv>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+#include "commands.hpp"
+#include "output.hpp"
+#include "plan_options.hpp"
+#include "plan_report.hpp"
+
+namespace epistle::cli {
+namespace {
+
+/// A plan by name or by its place in the list.
+const Plan& find_plan(const std::vector<Plan>& plans, const std::string& text) {
+  std::size_t place = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), place);
+  const bool is_place = error == std::errc() && end == text.data() + text.size();
+  if (is_place && place >= 1 && place <= plans.size()) return plans[place - 1];
+  const auto found =
+      std::find_if(plans.begin(), plans.end(), [&](const Plan& plan) { return plan.choice.name() == text; });
+  if (found != plans.end()) return *found;
+  throw Error(ErrorCode::kNotFound,
+              fmt::format("there is no plan '{}'; give a place from 1 to {} or a name such as '{}'", text, plans.size(),
+                          plans.empty() ? "ep8-tp1-direct-16sms" : plans.front().choice.name()));
+}
+
+void show_plans(const PlanOptions& options) {
+  if (!options.json_target.empty()) check_output(options.json_target);
+  const PlanRequest request = make_plan_request(options);
+  std::vector<MeasurementTable> tables;
+  for (const std::string& file : options.measurements) tables.push_back(read_measurements(file));
+  const Calibration calibration(tables);
+
+  PlanReport report{.request = &request,
+                    .calibration = &calibration,
+                    .plans = search_plans(request, calibration),
+                    .flips = {},
+                    .crossovers = {},
+                    .sm_points = {},
+                    .measurements = {}};
+  Json json;
+  std::string text;
+  if (!options.explain.empty()) {
+    const Plan& first = find_plan(report.plans, options.explain[0]);
+    const Plan& second = find_plan(report.plans, options.explain[1]);
+    json = explanation_json(first, second);
+    text = render_explanation(first, second);
+  } else {
+    if (!report.plans.empty() && report.plans.front().refusals.empty()) {
+      const Plan& best = report.plans.front();
+      report.flips = find_flips(request, calibration, best);
+      report.crossovers = find_crossovers(request, calibration, best);
+      report.sm_points = vary_sms(request, calibration, best);
+      report.measurements = next_measurements(request, calibration, best);
+    }
+    json = plan_report_json(report);
+    text = render_plan_report(report, options.num_shown);
+  }
+  if (!options.json_target.empty()) write_output(options.json_target, json_text(json));
+  if (options.json_target != kStdout) print(text);
+}
+
+}  // namespace
+
+void add_plan_command(CLI::App& app, int& /*exit_code*/) {
+  CLI::App* const command = app.add_subcommand("plan", "Choose EP, TP, DP and dispatcher for a model on a cluster");
+  const auto options = std::make_shared<PlanOptions>();
+  add_plan_options(*command, *options);
+  command->footer(
+      "Examples:\n"
+      "  epistle plan --model qwen3-235b-a22b --cluster gb200-nvl72 --tokens 64 --max-tpot-ms 50\n"
+      "  epistle plan --workload prefill --global-tokens 6000 --explain 1 2\n"
+      "  epistle plan --cluster ours.json --measurements direct.json gemm.csv");
+  command->callback([options] { show_plans(*options); });
+}
+
+}  // namespace epistle::cli

@@ -1,0 +1,139 @@
+#include "plan_options.hpp"
+
+#include <array>
+#include <charconv>
+#include <limits>
+#include <utility>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+#include "epistle/trace.hpp"
+
+#include "core/reject.hpp"
+#include "cost/exchange_counts.hpp"
+#include "json_option.hpp"
+#include "number_options.hpp"
+
+namespace epistle::cli {
+namespace {
+
+constexpr double kMaxPlanTokens = 1e8;
+constexpr double kMaxContext = 1e7;
+constexpr double kMaxMs = 1e7;
+constexpr double kMaxSkew = 4;
+
+template <typename Value, std::size_t count>
+Value choose(std::string_view option, const std::string& text,
+             const std::array<std::pair<std::string_view, Value>, count>& choices) {
+  std::string names;
+  for (const auto& [name, value] : choices) {
+    if (text == name) return value;
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  }
+  epistle::reject(fmt::format("{} is '{}'; it must be one of {}", option, text, names));
+}
+
+/// Tokens of every expert, summed over the layers of a trace.
+std::vector<double> popularity_of_trace(const std::string& path, std::int32_t num_experts) {
+  std::vector<double> sums(static_cast<std::size_t>(num_experts), 0.0);
+  summarize_trace(path, [&](const TraceLayerSummary& layer) {
+    if (layer.num_experts != num_experts) {
+      throw Error(ErrorCode::kInvalidArgument, fmt::format("layer {} of {} has {} experts and the model {}",
+                                                           layer.layer, path, layer.num_experts, num_experts));
+    }
+    for (std::size_t expert = 0; expert < sums.size(); ++expert) {
+      sums[expert] += static_cast<double>(layer.tokens_per_expert[expert]);
+    }
+  });
+  return sums;
+}
+
+std::vector<double> read_popularity(const std::string& routing, std::int32_t num_experts) {
+  if (routing == "uniform") return {};
+  if (routing.starts_with("trace:")) return popularity_of_trace(routing.substr(6), num_experts);
+  if (routing.starts_with("zipf:")) {
+    return zipf_popularity(num_experts, parse_real("--routing zipf", routing.substr(5), {0.0, kMaxSkew}));
+  }
+  epistle::reject(fmt::format("--routing is '{}'; it must be uniform, zipf:A or trace:FILE", routing));
+}
+
+}  // namespace
+
+void add_plan_options(CLI::App& command, PlanOptions& options) {
+  command
+      .add_option("--model", options.model,
+                  "A model of 'epistle models', or its config.json (default: qwen3-235b-a22b)")
+      ->type_name("NAME|FILE");
+  command.add_option("--cluster", options.cluster, "A preset, or a JSON file (default: h100-hgx); see docs/plan.md")
+      ->type_name("NAME|FILE");
+  command.add_option("--workload", options.workload, "prefill, decode (default) or training")->type_name("KIND");
+  add_number(command, "--tokens", options.tokens, {1.0, kMaxPlanTokens},
+             "Tokens of a step per GPU; in decode sequences (default: 32)");
+  add_number(command, "--global-tokens", options.global_tokens, {1.0, kMaxPlanTokens},
+             "Tokens of a step of a whole EP group, instead: a batch that does not grow with EP");
+  add_number(command, "--context", options.context, {0.0, kMaxContext},
+             "Tokens that attention sees, per sequence (default: 4096)");
+  command
+      .add_option("--routing", options.routing, "uniform (default), zipf:A or trace:FILE: how even experts are loaded")
+      ->type_name("ROUTING");
+  command.add_option("--objective", options.objective, "throughput per GPU (default) or latency")->type_name("WHAT");
+  add_number(command, "--max-tpot-ms", options.max_tpot_ms, {0.0, kMaxMs}, "Longest step of decode that is allowed");
+  add_number(command, "--max-ttft-ms", options.max_ttft_ms, {0.0, kMaxMs}, "Longest step of prefill that is allowed");
+  command.add_option("--precision", options.precision, "Of experts: bf16, fp8, fp8_block (default) or fp4")
+      ->type_name("TYPE");
+  add_number(command, "--gpus", options.num_gpus, {1, 1 << 20}, "GPUs in all: what EP leaves over are replicas");
+  command.add_option("--dispatchers", options.dispatchers, "Those that may be used (default: all but fused_bound)")
+      ->delimiter(',')
+      ->type_name("NAME,...");
+  add_number(command, "--memory-share", options.memory_share, {0.05, 1.0},
+             "Share of a GPU's memory that a plan may use (default: 0.9)");
+  command
+      .add_option("--measurements", options.measurements,
+                  "Refit the curves to these: tables of calibrate, or records of bench")
+      ->expected(1, CLI::detail::expected_max_vector_size)
+      ->type_name("FILE...");
+  command
+      .add_option("--explain", options.explain, "Why plan A is ahead of B, term by term (names or places in the list)")
+      ->expected(2)
+      ->type_name("A B");
+  add_number(command, "--top", options.num_shown, {1, 10000}, "Plans that the list shows (default: 10)");
+  add_json_option(command, options.json_target);
+}
+
+PlanRequest make_plan_request(const PlanOptions& options) {
+  using std::pair;
+  PlanRequest request;
+  request.model = read_plan_model(options.model);
+  request.cluster = options.cluster.ends_with(".json") ? read_cluster(options.cluster) : find_cluster(options.cluster);
+  request.workload = choose("--workload", options.workload,
+                            std::array{pair<std::string_view, Workload>{"prefill", Workload::kPrefill},
+                                       pair<std::string_view, Workload>{"decode", Workload::kDecode},
+                                       pair<std::string_view, Workload>{"training", Workload::kTraining}});
+  request.objective = choose("--objective", options.objective,
+                             std::array{pair<std::string_view, Objective>{"throughput", Objective::kThroughput},
+                                        pair<std::string_view, Objective>{"latency", Objective::kLatency}});
+  request.precision = choose("--precision", options.precision,
+                             std::array{pair<std::string_view, ExpertType>{"bf16", ExpertType::kBf16},
+                                        pair<std::string_view, ExpertType>{"fp8", ExpertType::kFp8},
+                                        pair<std::string_view, ExpertType>{"fp8_block", ExpertType::kFp8Block},
+                                        pair<std::string_view, ExpertType>{"fp4", ExpertType::kFp4}});
+  request.tokens_per_gpu = options.tokens;
+  request.global_tokens = options.global_tokens;
+  request.context_tokens = options.context;
+  request.popularity = read_popularity(options.routing, request.model.num_experts);
+  request.num_gpus = options.num_gpus;
+  request.memory_share = options.memory_share;
+  request.dispatchers = options.dispatchers;
+  if (options.max_tpot_ms > 0 && request.workload != Workload::kDecode)
+    epistle::reject("--max-tpot-ms is for --workload decode");
+  if (options.max_ttft_ms > 0 && request.workload != Workload::kPrefill) {
+    epistle::reject("--max-ttft-ms is for --workload prefill");
+  }
+  constexpr double kUsPerMs = 1000;
+  request.max_step_us = kUsPerMs * (options.max_tpot_ms + options.max_ttft_ms);
+  return request;
+}
+
+}  // namespace epistle::cli

@@ -1,0 +1,41 @@
+// The command line of epistle plan.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "plan/plan_request.hpp"
+
+namespace CLI {
+class App;
+}
+
+namespace epistle::cli {
+
+struct PlanOptions {
+  std::string model = "qwen3-235b-a22b";
+  std::string cluster = "h100-hgx";
+  std::string workload = "decode";
+  std::string objective = "throughput";
+  std::string precision = "fp8_block";
+  std::string routing = "uniform";
+  double tokens = 32;
+  double global_tokens = 0;
+  double context = 4096;
+  double max_tpot_ms = 0;
+  double max_ttft_ms = 0;
+  double memory_share = 0.9;
+  std::int32_t num_gpus = 0;
+  std::int32_t num_shown = 10;
+  std::vector<std::string> dispatchers;
+  std::vector<std::string> measurements;
+  std::vector<std::string> explain;
+  std::string json_target;
+};
+
+void add_plan_options(CLI::App& command, PlanOptions& options);
+
+/// Reads what the options name. Throws where it makes no sense.
+[[nodiscard]] PlanRequest make_plan_request(const PlanOptions& options);
+
+}  // namespace epistle::cli

@@ -1,0 +1,301 @@
+#include "plan_report.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "report/format.hpp"
+#include "report/table.hpp"
+
+namespace epistle::cli {
+namespace {
+
+std::string join(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : "; ") + part;
+  return text;
+}
+
+std::string format_gb(double bytes) { return fmt::format("{:.1f} GB", bytes / 1e9); }
+
+std::string format_interval(double low_us, double high_us) {
+  return fmt::format("{} - {}", format_us(low_us), format_us(high_us));
+}
+
+Binding binding_of(const PlanTerm& term) {
+  return static_cast<Binding>(std::max_element(term.parts_us.begin(), term.parts_us.end()) - term.parts_us.begin());
+}
+
+bool is_feasible(const Plan& plan) { return plan.refusals.empty(); }
+
+std::string render_plans(const std::vector<Plan>& plans, int num_shown) {
+  Table table({{"#", Align::kRight},
+               {"plan", Align::kLeft},
+               {"EP", Align::kRight},
+               {"TP", Align::kRight},
+               {"DP", Align::kRight},
+               {"step", Align::kRight},
+               {"90% interval", Align::kLeft},
+               {"tokens/s/GPU", Align::kRight},
+               {"memory", Align::kRight},
+               {"bound by", Align::kLeft}});
+  int place = 0;
+  for (const Plan& plan : plans) {
+    if (!is_feasible(plan) || place == num_shown) break;
+    const PlanChoice& choice = plan.choice;
+    table.add_row({std::to_string(++place), choice.name(), std::to_string(choice.num_ranks),
+                   std::to_string(choice.tensor_ranks), std::to_string(choice.num_replicas), format_us(plan.step_us),
+                   format_interval(plan.step_low_us, plan.step_high_us),
+                   format_count(std::llround(plan.tokens_per_s_per_gpu)), format_gb(plan.memory.total()),
+                   std::string(to_string(plan.binding))});
+  }
+  return place == 0 ? "No plan is feasible.\n" : table.render();
+}
+
+/// The refused plan nearest to feasible of every EP that has no feasible one.
+std::string render_refusals(const std::vector<Plan>& plans) {
+  std::map<std::int32_t, const Plan*> refused;
+  for (const Plan& plan : plans) {
+    if (is_feasible(plan)) refused[plan.choice.num_ranks] = nullptr;
+  }
+  for (const Plan& plan : plans) refused.emplace(plan.choice.num_ranks, &plan);
+  std::string text;
+  for (const auto& [ranks, plan] : refused) {
+    if (plan != nullptr) text += fmt::format("  EP {}: {} ({})\n", ranks, join(plan->refusals), plan->choice.name());
+  }
+  return text.empty() ? text : "\nNot feasible at any TP or dispatcher:\n" + text;
+}
+
+std::string render_terms(const Plan& plan) {
+  Table table({{"term of a layer", Align::kLeft},
+               {"time", Align::kRight},
+               {"90% interval", Align::kLeft},
+               {"bound by", Align::kLeft},
+               {"from", Align::kLeft},
+               {"curve", Align::kLeft}});
+  for (const PlanTerm& term : plan.terms) {
+    table.add_row({std::string(term.name), format_us(term.us), format_interval(term.low_us, term.high_us),
+                   std::string(to_string(binding_of(term))), std::string(term.provenance),
+                   term.curve.empty() ? "closed form" : term.curve});
+  }
+  if (plan.hidden_us > 0) table.add_row({"overlap", "-" + format_us(plan.hidden_us), "-", "-", "-", "-"});
+  table.add_row({"layer", format_us(plan.layer_us), "-", std::string(to_string(plan.binding)), "-", "-"});
+  return table.render();
+}
+
+std::string render_memory(const MemoryLedger& memory) {
+  Table table({{"memory of a GPU", Align::kLeft}, {"bytes", Align::kRight}, {"from", Align::kLeft}});
+  table.add_row({"expert weights", format_gb(memory.expert_weights), "model"});
+  table.add_row({"other weights", format_gb(memory.other_weights), "model"});
+  table.add_row({"KV cache or activations", format_gb(memory.kv_cache), "workload"});
+  table.add_row({"exchange buffers", format_gb(memory.exchange_buffers), std::string(memory.buffers_source)});
+  table.add_row({"workspace", format_gb(memory.workspace), "rows of the busiest rank"});
+  table.add_row({"reserve", format_gb(memory.reserve), "assumed: CUDA, graphs, libraries"});
+  table.add_row({"total", format_gb(memory.total()), fmt::format("of {} that may be used", format_gb(memory.limit))});
+  return table.render();
+}
+
+std::string render_rest(const PlanReport& report) {
+  std::string text;
+  if (!report.crossovers.empty()) {
+    text += "\nFastest exchange by tokens per rank:\n";
+    for (const CrossoverPoint& point : report.crossovers) {
+      text += fmt::format("  from {}: {} ({} both ways)\n", point.tokens, point.mode, format_us(point.exchange_us));
+    }
+  }
+  if (!report.sm_points.empty()) {
+    Table table({{"SMs", Align::kRight}, {"exchange", Align::kRight}, {"us per SM more", Align::kRight}});
+    for (const SmPoint& point : report.sm_points) {
+      table.add_row(
+          {std::to_string(point.num_sms), format_us(point.exchange_us), fmt::format("{:.2f}", point.us_per_sm)});
+    }
+    text += "\n" + table.render();
+  }
+  text += "\nIf things were otherwise:\n";
+  for (const PlanFlip& flip : report.flips) {
+    text += fmt::format("  {}: {}{}\n", flip.assumption, flip.best, flip.flips ? "  <- flips" : "");
+  }
+  text += "\nMeasure next, the most telling first:\n";
+  for (const NextMeasurement& next : report.measurements) {
+    text += fmt::format("  {} (a step is unsure by {} for it)\n    {}\n", next.what, format_us(next.spread_us),
+                        next.command);
+  }
+  return text;
+}
+
+Json term_json(const PlanTerm& term) {
+  Json parts = Json::object();
+  for (std::size_t idx = 0; idx < kNumBindings; ++idx) {
+    if (term.parts_us[idx] > 0) parts[std::string(to_string(static_cast<Binding>(idx)))] = term.parts_us[idx];
+  }
+  return {{"name", term.name},
+          {"us", term.us},
+          {"low_us", term.low_us},
+          {"high_us", term.high_us},
+          {"binding", to_string(binding_of(term))},
+          {"parts_us", parts},
+          {"provenance", term.provenance},
+          {"curve", term.curve}};
+}
+
+Json memory_json(const MemoryLedger& memory) {
+  return {{"expert_weights_bytes", memory.expert_weights},
+          {"other_weights_bytes", memory.other_weights},
+          {"kv_cache_bytes", memory.kv_cache},
+          {"exchange_buffers_bytes", memory.exchange_buffers},
+          {"exchange_buffers_source", memory.buffers_source},
+          {"workspace_bytes", memory.workspace},
+          {"reserve_bytes", memory.reserve},
+          {"total_bytes", memory.total()},
+          {"limit_bytes", memory.limit}};
+}
+
+Json plan_json(const Plan& plan) {
+  Json terms = Json::array();
+  for (const PlanTerm& term : plan.terms) terms.push_back(term_json(term));
+  const PlanChoice& choice = plan.choice;
+  return {{"name", choice.name()},
+          {"ep", choice.num_ranks},
+          {"tp", choice.tensor_ranks},
+          {"dp", choice.num_replicas},
+          {"redundant_experts", choice.num_redundant},
+          {"dispatcher", choice.mode == nullptr ? "local" : std::string(choice.mode->name)},
+          {"sms", choice.num_sms},
+          {"two_batch_overlap", choice.two_batches},
+          {"feasible", is_feasible(plan)},
+          {"why_not", plan.refusals},
+          {"step_us", plan.step_us},
+          {"step_low_us", plan.step_low_us},
+          {"step_high_us", plan.step_high_us},
+          {"tokens_per_s_per_gpu", plan.tokens_per_s_per_gpu},
+          {"busiest_rank_factor", plan.busiest_factor},
+          {"binding", to_string(plan.binding)},
+          {"layer_us", plan.layer_us},
+          {"overlap_hides_us", plan.hidden_us},
+          {"terms", terms},
+          {"memory", memory_json(plan.memory)}};
+}
+
+Json cluster_json(const Cluster& cluster) {
+  Json fields = Json::object();
+  for (const ClusterFieldInfo& info : cluster_fields()) {
+    const Constant& constant = cluster.constant(info.field);
+    fields[std::string(info.name)] = {{"value", constant.value}, {"source", constant.source}, {"date", constant.date}};
+  }
+  return {{"name", cluster.name}, {"gpu_architecture", cluster.gpu_architecture}, {"constants", fields}};
+}
+
+/// Times of terms of two plans side by side; a term that one does not have takes no time there.
+std::vector<std::pair<std::string, std::pair<double, double>>> paired_terms(const Plan& first, const Plan& second) {
+  std::vector<std::pair<std::string, std::pair<double, double>>> pairs;
+  const auto add = [&](const std::string& name, double us, bool is_first) {
+    auto found = std::find_if(pairs.begin(), pairs.end(), [&](const auto& entry) { return entry.first == name; });
+    if (found == pairs.end()) found = pairs.insert(pairs.end(), {name, {0.0, 0.0}});
+    (is_first ? found->second.first : found->second.second) += us;
+  };
+  for (const PlanTerm& term : first.terms) add(std::string(term.name), term.us, true);
+  for (const PlanTerm& term : second.terms) add(std::string(term.name), term.us, false);
+  add("overlap", -first.hidden_us, true);
+  add("overlap", -second.hidden_us, false);
+  return pairs;
+}
+
+bool intervals_overlap(const Plan& a, const Plan& b) {
+  return a.step_low_us <= b.step_high_us && b.step_low_us <= a.step_high_us;
+}
+
+}  // namespace
+
+std::string render_plan_report(const PlanReport& report, int num_shown) {
+  const PlanRequest& request = *report.request;
+  std::string text = fmt::format("{} on {}: {} experts, top {}, {} tokens per GPU and step\n\n", request.model.name,
+                                 request.cluster.name, request.model.num_experts, request.model.top_k,
+                                 request.global_tokens > 0 ? fmt::format("{} / EP", request.global_tokens)
+                                                           : fmt::format("{}", request.tokens_per_gpu));
+  text += render_plans(report.plans, num_shown) + render_refusals(report.plans);
+  if (request.model.attention_is_assumed) {
+    text +=
+        "\nAttention and dense layers of a preset are assumed (8 key-value heads of 128); a config.json says them.\n";
+  }
+  if (report.plans.empty() || !is_feasible(report.plans.front())) return text;
+  const Plan& best = report.plans.front();
+  text += fmt::format("\n{}\n\n", best.choice.name()) + render_terms(best) + "\n" + render_memory(best.memory);
+  return text + render_rest(report);
+}
+
+Json plan_report_json(const PlanReport& report) {
+  const PlanRequest& request = *report.request;
+  Json plans = Json::array();
+  for (const Plan& plan : report.plans) plans.push_back(plan_json(plan));
+  Json flips = Json::array();
+  for (const PlanFlip& flip : report.flips) {
+    flips.push_back(
+        {{"assumption", flip.assumption}, {"best", flip.best}, {"step_us", flip.step_us}, {"flips", flip.flips}});
+  }
+  Json crossovers = Json::array();
+  for (const CrossoverPoint& point : report.crossovers) {
+    crossovers.push_back(
+        {{"from_tokens", point.tokens}, {"dispatcher", point.mode}, {"exchange_us", point.exchange_us}});
+  }
+  Json sms = Json::array();
+  for (const SmPoint& point : report.sm_points) {
+    sms.push_back({{"sms", point.num_sms}, {"exchange_us", point.exchange_us}, {"us_per_sm", point.us_per_sm}});
+  }
+  Json measurements = Json::array();
+  for (const NextMeasurement& next : report.measurements) {
+    measurements.push_back({{"what", next.what}, {"command", next.command}, {"spread_us", next.spread_us}});
+  }
+  return {{"tool", "epistle plan"},
+          {"model", request.model.name},
+          {"attention_is_assumed", request.model.attention_is_assumed},
+          {"cluster", cluster_json(request.cluster)},
+          {"plans", plans},
+          {"flips", flips},
+          {"crossovers", crossovers},
+          {"sms", sms},
+          {"next_measurements", measurements}};
+}
+
+std::string render_explanation(const Plan& first, const Plan& second) {
+  Table table({{"term of a layer", Align::kLeft},
+               {first.choice.name(), Align::kRight},
+               {second.choice.name(), Align::kRight},
+               {"difference", Align::kRight}});
+  const auto difference = [](double us) { return (us < 0 ? "-" : "+") + format_us(std::fabs(us)); };
+  const auto signed_us = [](double us) { return us < 0 ? "-" + format_us(-us) : format_us(us); };
+  for (const auto& [name, us] : paired_terms(first, second)) {
+    table.add_row({name, signed_us(us.first), signed_us(us.second), difference(us.second - us.first)});
+  }
+  table.add_row(
+      {"layer", format_us(first.layer_us), format_us(second.layer_us), difference(second.layer_us - first.layer_us)});
+  table.add_row(
+      {"step", format_us(first.step_us), format_us(second.step_us), difference(second.step_us - first.step_us)});
+  table.add_row({"tokens/s/GPU", format_count(std::llround(first.tokens_per_s_per_gpu)),
+                 format_count(std::llround(second.tokens_per_s_per_gpu)), "-"});
+  table.add_row({"memory", format_gb(first.memory.total()), format_gb(second.memory.total()), "-"});
+  table.add_row({"bound by", std::string(to_string(first.binding)), std::string(to_string(second.binding)), "-"});
+  std::string text = table.render();
+  for (const Plan* const plan : {&first, &second}) {
+    if (!is_feasible(*plan)) text += fmt::format("{} is not feasible: {}\n", plan->choice.name(), join(plan->refusals));
+  }
+  if (intervals_overlap(first, second)) {
+    text += "Their intervals overlap: measure before you believe the order.\n";
+  }
+  return text;
+}
+
+Json explanation_json(const Plan& first, const Plan& second) {
+  Json terms = Json::array();
+  for (const auto& [name, us] : paired_terms(first, second)) {
+    terms.push_back({{"name", name}, {"first_us", us.first}, {"second_us", us.second}});
+  }
+  return {{"tool", "epistle plan --explain"},
+          {"first", plan_json(first)},
+          {"second", plan_json(second)},
+          {"terms", terms},
+          {"intervals_overlap", intervals_overlap(first, second)}};
+}
+
+}  // namespace epistle::cli

@@ -1,0 +1,220 @@
+#include "cost/fit/calibrated_curve.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <set>
+#include <utility>
+
+namespace epistle {
+namespace {
+
+constexpr double kSigmasOf90Percent = 1.645;
+constexpr double kFitNoise = 0.08;        // relative, of a measurement and of the curve: outliers lie beyond
+constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left where data tell a constant
+constexpr double kPoolSigma = 0.4;        // of a constant between a library and its relatives
+constexpr double kFixedSigma = 1e-4;      // of a constant that is held
+constexpr std::size_t kMinLibraryRows = 3;
+
+std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
+  return {path.begin(), path.begin() + static_cast<std::ptrdiff_t>(std::min(levels, path.size()))};
+}
+
+double quantile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  const double position = share * static_cast<double>(values.size() - 1);
+  const auto below = static_cast<std::size_t>(position);
+  const std::size_t above = std::min(below + 1, values.size() - 1);
+  return values[below] + (position - static_cast<double>(below)) * (values[above] - values[below]);
+}
+
+}  // namespace
+
+CalibratedCurve::CalibratedCurve(const CurveFamily& family, std::vector<Observation> observations, Unsized)
+    : family_(&family), observations_(std::move(observations)) {
+  fit_nodes();
+  fit_field();
+  widths_.fill(kSigmasOf90Percent);
+}
+
+CalibratedCurve::CalibratedCurve(const CurveFamily& family, std::vector<Observation> observations)
+    : CalibratedCurve(family, std::move(observations), Unsized{}) {
+  set_widths();
+}
+
+double CalibratedCurve::log_curve(const Observation& wanted, std::span<const double> log_values) const {
+  std::vector<double> values(log_values.size());
+  for (std::size_t idx = 0; idx < values.size(); ++idx) values[idx] = std::exp(log_values[idx]);
+  return std::log(family_->time_us(wanted.work, values));
+}
+
+void CalibratedCurve::fit_nodes() {
+  std::size_t depth = 0;
+  for (const Observation& observation : observations_) depth = std::max(depth, observation.point.path.size());
+  for (std::size_t levels = 0; levels <= depth; ++levels) {
+    std::map<std::vector<std::string>, std::vector<const Observation*>> groups;
+    for (const Observation& observation : observations_) {
+      if (observation.point.path.size() >= levels) {
+        groups[prefix_of(observation.point.path, levels)].push_back(&observation);
+      }
+    }
+    if (levels == 0) groups[{}];  // the root is there without observations, too
+    for (const auto& [path, members] : groups) {
+      std::vector<LogPrior> priors;
+      for (std::size_t idx = 0; idx < family_->constants.size(); ++idx) {
+        const ConstantPrior& prior = family_->constants[idx];
+        const double own_sigma = std::max(std::log(prior.factor), kFixedSigma);
+        if (levels == 0) {
+          priors.push_back({.log_mean = std::log(prior.value), .log_sigma = own_sigma});
+        } else {
+          const FitResult& parent = nodes_.at(prefix_of(path, levels - 1));
+          priors.push_back({.log_mean = parent.log_values[idx], .log_sigma = std::min(own_sigma, kPoolSigma)});
+        }
+      }
+      // Too few to tell anything: the relatives' constants.
+      if (levels > 0 && members.size() < kMinLibraryRows) continue;
+      std::vector<double> log_us;
+      for (const Observation* const member : members) log_us.push_back(std::log(member->us));
+      nodes_[path] = fit_constants(
+          [&](std::size_t row, std::span<const double> values) { return log_curve(*members[row], values); }, log_us,
+          priors, kFitNoise);
+    }
+    // A node without a fit of its own passes its parent's on.
+    for (const auto& [path, members] : groups) {
+      if (!nodes_.contains(path)) nodes_[path] = nodes_.at(prefix_of(path, levels - 1));
+    }
+  }
+}
+
+const FitResult& CalibratedCurve::node_of(const std::vector<std::string>& path) const {
+  for (std::size_t levels = path.size(); levels > 0; --levels) {
+    const auto found = nodes_.find(prefix_of(path, levels));
+    if (found != nodes_.end()) return found->second;
+  }
+  return nodes_.at({});
+}
+
+void CalibratedCurve::fit_field() {
+  std::vector<FieldPoint> points;
+  std::vector<double> residuals;
+  for (const Observation& observation : observations_) {
+    points.push_back(observation.point);
+    residuals.push_back(std::log(observation.us) - log_curve(observation, node_of(observation.point.path).log_values));
+  }
+  field_ = ResidualField(std::move(points), std::move(residuals), family_->scales);
+}
+
+CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wanted) const {
+  const FieldValue residual = field_.at(wanted.point);
+  LogForecast forecast;
+  forecast.log_us = log_curve(wanted, node_of(wanted.point.path).log_values) + residual.mean;
+  forecast.sigma = residual.sigma;
+  forecast.novelty = Novelty::kLibrary;
+  const auto varied = static_cast<std::ptrdiff_t>(family_->num_varied);
+  for (const Observation& seen : observations_) {
+    // Who asks for any version of a library has seen what was measured of one.
+    if (shared_levels(seen.point.path, wanted.point.path) < wanted.point.path.size()) continue;
+    forecast.novelty = Novelty::kSetting;
+    if (std::equal(seen.point.position.begin() + varied, seen.point.position.end(),
+                   wanted.point.position.begin() + varied, wanted.point.position.end())) {
+      forecast.novelty = Novelty::kSeen;
+      break;
+    }
+  }
+  return forecast;
+}
+
+Forecast CalibratedCurve::predict(const Observation& wanted) const {
+  const LogForecast forecast = log_forecast(wanted);
+  const double width = widths_[static_cast<std::size_t>(forecast.novelty)] * forecast.sigma;
+  return {.us = std::exp(forecast.log_us),
+          .low_us = std::exp(forecast.log_us - width),
+          .high_us = std::exp(forecast.log_us + width),
+          .novelty = forecast.novelty};
+}
+
+void CalibratedCurve::set_widths() {
+  if (observations_.empty()) return;
+  // Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs,
+  // another width, another version or GPU at every level; and every seventh row, for what was seen.
+  std::vector<std::vector<bool>> folds;
+  const auto add_folds = [&](const auto& key_of) {
+    std::map<decltype(key_of(observations_[0])), std::size_t> groups;
+    for (const Observation& observation : observations_) ++groups[key_of(observation)];
+    if (groups.size() < 2) return;
+    for (const auto& [key, count] : groups) {
+      std::vector<bool> fold;
+      for (const Observation& observation : observations_) fold.push_back(key_of(observation) == key);
+      folds.push_back(std::move(fold));
+    }
+  };
+  for (std::size_t quantity = family_->num_varied; quantity < family_->quantities.size(); ++quantity) {
+    add_folds([quantity](const Observation& observation) { return observation.point.position[quantity]; });
+  }
+  std::size_t depth = 0;
+  for (const Observation& observation : observations_) depth = std::max(depth, observation.point.path.size());
+  for (std::size_t level = 0; level < depth; ++level) {
+    add_folds([level](const Observation& observation) {
+      return level < observation.point.path.size() ? observation.point.path[level] : std::string();
+    });
+  }
+  constexpr std::size_t kSplits = 7;
+  std::vector<bool> some;
+  for (std::size_t row = 0; row < observations_.size(); ++row) some.push_back(row % kSplits == kSplits / 2);
+  folds.push_back(std::move(some));
+
+  // Neither the easiest nor the hardest group sets the width: one that leaves next to nothing to fit would make all
+  // intervals useless.
+  constexpr double kHardShare = 0.6;
+  constexpr std::size_t kEnough = 5;
+  std::array<std::vector<double>, kNumNovelties> fold_widths;
+  for (const std::vector<bool>& fold : folds) {
+    std::vector<Observation> kept;
+    for (std::size_t row = 0; row < fold.size(); ++row) {
+      if (!fold[row]) kept.push_back(observations_[row]);
+    }
+    if (kept.empty()) continue;
+    const CalibratedCurve without(*family_, std::move(kept), Unsized{});
+    std::array<std::vector<double>, kNumNovelties> errors;
+    for (std::size_t row = 0; row < fold.size(); ++row) {
+      if (!fold[row]) continue;
+      const LogForecast forecast = without.log_forecast(observations_[row]);
+      const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us);
+      errors[static_cast<std::size_t>(forecast.novelty)].push_back(error / forecast.sigma);
+    }
+    for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
+      if (errors[novelty].size() >= kEnough) fold_widths[novelty].push_back(quantile(errors[novelty], 0.9));
+    }
+  }
+  for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
+    if (!fold_widths[novelty].empty()) {
+      widths_[novelty] = quantile(fold_widths[novelty], kHardShare);
+    } else if (novelty > 0) {
+      widths_[novelty] = std::max(widths_[novelty], widths_[novelty - 1]);
+    }
+  }
+}
+
+std::vector<double> CalibratedCurve::constants_at(const std::vector<std::string>& path) const {
+  std::vector<double> values;
+  for (const double log_value : node_of(path).log_values) values.push_back(std::exp(log_value));
+  return values;
+}
+
+std::vector<ConstantFit> CalibratedCurve::constants() const {
+  const FitResult& root = nodes_.at({});
+  std::vector<ConstantFit> fits;
+  for (std::size_t idx = 0; idx < family_->constants.size(); ++idx) {
+    const ConstantPrior& prior = family_->constants[idx];
+    const double width = kSigmasOf90Percent * root.log_sigmas[idx];
+    fits.push_back({.name = prior.name,
+                    .unit = prior.unit,
+                    .value = std::exp(root.log_values[idx]),
+                    .low = std::exp(root.log_values[idx] - width),
+                    .high = std::exp(root.log_values[idx] + width),
+                    .identified = root.log_sigmas[idx] < kIdentifiedShare * std::log(prior.factor)});
+  }
+  return fits;
+}
+
+}  // namespace epistle

@@ -1,0 +1,98 @@
+#include <algorithm>
+#include <numeric>
+
+#include "cost/exchange_counts.hpp"
+#include "plan/plan.hpp"
+
+namespace epistle {
+
+double tokens_per_call(const PlanRequest& request, const PlanChoice& choice) {
+  const double tokens = request.global_tokens > 0 ? request.global_tokens / choice.num_ranks : request.tokens_per_gpu;
+  return choice.two_batches ? tokens / 2 : tokens;
+}
+
+PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice) {
+  PlanFacts facts;
+  facts.buffers.source = "one rank needs none";
+  if (choice.mode != nullptr) {
+    facts.buffers = exchange_buffers(*choice.mode, request, choice.num_ranks, tokens_per_call(request, choice),
+                                     choice.num_redundant);
+  }
+  facts.busiest_factor = planned_busiest_factor(request, choice.num_ranks, choice.num_redundant);
+  return facts;
+}
+
+MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice, const PlanFacts& facts) {
+  // CUDA's context, graphs, NCCL and the allocator's slack on one GPU: what engines report, 2 to 4 GB.
+  constexpr double kReserveBytes = 3e9;
+  constexpr double kBf16Bytes = 2;
+  constexpr double kMatrices = 3;
+  // Weights, gradients and two moments of Adam in fp32, and the bf16 weights themselves.
+  constexpr double kTrainingBytesPerElement = 16;
+  const PlanModel& model = request.model;
+  const bool training = request.workload == Workload::kTraining;
+  const double weight_bytes = training ? kTrainingBytesPerElement : weight_bytes_per_element(request.precision);
+  const double tokens = tokens_per_call(request, choice) * (choice.two_batches ? 2 : 1);
+  const double dense_layers = model.num_layers - model.num_moe_layers;
+
+  MemoryLedger ledger;
+  ledger.expert_weights = model.num_moe_layers * (model.num_experts + choice.num_redundant) / double(choice.num_ranks) *
+                          kMatrices * model.routed_hidden * model.expert_ffn * weight_bytes;
+  const double other_elements =
+      model.num_layers * model.attention_elements / choice.tensor_ranks +
+      dense_layers * kMatrices * model.hidden * model.dense_ffn / choice.tensor_ranks +
+      model.num_moe_layers * (kMatrices * model.hidden * model.shared_ffn + model.hidden * model.num_experts) +
+      2 * model.vocabulary * model.hidden / choice.tensor_ranks;
+  // Attention and embeddings stay in bf16 where experts are fp4.
+  ledger.other_weights = other_elements * (training ? weight_bytes : std::max(weight_bytes, 1.0));
+  if (request.workload != Workload::kTraining) {
+    const double cached = request.workload == Workload::kDecode ? tokens * request.context_tokens : tokens;
+    ledger.kv_cache = cached * model.kv_elements_per_token * kBf16Bytes * model.num_layers;
+  } else {
+    // Inputs of every layer, kept for the backward pass; the rest is computed again.
+    ledger.kv_cache = tokens * model.hidden * kBf16Bytes * model.num_layers;
+  }
+  ledger.exchange_buffers = facts.buffers.bytes * (choice.two_batches ? 2 : 1);
+  ledger.buffers_source = facts.buffers.source;
+  const double expert_rows = tokens_per_call(request, choice) * model.top_k * facts.busiest_factor;
+  ledger.workspace = expert_rows * kBf16Bytes * (2 * model.routed_hidden + 3 * model.expert_ffn) +
+                     tokens * kBf16Bytes * 6 * model.hidden;
+  ledger.reserve = kReserveBytes;
+  ledger.limit = request.memory_share * request.cluster.hbm_bytes();
+  return ledger;
+}
+
+double planned_busiest_factor(const PlanRequest& request, std::int32_t num_ranks, std::int32_t num_redundant) {
+  if (request.popularity.empty() || num_ranks <= 1) return 1.0;
+  const std::vector<double> inclusion = inclusion_probabilities(request.popularity, request.model.top_k);
+  if (num_redundant == 0) return busiest_rank_factor(inclusion, num_ranks);
+  std::vector<double> copies(inclusion.size(), 1.0);
+  for (std::int32_t extra = 0; extra < num_redundant; ++extra) {
+    std::size_t hottest = 0;
+    for (std::size_t expert = 1; expert < copies.size(); ++expert) {
+      if (inclusion[expert] / copies[expert] > inclusion[hottest] / copies[hottest]) hottest = expert;
+    }
+    copies[hottest] += 1.0;
+  }
+  std::vector<double> loads;
+  for (std::size_t expert = 0; expert < copies.size(); ++expert) {
+    for (double copy = 0; copy < copies[expert]; ++copy) loads.push_back(inclusion[expert] / copies[expert]);
+  }
+  std::sort(loads.rbegin(), loads.rend());
+  const auto ranks = static_cast<std::size_t>(num_ranks);
+  const std::size_t slots = (loads.size() + ranks - 1) / ranks;
+  std::vector<double> rank_loads(ranks, 0.0);
+  std::vector<std::size_t> rank_slots(ranks, 0);
+  for (const double load : loads) {
+    std::size_t best = ranks;
+    for (std::size_t rank = 0; rank < ranks; ++rank) {
+      if (rank_slots[rank] < slots && (best == ranks || rank_loads[rank] < rank_loads[best])) best = rank;
+    }
+    rank_loads[best] += load;
+    ++rank_slots[best];
+  }
+  const double total = std::accumulate(rank_loads.begin(), rank_loads.end(), 0.0);
+  return *std::max_element(rank_loads.begin(), rank_loads.end()) * static_cast<double>(ranks) / total;
+}
+
+}  // namespace epistle

@@ -1,0 +1,271 @@
+#include "plan/plan_search.hpp"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "core/reject.hpp"
+#include "cost/exchange_counts.hpp"
+
+namespace epistle {
+namespace {
+
+constexpr std::int32_t kMaxRanks = 512;
+constexpr std::int32_t kMaxTensorRanks = 8;
+
+void check_request(const PlanRequest& request) {
+  check_cluster(request.cluster);
+  if (request.model.num_experts < 1 || request.model.top_k < 1) reject("the model has no experts");
+  if (!(request.tokens_per_gpu > 0) && !(request.global_tokens > 0)) reject("a step needs at least one token");
+  if (!request.popularity.empty() && request.popularity.size() != static_cast<std::size_t>(request.model.num_experts)) {
+    reject(fmt::format("the popularity is of {} experts and the model has {}", request.popularity.size(),
+                       request.model.num_experts));
+  }
+}
+
+std::vector<const ExchangeMode*> allowed_modes(const PlanRequest& request) {
+  std::vector<const ExchangeMode*> modes;
+  if (request.dispatchers.empty()) {
+    for (const ExchangeMode& mode : exchange_modes()) {
+      // A bound is nothing that one could run: it is there when asked for.
+      if (mode.kind != ExchangeKind::kFused) modes.push_back(&mode);
+    }
+  }
+  for (const std::string& name : request.dispatchers) modes.push_back(&find_exchange_mode(name));
+  return modes;
+}
+
+/// Facts depend on less than plans do, so they are found once.
+class FactsCache {
+ public:
+  explicit FactsCache(const PlanRequest& request) : request_(request) {}
+
+  const PlanFacts& of(const PlanChoice& choice) {
+    const auto key =
+        std::make_tuple(choice.mode, choice.num_ranks, tokens_per_call(request_, choice), choice.num_redundant);
+    const auto found = facts_.find(key);
+    return found != facts_.end() ? found->second : facts_.emplace(key, plan_facts(request_, choice)).first->second;
+  }
+
+ private:
+  const PlanRequest& request_;
+  std::map<std::tuple<const ExchangeMode*, std::int32_t, double, std::int32_t>, PlanFacts> facts_;
+};
+
+/// Calls `visit` with every choice.
+template <typename Visit>
+void for_each_choice(const PlanRequest& request, Visit visit) {
+  const std::vector<const ExchangeMode*> modes = allowed_modes(request);
+  const std::int32_t max_ranks =
+      std::min({kMaxRanks, request.num_gpus > 0 ? request.num_gpus : kMaxRanks, request.model.num_experts});
+  for (std::int32_t ranks = 1; ranks <= max_ranks; ranks *= 2) {
+    if (request.num_gpus > 0 && request.num_gpus % ranks != 0) continue;
+    for (std::int32_t tensor = 1; tensor <= std::min({kMaxTensorRanks, ranks, request.cluster.gpus_per_domain()});
+         tensor *= 2) {
+      PlanChoice choice;
+      choice.num_ranks = ranks;
+      choice.tensor_ranks = tensor;
+      choice.num_replicas = request.num_gpus > 0 ? request.num_gpus / ranks : 1;
+      if (ranks == 1) {
+        visit(choice);
+        continue;
+      }
+      for (const std::int32_t redundant : {0, ranks}) {
+        // Copies of experts help where some are hotter than others.
+        if (redundant > 0 && request.popularity.empty()) continue;
+        choice.num_redundant = redundant;
+        for (const ExchangeMode* const mode : modes) {
+          choice.mode = mode;
+          std::vector<double> sms = mode->sms;
+          if (sms.empty()) sms.push_back(0);
+          for (const double num_sms : sms) {
+            choice.num_sms = static_cast<std::int32_t>(num_sms);
+            if (choice.num_sms > request.cluster.num_sms()) continue;
+            for (const bool two_batches : {false, true}) {
+              if (two_batches && mode->kind == ExchangeKind::kFused) continue;
+              choice.two_batches = two_batches;
+              visit(choice);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+double score(const PlanRequest& request, const Plan& plan) {
+  return request.objective == Objective::kLatency ? plan.step_us : -plan.tokens_per_s_per_gpu;
+}
+
+std::optional<Plan> find_best(const PlanRequest& request, const Calibration& calibration) {
+  std::vector<Plan> plans = search_plans(request, calibration);
+  if (plans.empty() || !plans.front().refusals.empty()) return std::nullopt;
+  return std::move(plans.front());
+}
+
+double exchange_us(const Plan& plan) {
+  double us = 0.0;
+  for (const PlanTerm& term : plan.terms) {
+    if (term.name == "dispatch" || term.name == "combine") us += term.us;
+  }
+  return us;
+}
+
+PlanRequest scaled(PlanRequest request, ClusterField field, double factor) {
+  request.cluster.constant(field).value *= factor;
+  return request;
+}
+
+/// Popularity raised to a power: steeper or flatter by as much.
+PlanRequest with_skew(PlanRequest request, double exponent) {
+  request.popularity = zipf_popularity(request.model.num_experts, exponent);
+  return request;
+}
+
+}  // namespace
+
+std::vector<Plan> search_plans(const PlanRequest& request, const Calibration& calibration) {
+  check_request(request);
+  FactsCache facts(request);
+  std::vector<Plan> plans;
+  for_each_choice(request, [&](const PlanChoice& choice) {
+    plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
+  });
+  std::vector<std::pair<std::tuple<bool, double, std::string>, std::size_t>> order;
+  for (std::size_t idx = 0; idx < plans.size(); ++idx) {
+    const bool refused = !plans[idx].refusals.empty();
+    const double rank = refused ? static_cast<double>(plans[idx].refusals.size()) : score(request, plans[idx]);
+    order.push_back({{refused, rank, plans[idx].choice.name()}, idx});
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<Plan> ranked;
+  for (const auto& [key, idx] : order) ranked.push_back(std::move(plans[idx]));
+  return ranked;
+}
+
+std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& calibration, const Plan& best) {
+  std::vector<std::pair<std::string, PlanRequest>> changes;
+  for (const double factor : {0.5, 2.0}) {
+    changes.emplace_back(fmt::format("link bandwidth x {}", factor),
+                         scaled(request, ClusterField::kLinkBytesPerS, factor));
+    changes.emplace_back(fmt::format("network bandwidth x {}", factor),
+                         scaled(request, ClusterField::kNicBytesPerS, factor));
+  }
+  for (const double factor : {0.25, 4.0}) {
+    PlanRequest changed = request;
+    changed.tokens_per_gpu *= factor;
+    changed.global_tokens *= factor;
+    changes.emplace_back(fmt::format("tokens x {}", factor), std::move(changed));
+  }
+  for (const double exponent : {0.0, 0.8}) {
+    changes.emplace_back(fmt::format("routing skew zipf {}", exponent), with_skew(request, exponent));
+  }
+  std::vector<PlanFlip> flips;
+  for (auto& [assumption, changed] : changes) {
+    const std::optional<Plan> plan = find_best(changed, calibration);
+    PlanFlip flip{.assumption = assumption, .best = "none fits", .step_us = 0, .flips = true};
+    if (plan) {
+      flip.best = plan->choice.name();
+      flip.step_us = plan->step_us;
+      flip.flips = plan->choice.num_ranks != best.choice.num_ranks ||
+                   plan->choice.tensor_ranks != best.choice.tensor_ranks || plan->choice.mode != best.choice.mode;
+    }
+    flips.push_back(std::move(flip));
+  }
+  return flips;
+}
+
+std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Calibration& calibration,
+                                            const Plan& best) {
+  std::vector<CrossoverPoint> points;
+  if (best.choice.mode == nullptr) return points;
+  for (double tokens = 1; tokens <= 8192; tokens *= 2) {
+    PlanRequest changed = request;
+    changed.global_tokens = 0;
+    changed.tokens_per_gpu = tokens;
+    std::optional<CrossoverPoint> fastest;
+    for (const ExchangeMode* const mode : allowed_modes(request)) {
+      PlanChoice choice = best.choice;
+      choice.mode = mode;
+      choice.two_batches = false;
+      choice.num_sms = mode->sms.empty() ? 0 : static_cast<std::int32_t>(mode->sms.back());
+      const PlanFacts facts = plan_facts(changed, choice);
+      const Plan plan = evaluate_plan(changed, calibration, choice, facts);
+      if (facts.buffers.refusal || (mode->max_tokens > 0 && tokens > mode->max_tokens) ||
+          (mode->one_domain && choice.num_ranks > request.cluster.gpus_per_domain())) {
+        continue;
+      }
+      if (!fastest || exchange_us(plan) < fastest->exchange_us) {
+        fastest = {.tokens = tokens, .mode = mode->name, .exchange_us = exchange_us(plan)};
+      }
+    }
+    if (fastest && (points.empty() || points.back().mode != fastest->mode)) points.push_back(*fastest);
+  }
+  return points;
+}
+
+std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& calibration, const Plan& best) {
+  std::vector<SmPoint> points;
+  if (best.choice.mode == nullptr || best.choice.mode->kind != ExchangeKind::kThroughput) return points;
+  for (const std::int32_t sms : {4, 8, 16, 24, 32, 64}) {
+    if (sms > request.cluster.num_sms()) continue;
+    PlanChoice choice = best.choice;
+    choice.num_sms = sms;
+    const Plan plan = evaluate_plan(request, calibration, choice, plan_facts(request, choice));
+    SmPoint point{.num_sms = sms, .exchange_us = exchange_us(plan), .us_per_sm = 0};
+    if (!points.empty()) {
+      point.us_per_sm = (points.back().exchange_us - point.exchange_us) / (sms - points.back().num_sms);
+    }
+    points.push_back(point);
+  }
+  return points;
+}
+
+std::vector<NextMeasurement> next_measurements(const PlanRequest& request, const Calibration& calibration,
+                                               const Plan& best) {
+  constexpr std::size_t kMost = 5;
+  std::vector<const PlanTerm*> terms;
+  for (const PlanTerm& term : best.terms) terms.push_back(&term);
+  std::stable_sort(terms.begin(), terms.end(), [](const PlanTerm* a, const PlanTerm* b) {
+    return a->high_us - a->low_us > b->high_us - b->low_us;
+  });
+  const PlanModel& model = request.model;
+  const auto tokens = static_cast<std::int64_t>(std::max(tokens_per_call(request, best.choice), 1.0));
+  std::vector<NextMeasurement> list;
+  for (const PlanTerm* const term : terms) {
+    if (list.size() == kMost) break;
+    NextMeasurement next;
+    next.spread_us = (term->high_us - term->low_us) * model.num_moe_layers;
+    const bool exchange = term->name == "dispatch" || term->name == "combine";
+    if (exchange && !best.choice.mode->own_name.empty()) {
+      next.what = fmt::format("{} of {} at this shape", term->name, best.choice.mode->name);
+      next.command = fmt::format(
+          "epistle bench --device cuda --group processes --dispatcher {} --ranks {} --tokens {} --hidden {} "
+          "--experts {} --top-k {}{} --json {}.json",
+          best.choice.mode->own_name, best.choice.num_ranks, tokens, model.routed_hidden, model.num_experts,
+          model.top_k, best.choice.num_sms > 0 ? fmt::format(" --sms {}", best.choice.num_sms) : "",
+          best.choice.name());
+    } else {
+      next.what = term->curve.empty() ? fmt::format("{} of one layer, {} tokens", term->name, tokens)
+                                      : fmt::format("{} ({}), {} ranks, {} tokens per rank", term->name, term->curve,
+                                                    best.choice.num_ranks, tokens);
+      next.command = term->curve.empty()
+                         ? "time it in the engine: it is a closed form with assumed efficiencies, which nothing refits"
+                         : fmt::format(
+                               "time it, write a row of the table of docs/calibrate.md, and give that file to "
+                               "epistle plan --measurements FILE{}",
+                               calibration.is_measured(term->curve) ? " beside the others" : "");
+    }
+    // One run tells dispatch and combine.
+    const bool there = std::any_of(list.begin(), list.end(),
+                                   [&](const NextMeasurement& other) { return other.command == next.command; });
+    if (!there || !exchange) list.push_back(std::move(next));
+  }
+  return list;
+}
+
+}  // namespace epistle

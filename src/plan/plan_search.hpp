@@ -1,0 +1,58 @@
+// All plans for a request, ranked; where the best one changes; and what to measure next.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "plan/plan.hpp"
+
+namespace epistle {
+
+/// Every combination of EP 1 to 512, TP, redundant experts, dispatcher, SMs and two-batch overlap that the request
+/// allows: feasible plans first, the best first; then the others, the most nearly feasible first. Ties in the order of
+/// names. Throws kInvalidArgument where the request makes no sense, kNotFound for an unknown dispatcher.
+[[nodiscard]] std::vector<Plan> search_plans(const PlanRequest& request, const Calibration& calibration);
+
+/// The best choice under a changed assumption.
+struct PlanFlip {
+  std::string assumption;  ///< "link bandwidth x 0.5"
+  std::string best;        ///< name of the choice, or "none fits"
+  double step_us = 0;
+  bool flips = false;  ///< another EP, TP or dispatcher than without the change
+};
+
+[[nodiscard]] std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& calibration,
+                                               const Plan& best);
+
+/// The best dispatcher for a number of tokens per rank, everything else as in `best`.
+struct CrossoverPoint {
+  double tokens = 0;
+  std::string_view mode;
+  double exchange_us = 0;  ///< dispatch and combine
+};
+
+[[nodiscard]] std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Calibration& calibration,
+                                                          const Plan& best);
+
+/// Time of the exchange of `best` for other numbers of SMs.
+struct SmPoint {
+  std::int32_t num_sms = 0;
+  double exchange_us = 0;
+  double us_per_sm = 0;  ///< what one SM more saves, from the number before
+};
+
+[[nodiscard]] std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& calibration,
+                                            const Plan& best);
+
+struct NextMeasurement {
+  std::string what;
+  std::string command;
+  double spread_us = 0;  ///< of the step, that this would narrow
+};
+
+/// Three to five, the most uncertain term first.
+[[nodiscard]] std::vector<NextMeasurement> next_measurements(const PlanRequest& request, const Calibration& calibration,
+                                                             const Plan& best);
+
+}  // namespace epistle

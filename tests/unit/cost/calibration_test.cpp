@@ -1,0 +1,169 @@
+#include "cost/fit/calibration.hpp"
+
+#include <cmath>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "epistle/error.hpp"
+
+#include "cost/fit/bench_record.hpp"
+#include "cost/fit/families.hpp"
+#include "cost/fit/least_squares.hpp"
+
+namespace epistle::test {
+namespace {
+
+constexpr const char* kLowLatencyHeader =
+    "system,version,ep_size,node_num,hidden,topk,num_experts,tokens_per_rank,dispatch_us,combine_us\n";
+
+/// A table of times that a curve of known constants gives, off by a few percent in a fixed pattern.
+std::string made_table(const std::vector<int>& degrees) {
+  std::string text = kLowLatencyHeader;
+  int line = 0;
+  for (const int degree : degrees) {
+    for (const int tokens : {1, 8, 32, 64, 128, 256}) {
+      const double cross = degree > 8 ? 1.0 : 0.0;
+      const double bytes = tokens * 8 * 7408.0;
+      const double domains = std::max(degree / 8, 1);
+      const double us =
+          12 + 6 * cross + 4 * std::log2(domains) + bytes / domains / 300e3 + bytes * (1 - 1 / domains) / 48e3;
+      const double noise = 1 + 0.02 * std::sin(13.0 * ++line);
+      text += "h100_sxm,1," + std::to_string(degree) + ",1,7168,8,256," + std::to_string(tokens) + "," +
+              std::to_string(us * noise) + "," + std::to_string(1.5 * us * noise) + "\n";
+    }
+  }
+  return text;
+}
+
+std::string table_error(const std::string& text) {
+  try {
+    (void)parse_measurements(text, "t.csv");
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kCorruptInput);
+    return std::string(error.message());
+  }
+  return "";
+}
+
+TEST(LeastSquares, FindsConstantsInSpiteOfAnOutlier) {
+  // y = a + b x
+  const std::vector<double> xs = {1, 2, 4, 8, 16, 32, 64, 128};
+  std::vector<double> log_us;
+  for (const double x : xs) log_us.push_back(std::log(20 + 3 * x));
+  log_us[3] += 2;
+  const std::vector<LogPrior> priors(2, {.log_mean = std::log(5.0), .log_sigma = 2});
+  const FitResult fit = fit_constants(
+      [&](std::size_t row, std::span<const double> values) {
+        return std::log(std::exp(values[0]) + std::exp(values[1]) * xs[row]);
+      },
+      log_us, priors, 0.05);
+  EXPECT_NEAR(std::exp(fit.log_values[0]), 20, 1.5);
+  EXPECT_NEAR(std::exp(fit.log_values[1]), 3, 0.2);
+  EXPECT_LT(fit.log_sigmas[0], 0.2);
+}
+
+TEST(LeastSquares, WhatDataDoNotTellStaysAtThePrior) {
+  const std::vector<double> log_us = {std::log(7.0)};
+  const std::vector<LogPrior> priors = {{.log_mean = std::log(7.0), .log_sigma = 1},
+                                        {.log_mean = std::log(3.0), .log_sigma = 0.5}};
+  const FitResult fit =
+      fit_constants([](std::size_t, std::span<const double> values) { return values[0]; }, log_us, priors, 0.05);
+  EXPECT_NEAR(std::exp(fit.log_values[1]), 3.0, 1e-6);
+  EXPECT_NEAR(fit.log_sigmas[1], 0.5, 1e-6);
+}
+
+TEST(Calibration, PredictsADegreeItHasNotSeen) {
+  const MeasurementTable fit = parse_measurements(made_table({8, 16, 64}), "fit.csv");
+  const MeasurementTable other = parse_measurements(made_table({32}), "other.csv");
+  EXPECT_EQ(fit.num_rows, 18U);
+  const Calibration calibration({&fit, 1});
+  const TableErrors errors = evaluate(calibration, other);
+  EXPECT_EQ(errors.table, "other");
+  EXPECT_EQ(errors.num_rows, 6U);
+  EXPECT_EQ(errors.num_times, 12U);
+  EXPECT_LT(errors.median_ape, 5.0);
+  EXPECT_GE(errors.coverage_90, 0.75);
+  EXPECT_TRUE(errors.without_measurements.empty());
+  const TableErrors seen = evaluate(calibration, fit);
+  EXPECT_LT(seen.median_ape, 3.0);
+}
+
+TEST(Calibration, SaysWhichConstantsItCannotTell) {
+  const MeasurementTable inside = parse_measurements(made_table({8}), "inside.csv");
+  const Calibration calibration({&inside, 1});
+  const auto identified = [&](std::string_view name) {
+    for (const ConstantFit& constant : calibration.curves().at("low_latency dispatch").constants()) {
+      if (constant.name == name) return constant.identified;
+    }
+    ADD_FAILURE() << name;
+    return false;
+  };
+  EXPECT_TRUE(identified("start_us"));
+  EXPECT_TRUE(identified("link_efficiency"));
+  // Inside a domain nothing is known of the network.
+  EXPECT_FALSE(identified("network_us"));
+  EXPECT_FALSE(identified("network_efficiency"));
+  EXPECT_FALSE(calibration.is_measured("gemm bf16"));
+}
+
+TEST(Calibration, FarForecastsAreLessSure) {
+  const MeasurementTable fit = parse_measurements(made_table({8, 16}), "fit.csv");
+  const Calibration calibration({&fit, 1});
+  const auto spread = [&](int degree) {
+    const MeasurementTable table = parse_measurements(made_table({degree}), "other.csv");
+    const Forecast forecast = calibration.predict(table.times[6].curve, table.times[6].observation);
+    return forecast.high_us / forecast.low_us;
+  };
+  EXPECT_GT(spread(1024), spread(32));
+}
+
+TEST(MeasurementTable, ErrorsNameFileLineAndColumn) {
+  const std::string header = kLowLatencyHeader;
+  EXPECT_NE(table_error(header + "h100_sxm,1,8,1,7168,8,256,x,1,1\n").find("t.csv:2: tokens_per_rank is 'x'"),
+            std::string::npos);
+  EXPECT_NE(table_error(header + "h100_sxm,1,8\n").find("t.csv:2: 3 cells under 10 columns"), std::string::npos);
+  EXPECT_NE(table_error(header + "h100_sxm,1,8,1,7168,8,4,1,1,1\n").find("topk is larger"), std::string::npos);
+  EXPECT_NE(table_error(header + "h100_sxm,1,8,1,7168,8,256,1,0,1\n").find("dispatch_us is 0"), std::string::npos);
+  EXPECT_NE(table_error("a,b\n1,2\n").find("no column tells what was measured"), std::string::npos);
+  EXPECT_NE(table_error("a,a\n1,2\n").find("column a is there twice"), std::string::npos);
+  EXPECT_NE(table_error(header).find("there is no measurement"), std::string::npos);
+  EXPECT_THROW((void)read_measurements("none/such.csv"), Error);
+}
+
+TEST(MeasurementTable, KnowsCollectivesPhasesAndGemms) {
+  const MeasurementTable collectives = parse_measurements(
+      "system,nccl_version,op,dtype,num_gpus,message_elems,latency_us\nb200_sxm,2.27,alltoall,half,8,1024,10\n",
+      "n.csv");
+  EXPECT_EQ(collectives.times.at(0).curve, "alltoall");
+  EXPECT_DOUBLE_EQ(std::get<ExchangeWork>(collectives.times[0].observation.work).link_bytes, 2048 * 7 / 8.0);
+  const MeasurementTable phases = parse_measurements(
+      "kernel,phase,moe_dtype,ep_size,hidden,topk,num_experts,tokens_per_rank,latency_us\n"
+      "NVLinkOneSided,dispatch,nvfp4,4,7168,8,256,128,17\n",
+      "rows_gb200.csv");
+  EXPECT_EQ(phases.times.at(0).curve, "one_sided dispatch");
+  EXPECT_EQ(phases.times[0].observation.point.path.at(0), "gb200-nvl72");
+  const MeasurementTable gemms = parse_measurements(
+      "system,framework,kernel,moe_dtype,hidden,inter,topk,num_experts,ep_size,distribution,global_tokens,latency_us\n"
+      "h100_sxm,a,b,fp8,4096,1536,8,128,4,balanced,16,232\n",
+      "g.csv");
+  EXPECT_EQ(gemms.times.at(0).curve, "gemm fp8");
+  EXPECT_DOUBLE_EQ(std::get<GemmWork>(gemms.times[0].observation.work).rows, 32);
+}
+
+TEST(BenchRecord, GivesDispatchAndCombine) {
+  const std::string record =
+      R"({"config": {"hidden": 7168, "num_experts": 256, "top_k": 8, "dtype": "bf16", "layout": "token_major",
+          "ranks": 2, "tokens": 4096, "sms": 16}, "gpu": {"name": "NVIDIA H200", "sms": 132, "used_gpus": 2},
+          "results": [{"dispatcher": "direct", "phase": "dispatch", "median_us": 170},
+                      {"dispatcher": "direct", "phase": "round_trip", "median_us": 380}]})";
+  const MeasurementTable table = parse_bench_record(record, "r.json");
+  ASSERT_EQ(table.times.size(), 1U);
+  EXPECT_EQ(table.times[0].curve, "direct dispatch");
+  EXPECT_EQ(table.times[0].observation.point.path.at(0), "h200-hgx");
+  EXPECT_THROW((void)parse_bench_record("{}", "r.json"), Error);
+  EXPECT_THROW((void)parse_bench_record("[", "r.json"), Error);
+}
+
+}  // namespace
+}  // namespace epistle::test

@@ -1,0 +1,99 @@
+#include "cost/curves.hpp"
+
+#include <cmath>
+
+#include <gtest/gtest.h>
+
+#include "cost/fit/families.hpp"
+#include "cost/work.hpp"
+
+namespace epistle::test {
+namespace {
+
+ExchangeWork some_work(double tokens) {
+  const Cluster& cluster = find_cluster("h100-hgx");
+  return throughput_work(exchange_base(cluster, 16, cluster.gpus_per_domain()),
+                         {.tokens_per_rank = tokens,
+                          .num_ranks = 16,
+                          .top_k = 8,
+                          .distinct_ranks = 6.5,
+                          .distinct_domains = 2,
+                          .row_bytes = 7392},
+                         20);
+}
+
+std::vector<double> prior_values(const CurveFamily& family) {
+  std::vector<double> values;
+  for (const ConstantPrior& prior : family.constants) values.push_back(prior.value);
+  return values;
+}
+
+TEST(Curves, OverlapLiesBetweenTheLargestAndTheSum) {
+  EXPECT_DOUBLE_EQ(overlapped_us(1, 2, 3, 5), 10);
+  EXPECT_NEAR(overlapped_us(200, 2, 3, 5), 5, 1e-6);
+  EXPECT_EQ(overlapped_us(4, 0, 0), 0);
+  EXPECT_NEAR(overlapped_us(30, 1e200, 1e200), 1e200 * std::pow(2.0, 1.0 / 30), 1e188);
+}
+
+TEST(Curves, WorkKeepsItsBytes) {
+  const ExchangeWork work = some_work(100);
+  EXPECT_EQ(work.num_domains, 2);
+  EXPECT_DOUBLE_EQ(work.link_bytes + work.self_bytes, 100 * 6.5 * 7392);
+  EXPECT_DOUBLE_EQ(work.network_bytes, 100 * 7392);
+}
+
+// A time does not depend on the unit of its amounts: twice the bytes at twice the rates take as long.
+TEST(Curves, UnitsCancel) {
+  const ExchangeTerms terms = exchange_terms(prior_values(find_curve_family("throughput dispatch")));
+  ExchangeWork work = some_work(4096);
+  const ExchangeTimes times = exchange_time(work, terms);
+  constexpr double kUnit = 1024;  // bytes counted in KiB
+  ExchangeTerms other = terms;
+  other.sm_bytes_per_us /= kUnit;
+  other.row_pass_us_per_byte *= kUnit;
+  for (double* const amount : {&work.row_bytes, &work.link_bytes, &work.self_bytes, &work.network_bytes,
+                               &work.link_bytes_per_us, &work.network_bytes_per_us}) {
+    *amount /= kUnit;
+  }
+  EXPECT_NEAR(exchange_time(work, other).total_us / times.total_us, 1.0, 1e-12);
+}
+
+TEST(Curves, TimesGrowWithWorkAndShrinkWithRates) {
+  for (const CurveFamily& family : curve_families()) {
+    if (family.name.starts_with("gemm")) continue;
+    SCOPED_TRACE(family.name);
+    const ExchangeTerms terms = exchange_terms(prior_values(family));
+    const double few_us = exchange_time(some_work(64), terms).total_us;
+    ExchangeWork work = some_work(4096);
+    const double many_us = exchange_time(work, terms).total_us;
+    EXPECT_GT(few_us, 0);
+    EXPECT_GT(many_us, few_us);
+    work.link_bytes_per_us *= 2;
+    work.network_bytes_per_us *= 2;
+    EXPECT_LE(exchange_time(work, terms).total_us, many_us);
+  }
+}
+
+TEST(Curves, SmallGroupedGemmsReadWeightsLargeOnesCompute) {
+  const Cluster& cluster = find_cluster("h100-hgx");
+  GemmShape shape{.global_tokens = 64,
+                  .num_ranks = 8,
+                  .num_experts = 128,
+                  .top_k = 8,
+                  .hidden = 4096,
+                  .expert_ffn = 1536,
+                  .type = ExpertType::kBf16};
+  const GemmTerms terms = gemm_terms(prior_values(find_curve_family("gemm bf16")));
+  const GemmTimes small = gemm_time(gemm_work(cluster, shape), terms);
+  EXPECT_GT(small.weights_us, small.compute_us);
+  // Sixteen experts of 37.7 MB at 3.35 TB/s are 180 us, read as fast as memory goes.
+  EXPECT_NEAR(small.weights_us * terms.weight_efficiency, 180, 2);
+  shape.global_tokens = 65536;
+  const GemmTimes large = gemm_time(gemm_work(cluster, shape), terms);
+  EXPECT_GT(large.compute_us, large.weights_us);
+  shape.type = ExpertType::kFp8;
+  EXPECT_DOUBLE_EQ(gemm_work(cluster, shape).weight_bytes_per_element, 1.0);
+}
+
+}  // namespace
+}  // namespace epistle::test
