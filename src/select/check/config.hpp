@@ -19,6 +19,7 @@ struct Setting {
   std::vector<std::string> values;
   std::int32_t line = 0;
   bool known_value = true;  ///< false where a value depends on what only a run knows ("$1", "$(hostname)")
+  std::int32_t scope = 0;   ///< settings of one map of a YAML file, or of one command, have the same
 
   [[nodiscard]] std::string_view value() const { return values.empty() ? std::string_view() : values.front(); }
 };
@@ -37,6 +38,7 @@ struct RunConfig {
   std::int32_t line = 0;
   std::vector<Setting> options;
   std::vector<Setting> environment;
+  std::vector<Setting> unexported;  ///< assigned in the script, but not handed to the run
   bool complete = true;  ///< false where options may come from elsewhere ("$@", a base recipe)
   std::string program;   ///< script or module, or empty
   std::optional<std::int64_t> gpus_per_node;
