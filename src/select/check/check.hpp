@@ -39,14 +39,14 @@ struct CheckOptions {
 struct RunFacts {
   const RunConfig& run;
   const CheckOptions& options;
-  std::string would_run;  ///< the dispatcher, in the engine's words; "none" where nothing is exchanged
+  std::string would_run = {};  ///< the dispatcher, in the engine's words; "none" where nothing is exchanged
   std::int64_t ep = 1;
   bool ep_known = true;
-  std::optional<std::int64_t> num_experts;
-  std::optional<std::int64_t> hidden;
-  std::optional<std::int64_t> top_k;
-  std::optional<std::int64_t> domain_ranks;  ///< of one scale-up domain, where hardware or launcher tell
-  std::optional<GpuClass> gpu;
+  std::optional<std::int64_t> num_experts = {};
+  std::optional<std::int64_t> hidden = {};
+  std::optional<std::int64_t> top_k = {};
+  std::optional<std::int64_t> domain_ranks = {};  ///< of one scale-up domain, where hardware or launcher tell
+  std::optional<GpuClass> gpu = {};
   bool fp8 = false;
 
   [[nodiscard]] bool known_backend() const noexcept { return !would_run.empty() && would_run != "unknown"; }
