@@ -24,6 +24,7 @@ namespace {
 constexpr std::string_view kExamples =
     "Examples:\n"
     "  epistle bench --ranks 8 --group processes    dispatch and combine, verified and timed\n"
+    "  epistle doctor                               what this machine has, and which backends work\n"
     "  epistle models                               shapes of published models\n"
     "  epistle models qwen3-30b-a3b                 one of them, in full\n"
     "  epistle trace routing.jsonl.gz               how skewed a recorded routing is\n"

@@ -16,6 +16,7 @@
 #include "output.hpp"
 #include "select/backends.hpp"
 #include "topology/cluster.hpp"
+#include "topology/nvml.hpp"
 
 namespace epistle::cli {
 namespace {
@@ -44,6 +45,18 @@ std::optional<Version> read_version(const std::string& option, const std::string
 Cluster read_hardware(const std::string& name) {
   const bool file = name.find('/') != std::string::npos || name.ends_with(".json");
   return file ? read_cluster(name) : find_cluster(name);
+}
+
+/// This machine, by its driver: the preset of its GPU, with the GPUs that reach each other.
+Cluster local_hardware() {
+  const NvmlProbe probe = probe_nvml();
+  Cluster cluster = find_cluster(preset_of(probe));
+  std::size_t largest = 0;
+  for (const auto& group : nvlink_groups(probe)) largest = std::max(largest, group.size());
+  // Of a rack this machine sees its own GPUs only.
+  const bool rack = !probe.gpus.empty() && !probe.gpus.front().fabric_cluster.empty();
+  if (largest > 0 && !rack) cluster.constant(ClusterField::kGpusPerDomain).value = static_cast<double>(largest);
+  return cluster;
 }
 
 void read_assumed(const std::string& list, SelectQuery& query) {
@@ -93,7 +106,7 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
   };
   command
       .add_option("--hardware", options.hardware,
-                  "A preset (h100-hgx, gb200-nvl72, ...) or a JSON file of a cluster (default: unknown)")
+                  "A preset (h100-hgx, gb200-nvl72, ...) or a JSON file of a cluster (default: this machine)")
       ->check(not_empty)
       ->type_name("NAME");
   add_number(command, "--ep", options.ep, {1, kMaxEp}, "Expert-parallel degree: ranks that share one set of experts");
@@ -140,7 +153,7 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
 SelectQuery make_select_query(const SelectOptions& options) {
   if (options.ep == 0) throw CLI::ValidationError("--ep", "is missing; give the expert-parallel degree");
   SelectQuery query;
-  query.cluster = read_hardware(options.hardware.empty() ? "unknown" : options.hardware);
+  query.cluster = options.hardware.empty() ? local_hardware() : read_hardware(options.hardware);
   query.ep = static_cast<std::int32_t>(options.ep);
   if (!options.model.empty()) query.model = find_select_model(options.model);
   if (options.hidden > 0) query.model.hidden = options.hidden;
