@@ -10,14 +10,14 @@ namespace epistle::cli {
 /// How far a backend has shown that it works. A level that is not set was not tried.
 struct BackendProof {
   std::string name;
-  std::string device;               ///< "host", "cuda"
-  std::string version;              ///< of the package; empty = not told
-  bool selected = false;            ///< it is known by that name
-  std::optional<bool> imported;     ///< package or build has it
-  std::optional<bool> initialised;  ///< its buffers were made
-  std::optional<bool> steady;       ///< iterations ran, and their output was right
-  std::string reason;               ///< of the first level that failed or was not tried
-  std::string fix;
+  std::string device = {};               ///< "host", "cuda"
+  std::string version = {};              ///< of the package; empty = not told
+  bool selected = false;                 ///< it is known by that name
+  std::optional<bool> imported = {};     ///< package or build has it
+  std::optional<bool> initialised = {};  ///< its buffers were made
+  std::optional<bool> steady = {};       ///< iterations ran, and their output was right
+  std::string reason = {};               ///< of the first level that failed or was not tried
+  std::string fix = {};
 
   /// The highest level that was shown.
   [[nodiscard]] const char* proved() const noexcept {
@@ -36,11 +36,11 @@ struct BackendProof {
 /// What a dispatcher takes of one rank's memory before anything is allocated.
 struct MemoryNeed {
   std::string dispatcher;
-  std::string device;
+  std::string device = {};
   std::int64_t initial_bytes = 0;
   std::int64_t largest_bytes = 0;
-  std::string refused;       ///< why it cannot serve that configuration; empty where it can
-  std::optional<bool> fits;  ///< into the GPU, or the host's memory, with the least free
+  std::string refused = {};       ///< why it cannot serve that configuration; empty where it can
+  std::optional<bool> fits = {};  ///< into the GPU, or the host's memory, with the least free
 };
 
 }  // namespace epistle::cli
