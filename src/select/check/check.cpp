@@ -46,7 +46,7 @@ std::string value_text(const RunConfig& run, std::string_view name) {
 void compare_runs(const ConfigFile& file, const std::vector<RunFacts>& facts, Findings& findings) {
   const RunFacts* base = nullptr;
   for (const RunFacts& other : facts) {
-    if (other.run.engine != Engine::kMegatron) continue;
+    if (other.run.engine != Engine::kMegatron || other.would_run == "none" || other.would_run == "unknown") continue;
     if (base == nullptr) {
       base = &other;
       continue;
@@ -124,9 +124,13 @@ CheckReport check_config(const ConfigFile& file, const CheckOptions& options) {
   }
   compare_runs(file, facts, report.findings);
   check_build(file, facts, report.findings);
+  // A script may start more than the run that matters: the first one that dispatches speaks for the file.
+  const auto main_run = std::find_if(report.runs.begin(), report.runs.end(),
+                                     [](const RunReport& run) { return run.would_run != "none"; });
   if (!report.runs.empty()) {
-    report.engine = report.runs.front().engine;
-    report.would_run = report.runs.front().would_run;
+    const RunReport& run = main_run != report.runs.end() ? *main_run : report.runs.front();
+    report.engine = run.engine;
+    report.would_run = run.would_run;
   }
   std::stable_sort(report.findings.begin(), report.findings.end(),
                    [](const Finding& left, const Finding& right) { return left.line < right.line; });

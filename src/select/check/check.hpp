@@ -92,6 +92,7 @@ struct CheckReport {
 [[nodiscard]] CheckReport check_config(const ConfigFile& file, const CheckOptions& options);
 
 /// Adds a finding of `rule` at `setting`.
-void add_finding(Findings& findings, const CheckRule& rule, const Setting& setting, std::string message, std::string fix);
+void add_finding(Findings& findings, const CheckRule& rule, const Setting& setting, std::string message,
+                 std::string fix);
 
 }  // namespace epistle::check

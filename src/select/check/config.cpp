@@ -20,8 +20,8 @@ namespace epistle::check {
 namespace {
 
 const Setting* find_last(const std::vector<Setting>& settings, std::string_view name) noexcept {
-  const auto found = std::find_if(settings.rbegin(), settings.rend(),
-                                  [&](const Setting& setting) { return setting.name == name; });
+  const auto found =
+      std::find_if(settings.rbegin(), settings.rend(), [&](const Setting& setting) { return setting.name == name; });
   return found == settings.rend() ? nullptr : &*found;
 }
 

@@ -18,8 +18,9 @@ struct Setting {
   std::string flag;  ///< as it was written
   std::vector<std::string> values;
   std::int32_t line = 0;
-  bool known_value = true;  ///< false where a value depends on what only a run knows ("$1", "$(hostname)")
-  std::int32_t scope = 0;   ///< settings of one map of a YAML file, or of one command, have the same
+  bool known_value = true;     ///< false where a value depends on what only a run knows ("$1", "$(hostname)")
+  bool assumed_value = false;  ///< a default that a run may replace
+  std::int32_t scope = 0;      ///< settings of one map of a YAML file, or of one command, have the same
 
   [[nodiscard]] std::string_view value() const { return values.empty() ? std::string_view() : values.front(); }
 };
@@ -39,11 +40,12 @@ struct RunConfig {
   std::vector<Setting> options;
   std::vector<Setting> environment;
   std::vector<Setting> unexported;  ///< assigned in the script, but not handed to the run
-  bool complete = true;  ///< false where options may come from elsewhere ("$@", a base recipe)
-  std::string program;   ///< script or module, or empty
+  bool complete = true;             ///< false where options may come from elsewhere ("$@", a base recipe)
+  std::string program;              ///< script or module, or empty
   std::optional<std::int64_t> gpus_per_node;
   std::optional<std::int64_t> num_nodes;
   std::optional<std::int64_t> num_ranks;  ///< said directly
+  bool assumed_size = false;              ///< these are defaults that a run may replace
 
   /// The last setting of that name, which is the one that counts; null where there is none.
   [[nodiscard]] const Setting* find(std::string_view name) const noexcept;
@@ -58,7 +60,7 @@ struct RunConfig {
 struct ConfigFile {
   std::string name;
   std::vector<RunConfig> runs;
-  std::string hardware;           ///< a preset named in it; empty = none
+  std::string hardware;  ///< a preset named in it; empty = none
   std::int32_t hardware_line = 0;
   std::int32_t plain_hybridep_build_line = 0;  ///< where HybridEP is built without HYBRID_EP_MULTINODE=1
 };

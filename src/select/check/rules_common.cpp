@@ -46,7 +46,8 @@ void find_unknown_flags(const RunFacts& facts, const CheckRule& rule, Findings& 
                                 : fmt::format("did you mean {}?", with_dashes(setting, closest)));
     // It may belong to another release, or to a script of somebody's own.
     const bool ours = concerns_experts(closest) || closest.ends_with("parallel-size") || closest.ends_with("p-size");
-    if (closest.empty() || !ours) findings.back().severity = Severity::kWarning;
+    if (closest.empty()) findings.back().severity = Severity::kWarning;
+    if (!closest.empty() && !ours) findings.back().severity = Severity::kInfo;
   }
 }
 

@@ -57,7 +57,9 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
   const auto tp = degree(run, kTp);
   const auto pp = degree(run, kPp);
   const auto cp = degree(run, kCp);
-  if (!world || !tp || !pp || *world < 1 || *tp < 1 || *pp < 1) return;
+  if (!world || !tp || !pp || *world < 1 || *tp < 1 || *pp < 1 || facts.would_run == "none") return;
+  // Sizes that whoever starts the script gives are often not those of its defaults.
+  const Severity severity = run.assumed_size ? Severity::kInfo : rule.severity;
   const Setting* const ep = run.find(kEp);
   const auto etp = run.find(kEtp) != nullptr ? run.number(kEtp) : tp;
   constexpr std::int64_t kLargest = 1 << 20;
@@ -72,6 +74,7 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
       add_finding(findings, rule, *at,
                   fmt::format("{} ranks are no multiple of TP {} x PP {} x CP {}", *world, *tp, *pp, *cp),
                   "change a degree or the number of ranks");
+      findings.back().severity = severity;
       return;
     }
   }
@@ -81,6 +84,7 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
   add_finding(findings, rule, *ep,
               fmt::format("{} ranks are no multiple of EP {} x expert TP {} x PP {}", *world, facts.ep, *etp, *pp),
               "change the EP degree or the number of ranks");
+  findings.back().severity = severity;
 }
 
 void find_no_sequence_parallel(const RunFacts& facts, const CheckRule& rule, Findings& findings) {

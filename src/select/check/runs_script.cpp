@@ -74,11 +74,13 @@ void note_build(ConfigFile& file, const ShellScript& script) {
     for (std::size_t idx = 0; idx < command.words.size(); ++idx) {
       const std::string& word = command.words[idx].bytes;
       hybrid = hybrid || word.find("hybrid-ep") != std::string::npos;
-      const bool install = word == "install" && idx > 0 && command.words[idx - 1].bytes.find("pip") != std::string::npos;
+      const bool install =
+          word == "install" && idx > 0 && command.words[idx - 1].bytes.find("pip") != std::string::npos;
       builds = builds || word.ends_with("setup.py") || install;
       flag = flag || word == "HYBRID_EP_MULTINODE=1";
     }
-    for (const auto& [name, value] : command.environment) flag = flag || (name == "HYBRID_EP_MULTINODE" && value.bytes == "1");
+    for (const auto& [name, value] : command.environment)
+      flag = flag || (name == "HYBRID_EP_MULTINODE" && value.bytes == "1");
     if (hybrid && builds && !flag) file.plain_hybridep_build_line = command.words.front().line();
   }
 }
@@ -88,7 +90,8 @@ void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Sett
 void read_command(ConfigFile& file, const ShellCommand& command, const BatchJob& job,
                   const std::vector<Setting>& environment, int depth) {
   for (const LinedText& word : command.words) {
-    const bool script = holds_options(word) && word.bytes.find(' ') != std::string::npos && !word.bytes.starts_with("--");
+    const bool script =
+        holds_options(word) && word.bytes.find(' ') != std::string::npos && !word.bytes.starts_with("--");
     if (script && depth < kMaxNestedScripts) read_nested(file, word, environment, depth + 1);
   }
   RunConfig run = read_words(command.words);

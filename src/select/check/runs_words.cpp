@@ -64,23 +64,40 @@ struct Marker {
 };
 
 constexpr std::array kMarkers = {
-    Marker{Engine::kMegatron, "moe-token-dispatch", 3},   Marker{Engine::kMegatron, "moe-flex-", 3},
-    Marker{Engine::kMegatron, "-model-parallel-size", 3}, Marker{Engine::kMegatron, "moe-router", 3},
-    Marker{Engine::kMegatron, "hybridep", 2},             Marker{Engine::kMegatron, "moe-deepep", 3},
-    Marker{Engine::kMegatron, "moe-enable-deepep", 3},    Marker{Engine::kMegatron, "num-experts", 2},
-    Marker{Engine::kMegatron, "num-moe-experts", 2},      Marker{Engine::kMegatron, "moe-grouped-gemm", 2},
-    Marker{Engine::kMegatron, "micro-batch-size", 2},     Marker{Engine::kMegatron, "overlap-moe-expert", 3},
-    Marker{Engine::kMegatron, "cuda-graph-impl", 2},      Marker{Engine::kMegatron, "sequence-parallel", 1},
-    Marker{Engine::kVllm, "all2all-backend", 3},          Marker{Engine::kVllm, "enable-expert-parallel", 3},
-    Marker{Engine::kVllm, "tensor-parallel-size", 1},     Marker{Engine::kVllm, "data-parallel-size-local", 3},
-    Marker{Engine::kVllm, "eplb-config", 3},              Marker{Engine::kVllm, "max-model-len", 2},
-    Marker{Engine::kVllm, "gpu-memory-utilization", 2},   Marker{Engine::kVllm, "enable-dbo", 3},
-    Marker{Engine::kSglang, "moe-a2a-backend", 3},        Marker{Engine::kSglang, "deepep-mode", 3},
-    Marker{Engine::kSglang, "deepep-config", 3},          Marker{Engine::kSglang, "enable-dp-attention", 3},
-    Marker{Engine::kSglang, "mem-fraction-static", 3},    Marker{Engine::kSglang, "model-path", 2},
-    Marker{Engine::kSglang, "tp-size", 2},                Marker{Engine::kSglang, "ep-size", 2},
-    Marker{Engine::kSglang, "enable-deepep-moe", 3},      Marker{Engine::kSglang, "chunked-prefill-size", 3},
-    Marker{Engine::kSglang, "deepep-v2-mode", 3},         Marker{Engine::kSglang, "ep-num-redundant", 3},
+    Marker{Engine::kMegatron, "moe-token-dispatch", 3},
+    Marker{Engine::kMegatron, "moe-flex-", 3},
+    Marker{Engine::kMegatron, "-model-parallel-size", 3},
+    Marker{Engine::kMegatron, "moe-router", 3},
+    Marker{Engine::kMegatron, "hybridep", 2},
+    Marker{Engine::kMegatron, "moe-deepep", 3},
+    Marker{Engine::kMegatron, "moe-enable-deepep", 3},
+    Marker{Engine::kMegatron, "num-experts", 2},
+    Marker{Engine::kMegatron, "num-moe-experts", 2},
+    Marker{Engine::kMegatron, "moe-grouped-gemm", 2},
+    Marker{Engine::kMegatron, "micro-batch-size", 2},
+    Marker{Engine::kMegatron, "overlap-moe-expert", 3},
+    Marker{Engine::kMegatron, "cuda-graph-impl", 2},
+    Marker{Engine::kMegatron, "sequence-parallel", 1},
+    Marker{Engine::kVllm, "all2all-backend", 3},
+    Marker{Engine::kVllm, "enable-expert-parallel", 3},
+    Marker{Engine::kVllm, "tensor-parallel-size", 1},
+    Marker{Engine::kVllm, "data-parallel-size-local", 3},
+    Marker{Engine::kVllm, "eplb-config", 3},
+    Marker{Engine::kVllm, "max-model-len", 2},
+    Marker{Engine::kVllm, "gpu-memory-utilization", 2},
+    Marker{Engine::kVllm, "enable-dbo", 3},
+    Marker{Engine::kSglang, "moe-a2a-backend", 3},
+    Marker{Engine::kSglang, "deepep-mode", 3},
+    Marker{Engine::kSglang, "deepep-config", 3},
+    Marker{Engine::kSglang, "enable-dp-attention", 3},
+    Marker{Engine::kSglang, "mem-fraction-static", 3},
+    Marker{Engine::kSglang, "model-path", 2},
+    Marker{Engine::kSglang, "tp-size", 2},
+    Marker{Engine::kSglang, "ep-size", 2},
+    Marker{Engine::kSglang, "enable-deepep-moe", 3},
+    Marker{Engine::kSglang, "chunked-prefill-size", 3},
+    Marker{Engine::kSglang, "deepep-v2-mode", 3},
+    Marker{Engine::kSglang, "ep-num-redundant", 3},
 };
 
 std::string_view base_name(std::string_view path) {
@@ -114,7 +131,8 @@ bool is_override(std::string_view word) {
   if (equals == std::string_view::npos || equals == 0) return false;
   const std::string_view name = word.substr(0, equals);
   return name.find('.') != std::string_view::npos && name.find_first_of("/$ \"'{:") == std::string_view::npos &&
-         std::isalpha(static_cast<unsigned char>(name.front() == '+' || name.front() == '~' ? name[1] : name.front())) != 0;
+         std::isalpha(
+             static_cast<unsigned char>(name.front() == '+' || name.front() == '~' ? name[1] : name.front())) != 0;
 }
 
 struct Program {
@@ -145,7 +163,8 @@ Program find_program(const std::vector<LinedText>& words) {
     Program program{idx + 1, Engine::kUnknown, std::string(word), is_bridge_script(name)};
     if (word.find("sglang") != std::string_view::npos) program.engine = Engine::kSglang;
     if (word.find("vllm") != std::string_view::npos) program.engine = Engine::kVllm;
-    const bool megatron = word.find("pretrain") != std::string_view::npos || word.find("egatron") != std::string_view::npos;
+    const bool megatron =
+        word.find("pretrain") != std::string_view::npos || word.find("egatron") != std::string_view::npos;
     if (megatron || program.bridge) program.engine = Engine::kMegatron;
     return program;
   }
@@ -169,6 +188,7 @@ std::vector<Setting> read_options(const std::vector<LinedText>& words, std::size
       if (!options.empty() && options.back().name.find('=') == std::string::npos) {
         options.back().values.push_back(word.bytes);
         options.back().known_value = options.back().known_value && word.known;
+        options.back().assumed_value = options.back().assumed_value || word.assumed;
       }
       continue;
     }
@@ -182,13 +202,15 @@ std::vector<Setting> read_options(const std::vector<LinedText>& words, std::size
     if (equals != std::string::npos) {
       setting.values.push_back(word.bytes.substr(equals + 1));
       setting.known_value = word.known;
+      setting.assumed_value = word.assumed;
     }
     options.push_back(std::move(setting));
   }
   return options;
 }
 
-std::optional<std::int64_t> number_of(const std::vector<Setting>& options, std::initializer_list<std::string_view> names) {
+std::optional<std::int64_t> number_of(const std::vector<Setting>& options,
+                                      std::initializer_list<std::string_view> names) {
   for (const Setting& setting : options) {
     if (std::find(names.begin(), names.end(), setting.name) == names.end()) continue;
     if (setting.known_value) return parse_whole(setting.value());
@@ -201,12 +223,14 @@ void read_launcher(RunConfig& run, const std::vector<LinedText>& words, std::siz
   const std::vector<LinedText> launcher(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(end));
   const std::vector<Setting> options = read_options(launcher, 0);
   const auto starts = [&](std::string_view name) {
-    return std::any_of(launcher.begin(), launcher.end(), [&](const LinedText& word) { return base_name(word.bytes) == name; });
+    return std::any_of(launcher.begin(), launcher.end(),
+                       [&](const LinedText& word) { return base_name(word.bytes) == name; });
   };
   const bool torchrun = starts("torchrun") || number_of(options, {"nproc-per-node"}).has_value();
   if (torchrun) {
     run.gpus_per_node = number_of(options, {"nproc-per-node"});
-    const bool says_nodes = std::any_of(options.begin(), options.end(), [](const Setting& o) { return o.name == "nnodes"; });
+    const bool says_nodes =
+        std::any_of(options.begin(), options.end(), [](const Setting& o) { return o.name == "nnodes"; });
     run.num_nodes = says_nodes ? number_of(options, {"nnodes"}) : std::optional<std::int64_t>(1);
   } else if (starts("mpirun") || starts("mpiexec")) {
     run.num_ranks = number_of(options, {"np", "n"});
@@ -215,6 +239,11 @@ void read_launcher(RunConfig& run, const std::vector<LinedText>& words, std::siz
     run.num_nodes = number_of(options, {"nodes", "N"});
     run.gpus_per_node = number_of(options, {"ntasks-per-node"});
   }
+  run.assumed_size = std::any_of(options.begin(), options.end(), [](const Setting& setting) {
+    const bool size = setting.name == "nnodes" || setting.name == "nproc-per-node" || setting.name == "ntasks" ||
+                      setting.name == "nodes";
+    return size && setting.assumed_value;
+  });
   for (const LinedText& word : launcher) {
     const std::size_t equals = word.bytes.find('=');
     if (equals == std::string::npos || equals == 0 || word.bytes.starts_with('-')) continue;
@@ -245,7 +274,8 @@ Engine guess_engine(const std::vector<Setting>& options) {
   std::array<int, 4> weights = {};
   for (const Setting& setting : options) {
     for (const Marker& marker : kMarkers) {
-      if (setting.name.find(marker.part) != std::string::npos) weights[static_cast<std::size_t>(marker.engine)] += marker.weight;
+      if (setting.name.find(marker.part) != std::string::npos)
+        weights[static_cast<std::size_t>(marker.engine)] += marker.weight;
     }
     for (const Engine engine : {Engine::kMegatron, Engine::kVllm, Engine::kSglang}) {
       if (is_known_flag(engine, setting.name)) ++weights[static_cast<std::size_t>(engine)];
@@ -262,11 +292,10 @@ std::string find_hardware_name(std::string_view text) {
     std::string_view preset;
   };
   // Longer names first: "gb200" holds "b200".
-  constexpr std::array kNames = {Name{"gb300", "gb300-nvl72"}, Name{"gb200", "gb200-nvl72"},
-                                 Name{"h200", "h200-hgx"},     Name{"h100", "h100-hgx"},
-                                 Name{"b300", "b300"},         Name{"b200", "b200"},
-                                 Name{"a100", "a100"},         Name{"mi300", "mi300x"},
-                                 Name{"h20", "h20"},           Name{"rtx", "rtx-pro-6000"}};
+  constexpr std::array kNames = {Name{"gb300", "gb300-nvl72"}, Name{"gb200", "gb200-nvl72"}, Name{"h200", "h200-hgx"},
+                                 Name{"h100", "h100-hgx"},     Name{"b300", "b300"},         Name{"b200", "b200"},
+                                 Name{"a100", "a100"},         Name{"mi300", "mi300x"},      Name{"h20", "h20"},
+                                 Name{"rtx", "rtx-pro-6000"}};
   const std::string lower = to_lower(text);
   for (const Name& name : kNames) {
     if (lower.find(name.part) != std::string::npos) return std::string(name.preset);
@@ -284,7 +313,8 @@ RunConfig read_words(const std::vector<LinedText>& words) {
   run.line = words.front().line();
   run.options = read_options(words, program.end);
   run.engine = program.engine == Engine::kUnknown ? guess_engine(run.options) : program.engine;
-  const bool positional = run.engine == Engine::kVllm && program.end < words.size() && !is_option(words[program.end].bytes);
+  const bool positional =
+      run.engine == Engine::kVllm && program.end < words.size() && !is_option(words[program.end].bytes);
   if (positional && words[program.end].known) {
     Setting model = make_setting(words[program.end], "model");
     model.values = {words[program.end].bytes};

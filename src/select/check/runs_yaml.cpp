@@ -20,10 +20,13 @@ std::string plain_key(std::string_view key) {
 }
 
 bool is_upper_name(std::string_view key) {
-  return key.size() > 2 && std::all_of(key.begin(), key.end(), [](char byte) {
-    return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
-           std::isdigit(static_cast<unsigned char>(byte)) != 0;
-  }) && key.find('_') != std::string_view::npos;
+  return key.size() > 2 &&
+         std::all_of(key.begin(), key.end(),
+                     [](char byte) {
+                       return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
+                              std::isdigit(static_cast<unsigned char>(byte)) != 0;
+                     }) &&
+         key.find('_') != std::string_view::npos;
 }
 
 bool concerns_experts(std::string_view name) {
@@ -42,7 +45,8 @@ bool is_option_key(std::string_view name) {
 }
 
 bool holds_options(std::string_view text) {
-  return text.starts_with("--") || text.find(" --") != std::string_view::npos || text.find("\n--") != std::string_view::npos;
+  return text.starts_with("--") || text.find(" --") != std::string_view::npos ||
+         text.find("\n--") != std::string_view::npos;
 }
 
 /// One document: its fields are one run, and every command line in it another.
@@ -84,7 +88,8 @@ class Document {
   void drop_shadowed(std::size_t first) {
     if (file_.runs.size() < first + 2 || file_.runs[first].dialect != Dialect::kYaml) return;
     const auto& options = file_.runs[first].options;
-    const bool experts = std::any_of(options.begin(), options.end(), [](const Setting& s) { return concerns_experts(s.name); });
+    const bool experts =
+        std::any_of(options.begin(), options.end(), [](const Setting& s) { return concerns_experts(s.name); });
     if (!experts) file_.runs.erase(file_.runs.begin() + static_cast<std::ptrdiff_t>(first));
   }
 
@@ -144,7 +149,9 @@ class Document {
     bool flags = false;
     for (const std::size_t item : node.children) {
       const YamlNode& scalar = tree_.at(item);
-      if (scalar.text.find('\n') != std::string::npos || (holds_options(scalar.text) && scalar.text.find(' ') != std::string::npos && !scalar.text.starts_with("--"))) {
+      if (scalar.text.find('\n') != std::string::npos ||
+          (holds_options(scalar.text) && scalar.text.find(' ') != std::string::npos &&
+           !scalar.text.starts_with("--"))) {
         add_script(scalar);
         continue;
       }
@@ -196,7 +203,8 @@ class Document {
     const auto number = parse_whole(value.text);
     if (!number) return;
     if (name == "num-nodes" || name == "nnodes" || name == "nodes") num_nodes_ = number;
-    if (name == "gpus-per-node" || name == "nproc-per-node" || name == "num-gpus-per-node" || name == "ntasks-per-node") gpus_per_node_ = number;
+    if (name == "gpus-per-node" || name == "nproc-per-node" || name == "num-gpus-per-node" || name == "ntasks-per-node")
+      gpus_per_node_ = number;
     if (name == "world-size" || name == "num-gpus") num_ranks_ = number;
   }
 

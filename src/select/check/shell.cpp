@@ -13,8 +13,8 @@ namespace {
 
 /// What stands in front of a command and is none of its words.
 bool is_prefix(std::string_view word) {
-  constexpr std::array<std::string_view, 14> kPrefixes = {"then", "do",   "{",     "if",   "while",  "until", "!",
-                                                          "time", "exec", "nohup", "eval", "elif", "else", "env"};
+  constexpr std::array<std::string_view, 14> kPrefixes = {"then", "do",   "{",     "if",   "while", "until", "!",
+                                                          "time", "exec", "nohup", "eval", "elif",  "else",  "env"};
   return std::find(kPrefixes.begin(), kPrefixes.end(), word) != kPrefixes.end();
 }
 
@@ -34,7 +34,8 @@ class Reader : private ShellWords {
   }
 
  private:
-  // ---- Commands ------------------------------------------------------------------------------------------------------
+  // ---- Commands
+  // ------------------------------------------------------------------------------------------------------
 
   void read_command() {
     ShellCommand command;
@@ -56,7 +57,8 @@ class Reader : private ShellWords {
       target.insert(target.end(), command.environment.begin(), command.environment.end());
       return;
     }
-    if (command.words.size() == 2 && command.words[0].bytes == "set") export_all_ = export_all_ || command.words[1].bytes == "-a";
+    if (command.words.size() == 2 && command.words[0].bytes == "set")
+      export_all_ = export_all_ || command.words[1].bytes == "-a";
     // What is exported counts for this command; what stands in front of it, last.
     auto environment = exports_;
     environment.insert(environment.end(), command.environment.begin(), command.environment.end());
@@ -184,7 +186,8 @@ class Reader : private ShellWords {
     here_ends_.clear();
   }
 
-  // ---- Assignments ---------------------------------------------------------------------------------------------------
+  // ---- Assignments
+  // ---------------------------------------------------------------------------------------------------
 
   bool read_assignment(ShellCommand& command, bool exporting) {
     if (!is_name_start(peek())) return false;
@@ -199,7 +202,12 @@ class Reader : private ShellWords {
     if (!array) {
       LinedText joined;
       if (!value_is_empty()) {
-        for (LinedText& field : read_word(false)) joined.add(field);
+        const ShellFields fields = read_word(false);
+        for (std::size_t idx = 0; idx < fields.size(); ++idx) {
+          // An array in a value is its items with spaces between them.
+          if (idx > 0) joined.add(' ', fields[idx].line());
+          joined.add(fields[idx]);
+        }
       }
       values.push_back(std::move(joined));
     }
@@ -266,6 +274,7 @@ void LinedText::add(const LinedText& text) {
   bytes += text.bytes;
   lines.insert(lines.end(), text.lines.begin(), text.lines.end());
   known = known && text.known;
+  assumed = assumed || text.assumed;
 }
 
 ShellScript parse_shell(const LinedText& text, const std::string& file) { return Reader(text, file).run(); }

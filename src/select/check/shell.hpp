@@ -14,6 +14,7 @@ struct LinedText {
   std::string bytes;
   std::vector<std::int32_t> lines;  ///< one for every byte
   bool known = true;                ///< false where a part depends on a run
+  bool assumed = false;             ///< a default that a run may replace: "${NNODES:-1}"
 
   void add(char byte, std::int32_t line) {
     bytes.push_back(byte);
@@ -26,15 +27,15 @@ struct LinedText {
 struct ShellCommand {
   std::vector<LinedText> words;
   std::vector<std::pair<std::string, LinedText>> environment;  ///< exported before it, and in front of it
-  bool complete = true;  ///< false where words come from what is not known
+  bool complete = true;                                        ///< false where words come from what is not known
 };
 
 struct ShellScript {
   std::vector<ShellCommand> commands;
-  std::vector<LinedText> values;                       ///< of variables and arrays, in the order of assignment
+  std::vector<LinedText> values;                           ///< of variables and arrays, in the order of assignment
   std::vector<std::pair<std::string, LinedText>> exports;  ///< at the end
   std::vector<std::pair<std::string, LinedText>> plain;    ///< assigned and not exported
-  std::vector<LinedText> directives;                   ///< "#SBATCH ..." lines
+  std::vector<LinedText> directives;                       ///< "#SBATCH ..." lines
 };
 
 /// `lines` of the text are those of the file. Throws kCorruptInput ("FILE:LINE: ...") for a quote that does not end.

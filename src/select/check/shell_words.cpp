@@ -112,6 +112,7 @@ void ShellWords::add_expansion(const ShellFields& pieces, bool split, Word& word
       }
     }
     word.field.known = word.field.known && piece.known;
+    word.field.assumed = word.field.assumed || piece.assumed;
   }
 }
 
@@ -184,13 +185,16 @@ ShellFields ShellWords::expand_arithmetic(std::int32_t at_line) {
   skip_parentheses();
   if (at_ < begin + 2) return {unknown("$((", at_line)};
   const std::string_view inside = std::string_view(text_.bytes).substr(begin, at_ - begin - 2);
-  const auto value = evaluate_arithmetic(inside, [this](std::string_view name) -> std::optional<std::int64_t> {
+  bool assumed = false;
+  const auto value = evaluate_arithmetic(inside, [&](std::string_view name) -> std::optional<std::int64_t> {
     const auto found = variables_.find(std::string(name));
     if (found == variables_.end() || found->second.size() != 1 || !found->second[0].known) return std::nullopt;
+    assumed = assumed || found->second[0].assumed;
     return parse_whole(found->second[0].bytes);
   });
   if (!value) return {unknown("$((...))", at_line)};
   LinedText text;
+  text.assumed = assumed;
   for (const char byte : std::to_string(*value)) text.add(byte, at_line);
   return {text};
 }
@@ -213,8 +217,8 @@ ShellFields ShellWords::expand_braces(std::int32_t at_line, int depth) {
 ShellFields ShellWords::look_up(const std::string& name, const std::string& behind, std::int32_t at_line, int depth) {
   const auto found = variables_.find(name);
   const bool is_list = behind == "[@]" || behind == "[*]";
-  const bool has_default = behind.starts_with(":-") || behind.starts_with(":=") ||
-                           behind.starts_with('-') || behind.starts_with('=');
+  const bool has_default =
+      behind.starts_with(":-") || behind.starts_with(":=") || behind.starts_with('-') || behind.starts_with('=');
   if (!behind.empty() && !is_list && !has_default) return {unknown("${" + name + behind + "}", at_line)};
   if (found != variables_.end()) {
     if (has_default && found->second.front().bytes.empty()) return default_value(behind, at_line, depth);
@@ -227,6 +231,7 @@ ShellFields ShellWords::look_up(const std::string& name, const std::string& behi
 ShellFields ShellWords::default_value(const std::string& behind, std::int32_t at_line, int depth) {
   const std::size_t skip = behind.starts_with(':') ? 2 : 1;
   LinedText source;
+  source.assumed = true;
   for (const char byte : behind.substr(skip)) source.add(byte, at_line);
   if (source.bytes.find('$') == std::string::npos) {
     std::erase(source.bytes, '"');
@@ -237,6 +242,7 @@ ShellFields ShellWords::default_value(const std::string& behind, std::int32_t at
   ShellWords inner(source, file_);
   inner.variables_ = variables_;
   LinedText joined;
+  joined.assumed = true;
   while (inner.at_ < inner.size()) {
     if (inner.peek() == '$') {
       for (const LinedText& piece : inner.expand(depth + 1)) joined.add(piece);

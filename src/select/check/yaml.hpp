@@ -14,10 +14,10 @@ enum class YamlKind : std::int32_t { kNull, kScalar, kSequence, kMap, kAlias };
 struct YamlNode {
   YamlKind kind = YamlKind::kNull;
   std::int32_t line = 0;
-  std::string text = {};             ///< kScalar
-  bool block = false;                ///< kScalar written over several lines, which begin behind `line`
+  std::string text = {};                   ///< kScalar
+  bool block = false;                      ///< kScalar written over several lines, which begin behind `line`
   std::vector<std::size_t> children = {};  ///< kSequence: items; kMap: key, value, key, value
-  std::size_t target = 0;            ///< kAlias: the node that it stands for
+  std::size_t target = 0;                  ///< kAlias: the node that it stands for
 };
 
 /// Nodes refer to each other by index: nothing is copied where an alias is used a million times.

@@ -42,6 +42,7 @@ TEST(Shell, VariablesKeepTheLinesOfTheirText) {
 TEST(Shell, ExpandsWhatIsKnown) {
   EXPECT_EQ(words_of("X=8\nrun $X ${X} ${Y:-3} \"${X}x\""), (Words{"run", "8", "8", "3", "8x"}));
   EXPECT_EQ(words_of("A=(1 '2 3'\n 4)\nA+=(5)\nrun \"${A[@]}\""), (Words{"run", "1", "2 3", "4", "5"}));
+  EXPECT_EQ(words_of("A=(1 2)\nA=(\"${A[@]}\" 3)\nC=\"x ${A[@]}\"\nrun $C"), (Words{"run", "x", "1", "2", "3"}));
   EXPECT_EQ(words_of("G=8\nN=2\nW=$(($G*$N))\nrun $W $((W + 1))"), (Words{"run", "16", "17"}));
   EXPECT_EQ(words_of("X=1\nif [ a ]; then X=2; else X=3; fi\nrun $X", 2), (Words{"run", "2"}));
   EXPECT_EQ(words_of("run ${A:-${B:-7}}"), (Words{"run", "7"}));
