@@ -21,11 +21,11 @@
 namespace epistle::cli {
 namespace {
 
-constexpr std::int64_t kMaxEp = 4096;
-constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;
+constexpr std::int64_t kDoctorMaxEp = 4096;
+constexpr std::int64_t kDoctorMaxTokens = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxSeconds = 3600;
 
-constexpr const char* kFooter =
+constexpr const char* kDoctorFooter =
     "Four levels are shown of every backend: selected (known by that name), imported (package or build has it),\n"
     "initialised (its buffers were made), steady (iterations ran and every bit was right). '-' is a level that was "
     "not\n"
@@ -96,11 +96,12 @@ void add_doctor_command(CLI::App& app, int& /*exit_code*/) {
                    "Shape for the memory of a rank; see 'epistle models' (default: qwen3-30b-a3b)")
       ->check(not_empty)
       ->type_name("NAME");
-  add_number(*command, "--ep", options->ep, {1, kMaxEp}, "Ranks for the memory of a rank (default: the GPUs, or 8)");
-  add_number(*command, "--tokens", options->tokens, {1, kMaxTokens},
+  add_number(*command, "--ep", options->ep, {1, kDoctorMaxEp},
+             "Ranks for the memory of a rank (default: the GPUs, or 8)");
+  add_number(*command, "--tokens", options->tokens, {1, kDoctorMaxTokens},
              "Tokens per rank for the memory of a rank (default: 4096)");
   add_optional_json_option(*command, options->json_target);
-  command->footer(kFooter);
+  command->footer(kDoctorFooter);
   command->callback([options] { examine(*options); });
 }
 

@@ -20,7 +20,7 @@
 namespace epistle::cli {
 namespace {
 
-constexpr const char* kFooter =
+constexpr const char* kSelectFooter =
     "alltoall and allgather need nothing but the engine; every other backend is a candidate only where --assume or\n"
     "--doctor says that it is installed. Scores order the candidates and mean nothing else: measure the first two on "
     "one\n"
@@ -70,7 +70,7 @@ void add_select_command(CLI::App& app, int& exit_code) {
   const auto options = std::make_shared<SelectOptions>();
   add_select_options(*command, *options);
   add_optional_json_option(*command, options->json_target);
-  command->footer(kFooter);
+  command->footer(kSelectFooter);
   command->callback([options, &exit_code] {
     if (options->check.empty()) {
       select(*options);

@@ -54,7 +54,7 @@ Json epistle_json(const DoctorReport& report) {
   return json;
 }
 
-Json gpu_json(const NvmlProbe& probe) {
+Json probe_json(const NvmlProbe& probe) {
   Json list = Json::array();
   for (const GpuProbe& gpu : probe.gpus) {
     list.push_back({{"name", gpu.name},
@@ -173,7 +173,7 @@ Json doctor_json(const DoctorReport& report) {
         {"torch_cuda", report.python.torch_cuda},
         {"torch_nccl", report.python.torch_nccl}}},
       {"hardware", preset_of(report.gpus)},
-      {"gpus", gpu_json(report.gpus)},
+      {"gpus", probe_json(report.gpus)},
       {"nvlink_domains", nvlink_groups(report.gpus)},
       {"no_gpu", any_gpu ? Json(nullptr)
                          : Json{{"reason", report.gpus.missing.empty() ? "the driver lists none" : report.gpus.missing},

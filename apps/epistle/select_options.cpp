@@ -21,10 +21,10 @@
 namespace epistle::cli {
 namespace {
 
-constexpr std::int64_t kMaxHidden = std::int64_t{1} << 24;
+constexpr std::int64_t kSelectOptionsMaxHidden = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxExperts = 1 << 20;
-constexpr std::int64_t kMaxEp = 4096;
-constexpr std::int64_t kMaxTokens = std::int64_t{1} << 28;
+constexpr std::int64_t kSelectOptionsMaxEp = 4096;
+constexpr std::int64_t kSelectOptionsMaxTokens = std::int64_t{1} << 28;
 
 template <typename Value, std::size_t kSize>
 Value parse_name(std::string_view name, const std::array<Value, kSize>& values) {
@@ -109,11 +109,13 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
                   "A preset (h100-hgx, gb200-nvl72, ...) or a JSON file of a cluster (default: this machine)")
       ->check(not_empty)
       ->type_name("NAME");
-  add_number(command, "--ep", options.ep, {1, kMaxEp}, "Expert-parallel degree: ranks that share one set of experts");
+  add_number(command, "--ep", options.ep, {1, kSelectOptionsMaxEp},
+             "Expert-parallel degree: ranks that share one set of experts");
   command.add_option("--model", options.model, "Shape of a published model; see 'epistle models'")
       ->check(not_empty)
       ->type_name("NAME");
-  add_number(command, "--hidden", options.hidden, {1, kMaxHidden}, "Elements per row, instead of the model's");
+  add_number(command, "--hidden", options.hidden, {1, kSelectOptionsMaxHidden},
+             "Elements per row, instead of the model's");
   add_number(command, "--experts", options.num_experts, {1, kMaxExperts}, "Experts, instead of the model's");
   add_number(command, "--top-k", options.top_k, {1, kMaxExperts}, "Experts per token, instead of the model's")
       ->type_name("K");
@@ -122,7 +124,7 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
              "What rows travel in: bf16 (default), fp8, mxfp8 or nvfp4", "TYPE");
   add_choice("--phase", options.phase, {"training", "prefill", "decode"}, "training (default), prefill or decode",
              "PHASE");
-  add_number(command, "--tokens", options.tokens, {1, kMaxTokens}, "Tokens per rank and call");
+  add_number(command, "--tokens", options.tokens, {1, kSelectOptionsMaxTokens}, "Tokens per rank and call");
   add_choice("--memory", options.memory, {"normal", "tight"}, "Memory pressure: normal (default) or tight", "PRESSURE");
   add_choice("--fabric", options.fabric, {"unknown", "infiniband", "roce", "efa"},
              "Network between domains: unknown (default), infiniband, roce or efa", "FABRIC");

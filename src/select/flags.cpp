@@ -83,7 +83,8 @@ void set_sms(SelectCandidate& candidate, const SelectFacts& facts) {
   if (candidate.backend == "deepep" || candidate.backend == "uccl") {
     if (candidate.mode == kLowLatency) return;
     candidate.num_sms = few ? kEpistleSms : limits::kDeepEpDefaultSms;
-    candidate.sweep = few ? std::vector<std::int32_t>{8, 12, 16, 20} : std::vector<std::int32_t>{12, 16, 20, 24, 28, 32};
+    candidate.sweep =
+        few ? std::vector<std::int32_t>{8, 12, 16, 20} : std::vector<std::int32_t>{12, 16, 20, 24, 28, 32};
   } else if (candidate.backend == "hybridep") {
     const std::int32_t newer = facts.num_domains > 1 ? limits::kHybridEpSmsManyDomains : limits::kHybridEpSmsOneDomain;
     candidate.num_sms = one_option ? newer : limits::kHybridEpSmsOld;
@@ -105,7 +106,8 @@ void set_environment(SelectCandidate& candidate, const SelectFacts& facts) {
   const bool deepep = candidate.backend == "deepep" || candidate.backend == "uccl";
   if (deepep && candidate.mode == kLowLatency) {
     const std::int64_t tokens = std::min(facts.query.tokens_per_rank.value_or(kDecodeTokens), kSglangMaxDispatchTokens);
-    environment.emplace_back("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", std::to_string(std::max<std::int64_t>(tokens, 1)));
+    environment.emplace_back("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+                             std::to_string(std::max<std::int64_t>(tokens, 1)));
   }
 }
 

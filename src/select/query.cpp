@@ -25,10 +25,10 @@ struct FamilyRow {
 };
 
 constexpr std::array kFamilies = {
-    FamilyRow{"deepseek-v3", ModelFamily::kDeepSeekV3},     FamilyRow{"qwen3-235b-a22b", ModelFamily::kQwen3Large},
-    FamilyRow{"qwen3-30b-a3b", ModelFamily::kQwen3Small},   FamilyRow{"qwen3-next-80b-a3b", ModelFamily::kQwen3Next},
-    FamilyRow{"mixtral-8x7b", ModelFamily::kMixtral},       FamilyRow{"mixtral-8x22b", ModelFamily::kMixtral},
-    FamilyRow{"llama-4-maverick", ModelFamily::kVision},    FamilyRow{"llama-4-scout", ModelFamily::kVision},
+    FamilyRow{"deepseek-v3", ModelFamily::kDeepSeekV3},   FamilyRow{"qwen3-235b-a22b", ModelFamily::kQwen3Large},
+    FamilyRow{"qwen3-30b-a3b", ModelFamily::kQwen3Small}, FamilyRow{"qwen3-next-80b-a3b", ModelFamily::kQwen3Next},
+    FamilyRow{"mixtral-8x7b", ModelFamily::kMixtral},     FamilyRow{"mixtral-8x22b", ModelFamily::kMixtral},
+    FamilyRow{"llama-4-maverick", ModelFamily::kVision},  FamilyRow{"llama-4-scout", ModelFamily::kVision},
 };
 
 struct VisionRow {
@@ -38,10 +38,14 @@ struct VisionRow {
 
 // Vision-language models whose experts are those of a text model, by their publishers' configs (2025).
 constexpr std::array kVisionModels = {
-    VisionRow{"qwen3-vl-30b", "qwen3-30b-a3b"},          VisionRow{"qwen3-vl-30b-a3b", "qwen3-30b-a3b"},
-    VisionRow{"qwen3-vl-235b", "qwen3-235b-a22b"},       VisionRow{"qwen3-vl-235b-a22b", "qwen3-235b-a22b"},
-    VisionRow{"qwen3-vl", "qwen3-235b-a22b"},            VisionRow{"glm-4.5v", "glm-4.5-air"},
-    VisionRow{"kimi-k2.5", "kimi-k2"},                   VisionRow{"kimi-k2.5-vl", "kimi-k2"},
+    VisionRow{"qwen3-vl-30b", "qwen3-30b-a3b"},
+    VisionRow{"qwen3-vl-30b-a3b", "qwen3-30b-a3b"},
+    VisionRow{"qwen3-vl-235b", "qwen3-235b-a22b"},
+    VisionRow{"qwen3-vl-235b-a22b", "qwen3-235b-a22b"},
+    VisionRow{"qwen3-vl", "qwen3-235b-a22b"},
+    VisionRow{"glm-4.5v", "glm-4.5-air"},
+    VisionRow{"kimi-k2.5", "kimi-k2"},
+    VisionRow{"kimi-k2.5-vl", "kimi-k2"},
 };
 
 }  // namespace
@@ -100,7 +104,8 @@ std::int64_t low_latency_limit(std::int32_t ep) noexcept {
 
 SelectFacts make_facts(SelectQuery query) {
   const SelectModel& model = query.model;
-  if (query.ep < 1 || query.ep > kMaxEp) reject(fmt::format("the EP degree is {}; it must be 1 to {}", query.ep, kMaxEp));
+  if (query.ep < 1 || query.ep > kMaxEp)
+    reject(fmt::format("the EP degree is {}; it must be 1 to {}", query.ep, kMaxEp));
   if (model.hidden < 1 || model.num_experts < 1 || model.top_k < 1) {
     reject(fmt::format("the shape has hidden {}, {} experts, top-k {}; all must be at least 1", model.hidden,
                        model.num_experts, model.top_k));

@@ -11,11 +11,11 @@ using namespace source;
 constexpr auto kAdvise = RuleEffect::kAdvise;
 
 bool training_with_ep(const SelectFacts& f) { return f.training() && f.query.ep > 1; }
-bool nvl72(const SelectFacts& f) { return f.gpu == GpuClass::kBlackwellNvl72; }
+bool advice_nvl72(const SelectFacts& f) { return f.gpu == GpuClass::kBlackwellNvl72; }
 bool with_ep(const SelectFacts& f) { return f.query.ep > 1; }
 
 // clang-format off
-constexpr std::array kRules = {
+constexpr std::array kAdviceRules = {
     SelectRule{"advice-graph-scopes", "training", training_with_ep, kAdvise, "", 0,
         "CUDA graphs: on dropless MoE the scopes attn, moe_router and moe_preprocess go best with any dispatcher; the scope moe needs "
         "drop and pad", kGuide, kGuideDate},
@@ -25,7 +25,7 @@ constexpr std::array kRules = {
     SelectRule{"advice-fp8", "8 or 4 bits", [](const SelectFacts& f) { return f.eight_bit() && f.query.ep > 1; }, kAdvise, "", 0,
         "{precision} makes the matrix products shorter, so that communication and the host's own work weigh more: tune the dispatcher "
         "again, do not take over the numbers of bf16", kGuide, kGuideDate},
-    SelectRule{"advice-cpu-affinity", "NVL72", nvl72, kAdvise, "", 0,
+    SelectRule{"advice-cpu-affinity", "NVL72", advice_nvl72, kAdvise, "", 0,
         "CPU affinity can matter as much as the dispatcher on GB200 and GB300: bind every rank to the cores of its GPU first", kGuide, kGuideDate},
     SelectRule{"advice-pipeline-layout", "training", training_with_ep, kAdvise, "", 0,
         "a poor PP or VPP layout can erase what a dispatcher gains: settle it first, and keep it while comparing", kGuide, kGuideDate},
@@ -69,6 +69,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const SelectRule> advice_rules() noexcept { return kRules; }
+std::span<const SelectRule> advice_rules() noexcept { return kAdviceRules; }
 
 }  // namespace epistle

@@ -24,7 +24,7 @@ std::int64_t tokens(const SelectFacts& f) { return f.query.tokens_per_rank.value
 std::int64_t experts_in_domain(const SelectFacts& f) { return f.query.model.num_experts / f.query.ep * f.domain_ranks; }
 
 // clang-format off
-constexpr std::array kRules = {
+constexpr std::array kLimitsRules = {
     // Architecture.
     SelectRule{"arch-deepep-amd", "AMD", amd, kReject, "deepep", 0, "is made for NVIDIA GPUs; this is {gpu}", kDeepEp, kDeepEpDate},
     SelectRule{"arch-deepep-pcie", "no NVLink", known_without_nvlink, kReject, "deepep", 0,
@@ -125,6 +125,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const SelectRule> limit_rules() noexcept { return kRules; }
+std::span<const SelectRule> limit_rules() noexcept { return kLimitsRules; }
 
 }  // namespace epistle

@@ -10,11 +10,13 @@ using namespace source;
 
 constexpr auto kWarn = RuleEffect::kWarn;
 
-bool flex_training(const SelectFacts& f) { return f.training() && f.query.ep > 1 && (f.has("deepep") || f.has("hybridep") || f.has("ncclep") || f.has("uccl")); }
+bool flex_training(const SelectFacts& f) {
+  return f.training() && f.query.ep > 1 && (f.has("deepep") || f.has("hybridep") || f.has("ncclep") || f.has("uccl"));
+}
 bool hybridep_training(const SelectFacts& f) { return f.training() && f.query.ep > 1 && f.has("hybridep"); }
 
 // clang-format off
-constexpr std::array kRules = {
+constexpr std::array kTrapsRules = {
     SelectRule{"trap-inert-backend", "a flex backend in training", flex_training, kWarn, "", 0,
         "--moe-flex-dispatcher-backend does nothing unless --moe-token-dispatcher-type is flex: the run then uses another dispatcher "
         "and says nothing", kMegatron, kMegatronDate},
@@ -59,6 +61,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const SelectRule> trap_rules() noexcept { return kRules; }
+std::span<const SelectRule> trap_rules() noexcept { return kTrapsRules; }
 
 }  // namespace epistle

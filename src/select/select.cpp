@@ -74,9 +74,10 @@ void explain_fallback(Selection& selection, const std::vector<SelectCandidate>& 
                                     [&](const SelectRejection& rejected) { return rejected.backend == other.backend; });
     first.reasons.push_back(
         {.rule = "fallback",
-         .text = fmt::format("{} would come first here, but cannot be taken: {}. What is missing is a finding about the "
-                             "environment, not a result; {} is the fallback that remains",
-                             other.backend, found->reason, first.backend),
+         .text =
+             fmt::format("{} would come first here, but cannot be taken: {}. What is missing is a finding about the "
+                         "environment, not a result; {} is the fallback that remains",
+                         other.backend, found->reason, first.backend),
          .source = fmt::format("{}, {}", source::kGuide, source::kGuideDate)});
   }
 }

@@ -73,7 +73,7 @@ class Library {
   std::string error_;
 };
 
-std::string read_text(const Library& nvml, const char* name, Device device) {
+std::string nvml_read_text(const Library& nvml, const char* name, Device device) {
   std::array<char, kTextBytes> text = {};
   if (!nvml.call(name, device, text.data(), kTextBytes)) return {};
   text.back() = '\0';
@@ -88,8 +88,8 @@ std::int32_t read_numa_node(const std::string& pci_address) {
 
 GpuProbe probe_gpu(const Library& nvml, Device device) {
   GpuProbe gpu;
-  gpu.name = read_text(nvml, "nvmlDeviceGetName", device);
-  gpu.uuid = read_text(nvml, "nvmlDeviceGetUUID", device);
+  gpu.name = nvml_read_text(nvml, "nvmlDeviceGetName", device);
+  gpu.uuid = nvml_read_text(nvml, "nvmlDeviceGetUUID", device);
   MemoryInfo memory = {};
   if (nvml.call("nvmlDeviceGetMemoryInfo", device, &memory)) {
     gpu.memory_bytes = static_cast<std::int64_t>(memory.total);

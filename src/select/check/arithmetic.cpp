@@ -7,7 +7,7 @@
 namespace epistle::check {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr int kArithmeticMaxDepth = 64;
 
 class Evaluator {
  public:
@@ -72,7 +72,7 @@ class Evaluator {
   }
 
   std::int64_t factor(int depth) {
-    if (failed_ || depth > kMaxDepth) return fail();
+    if (failed_ || depth > kArithmeticMaxDepth) return fail();
     if (take('(')) {
       const std::int64_t value = sum(depth + 1);
       return take(')') ? value : fail();

@@ -10,12 +10,12 @@
 namespace epistle::check {
 namespace {
 
-/// Of SGLang's backends those that set the EP degree to the TP degree (0.5.23).
+/// Of SGLang's backends those that set the EP facts_degree to the TP facts_degree (0.5.23).
 constexpr std::array<std::string_view, 10> kSpanningBackends = {
     "megamoe",       "deepep",     "deepep_v2",          "mooncake", "nixl",
     "ascend_fuseep", "flashinfer", "flashinfer_megamoe", "mori",     "pplx"};
 
-std::optional<std::int64_t> product(std::initializer_list<std::int64_t> factors) {
+std::optional<std::int64_t> facts_product(std::initializer_list<std::int64_t> factors) {
   std::int64_t value = 1;
   for (const std::int64_t factor : factors) {
     if (factor < 1 || __builtin_mul_overflow(value, factor, &value)) return std::nullopt;
@@ -58,8 +58,8 @@ void take_ep(RunFacts& facts, std::optional<std::int64_t> ep) {
   facts.ep = ep.value_or(1);
 }
 
-/// A degree that is not given is 1; one that is given and not known is not known.
-std::optional<std::int64_t> degree(const RunConfig& run, std::string_view name) {
+/// A facts_degree that is not given is 1; one that is given and not known is not known.
+std::optional<std::int64_t> facts_degree(const RunConfig& run, std::string_view name) {
   return run.find(name) == nullptr ? std::optional<std::int64_t>(1) : run.number(name);
 }
 
@@ -83,7 +83,7 @@ void read_megatron(RunFacts& facts) {
   } else {
     facts.would_run = type->value();
   }
-  take_ep(facts, degree(run, "expert-model-parallel-size"));
+  take_ep(facts, facts_degree(run, "expert-model-parallel-size"));
   facts.num_experts = run.number("num-experts");
   facts.hidden = run.find("moe-latent-size") != nullptr ? run.number("moe-latent-size") : run.number("hidden-size");
   facts.top_k = run.number("moe-router-topk");
@@ -104,14 +104,14 @@ void read_vllm(RunFacts& facts) {
     backend = variable->value();
   if (backend == "naive" || backend == "pplx") backend = "allgather_reducescatter";
   if (backend == "flashinfer_all2allv") backend = "flashinfer_nvlink_two_sided";
-  const auto tp = degree(run, "tensor-parallel-size");
-  auto dp = degree(run, "data-parallel-size");
+  const auto tp = facts_degree(run, "tensor-parallel-size");
+  auto dp = facts_degree(run, "data-parallel-size");
   const Setting* const dp_variable = run.find_environment("VLLM_DP_SIZE");
   if (run.find("data-parallel-size") == nullptr && dp_variable != nullptr) dp = parse_whole(dp_variable->value());
-  const auto pcp = degree(run, "prefill-context-parallel-size");
+  const auto pcp = facts_degree(run, "prefill-context-parallel-size");
   const bool parallel = run.has("enable-expert-parallel");
   take_ep(facts, !parallel         ? std::optional<std::int64_t>(1)
-                 : tp && dp && pcp ? product({*tp, *dp, *pcp})
+                 : tp && dp && pcp ? facts_product({*tp, *dp, *pcp})
                                    : std::nullopt);
   // Without data parallelism all ranks of a group have the same tokens: their sums are all that is exchanged.
   const bool external = run.find("data-parallel-rank") != nullptr || run.find("data-parallel-start-rank") != nullptr;
@@ -126,7 +126,7 @@ void read_sglang(RunFacts& facts) {
   if (run.find("moe-a2a-backend") == nullptr && run.has("enable-deepep-moe")) backend = "deepep";
   if (run.has("enable-waterfill") && backend != "megamoe") backend = "deepep";
   const bool spans = std::find(kSpanningBackends.begin(), kSpanningBackends.end(), backend) != kSpanningBackends.end();
-  take_ep(facts, degree(run, spans ? "tp-size" : "ep-size"));
+  take_ep(facts, facts_degree(run, spans ? "tp-size" : "ep-size"));
   facts.would_run = backend;
   take_model(facts, run.text("model-path"));
 }

@@ -301,7 +301,7 @@ void find_deepep_config(const RunFacts& facts, const CheckRule& rule, Findings& 
 }
 
 // clang-format off
-constexpr std::array kRules = {
+constexpr std::array kBackendsRules = {
     CheckRule{"deepep-ranks", Engine::kUnknown, Severity::kError, "DeepEP with a number of ranks that it has no kernels for", find_deepep_ranks, source::kDeepEp, source::kDeepEpDate},
     CheckRule{"deepep-experts", Engine::kUnknown, Severity::kError, "DeepEP with experts that do not divide", find_deepep_experts, source::kDeepEp, source::kDeepEpDate},
     CheckRule{"deepep-gpu", Engine::kUnknown, Severity::kError, "DeepEP on a GPU that it does not run on", find_deepep_gpu, source::kBridge, source::kBridgeDate},
@@ -319,6 +319,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const CheckRule> backend_checks() noexcept { return kRules; }
+std::span<const CheckRule> backend_checks() noexcept { return kBackendsRules; }
 
 }  // namespace epistle::check

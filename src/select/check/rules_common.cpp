@@ -12,7 +12,7 @@
 namespace epistle::check {
 namespace {
 
-bool concerns_experts(std::string_view name) {
+bool common_concerns_experts(std::string_view name) {
   return name.starts_with("moe-") || name.find("deepep") != std::string_view::npos ||
          name.find("hybridep") != std::string_view::npos || name.find("all2all") != std::string_view::npos ||
          name.find("a2a-backend") != std::string_view::npos || name.find("expert-parallel") != std::string_view::npos ||
@@ -39,13 +39,14 @@ void find_unknown_flags(const RunFacts& facts, const CheckRule& rule, Findings& 
     const auto longer = flags_that_begin_with(run.engine, setting.name);
     if (longer.size() == 1 && !is_field(run)) continue;
     const std::string_view closest = closest_flag(run.engine, setting.name);
-    const bool experts = concerns_experts(setting.name) || concerns_experts(closest);
-    if (closest.empty() ? !concerns_experts(setting.name) || is_field(run) : is_field(run) && !experts) continue;
+    const bool experts = common_concerns_experts(setting.name) || common_concerns_experts(closest);
+    if (closest.empty() ? !common_concerns_experts(setting.name) || is_field(run) : is_field(run) && !experts) continue;
     add_finding(findings, rule, setting, fmt::format("{} has no option '{}'", to_string(run.engine), setting.flag),
                 closest.empty() ? "remove it, or look its name up"
                                 : fmt::format("did you mean {}?", with_dashes(setting, closest)));
     // It may belong to another release, or to a script of somebody's own.
-    const bool ours = concerns_experts(closest) || closest.ends_with("parallel-size") || closest.ends_with("p-size");
+    const bool ours =
+        common_concerns_experts(closest) || closest.ends_with("parallel-size") || closest.ends_with("p-size");
     if (closest.empty()) findings.back().severity = Severity::kWarning;
     if (!closest.empty() && !ours) findings.back().severity = Severity::kInfo;
   }
@@ -70,7 +71,7 @@ void find_underscores(const RunFacts& facts, const CheckRule& rule, Findings& fi
   if (run.dialect != Dialect::kCommandLine || run.engine == Engine::kVllm) return;
   for (const Setting& setting : run.options) {
     if (!setting.flag.starts_with("--") || setting.flag.find('_') == std::string::npos) continue;
-    if (!is_known_flag(run.engine, setting.name) || !concerns_experts(setting.name)) continue;
+    if (!is_known_flag(run.engine, setting.name) || !common_concerns_experts(setting.name)) continue;
     add_finding(
         findings, rule, setting,
         fmt::format("{} spells its options with dashes; '{}' is none of them", to_string(run.engine), setting.flag),
@@ -86,7 +87,7 @@ void find_repeated(const RunFacts& facts, const CheckRule& rule, Findings& findi
       const Setting& first = options[before];
       if (first.name != setting.name || first.scope != setting.scope || setting.name.empty()) continue;
       // Other repeated options are not ours to judge: some are lists.
-      const bool relevant = concerns_experts(setting.name) || setting.name == "num-experts" ||
+      const bool relevant = common_concerns_experts(setting.name) || setting.name == "num-experts" ||
                             setting.name.ends_with("parallel-size") || setting.name.ends_with("p-size");
       if (!relevant) break;
       const bool same = first.values == setting.values;
@@ -134,7 +135,7 @@ void find_unexported(const RunFacts& facts, const CheckRule& rule, Findings& fin
 }
 
 // clang-format off
-constexpr std::array kRules = {
+constexpr std::array kCommonRules = {
     CheckRule{"unknown-flag", Engine::kUnknown, Severity::kError, "an option that the engine does not have", find_unknown_flags,
         source::kMegatron, source::kMegatronDate},
     CheckRule{"shortened-flag", Engine::kUnknown, Severity::kInfo, "an option that is shortened", find_shortened_flags,
@@ -152,6 +153,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const CheckRule> common_checks() noexcept { return kRules; }
+std::span<const CheckRule> common_checks() noexcept { return kCommonRules; }
 
 }  // namespace epistle::check

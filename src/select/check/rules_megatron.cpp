@@ -23,8 +23,8 @@ std::string suggest(const std::vector<std::string_view>& values, std::string_vie
   return "use one of " + list;
 }
 
-void check_value(const RunFacts& facts, const CheckRule& rule, Findings& findings, std::string_view name,
-                 const std::vector<std::string_view>& values) {
+void megatron_check_value(const RunFacts& facts, const CheckRule& rule, Findings& findings, std::string_view name,
+                          const std::vector<std::string_view>& values) {
   const Setting* const setting = facts.run.find(name);
   if (setting == nullptr || !setting->known_value) return;
   for (const std::string& value : setting->values) {
@@ -36,19 +36,21 @@ void check_value(const RunFacts& facts, const CheckRule& rule, Findings& finding
 
 void find_wrong_type(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   // alltoall_seq was there before 0.13 and is deprecated; it is no mistake by itself.
-  check_value(facts, rule, findings, "moe-token-dispatcher-type", {"allgather", "alltoall", "flex", "alltoall_seq"});
-  check_value(facts, rule, findings, "moe-router-dtype", {"fp32", "fp64"});
-  check_value(facts, rule, findings, "moe-dispatch-fwd-dtype", {"bf16", "mxfp8"});
-  check_value(facts, rule, findings, "moe-combine-bwd-dtype", {"bf16", "mxfp8"});
-  check_value(facts, rule, findings, "moe-router-load-balancing-type",
-              {"aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing", "none"});
+  megatron_check_value(facts, rule, findings, "moe-token-dispatcher-type",
+                       {"allgather", "alltoall", "flex", "alltoall_seq"});
+  megatron_check_value(facts, rule, findings, "moe-router-dtype", {"fp32", "fp64"});
+  megatron_check_value(facts, rule, findings, "moe-dispatch-fwd-dtype", {"bf16", "mxfp8"});
+  megatron_check_value(facts, rule, findings, "moe-combine-bwd-dtype", {"bf16", "mxfp8"});
+  megatron_check_value(facts, rule, findings, "moe-router-load-balancing-type",
+                       {"aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing", "none"});
 }
 
-void find_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  check_value(facts, rule, findings, "moe-flex-dispatcher-backend", {"deepep", "hybridep", "ncclep", "deepepv2"});
+void find_megatron_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  megatron_check_value(facts, rule, findings, "moe-flex-dispatcher-backend",
+                       {"deepep", "hybridep", "ncclep", "deepepv2"});
 }
 
-void find_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_megatron_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const backend = run.find("moe-flex-dispatcher-backend");
   const Setting* const type = run.find("moe-token-dispatcher-type");
@@ -141,7 +143,7 @@ void find_deprecated(const RunFacts& facts, const CheckRule& rule, Findings& fin
               "use --cuda-graph-modules with 0.20 or later");
 }
 
-void find_too_new(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_megatron_too_new(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   if (!facts.options.megatron || version_of(facts) >= kOneSmOption) return;
   const std::string version = to_string(version_of(facts));
   if (const Setting* const setting = facts.run.find("moe-flex-dispatcher-num-sms")) {
@@ -248,15 +250,15 @@ void find_forced_balance(const RunFacts& facts, const CheckRule& rule, Findings&
 }
 
 // clang-format off
-constexpr std::array kRules = {
-    CheckRule{"megatron-inert-backend", Engine::kMegatron, Severity::kError, "a backend beside a dispatcher type that is not flex", find_inert_backend, source::kMegatron, source::kMegatronDate},
+constexpr std::array kMegatronRules = {
+    CheckRule{"megatron-inert-backend", Engine::kMegatron, Severity::kError, "a backend beside a dispatcher type that is not flex", find_megatron_inert_backend, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-wrong-value", Engine::kMegatron, Severity::kError, "a value that the option does not take", find_wrong_type, source::kMegatron, source::kMegatronDate},
-    CheckRule{"megatron-wrong-backend", Engine::kMegatron, Severity::kError, "a backend that is none", find_wrong_backend, source::kMegatron, source::kMegatronDate},
+    CheckRule{"megatron-wrong-backend", Engine::kMegatron, Severity::kError, "a backend that is none", find_megatron_wrong_backend, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-default-backend", Engine::kMegatron, Severity::kInfo, "flex without a backend", find_default_backend, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-foreign-option", Engine::kMegatron, Severity::kWarning, "an option of a backend that does not run", find_foreign_options, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-foreign-variable", Engine::kMegatron, Severity::kWarning, "a variable of a backend that does not run", find_foreign_environment, source::kHybridEp, source::kHybridEpDate},
     CheckRule{"megatron-deprecated", Engine::kMegatron, Severity::kInfo, "a deprecated option", find_deprecated, source::kMegatron, source::kMegatronDate},
-    CheckRule{"megatron-too-new", Engine::kMegatron, Severity::kError, "an option of a later release", find_too_new, source::kMegatron, source::kMegatronDate},
+    CheckRule{"megatron-too-new", Engine::kMegatron, Severity::kError, "an option of a later release", find_megatron_too_new, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-conflict", Engine::kMegatron, Severity::kError, "options that contradict each other", find_conflicts, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-refused", Engine::kMegatron, Severity::kError, "options that the dispatcher refuses", find_ncclep_trouble, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-capacity", Engine::kMegatron, Severity::kError, "padding to no capacity", find_capacity_trouble, source::kMegatron, source::kMegatronDate},
@@ -268,6 +270,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const CheckRule> megatron_checks() noexcept { return kRules; }
+std::span<const CheckRule> megatron_checks() noexcept { return kMegatronRules; }
 
 }  // namespace epistle::check

@@ -203,7 +203,7 @@ void find_nan_check(const RunFacts& facts, const CheckRule& rule, Findings& find
 }
 
 // clang-format off
-constexpr std::array kRules = {
+constexpr std::array kMegatronGraphsRules = {
     CheckRule{"graph-unknown-scope", Engine::kMegatron, Severity::kError, "a graph scope that is none", find_unknown_scopes, source::kMegatron, source::kMegatronDate},
     CheckRule{"graph-inert-scope", Engine::kMegatron, Severity::kWarning, "graph scopes while graphs are off", find_inert_scopes, source::kMegatron, source::kMegatronDate},
     CheckRule{"graph-scope-conflict", Engine::kMegatron, Severity::kError, "graph scopes that exclude each other", find_scope_conflicts, source::kMegatron, source::kMegatronDate},
@@ -218,6 +218,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const CheckRule> megatron_graph_checks() noexcept { return kRules; }
+std::span<const CheckRule> megatron_graph_checks() noexcept { return kMegatronGraphsRules; }
 
 }  // namespace epistle::check

@@ -17,7 +17,7 @@ constexpr std::string_view kPp = "pipeline-model-parallel-size";
 constexpr std::string_view kCp = "context-parallel-size";
 
 /// 1 where it is not given and nothing else gives it; nothing where it is not known.
-std::optional<std::int64_t> degree(const RunConfig& run, std::string_view name) {
+std::optional<std::int64_t> megatron_layout_degree(const RunConfig& run, std::string_view name) {
   if (run.find(name) == nullptr) return run.complete ? std::optional<std::int64_t>(1) : std::nullopt;
   return run.number(name);
 }
@@ -34,13 +34,13 @@ void find_bad_degrees(const RunFacts& facts, const CheckRule& rule, Findings& fi
   }
 }
 
-void find_experts_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_megatron_layout_experts_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const ep = facts.run.find(kEp);
   if (ep == nullptr || !facts.ep_known || facts.ep < 2) return;
   if (facts.num_experts) {
     if (*facts.num_experts % facts.ep == 0) return;
     add_finding(findings, rule, *ep, fmt::format("{} experts do not divide over EP {}", *facts.num_experts, facts.ep),
-                "choose an EP degree that divides the experts");
+                "choose an EP megatron_layout_degree that divides the experts");
     return;
   }
   const bool elsewhere = facts.run.find("num-experts") != nullptr || facts.run.has("use-checkpoint-args") ||
@@ -54,9 +54,9 @@ void find_experts_not_divided(const RunFacts& facts, const CheckRule& rule, Find
 void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const auto world = run.world_size();
-  const auto tp = degree(run, kTp);
-  const auto pp = degree(run, kPp);
-  const auto cp = degree(run, kCp);
+  const auto tp = megatron_layout_degree(run, kTp);
+  const auto pp = megatron_layout_degree(run, kPp);
+  const auto cp = megatron_layout_degree(run, kCp);
   if (!world || !tp || !pp || *world < 1 || *tp < 1 || *pp < 1 || facts.would_run == "none") return;
   // Sizes that whoever starts the script gives are often not those of its defaults.
   const Severity severity = run.assumed_size ? Severity::kInfo : rule.severity;
@@ -73,7 +73,7 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
     if (at != nullptr) {
       add_finding(findings, rule, *at,
                   fmt::format("{} ranks are no multiple of TP {} x PP {} x CP {}", *world, *tp, *pp, *cp),
-                  "change a degree or the number of ranks");
+                  "change a megatron_layout_degree or the number of ranks");
       findings.back().severity = severity;
       return;
     }
@@ -83,7 +83,7 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
   if (*world % group == 0) return;
   add_finding(findings, rule, *ep,
               fmt::format("{} ranks are no multiple of EP {} x expert TP {} x PP {}", *world, facts.ep, *etp, *pp),
-              "change the EP degree or the number of ranks");
+              "change the EP megatron_layout_degree or the number of ranks");
   findings.back().severity = severity;
 }
 
@@ -108,7 +108,7 @@ void find_overlap_trouble(const RunFacts& facts, const CheckRule& rule, Findings
     add_finding(findings, rule, *overlap, fmt::format("{}: {}", overlap->flag, message), fix);
   };
   if (facts.ep_known && facts.ep < 2 && (run.complete || run.find(kEp) != nullptr))
-    add("there is no expert parallelism to overlap", "set an EP degree above 1, or remove it");
+    add("there is no expert parallelism to overlap", "set an EP megatron_layout_degree above 1, or remove it");
   const bool type_known = run.find("moe-token-dispatcher-type") != nullptr || run.complete;
   if (facts.would_run == "allgather" && type_known)
     add("it works with alltoall and flex only; the run uses allgather", "set --moe-token-dispatcher-type");
@@ -172,9 +172,9 @@ void find_uneven_tokens(const RunFacts& facts, const CheckRule& rule, Findings& 
 }
 
 // clang-format off
-constexpr std::array kRules = {
-    CheckRule{"degree-value", Engine::kMegatron, Severity::kError, "a degree that is no number", find_bad_degrees, source::kMegatron, source::kMegatronDate},
-    CheckRule{"ep-divides-experts", Engine::kMegatron, Severity::kError, "EP does not divide the experts", find_experts_not_divided, source::kMegatron, source::kMegatronDate},
+constexpr std::array kMegatronLayoutRules = {
+    CheckRule{"degree-value", Engine::kMegatron, Severity::kError, "a megatron_layout_degree that is no number", find_bad_degrees, source::kMegatron, source::kMegatronDate},
+    CheckRule{"ep-divides-experts", Engine::kMegatron, Severity::kError, "EP does not divide the experts", find_megatron_layout_experts_not_divided, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-divides-world", Engine::kMegatron, Severity::kError, "degrees do not divide the ranks", find_world_not_divided, source::kMegatron, source::kMegatronDate},
     CheckRule{"sequence-parallel", Engine::kMegatron, Severity::kError, "experts and TP without sequence parallelism", find_no_sequence_parallel, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-overlap", Engine::kMegatron, Severity::kError, "EP overlap without what it needs", find_overlap_trouble, source::kMegatron, source::kMegatronDate},
@@ -186,6 +186,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const CheckRule> megatron_layout_checks() noexcept { return kRules; }
+std::span<const CheckRule> megatron_layout_checks() noexcept { return kMegatronLayoutRules; }
 
 }  // namespace epistle::check

@@ -12,7 +12,7 @@ namespace epistle::check {
 namespace {
 
 // The values of --moe-a2a-backend (0.5.23); "customized" is that of plug-ins.
-const std::vector<std::string_view>& backends() {
+const std::vector<std::string_view>& sglang_backends() {
   static const std::vector<std::string_view> values = {"none",      "deepep",        "mooncake",   "nixl",
                                                        "mori",      "ascend_fuseep", "flashinfer", "megamoe",
                                                        "deepep_v2", "pplx",          "ascend_tp",  "flashinfer_megamoe",
@@ -25,8 +25,8 @@ constexpr std::int64_t kMaxDispatchTokens = 1024;
 
 bool is_a2a(const RunFacts& facts) { return facts.known_backend() && facts.would_run != "none"; }
 
-void check_value(const RunFacts& facts, const CheckRule& rule, Findings& findings, std::string_view name,
-                 const std::vector<std::string_view>& values) {
+void sglang_check_value(const RunFacts& facts, const CheckRule& rule, Findings& findings, std::string_view name,
+                        const std::vector<std::string_view>& values) {
   const Setting* const setting = facts.run.find(name);
   if (setting == nullptr || !setting->known_value || setting->values.empty()) return;
   if (std::find(values.begin(), values.end(), setting->value()) != values.end()) return;
@@ -38,13 +38,13 @@ void check_value(const RunFacts& facts, const CheckRule& rule, Findings& finding
 }
 
 void find_wrong_values(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  check_value(facts, rule, findings, "moe-a2a-backend", backends());
-  check_value(facts, rule, findings, "speculative-moe-a2a-backend", backends());
-  check_value(facts, rule, findings, "deepep-mode", {"auto", "normal", "low_latency"});
-  check_value(facts, rule, findings, "deepep-v2-mode", {"direct", "hybrid"});
-  check_value(facts, rule, findings, "deepep-dispatcher-output-dtype", {"auto", "bf16", "fp8", "int8", "nvfp4"});
-  check_value(facts, rule, findings, "ep-dispatch-algorithm", {"static", "dynamic", "fake", "lp"});
-  check_value(facts, rule, findings, "elastic-ep-backend", {"none", "mooncake", "nixl"});
+  sglang_check_value(facts, rule, findings, "moe-a2a-backend", sglang_backends());
+  sglang_check_value(facts, rule, findings, "speculative-moe-a2a-backend", sglang_backends());
+  sglang_check_value(facts, rule, findings, "deepep-mode", {"auto", "normal", "low_latency"});
+  sglang_check_value(facts, rule, findings, "deepep-v2-mode", {"direct", "hybrid"});
+  sglang_check_value(facts, rule, findings, "deepep-dispatcher-output-dtype", {"auto", "bf16", "fp8", "int8", "nvfp4"});
+  sglang_check_value(facts, rule, findings, "ep-dispatch-algorithm", {"static", "dynamic", "fake", "lp"});
+  sglang_check_value(facts, rule, findings, "elastic-ep-backend", {"none", "mooncake", "nixl"});
 }
 
 void find_inert_mode(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -127,7 +127,7 @@ void find_dp_attention(const RunFacts& facts, const CheckRule& rule, Findings& f
   }
 }
 
-void find_experts_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_sglang_experts_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* setting = facts.run.find("ep-num-redundant-experts");
   if (setting == nullptr) setting = facts.run.find("ep-size");
   if (setting == nullptr || !facts.num_experts || !facts.ep_known || facts.ep < 2 ||
@@ -139,7 +139,7 @@ void find_experts_not_divided(const RunFacts& facts, const CheckRule& rule, Find
               "choose another EP degree or number of redundant experts");
 }
 
-void find_graphs(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_sglang_graphs(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const mode = run.find("deepep-mode");
   if (mode == nullptr || mode->value() != "normal" || facts.would_run != "deepep") return;
@@ -237,14 +237,14 @@ void find_backend_trouble(const RunFacts& facts, const CheckRule& rule, Findings
 }
 
 // clang-format off
-constexpr std::array kRules = {
+constexpr std::array kSglangRules = {
     CheckRule{"sglang-wrong-value", Engine::kSglang, Severity::kError, "a value that the option does not take", find_wrong_values, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-inert-mode", Engine::kSglang, Severity::kError, "an option of a backend that does not run", find_inert_mode, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-old-switch", Engine::kSglang, Severity::kWarning, "an option of another release", find_old_switches, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-ep-degree", Engine::kSglang, Severity::kError, "an EP degree that does not go with TP", find_ep_degree, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-dp-attention", Engine::kSglang, Severity::kError, "attention DP that does not divide TP", find_dp_attention, source::kSglang, source::kSglangDate},
-    CheckRule{"sglang-experts", Engine::kSglang, Severity::kError, "experts that do not divide", find_experts_not_divided, source::kSglang, source::kSglangDate},
-    CheckRule{"sglang-graphs", Engine::kSglang, Severity::kInfo, "a mode that turns graphs off", find_graphs, source::kSglang, source::kSglangDate},
+    CheckRule{"sglang-experts", Engine::kSglang, Severity::kError, "experts that do not divide", find_sglang_experts_not_divided, source::kSglang, source::kSglangDate},
+    CheckRule{"sglang-graphs", Engine::kSglang, Severity::kInfo, "a mode that turns graphs off", find_sglang_graphs, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-phase", Engine::kSglang, Severity::kError, "a mode against the phase", find_mode_and_phase, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-dispatch-tokens", Engine::kSglang, Severity::kError, "batches beyond the low-latency buffers", find_dispatch_tokens, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-deepep-v2", Engine::kSglang, Severity::kError, "DeepEP V2 with what it refuses", find_v2_trouble, source::kSglang, source::kSglangDate},
@@ -254,6 +254,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const CheckRule> sglang_checks() noexcept { return kRules; }
+std::span<const CheckRule> sglang_checks() noexcept { return kSglangRules; }
 
 }  // namespace epistle::check

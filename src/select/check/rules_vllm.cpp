@@ -13,7 +13,7 @@ namespace epistle::check {
 namespace {
 
 // The values of --all2all-backend (2026-09), and what pull requests and plug-ins name besides.
-const std::vector<std::string_view>& backends() {
+const std::vector<std::string_view>& vllm_backends() {
   static const std::vector<std::string_view> values = {"allgather_reducescatter",
                                                        "deepep_high_throughput",
                                                        "deepep_low_latency",
@@ -36,10 +36,10 @@ const Setting* find_backend_setting(const RunConfig& run) {
   return setting != nullptr ? setting : run.find_environment("VLLM_ALL2ALL_BACKEND");
 }
 
-void find_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_vllm_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const setting = find_backend_setting(facts.run);
   if (setting == nullptr || !setting->known_value || setting->values.empty()) return;
-  const auto& values = backends();
+  const auto& values = vllm_backends();
   if (std::find(values.begin(), values.end(), setting->value()) != values.end()) return;
   const std::string_view closest = closest_of(values, setting->value());
   std::string fix = closest.empty() ? "use allgather_reducescatter, deepep_high_throughput or deepep_low_latency"
@@ -62,7 +62,7 @@ void find_dead_backend(const RunFacts& facts, const CheckRule& rule, Findings& f
   }
 }
 
-void find_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_vllm_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const setting = find_backend_setting(run);
   if (setting == nullptr) return;
@@ -98,7 +98,7 @@ void find_old_variable(const RunFacts& facts, const CheckRule& rule, Findings& f
               fmt::format("use --all2all-backend {}", variable->value()));
 }
 
-void find_too_new(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_vllm_too_new(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const option = facts.run.find("all2all-backend");
   if (option == nullptr || !facts.options.vllm || *facts.options.vllm >= kVllmBackendOption) return;
   add_finding(findings, rule, *option, fmt::format("vLLM {} has no {}", to_string(*facts.options.vllm), option->flag),
@@ -171,7 +171,7 @@ void find_eplb_config(const RunFacts& facts, const CheckRule& rule, Findings& fi
                 "use torch_gloo or nixl, or use_async false");
 }
 
-void find_graphs(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+void find_vllm_graphs(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   if (facts.would_run != "deepep_high_throughput") return;
   const Setting* const setting = find_backend_setting(facts.run);
   if (setting == nullptr) return;
@@ -208,16 +208,16 @@ void find_backend_gpu(const RunFacts& facts, const CheckRule& rule, Findings& fi
 }
 
 // clang-format off
-constexpr std::array kRules = {
-    CheckRule{"vllm-wrong-backend", Engine::kVllm, Severity::kError, "a backend that is none", find_wrong_backend, source::kVllm, source::kVllmDate},
+constexpr std::array kVllmRules = {
+    CheckRule{"vllm-wrong-backend", Engine::kVllm, Severity::kError, "a backend that is none", find_vllm_wrong_backend, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-dead-backend", Engine::kVllm, Severity::kWarning, "a backend that is gone", find_dead_backend, source::kVllm, source::kVllmDate},
-    CheckRule{"vllm-inert-backend", Engine::kVllm, Severity::kError, "a backend without expert parallelism", find_inert_backend, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-inert-backend", Engine::kVllm, Severity::kError, "a backend without expert parallelism", find_vllm_inert_backend, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-old-variable", Engine::kVllm, Severity::kWarning, "the backend in the environment", find_old_variable, source::kVllm, source::kVllmDate},
-    CheckRule{"vllm-too-new", Engine::kVllm, Severity::kError, "an option of a later release", find_too_new, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-too-new", Engine::kVllm, Severity::kError, "an option of a later release", find_vllm_too_new, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-microbatches", Engine::kVllm, Severity::kError, "micro-batches with a backend that has none", find_microbatches, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-eplb", Engine::kVllm, Severity::kError, "load balancing without what it needs", find_eplb_trouble, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-eplb-config", Engine::kVllm, Severity::kError, "a configuration of load balancing that is refused", find_eplb_config, source::kVllm, source::kVllmDate},
-    CheckRule{"vllm-graphs", Engine::kVllm, Severity::kInfo, "a backend that turns graphs off", find_graphs, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-graphs", Engine::kVllm, Severity::kInfo, "a backend that turns graphs off", find_vllm_graphs, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-dp-local", Engine::kVllm, Severity::kError, "more local replicas than there are", find_dp_trouble, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-gpu", Engine::kVllm, Severity::kError, "a backend on a GPU that it does not run on", find_backend_gpu, source::kVllm, source::kVllmDate},
 };
@@ -225,6 +225,6 @@ constexpr std::array kRules = {
 
 }  // namespace
 
-std::span<const CheckRule> vllm_checks() noexcept { return kRules; }
+std::span<const CheckRule> vllm_checks() noexcept { return kVllmRules; }
 
 }  // namespace epistle::check

@@ -20,7 +20,7 @@ Setting to_setting(const std::pair<std::string, LinedText>& variable) {
   return setting;
 }
 
-bool holds_options(const LinedText& text) {
+bool script_holds_options(const LinedText& text) {
   return text.bytes.starts_with("--") || text.bytes.find(" --") != std::string::npos ||
          text.bytes.find("\n--") != std::string::npos;
 }
@@ -87,11 +87,11 @@ void note_build(ConfigFile& file, const ShellScript& script) {
 
 void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Setting>& environment, int depth);
 
-void read_command(ConfigFile& file, const ShellCommand& command, const BatchJob& job,
-                  const std::vector<Setting>& environment, int depth) {
+void script_read_command(ConfigFile& file, const ShellCommand& command, const BatchJob& job,
+                         const std::vector<Setting>& environment, int depth) {
   for (const LinedText& word : command.words) {
     const bool script =
-        holds_options(word) && word.bytes.find(' ') != std::string::npos && !word.bytes.starts_with("--");
+        script_holds_options(word) && word.bytes.find(' ') != std::string::npos && !word.bytes.starts_with("--");
     if (script && depth < kMaxNestedScripts) read_nested(file, word, environment, depth + 1);
   }
   RunConfig run = read_words(command.words);
@@ -109,7 +109,7 @@ void read_command(ConfigFile& file, const ShellCommand& command, const BatchJob&
 void read_values(ConfigFile& file, const ShellScript& script, const std::vector<Setting>& environment) {
   std::vector<LinedText> words;
   for (const LinedText& value : script.values) {
-    if (!holds_options(value)) {
+    if (!script_holds_options(value)) {
       if (!words.empty() || value.bytes.starts_with('-')) words.push_back(value);
       continue;
     }
@@ -129,7 +129,7 @@ void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Sett
   const ShellScript script = parse_shell(text, file.name);
   const BatchJob job = read_directives(file, script.directives);
   const std::size_t first = file.runs.size();
-  for (const ShellCommand& command : script.commands) read_command(file, command, job, environment, depth);
+  for (const ShellCommand& command : script.commands) script_read_command(file, command, job, environment, depth);
   if (file.runs.size() == first && depth == 0) read_values(file, script, environment);
   if (depth == 0) note_build(file, script);
   for (std::size_t idx = first; idx < file.runs.size(); ++idx) {

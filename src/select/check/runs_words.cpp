@@ -171,7 +171,7 @@ Program find_program(const std::vector<LinedText>& words) {
   return {};
 }
 
-Setting make_setting(const LinedText& word, std::string_view flag) {
+Setting words_make_setting(const LinedText& word, std::string_view flag) {
   Setting setting;
   setting.flag = flag;
   setting.name = plain_name(flag);
@@ -194,7 +194,7 @@ std::vector<Setting> read_options(const std::vector<LinedText>& words, std::size
     }
     const std::size_t equals = word.bytes.find('=');
     std::string_view flag = std::string_view(word.bytes).substr(0, equals);
-    Setting setting = make_setting(word, flag);
+    Setting setting = words_make_setting(word, flag);
     if (override_word) {
       const std::size_t dot = setting.name.rfind('.');
       setting.name = setting.name.substr(dot + 1);
@@ -253,7 +253,7 @@ void read_launcher(RunConfig& run, const std::vector<LinedText>& words, std::siz
              std::isdigit(static_cast<unsigned char>(byte)) != 0;
     });
     if (!upper) continue;
-    Setting setting = make_setting(word, name);
+    Setting setting = words_make_setting(word, name);
     setting.name = name;
     setting.values.push_back(word.bytes.substr(equals + 1));
     setting.known_value = word.known;
@@ -316,7 +316,7 @@ RunConfig read_words(const std::vector<LinedText>& words) {
   const bool positional =
       run.engine == Engine::kVllm && program.end < words.size() && !is_option(words[program.end].bytes);
   if (positional && words[program.end].known) {
-    Setting model = make_setting(words[program.end], "model");
+    Setting model = words_make_setting(words[program.end], "model");
     model.values = {words[program.end].bytes};
     run.options.insert(run.options.begin(), std::move(model));
   }

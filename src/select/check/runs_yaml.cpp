@@ -8,7 +8,7 @@
 namespace epistle::check {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr int kYamlMaxDepth = 64;
 /// Aliases can name the same node again and again.
 constexpr int kMaxVisits = 200'000;
 
@@ -29,7 +29,7 @@ bool is_upper_name(std::string_view key) {
          key.find('_') != std::string_view::npos;
 }
 
-bool concerns_experts(std::string_view name) {
+bool yaml_concerns_experts(std::string_view name) {
   return name.starts_with("moe-") || name.find("deepep") != std::string_view::npos ||
          name.find("hybridep") != std::string_view::npos || name.find("all2all") != std::string_view::npos ||
          name.find("a2a-backend") != std::string_view::npos || name.find("expert-parallel") != std::string_view::npos ||
@@ -41,10 +41,10 @@ bool is_option_key(std::string_view name) {
   for (const Engine engine : {Engine::kMegatron, Engine::kVllm, Engine::kSglang}) {
     if (is_known_flag(engine, name) || canonical_name(engine, name) != name) return true;
   }
-  return concerns_experts(name);
+  return yaml_concerns_experts(name);
 }
 
-bool holds_options(std::string_view text) {
+bool yaml_holds_options(std::string_view text) {
   return text.starts_with("--") || text.find(" --") != std::string_view::npos ||
          text.find("\n--") != std::string_view::npos;
 }
@@ -89,18 +89,18 @@ class Document {
     if (file_.runs.size() < first + 2 || file_.runs[first].dialect != Dialect::kYaml) return;
     const auto& options = file_.runs[first].options;
     const bool experts =
-        std::any_of(options.begin(), options.end(), [](const Setting& s) { return concerns_experts(s.name); });
+        std::any_of(options.begin(), options.end(), [](const Setting& s) { return yaml_concerns_experts(s.name); });
     if (!experts) file_.runs.erase(file_.runs.begin() + static_cast<std::ptrdiff_t>(first));
   }
 
   void visit(std::size_t index, int depth) {
-    if (depth > kMaxDepth || ++visits_ > kMaxVisits) return;
+    if (depth > kYamlMaxDepth || ++visits_ > kMaxVisits) return;
     const YamlNode& node = tree_.at(index);
     if (node.kind == YamlKind::kMap) {
       visit_map(node, depth);
     } else if (node.kind == YamlKind::kSequence) {
       visit_sequence(node, depth);
-    } else if (node.kind == YamlKind::kScalar && holds_options(node.text)) {
+    } else if (node.kind == YamlKind::kScalar && yaml_holds_options(node.text)) {
       add_script(node);
     }
   }
@@ -127,7 +127,7 @@ class Document {
       return;
     }
     const bool option = key.text != "<<" && is_option_key(name);
-    if (option && value.kind == YamlKind::kScalar && !(holds_options(value.text) && value.block)) {
+    if (option && value.kind == YamlKind::kScalar && !(yaml_holds_options(value.text) && value.block)) {
       options_.push_back(make_setting(key, name, {value.text}, scope));
       return;
     }
@@ -150,7 +150,7 @@ class Document {
     for (const std::size_t item : node.children) {
       const YamlNode& scalar = tree_.at(item);
       if (scalar.text.find('\n') != std::string::npos ||
-          (holds_options(scalar.text) && scalar.text.find(' ') != std::string::npos &&
+          (yaml_holds_options(scalar.text) && scalar.text.find(' ') != std::string::npos &&
            !scalar.text.starts_with("--"))) {
         add_script(scalar);
         continue;
