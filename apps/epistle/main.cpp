@@ -24,22 +24,22 @@ namespace {
 constexpr std::string_view kExamples =
     "Examples:\n"
     "  epistle bench --ranks 8 --group processes    dispatch and combine, verified and timed\n"
+    "  epistle doctor                               what this machine has, and which backends work\n"
     "  epistle models                               shapes of published models\n"
     "  epistle models qwen3-30b-a3b                 one of them, in full\n"
     "  epistle plan --cluster gb200-nvl72           which EP, TP and dispatcher for a model\n"
     "  epistle trace routing.jsonl.gz               how skewed a recorded routing is\n"
     "  epistle trace routing.jsonl.gz --layer 3     tokens of every expert of one layer\n"
     "  epistle run -n 8 -- ./train --epochs 1       eight ranks of a program on this host\n"
+    "  epistle select --hardware h100-hgx --ep 16 --model qwen3-30b-a3b --assume deepep\n"
+    "                                               which dispatcher, and why\n"
+    "  epistle select --check train.sh              what a command line really runs, and what is wrong\n"
     "  epistle settings                             environment variables and their values\n";
 
 // The order of --help, behind run.
 constexpr void (*kCommands[])(CLI::App&, int&) = {
-    add_bench_command,
-    add_trace_command,
-    add_calibrate_command,
-    add_models_command,
-    add_plan_command,
-    add_settings_command,
+    add_bench_command,  add_trace_command, add_calibrate_command, add_doctor_command,
+    add_models_command, add_plan_command,  add_select_command,    add_settings_command,
 };
 
 int report(const std::string& message, int exit_code) {

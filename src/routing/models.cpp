@@ -13,6 +13,7 @@
 #include "epistle/error.hpp"
 
 #include "core/ascii.hpp"
+#include "core/edit_distance.hpp"
 
 namespace epistle {
 namespace {
@@ -105,22 +106,6 @@ std::vector<std::string_view> names_of(const ModelPreset& preset) {
     rest.remove_prefix(std::min(comma + 1, rest.size()));
   }
   return names;
-}
-
-/// Least number of characters to insert, remove or replace (Levenshtein).
-std::size_t edit_distance(std::string_view left, std::string_view right) {
-  std::vector<std::size_t> row(right.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t left_idx = 0; left_idx < left.size(); ++left_idx) {
-    std::size_t diagonal = row[0];
-    row[0] = left_idx + 1;
-    for (std::size_t right_idx = 0; right_idx < right.size(); ++right_idx) {
-      const std::size_t replaced = diagonal + (left[left_idx] == right[right_idx] ? 0 : 1);
-      diagonal = row[right_idx + 1];
-      row[right_idx + 1] = std::min({replaced, diagonal + 1, row[right_idx] + 1});
-    }
-  }
-  return row.back();
 }
 
 /// How far `name` is from the preset: names that begin with it come first, as it may be a family's name.

@@ -1,0 +1,230 @@
+// vLLM.
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "select/check/check.hpp"
+#include "select/check/flag_names.hpp"
+#include "select/rule.hpp"
+
+namespace epistle::check {
+namespace {
+
+// The values of --all2all-backend (2026-09), and what pull requests and plug-ins name besides.
+const std::vector<std::string_view>& vllm_backends() {
+  static const std::vector<std::string_view> values = {"allgather_reducescatter",
+                                                       "deepep_high_throughput",
+                                                       "deepep_low_latency",
+                                                       "deepep_v2",
+                                                       "mori_high_throughput",
+                                                       "mori_low_latency",
+                                                       "nixl_ep",
+                                                       "moonep",
+                                                       "flashinfer_nvlink_two_sided",
+                                                       "flashinfer_nvlink_one_sided",
+                                                       "flashinfer_all2allv",
+                                                       "naive",
+                                                       "pplx",
+                                                       "passthrough"};
+  return values;
+}
+
+const Setting* find_backend_setting(const RunConfig& run) {
+  const Setting* const setting = run.find("all2all-backend");
+  return setting != nullptr ? setting : run.find_environment("VLLM_ALL2ALL_BACKEND");
+}
+
+void find_vllm_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const setting = find_backend_setting(facts.run);
+  if (setting == nullptr || !setting->known_value || setting->values.empty()) return;
+  const auto& values = vllm_backends();
+  if (std::find(values.begin(), values.end(), setting->value()) != values.end()) return;
+  const std::string_view closest = closest_of(values, setting->value());
+  std::string fix = closest.empty() ? "use allgather_reducescatter, deepep_high_throughput or deepep_low_latency"
+                                    : fmt::format("did you mean {}?", closest);
+  if (setting->value() == "deepep") fix = "use deepep_high_throughput (prefill) or deepep_low_latency (decode)";
+  add_finding(findings, rule, *setting, fmt::format("'{}' is no all-to-all backend of vLLM", setting->value()), fix);
+}
+
+void find_dead_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const setting = find_backend_setting(facts.run);
+  if (setting == nullptr) return;
+  if (setting->value() == "naive" || setting->value() == "pplx") {
+    add_finding(findings, rule, *setting,
+                fmt::format("the backend {} is gone: the run uses allgather_reducescatter", setting->value()),
+                "say allgather_reducescatter, or choose another");
+  }
+  if (setting->value() == "flashinfer_all2allv") {
+    add_finding(findings, rule, *setting, "flashinfer_all2allv is an old name", "say flashinfer_nvlink_two_sided");
+    findings.back().severity = Severity::kInfo;
+  }
+}
+
+void find_vllm_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const setting = find_backend_setting(run);
+  if (setting == nullptr) return;
+  if (!run.has("enable-expert-parallel")) {
+    if (!run.complete) return;
+    add_finding(findings, rule, *setting,
+                fmt::format("{} does nothing without --enable-expert-parallel", setting->flag),
+                "add --enable-expert-parallel, or remove the backend");
+    return;
+  }
+  if (facts.would_run != "none" || !run.complete) return;
+  add_finding(findings, rule, *setting,
+              fmt::format("{} does nothing without data parallelism: the ranks of one TP group have the same tokens",
+                          setting->flag),
+              "add --data-parallel-size, or remove the backend");
+  // The default, said aloud, is no mistake.
+  findings.back().severity = setting->value() == "allgather_reducescatter" ? Severity::kInfo : Severity::kWarning;
+}
+
+void find_old_variable(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const variable = facts.run.find_environment("VLLM_ALL2ALL_BACKEND");
+  if (variable == nullptr) return;
+  if (facts.options.vllm && *facts.options.vllm < kVllmBackendOption) return;
+  const Setting* const option = facts.run.find("all2all-backend");
+  if (option != nullptr && option->value() != variable->value()) {
+    add_finding(
+        findings, rule, *variable,
+        fmt::format("{} says {}, but {} says {}", variable->flag, variable->value(), option->flag, option->value()),
+        "keep the option");
+    return;
+  }
+  add_finding(findings, rule, *variable, "VLLM_ALL2ALL_BACKEND is deprecated, and newer releases do not read it",
+              fmt::format("use --all2all-backend {}", variable->value()));
+}
+
+void find_vllm_too_new(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const option = facts.run.find("all2all-backend");
+  if (option == nullptr || !facts.options.vllm || *facts.options.vllm >= kVllmBackendOption) return;
+  add_finding(findings, rule, *option, fmt::format("vLLM {} has no {}", to_string(*facts.options.vllm), option->flag),
+              fmt::format("set VLLM_ALL2ALL_BACKEND={}", option->value()));
+}
+
+void find_microbatches(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* setting = run.find("enable-dbo");
+  if (setting == nullptr || !run.has("enable-dbo")) {
+    setting = run.find("ubatch-size");
+    if (setting == nullptr || run.number("ubatch-size").value_or(0) < 2) return;
+  }
+  constexpr std::array<std::string_view, 3> kAble = {"deepep_low_latency", "deepep_high_throughput", "nixl_ep"};
+  const std::string_view backend = find_backend_setting(run) == nullptr ? std::string_view("allgather_reducescatter")
+                                                                        : find_backend_setting(run)->value();
+  if (std::find(kAble.begin(), kAble.end(), backend) != kAble.end()) return;
+  if (facts.gpu == GpuClass::kAmd && backend == "allgather_reducescatter") return;
+  add_finding(
+      findings, rule, *setting,
+      fmt::format("{} works with deepep_low_latency, deepep_high_throughput and nixl_ep only; the backend is {}",
+                  setting->flag, backend),
+      "choose one of these, or remove it");
+}
+
+void find_eplb_trouble(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const eplb = run.find("enable-eplb");
+  const bool on = eplb != nullptr && run.has("enable-eplb");
+  if (on && run.complete && !run.has("enable-expert-parallel"))
+    add_finding(findings, rule, *eplb, "--enable-eplb is refused without --enable-expert-parallel",
+                "add --enable-expert-parallel");
+  if (on && run.has("enable-expert-parallel") && facts.ep_known && facts.ep < 2 && run.complete)
+    add_finding(findings, rule, *eplb, "--enable-eplb is refused on one rank", "add tensor or data parallelism");
+  const Setting* const redundant = run.find("num-redundant-experts");
+  if (redundant != nullptr && run.number("num-redundant-experts").value_or(0) > 0 && !on && run.complete)
+    add_finding(findings, rule, *redundant, "redundant experts are refused without --enable-eplb", "add --enable-eplb");
+  const Setting* const elastic = run.find("enable-elastic-ep");
+  if (elastic != nullptr && run.has("enable-elastic-ep") && !on && run.complete)
+    add_finding(findings, rule, *elastic, "--enable-elastic-ep is refused without --enable-eplb", "add --enable-eplb");
+}
+
+void find_eplb_config(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const setting = facts.run.find("eplb-config");
+  if (setting == nullptr || !setting->known_value || setting->values.empty()) return;
+  std::string text;
+  for (const std::string& value : setting->values) text += (text.empty() ? "" : " ") + value;
+  const auto config = nlohmann::json::parse(text, nullptr, false);
+  if (config.is_discarded() || !config.is_object()) {
+    add_finding(findings, rule, *setting, "the value of --eplb-config is not JSON",
+                "quote it for the shell, and check its brackets");
+    return;
+  }
+  static const std::vector<std::string_view> kFields = {
+      "window_size", "step_interval", "num_redundant_experts", "log_balancedness", "log_balancedness_interval",
+      "use_async",   "policy",        "communicator"};
+  for (const auto& [name, value] : config.items()) {
+    if (std::find(kFields.begin(), kFields.end(), name) != kFields.end()) continue;
+    const std::string_view closest = closest_of(kFields, name);
+    add_finding(findings, rule, *setting, fmt::format("'{}' is no field of --eplb-config", name),
+                closest.empty() ? "remove it" : fmt::format("did you mean {}?", closest));
+  }
+  const auto asynchronous = config.find("use_async");
+  const auto communicator = config.find("communicator");
+  const bool async = asynchronous == config.end() || !asynchronous->is_boolean() || asynchronous->get<bool>();
+  const std::string name =
+      communicator != config.end() && communicator->is_string() ? communicator->get<std::string>() : "";
+  if (async && (name == "torch_nccl" || name == "pynccl"))
+    add_finding(findings, rule, *setting, fmt::format("the communicator {} is refused with asynchronous EPLB", name),
+                "use torch_gloo or nixl, or use_async false");
+}
+
+void find_vllm_graphs(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  if (facts.would_run != "deepep_high_throughput") return;
+  const Setting* const setting = find_backend_setting(facts.run);
+  if (setting == nullptr) return;
+  const Setting* const config = facts.run.find("compilation-config");
+  const bool wants = config != nullptr && config->value().find("FULL") != std::string_view::npos;
+  add_finding(findings, rule, wants ? *config : *setting, "deepep_high_throughput turns CUDA graphs off",
+              "for decode use deepep_low_latency");
+  findings.back().severity = wants ? Severity::kWarning : Severity::kInfo;
+}
+
+void find_dp_trouble(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const auto dp = facts.run.number("data-parallel-size");
+  const auto local = facts.run.number("data-parallel-size-local");
+  const Setting* const setting = facts.run.find("data-parallel-size-local");
+  if (!dp || !local || *local <= *dp) return;
+  add_finding(findings, rule, *setting, fmt::format("{} local replicas of {} in all", *local, *dp),
+              "the local number is at most --data-parallel-size");
+}
+
+void find_backend_gpu(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const setting = find_backend_setting(facts.run);
+  if (!facts.gpu || setting == nullptr || facts.gpu == GpuClass::kUnknown) return;
+  const bool amd = facts.gpu == GpuClass::kAmd;
+  const bool mori = facts.would_run.starts_with("mori");
+  const bool nvidia_only = facts.would_run.starts_with("flashinfer") || facts.would_run == "deepep_v2";
+  if (mori && !amd)
+    add_finding(findings, rule, *setting,
+                fmt::format("MoRI is made for ROCm; this is {}", facts.options.cluster->title),
+                "use a DeepEP backend or all-gather");
+  if (nvidia_only && (amd || facts.gpu == GpuClass::kPcie))
+    add_finding(findings, rule, *setting,
+                fmt::format("{} needs NVLink; this is {}", facts.would_run, facts.options.cluster->title),
+                "use allgather_reducescatter");
+}
+
+// clang-format off
+constexpr std::array kVllmRules = {
+    CheckRule{"vllm-wrong-backend", Engine::kVllm, Severity::kError, "a backend that is none", find_vllm_wrong_backend, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-dead-backend", Engine::kVllm, Severity::kWarning, "a backend that is gone", find_dead_backend, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-inert-backend", Engine::kVllm, Severity::kError, "a backend without expert parallelism", find_vllm_inert_backend, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-old-variable", Engine::kVllm, Severity::kWarning, "the backend in the environment", find_old_variable, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-too-new", Engine::kVllm, Severity::kError, "an option of a later release", find_vllm_too_new, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-microbatches", Engine::kVllm, Severity::kError, "micro-batches with a backend that has none", find_microbatches, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-eplb", Engine::kVllm, Severity::kError, "load balancing without what it needs", find_eplb_trouble, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-eplb-config", Engine::kVllm, Severity::kError, "a configuration of load balancing that is refused", find_eplb_config, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-graphs", Engine::kVllm, Severity::kInfo, "a backend that turns graphs off", find_vllm_graphs, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-dp-local", Engine::kVllm, Severity::kError, "more local replicas than there are", find_dp_trouble, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-gpu", Engine::kVllm, Severity::kError, "a backend on a GPU that it does not run on", find_backend_gpu, source::kVllm, source::kVllmDate},
+};
+// clang-format on
+
+}  // namespace
+
+std::span<const CheckRule> vllm_checks() noexcept { return kVllmRules; }
+
+}  // namespace epistle::check

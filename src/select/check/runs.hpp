@@ -1,0 +1,30 @@
+// From words and maps to runs: which engine they start, and with what.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "select/check/config.hpp"
+#include "select/check/shell.hpp"
+#include "select/check/yaml.hpp"
+
+namespace epistle::check {
+
+/// Adds the runs that `text` starts to `file`. `environment` counts for all of them.
+void read_script_runs(ConfigFile& file, const LinedText& text, const std::vector<Setting>& environment);
+
+void read_yaml_runs(ConfigFile& file, const YamlTree& tree);
+
+/// A run from words: options, and the engine that they and the program tell. kUnknown where it is none.
+[[nodiscard]] RunConfig read_words(const std::vector<LinedText>& words);
+
+/// The name under which rules know an option of the engine: "tp" of SGLang is "tp-size".
+[[nodiscard]] std::string canonical_name(Engine engine, std::string_view name);
+
+/// How strongly names of options speak for each engine; kUnknown where none does.
+[[nodiscard]] Engine guess_engine(const std::vector<Setting>& options);
+
+/// "h100-hgx" of "NVIDIA H100", "gpu:h100:8"; empty where no preset is named.
+[[nodiscard]] std::string find_hardware_name(std::string_view text);
+
+}  // namespace epistle::check

@@ -1,0 +1,294 @@
+#include "select/check/shell.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cstddef>
+#include <utility>
+
+#include "select/check/shell_words.hpp"
+
+namespace epistle::check {
+namespace {
+
+/// What stands in front of a command and is none of its words.
+bool is_prefix(std::string_view word) {
+  constexpr std::array<std::string_view, 14> kPrefixes = {"then", "do",   "{",     "if",   "while", "until", "!",
+                                                          "time", "exec", "nohup", "eval", "elif",  "else",  "env"};
+  return std::find(kPrefixes.begin(), kPrefixes.end(), word) != kPrefixes.end();
+}
+
+bool is_declaration(std::string_view word) {
+  constexpr std::array<std::string_view, 5> kWords = {"export", "declare", "local", "readonly", "typeset"};
+  return std::find(kWords.begin(), kWords.end(), word) != kWords.end();
+}
+
+class Reader : private ShellWords {
+ public:
+  Reader(const LinedText& text, const std::string& file) : ShellWords(text, file) {}
+
+  ShellScript run() {
+    while (at_ < size()) read_command();
+    script_.exports = exports_;
+    return std::move(script_);
+  }
+
+ private:
+  // ---- Commands
+  // ------------------------------------------------------------------------------------------------------
+
+  void read_command() {
+    ShellCommand command;
+    bool exporting = false;
+    while (at_ < size()) {
+      skip_blanks();
+      if (at_ >= size()) break;
+      if (peek() == '#') {
+        read_comment();
+        continue;
+      }
+      if (end_of_command()) break;
+      if (skip_redirection()) continue;
+      if (command.words.empty() && read_assignment(command, exporting)) continue;
+      read_words_of(command, exporting);
+    }
+    if (command.words.empty()) {
+      auto& target = export_all_ ? exports_ : script_.plain;
+      target.insert(target.end(), command.environment.begin(), command.environment.end());
+      return;
+    }
+    if (command.words.size() == 2 && command.words[0].bytes == "set")
+      export_all_ = export_all_ || command.words[1].bytes == "-a";
+    // What is exported counts for this command; what stands in front of it, last.
+    auto environment = exports_;
+    environment.insert(environment.end(), command.environment.begin(), command.environment.end());
+    command.environment = std::move(environment);
+    script_.commands.push_back(std::move(command));
+  }
+
+  void read_words_of(ShellCommand& command, bool& exporting) {
+    ShellFields fields = read_word();
+    if (fields.size() == 1 && fields[0].known && command.words.empty()) {
+      const std::string& word = fields[0].bytes;
+      note_branch(word);
+      if (is_prefix(word)) return;
+      if (is_declaration(word)) {
+        exporting = true;
+        return;
+      }
+      if (word == "for") {
+        forget_loop_variable();
+        return;
+      }
+    }
+    for (LinedText& field : fields) {
+      // A word that is nothing but an unknown expansion may stand for any options.
+      if (!field.known && field.bytes.starts_with('$') && field.bytes.find('=') == std::string::npos) {
+        const bool whole = field.bytes.find_first_of(" /.:") == std::string::npos;
+        const bool value = !command.words.empty() && command.words.back().bytes.starts_with('-');
+        if (whole && !value) command.complete = false;
+      }
+      if (exporting) {
+        export_variable(field.bytes);
+      } else {
+        command.words.push_back(std::move(field));
+      }
+    }
+  }
+
+  /// "export NAME" of a variable that has its value already.
+  void export_variable(const std::string& name) {
+    const auto found = variables_.find(name);
+    if (found != variables_.end()) exports_.emplace_back(name, found->second.front());
+  }
+
+  void note_branch(std::string_view word) {
+    if (word == "if" || word == "case") branches_.push_back(false);
+    if (branches_.empty()) return;
+    if (word == "else" || word == "elif") branches_.back() = true;
+    if (word == "fi" || word == "esac") branches_.pop_back();
+  }
+
+  /// Of alternatives only the first is taken to happen.
+  [[nodiscard]] bool in_other_branch() const {
+    return std::find(branches_.begin(), branches_.end(), true) != branches_.end();
+  }
+
+  void forget_loop_variable() {
+    skip_blanks();
+    std::string name;
+    while (is_name_byte(peek())) name.push_back(text_.bytes[at_++]);
+    variables_.erase(name);
+  }
+
+  void read_comment() {
+    const std::size_t end = std::min(text_.bytes.find('\n', at_), size());
+    const bool at_line_start = at_ == 0 || text_.bytes[at_ - 1] == '\n';
+    if (at_line_start && rest().starts_with("#SBATCH")) {
+      LinedText directive;
+      for (std::size_t idx = at_; idx < end; ++idx) directive.add(text_.bytes[idx], text_.lines[idx]);
+      script_.directives.push_back(std::move(directive));
+    }
+    at_ = end;
+  }
+
+  void skip_blanks() {
+    while (at_ < size()) {
+      if (peek() == '\\' && (peek(1) == '\n' || (peek(1) == '\r' && peek(2) == '\n'))) {
+        at_ += peek(1) == '\n' ? 2 : 3;
+      } else if (peek() == ' ' || peek() == '\t' || peek() == '\r') {
+        ++at_;
+      } else {
+        return;
+      }
+    }
+  }
+
+  bool end_of_command() {
+    const char byte = peek();
+    if (byte == '&' && peek(1) == '>') return false;
+    if (byte != '\n' && byte != ';' && byte != '&' && byte != '|' && byte != '(' && byte != ')') return false;
+    if (byte == ';' && peek(1) == ';' && !branches_.empty()) branches_.back() = true;
+    ++at_;
+    if (byte == '\n') skip_here_documents();
+    return true;
+  }
+
+  bool skip_redirection() {
+    std::size_t ahead = 0;
+    while (std::isdigit(static_cast<unsigned char>(peek(ahead))) != 0) ++ahead;
+    if (ahead == 0 && peek() == '&') ahead = 1;
+    if (peek(ahead) != '>' && peek(ahead) != '<') return false;
+    at_ += ahead;
+    const bool here = rest().starts_with("<<") && !rest().starts_with("<<<");
+    while (peek() == '>' || peek() == '<' || peek() == '&' || peek() == '-') ++at_;
+    skip_blanks();
+    if (peek() == '(') {
+      skip_parentheses();
+      return true;
+    }
+    if (at_ >= size() || peek() == '\n') return true;
+    const ShellFields target = read_word();
+    if (here && !target.empty()) here_ends_.push_back(target.front().bytes);
+    return true;
+  }
+
+  void skip_here_documents() {
+    for (const std::string& mark : here_ends_) {
+      while (at_ < size()) {
+        const std::size_t end = std::min(text_.bytes.find('\n', at_), size());
+        std::string_view one = std::string_view(text_.bytes).substr(at_, end - at_);
+        at_ = std::min(end + 1, size());
+        while (one.starts_with('\t')) one.remove_prefix(1);
+        if (one == mark) break;
+      }
+    }
+    here_ends_.clear();
+  }
+
+  // ---- Assignments
+  // ---------------------------------------------------------------------------------------------------
+
+  bool read_assignment(ShellCommand& command, bool exporting) {
+    if (!is_name_start(peek())) return false;
+    std::size_t ahead = 0;
+    while (is_name_byte(peek(ahead))) ++ahead;
+    const bool append = peek(ahead) == '+' && peek(ahead + 1) == '=';
+    if (peek(ahead) != '=' && !append) return false;
+    const std::string name(rest().substr(0, ahead));
+    at_ += ahead + (append ? 2 : 1);
+    const bool array = peek() == '(';
+    ShellFields values = array ? read_array() : ShellFields{};
+    if (!array) {
+      LinedText joined;
+      if (!value_is_empty()) {
+        const ShellFields fields = read_word(false);
+        for (std::size_t idx = 0; idx < fields.size(); ++idx) {
+          // An array in a value is its items with spaces between them.
+          if (idx > 0) joined.add(' ', fields[idx].line());
+          joined.add(fields[idx]);
+        }
+      }
+      values.push_back(std::move(joined));
+    }
+    for (const LinedText& value : values) script_.values.push_back(value);
+    if (in_other_branch()) return true;
+    assign(name, values, append, array);
+    if (array) return true;
+    if (exporting) {
+      exports_.emplace_back(name, variables_[name].front());
+    } else {
+      command.environment.emplace_back(name, variables_[name].front());
+    }
+    return true;
+  }
+
+  /// Nothing behind the '='.
+  [[nodiscard]] bool value_is_empty() const {
+    return at_ >= size() || is_shell_space(peek()) || peek() == ';' || peek() == '&' || peek() == '|' || peek() == ')';
+  }
+
+  void assign(const std::string& name, const ShellFields& values, bool append, bool array) {
+    ShellFields& variable = variables_[name];
+    if (!append) {
+      variable = values;
+    } else if (array) {
+      variable.insert(variable.end(), values.begin(), values.end());
+    } else {
+      if (variable.empty()) variable.emplace_back();
+      variable.front().add(values.front());
+    }
+    if (variable.empty()) variable.emplace_back();
+  }
+
+  ShellFields read_array() {
+    const std::int32_t begin_line = line();
+    ++at_;
+    ShellFields values;
+    while (true) {
+      while (at_ < size() && (is_shell_space(peek()) || (peek() == '\\' && is_shell_space(peek(1))))) ++at_;
+      if (at_ >= size()) fail(begin_line, "an array that begins here has no closing parenthesis");
+      if (peek() == ')') break;
+      if (peek() == '#') {
+        at_ = std::min(text_.bytes.find('\n', at_), size());
+        continue;
+      }
+      const std::size_t before = at_;
+      for (LinedText& field : read_word()) values.push_back(std::move(field));
+      if (at_ == before) ++at_;  // an operator that means nothing here
+    }
+    ++at_;
+    return values;
+  }
+
+  std::vector<std::pair<std::string, LinedText>> exports_;
+  bool export_all_ = false;     ///< set -a
+  std::vector<bool> branches_;  ///< open if and case: whether behind their first alternative
+  std::vector<std::string> here_ends_;
+  ShellScript script_;
+};
+
+}  // namespace
+
+void LinedText::add(const LinedText& text) {
+  bytes += text.bytes;
+  lines.insert(lines.end(), text.lines.begin(), text.lines.end());
+  known = known && text.known;
+  assumed = assumed || text.assumed;
+}
+
+ShellScript parse_shell(const LinedText& text, const std::string& file) { return Reader(text, file).run(); }
+
+LinedText number_lines(std::string_view text) {
+  LinedText numbered;
+  numbered.bytes = text;
+  numbered.lines.reserve(text.size());
+  std::int32_t line = 1;
+  for (const char byte : text) {
+    numbered.lines.push_back(line);
+    if (byte == '\n') ++line;
+  }
+  return numbered;
+}
+
+}  // namespace epistle::check

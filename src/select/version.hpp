@@ -1,0 +1,45 @@
+// Versions of engines: "0.20", "0.20.1", "v0.11.0rc2" are compared by their first two numbers.
+#pragma once
+
+#include <charconv>
+#include <compare>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace epistle {
+
+struct Version {
+  std::int32_t major = 0;
+  std::int32_t minor = 0;
+  friend auto operator<=>(const Version&, const Version&) = default;
+};
+
+/// The newest Megatron core that the tables know; taken where no version is given.
+inline constexpr Version kNewestMegatron{0, 20};
+/// From here on one option says the SMs of every flex backend, and `ncclep` is one of them.
+inline constexpr Version kOneSmOption{0, 20};
+/// Before it, vLLM took the backend from the environment.
+inline constexpr Version kVllmBackendOption{0, 11};
+/// Before it, SGLang had a switch for DeepEP.
+inline constexpr Version kSglangBackendOption{0, 5};
+
+[[nodiscard]] inline std::string to_string(Version version) {
+  return std::to_string(version.major) + "." + std::to_string(version.minor);
+}
+
+/// Nothing where `text` does not start with a number and a dot with another.
+[[nodiscard]] inline std::optional<Version> parse_version(std::string_view text) {
+  if (text.starts_with('v')) text.remove_prefix(1);
+  Version version;
+  const char* const end = text.data() + text.size();
+  const auto [dot, failed] = std::from_chars(text.data(), end, version.major);
+  if (failed != std::errc() || dot == end || *dot != '.') return std::nullopt;
+  const auto [rest, failed_minor] = std::from_chars(dot + 1, end, version.minor);
+  if (failed_minor != std::errc() || version.major < 0 || version.minor < 0) return std::nullopt;
+  if (rest != end && *rest >= '0' && *rest <= '9') return std::nullopt;
+  return version;
+}
+
+}  // namespace epistle

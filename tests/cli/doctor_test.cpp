@@ -1,0 +1,110 @@
+#include <filesystem>
+#include <string>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/epistle_command.hpp"
+
+namespace epistle::test {
+namespace {
+
+using Json = nlohmann::json;
+
+Json find_named(const Json& list, const std::string& name) {
+  for (const Json& entry : list) {
+    if (entry.at("name") == name) return entry;
+  }
+  return {};
+}
+
+/// A program that stands in for a Python interpreter.
+std::string write_program(const TempDir& dir, const std::string& body) {
+  dir.write("python", "#!/bin/sh\n" + body + "\n");
+  std::filesystem::permissions(dir.file("python"), std::filesystem::perms::owner_all);
+  return dir.file("python");
+}
+
+Json examine(const std::vector<std::string>& arguments) {
+  std::vector<std::string> all = {"doctor", "--json"};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  const CommandResult result = run_epistle(all);
+  EXPECT_EQ(result.exit_code, 0) << result.describe();
+  return result.exit_code == 0 ? Json::parse(result.out) : Json();
+}
+
+TEST(Doctor, ProvesTheHostDeviceByRunningIt) {
+  const Json report = examine({});
+  ASSERT_TRUE(report.is_object());
+  std::size_t num_host = 0;
+  for (const Json& dispatcher : report.at("dispatchers")) {
+    if (dispatcher.at("device") != "host") continue;
+    ++num_host;
+    EXPECT_EQ(dispatcher.at("proved"), "steady") << dispatcher;
+    EXPECT_EQ(dispatcher.at("available"), true) << dispatcher;
+    for (const char* const level : {"selected", "imported", "initialised", "steady"})
+      EXPECT_EQ(dispatcher.at("levels").at(level), true) << dispatcher;
+  }
+  EXPECT_GE(num_host, 3U);
+  EXPECT_GT(report.at("host").at("num_cores"), 0);
+  for (const char* const field : {"versions", "gpus", "nvlink_domains", "nics", "backends", "memory"})
+    EXPECT_TRUE(report.contains(field)) << field;
+  if (report.at("gpus").empty()) {
+    EXPECT_FALSE(report.at("no_gpu").at("reason").get<std::string>().empty());
+    EXPECT_EQ(find_named(report.at("backends"), "epistle").at("available"), false);
+  }
+  for (const Json& need : report.at("memory").at("per_rank")) {
+    EXPECT_TRUE(need.at("largest_bytes").is_null() ? !need.at("refused").get<std::string>().empty()
+                                                   : need.at("largest_bytes") > 0)
+        << need;
+  }
+}
+
+TEST(Doctor, PackagesWithoutAnInterpreterAreNotTried) {
+  const Json backend = find_named(examine({}).at("backends"), "deepep");
+  EXPECT_EQ(backend.at("available"), false);
+  EXPECT_TRUE(backend.at("levels").at("imported").is_null());
+  EXPECT_NE(backend.at("reason").get<std::string>().find("--python"), std::string::npos);
+}
+
+TEST(Doctor, ACrashAndAHangAreFindings) {
+  const TempDir dir;
+  const Json crashed =
+      find_named(examine({"--python", write_program(dir, "kill -SEGV $$")}).at("backends"), "hybridep");
+  EXPECT_EQ(crashed.at("levels").at("imported"), false);
+  EXPECT_NE(crashed.at("reason").get<std::string>().find("signal 11"), std::string::npos) << crashed;
+  // Only the first probe hangs: the time limit is a second for each.
+  const std::string hanging = write_program(
+      dir, "case \"$4\" in Buffer) sleep 60;; *) echo '{\"imported\": false, \"error\": \"not there\"}';; esac");
+  const Json report = examine({"--time-limit", "1", "--python", hanging});
+  EXPECT_NE(find_named(report.at("backends"), "deepep").at("reason").get<std::string>().find("did not end within 1 s"),
+            std::string::npos);
+  EXPECT_EQ(find_named(report.at("backends"), "hybridep").at("reason"), "not there");
+}
+
+TEST(Doctor, AnImportIsOneLevelAndNoProofOfMore) {
+  const TempDir dir;
+  const std::string program = write_program(dir, "echo noise; echo '{\"imported\": true, \"version\": \"2.1.0\"}'");
+  const std::string file = dir.file("doctor.json");
+  const CommandResult result = run_epistle({"doctor", "--python", program, "--json", file});
+  ASSERT_EQ(result.exit_code, 0) << result.describe();
+  EXPECT_NE(result.out.find("Other backends"), std::string::npos) << result.out;
+  const Json backend = find_named(Json::parse(read_file(file)).at("backends"), "deepep");
+  EXPECT_EQ(backend.at("proved"), "imported");
+  EXPECT_EQ(backend.at("version"), "2.1.0");
+  EXPECT_TRUE(backend.at("levels").at("steady").is_null());
+  // What doctor writes, select reads.
+  const CommandResult select = run_epistle(
+      {"select", "--hardware", "h100-hgx", "--ep", "16", "--model", "qwen3-30b", "--doctor", file, "--json"});
+  ASSERT_EQ(select.exit_code, 0) << select.describe();
+  EXPECT_EQ(Json::parse(select.out).at("candidates").at(0).at("backend"), "deepep");
+}
+
+TEST(Doctor, AnInterpreterThatIsNotThereIsAnError) {
+  const CommandResult result = run_epistle({"doctor", "--python", "/nowhere/python"});
+  EXPECT_EQ(result.exit_code, 5);
+  EXPECT_TRUE(is_error_line(result.err, "/nowhere/python")) << result.err;
+}
+
+}  // namespace
+}  // namespace epistle::test
