@@ -9,7 +9,6 @@
 #include "group/limits.hpp"
 #include "json_option.hpp"
 #include "number_options.hpp"
-#include "output.hpp"
 #include "routing/limits.hpp"
 
 namespace epistle::cli {
@@ -129,13 +128,9 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
                    "Host device: do not bind ranks to their share of the processing units");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
-  add_json_option(command, options.json_target);
+  add_json_option(command, options.targets.json);
+  add_html_option(command, options.targets.html);
   command.add_flag("--quiet", options.quiet, "No progress bar");
-}
-
-void check_outputs(const BenchOptions& options) {
-  if (!options.json_target.empty()) check_output(options.json_target);
-  if (options.json_target != kStdout) check_output(std::string(kStdout));
 }
 
 std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options) {

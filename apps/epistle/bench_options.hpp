@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "html_option.hpp"
+
 namespace CLI {
 class App;
 }
@@ -52,14 +54,11 @@ struct BenchOptions {
   bool no_verify = false;
   bool no_bind = false;
   bool stage_combine = false;
-  std::string json_target;
+  ResultTargets targets;
   bool quiet = false;
 };
 
 void add_bench_options(CLI::App& command, BenchOptions& options);
-
-/// Throws kSystem where the result cannot be written to where it is to go.
-void check_outputs(const BenchOptions& options);
 
 /// The options that all ranks of a run must have in common, as (name, value).
 [[nodiscard]] std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options);

@@ -11,6 +11,7 @@
 #include "epistle/group.hpp"
 
 #include "bench_options.hpp"
+#include "bench_page.hpp"
 #include "bench_plan.hpp"
 #include "bench_ranks.hpp"
 #include "bench_report.hpp"
@@ -79,17 +80,19 @@ int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options,
   const bool failed = plan.spec.expectation != nullptr && !result.verified;
   if (rank == 0) {
     progress.finish();
-    const bool json_on_stdout = options.json_target == kStdout;
-    // The file first: it is there even where nobody takes the table.
-    if (!options.json_target.empty()) write_output(options.json_target, render_bench_json(plan, result));
-    if (failed && json_on_stdout) print_error(fmt::format("verification failed: {}", result.mismatch));
-    if (!json_on_stdout) print(render_bench_table(plan, result));
+    const ResultTargets& targets = options.targets;
+    // The files first: they are there even where nobody takes the table.
+    const Json record = bench_json(plan, result);
+    if (!targets.json.empty()) write_output(targets.json, json_text(record));
+    if (!targets.html.empty()) write_output(targets.html, render_bench_page(record));
+    if (failed && !targets.leave_stdout()) print_error(fmt::format("verification failed: {}", result.mismatch));
+    if (targets.leave_stdout()) print(render_bench_table(plan, result));
   }
   return failed ? kExitFailed : kExitOk;
 }
 
 int run_threads(const BenchOptions& options, int num_ranks) {
-  check_outputs(options);
+  options.targets.check();
   Progress progress("preparing", options.quiet);
   BenchPlan plan = make_bench_plan(options, num_ranks, GroupKind::kThreads);
   require_device(plan);
@@ -112,7 +115,7 @@ int run_rank(const BenchOptions& options) {
 
 int start_processes(const BenchOptions& options, int num_ranks) {
   // What is wrong with the options is found here, before any rank starts.
-  check_outputs(options);
+  options.targets.check();
   static_cast<void>(make_bench_plan(options, num_ranks, GroupKind::kProcesses));
   LaunchOptions launch = relaunch_options(num_ranks);
   launch.peer_lost_exit_code = kExitPeerLost;
