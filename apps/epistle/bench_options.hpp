@@ -51,6 +51,8 @@ struct BenchOptions {
   std::int32_t num_chained_pairs = 0;  ///< 0 = not given
   std::int32_t num_replays = 0;        ///< 0 = not given
   std::uint64_t seed = 1;
+  bool compares = false;  ///< contenders take turns, and what cannot serve is no error
+  bool chain_in_graph = false;
   bool no_verify = false;
   bool no_bind = false;
   bool stage_combine = false;
@@ -59,6 +61,12 @@ struct BenchOptions {
 };
 
 void add_bench_options(CLI::App& command, BenchOptions& options);
+
+/// Those of them that a comparison has, too: what is run, and how often. `default_dispatchers` is for people.
+void add_run_options(CLI::App& command, BenchOptions& options, const std::string& default_dispatchers);
+
+/// --chain; `text` says what it does.
+void add_chain_option(CLI::App& command, BenchOptions& options, const std::string& text);
 
 /// The options that all ranks of a run must have in common, as (name, value).
 [[nodiscard]] std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options);

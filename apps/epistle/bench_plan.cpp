@@ -5,7 +5,9 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string_view>
+#include <utility>
 #include <variant>
 
 #include <fmt/format.h>
@@ -18,6 +20,7 @@
 #include "bench_tokens.hpp"
 #include "core/reject.hpp"
 #include "dispatch/call/resolved_config.hpp"
+#include "measure/bench_collector.hpp"
 #include "measure/bench_memory.hpp"
 #include "output.hpp"
 #include "report/format.hpp"
@@ -93,8 +96,13 @@ void check_dispatchers(const std::vector<std::string>& names, Device device) {
   }
 }
 
-/// On GPUs only what runs with several ranks on one of them, too.
-std::vector<std::string> default_dispatchers(Device device) {
+/// On GPUs only what runs with several ranks on one of them, too. A comparison takes all.
+std::vector<std::string> default_dispatchers(Device device, bool compares) {
+  if (compares) {
+    std::vector<std::string> names;
+    for (const DispatcherInfo* const info : dispatchers_of(device)) names.emplace_back(info->name());
+    return names;
+  }
   if (device == Device::kCuda) return {"direct"};
   return {"direct", "alltoall"};
 }
@@ -119,7 +127,7 @@ void choose_device(const BenchOptions& options, BenchSpec& spec) {
   if (options.num_runs > 0) spec.runs_per_sample = options.num_runs;
   if (!options.mover.empty()) spec.cuda.mover = lookup(movers(), options.mover, "--mover");
   spec.dispatchers = options.dispatchers;
-  if (spec.dispatchers.empty()) spec.dispatchers = default_dispatchers(spec.device);
+  if (spec.dispatchers.empty()) spec.dispatchers = default_dispatchers(spec.device, options.compares);
   check_dispatchers(spec.dispatchers, spec.device);
 }
 
@@ -304,6 +312,35 @@ void drop_beyond_capacity(const CapacityOptions& capacity, BenchPlan& plan) {
   }
 }
 
+/// Why a dispatcher cannot be compared, or nothing.
+std::optional<std::string> reason_against(const DispatcherInfo& info, const BenchPlan& plan) {
+  if (plan.spec.chain_in_graph && !info.capabilities().graph_capture)
+    return "its calls cannot be captured into a graph";
+  return info.cannot_serve(plan.spec.config, plan.num_ranks);
+}
+
+/// What can serve becomes a contender, the rest gets its reason.
+void choose_contenders(BenchPlan& plan) {
+  for (const std::string& name : plan.spec.dispatchers) {
+    if (auto reason = reason_against(find_dispatcher(name, plan.spec.device), plan)) {
+      plan.unavailable.push_back({.name = name, .reason = std::move(*reason)});
+    } else {
+      plan.spec.contenders.push_back(contender_of(plan.spec, name));
+    }
+  }
+  if (!plan.spec.contenders.empty()) return;
+  const Unavailable& first = plan.unavailable.front();
+  throw Error(ErrorCode::kUnsupported, fmt::format("there is nothing to measure; {}: {}", first.name, first.reason));
+}
+
+/// Graphs of a comparison.
+void check_chain_in_graph(const BenchSpec& spec) {
+  if (!spec.chain_in_graph) return;
+  if (spec.device != Device::kCuda) reject("--graph belongs to --device cuda; the device is host");
+  if (std::holds_alternative<Capacity>(spec.config.sizing)) return;
+  reject("--graph needs static shapes: give --sizing capacity and --capacity-rows ROWS; the sizing is exact");
+}
+
 /// What a dispatcher cannot do is told before any rank starts.
 void check_capabilities(const BenchPlan& plan) {
   for (const std::string& name : plan.spec.dispatchers) {
@@ -387,7 +424,9 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   choose_shape(options, plan, request);
   DispatcherConfig& config = plan.spec.config;
   choose_layout(options, config);
-  check_capture(plan.spec);
+  plan.spec.chain_in_graph = options.chain_in_graph;
+  check_chain_in_graph(plan.spec);
+  if (!options.compares) check_capture(plan.spec);
   const CapacityOptions capacity = choose_capacity(options);
   config.max_tokens = *std::max_element(plan.tokens_per_rank.begin(), plan.tokens_per_rank.end());
 
@@ -403,7 +442,12 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.model = model_name(options, config);
   drop_beyond_capacity(capacity, plan);
   plan.resolved = resolve_config(config, num_ranks);
-  check_capabilities(plan);
+  if (options.compares) {
+    choose_contenders(plan);
+    plan.spec.dispatchers.clear();
+  } else {
+    check_capabilities(plan);
+  }
   check_memory(estimate_bench_bytes(plan.spec, plan.tables, memory));
   return plan;
 }

@@ -24,10 +24,11 @@ struct BenchPlan {
   std::vector<std::int64_t> tokens_per_rank;
   std::string model;  ///< canonical name; empty = custom shape
   RoutingSpec routing;
-  std::int32_t trace_layer = -1;       ///< -1 = the first of the trace
-  std::vector<RoutingTable> tables;    ///< all ranks'
-  std::int64_t dropped_by_router = 0;  ///< assignments that the capacity factor removed, over all ranks
-  std::int64_t router_capacity = 0;    ///< tokens an expert takes from the largest rank; 0 = no capacity factor
+  std::int32_t trace_layer = -1;         ///< -1 = the first of the trace
+  std::vector<RoutingTable> tables;      ///< all ranks'
+  std::int64_t dropped_by_router = 0;    ///< assignments that the capacity factor removed, over all ranks
+  std::vector<Unavailable> unavailable;  ///< comparisons: dispatchers that cannot serve this
+  std::int64_t router_capacity = 0;      ///< tokens an expert takes from the largest rank; 0 = no capacity factor
 };
 
 /// Throws Error for values that make no sense, alone or together, and for a run that memory cannot hold. Everything

@@ -125,11 +125,6 @@ std::string load_lines(const BenchPlan& plan, const BenchResult& result) {
   return text;
 }
 
-std::string_view verification_text(const BenchPlan& plan, const BenchResult& result) {
-  if (plan.spec.expectation == nullptr) return "off";
-  return result.verified ? "passed" : "failed";
-}
-
 }  // namespace
 
 std::string verification_line(const BenchPlan& plan, const BenchResult& result) {
@@ -190,7 +185,7 @@ Json bench_json(const BenchPlan& plan, const BenchResult& result) {
   }
   Json document = provenance_json("epistle bench", fingerprint);
   document.update(Json{{"verified", result.verified},
-                       {"verification", verification_text(plan, result)},
+                       {"verification", verification_name(plan, result)},
                        {"mismatch", result.mismatch.empty() ? Json(nullptr) : Json(result.mismatch)},
                        {"verified_bytes", result.verified_bytes},
                        {"config", config_json(plan)},

@@ -12,6 +12,7 @@ class App;
 namespace epistle::cli {
 
 void add_bench_command(CLI::App& app, int& exit_code);
+void add_compare_command(CLI::App& app, int& exit_code);
 void add_models_command(CLI::App& app, int& exit_code);
 void add_settings_command(CLI::App& app, int& exit_code);
 void add_trace_command(CLI::App& app, int& exit_code);

@@ -100,6 +100,11 @@ std::string cuda_version_text(int version) {
   return fmt::format("{}.{}", version / kMajor, version % kMajor / kMinor);
 }
 
+std::string_view verification_name(const BenchPlan& plan, const BenchResult& result) noexcept {
+  if (plan.spec.expectation == nullptr) return "off";
+  return result.verified ? "passed" : "failed";
+}
+
 Json provenance_json(std::string_view tool, const Fingerprint& fingerprint) {
   return {{"tool", tool}, {"command", command_line()}, {"commit", EPISTLE_COMMIT}, {"date", fingerprint.date_utc}};
 }

@@ -20,6 +20,9 @@ namespace epistle::cli {
 /// tool, command, commit and date, to begin a record with.
 [[nodiscard]] Json provenance_json(std::string_view tool, const Fingerprint& fingerprint);
 
+/// "passed", "failed" or "off".
+[[nodiscard]] std::string_view verification_name(const BenchPlan& plan, const BenchResult& result) noexcept;
+
 [[nodiscard]] Json config_json(const BenchPlan& plan);
 [[nodiscard]] Json machine_json();
 /// null on the host device.

@@ -113,8 +113,7 @@ nlohmann::ordered_json parse_json(std::string_view text, const std::string& name
 nlohmann::ordered_json read_json_file(const std::string& path) {
   std::ifstream stream(path, std::ios::binary);
   if (!stream) {
-    throw Error(ErrorCode::kNotFound,
-                fmt::format("cannot open {}: {}; check the path", path, std::strerror(errno)));
+    throw Error(ErrorCode::kNotFound, fmt::format("cannot open {}: {}; check the path", path, std::strerror(errno)));
   }
   std::string text;
   std::vector<char> block(std::size_t{1} << 16);

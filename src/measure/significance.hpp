@@ -20,8 +20,8 @@ struct Difference {
 /// test. Nothing with fewer than six pairs, which no interval of that confidence can come from.
 [[nodiscard]] std::optional<Difference> paired_difference(std::span<const double> a, std::span<const double> b);
 
-/// Of two runs: the median of all differences between them (Hodges and Lehmann), with the interval of the rank sum test.
-/// It does not know what changed between the runs. Nothing with fewer than six samples in one of them.
+/// Of two runs: the median of all differences between them (Hodges and Lehmann), with the interval of the rank sum
+/// test. It does not know what changed between the runs. Nothing with fewer than six samples in one of them.
 [[nodiscard]] std::optional<Difference> unpaired_difference(std::span<const double> a, std::span<const double> b);
 
 /// "faster", "slower", "no difference shown" or "too few rounds".
