@@ -125,6 +125,12 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
   command.add_flag("--quiet", options.quiet, "No progress bar");
 }
 
+void add_profile_option(CLI::App& command, BenchOptions& options, const std::string& text) {
+  const CLI::Validator not_empty(
+      [](const std::string& name) { return name.empty() ? std::string("must not be empty") : std::string(); }, "");
+  command.add_option("--profile", options.profile, text)->check(not_empty)->type_name("FILE");
+}
+
 void add_chain_option(CLI::App& command, BenchOptions& options, const std::string& text) {
   add_number(command, "--chain", options.num_chained_pairs, {1, kMaxChainedPairs}, text);
 }
@@ -180,7 +186,8 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--seed", text(options.seed)},
           {"--no-verify", text(options.no_verify)},
           {"--no-bind", text(options.no_bind)},
-          {"--stage-combine", text(options.stage_combine)}};
+          {"--stage-combine", text(options.stage_combine)},
+          {"--profile", options.profile}};
 }
 
 }  // namespace epistle::cli

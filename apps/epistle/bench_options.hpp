@@ -56,6 +56,7 @@ struct BenchOptions {
   bool no_verify = false;
   bool no_bind = false;
   bool stage_combine = false;
+  std::string profile;
   ResultTargets targets;
   bool quiet = false;
 };
@@ -64,6 +65,9 @@ void add_bench_options(CLI::App& command, BenchOptions& options);
 
 /// Those of them that a comparison has, too: what is run, and how often. `default_dispatchers` is for people.
 void add_run_options(CLI::App& command, BenchOptions& options, const std::string& default_dispatchers);
+
+/// --profile of the commands that use one; `text` says what for.
+void add_profile_option(CLI::App& command, BenchOptions& options, const std::string& text);
 
 /// --chain; `text` says what it does.
 void add_chain_option(CLI::App& command, BenchOptions& options, const std::string& text);

@@ -17,6 +17,7 @@
 #include "epistle/error.hpp"
 #include "epistle/models.hpp"
 
+#include "bench_contenders.hpp"
 #include "bench_tokens.hpp"
 #include "core/reject.hpp"
 #include "dispatch/call/resolved_config.hpp"
@@ -30,6 +31,7 @@ namespace epistle::cli {
 namespace {
 
 constexpr std::string_view kDefaultModel = "qwen3-30b-a3b";
+constexpr std::string_view kOracle = "reference";
 constexpr std::int32_t kDefaultAlignment = 1;
 
 [[noreturn]] void throw_no_gpu() {
@@ -96,11 +98,13 @@ void check_dispatchers(const std::vector<std::string>& names, Device device) {
   }
 }
 
-/// On GPUs only what runs with several ranks on one of them, too. A comparison takes all.
+/// On GPUs only what runs with several ranks on one of them, too. A comparison takes all but the oracle, which is slow.
 std::vector<std::string> default_dispatchers(Device device, bool compares) {
   if (compares) {
     std::vector<std::string> names;
-    for (const DispatcherInfo* const info : dispatchers_of(device)) names.emplace_back(info->name());
+    for (const DispatcherInfo* const info : dispatchers_of(device)) {
+      if (info->name() != kOracle) names.emplace_back(info->name());
+    }
     return names;
   }
   if (device == Device::kCuda) return {"direct"};
@@ -312,35 +316,6 @@ void drop_beyond_capacity(const CapacityOptions& capacity, BenchPlan& plan) {
   }
 }
 
-/// Why a dispatcher cannot be compared, or nothing.
-std::optional<std::string> reason_against(const DispatcherInfo& info, const BenchPlan& plan) {
-  if (plan.spec.chain_in_graph && !info.capabilities().graph_capture)
-    return "its calls cannot be captured into a graph";
-  return info.cannot_serve(plan.spec.config, plan.num_ranks);
-}
-
-/// What can serve becomes a contender, the rest gets its reason.
-void choose_contenders(BenchPlan& plan) {
-  for (const std::string& name : plan.spec.dispatchers) {
-    if (auto reason = reason_against(find_dispatcher(name, plan.spec.device), plan)) {
-      plan.unavailable.push_back({.name = name, .reason = std::move(*reason)});
-    } else {
-      plan.spec.contenders.push_back(contender_of(plan.spec, name));
-    }
-  }
-  if (!plan.spec.contenders.empty()) return;
-  const Unavailable& first = plan.unavailable.front();
-  throw Error(ErrorCode::kUnsupported, fmt::format("there is nothing to measure; {}: {}", first.name, first.reason));
-}
-
-/// Graphs of a comparison.
-void check_chain_in_graph(const BenchSpec& spec) {
-  if (!spec.chain_in_graph) return;
-  if (spec.device != Device::kCuda) reject("--graph belongs to --device cuda; the device is host");
-  if (std::holds_alternative<Capacity>(spec.config.sizing)) return;
-  reject("--graph needs static shapes: give --sizing capacity and --capacity-rows ROWS; the sizing is exact");
-}
-
 /// What a dispatcher cannot do is told before any rank starts.
 void check_capabilities(const BenchPlan& plan) {
   for (const std::string& name : plan.spec.dispatchers) {
@@ -392,15 +367,13 @@ std::vector<const DispatcherInfo*> dispatchers_of(Device device) {
   return found;
 }
 
-std::string_view to_string(CudaMover mover) noexcept {
-  for (const auto& [name, value] : movers()) {
-    if (value == mover) return name;
-  }
-  return "unknown";
-}
-
 void require_device(const BenchPlan& plan) {
   if (plan.spec.device == Device::kCuda && cuda_support().num_devices == 0) throw_no_gpu();
+  if (plan.profile) check_profile(*plan.profile, profile_use(plan));
+}
+
+ProfileUse profile_use(const BenchPlan& plan) {
+  return {.config = plan.spec.config, .num_ranks = plan.num_ranks, .group = plan.group, .device = plan.spec.device};
 }
 
 BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind group) {
@@ -414,6 +387,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.spec.num_chained_pairs = options.num_chained_pairs;
   plan.spec.num_replays = options.num_replays;
   choose_device(options, plan.spec);
+  adopt_profile(options, plan);
   plan.routing = RoutingSpec::parse(options.routing);
   plan.trace_layer = options.trace_layer;
   if (options.trace_layer >= 0 && plan.routing.kind != RoutingKind::kTrace) {

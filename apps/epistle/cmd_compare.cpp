@@ -89,7 +89,8 @@ int compare(const CLI::App& command, const CompareOptions& options) {
   if (options.stored.allow_different_stacks) reject("--allow-different-stacks belongs to FILEs; a run has one stack");
   const auto& names = options.bench.dispatchers;
   if (!options.stored.baseline.empty() && !names.empty() &&
-      std::find(names.begin(), names.end(), options.stored.baseline) == names.end()) {
+      std::find(names.begin(), names.end(), options.stored.baseline) == names.end() &&
+      (options.stored.baseline != "profile" || options.bench.profile.empty())) {
     reject(fmt::format("--baseline {} is none of --dispatcher {}", options.stored.baseline, fmt::join(names, ",")));
   }
   return run_ranks(options.bench, [&](Group& group, const BenchPlan& plan, const BenchOptions&, Progress& progress) {
@@ -108,12 +109,13 @@ void add_compare_command(CLI::App& app, int& exit_code) {
   options->bench.num_chained_pairs = kDefaultPairs;
   command->add_option("FILE", options->stored.files, "Records to put beside each other, instead of a run")
       ->type_name("");
-  add_run_options(*command, options->bench, "all of the device");
+  add_run_options(*command, options->bench, "all of the device but reference");
   add_chain_option(
       *command, options->bench,
       fmt::format("Pairs of dispatch (with expert ids) and combine in a chain, with no host wait in between "
                   "(default: {})",
                   kDefaultPairs));
+  add_profile_option(*command, options->bench, "Let the settings of a profile take part, as 'profile'");
   command->add_flag("--graph", options->bench.chain_in_graph,
                     "CUDA device: a chain is one CUDA graph, instead of launched by the host; needs --sizing capacity");
   command

@@ -99,16 +99,16 @@ std::string method_text(const Json& document) {
   if (document.contains("records"))
     return "Rounds of different runs are not pairs: intervals are those of two samples.";
   return fmt::format(
-      "{} rounds after {} to warm up; in each, every dispatcher in turn does its phases one by one and a chain of {} "
-      "pairs.",
+      "{} rounds after {} to warm up; in each, every dispatcher in turn does its phases and a chain of {} pairs.",
       plain_text(document.at("rounds")), plain_text(document.at("warmups")),
       plain_text(document.at("pairs_per_round")));
 }
 
 constexpr const char* kLegend =
-    "p50 to p99: period of a chained pair (a dispatch that reads its routing anew, and a combine) on the slowest rank. "
+    "p50 to p99: period of a chained pair (a dispatch that reads its routing anew, and a combine) on the slowest "
+    "rank.\n"
     "Phases: medians of single calls. Against: the ratio of medians, and where the true difference of periods lies "
-    "with "
+    "with\n"
     "95% confidence.";
 
 html::NoteBlock verification_note(const Json& document) {

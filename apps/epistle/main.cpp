@@ -25,6 +25,7 @@ constexpr std::string_view kExamples =
     "Examples:\n"
     "  epistle bench --ranks 8 --group processes    dispatch and combine, verified and timed\n"
     "  epistle compare --tokens 128                 which dispatcher is faster here\n"
+    "  epistle tune --tokens 128 --profile p.json   settings for this machine and shape\n"
     "  epistle models                               shapes of published models\n"
     "  epistle models qwen3-30b-a3b                 one of them, in full\n"
     "  epistle trace routing.jsonl.gz               how skewed a recorded routing is\n"
@@ -36,6 +37,7 @@ constexpr std::string_view kExamples =
 constexpr void (*kCommands[])(CLI::App&, int&) = {
     add_bench_command,
     add_compare_command,
+    add_tune_command,
     add_trace_command,
     add_models_command,
     add_settings_command,

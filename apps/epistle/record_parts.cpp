@@ -139,6 +139,7 @@ Json config_json(const BenchPlan& plan) {
           {"workers", on_cuda ? Json(nullptr) : Json(plan.spec.host.num_workers)},
           {"sms", on_cuda && cuda.num_sms > 0 ? Json(cuda.num_sms) : Json(nullptr)},
           {"mover", on_cuda ? Json(to_string(cuda.mover)) : Json(nullptr)},
+          {"profile", plan.profile ? Json(plan.profile->path) : Json(nullptr)},
           {"runs_per_sample", on_cuda ? Json(plan.spec.runs_per_sample) : Json(nullptr)},
           {"iterations", plan.spec.num_iterations},
           {"warmups", plan.spec.num_warmups},
