@@ -187,7 +187,8 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--no-verify", text(options.no_verify)},
           {"--no-bind", text(options.no_bind)},
           {"--stage-combine", text(options.stage_combine)},
-          {"--profile", options.profile}};
+          {"--profile", options.profile},
+          {"--policy", options.policy}};
 }
 
 }  // namespace epistle::cli

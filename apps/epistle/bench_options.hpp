@@ -57,6 +57,7 @@ struct BenchOptions {
   bool no_bind = false;
   bool stage_combine = false;
   std::string profile;
+  std::string policy = "throughput";  ///< of tune
   ResultTargets targets;
   bool quiet = false;
 };

@@ -39,7 +39,6 @@ constexpr const char* kTuneFooter =
 
 struct TuneOptions {
   BenchOptions bench;
-  std::string policy = "throughput";
   std::string profile_target;
 };
 
@@ -52,7 +51,7 @@ TunePolicy policy_of(const std::string& name) {
 
 void check_options(const TuneOptions& options) {
   const BenchOptions& bench = options.bench;
-  static_cast<void>(policy_of(options.policy));
+  static_cast<void>(policy_of(options.bench.policy));
   if (bench.num_workers > 0) reject("--workers is what tune finds; leave it out");
   if (bench.num_sms > 0) reject("--sms is what tune finds; leave it out");
   if (!bench.mover.empty()) reject("--mover is what tune finds; leave it out");
@@ -66,7 +65,7 @@ void check_options(const TuneOptions& options) {
 }
 
 int tune_rank(Group& group, const BenchPlan& plan, const TuneOptions& options, Progress& progress) {
-  const TunePolicy policy = policy_of(options.policy);
+  const TunePolicy policy = policy_of(options.bench.policy);
   const TuneResult result = run_tune(group, plan, options.bench, policy, progress);
   if (group.rank() != 0) return kExitOk;
   progress.finish();
@@ -92,7 +91,7 @@ void add_tune_command(CLI::App& app, int& exit_code) {
       *command, options->bench,
       fmt::format("Pairs of dispatch (with expert ids) and combine in a chain (default: {})", kDefaultPairs));
   command
-      ->add_option("--policy", options->policy,
+      ->add_option("--policy", options->bench.policy,
                    "throughput (default: the shortest period), latency (the shortest tail, then the fewest workers or "
                    "SMs within 2%) or balanced (the fewest within 5% of the shortest period)")
       ->type_name("POLICY");

@@ -74,6 +74,15 @@ void Tuner::validate_alone() {
     alone.num_tokens = {
         std::min(kMaxValidatedTokens, *std::max_element(plan_.tokens_per_rank.begin(), plan_.tokens_per_rank.end()))};
     alone.tokens_spread = 0.0;
+    // A capacity was meant for the whole group.
+    if (plan_.resolved.layout == OutputLayout::kExpertBlocks) {
+      alone.overflow = "drop";
+    } else {
+      alone.sizing = "exact";
+      alone.capacity_rows = 0;
+      alone.overflow.clear();
+    }
+    alone.no_zero_padding = false;
     alone.num_iterations = 1;
     alone.num_warmups = 0;
     try {
@@ -198,7 +207,11 @@ void Tuner::check_best() {
 }
 
 void Tuner::find_crossover() {
+  // A capacity was meant for the tokens of the plan.
+  const bool limited =
+      plan_.resolved.sizing == SizingMode::kCapacity || plan_.resolved.layout == OutputLayout::kExpertBlocks;
   for (const std::int64_t num_tokens : kCrossoverTokens) {
+    if (limited && num_tokens > plan_.spec.config.max_tokens && num_tokens > kCrossoverTokens.front()) return;
     BenchOptions few = options_;
     few.num_tokens = {num_tokens};
     few.tokens_spread = 0.0;
