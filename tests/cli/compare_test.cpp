@@ -98,7 +98,7 @@ TEST(Compare, RefusesWhatItDoesNotKnow) {
 
 // ---- Stored records -------------------------------------------------------------------------------------------------
 
-class StoredRecords : public testing::Test {
+class StoredRecords : public ::testing::Test {
  protected:
   static void SetUpTestSuite() { record() = compare_record({"--tokens", "20", "--dispatcher", "direct,alltoall"}); }
   static Record& record() {

@@ -24,7 +24,7 @@ CommandResult run_with(std::vector<std::string> arguments, const std::vector<std
 }
 
 /// One profile for all tests: what they look at does not depend on what was found.
-class Tune : public testing::Test {
+class Tune : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     result() = run_with(shape("tune"), {"--iters", "6", "--chain", "2", "--profile", dir().file("profile.json")});

@@ -22,6 +22,7 @@ struct CudaTurns {
   PairRuns::OnStep no_steps = {};
   PairRuns runs;
   std::optional<PairGraph> chain = {};
+  ReceivedData chain_rows = {};  ///< where the last pair of the captured chain puts its rows
   std::vector<double> chain_us = {};
 };
 
@@ -46,7 +47,10 @@ void CudaBench::run_in_turns() {
   for (const auto& trial : trials) {
     all.push_back(std::make_unique<CudaTurns>(*trial, pair_calls(*trial), spec_));
     CudaTurns& turns = *all.back();
-    if (spec_.chain_in_graph) turns.chain.emplace(turns.calls, spec_.num_chained_pairs);
+    if (spec_.chain_in_graph) {
+      turns.chain.emplace(turns.calls, spec_.num_chained_pairs);
+      turns.chain_rows = data_of(trial->received);
+    }
     quiet(*trial);
   }
   const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
@@ -69,9 +73,9 @@ void CudaBench::finish_turns(std::unique_ptr<CudaTrial>& trial, CudaTurns& turns
   recheck(*trial, "checking the chain of", [&] {
     if (turns.chain) {
       turns.chain->launch();
-    } else {
-      for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) static_cast<void>(turns.calls.put_pair());
+      return turns.chain_rows;
     }
+    for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) static_cast<void>(turns.calls.put_pair());
     return data_of(trial->received);
   });
   quiet(*trial);
