@@ -137,6 +137,8 @@ void add_chain_option(CLI::App& command, BenchOptions& options, const std::strin
 
 void add_bench_options(CLI::App& command, BenchOptions& options) {
   add_run_options(command, options, "direct,alltoall; with --device cuda: direct; --list names them");
+  add_profile_option(command, options,
+                     "Take dispatcher, workers or SMs, mover and buffers from a profile that epistle tune wrote");
   add_chain_option(
       command, options,
       "Also time chains of N pairs of dispatch (with expert ids) and combine, with no host wait in between; "

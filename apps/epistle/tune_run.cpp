@@ -175,7 +175,10 @@ void Tuner::try_value(TunedKnob& tuned, std::size_t value_idx) {
     return;
   }
   KnobTrial trial{.value_idx = value_idx, .period_us = own->time_us};
-  trial.relative = relative_ * metric_us(own->time_us, policy_) / metric_us(chosen->time_us, policy_);
+  const Device device = plan_.spec.device;
+  const bool is_chosen = settings_json(value.settings, device) == settings_json(result_.settings, device);
+  trial.relative =
+      is_chosen ? relative_ : relative_ * metric_us(own->time_us, policy_) / metric_us(chosen->time_us, policy_);
   trial.verdict =
       before == nullptr || tuned.trials.empty() ? "-" : verdict(paired_difference(before->samples_us, own->samples_us));
   for (const DispatcherSummary& summary : result.dispatchers) {
