@@ -9,7 +9,6 @@
 #include "group/limits.hpp"
 #include "json_option.hpp"
 #include "number_options.hpp"
-#include "output.hpp"
 #include "routing/limits.hpp"
 
 namespace epistle::cli {
@@ -33,7 +32,7 @@ constexpr double kMaxCapacityFactor = 1e6;
 
 }  // namespace
 
-void add_bench_options(CLI::App& command, BenchOptions& options) {
+void add_run_options(CLI::App& command, BenchOptions& options, const std::string& default_dispatchers) {
   const CLI::Validator not_empty(
       [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
   command.add_option("--device", options.device, "Where rows lie: host or cuda (default: host)")
@@ -41,8 +40,7 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
       ->type_name("DEVICE");
   command
       .add_option("--dispatcher", options.dispatchers,
-                  "Dispatchers to compare, separated by commas; --list names them (default: direct,alltoall; with "
-                  "--device cuda: direct)")
+                  "Dispatchers to compare, separated by commas (default: " + default_dispatchers + ")")
       ->delimiter(',')
       ->type_name("NAME,...");
   add_number(command, "--ranks", options.num_ranks, {1, kMaxRanks},
@@ -115,27 +113,41 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
   add_number(command, "--runs", options.num_runs, {1, kMaxRuns},
              "CUDA device: calls in a row that one sample is the mean of (default: 8). With 1 two events stand around "
              "every call, which show about 3 us of their own");
-  add_number(command, "--iters", options.num_iterations, {1, kMaxIterations}, "Measured iterations (default: 30)");
+  add_number(command, "--iters", options.num_iterations, {1, kMaxIterations},
+             fmt::format("Measured iterations (default: {})", options.num_iterations));
   add_number(command, "--warmup", options.num_warmups, {0, kMaxIterations}, "Iterations before these (default: 5)");
-  add_number(command, "--chain", options.num_chained_pairs, {1, kMaxChainedPairs},
-             "Also time chains of N pairs of dispatch (with expert ids) and combine, with no host wait in between; one "
-             "chain per iteration. CUDA device: in one graph and without a graph; needs --sizing capacity");
-  add_number(command, "--replays", options.num_replays, {1, kMaxReplays},
-             "CUDA device: also replay a graph of one such pair N times in a row and time every replay; needs --sizing "
-             "capacity");
   add_number(command, "--seed", options.seed, {0, kMaxInt64}, "Seed of routing and data (default: 1)");
   command.add_flag("--no-verify", options.no_verify, "Do not compare every output bit with the reference");
   command.add_flag("--no-bind", options.no_bind,
                    "Host device: do not bind ranks to their share of the processing units");
-  command.add_flag("--stage-combine", options.stage_combine,
-                   "Expert outputs lie in private memory: combine copies them first");
-  add_json_option(command, options.json_target);
+  add_json_option(command, options.targets.json);
+  add_html_option(command, options.targets.html);
   command.add_flag("--quiet", options.quiet, "No progress bar");
 }
 
-void check_outputs(const BenchOptions& options) {
-  if (!options.json_target.empty()) check_output(options.json_target);
-  if (options.json_target != kStdout) check_output(std::string(kStdout));
+void add_profile_option(CLI::App& command, BenchOptions& options, const std::string& text) {
+  const CLI::Validator not_empty(
+      [](const std::string& name) { return name.empty() ? std::string("must not be empty") : std::string(); }, "");
+  command.add_option("--profile", options.profile, text)->check(not_empty)->type_name("FILE");
+}
+
+void add_chain_option(CLI::App& command, BenchOptions& options, const std::string& text) {
+  add_number(command, "--chain", options.num_chained_pairs, {1, kMaxChainedPairs}, text);
+}
+
+void add_bench_options(CLI::App& command, BenchOptions& options) {
+  add_run_options(command, options, "direct,alltoall; with --device cuda: direct; --list names them");
+  add_profile_option(command, options,
+                     "Take dispatcher, workers or SMs, mover and buffers from a profile that epistle tune wrote");
+  add_chain_option(
+      command, options,
+      "Also time chains of N pairs of dispatch (with expert ids) and combine, with no host wait in between; "
+      "one chain per iteration. CUDA device: in one graph and without a graph; needs --sizing capacity");
+  add_number(command, "--replays", options.num_replays, {1, kMaxReplays},
+             "CUDA device: also replay a graph of one such pair N times in a row and time every replay; needs --sizing "
+             "capacity");
+  command.add_flag("--stage-combine", options.stage_combine,
+                   "Expert outputs lie in private memory: combine copies them first");
 }
 
 std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options) {
@@ -171,11 +183,14 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--iters", text(options.num_iterations)},
           {"--warmup", text(options.num_warmups)},
           {"--chain", given(options.num_chained_pairs)},
+          {"--graph", text(options.chain_in_graph)},
           {"--replays", given(options.num_replays)},
           {"--seed", text(options.seed)},
           {"--no-verify", text(options.no_verify)},
           {"--no-bind", text(options.no_bind)},
-          {"--stage-combine", text(options.stage_combine)}};
+          {"--stage-combine", text(options.stage_combine)},
+          {"--profile", options.profile},
+          {"--policy", options.policy}};
 }
 
 }  // namespace epistle::cli

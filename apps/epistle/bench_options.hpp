@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "html_option.hpp"
+
 namespace CLI {
 class App;
 }
@@ -49,17 +51,27 @@ struct BenchOptions {
   std::int32_t num_chained_pairs = 0;  ///< 0 = not given
   std::int32_t num_replays = 0;        ///< 0 = not given
   std::uint64_t seed = 1;
+  bool compares = false;  ///< contenders take turns, and what cannot serve is no error
+  bool chain_in_graph = false;
   bool no_verify = false;
   bool no_bind = false;
   bool stage_combine = false;
-  std::string json_target;
+  std::string profile;
+  std::string policy = "throughput";  ///< of tune
+  ResultTargets targets;
   bool quiet = false;
 };
 
 void add_bench_options(CLI::App& command, BenchOptions& options);
 
-/// Throws kSystem where the result cannot be written to where it is to go.
-void check_outputs(const BenchOptions& options);
+/// Those of them that a comparison has, too: what is run, and how often. `default_dispatchers` is for people.
+void add_run_options(CLI::App& command, BenchOptions& options, const std::string& default_dispatchers);
+
+/// --profile of the commands that use one; `text` says what for.
+void add_profile_option(CLI::App& command, BenchOptions& options, const std::string& text);
+
+/// --chain; `text` says what it does.
+void add_chain_option(CLI::App& command, BenchOptions& options, const std::string& text);
 
 /// The options that all ranks of a run must have in common, as (name, value).
 [[nodiscard]] std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options);

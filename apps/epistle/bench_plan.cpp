@@ -5,7 +5,9 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string_view>
+#include <utility>
 #include <variant>
 
 #include <fmt/format.h>
@@ -15,9 +17,11 @@
 #include "epistle/error.hpp"
 #include "epistle/models.hpp"
 
+#include "bench_contenders.hpp"
 #include "bench_tokens.hpp"
 #include "core/reject.hpp"
 #include "dispatch/call/resolved_config.hpp"
+#include "measure/bench_collector.hpp"
 #include "measure/bench_memory.hpp"
 #include "output.hpp"
 #include "report/format.hpp"
@@ -27,6 +31,7 @@ namespace epistle::cli {
 namespace {
 
 constexpr std::string_view kDefaultModel = "qwen3-30b-a3b";
+constexpr std::string_view kOracle = "reference";
 constexpr std::int32_t kDefaultAlignment = 1;
 
 [[noreturn]] void throw_no_gpu() {
@@ -93,8 +98,15 @@ void check_dispatchers(const std::vector<std::string>& names, Device device) {
   }
 }
 
-/// On GPUs only what runs with several ranks on one of them, too.
-std::vector<std::string> default_dispatchers(Device device) {
+/// On GPUs only what runs with several ranks on one of them, too. A comparison takes all but the oracle, which is slow.
+std::vector<std::string> default_dispatchers(Device device, bool compares) {
+  if (compares) {
+    std::vector<std::string> names;
+    for (const DispatcherInfo* const info : dispatchers_of(device)) {
+      if (info->name() != kOracle) names.emplace_back(info->name());
+    }
+    return names;
+  }
   if (device == Device::kCuda) return {"direct"};
   return {"direct", "alltoall"};
 }
@@ -119,7 +131,7 @@ void choose_device(const BenchOptions& options, BenchSpec& spec) {
   if (options.num_runs > 0) spec.runs_per_sample = options.num_runs;
   if (!options.mover.empty()) spec.cuda.mover = lookup(movers(), options.mover, "--mover");
   spec.dispatchers = options.dispatchers;
-  if (spec.dispatchers.empty()) spec.dispatchers = default_dispatchers(spec.device);
+  if (spec.dispatchers.empty()) spec.dispatchers = default_dispatchers(spec.device, options.compares);
   check_dispatchers(spec.dispatchers, spec.device);
 }
 
@@ -355,15 +367,13 @@ std::vector<const DispatcherInfo*> dispatchers_of(Device device) {
   return found;
 }
 
-std::string_view to_string(CudaMover mover) noexcept {
-  for (const auto& [name, value] : movers()) {
-    if (value == mover) return name;
-  }
-  return "unknown";
-}
-
 void require_device(const BenchPlan& plan) {
   if (plan.spec.device == Device::kCuda && cuda_support().num_devices == 0) throw_no_gpu();
+  if (plan.profile) check_profile(*plan.profile, profile_use(plan));
+}
+
+ProfileUse profile_use(const BenchPlan& plan) {
+  return {.config = plan.spec.config, .num_ranks = plan.num_ranks, .group = plan.group, .device = plan.spec.device};
 }
 
 BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind group) {
@@ -377,6 +387,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.spec.num_chained_pairs = options.num_chained_pairs;
   plan.spec.num_replays = options.num_replays;
   choose_device(options, plan.spec);
+  adopt_profile(options, plan);
   plan.routing = RoutingSpec::parse(options.routing);
   plan.trace_layer = options.trace_layer;
   if (options.trace_layer >= 0 && plan.routing.kind != RoutingKind::kTrace) {
@@ -387,7 +398,9 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   choose_shape(options, plan, request);
   DispatcherConfig& config = plan.spec.config;
   choose_layout(options, config);
-  check_capture(plan.spec);
+  plan.spec.chain_in_graph = options.chain_in_graph;
+  check_chain_in_graph(plan.spec);
+  if (!options.compares) check_capture(plan.spec);
   const CapacityOptions capacity = choose_capacity(options);
   config.max_tokens = *std::max_element(plan.tokens_per_rank.begin(), plan.tokens_per_rank.end());
 
@@ -403,7 +416,12 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.model = model_name(options, config);
   drop_beyond_capacity(capacity, plan);
   plan.resolved = resolve_config(config, num_ranks);
-  check_capabilities(plan);
+  if (options.compares) {
+    choose_contenders(plan);
+    plan.spec.dispatchers.clear();
+  } else {
+    check_capabilities(plan);
+  }
   check_memory(estimate_bench_bytes(plan.spec, plan.tables, memory));
   return plan;
 }

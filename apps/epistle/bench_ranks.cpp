@@ -137,7 +137,7 @@ int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const
     std::optional<Error> error;
     try {
       check_num_ranks(options, info);
-      if (group.rank() == 0) check_outputs(options);
+      if (group.rank() == 0) options.targets.check();
       plan = make_bench_plan(options, group.size(), GroupKind::kProcesses);
       require_device(plan);
     } catch (const Error& e) {

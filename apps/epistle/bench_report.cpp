@@ -11,10 +11,9 @@
 #include <fmt/ranges.h>
 
 #include "bench_pairs.hpp"
-#include "json_text.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/fingerprint.hpp"
-#include "output.hpp"
+#include "record_parts.hpp"
 #include "report/format.hpp"
 #include "report/table.hpp"
 #include "topology/machine.hpp"
@@ -51,13 +50,6 @@ std::string routing_text(const BenchPlan& plan) {
   return plan.trace_layer < 0 ? text : fmt::format("{} layer {}", text, plan.trace_layer);
 }
 
-/// "13.0" from 13000
-std::string cuda_version_text(int version) {
-  constexpr int kMajor = 1000;
-  constexpr int kMinor = 10;
-  return fmt::format("{}.{}", version / kMajor, version % kMajor / kMinor);
-}
-
 /// What a rank works with: "2 workers per rank", "16 SMs per rank, mover auto".
 std::string means_text(const BenchSpec& spec) {
   if (spec.device == Device::kHost) {
@@ -68,13 +60,6 @@ std::string means_text(const BenchSpec& spec) {
                               : fmt::format("{} SM{} per rank", spec.cuda.num_sms, spec.cuda.num_sms == 1 ? "" : "s");
   return fmt::format("{}, mover {}, {} call{} in a row per sample", sms, to_string(spec.cuda.mover),
                      spec.runs_per_sample, spec.runs_per_sample == 1 ? "" : "s");
-}
-
-/// As --wire takes it.
-std::string_view wire_name(const ResolvedConfig& config) {
-  if (!config.quantises) return "as-given";
-  if (config.quantised.scales == ScaleFormat::kUe8m0) return "fp8-ue8m0";
-  return config.quantised.powers_of_two ? "fp8-pow2" : "fp8";
 }
 
 std::string shape_line(const BenchPlan& plan) {
@@ -140,98 +125,6 @@ std::string load_lines(const BenchPlan& plan, const BenchResult& result) {
   return text;
 }
 
-Json config_json(const BenchPlan& plan) {
-  const ResolvedConfig& config = plan.resolved;
-  const CudaOptions& cuda = plan.spec.cuda;
-  const bool on_cuda = plan.spec.device == Device::kCuda;
-  return {{"model", plan.model.empty() ? Json(nullptr) : Json(plan.model)},
-          {"hidden", config.hidden},
-          {"num_experts", config.num_experts},
-          {"top_k", config.top_k},
-          {"dtype", to_string(config.dtype)},
-          {"wire", wire_name(config)},
-          {"layout", to_string(config.layout)},
-          {"alignment", config.alignment},
-          {"sizing", to_string(config.sizing)},
-          {"capacity_rows", config.capacity_rows},
-          {"overflow", to_string(config.overflow)},
-          {"combine", to_string(config.order)},
-          {"weights", config.apply_weights},
-          {"routing", plan.routing.to_string()},
-          {"trace_layer", plan.trace_layer < 0 ? Json(nullptr) : Json(plan.trace_layer)},
-          {"router_capacity", plan.router_capacity},
-          {"router_dropped", plan.dropped_by_router},
-          {"zero_padding", config.zero_padding},
-          {"device", to_string(plan.spec.device)},
-          {"group", to_string(plan.group)},
-          {"ranks", plan.num_ranks},
-          {"tokens", config.max_tokens},
-          {"tokens_per_rank", plan.tokens_per_rank},
-          {"workers", on_cuda ? Json(nullptr) : Json(plan.spec.host.num_workers)},
-          {"sms", on_cuda && cuda.num_sms > 0 ? Json(cuda.num_sms) : Json(nullptr)},
-          {"mover", on_cuda ? Json(to_string(cuda.mover)) : Json(nullptr)},
-          {"runs_per_sample", on_cuda ? Json(plan.spec.runs_per_sample) : Json(nullptr)},
-          {"iterations", plan.spec.num_iterations},
-          {"warmups", plan.spec.num_warmups},
-          {"seed", plan.spec.seed},
-          {"bind", plan.spec.bind},
-          {"stage_combine", plan.spec.stage_combine}};
-}
-
-std::string_view verification_text(const BenchPlan& plan, const BenchResult& result) {
-  if (plan.spec.expectation == nullptr) return "off";
-  return result.verified ? "passed" : "failed";
-}
-
-Json machine_json() {
-  const MachineInfo& machine = machine_info();
-  return {{"host", machine.host},
-          {"cpu", machine.cpu_model},
-          {"architecture", machine.architecture},
-          {"kernel", machine.kernel},
-          {"packages", machine.num_packages},
-          {"numa_nodes", machine.num_numa_nodes},
-          {"cores", machine.num_cores},
-          {"processing_units", machine.num_processing_units},
-          {"usable_processing_units", machine.num_usable_processing_units},
-          {"last_level_cache_bytes", machine.last_level_cache_bytes},
-          {"memory_bytes", machine.memory_bytes}};
-}
-
-Json gpu_json(const CudaRun& run) {
-  return {{"name", run.gpu},
-          {"driver", run.driver},
-          {"driver_cuda", cuda_version_text(run.driver_cuda)},
-          {"runtime_cuda", cuda_version_text(run.runtime_cuda)},
-          {"sms", run.num_sms},
-          {"visible_gpus", run.num_visible_gpus},
-          {"used_gpus", run.num_used_gpus},
-          {"device_of_rank", run.device_of}};
-}
-
-Json link_json(const LinkLimit& limit) {
-  return {{"kind", limit.kind},
-          {"few_sms", limit.few_sms},
-          {"few_sms_bytes_per_s", limit.bytes_per_s_few_sms},
-          {"all_sms", limit.all_sms},
-          {"all_sms_bytes_per_s", limit.bytes_per_s_all_sms},
-          {"buffer_bytes_per_rank", limit.buffer_bytes}};
-}
-
-Json copy_json(const CopyLimit& limit) {
-  return {{"method", limit.method},
-          {"memcpy_bytes_per_s", limit.memcpy_bytes_per_s},
-          {"streaming_bytes_per_s", limit.streaming_bytes_per_s},
-          {"working_set_bytes_per_rank", limit.working_set_bytes}};
-}
-
-Json versions_json(const Fingerprint& fingerprint) {
-  return {{"epistle", fingerprint.epistle_version}, {"compiler", fingerprint.compiler},
-          {"build_type", fingerprint.build_type},   {"simd", fingerprint.simd_target},
-          {"fmt", fingerprint.fmt_version},         {"highway", fingerprint.highway_version},
-          {"hwloc", fingerprint.hwloc_version}};
-}
-
 }  // namespace
 
 std::string verification_line(const BenchPlan& plan, const BenchResult& result) {
@@ -281,25 +174,8 @@ std::string render_bench_table(const BenchPlan& plan, const BenchResult& result)
   return text;
 }
 
-std::string render_bench_json(const BenchPlan& plan, const BenchResult& result) {
+Json bench_json(const BenchPlan& plan, const BenchResult& result) {
   const Fingerprint fingerprint = make_fingerprint();
-  Json results = Json::array();
-  for (const PhaseResult& phase : result.phases) {
-    results.push_back({{"dispatcher", phase.dispatcher},
-                       {"phase", to_string(phase.phase)},
-                       {"median_us", phase.time_us.median},
-                       {"p10_us", phase.time_us.p10},
-                       {"p90_us", phase.time_us.p90},
-                       {"p99_us", phase.time_us.p99},
-                       {"min_us", phase.time_us.min},
-                       {"max_us", phase.time_us.max},
-                       {"algorithm_bytes", phase.algorithm_bytes},
-                       {"wire_bytes", phase.wire_bytes},
-                       {"moved_bytes", phase.moved_bytes},
-                       {"algorithm_bytes_per_s", bytes_per_s(phase.algorithm_bytes, phase.time_us.median)},
-                       {"wire_bytes_per_s", bytes_per_s(phase.wire_bytes, phase.time_us.median)},
-                       {result.cuda ? "link_fraction" : "limit_fraction", phase.limit_fraction}});
-  }
   Json buffers = Json::array();
   for (const DispatcherSummary& summary : result.dispatchers) {
     buffers.push_back({{"dispatcher", summary.dispatcher},
@@ -307,32 +183,24 @@ std::string render_bench_json(const BenchPlan& plan, const BenchResult& result) 
                        {"as_predicted", summary.buffers_as_predicted}});
     if (result.cuda) buffers.back()["tuning"] = summary.tuning;
   }
-  const Json document = {
-      {"tool", "epistle bench"},
-      {"command", command_line()},
-      {"commit", EPISTLE_COMMIT},
-      {"date", fingerprint.date_utc},
-      {"verified", result.verified},
-      {"verification", verification_text(plan, result)},
-      {"mismatch", result.mismatch.empty() ? Json(nullptr) : Json(result.mismatch)},
-      {"verified_bytes", result.verified_bytes},
-      {"config", config_json(plan)},
-      {"machine", machine_json()},
-      {"gpu", result.cuda ? gpu_json(*result.cuda) : Json(nullptr)},
-      {"versions", versions_json(fingerprint)},
-      {"limit_bytes_per_s", result.cuda ? result.cuda->limit.bytes_per_s() : result.limit.bytes_per_s},
-      {"limit", result.cuda ? link_json(result.cuda->limit) : copy_json(result.limit)},
-      {"load",
-       {{"rows_max_over_mean", result.load.rows_max_over_mean},
-        {"assignments_max_over_mean", result.load.assignments_max_over_mean},
-        {"max_rows", result.load.max_rows},
-        {"padding_rows", result.load.padding_rows},
-        {"dropped", result.load.dropped}}},
-      {"buffers", buffers},
-      {"results", results},
-      {"chain", chains_json(result)},
-      {"replays", replays_json(result)}};
-  return json_text(document);
+  Json document = provenance_json("epistle bench", fingerprint);
+  document.update(Json{{"verified", result.verified},
+                       {"verification", verification_name(plan, result)},
+                       {"mismatch", result.mismatch.empty() ? Json(nullptr) : Json(result.mismatch)},
+                       {"verified_bytes", result.verified_bytes},
+                       {"config", config_json(plan)},
+                       {"machine", machine_json()},
+                       {"gpu", gpu_json(result)},
+                       {"versions", versions_json(fingerprint)},
+                       {"limit_bytes_per_s", result.cuda ? result.cuda->limit.bytes_per_s() : result.limit.bytes_per_s},
+                       {"limit", limit_json(result)},
+                       {"load", load_json(plan, result)},
+                       {"buffers", buffers},
+                       {"results", phases_json(result)},
+                       {"chain", chains_json(result)},
+                       {"replays", replays_json(result)},
+                       {"stack", stack_json(plan, result)}});
+  return document;
 }
 
 }  // namespace epistle::cli

@@ -1,33 +1,22 @@
 // epistle bench: dispatch and combine among ranks, verified and timed.
-#include <algorithm>
-#include <cstddef>
 #include <memory>
 #include <string>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
-#include "epistle/error.hpp"
-#include "epistle/group.hpp"
-
+#include "bench_flow.hpp"
 #include "bench_options.hpp"
+#include "bench_page.hpp"
 #include "bench_plan.hpp"
-#include "bench_ranks.hpp"
 #include "bench_report.hpp"
 #include "commands.hpp"
-#include "dispatch/call/build_parts.hpp"
 #include "exit_codes.hpp"
-#include "group/limits.hpp"
-#include "launch/launcher.hpp"
-#include "measure/cuda/cuda_bench.hpp"
-#include "measure/dispatch_bench.hpp"
 #include "output.hpp"
 #include "report/progress.hpp"
 
 namespace epistle::cli {
 namespace {
-
-constexpr int kDefaultRanks = 2;
 
 constexpr const char* kBenchFooter =
     "Every run compares every output bit with the reference, before and after the timed iterations, and fails (exit\n"
@@ -53,87 +42,21 @@ constexpr const char* kBenchFooter =
     "  epistle bench --device cuda --group processes --sms 16 --model deepseek-v3 --sizing capacity \\\n"
     "                --capacity-rows 8192";
 
-BenchResult run_on_device(Group& group, const BenchSpec& spec, const RoutingTable& table,
-                          const BenchProgress& progress) {
-  if (spec.device == Device::kHost) return run_dispatch_bench(group, spec, table, progress);
-#if EPISTLE_HAS_CUDA
-  return run_cuda_bench(group, spec, table, progress);
-#else
-  throw Error(ErrorCode::kUnsupported, "--device cuda: " + std::string(kLackOfCuda));
-#endif
-}
-
-/// One rank's part. Rank 0 speaks for all, and shows how far they are.
+/// One rank's part. Rank 0 speaks for all.
 int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options, Progress& progress) {
-  const auto rank = static_cast<std::size_t>(group.rank());
-  std::string task;
-  const auto show = [&](const BenchStep& step) {
-    if (rank != 0) return;
-    if (step.task != task) {
-      task = step.task;
-      progress.begin(task);
-    }
-    progress.update(step.done, step.total);
-  };
-  const BenchResult result = run_on_device(group, plan.spec, plan.tables[rank], show);
+  const BenchResult result = run_planned(group, plan, progress);
   const bool failed = plan.spec.expectation != nullptr && !result.verified;
-  if (rank == 0) {
+  if (group.rank() == 0) {
     progress.finish();
-    const bool json_on_stdout = options.json_target == kStdout;
-    // The file first: it is there even where nobody takes the table.
-    if (!options.json_target.empty()) write_output(options.json_target, render_bench_json(plan, result));
-    if (failed && json_on_stdout) print_error(fmt::format("verification failed: {}", result.mismatch));
-    if (!json_on_stdout) print(render_bench_table(plan, result));
+    const ResultTargets& targets = options.targets;
+    // The files first: they are there even where nobody takes the table.
+    const Json record = bench_json(plan, result);
+    if (!targets.json.empty()) write_output(targets.json, json_text(record));
+    if (!targets.html.empty()) write_output(targets.html, render_bench_page(record));
+    if (failed && !targets.leave_stdout()) print_error(fmt::format("verification failed: {}", result.mismatch));
+    if (targets.leave_stdout()) print(render_bench_table(plan, result));
   }
   return failed ? kExitFailed : kExitOk;
-}
-
-int run_threads(const BenchOptions& options, int num_ranks) {
-  check_outputs(options);
-  Progress progress("preparing", options.quiet);
-  BenchPlan plan = make_bench_plan(options, num_ranks, GroupKind::kThreads);
-  require_device(plan);
-  add_expectation(options, plan);
-  int exit_code = kExitOk;
-  run_thread_ranks(num_ranks, [&](Group& group) {
-    const int code = bench_rank(group, plan, options, progress);
-    if (group.rank() == 0) exit_code = code;
-  });
-  return exit_code;
-}
-
-/// This process is one of the ranks that a launcher started.
-int run_rank(const BenchOptions& options) {
-  const LaunchInfo info = read_launch_info();
-  Progress progress("preparing", options.quiet || info.rank != 0);
-  return run_launched_rank(
-      info, options, [&](Group& group, const BenchPlan& plan) { return bench_rank(group, plan, options, progress); });
-}
-
-int start_processes(const BenchOptions& options, int num_ranks) {
-  // What is wrong with the options is found here, before any rank starts.
-  check_outputs(options);
-  static_cast<void>(make_bench_plan(options, num_ranks, GroupKind::kProcesses));
-  LaunchOptions launch = relaunch_options(num_ranks);
-  launch.peer_lost_exit_code = kExitPeerLost;
-  launch.ranks_explain_exits = true;
-  return launch_ranks(launch);
-}
-
-/// Without a launcher.
-int chosen_ranks(const BenchOptions& options) {
-  if (options.num_ranks > 0) return options.num_ranks;
-  const std::size_t num_listed = std::min(options.num_tokens.size(), static_cast<std::size_t>(kMaxRanks));
-  return num_listed > 1 ? static_cast<int>(num_listed) : kDefaultRanks;
-}
-
-int run_bench(const BenchOptions& options) {
-  const bool launched = is_launched();
-  const bool processes = options.group.empty() ? launched : options.group == to_string(GroupKind::kProcesses);
-  const int num_ranks = chosen_ranks(options);
-  if (!processes) return run_threads(options, num_ranks);
-  if (!launched) return start_processes(options, num_ranks);
-  return run_rank(options);
 }
 
 void list_dispatchers(Device device) {
@@ -156,7 +79,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
       list_dispatchers(device_of(*options));
       return;
     }
-    exit_code = run_bench(*options);
+    exit_code = run_ranks(*options, bench_rank);
   });
 }
 

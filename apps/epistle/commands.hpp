@@ -13,12 +13,14 @@ namespace epistle::cli {
 
 void add_bench_command(CLI::App& app, int& exit_code);
 void add_calibrate_command(CLI::App& app, int& exit_code);
+void add_compare_command(CLI::App& app, int& exit_code);
 void add_doctor_command(CLI::App& app, int& exit_code);
 void add_models_command(CLI::App& app, int& exit_code);
 void add_plan_command(CLI::App& app, int& exit_code);
 void add_select_command(CLI::App& app, int& exit_code);
 void add_settings_command(CLI::App& app, int& exit_code);
 void add_trace_command(CLI::App& app, int& exit_code);
+void add_tune_command(CLI::App& app, int& exit_code);
 
 /// `program` are the arguments behind "--": they go to another program, so the parser must not see them.
 void add_run_command(CLI::App& app, const std::vector<std::string>& program, int& exit_code);

@@ -24,7 +24,9 @@ namespace {
 constexpr std::string_view kExamples =
     "Examples:\n"
     "  epistle bench --ranks 8 --group processes    dispatch and combine, verified and timed\n"
+    "  epistle compare --tokens 128                 which dispatcher is faster here\n"
     "  epistle doctor                               what this machine has, and which backends work\n"
+    "  epistle tune --tokens 128 --profile p.json   settings for this machine and shape\n"
     "  epistle models                               shapes of published models\n"
     "  epistle models qwen3-30b-a3b                 one of them, in full\n"
     "  epistle plan --cluster gb200-nvl72           which EP, TP and dispatcher for a model\n"
@@ -38,8 +40,8 @@ constexpr std::string_view kExamples =
 
 // The order of --help, behind run.
 constexpr void (*kCommands[])(CLI::App&, int&) = {
-    add_bench_command,  add_trace_command, add_calibrate_command, add_doctor_command,
-    add_models_command, add_plan_command,  add_select_command,    add_settings_command,
+    add_bench_command,  add_compare_command, add_tune_command, add_trace_command,  add_calibrate_command,
+    add_doctor_command, add_models_command,  add_plan_command, add_select_command, add_settings_command,
 };
 
 int report(const std::string& message, int exit_code) {

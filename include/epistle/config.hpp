@@ -96,6 +96,8 @@ struct DispatcherConfig {
 
 struct HostOptions {
   std::int32_t num_workers = 1;  ///< threads that copy and sum for each rank, the caller's included
+  /// Transfers of at least this many bytes go past the caches. -1: EPISTLE_STREAM_BYTES, or by the size of the cache.
+  std::int64_t stream_bytes = -1;
 };
 
 /// How rows cross from GPU to GPU.

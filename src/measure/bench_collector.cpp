@@ -70,7 +70,28 @@ PairTimes pair_times(std::string_view dispatcher, PairTimes kind, const std::vec
   kind.dispatcher = dispatcher;
   kind.num_samples = static_cast<std::int64_t>(times_us.size());
   kind.time_us = summarize(times_us);
+  kind.samples_us = times_us;
   return kind;
+}
+
+Contender contender_of(const BenchSpec& spec, const std::string& dispatcher) {
+  return {.name = dispatcher,
+          .dispatcher = dispatcher,
+          .host = spec.host,
+          .cuda = spec.cuda,
+          .num_buffers = spec.config.num_buffers};
+}
+
+bool means_unavailable(const Error& error) noexcept {
+  switch (error.code()) {
+    case ErrorCode::kUnsupported:
+    case ErrorCode::kNotFound:
+    case ErrorCode::kOutOfMemory:
+    case ErrorCode::kSystem:
+      return true;
+    default:
+      return false;
+  }
 }
 
 PhaseTimes::PhaseTimes(const BenchSpec& spec) : num_warmups_(spec.num_warmups) {
@@ -137,9 +158,9 @@ void BenchCollector::add_check(std::string_view dispatcher, const Mismatch& mism
   result_.verified_bytes += sum_over_ranks(num_bytes);
 }
 
-void BenchCollector::add_buffers(const Dispatcher& dispatcher) {
+void BenchCollector::add_buffers(std::string_view name, const Dispatcher& dispatcher) {
   const bool as_predicted = dispatcher.resident_bytes() == dispatcher.shared_bytes();
-  result_.dispatchers.push_back({.dispatcher = std::string(dispatcher.info().name()),
+  result_.dispatchers.push_back({.dispatcher = std::string(name),
                                  .max_buffer_bytes = max_over_ranks(dispatcher.shared_bytes()),
                                  .buffers_as_predicted = sum_over_ranks(as_predicted ? 0 : 1) == 0});
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
+#include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
 #include "layout/dispatch_layout.hpp"
@@ -30,6 +31,12 @@ using BytesOfPhases = std::array<PhaseBytes, kNumBenchPhases>;
 
 /// `kind` says what was in a row; `times_us`, of one pair and of the slowest rank, are summed up beside it.
 [[nodiscard]] PairTimes pair_times(std::string_view dispatcher, PairTimes kind, const std::vector<double>& times_us);
+
+/// What a dispatcher that is measured alone is made with.
+[[nodiscard]] Contender contender_of(const BenchSpec& spec, const std::string& dispatcher);
+
+/// True where `error` says that a dispatcher cannot be had here, the same on all ranks, and the group goes on.
+[[nodiscard]] bool means_unavailable(const Error& error) noexcept;
 
 /// The times of all phases of one dispatcher. The first iterations warm up and are not kept.
 class PhaseTimes {
@@ -62,7 +69,7 @@ class BenchCollector {
                   const BytesOfPhases& own_bytes);
   /// Whether this rank found a difference or not.
   void add_check(std::string_view dispatcher, const Mismatch& mismatch, std::int64_t num_bytes);
-  void add_buffers(const Dispatcher& dispatcher);
+  void add_buffers(std::string_view name, const Dispatcher& dispatcher);
 
   [[nodiscard]] BenchResult& result() noexcept { return result_; }
 

@@ -117,12 +117,14 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
       total_bytes += rows * (row_bytes + params.combine_row_bytes);
       continue;
     }
-    // Dispatchers come one after the other: the largest counts.
+    // Dispatchers come one after the other: the largest counts. Contenders are there together.
     std::int64_t buffer_bytes = 0;
-    for (const std::string& name : spec.dispatchers) {
+    const auto bytes_of = [&](const std::string& name) {
       const BufferPlan plan = DispatcherInfo::Functions::of(find_dispatcher(name)).plan(config, request.num_ranks());
-      buffer_bytes = std::max(buffer_bytes, plan.buffer_bytes(demand_of(plan, own, rows)));
-    }
+      return plan.buffer_bytes(demand_of(plan, own, rows));
+    };
+    for (const std::string& name : spec.dispatchers) buffer_bytes = std::max(buffer_bytes, bytes_of(name));
+    for (const Contender& one : spec.contenders) buffer_bytes += one.num_buffers * bytes_of(one.dispatcher);
     // The copy limit works on as much as a dispatch reads and writes.
     const std::int64_t copied_bytes = (num_tokens + rows) * row_bytes;
     total_bytes += buffer_bytes + copied_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);

@@ -23,8 +23,20 @@ namespace epistle {
 /// kCuda: calls in a row whose mean is one iteration's time, unless asked for otherwise.
 inline constexpr std::int32_t kDefaultRunsPerSample = 8;
 
+/// One of those that a comparison lets take turns: a dispatcher and what it is made with.
+struct Contender {
+  std::string name;  ///< in the results
+  std::string dispatcher;
+  HostOptions host = {};  ///< kHost only
+  CudaOptions cuda = {};  ///< kCuda only
+  std::int32_t num_buffers = 1;
+};
+
 struct BenchSpec {
-  std::vector<std::string> dispatchers;
+  std::vector<std::string> dispatchers;  ///< measured one after the other
+  /// Where there are any, these are measured instead: all of them live at once, and take turns in every iteration, each
+  /// iteration beginning with another one.
+  std::vector<Contender> contenders;
   DispatcherConfig config;
   Device device = Device::kHost;
   HostOptions host;  ///< kHost only
@@ -35,6 +47,7 @@ struct BenchSpec {
   std::int32_t num_warmups = 5;
   std::int32_t num_chained_pairs = 0;  ///< pairs in a chain, see PairTimes; 0 = no chains
   std::int32_t num_replays = 0;        ///< kCuda only: replays of a graph of one pair; 0 = none
+  bool chain_in_graph = false;         ///< kCuda, contenders only: chains are captured, not launched by the host
   /// kHost: bind each rank to its share of the processing units, where there is one for each worker.
   bool bind = true;
   bool stage_combine = false;  ///< expert outputs lie in private memory, so combine copies them first
@@ -70,11 +83,12 @@ struct PhaseResult {
 /// Pairs of calls in a row: a dispatch that brings its expert ids, so that the routing is read anew, and the combine of
 /// Received::expert_outputs(). No host wait between them, no expert work.
 struct PairTimes {
-  std::string dispatcher = {};
+  std::string dispatcher = {};   ///< or the name of the contender
   std::int32_t num = 0;          ///< pairs of a chain, or replays of a graph of one pair
   bool in_graph = false;         ///< kCuda: captured into a CUDA graph; otherwise launched by the host
   std::int64_t num_samples = 0;  ///< chains, or replays
   Summary time_us = {};          ///< of one pair (a chain's time by its pairs), each sample that of the slowest rank
+  std::vector<double> samples_us = {};  ///< in the order of iterations
 };
 
 /// How evenly rows fall on ranks.
@@ -91,6 +105,15 @@ struct DispatcherSummary {
   std::int64_t max_buffer_bytes = 0;  ///< largest rank, as the layout predicts
   bool buffers_as_predicted = false;  ///< the system counts the same on every rank
   std::string tuning = {};            ///< kCuda: what its tuning table chose
+  /// Contenders: what all ranks take together. kHost: shared memory, as the kernel counts it. kCuda: how much more of
+  /// the GPUs' memory is free when it has gone, whoever took it.
+  std::int64_t device_bytes = 0;
+};
+
+/// A contender that could not be made here.
+struct Unavailable {
+  std::string name;
+  std::string reason;
 };
 
 /// What one rank can store per second, all ranks storing at once, 16 bytes at a time: the yardstick of the wire rates.
@@ -125,6 +148,7 @@ struct BenchResult {
   std::vector<PairTimes> chains;
   std::vector<PairTimes> replays;  ///< kCuda
   std::vector<DispatcherSummary> dispatchers;
+  std::vector<Unavailable> unavailable;  ///< contenders
   LoadSummary load;
   bool verified = false;            ///< every output bit of every rank was compared and equal
   std::int64_t verified_bytes = 0;  ///< compared, over all ranks and dispatchers

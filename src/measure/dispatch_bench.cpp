@@ -27,11 +27,12 @@ constexpr std::array<BenchPhase, 4> kPhases = {BenchPhase::kLayout, BenchPhase::
 
 /// One dispatcher while it is measured.
 struct Trial {
+  std::string name;
   Dispatcher dispatcher;
+  PhaseTimes times;
+  std::vector<double> chain_us = {};
   Handle handle = {};
   Received received = {};  ///< the rows of the last dispatch
-
-  [[nodiscard]] std::string_view name() const noexcept { return dispatcher.info().name(); }
 };
 
 class DispatchBench {
@@ -41,15 +42,33 @@ class DispatchBench {
   [[nodiscard]] BenchResult run();
 
  private:
-  void run_dispatcher(const std::string& name);
+  void run_alone(const Contender& contender);
+  void run_in_turns();
+  [[nodiscard]] Trial start(const Contender& contender);
+  void bind(std::optional<ScopedBinding>& binding, const Contender& contender) const;
   void start_limit(const Handle& handle);
   void first_round_trip(Trial& trial);
   void poison(Trial& trial);
   void last_round_trip(Trial& trial);
   void check(const Trial& trial, std::string_view when);
-  void time_phases(Trial& trial);
+  void time_calls(Trial& trial, std::int32_t round);
+  void time_round_trip(Trial& trial, std::int32_t round);
   void run_chain(Trial& trial);
-  void time_chains(Trial& trial);
+  void time_chain(Trial& trial, std::int32_t round);
+  void check_chain(Trial& trial);
+  void add_times(const Trial& trial);
+  /// One step for every round; `turns` steps in each.
+  template <typename Step>
+  void for_each_round(const std::string& task, std::int64_t turns, const Step& step) {
+    const std::int64_t num_rounds = spec_.num_warmups + spec_.num_iterations;
+    std::int64_t num_done = 0;
+    for (std::int32_t round = 0; round < num_rounds; ++round) {
+      for (std::int64_t turn = 0; turn < turns; ++turn) {
+        step(round, turn);
+        report({.task = task, .done = ++num_done, .total = num_rounds * turns});
+      }
+    }
+  }
   void prepare(Trial& trial) {
     trial.received.release();  // what is free when a routing is prepared can be sent to at once
     trial.handle = trial.dispatcher.prepare({.expert_ids = table_.ids(), .weights = table_.probs()});
@@ -67,6 +86,8 @@ class DispatchBench {
   ResolvedConfig config_;
   LayoutParams params_;
   BenchInputs inputs_;
+  SpanTimer timer_;
+  SlowestRank slowest_;
   std::optional<CopyProbe> probe_;
   std::unique_ptr<BenchCheck> check_;       ///< null = not verified
   std::vector<std::byte> private_outputs_;  ///< expert outputs, where combine has to copy them
@@ -82,12 +103,18 @@ DispatchBench::DispatchBench(Group& group, const BenchSpec& spec, const RoutingT
       config_(resolve_config(spec.config, group.size())),
       params_(to_layout_params(config_, group.size())),
       inputs_({.rank = group.rank(), .seed = spec.seed, .num_tokens = own_table.num_tokens, .config = config_}),
+      timer_(group),
+      slowest_(group),
       collector_(group, spec.expectation != nullptr) {
   if (spec.expectation != nullptr) check_ = std::make_unique<BenchCheck>(group, *spec.expectation, inputs_);
 }
 
 BenchResult DispatchBench::run() {
-  for (const std::string& name : spec_.dispatchers) run_dispatcher(name);
+  if (spec_.contenders.empty()) {
+    for (const std::string& name : spec_.dispatchers) run_alone(contender_of(spec_, name));
+  } else {
+    run_in_turns();
+  }
   BenchResult& result = collector_.result();
   result.limit = probe_->limit();
   for (PhaseResult& phase : result.phases) {
@@ -98,10 +125,77 @@ BenchResult DispatchBench::run() {
   return std::move(result);
 }
 
-void DispatchBench::run_dispatcher(const std::string& name) {
-  const std::string preparing = fmt::format("preparing {}", name);
+void DispatchBench::run_alone(const Contender& contender) {
+  Trial trial = start(contender);
+  const std::string timing = fmt::format("timing {}", trial.name);
+  for_each_round(timing, 1, [&](std::int32_t round, std::int64_t /*turn*/) {
+    probe_->sample();
+    time_calls(trial, round);
+  });
+  for_each_round(timing, 1, [&](std::int32_t round, std::int64_t /*turn*/) { time_round_trip(trial, round); });
+  last_round_trip(trial);
+  check(trial, "rechecking");
+  if (spec_.num_chained_pairs > 0) {
+    for_each_round(fmt::format("chaining {}", trial.name), 1,
+                   [&](std::int32_t round, std::int64_t /*turn*/) { time_chain(trial, round); });
+    check_chain(trial);
+  }
+  add_times(trial);
+}
+
+void DispatchBench::run_in_turns() {
+  std::vector<Trial> trials;
+  std::vector<const Contender*> contenders;
+  for (const Contender& contender : spec_.contenders) {
+    std::optional<ScopedBinding> binding;
+    bind(binding, contender);
+    try {
+      trials.push_back(start(contender));
+      contenders.push_back(&contender);
+    } catch (const Error& error) {
+      if (!means_unavailable(error)) throw;
+      collector_.result().unavailable.push_back({.name = contender.name, .reason = error.what()});
+    }
+  }
+  if (trials.empty()) {
+    const Unavailable& first = collector_.result().unavailable.front();
+    throw Error(ErrorCode::kUnsupported, fmt::format("{} is not available: {}", first.name, first.reason));
+  }
+  const std::size_t num_trials = trials.size();
+  for_each_round("taking turns", std::ssize(trials), [&](std::int32_t round, std::int64_t turn) {
+    if (turn == 0) probe_->sample();
+    const std::size_t idx = static_cast<std::size_t>(round + turn) % num_trials;
+    std::optional<ScopedBinding> binding;
+    bind(binding, *contenders[idx]);
+    time_calls(trials[idx], round);
+    time_round_trip(trials[idx], round);
+    if (spec_.num_chained_pairs > 0) time_chain(trials[idx], round);
+  });
+  for (Trial& trial : trials) {
+    last_round_trip(trial);
+    check(trial, "rechecking");
+    if (spec_.num_chained_pairs > 0) check_chain(trial);
+    add_times(trial);
+    collector_.result().dispatchers.back().device_bytes = collector_.sum_over_ranks(trial.dispatcher.resident_bytes());
+  }
+}
+
+/// As a run of this contender alone would be bound.
+void DispatchBench::bind(std::optional<ScopedBinding>& binding, const Contender& contender) const {
+  if (!spec_.bind) return;
+  binding.emplace(
+      BindingShare{.idx = group_.rank(), .num_shares = group_.size(), .min_units = contender.host.num_workers});
+}
+
+/// A dispatcher that has moved rows once, verified.
+Trial DispatchBench::start(const Contender& contender) {
+  const std::string preparing = fmt::format("preparing {}", contender.name);
   report({.task = preparing});
-  Trial trial{.dispatcher = Dispatcher(group_, name, spec_.config, spec_.host)};
+  DispatcherConfig config = spec_.config;
+  config.num_buffers = contender.num_buffers;
+  Trial trial{.name = contender.name,
+              .dispatcher = Dispatcher(group_, contender.dispatcher, config, contender.host),
+              .times = PhaseTimes(spec_)};
   prepare(trial);
   if (!probe_) {
     start_limit(trial.handle);
@@ -112,11 +206,7 @@ void DispatchBench::run_dispatcher(const std::string& name) {
   report({.task = preparing});
   first_round_trip(trial);
   check(trial, "checking");
-  time_phases(trial);
-  last_round_trip(trial);
-  check(trial, "rechecking");
-  if (spec_.num_chained_pairs > 0) time_chains(trial);
-  collector_.add_buffers(trial.dispatcher);
+  return trial;
 }
 
 void DispatchBench::start_limit(const Handle& handle) {
@@ -177,38 +267,37 @@ void DispatchBench::combine(Trial& trial) {
 
 void DispatchBench::check(const Trial& trial, std::string_view when) {
   if (check_ == nullptr) return;
-  const std::string task = fmt::format("{} {}", when, trial.name());
+  const std::string task = fmt::format("{} {}", when, trial.name);
   const ReceivedData received = data_of(trial.received);
   const Mismatch mismatch = check_->run(
       received, [&](std::int64_t done, std::int64_t total) { report({.task = task, .done = done, .total = total}); });
-  collector_.add_check(trial.name(), mismatch, check_->num_bytes(received));
+  collector_.add_check(trial.name, mismatch, check_->num_bytes(received));
 }
 
 // ---- Times ----------------------------------------------------------------------------------------------------------
 
-void DispatchBench::time_phases(Trial& trial) {
-  SpanTimer timer(group_);
-  PhaseTimes times(spec_);
-  const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
-  const std::string task = fmt::format("timing {}", trial.name());
-  std::int64_t num_done = 0;
-  const auto step = [&] { report({.task = task, .done = ++num_done, .total = std::int64_t{2} * num_rounds}); };
-  for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
-    probe_->sample();
-    times.record(BenchPhase::kLayout, iteration, timer.time([&] { prepare(trial); }));
-    times.record(BenchPhase::kDispatch, iteration, timer.time([&] { dispatch(trial); }));
-    times.record(BenchPhase::kCombine, iteration, timer.time([&] { combine(trial); }));
-  }
-  for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
-    times.record(BenchPhase::kRoundTrip, iteration, timer.time([&] {
-      prepare(trial);
-      dispatch(trial);
-      combine(trial);
-    }));
-  }
+void DispatchBench::time_calls(Trial& trial, std::int32_t round) {
+  trial.times.record(BenchPhase::kLayout, round, timer_.time([&] { prepare(trial); }));
+  trial.times.record(BenchPhase::kDispatch, round, timer_.time([&] { dispatch(trial); }));
+  trial.times.record(BenchPhase::kCombine, round, timer_.time([&] { combine(trial); }));
+}
+
+void DispatchBench::time_round_trip(Trial& trial, std::int32_t round) {
+  trial.times.record(BenchPhase::kRoundTrip, round, timer_.time([&] {
+    prepare(trial);
+    dispatch(trial);
+    combine(trial);
+  }));
+}
+
+void DispatchBench::add_times(const Trial& trial) {
   collector_.add_phases(
-      trial.name(), kPhases, times,
+      trial.name, kPhases, trial.times,
       phase_bytes(DispatchLayout(params_), trial.handle.wait_stats(), trial.dispatcher.wire_bytes(trial.handle)));
+  if (spec_.num_chained_pairs > 0) {
+    collector_.result().chains.push_back(pair_times(trial.name, {.num = spec_.num_chained_pairs}, trial.chain_us));
+  }
+  collector_.add_buffers(trial.name, trial.dispatcher);
 }
 
 // ---- Pairs in a row -------------------------------------------------------------------------------------------------
@@ -225,27 +314,20 @@ void DispatchBench::run_chain(Trial& trial) {
   }
 }
 
-void DispatchBench::time_chains(Trial& trial) {
-  SlowestRank slowest(group_);
-  std::vector<double> times_us;
-  times_us.reserve(static_cast<std::size_t>(spec_.num_iterations));
-  const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
-  const std::string task = fmt::format("chaining {}", trial.name());
-  for (std::int32_t round = 0; round < num_rounds; ++round) {
-    group_.barrier();
-    const double begin_us = steady_now_us();
-    run_chain(trial);
-    const double own_us = steady_now_us() - begin_us;
-    const double time_us = slowest.reduce(own_us) / spec_.num_chained_pairs;
-    if (round >= spec_.num_warmups) times_us.push_back(time_us);
-    report({.task = task, .done = round + 1, .total = num_rounds});
-  }
-  if (check_ != nullptr) {
-    poison(trial);
-    run_chain(trial);
-    check(trial, "checking the chain of");
-  }
-  collector_.result().chains.push_back(pair_times(trial.name(), {.num = spec_.num_chained_pairs}, times_us));
+void DispatchBench::time_chain(Trial& trial, std::int32_t round) {
+  group_.barrier();
+  const double begin_us = steady_now_us();
+  run_chain(trial);
+  const double own_us = steady_now_us() - begin_us;
+  const double time_us = slowest_.reduce(own_us) / spec_.num_chained_pairs;
+  if (round >= spec_.num_warmups) trial.chain_us.push_back(time_us);
+}
+
+void DispatchBench::check_chain(Trial& trial) {
+  if (check_ == nullptr) return;
+  poison(trial);
+  run_chain(trial);
+  check(trial, "checking the chain of");
 }
 
 }  // namespace
@@ -253,7 +335,7 @@ void DispatchBench::time_chains(Trial& trial) {
 BenchResult run_dispatch_bench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
                                const BenchProgress& progress) {
   std::optional<ScopedBinding> binding;
-  if (spec.bind) {
+  if (spec.bind && spec.contenders.empty()) {
     binding.emplace(BindingShare{.idx = group.rank(), .num_shares = group.size(), .min_units = spec.host.num_workers});
   }
   return DispatchBench(group, spec, own_table, progress).run();

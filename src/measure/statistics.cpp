@@ -18,6 +18,7 @@ Summary summarize(std::vector<double> samples) {
           .p10 = nearest_rank(0.10),
           .median = median,
           .p90 = nearest_rank(0.90),
+          .p95 = nearest_rank(0.95),
           .p99 = nearest_rank(0.99),
           .max = samples.back()};
 }

@@ -16,8 +16,8 @@ constexpr std::array<std::string_view, 10> kFolders = {"include", "src",      "a
                                                        "bench",   "examples", "cmake", "docs",   "scripts"};
 
 // Files without one of these are looked at only where they are scripts.
-constexpr std::array<std::string_view, 13> kTextExtensions = {".hpp", ".h",   ".cpp", ".cu",   ".cuh", ".py",  ".cmake",
-                                                              ".in",  ".txt", ".md",  ".json", ".sh",  ".toml"};
+constexpr std::array<std::string_view, 15> kTextExtensions = {
+    ".hpp", ".h", ".cpp", ".cu", ".cuh", ".py", ".cmake", ".js", ".css", ".in", ".txt", ".md", ".json", ".sh", ".toml"};
 
 std::string read_file(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);

@@ -2,28 +2,15 @@
 
 #include <array>
 #include <memory>
-#include <optional>
 #include <utility>
 
 #include <cuda_runtime_api.h>
 
 #include <fmt/format.h>
 
-#include "epistle/dispatcher.hpp"
-
-#include "dispatch/call/resolved_config.hpp"
-#include "gpu/cuda_error.hpp"
-#include "measure/bench_check.hpp"
-#include "measure/bench_collector.hpp"
-#include "measure/bench_inputs.hpp"
-#include "measure/cuda/captured_graph.hpp"
-#include "measure/cuda/device_inputs.hpp"
-#include "measure/cuda/device_memory.hpp"
+#include "measure/cuda/cuda_bench_rank.hpp"
 #include "measure/cuda/link_probe.hpp"
-#include "measure/cuda/pair_runs.hpp"
-#include "measure/cuda/stream_timer.hpp"
 #include "measure/gpu_driver.hpp"
-#include "measure/received_data.hpp"
 
 namespace epistle {
 namespace {
@@ -32,88 +19,7 @@ constexpr std::array<BenchPhase, 5> kPhases = {BenchPhase::kLayout, BenchPhase::
                                                BenchPhase::kDispatchWithLayout, BenchPhase::kRoundTrip};
 constexpr std::array<BenchPhase, 1> kGraphPhases = {BenchPhase::kGraphRoundTrip};
 
-class OwnedStream {
- public:
-  OwnedStream() { cuda::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream"); }
-  ~OwnedStream() { cuda::warn_cuda(cudaStreamDestroy(stream_), "destroy a stream"); }
-  OwnedStream(const OwnedStream&) = delete;
-  OwnedStream& operator=(const OwnedStream&) = delete;
-
-  [[nodiscard]] cudaStream_t get() const noexcept { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
-/// What a rank has on its GPU as long as the benchmark runs. The device is known once there is a dispatcher.
-struct RankOnGpu {
-  RankOnGpu(int device, const RoutingTable& table, BenchInputs& host)
-      : guard(device), inputs(stream.get(), table, host) {}
-
-  cuda::DeviceGuard guard;
-  OwnedStream stream;
-  DeviceInputs inputs;
-};
-
-/// One dispatcher while it is measured. Declared in the order in which its parts need each other.
-struct Trial {
-  Dispatcher dispatcher;
-  DeviceMemory private_outputs = {};  ///< expert outputs, where combine has to copy them
-  Handle handle = {};
-  Received received = {};                   ///< the rows of the last dispatch
-  std::optional<CapturedGraph> graph = {};  ///< capacity sizing
-  Handle graph_handle = {};                 ///< lives as long as the graph
-  ReceivedData graph_rows = {};             ///< where the graph's dispatch puts its rows
-
-  [[nodiscard]] std::string_view name() const noexcept { return dispatcher.info().name(); }
-};
-
-class CudaBench {
- public:
-  CudaBench(Group& group, const BenchSpec& spec, const RoutingTable& own_table, const BenchProgress& progress);
-
-  [[nodiscard]] BenchResult run();
-
- private:
-  void run_dispatcher(const std::string& name);
-  void start_rank(const Dispatcher& dispatcher);
-  void first_round_trip(Trial& trial);
-  void poison(const ReceivedData& received);
-  void check(Trial& trial, const ReceivedData& received, std::string_view when);
-  template <typename Calls>
-  void recheck(Trial& trial, std::string_view when, const Calls& calls);
-  void capture(Trial& trial);
-  void time_phases(Trial& trial);
-  void time_pairs(Trial& trial);
-  [[nodiscard]] Stream stream() const noexcept { return rank_->stream.get(); }
-  [[nodiscard]] Handle prepare(Dispatcher& dispatcher) {
-    return dispatcher.prepare({.expert_ids = rank_->inputs.ids(), .weights = rank_->inputs.probs()}, stream());
-  }
-  void prepare(Trial& trial) { trial.handle = prepare(trial.dispatcher); }
-  void dispatch(Trial& trial);
-  void prepare_and_dispatch(Trial& trial);
-  void combine(Trial& trial, const Received& received);
-  void fill_expert_outputs(std::byte* device_rows, std::int64_t num_rows);
-  /// Collective. Afterwards no stream of any rank has work: memory may come and go until the next barrier.
-  void quiet(Trial& trial) {
-    trial.dispatcher.wait();
-    group_.barrier();
-  }
-  void report(const BenchStep& step) const {
-    if (progress_) progress_(step);
-  }
-
-  Group& group_;
-  const BenchSpec& spec_;
-  const RoutingTable& table_;
-  const BenchProgress& progress_;
-  ResolvedConfig config_;
-  LayoutParams params_;
-  BenchInputs inputs_;
-  BenchCollector collector_;
-  std::unique_ptr<BenchCheck> check_;  ///< null = not verified
-  std::optional<RankOnGpu> rank_;
-};
+}  // namespace
 
 CudaBench::CudaBench(Group& group, const BenchSpec& spec, const RoutingTable& own_table, const BenchProgress& progress)
     : group_(group),
@@ -128,7 +34,11 @@ CudaBench::CudaBench(Group& group, const BenchSpec& spec, const RoutingTable& ow
 }
 
 BenchResult CudaBench::run() {
-  for (const std::string& name : spec_.dispatchers) run_dispatcher(name);
+  if (spec_.contenders.empty()) {
+    for (const std::string& name : spec_.dispatchers) run_alone(contender_of(spec_, name));
+  } else {
+    run_in_turns();
+  }
   BenchResult& result = collector_.result();
   const double limit = result.cuda->limit.bytes_per_s();
   for (PhaseResult& phase : result.phases) {
@@ -138,28 +48,47 @@ BenchResult CudaBench::run() {
   return std::move(result);
 }
 
-void CudaBench::run_dispatcher(const std::string& name) {
-  const std::string preparing = fmt::format("preparing {}", name);
-  report({.task = preparing});
+void CudaBench::run_alone(const Contender& contender) {
+  const std::unique_ptr<CudaTrial> made = make_trial(contender);
+  CudaTrial& trial = *made;
+  start(trial);
+  time_phases(trial);
+  check_after_times(trial);
+  time_pairs(trial);
+  collector_.add_buffers(trial.name, trial.dispatcher);
+  collector_.result().dispatchers.back().tuning = trial.dispatcher.describe_tuning(config_.max_tokens);
+}
+
+std::unique_ptr<CudaTrial> CudaBench::make_trial(const Contender& contender) {
+  report({.task = fmt::format("preparing {}", contender.name)});
   DispatcherConfig config = spec_.config;
+  config.num_buffers = contender.num_buffers;
   config.max_handles += spec_.num_chained_pairs;  // every pair of a chain has one, so that none is waited for
-  Trial trial{.dispatcher = Dispatcher(group_, name, config, spec_.cuda)};
+  return std::unique_ptr<CudaTrial>(
+      new CudaTrial{.name = contender.name,
+                    .dispatcher = Dispatcher(group_, contender.dispatcher, config, contender.cuda),
+                    .times = PhaseTimes(spec_)});
+}
+
+/// Rows have been moved once, verified, when this returns.
+void CudaBench::start(CudaTrial& trial) {
   quiet(trial);
   const bool first = !rank_;
   if (first) start_rank(trial.dispatcher);
-  report({.task = preparing});
+  report({.task = fmt::format("preparing {}", trial.name)});
   prepare(trial);
   quiet(trial);
   first_round_trip(trial);
   check(trial, data_of(trial.received), "checking");
-  if (first) {
-    const HostCopy received(rank_->stream.get(), data_of(trial.received), config_.top_k);
-    const RowDescription& rows = received.data().description;
-    collector_.add_load(trial.handle.wait_stats(),
-                        {rows.expert_counts, static_cast<std::size_t>(rows.num_local_experts)});
-  }
-  time_phases(trial);
-  // Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
+  if (!first) return;
+  const HostCopy received(rank_->stream.get(), data_of(trial.received), config_.top_k);
+  const RowDescription& rows = received.data().description;
+  collector_.add_load(trial.handle.wait_stats(),
+                      {rows.expert_counts, static_cast<std::size_t>(rows.num_local_experts)});
+}
+
+/// Once more, as in the timed iterations: what they did to the dispatcher's state shows here.
+void CudaBench::check_after_times(CudaTrial& trial) {
   recheck(trial, "rechecking", [&] {
     prepare(trial);
     dispatch(trial);
@@ -173,9 +102,6 @@ void CudaBench::run_dispatcher(const std::string& name) {
     });
   }
   quiet(trial);
-  time_pairs(trial);
-  collector_.add_buffers(trial.dispatcher);
-  collector_.result().dispatchers.back().tuning = trial.dispatcher.describe_tuning(config_.max_tokens);
 }
 
 /// What is known, and allocated, once the first dispatcher has chosen the GPU.
@@ -203,7 +129,7 @@ void CudaBench::start_rank(const Dispatcher& dispatcher) {
 // ---- Verification ---------------------------------------------------------------------------------------------------
 
 /// Everything once, untimed: afterwards the expert outputs are where the timed iterations find them.
-void CudaBench::first_round_trip(Trial& trial) {
+void CudaBench::first_round_trip(CudaTrial& trial) {
   dispatch(trial);
   quiet(trial);
   const std::int64_t num_rows = trial.received.num_rows();
@@ -221,13 +147,13 @@ void CudaBench::first_round_trip(Trial& trial) {
   combine(trial, trial.received);
 }
 
-void CudaBench::dispatch(Trial& trial) {
+void CudaBench::dispatch(CudaTrial& trial) {
   trial.received.release();
   trial.received = trial.dispatcher.dispatch(
       {.handle = trial.handle, .tokens = rank_->inputs.tokens(), .scales = rank_->inputs.scales()}, stream());
 }
 
-void CudaBench::prepare_and_dispatch(Trial& trial) {
+void CudaBench::prepare_and_dispatch(CudaTrial& trial) {
   trial.received.release();
   trial.received = trial.dispatcher.dispatch({.expert_ids = rank_->inputs.ids(),
                                               .weights = rank_->inputs.probs(),
@@ -256,28 +182,27 @@ void CudaBench::poison(const ReceivedData& received) {
   group_.barrier();
 }
 
-void CudaBench::combine(Trial& trial, const Received& received) {
+void CudaBench::combine(CudaTrial& trial, const Received& received) {
   ConstRows rows = received.expert_outputs();
   if (spec_.stage_combine) rows.data = trial.private_outputs.as();
   trial.dispatcher.combine({.handle = received.handle(), .rows = rows, .out = rank_->inputs.out_rows()}, stream());
 }
 
-void CudaBench::check(Trial& trial, const ReceivedData& received, std::string_view when) {
+void CudaBench::check(CudaTrial& trial, const ReceivedData& received, std::string_view when) {
   trial.dispatcher.wait();
   if (check_ == nullptr) return;
-  const std::string task = fmt::format("{} {}", when, trial.name());
+  const std::string task = fmt::format("{} {}", when, trial.name);
   const HostCopy copy(rank_->stream.get(), received, config_.top_k);
   copy_to_host(rank_->stream.get(), inputs_.out().data(), rank_->inputs.out(), rank_->inputs.out_bytes());
   wait_for_stream(rank_->stream.get());
   const Mismatch mismatch = check_->run(copy.data(), [&](std::int64_t done, std::int64_t total) {
     report({.task = task, .done = done, .total = total});
   });
-  collector_.add_check(trial.name(), mismatch, check_->num_bytes(copy.data()));
+  collector_.add_check(trial.name, mismatch, check_->num_bytes(copy.data()));
 }
 
 /// Makes calls as they were timed, once more over poison, and checks the rows that they give and the sums.
-template <typename Calls>
-void CudaBench::recheck(Trial& trial, std::string_view when, const Calls& calls) {
+void CudaBench::recheck(CudaTrial& trial, std::string_view when, const std::function<ReceivedData()>& calls) {
   if (check_ == nullptr) return;
   poison(data_of(trial.received));  // the one buffer that there is
   check(trial, calls(), when);
@@ -285,44 +210,54 @@ void CudaBench::recheck(Trial& trial, std::string_view when, const Calls& calls)
 
 // ---- Times ----------------------------------------------------------------------------------------------------------
 
-void CudaBench::time_phases(Trial& trial) {
+void CudaBench::time_phases(CudaTrial& trial) {
   quiet(trial);
   StreamTimer timer(group_, rank_->stream.get(), spec_.runs_per_sample);
   if (config_.sizing == SizingMode::kCapacity) capture(trial);
   quiet(trial);
-  PhaseTimes times(spec_);
   const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
-  const std::string task = fmt::format("timing {}", trial.name());
+  const std::string task = fmt::format("timing {}", trial.name);
   const std::int64_t num_steps = std::int64_t{trial.graph ? 3 : 2} * num_rounds;
   std::int64_t num_done = 0;
   const auto step = [&] { report({.task = task, .done = ++num_done, .total = num_steps}); };
-  const auto record = [&](BenchPhase phase, std::int32_t iteration, const auto& calls) {
-    times.record(phase, iteration, timer.time(calls, [&] { trial.dispatcher.wait(); }));
+  for (std::int32_t round = 0; round < num_rounds; ++round, step()) time_calls(trial, timer, round);
+  for (std::int32_t round = 0; round < num_rounds; ++round, step()) time_round_trips(trial, timer, round);
+  for (std::int32_t round = 0; trial.graph && round < num_rounds; ++round, step()) time_graph(trial, timer, round);
+  add_times(trial);
+}
+
+void CudaBench::time_calls(CudaTrial& trial, StreamTimer& timer, std::int32_t round) {
+  const auto wait = [&] { trial.dispatcher.wait(); };
+  trial.times.record(BenchPhase::kLayout, round, timer.time([&] { prepare(trial); }, wait));
+  trial.times.record(BenchPhase::kDispatch, round, timer.time([&] { dispatch(trial); }, wait));
+  trial.times.record(BenchPhase::kCombine, round, timer.time([&] { combine(trial, trial.received); }, wait));
+}
+
+void CudaBench::time_round_trips(CudaTrial& trial, StreamTimer& timer, std::int32_t round) {
+  const auto wait = [&] { trial.dispatcher.wait(); };
+  trial.times.record(BenchPhase::kDispatchWithLayout, round, timer.time([&] { prepare_and_dispatch(trial); }, wait));
+  const auto round_trip = [&] {
+    prepare_and_dispatch(trial);
+    combine(trial, trial.received);
   };
-  for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
-    record(BenchPhase::kLayout, iteration, [&] { prepare(trial); });
-    record(BenchPhase::kDispatch, iteration, [&] { dispatch(trial); });
-    record(BenchPhase::kCombine, iteration, [&] { combine(trial, trial.received); });
-  }
-  for (std::int32_t iteration = 0; iteration < num_rounds; ++iteration, step()) {
-    record(BenchPhase::kDispatchWithLayout, iteration, [&] { prepare_and_dispatch(trial); });
-    record(BenchPhase::kRoundTrip, iteration, [&] {
-      prepare_and_dispatch(trial);
-      combine(trial, trial.received);
-    });
-  }
-  for (std::int32_t iteration = 0; trial.graph && iteration < num_rounds; ++iteration, step()) {
-    record(BenchPhase::kGraphRoundTrip, iteration, [&] { trial.graph->launch(rank_->stream.get()); });
-  }
+  trial.times.record(BenchPhase::kRoundTrip, round, timer.time(round_trip, wait));
+}
+
+void CudaBench::time_graph(CudaTrial& trial, StreamTimer& timer, std::int32_t round) {
+  trial.times.record(BenchPhase::kGraphRoundTrip, round,
+                     timer.time([&] { trial.graph->launch(rank_->stream.get()); }, [&] { trial.dispatcher.wait(); }));
+}
+
+void CudaBench::add_times(const CudaTrial& trial) {
   const BytesOfPhases bytes =
       phase_bytes(DispatchLayout(params_), trial.handle.wait_stats(), trial.dispatcher.wire_bytes(trial.handle));
-  collector_.add_phases(trial.name(), kPhases, times, bytes);
-  if (trial.graph) collector_.add_phases(trial.name(), kGraphPhases, times, bytes);
+  collector_.add_phases(trial.name, kPhases, trial.times, bytes);
+  if (trial.graph) collector_.add_phases(trial.name, kGraphPhases, trial.times, bytes);
 }
 
 /// A round trip with a handle of its own, which lives as long as the graph. Its lease does not: what is timed uses the
 /// same buffer, never while the graph runs.
-void CudaBench::capture(Trial& trial) {
+void CudaBench::capture(CudaTrial& trial) {
   trial.received.release();
   trial.graph.emplace(rank_->stream.get(), [&] {
     trial.graph_handle = prepare(trial.dispatcher);
@@ -334,14 +269,17 @@ void CudaBench::capture(Trial& trial) {
   dispatch(trial);
 }
 
+PairCalls CudaBench::pair_calls(CudaTrial& trial) {
+  return {.group = group_, .stream = rank_->stream.get(), .dispatcher = trial.dispatcher, .put_pair = [&] {
+            prepare_and_dispatch(trial);
+            combine(trial, trial.received);
+            return trial.handle;
+          }};
+}
+
 /// Pairs in a row, captured and not. Graphs come and go while all streams are quiet.
-void CudaBench::time_pairs(Trial& trial) {
-  const PairCalls calls{
-      .group = group_, .stream = rank_->stream.get(), .dispatcher = trial.dispatcher, .put_pair = [&] {
-        prepare_and_dispatch(trial);
-        combine(trial, trial.received);
-        return trial.handle;
-      }};
+void CudaBench::time_pairs(CudaTrial& trial) {
+  const PairCalls calls = pair_calls(trial);
   std::string task;
   const PairRuns::OnStep on_step = [&](std::int64_t done, std::int64_t total) {
     report({.task = task, .done = done, .total = total});
@@ -360,26 +298,24 @@ void CudaBench::time_pairs(Trial& trial) {
     return times_us;
   };
   if (spec_.num_replays > 0) {
-    task = fmt::format("replaying {}", trial.name());
+    task = fmt::format("replaying {}", trial.name);
     const auto times_us =
         time_graph(1, "checking the replays of", [&](const PairGraph& graph) { return runs.replays(graph); });
-    result.replays.push_back(pair_times(trial.name(), {.num = spec_.num_replays, .in_graph = true}, times_us));
+    result.replays.push_back(pair_times(trial.name, {.num = spec_.num_replays, .in_graph = true}, times_us));
   }
   const std::int32_t num_pairs = spec_.num_chained_pairs;
   if (num_pairs == 0) return;
-  task = fmt::format("chaining {}", trial.name());
+  task = fmt::format("chaining {}", trial.name);
   const auto times_us = time_graph(num_pairs, "checking the captured chain of",
                                    [&](const PairGraph& graph) { return runs.chains_in_graph(graph); });
-  result.chains.push_back(pair_times(trial.name(), {.num = num_pairs, .in_graph = true}, times_us));
-  result.chains.push_back(pair_times(trial.name(), {.num = num_pairs}, runs.chains_from_host()));
+  result.chains.push_back(pair_times(trial.name, {.num = num_pairs, .in_graph = true}, times_us));
+  result.chains.push_back(pair_times(trial.name, {.num = num_pairs}, runs.chains_from_host()));
   recheck(trial, "checking the chain of", [&] {
     for (std::int32_t pair = 0; pair < num_pairs; ++pair) static_cast<void>(calls.put_pair());
     return data_of(trial.received);
   });
   quiet(trial);
 }
-
-}  // namespace
 
 BenchResult run_cuda_bench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
                            const BenchProgress& progress) {

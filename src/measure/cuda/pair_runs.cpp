@@ -6,8 +6,6 @@
 #include <span>
 
 #include "measure/cuda/stream_gate.hpp"
-#include "measure/cuda/stream_timer.hpp"
-#include "measure/cuda/timed_event.hpp"
 
 namespace epistle {
 namespace {
@@ -26,7 +24,11 @@ PairGraph::PairGraph(const PairCalls& calls, std::int32_t num_pairs)
       }) {}
 
 PairRuns::PairRuns(const PairCalls& calls, const BenchSpec& spec, const OnStep& on_step)
-    : calls_(calls), spec_(spec), on_step_(on_step), slowest_(calls.group, kReplaysPerBlock) {}
+    : calls_(calls),
+      spec_(spec),
+      on_step_(on_step),
+      slowest_(calls.group, kReplaysPerBlock),
+      timer_(calls.group, calls.stream, 1) {}
 
 std::vector<double> PairRuns::replays(const PairGraph& graph) {
   std::vector<double> times_us;
@@ -65,30 +67,33 @@ std::vector<double> PairRuns::one_per_iteration(const TimeOne& time_one) {
   times_us.reserve(static_cast<std::size_t>(spec_.num_iterations));
   const std::int32_t num_rounds = spec_.num_warmups + spec_.num_iterations;
   for (std::int32_t round = 0; round < num_rounds; ++round) {
-    const double time_us = time_one() / spec_.num_chained_pairs;
+    const double time_us = time_one();
     if (round >= spec_.num_warmups) times_us.push_back(time_us);
     report(round + 1, num_rounds);
   }
   return times_us;
 }
 
+double PairRuns::chain_in_graph(const PairGraph& graph) {
+  return timer_.time([&] { graph.launch(); }, [&] { calls_.dispatcher.wait(); }) / spec_.num_chained_pairs;
+}
+
+double PairRuns::chain_from_host() {
+  calls_.group.barrier();
+  static_cast<void>(calls_.put_pair());
+  begin_.record(calls_.stream);
+  for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) static_cast<void>(calls_.put_pair());
+  end_.record(calls_.stream);
+  calls_.dispatcher.wait();
+  return slowest_.reduce(end_.us_since(begin_)) / spec_.num_chained_pairs;
+}
+
 std::vector<double> PairRuns::chains_in_graph(const PairGraph& graph) {
-  StreamTimer timer(calls_.group, calls_.stream, 1);
-  return one_per_iteration([&] { return timer.time([&] { graph.launch(); }, [&] { calls_.dispatcher.wait(); }); });
+  return one_per_iteration([&] { return chain_in_graph(graph); });
 }
 
 std::vector<double> PairRuns::chains_from_host() {
-  TimedEvent begin;
-  TimedEvent end;
-  return one_per_iteration([&] {
-    calls_.group.barrier();
-    static_cast<void>(calls_.put_pair());
-    begin.record(calls_.stream);
-    for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) static_cast<void>(calls_.put_pair());
-    end.record(calls_.stream);
-    calls_.dispatcher.wait();
-    return slowest_.reduce(end.us_since(begin));
-  });
+  return one_per_iteration([&] { return chain_from_host(); });
 }
 
 }  // namespace epistle

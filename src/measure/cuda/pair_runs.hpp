@@ -13,6 +13,8 @@
 
 #include "measure/bench_types.hpp"
 #include "measure/cuda/captured_graph.hpp"
+#include "measure/cuda/stream_timer.hpp"
+#include "measure/cuda/timed_event.hpp"
 #include "measure/slowest_rank.hpp"
 
 namespace epistle {
@@ -53,11 +55,14 @@ class PairRuns {
   /// launches, but it shows what it takes to start a graph behind another one.
   [[nodiscard]] std::vector<double> replays(const PairGraph& graph);
 
-  /// One sample per iteration: `graph` has a chain, and runs behind itself.
-  [[nodiscard]] std::vector<double> chains_in_graph(const PairGraph& graph);
+  /// One sample: `graph` has a chain, and runs behind itself.
+  [[nodiscard]] double chain_in_graph(const PairGraph& graph);
+  /// One sample: the host launches call after call while the stream works, behind one pair that brings the ranks
+  /// together. A host that is slower than the stream shows.
+  [[nodiscard]] double chain_from_host();
 
-  /// One sample per iteration: the host launches call after call while the stream works, behind one pair that brings
-  /// the ranks together. A host that is slower than the stream shows.
+  /// One sample of these per iteration.
+  [[nodiscard]] std::vector<double> chains_in_graph(const PairGraph& graph);
   [[nodiscard]] std::vector<double> chains_from_host();
 
  private:
@@ -71,6 +76,9 @@ class PairRuns {
   const BenchSpec& spec_;
   const OnStep& on_step_;
   SlowestRank slowest_;
+  StreamTimer timer_;
+  TimedEvent begin_;
+  TimedEvent end_;
 };
 
 }  // namespace epistle

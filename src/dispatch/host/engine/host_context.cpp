@@ -19,15 +19,16 @@ std::int64_t streaming_threshold_bytes(int num_ranks) {
   return (cache_bytes > 0 ? cache_bytes : kDefaultLastLevelCacheBytes) / num_ranks;
 }
 
-HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules, int num_workers)
+HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules,
+                         const HostOptions& options)
     : config(resolved),
       plan(plan_buffers(resolved, group_impl.num_ranks(), rules)),
       group(&group_impl),
       rank(group_impl.rank()),
       num_ranks(group_impl.num_ranks()),
-      stream_bytes(streaming_threshold_bytes(num_ranks)),
+      stream_bytes(options.stream_bytes >= 0 ? options.stream_bytes : streaming_threshold_bytes(num_ranks)),
       memory(group_impl, plan),
-      pool(num_workers),
+      pool(options.num_workers),
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
       rank_of_expert(static_cast<std::size_t>(config.num_experts)) {
   for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {

@@ -31,7 +31,8 @@ struct RowBlock {
 
 struct HostContext {
   /// Collective.
-  HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules, int num_workers);
+  HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules,
+              const HostOptions& options);
 
   [[nodiscard]] const DispatchLayout& layout() const noexcept { return plan.layout(); }
   /// Which buffer each rank uses in the call under way.

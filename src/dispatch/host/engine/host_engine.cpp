@@ -47,10 +47,10 @@ ScaleSource scale_source(const ScalesView& scales) {
 }  // namespace
 
 HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity identity, const ResolvedConfig& config,
-                       const PlanRules& rules, int num_workers, MakeMover make_mover)
+                       const PlanRules& rules, const HostOptions& options, MakeMover make_mover)
     : DispatcherImpl(std::move(identity)),
       group_(std::move(group)),
-      context_(*group_, config, rules, num_workers),
+      context_(*group_, config, rules, options),
       number_(static_cast<std::uint64_t>(group_->num_regions())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)),
       mover_(make_mover(context_)),

@@ -24,7 +24,7 @@ class HostEngine final : public DispatcherImpl {
  public:
   /// Collective. `config` must be agreed upon; the rules outlive the engine.
   HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity identity, const ResolvedConfig& config,
-             const PlanRules& rules, int num_workers, MakeMover make_mover);
+             const PlanRules& rules, const HostOptions& options, MakeMover make_mover);
 
   [[nodiscard]] Handle prepare(const PrepareRequest& request, Stream stream) override;
   [[nodiscard]] Received dispatch(const DispatchRequest& request, Stream stream) override;

@@ -1,0 +1,128 @@
+#include "core/json_field.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <fstream>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+namespace epistle {
+namespace {
+
+constexpr std::size_t kMaxFileBytes = std::size_t{64} << 20;
+constexpr int kMaxDepth = 32;  // functions that go through a document call themselves
+constexpr std::size_t kMaxShown = 40;
+
+[[noreturn]] void throw_corrupt(const std::string& file, std::string_view reason) {
+  throw Error(ErrorCode::kCorruptInput, fmt::format("{}: {}", file, reason));
+}
+
+std::string shown(const JsonField::Json& value) {
+  if (value.is_object() || value.is_array()) return fmt::format("{} with {} entries", value.type_name(), value.size());
+  const std::string text = value.dump(-1, ' ', true, JsonField::Json::error_handler_t::replace);
+  return text.size() <= kMaxShown ? text : text.substr(0, kMaxShown) + "...";
+}
+
+}  // namespace
+
+JsonField JsonField::inner(const Json& value, std::string path) const {
+  JsonField field(value, file_);
+  field.path_ = std::move(path);
+  return field;
+}
+
+void JsonField::fail(std::string_view reason) const {
+  if (path_.empty()) throw_corrupt(file_, fmt::format("the document {}", reason));
+  throw_corrupt(file_, fmt::format("field {} {}", path_, reason));
+}
+
+void JsonField::require(bool is_right, std::string_view kind) const {
+  if (!is_right) fail(fmt::format("is {}, not {}", shown(*value_), kind));
+}
+
+std::optional<JsonField> JsonField::find(std::string_view name) const {
+  require(value_->is_object(), "an object");
+  const auto found = value_->find(std::string(name));
+  if (found == value_->end() || found->is_null()) return std::nullopt;
+  return inner(*found, path_.empty() ? std::string(name) : fmt::format("{}.{}", path_, name));
+}
+
+JsonField JsonField::at(std::string_view name) const {
+  if (auto field = find(name)) return *field;
+  fail(fmt::format("has no field '{}'", name));
+}
+
+std::vector<JsonField> JsonField::items() const {
+  require(value_->is_array(), "a list");
+  std::vector<JsonField> fields;
+  fields.reserve(value_->size());
+  for (const Json& item : *value_) fields.push_back(inner(item, fmt::format("{}[{}]", path_, fields.size())));
+  return fields;
+}
+
+std::string JsonField::text() const {
+  require(value_->is_string(), "a text");
+  return value_->get<std::string>();
+}
+
+bool JsonField::boolean() const {
+  require(value_->is_boolean(), "true or false");
+  return value_->get<bool>();
+}
+
+double JsonField::number(JsonRange<double> range) const {
+  require(value_->is_number(), "a number");
+  const auto number = value_->get<double>();
+  if (!std::isfinite(number) || number < range.min || number > range.max) {
+    fail(fmt::format("is {}, not from {} to {}", shown(*value_), range.min, range.max));
+  }
+  return number;
+}
+
+std::int64_t JsonField::integer(JsonRange<std::int64_t> range) const {
+  require(value_->is_number_integer(), "a whole number");
+  const bool too_large = value_->is_number_unsigned() && value_->get<std::uint64_t>() > std::uint64_t{INT64_MAX};
+  const std::int64_t number = too_large ? range.min : value_->get<std::int64_t>();
+  if (too_large || number < range.min || number > range.max) {
+    fail(fmt::format("is {}, not from {} to {}", shown(*value_), range.min, range.max));
+  }
+  return number;
+}
+
+nlohmann::ordered_json parse_json(std::string_view text, const std::string& name) {
+  using Json = nlohmann::ordered_json;
+  const auto check_depth = [&](int depth, Json::parse_event_t /*event*/, Json& /*parsed*/) {
+    if (depth > kMaxDepth) throw_corrupt(name, fmt::format("it is nested more than {} deep", kMaxDepth));
+    return true;
+  };
+  try {
+    return Json::parse(text.begin(), text.end(), check_depth);
+  } catch (const Json::parse_error& error) {
+    const auto end = text.begin() + static_cast<std::ptrdiff_t>(std::min(error.byte, text.size()));
+    throw_corrupt(name, fmt::format("line {} is not JSON", 1 + std::count(text.begin(), end, '\n')));
+  } catch (const Json::exception& error) {
+    throw_corrupt(name, fmt::format("it is not JSON: {}", error.what()));
+  }
+}
+
+nlohmann::ordered_json read_json_file(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) {
+    throw Error(ErrorCode::kNotFound, fmt::format("cannot open {}: {}; check the path", path, std::strerror(errno)));
+  }
+  std::string text;
+  std::vector<char> block(std::size_t{1} << 16);
+  while (stream.read(block.data(), static_cast<std::streamsize>(block.size())) || stream.gcount() > 0) {
+    text.append(block.data(), static_cast<std::size_t>(stream.gcount()));
+    if (text.size() > kMaxFileBytes) throw_corrupt(path, fmt::format("it is larger than {} bytes", kMaxFileBytes));
+  }
+  if (stream.bad()) throw_corrupt(path, "it cannot be read");
+  return parse_json(text, path);
+}
+
+}  // namespace epistle
