@@ -35,12 +35,8 @@ constexpr std::string_view kExamples =
 
 // The order of --help, behind run.
 constexpr void (*kCommands[])(CLI::App&, int&) = {
-    add_bench_command,
-    add_compare_command,
-    add_tune_command,
-    add_trace_command,
-    add_models_command,
-    add_settings_command,
+    add_bench_command, add_compare_command, add_tune_command,
+    add_trace_command, add_models_command,  add_settings_command,
 };
 
 int report(const std::string& message, int exit_code) {
