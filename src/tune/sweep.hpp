@@ -55,8 +55,8 @@ struct KnobLimits {
 struct KnobTrial {
   std::size_t value_idx = 0;
   Summary period_us;
-  double relative = 1.0;     ///< its metric over that of the default settings
-  std::int64_t bytes = 0;    ///< buffers of the largest rank
+  double relative = 1.0;   ///< its metric over that of the default settings
+  std::int64_t bytes = 0;  ///< buffers of the largest rank
   /// Of a knob that costs: against the value before it. Of others: against the settings chosen so far.
   std::string_view verdict = {};
 };

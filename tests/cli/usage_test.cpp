@@ -65,7 +65,8 @@ TEST(Usage, WrongUsageIsOneLineAndExitCodeTwo) {
 }
 
 TEST(Usage, UnknownCommandsAreNamedWithThoseThereAre) {
-  const std::string commands = "; the commands are run, bench, compare, tune, trace, models, settings; see 'epistle --help'";
+  const std::string commands =
+      "; the commands are run, bench, compare, tune, trace, models, settings; see 'epistle --help'";
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"frobnicate"}, "unknown command 'frobnicate'" + commands},
       {{"Bench", "--ranks", "2"}, "unknown command 'Bench'" + commands},
