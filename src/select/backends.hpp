@@ -10,8 +10,8 @@ struct SelectBackend {
   std::string_view name;
   std::string_view aliases;  ///< separated by commas
   std::string_view title;
-  bool always_there;  ///< needs nothing but the engine's own collectives
-  std::string_view package;  ///< what has to be installed
+  bool always_there;          ///< needs nothing but the engine's own collectives
+  std::string_view package;   ///< what has to be installed
   std::string_view megatron;  ///< value of Megatron's flex backend option; empty = there is none
   std::string_view fix;       ///< how to make it available
 };

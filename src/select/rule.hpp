@@ -49,7 +49,8 @@ inline constexpr std::string_view kGuide = "MoE dispatcher selection guide (Mega
 inline constexpr std::string_view kGuideDate = "2026-05";
 inline constexpr std::string_view kMegatron = "Megatron-LM, megatron/core, release 0.20.0";
 inline constexpr std::string_view kMegatronDate = "2026-08-22";
-inline constexpr std::string_view kBridge = "Megatron-Bridge, training/flex_dispatcher_backend.py and scripts/performance";
+inline constexpr std::string_view kBridge =
+    "Megatron-Bridge, training/flex_dispatcher_backend.py and scripts/performance";
 inline constexpr std::string_view kBridgeDate = "2026-08-22";
 inline constexpr std::string_view kDeepEp = "DeepEP README and csrc/kernels";
 inline constexpr std::string_view kDeepEpDate = "2026-08";

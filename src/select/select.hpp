@@ -18,8 +18,8 @@ struct SelectReason {
 
 /// Flags ready to paste, by engine; empty where the engine has no such backend.
 struct EngineFlags {
-  std::string megatron;       ///< with the names of the queried version
-  std::string megatron_old;   ///< before 0.20
+  std::string megatron;      ///< with the names of the queried version
+  std::string megatron_old;  ///< before 0.20
   std::string megatron_bridge;
   std::string vllm;
   std::string sglang;
@@ -32,9 +32,9 @@ struct SelectCandidate {
   std::vector<SelectReason> reasons;
   EngineFlags flags;
   std::vector<std::pair<std::string, std::string>> environment;
-  std::int32_t num_sms = 0;          ///< to start from; 0 = not the dispatcher's to say
-  std::vector<std::int32_t> sweep;   ///< SM counts to measure
-  std::int64_t buffer_bytes = -1;    ///< per rank; -1 where only the package knows
+  std::int32_t num_sms = 0;         ///< to start from; 0 = not the dispatcher's to say
+  std::vector<std::int32_t> sweep;  ///< SM counts to measure
+  std::int64_t buffer_bytes = -1;   ///< per rank; -1 where only the package knows
 };
 
 struct SelectRejection {
