@@ -1,11 +1,13 @@
 #include "balance/fresh_plan.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <numeric>
 #include <utility>
 
 #include "balance/local_search.hpp"
+#include "balance/replica_hash.hpp"
 
 namespace epistle::balance {
 namespace {
@@ -44,7 +46,132 @@ SharedPack improve(const SharedPack& start, std::span<const std::int64_t> loads,
   return {.table = state.table(), .share = {state.shares().begin(), state.shares().end()}};
 }
 
+/// A load that is up to a fifth more or less, and more for one that changes much from window to window: by the number
+/// of the candidate, so that all machines try the same.
+std::vector<std::int64_t> vary(std::span<const std::int64_t> loads, std::span<const double> deviations,
+                               std::uint64_t candidate) {
+  constexpr double kSpread = 0.4;
+  constexpr std::uint64_t kNumCautions = 3;  // deviations that are added: none, one, two
+  const auto caution = static_cast<double>(candidate % kNumCautions);
+  std::vector<std::int64_t> varied(loads.size());
+  for (std::size_t expert = 0; expert < loads.size(); ++expert) {
+    const std::uint64_t bits = hash_key({.token_position = static_cast<std::int64_t>(candidate),
+                                         .expert = static_cast<std::int32_t>(expert),
+                                         .step_seed = 0});
+    // Half of the sum of two uniform numbers: small changes are likelier than large ones.
+    constexpr double kUnits = 4294967296.0;
+    const double uniform =
+        (static_cast<double>(bits >> 32) + static_cast<double>(bits & 0xffffffffU)) / (2.0 * kUnits) - 0.5;
+    const double load = static_cast<double>(loads[expert]) * (1.0 + kSpread * uniform) + caution * deviations[expert];
+    varied[expert] = static_cast<std::int64_t>(load / (1.0 + kSpread + static_cast<double>(kNumCautions)));
+  }
+  return varied;
+}
+
+/// Standard deviation of every expert's load over the windows, in the units of `loads`.
+std::vector<double> deviations_of(std::span<const std::int64_t> loads, const std::vector<std::vector<double>>& parts) {
+  const auto total = static_cast<double>(sum_of(loads));
+  std::vector<double> deviations(loads.size(), 0.0);
+  for (std::size_t expert = 0; expert < loads.size(); ++expert) {
+    const double mean = static_cast<double>(loads[expert]) / std::max(total, 1.0);
+    double squares = 0.0;
+    for (const std::vector<double>& part : parts) squares += (part[expert] - mean) * (part[expert] - mean);
+    const double deviation = std::sqrt(squares / static_cast<double>(parts.size())) * total;
+    deviations[expert] = std::min(deviation, static_cast<double>(loads[expert]));
+  }
+  return deviations;
+}
+
+/// Each expert's part of every window that has any load.
+std::vector<std::vector<double>> parts_of(const std::vector<std::vector<double>>& windows) {
+  std::vector<std::vector<double>> parts;
+  for (const std::vector<double>& window : windows) {
+    const double total = std::accumulate(window.begin(), window.end(), 0.0);
+    if (total <= 0.0) continue;
+    parts.push_back(window);
+    for (double& part : parts.back()) part /= total;
+  }
+  return parts;
+}
+
+/// Mean of mean over largest rank load in the windows; a constant factor is left out.
+double score(const SharedPack& pack, std::span<const std::int64_t> loads,
+             const std::vector<std::vector<double>>& parts) {
+  const std::vector<double> quotas = quotas_of(pack, loads);
+  double sum = 0.0;
+  for (const std::vector<double>& part : parts) {
+    double largest = 0.0;
+    for (std::int32_t rank = 0; rank < pack.table.num_ranks(); ++rank) {
+      double load = 0.0;
+      for (std::int32_t slot = pack.table.begin[static_cast<std::size_t>(rank)];
+           slot < pack.table.begin[static_cast<std::size_t>(rank) + 1]; ++slot) {
+        const auto s = static_cast<std::size_t>(slot);
+        if (pack.table.expert[s] != kEmptySlot)
+          load += quotas[s] * part[static_cast<std::size_t>(pack.table.expert[s])];
+      }
+      largest = std::max(largest, load);
+    }
+    sum += 1.0 / largest;
+  }
+  return sum;
+}
+
 }  // namespace
+
+SharedPack share_evenly(SlotTable table, std::span<const std::int64_t> loads) {
+  SharedPack pack{.table = std::move(table), .share = {}};
+  std::vector<std::int32_t> left = pack.table.replica_counts(static_cast<std::int32_t>(loads.size()));
+  std::vector<std::int64_t> load_left(loads.begin(), loads.end());
+  pack.share.assign(pack.table.expert.size(), 0);
+  for (std::size_t slot = 0; slot < pack.share.size(); ++slot) {
+    if (pack.table.expert[slot] == kEmptySlot) continue;
+    const auto expert = static_cast<std::size_t>(pack.table.expert[slot]);
+    pack.share[slot] = load_left[expert] / left[expert]--;
+    load_left[expert] -= pack.share[slot];
+  }
+  return pack;
+}
+
+SharedPack share_best(SlotTable table, std::span<const std::int64_t> loads) {
+  SharedPack pack = share_evenly(std::move(table), loads);
+  ShareState state(pack.table, static_cast<std::int32_t>(loads.size()));
+  state.take_shares(loads, pack.share);
+  state.balance(0);
+  pack.share.assign(state.shares().begin(), state.shares().end());
+  return pack;
+}
+
+std::vector<double> quotas_of(const SharedPack& pack, std::span<const std::int64_t> loads) {
+  std::vector<double> quotas(pack.share.size(), 0.0);
+  const std::vector<std::int32_t> counts = pack.table.replica_counts(static_cast<std::int32_t>(loads.size()));
+  for (std::size_t slot = 0; slot < quotas.size(); ++slot) {
+    if (pack.table.expert[slot] == kEmptySlot) continue;
+    const auto expert = static_cast<std::size_t>(pack.table.expert[slot]);
+    quotas[slot] = loads[expert] > 0 ? static_cast<double>(pack.share[slot]) / static_cast<double>(loads[expert])
+                                     : 1.0 / counts[expert];
+  }
+  return quotas;
+}
+
+SharedPack plan_for_windows(std::span<const std::int64_t> loads, const std::vector<std::vector<double>>& windows,
+                            std::span<const std::int32_t> slots_of_rank, std::int32_t num_candidates,
+                            const FreshRules& rules) {
+  const std::vector<std::vector<double>> parts = parts_of(windows);
+  SharedPack best = plan_flat(loads, slots_of_rank, rules);
+  if (parts.size() < 2) return best;
+  const std::vector<double> deviations = deviations_of(loads, parts);
+  best = share_best(std::move(best.table), loads);
+  double best_score = score(best, loads, parts);
+  for (std::int32_t candidate = 1; candidate < num_candidates; ++candidate) {
+    const auto varied = vary(loads, deviations, static_cast<std::uint64_t>(candidate));
+    SharedPack pack = share_best(pack_even(varied, slots_of_rank), loads);
+    const double its_score = score(pack, loads, parts);
+    if (its_score <= best_score) continue;
+    best = std::move(pack);
+    best_score = its_score;
+  }
+  return best;
+}
 
 SharedPack plan_flat(std::span<const std::int64_t> loads, std::span<const std::int32_t> slots_of_rank,
                      const FreshRules& rules) {
@@ -250,7 +377,9 @@ SharedPack plan_by_domain(std::span<const std::int64_t> loads, const Cluster& cl
       }
     }
   }
-  return all;
+  const std::int64_t mean = (sum_of(loads) + cluster.num_holders() - 1) / cluster.num_holders();
+  if (largest_rank_load(all) <= with_tolerance(mean, rules.tolerance)) return all;
+  return improve(all, loads, rules);
 }
 
 void relabel_ranks(const SlotTable& current, const Cluster& cluster, bool within_domains, SharedPack& pack) {

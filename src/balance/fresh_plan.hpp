@@ -16,9 +16,23 @@ struct FreshRules {
   std::int32_t num_trials = 8;
 };
 
+/// Shares that serve `loads` best in a placement. They begin with equal parts for all replicas, so that they are no
+/// more uneven than they need to be: a rank that has parts of many experts is hit less by the change of one.
+[[nodiscard]] SharedPack share_best(SlotTable table, std::span<const std::int64_t> loads);
+/// Equal parts for all replicas.
+[[nodiscard]] SharedPack share_evenly(SlotTable table, std::span<const std::int64_t> loads);
+/// Parts of its expert's load that each slot takes; equal ones where an expert has no load.
+[[nodiscard]] std::vector<double> quotas_of(const SharedPack& pack, std::span<const std::int64_t> loads);
+
 /// All ranks alike.
 [[nodiscard]] SharedPack plan_flat(std::span<const std::int64_t> loads, std::span<const std::int32_t> slots_of_rank,
                                    const FreshRules& rules);
+
+/// Of `num_candidates` placements for loads much like these the one with the best mean balancedness over `windows`.
+[[nodiscard]] SharedPack plan_for_windows(std::span<const std::int64_t> loads,
+                                          const std::vector<std::vector<double>>& windows,
+                                          std::span<const std::int32_t> slots_of_rank, std::int32_t num_candidates,
+                                          const FreshRules& rules);
 
 /// Keeps the experts of a group in one domain, and lets a domain that has too little help with the hottest experts of
 /// those that have too much.

@@ -1,6 +1,7 @@
 #include "balance/load_units.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <functional>
 #include <numeric>
@@ -15,16 +16,23 @@ constexpr std::int64_t kTotalUnits = kMaxTotalLoad / 2;
 
 }  // namespace
 
-std::vector<std::int64_t> mix_windows(const std::vector<std::vector<double>>& windows, Objective objective) {
+std::vector<std::int64_t> mix_windows(const std::vector<std::vector<double>>& windows, Objective objective,
+                                      double half_life) {
   std::vector<double> mixed(windows.front().size(), 0.0);
-  for (const std::vector<double>& window : windows) {
+  double weight = 1.0;
+  const double fade = half_life > 0.0 ? std::exp2(-1.0 / half_life) : 1.0;
+  for (auto window = windows.rbegin(); window != windows.rend(); ++window, weight *= fade) {
     if (objective == Objective::kActivatedExperts) {
-      for (std::size_t expert = 0; expert < mixed.size(); ++expert) mixed[expert] += window[expert] > 0.0 ? 1.0 : 0.0;
+      for (std::size_t expert = 0; expert < mixed.size(); ++expert) {
+        mixed[expert] += (*window)[expert] > 0.0 ? weight : 0.0;
+      }
       continue;
     }
-    const double total = std::accumulate(window.begin(), window.end(), 0.0);
+    const double total = std::accumulate(window->begin(), window->end(), 0.0);
     if (total <= 0.0) continue;
-    for (std::size_t expert = 0; expert < mixed.size(); ++expert) mixed[expert] += window[expert] / total;
+    for (std::size_t expert = 0; expert < mixed.size(); ++expert) {
+      mixed[expert] += weight * (*window)[expert] / total;
+    }
   }
   const double total = std::accumulate(mixed.begin(), mixed.end(), 0.0);
   std::vector<std::int64_t> loads(mixed.size(), 0);

@@ -39,12 +39,15 @@ std::vector<Item> sort_by_load(std::span<const std::int64_t> loads) {
 /// Replicas of the hottest experts, one after the other: always of that with the largest load per replica.
 class ReplicaGiver {
  public:
-  /// `sorted` has all experts, the hottest first; each has `counts` replicas, one at least.
-  ReplicaGiver(const std::vector<Item>& sorted, std::vector<std::int32_t>& counts)
-      : sorted_(&sorted), counts_(&counts) {
-    // A cooler expert with fewer replicas may come before a hotter one with more, so all are candidates.
-    heap_.reserve(sorted.size());
-    for (std::size_t place = 0; place < sorted.size(); ++place) heap_.push_back(candidate(place));
+  /// `sorted` has all experts, the hottest first; each has `counts` replicas, one at least. For `num_gifts`: no more of
+  /// the experts with one replica can come into it.
+  ReplicaGiver(std::span<const Item> sorted, std::vector<std::int32_t>& counts, std::size_t num_gifts)
+      : sorted_(sorted), counts_(&counts) {
+    std::size_t num_single = 0;
+    for (std::size_t place = 0; place < sorted.size() && num_single <= num_gifts; ++place) {
+      heap_.push_back(candidate(place));
+      num_single += count_of(sorted[place].expert) == 1 ? 1 : 0;
+    }
     std::make_heap(heap_.begin(), heap_.end(), cooler);
   }
 
@@ -53,7 +56,7 @@ class ReplicaGiver {
   std::int32_t give() {
     std::pop_heap(heap_.begin(), heap_.end(), cooler);
     const std::size_t place = heap_.back().place;
-    const std::int32_t expert = (*sorted_)[place].expert;
+    const std::int32_t expert = sorted_[place].expert;
     ++count_of(expert);
     heap_.back() = candidate(place);
     std::push_heap(heap_.begin(), heap_.end(), cooler);
@@ -64,7 +67,7 @@ class ReplicaGiver {
     std::pop_heap(heap_.begin(), heap_.end(), cooler);
     heap_.pop_back();
   }
-  [[nodiscard]] std::int32_t hottest() const { return (*sorted_)[heap_.front().place].expert; }
+  [[nodiscard]] std::int32_t hottest() const { return sorted_[heap_.front().place].expert; }
 
  private:
   struct Candidate {
@@ -78,11 +81,11 @@ class ReplicaGiver {
     return (*counts_)[static_cast<std::size_t>(expert)];
   }
   [[nodiscard]] Candidate candidate(std::size_t place) const {
-    const Item& item = (*sorted_)[place];
+    const Item& item = sorted_[place];
     return {.load = static_cast<double>(item.load) / count_of(item.expert), .place = place};
   }
 
-  const std::vector<Item>* sorted_;
+  std::span<const Item> sorted_;
   std::vector<std::int32_t>* counts_;
   std::vector<Candidate> heap_;
 };
@@ -108,7 +111,9 @@ class Bins {
     used_.clear();
     for (std::int32_t replica = 0; replica < num_replicas; ++replica) {
       std::size_t rank = 0;
-      const std::uint64_t least = *std::min_element(key_.begin(), key_.end());
+      // A plain loop: without a branch for every rank, unlike min_element.
+      std::uint64_t least = kClosed;
+      for (const std::uint64_t key : key_) least = key < least ? key : least;
       if (least != kClosed) {
         rank = static_cast<std::size_t>(least & ((std::uint64_t{1} << kIdBits) - 1));
         put(rank, item.expert);
@@ -126,8 +131,9 @@ class Bins {
   void put(std::size_t rank, std::int32_t expert) {
     table_.expert[static_cast<std::size_t>(table_.begin[rank] + num_used_[rank]++)] = expert;
   }
-  [[nodiscard]] bool has_room(std::size_t rank) const {
-    return table_.begin[rank] + num_used_[rank] < table_.begin[rank + 1];
+  [[nodiscard]] bool has_room(std::size_t rank) const { return num_free(rank) > 0; }
+  [[nodiscard]] std::int32_t num_free(std::size_t rank) const {
+    return table_.begin[rank + 1] - table_.begin[rank] - num_used_[rank];
   }
   [[nodiscard]] bool holds(std::size_t rank, std::int32_t expert) const {
     const auto first = table_.expert.begin() + table_.begin[rank];
@@ -265,28 +271,34 @@ void reserve_room(Bins& bins, std::span<const std::int32_t> slots_of_rank, std::
 }
 
 /// Replicas without load for the slots that are left.
-void fill_rest(Bins& bins, const std::vector<Item>& sorted, std::int32_t num_experts) {
+void fill_rest(Bins& bins, std::span<const Item> sorted) {
   std::vector<std::size_t> roomy;
+  std::size_t num_free = 0;
   for (std::size_t rank = 0; rank < bins.num_ranks(); ++rank) {
-    if (bins.has_room(rank)) roomy.push_back(rank);
+    if (!bins.has_room(rank)) continue;
+    roomy.push_back(rank);
+    num_free += static_cast<std::size_t>(bins.num_free(rank));
   }
   if (roomy.empty()) return;
-  std::vector<std::int32_t> counts = bins.table().replica_counts(num_experts);
-  ReplicaGiver giver(sorted, counts);
-  while (!roomy.empty() && !giver.is_empty()) {
-    const std::int32_t expert = giver.hottest();
-    const auto takes = [&](std::size_t rank) { return !bins.holds(rank, expert); };
-    const auto rank = std::find_if(roomy.begin(), roomy.end(), takes);
-    if (rank == roomy.end()) {
-      giver.drop();
-      continue;
+  std::vector<std::int32_t> counts = bins.table().replica_counts(static_cast<std::int32_t>(sorted.size()));
+  // An expert that is on all ranks with room is passed over, and others take its place: then all are candidates.
+  for (const std::size_t num_gifts : {num_free, sorted.size()}) {
+    ReplicaGiver giver(sorted, counts, num_gifts);
+    while (!roomy.empty() && !giver.is_empty()) {
+      const std::int32_t expert = giver.hottest();
+      const auto takes = [&](std::size_t rank) { return !bins.holds(rank, expert); };
+      const auto rank = std::find_if(roomy.begin(), roomy.end(), takes);
+      if (rank == roomy.end()) {
+        giver.drop();
+        continue;
+      }
+      giver.give();
+      bins.put(*rank, expert);
+      // The next replica goes to another rank.
+      const std::size_t used = *rank;
+      roomy.erase(rank);
+      if (bins.has_room(used)) roomy.push_back(used);
     }
-    giver.give();
-    bins.put(*rank, expert);
-    // The next replica goes to another rank.
-    const std::size_t used = *rank;
-    roomy.erase(rank);
-    if (bins.has_room(used)) roomy.push_back(used);
   }
 }
 
@@ -298,7 +310,7 @@ SlotTable pack_even(std::span<const std::int64_t> loads, std::span<const std::in
       std::count_if(slots_of_rank.begin(), slots_of_rank.end(), [](std::int32_t slots) { return slots > 0; }));
   std::vector<std::int32_t> counts(loads.size(), 1);
   std::int32_t num_spare = num_slots_of(slots_of_rank) - static_cast<std::int32_t>(loads.size());
-  for (ReplicaGiver giver(items, counts); num_spare > 0 && !giver.is_empty();) {
+  for (ReplicaGiver giver(items, counts, items.size()); num_spare > 0 && !giver.is_empty();) {
     if (counts[static_cast<std::size_t>(giver.hottest())] >= num_holders) {
       giver.drop();
       continue;
@@ -321,7 +333,7 @@ SharedPack pack_shared(std::span<const std::int64_t> loads, std::span<const std:
   for (const Item& item : items) bins.add(item, 1);
   Aliases aliases(bins, loads);
   aliases.fill();
-  fill_rest(bins, items, num_experts);
+  fill_rest(bins, items);
   return {.table = bins.take(), .share = aliases.take()};
 }
 

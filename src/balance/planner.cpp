@@ -48,6 +48,10 @@ void check_request(const PlanRequest& request) {
       request.max_bytes_across_domains < 0) {
     reject("bytes of an expert and limits on copies must not be negative");
   }
+  if (request.num_candidates < 1 || !(request.half_life >= 0.0)) {
+    reject(fmt::format("{} candidates and a half life of {} windows, expected at least 1, and 0 or more",
+                       request.num_candidates, request.half_life));
+  }
   if (!(request.target > 0.0 && request.target <= 1.0)) {
     reject(fmt::format("the target is a balancedness of {}, expected above 0 and at most 1", request.target));
   }
@@ -72,14 +76,13 @@ class Planner {
  public:
   explicit Planner(const PlanRequest& request)
       : request_(&request),
-        loads_(mix_windows(request.windows, request.objective)),
+        loads_(mix_windows(request.windows, request.objective, request.half_life)),
         num_experts_(static_cast<std::int32_t>(loads_.size())),
         mean_(static_cast<double>(std::accumulate(loads_.begin(), loads_.end(), std::int64_t{0})) /
               request.cluster.num_holders()) {}
 
   [[nodiscard]] Plan run() {
     Plan plan;
-    plan.bound = placement_bound(loads_, request_->cluster);
     if (!request_->current) {
       finish(plan, fresh());
       plan.before = plan.after;
@@ -105,34 +108,22 @@ class Planner {
     return ratio(mean_, largest);
   }
 
-  [[nodiscard]] SharedPack with_even_shares(SlotTable table) const {
-    SharedPack pack{.table = std::move(table), .share = {}};
-    const std::vector<std::int32_t> counts = pack.table.replica_counts(num_experts_);
-    pack.share.assign(pack.table.expert.size(), 0);
-    for (std::size_t slot = 0; slot < pack.share.size(); ++slot) {
-      if (pack.table.expert[slot] == kEmptySlot) continue;
-      const auto expert = static_cast<std::size_t>(pack.table.expert[slot]);
-      pack.share[slot] = loads_[expert] / counts[expert];
-    }
-    return pack;
-  }
-
   [[nodiscard]] SharedPack fresh() const {
     const FreshRules rules{.max_steps = request_->max_steps, .num_trials = request_->num_trials};
     const Cluster& cluster = request_->cluster;
-    if (request_->split == Split::kEven) return with_even_shares(pack_even(loads_, cluster.slots_of_rank));
+    if (request_->split == Split::kEven) return share_evenly(pack_even(loads_, cluster.slots_of_rank), loads_);
     if (keeps_groups()) return plan_by_domain(loads_, cluster, request_->num_groups, rules);
+    if (request_->num_candidates > 1 && request_->windows.size() > 1) {
+      return plan_for_windows(loads_, request_->windows, cluster.slots_of_rank, request_->num_candidates, rules);
+    }
     return plan_flat(loads_, cluster.slots_of_rank, rules);
   }
 
   [[nodiscard]] bool keeps_groups() const { return request_->num_groups > 0 && request_->cluster.num_domains() > 1; }
 
   [[nodiscard]] SharedPack best_of_current() const {
-    if (request_->split == Split::kEven) return with_even_shares(*request_->current);
-    ShareState state(*request_->current, num_experts_);
-    state.spread(loads_);
-    state.level();
-    return {.table = *request_->current, .share = {state.shares().begin(), state.shares().end()}};
+    return request_->split == Split::kEven ? share_evenly(*request_->current, loads_)
+                                           : share_best(*request_->current, loads_);
   }
 
   [[nodiscard]] SharedPack fresh_relabelled() const {
@@ -208,17 +199,11 @@ class Planner {
 
   void finish(Plan& plan, const SharedPack& pack) const {
     plan.after = balancedness(pack);
+    // Where the mean is reached there is nothing to look for.
+    constexpr double kNearlyEven = 0.999;
+    plan.bound = plan.after >= kNearlyEven ? 1.0 : placement_bound(loads_, request_->cluster);
     plan.placement = pack.table;
-    plan.quotas.assign(pack.share.size(), 0.0);
-    const std::vector<std::int32_t> counts = pack.table.replica_counts(num_experts_);
-    for (std::size_t slot = 0; slot < pack.share.size(); ++slot) {
-      if (pack.table.expert[slot] == kEmptySlot) continue;
-      const auto expert = static_cast<std::size_t>(pack.table.expert[slot]);
-      // Of an expert without load, all replicas take alike.
-      const bool is_loaded = request_->split == Split::kShared && loads_[expert] > 0;
-      plan.quotas[slot] = is_loaded ? static_cast<double>(pack.share[slot]) / static_cast<double>(loads_[expert])
-                                    : 1.0 / counts[expert];
-    }
+    plan.quotas = quotas_of(pack, loads_);
     if (keeps_groups()) plan.foreign_share = foreign_share(pack);
     if (request_->current) {
       plan.copies =
@@ -261,6 +246,10 @@ class Planner {
 Plan plan_placement(const PlanRequest& request) {
   check_request(request);
   return Planner(request).run();
+}
+
+std::vector<double> best_quotas(const SlotTable& table, const std::vector<std::int64_t>& loads) {
+  return quotas_of(share_best(table, loads), loads);
 }
 
 }  // namespace epistle::balance

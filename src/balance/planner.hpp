@@ -27,9 +27,14 @@ enum class Split : std::int32_t {
 };
 
 struct PlanRequest {
-  /// Loads of the experts in windows of time, [num_windows][num_experts]. Each window counts alike, whatever its
-  /// tokens, so that a plan for several kinds of work serves all of them. For activated experts a window is a batch.
+  /// Loads of the experts in windows of time, [num_windows][num_experts], the oldest first. Each counts alike, whatever
+  /// its tokens, so that a plan for several kinds of work serves all of them. For activated experts a window is a
+  /// batch.
   std::vector<std::vector<double>> windows;
+  double half_life = 0.0;  ///< in windows: the older ones, which come first, count less; 0 = all alike
+  /// With several windows: placements that are tried, each scored by its mean balancedness over the windows with one
+  /// set of quotas. So experts that are hot together come to lie on different ranks. 1 = only the mixture counts.
+  std::int32_t num_candidates = 1;
   Cluster cluster;
   /// Experts of a group (contiguous, equal) stay in one domain where the balance allows it, as routers that limit
   /// groups want it. 0 = domains do not matter to the plan.
@@ -67,5 +72,8 @@ struct Plan {
 
 /// Throws kInvalidArgument for requests that contradict themselves.
 [[nodiscard]] Plan plan_placement(const PlanRequest& request);
+
+/// [num_slots]; the quotas that serve `loads` best in a placement, no more uneven than that takes.
+[[nodiscard]] std::vector<double> best_quotas(const SlotTable& table, const std::vector<std::int64_t>& loads);
 
 }  // namespace epistle::balance
