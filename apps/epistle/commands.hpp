@@ -11,6 +11,7 @@ class App;
 
 namespace epistle::cli {
 
+void add_balance_command(CLI::App& app, int& exit_code);
 void add_bench_command(CLI::App& app, int& exit_code);
 void add_models_command(CLI::App& app, int& exit_code);
 void add_settings_command(CLI::App& app, int& exit_code);

@@ -28,15 +28,13 @@ constexpr std::string_view kExamples =
     "  epistle models qwen3-30b-a3b                 one of them, in full\n"
     "  epistle trace routing.jsonl.gz               how skewed a recorded routing is\n"
     "  epistle trace routing.jsonl.gz --layer 3     tokens of every expert of one layer\n"
+    "  epistle balance trace:routing.jsonl.gz --ranks 8 --slots 80    where hot experts should go\n"
     "  epistle run -n 8 -- ./train --epochs 1       eight ranks of a program on this host\n"
     "  epistle settings                             environment variables and their values\n";
 
 // The order of --help, behind run.
 constexpr void (*kCommands[])(CLI::App&, int&) = {
-    add_bench_command,
-    add_trace_command,
-    add_models_command,
-    add_settings_command,
+    add_bench_command, add_trace_command, add_balance_command, add_models_command, add_settings_command,
 };
 
 int report(const std::string& message, int exit_code) {

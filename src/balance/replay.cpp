@@ -9,7 +9,6 @@
 #include <fmt/format.h>
 
 #include "balance/batch_quotas.hpp"
-#include "balance/eplb.hpp"
 #include "core/reject.hpp"
 
 namespace epistle::balance {
@@ -67,6 +66,7 @@ class Replay {
     result_.policy = policy_;
     result_.replica_choice = choice();
     result_.placement = placement_;
+    result_.quotas = quotas_;
     return std::move(result_);
   }
 
@@ -137,13 +137,7 @@ class Replay {
       for (const std::vector<double>& window : seen_) {
         for (std::size_t expert = 0; expert < loads.size(); ++expert) loads[expert] += window[expert];
       }
-      const Cluster& cluster = rules_->plan.cluster;
-      const std::int32_t num_groups = std::max(rules_->plan.num_groups, 1);
-      SlotTable next = SlotTable::empty(cluster.slots_of_rank);
-      next.expert = rebalance_experts(loads, {.num_slots = cluster.num_slots(),
-                                              .num_groups = num_groups,
-                                              .num_nodes = num_groups > 1 ? cluster.num_domains() : 1,
-                                              .num_ranks = cluster.num_ranks()});
+      SlotTable next = plan_eplb(loads, rules_->plan.cluster, rules_->plan.num_groups);
       add_time(start);
       adopt(std::move(next));
       return;

@@ -61,14 +61,24 @@ struct ReplayResult {
   std::int64_t bytes_across_domains = 0;
   double plan_us = 0.0;  ///< of a plan, or of the quotas of a batch: the mean
   ReplicaChoice replica_choice = ReplicaChoice::kSingle;
-  SlotTable placement;  ///< the last one
-  std::vector<double> batches;
-  std::string reason;  ///< of the last plan, where it says one
+  SlotTable placement = {};          ///< the last one
+  std::vector<double> quotas = {};   ///< [num_slots]; the last ones; empty where all replicas are alike
+  std::vector<double> batches = {};  ///< balancedness of each
+  std::string reason = {};           ///< of the last plan, where it says one
 };
 
 /// Throws kInvalidArgument where the tokens do not make a batch behind what is planned on, or a policy cannot serve the
 /// cluster.
 [[nodiscard]] ReplayResult replay(const RoutingTable& table, std::int32_t layer, Policy policy,
                                   const ReplayRules& rules);
+
+/// The same for one vector of loads, which is planned on and scored: from the current placement, or from nothing where
+/// there is none (then `none` is the trivial placement, and copies are not counted). `bound` is that of any placement
+/// in these slots; for kPerBatch, where the placement stays, that of any quotas.
+[[nodiscard]] ReplayResult score_loads(const std::vector<double>& loads, std::int32_t layer, Policy policy,
+                                       const PlanRequest& request);
+
+/// EPLB's placement in a cluster. Throws kInvalidArgument where it cannot serve it.
+[[nodiscard]] SlotTable plan_eplb(const std::vector<double>& loads, const Cluster& cluster, std::int32_t num_groups);
 
 }  // namespace epistle::balance
