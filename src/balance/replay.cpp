@@ -89,7 +89,7 @@ class Replay {
   /// Adds tokens to what was seen, in windows of equal size.
   void see(const TokenRange& range) {
     const std::int64_t num_tokens = range.end - range.begin;
-    const std::int64_t num_windows = std::max<std::int64_t>(num_tokens / rules_->window_tokens, 1);
+    const std::int64_t num_windows = std::max<std::int64_t>(num_tokens / window_tokens(), 1);
     for (std::int64_t window = 0; window < num_windows; ++window) {
       const Counts counts = count(
           {range.begin + num_tokens * window / num_windows, range.begin + num_tokens * (window + 1) / num_windows});
@@ -98,7 +98,12 @@ class Replay {
   }
 
   [[nodiscard]] double half_life() const {
-    return static_cast<double>(rules_->half_life_tokens) / static_cast<double>(rules_->window_tokens);
+    return static_cast<double>(rules_->half_life_tokens) / static_cast<double>(window_tokens());
+  }
+
+  /// What experts are activated depends on the size of a batch.
+  [[nodiscard]] std::int64_t window_tokens() const {
+    return counts_experts() ? rules_->batch_tokens : rules_->window_tokens;
   }
 
   [[nodiscard]] ReplicaChoice choice() const {
