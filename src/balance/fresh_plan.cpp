@@ -46,14 +46,14 @@ SharedPack improve(const SharedPack& start, std::span<const std::int64_t> loads,
   return {.table = state.table(), .share = {state.shares().begin(), state.shares().end()}};
 }
 
-/// A load that is up to a fifth more or less, and more for one that changes much from window to window: by the number
-/// of the candidate, so that all machines try the same.
+/// Loads that are up to a fifth more or less, and more for what changes much from window to window: by the number of
+/// the candidate, so that all machines try the same. Their sum stays.
 std::vector<std::int64_t> vary(std::span<const std::int64_t> loads, std::span<const double> deviations,
                                std::uint64_t candidate) {
   constexpr double kSpread = 0.4;
   constexpr std::uint64_t kNumCautions = 3;  // deviations that are added: none, one, two
   const auto caution = static_cast<double>(candidate % kNumCautions);
-  std::vector<std::int64_t> varied(loads.size());
+  std::vector<double> varied(loads.size());
   for (std::size_t expert = 0; expert < loads.size(); ++expert) {
     const std::uint64_t bits = hash_key({.token_position = static_cast<std::int64_t>(candidate),
                                          .expert = static_cast<std::int32_t>(expert),
@@ -62,10 +62,14 @@ std::vector<std::int64_t> vary(std::span<const std::int64_t> loads, std::span<co
     constexpr double kUnits = 4294967296.0;
     const double uniform =
         (static_cast<double>(bits >> 32) + static_cast<double>(bits & 0xffffffffU)) / (2.0 * kUnits) - 0.5;
-    const double load = static_cast<double>(loads[expert]) * (1.0 + kSpread * uniform) + caution * deviations[expert];
-    varied[expert] = static_cast<std::int64_t>(load / (1.0 + kSpread + static_cast<double>(kNumCautions)));
+    varied[expert] = static_cast<double>(loads[expert]) * (1.0 + kSpread * uniform) + caution * deviations[expert];
   }
-  return varied;
+  const double scale =
+      static_cast<double>(sum_of(loads)) / std::max(std::accumulate(varied.begin(), varied.end(), 0.0), 1.0);
+  std::vector<std::int64_t> units(loads.size());
+  std::transform(varied.begin(), varied.end(), units.begin(),
+                 [scale](double load) { return static_cast<std::int64_t>(load * scale); });
+  return units;
 }
 
 /// Standard deviation of every expert's load over the windows, in the units of `loads`.
@@ -162,13 +166,16 @@ SharedPack plan_for_windows(std::span<const std::int64_t> loads, const std::vect
   const std::vector<double> deviations = deviations_of(loads, parts);
   best = share_best(std::move(best.table), loads);
   double best_score = score(best, loads, parts);
+  std::vector<std::int64_t> best_loads(loads.begin(), loads.end());
   for (std::int32_t candidate = 1; candidate < num_candidates; ++candidate) {
-    const auto varied = vary(loads, deviations, static_cast<std::uint64_t>(candidate));
+    // From the best so far: it keeps what has helped.
+    std::vector<std::int64_t> varied = vary(best_loads, deviations, static_cast<std::uint64_t>(candidate));
     SharedPack pack = share_best(pack_even(varied, slots_of_rank), loads);
     const double its_score = score(pack, loads, parts);
     if (its_score <= best_score) continue;
     best = std::move(pack);
     best_score = its_score;
+    best_loads = std::move(varied);
   }
   return best;
 }
