@@ -76,7 +76,7 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
              "Balancedness at which an incremental plan is good enough (default: 0.98)")
       ->type_name("B");
   add_number(command, "--min-gain", options.min_gain, {0.0, 1.0},
-             "A plan that gains less balancedness copies nothing (default: 0.005)")
+             "A plan that gains less balancedness copies nothing (default: 0, any gain)")
       ->type_name("B");
   add_number(command, "--candidates", options.num_candidates, {1, kMaxCandidates},
              "Placements of a first plan on a trace, the best of which over many windows is taken (default: 64)");

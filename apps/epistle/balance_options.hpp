@@ -29,7 +29,7 @@ struct BalanceOptions {
   std::int64_t max_bytes_into_rank = -1;
   std::int64_t max_bytes_across = -1;
   double target = 0.98;
-  double min_gain = 0.005;
+  double min_gain = 0.0;
   std::int32_t num_candidates = 64;
   std::int64_t half_life_tokens = 2048;
   std::int32_t prefetch = 0;

@@ -82,9 +82,9 @@ Json to_json(const ReplayResult& result) {
                {"replica_choice", to_string(result.replica_choice)},
                {"worst", result.worst},
                {"bytes_across_domains", result.bytes_across_domains},
-               {"near_share", result.near_share},
                {"batches", result.batches},
                {"placement", by_rank(result.placement)}};
+  if (result.near_share > 0.0) json["near_share"] = result.near_share;
   if (!result.quotas.empty()) json["quotas"] = result.quotas;
   if (!result.reason.empty()) json["reason"] = result.reason;
   return json;
@@ -114,7 +114,7 @@ std::string render_balance(const BalanceReport& report, const BalanceOptions& op
                                       format_percent(static_cast<double>(summary.num_copies) / num_slots),
                                       format_bytes(summary.bytes)};
     if (has_domains) cells.push_back(format_bytes(summary.bytes_across_domains));
-    if (options.prefers_near) cells.push_back(format_percent(summary.near_share));
+    if (options.prefers_near) cells.push_back(summary.near_share > 0.0 ? format_percent(summary.near_share) : "-");
     cells.push_back(summary.plan_us > 0.0 ? format_us(summary.plan_us) : "-");
     table.add_row(cells);
   }

@@ -51,7 +51,7 @@ struct PlanRequest {
   std::int64_t max_bytes_across_domains = kUnlimited;
 
   double target = 0.98;            ///< balancedness at which kIncremental stops
-  double min_gain = 0.005;         ///< a gain in balancedness below this is not worth any copy
+  double min_gain = 0.0;           ///< a plan that gains less balancedness is not worth any copy
   double min_gain_per_copy = 0.0;  ///< and a copy that brings less than this is not made
   std::int32_t max_steps = 1000;   ///< changes that the search may make
   std::int32_t num_trials = 8;     ///< changes that it tries for each
