@@ -25,6 +25,7 @@ struct PolicySummary {
   std::int64_t num_copies = 0;  // of all layers
   std::int64_t bytes = 0;
   std::int64_t bytes_across_domains = 0;
+  std::int64_t num_reasons = 0;  // layers that have one
   std::vector<std::string> reasons;
 };
 
@@ -47,6 +48,7 @@ std::vector<PolicySummary> summarize(const BalanceReport& report) {
     summary.num_copies += result.num_copies;
     summary.bytes += result.bytes;
     summary.bytes_across_domains += result.bytes_across_domains;
+    if (!result.reason.empty()) ++summary.num_reasons;
     if (!result.reason.empty() &&
         std::find(summary.reasons.begin(), summary.reasons.end(), result.reason) == summary.reasons.end()) {
       summary.reasons.push_back(result.reason);
@@ -124,7 +126,8 @@ std::string render_balance(const BalanceReport& report, const BalanceOptions& op
       has_domains ? fmt::format(", {} domains", report.cluster.num_domains()) : "", table.render());
   for (const PolicySummary& summary : summaries) {
     // One reason for all layers is worth a line; many are in the JSON.
-    if (summary.reasons.size() == 1) text += fmt::format("\n{}: {}\n", summary.policy, summary.reasons.front());
+    if (summary.reasons.size() == 1 && summary.num_reasons == summary.num_layers)
+      text += fmt::format("\n{}: {}\n", summary.policy, summary.reasons.front());
   }
   return text;
 }
