@@ -11,6 +11,7 @@ class App;
 
 namespace epistle::cli {
 
+void add_balance_command(CLI::App& app, int& exit_code);
 void add_bench_command(CLI::App& app, int& exit_code);
 void add_calibrate_command(CLI::App& app, int& exit_code);
 void add_compare_command(CLI::App& app, int& exit_code);

@@ -32,6 +32,7 @@ constexpr std::string_view kExamples =
     "  epistle plan --cluster gb200-nvl72           which EP, TP and dispatcher for a model\n"
     "  epistle trace routing.jsonl.gz               how skewed a recorded routing is\n"
     "  epistle trace routing.jsonl.gz --layer 3     tokens of every expert of one layer\n"
+    "  epistle balance trace:routing.jsonl.gz --ranks 8 --slots 80    where hot experts should go\n"
     "  epistle run -n 8 -- ./train --epochs 1       eight ranks of a program on this host\n"
     "  epistle select --hardware h100-hgx --ep 16 --model qwen3-30b-a3b --assume deepep\n"
     "                                               which dispatcher, and why\n"
@@ -40,8 +41,9 @@ constexpr std::string_view kExamples =
 
 // The order of --help, behind run.
 constexpr void (*kCommands[])(CLI::App&, int&) = {
-    add_bench_command,  add_compare_command, add_tune_command, add_trace_command,  add_calibrate_command,
-    add_doctor_command, add_models_command,  add_plan_command, add_select_command, add_settings_command,
+    add_bench_command,   add_compare_command,   add_tune_command,     add_trace_command,
+    add_balance_command, add_calibrate_command, add_doctor_command,   add_models_command,
+    add_plan_command,    add_select_command,    add_settings_command,
 };
 
 int report(const std::string& message, int exit_code) {

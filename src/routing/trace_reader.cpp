@@ -160,6 +160,23 @@ class SummaryObserver : public TraceLineObserver {
   TraceLayers* layers_;
 };
 
+/// Wants every row of every line.
+class WholeObserver : public TraceLineObserver {
+ public:
+  explicit WholeObserver(TraceLayers& layers) : layers_(&layers) {}
+
+  [[nodiscard]] bool on_layer_number(std::int64_t layer) override {
+    layers_->add(layer);
+    return true;
+  }
+  void before_columns(TraceLayerBuilder& builder) override {
+    builder.keep_rows({.head_end = 0, .begin = 0, .end = kAllTokens});
+  }
+
+ private:
+  TraceLayers* layers_;
+};
+
 }  // namespace
 
 TraceLayer read_trace_layer(const std::string& path, const TraceReadOptions& options) {
@@ -207,6 +224,23 @@ void summarize_trace(const std::string& path, const std::function<void(const Tra
     TraceLayerBuilder builder(source);
     // The observer takes interest in every line, so the result is always true.
     if (parse_trace_line(source, builder, observer)) on_layer(builder.take_summary());
+  }
+  layers.require_some();
+}
+
+void read_trace_layers(const std::string& path, const std::function<void(TraceLayer&&)>& on_layer,
+                       const std::function<void(std::int64_t bytes_read, std::int64_t bytes_total)>& on_progress) {
+  TraceStream source(path, on_progress);
+  TraceLayers layers(source);
+  WholeObserver observer(layers);
+  while (source.next_line()) {
+    TraceLayerBuilder builder(source);
+    // The observer takes interest in every line, so the result is always true.
+    if (!parse_trace_line(source, builder, observer)) continue;
+    TraceLayer layer;
+    layer.layer = static_cast<std::int32_t>(*builder.header(TraceHeader::kLayer));
+    layer.table = builder.take_rows();
+    on_layer(std::move(layer));
   }
   layers.require_some();
 }

@@ -1,0 +1,239 @@
+// The balancer on one core: what it reaches, beside its goals. `bench_balance [TRACE...]` prints one table; recorded
+// traces add the rows that need them.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "balance/batch_quotas.hpp"
+#include "balance/eplb.hpp"
+#include "balance/planner.hpp"
+#include "balance/replay.hpp"
+#include "report/table.hpp"
+#include "routing/philox.hpp"
+#include "routing/trace_reader.hpp"
+
+namespace epistle::bench {
+namespace {
+
+using balance::Cluster;
+using balance::Plan;
+using balance::PlanRequest;
+using Loads = std::vector<double>;
+
+constexpr int kNumLayers = 58;  // of DeepSeek-V3
+constexpr std::size_t kNumExperts = 256;
+constexpr int kNumRuns = 30;
+constexpr std::int64_t kExpertBytes = 44040192;
+
+double uniform(PhiloxStream& stream) { return static_cast<double>(stream.next_u32()) / 4294967296.0; }
+
+double normal(PhiloxStream& stream) {
+  constexpr double kTwoPi = 6.283185307179586;
+  const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform(stream)));
+  return radius * std::cos(kTwoPi * uniform(stream));
+}
+
+PhiloxStream numbers(std::uint32_t layer) { return {1, RandomAddress{.token = layer}}; }
+
+Loads lognormal(std::uint32_t layer, double sigma) {
+  PhiloxStream stream = numbers(layer);
+  Loads loads(kNumExperts);
+  for (double& load : loads) load = std::exp(sigma * normal(stream));
+  return loads;
+}
+
+Loads zipf(std::uint32_t layer, double exponent) {
+  PhiloxStream stream = numbers(layer);
+  Loads loads(kNumExperts);
+  for (std::size_t idx = 0; idx < kNumExperts; ++idx) loads[idx] = std::pow(static_cast<double>(idx + 1), -exponent);
+  for (std::size_t idx = kNumExperts; idx > 1; --idx) std::swap(loads[idx - 1], loads[stream.below(idx)]);
+  return loads;
+}
+
+Loads drift(Loads loads, std::uint32_t layer, double sigma) {
+  PhiloxStream stream = numbers(layer + 1000);
+  for (double& load : loads) load *= std::exp(sigma * normal(stream));
+  return loads;
+}
+
+/// Shortest time of a few runs in microseconds: the machine may have other work.
+template <typename Work>
+double time_us(Work work, int num_runs = kNumRuns) {
+  double best = 1e300;
+  for (int run = 0; run < num_runs; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    best = std::min(best, std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+class Report {
+ public:
+  void add(const std::string& what, const std::string& reached, const std::string& goal, bool is_met) {
+    table_.add_row({what, reached, goal, is_met ? "yes" : "no"});
+  }
+  void print() const { std::fputs(table_.render().c_str(), stdout); }
+
+ private:
+  Table table_{{{"what", Align::kLeft}, {"reached", Align::kLeft}, {"goal", Align::kLeft}, {"met", Align::kLeft}}};
+};
+
+struct FreshCase {
+  std::string name;
+  std::int32_t num_ranks;
+  std::int32_t num_domains;
+  Loads (*make)(std::uint32_t, double);
+  double parameter;
+  double goal;
+  double max_ms;  // 0 = no goal
+};
+
+void bench_fresh(Report& report) {
+  const FreshCase cases[] = {
+      {"from nothing, 32 ranks, lognormal 0.6", 32, 1, lognormal, 0.6, 0.993, 2.0},
+      {"from nothing, 32 ranks, zipf 1.0", 32, 1, zipf, 1.0, 0.996, 2.0},
+      {"from nothing, 72 ranks, zipf 1.0", 72, 1, zipf, 1.0, 0.90, 0.0},
+      {"from nothing, 72 ranks, lognormal 0.6", 72, 1, lognormal, 0.6, 0.998, 0.0},
+      {"hierarchical, 32 ranks, 4 nodes, zipf 1.0", 32, 4, zipf, 1.0, 0.95, 0.0},
+  };
+  for (const FreshCase& bench : cases) {
+    std::vector<PlanRequest> requests(kNumLayers);
+    for (std::uint32_t layer = 0; layer < kNumLayers; ++layer) {
+      requests[layer].windows = {bench.make(layer, bench.parameter)};
+      requests[layer].cluster = Cluster::even(bench.num_ranks, 288, bench.num_domains);
+      requests[layer].num_groups = bench.num_domains > 1 ? 8 : 0;
+      requests[layer].expert_bytes = kExpertBytes;
+    }
+    double balancedness = 0.0;
+    double bound = 0.0;
+    double foreign = 0.0;
+    const double us = time_us(
+        [&] {
+          balancedness = bound = foreign = 0.0;
+          for (const PlanRequest& request : requests) {
+            const Plan plan = plan_placement(request);
+            balancedness += plan.after / kNumLayers;
+            bound += plan.bound / kNumLayers;
+            foreign += plan.foreign_share / kNumLayers;
+          }
+        },
+        bench.max_ms > 0.0 ? kNumRuns : 2);
+    std::string reached = fmt::format("{:.4f} (bound {:.4f}), {:.2f} ms", balancedness, bound, us / 1000.0);
+    if (bench.num_domains > 1) {
+      // From contiguous blocks of experts, as they are before the first plan.
+      std::int64_t bytes = 0;
+      for (PlanRequest request : requests) {
+        request.current = balance::SlotTable::trivial(kNumExperts, request.cluster.slots_of_rank);
+        bytes += plan_placement(request).copy_summary.bytes_across_domains;
+      }
+      reached += fmt::format(", {:.1f}% of the load and {:.1f} GB of weights across nodes", 100.0 * foreign,
+                             static_cast<double>(bytes) / 1e9);
+    }
+    const bool is_fast = bench.max_ms <= 0.0 || us <= 1000.0 * bench.max_ms;
+    report.add(bench.name, reached,
+               bench.max_ms > 0.0 ? fmt::format("{}, {} ms", bench.goal, bench.max_ms) : fmt::format("{}", bench.goal),
+               balancedness >= std::min(bench.goal, bound) && is_fast);
+  }
+}
+
+void bench_drift(Report& report) {
+  struct DriftCase {
+    double sigma;
+    double max_part;
+    double max_us;
+  };
+  constexpr double kNoLimit = 1e300;
+  for (const auto& [sigma, part, max_us] :
+       {DriftCase{0.02, 0.05, 1e3}, DriftCase{0.1, 0.05, 1e3}, DriftCase{0.3, 0.09, kNoLimit}}) {
+    double copies = 0.0;
+    double least = 1.0;
+    double us = 0.0;
+    for (std::uint32_t layer = 0; layer < kNumLayers; ++layer) {
+      PlanRequest request;
+      request.windows = {lognormal(layer, 0.6)};
+      request.cluster = Cluster::even(32, 288);
+      request.expert_bytes = kExpertBytes;
+      request.current = plan_placement(request).placement;
+      request.windows = {drift(request.windows.front(), layer, sigma)};
+      request.method = balance::Method::kIncremental;
+      Plan plan;
+      us += time_us([&] { plan = plan_placement(request); }, 5) / kNumLayers;
+      copies += static_cast<double>(plan.copy_summary.num_copies) / 288.0 / kNumLayers;
+      least = std::min(least, plan.after);
+    }
+    report.add(fmt::format("drift {}, 32 ranks, lognormal 0.6", sigma),
+               fmt::format("{:.2f}% of slots copied for {:.4f} in every layer, {:.0f} us per layer", 100.0 * copies,
+                           least, us),
+               fmt::format("{:.0f}% for 0.98{}", 100.0 * part, max_us < kNoLimit ? ", 1000 us" : ""),
+               copies <= part && least >= 0.979999 && us <= max_us);
+  }
+}
+
+void bench_batch(Report& report) {
+  double us = 0.0;
+  double balancedness = 0.0;
+  for (std::uint32_t layer = 0; layer < kNumLayers; ++layer) {
+    PlanRequest request;
+    request.windows = {lognormal(layer, 0.6)};
+    request.cluster = Cluster::even(64, 384);
+    const Plan plan = plan_placement(request);
+    PhiloxStream stream = numbers(layer + 2000);
+    std::vector<std::int64_t> tokens;
+    const Loads drifted = drift(request.windows.front(), layer, 0.1);
+    double total = 0.0;
+    for (const double load : drifted) total += load;
+    constexpr double kAssignments = 64.0 * 4096.0 * 8.0;
+    for (const double load : drifted) {
+      const double mean = load / total * kAssignments;
+      tokens.push_back(static_cast<std::int64_t>(std::max(0.0, mean + std::sqrt(mean) * normal(stream))));
+    }
+    balance::BatchQuotas quotas(plan.placement, kNumExperts);
+    us += time_us([&] { quotas.solve(tokens); }) / kNumLayers;
+    balancedness += quotas.balancedness() / kNumLayers;
+  }
+  report.add("quotas of a batch, 256 experts, 384 slots, 64 ranks", fmt::format("{:.1f} us, {:.4f}", us, balancedness),
+             "50 us", us <= 50.0);
+}
+
+void bench_traces(Report& report, const std::vector<std::string>& paths) {
+  double sums[3] = {};
+  int num_layers = 0;
+  for (const std::string& path : paths) {
+    read_trace_layers(path, [&](TraceLayer&& layer) {
+      balance::ReplayRules rules;
+      rules.plan.cluster = Cluster::even(8, 80);
+      rules.plan.num_candidates = 64;
+      const balance::Policy policies[] = {balance::Policy::kEplb, balance::Policy::kIncremental,
+                                          balance::Policy::kPerBatch};
+      for (std::size_t idx = 0; idx < 3; ++idx) {
+        sums[idx] += balance::replay(layer.table, layer.layer, policies[idx], rules).balancedness;
+      }
+      ++num_layers;
+    });
+  }
+  if (num_layers == 0) return;
+  for (double& sum : sums) sum /= num_layers;
+  report.add("traces, EPLB, replicas in turn", fmt::format("{:.4f}", sums[0]), "-", true);
+  report.add("traces, hash with quotas of the window", fmt::format("{:.4f}", sums[1]), "0.95", sums[1] >= 0.95);
+  report.add("traces, quotas of the batch", fmt::format("{:.4f}", sums[2]), "0.99", sums[2] >= 0.99);
+}
+
+}  // namespace
+}  // namespace epistle::bench
+
+int main(int argc, char** argv) {
+  epistle::bench::Report report;
+  epistle::bench::bench_fresh(report);
+  epistle::bench::bench_drift(report);
+  epistle::bench::bench_batch(report);
+  epistle::bench::bench_traces(report, {argv + 1, argv + argc});
+  report.print();
+}

@@ -1,0 +1,284 @@
+#include "balance/replay.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <numeric>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "balance/batch_quotas.hpp"
+#include "core/reject.hpp"
+
+namespace epistle::balance {
+namespace {
+
+using Counts = std::vector<std::int64_t>;
+
+struct TokenRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+double us_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// One layer under one policy.
+class Replay {
+ public:
+  Replay(const RoutingTable& table, Policy policy, const ReplayRules& rules)
+      : table_(&table),
+        policy_(policy),
+        rules_(&rules),
+        placement_(rules.plan.current ? *rules.plan.current
+                                      : SlotTable::trivial(table.num_experts, rules.plan.cluster.slots_of_rank)) {
+    rules.plan.cluster.check(table.num_experts);
+    placement_.check(table.num_experts, rules.plan.cluster);
+    const std::int64_t half = table.num_tokens / 2;
+    if (half < 1 || table.num_tokens - half < rules.batch_tokens) {
+      reject(fmt::format("the second half of {} tokens is less than a batch of {}; give a smaller --batch",
+                         table.num_tokens, rules.batch_tokens));
+    }
+    see({0, half});
+  }
+
+  [[nodiscard]] ReplayResult run() {
+    const std::int64_t half = table_->num_tokens / 2;
+    plan();
+    for (std::int64_t begin = half; begin + rules_->batch_tokens <= table_->num_tokens; begin += rules_->batch_tokens) {
+      const TokenRange range{begin, begin + rules_->batch_tokens};
+      score(range, static_cast<std::uint64_t>(result_.batches.size()));
+      see(range);
+      if (rules_->plan_on == PlanOn::kWindows) {
+        plan();
+      } else if (policy_ == Policy::kIncremental) {
+        quotas_ = best_quotas(placement_, mix_windows(seen_, rules_->plan.objective, half_life()));
+      }
+    }
+    const auto num_batches = static_cast<double>(result_.batches.size());
+    result_.balancedness = std::accumulate(result_.batches.begin(), result_.batches.end(), 0.0) / num_batches;
+    result_.worst = *std::min_element(result_.batches.begin(), result_.batches.end());
+    result_.bound = bound_sum_ / num_batches;
+    result_.near_share = static_cast<double>(num_near_) / static_cast<double>(std::max<std::int64_t>(num_routed_, 1));
+    result_.plan_us = num_timed_ == 0 ? 0.0 : timed_us_ / num_timed_;
+    result_.policy = policy_;
+    result_.replica_choice = choice();
+    result_.placement = placement_;
+    result_.quotas = quotas_;
+    return std::move(result_);
+  }
+
+ private:
+  [[nodiscard]] std::span<const std::int32_t> ids_of(std::int64_t token) const {
+    const auto top_k = static_cast<std::size_t>(table_->top_k);
+    return std::span(table_->expert_ids).subspan(static_cast<std::size_t>(token) * top_k, top_k);
+  }
+
+  [[nodiscard]] Counts count(const TokenRange& range) const {
+    Counts counts(static_cast<std::size_t>(table_->num_experts), 0);
+    for (std::int64_t token = range.begin; token < range.end; ++token) {
+      for (const std::int32_t expert : ids_of(token)) {
+        if (expert >= 0) ++counts[static_cast<std::size_t>(expert)];
+      }
+    }
+    return counts;
+  }
+
+  /// Adds tokens to what was seen, in windows of equal size.
+  void see(const TokenRange& range) {
+    const std::int64_t num_tokens = range.end - range.begin;
+    const std::int64_t num_windows = std::max<std::int64_t>(num_tokens / window_tokens(), 1);
+    for (std::int64_t window = 0; window < num_windows; ++window) {
+      const Counts counts = count(
+          {range.begin + num_tokens * window / num_windows, range.begin + num_tokens * (window + 1) / num_windows});
+      seen_.emplace_back(counts.begin(), counts.end());
+    }
+  }
+
+  [[nodiscard]] double half_life() const {
+    return static_cast<double>(rules_->half_life_tokens) / static_cast<double>(window_tokens());
+  }
+
+  /// What experts are activated depends on the size of a batch.
+  [[nodiscard]] std::int64_t window_tokens() const {
+    return counts_experts() ? rules_->batch_tokens : rules_->window_tokens;
+  }
+
+  [[nodiscard]] ReplicaChoice choice() const {
+    const std::vector<std::int32_t> counts = placement_.replica_counts(table_->num_experts);
+    if (std::all_of(counts.begin(), counts.end(), [](std::int32_t replicas) { return replicas == 1; }) &&
+        policy_ != Policy::kPerBatch) {
+      return ReplicaChoice::kSingle;
+    }
+    switch (policy_) {
+      case Policy::kNone:
+        return ReplicaChoice::kEven;
+      case Policy::kEplb:
+        return ReplicaChoice::kRoundRobin;
+      case Policy::kIncremental:
+        return ReplicaChoice::kHash;
+      case Policy::kPerBatch:
+        return ReplicaChoice::kExact;
+    }
+    return ReplicaChoice::kSingle;
+  }
+
+  void adopt(SlotTable next) {
+    const CopySummary summary =
+        summarize(list_copies(placement_, next, table_->num_experts, rules_->plan.cluster, rules_->plan.expert_bytes));
+    result_.num_copies += summary.num_copies;
+    result_.bytes += summary.bytes;
+    result_.bytes_across_domains += summary.bytes_across_domains;
+    placement_ = std::move(next);
+  }
+
+  void plan() {
+    if (policy_ == Policy::kNone) return;
+    const auto start = std::chrono::steady_clock::now();
+    if (policy_ == Policy::kEplb) {
+      std::vector<double> loads(seen_.front().size(), 0.0);
+      for (const std::vector<double>& window : seen_) {
+        for (std::size_t expert = 0; expert < loads.size(); ++expert) loads[expert] += window[expert];
+      }
+      SlotTable next = plan_eplb(loads, rules_->plan.cluster, rules_->plan.num_groups);
+      add_time(start);
+      adopt(std::move(next));
+      return;
+    }
+    PlanRequest request = rules_->plan;
+    request.windows = seen_;
+    request.half_life = half_life();
+    // The first plan may move what it needs; later ones move little.
+    request.method = has_plan_ ? Method::kIncremental : Method::kFresh;
+    request.current = placement_;
+    Plan plan = plan_placement(request);
+    if (policy_ == Policy::kIncremental) add_time(start);
+    has_plan_ = true;
+    quotas_ = std::move(plan.quotas);
+    result_.reason = plan.reason;
+    adopt(std::move(plan.placement));
+  }
+
+  void add_time(std::chrono::steady_clock::time_point start) {
+    timed_us_ += us_since(start);
+    ++num_timed_;
+  }
+
+  [[nodiscard]] bool counts_experts() const { return rules_->plan.objective == Objective::kActivatedExperts; }
+
+  /// Mean over largest, of the ranks that have slots.
+  [[nodiscard]] double balancedness(std::span<const std::int64_t> rank_loads) const {
+    const std::int64_t largest = *std::max_element(rank_loads.begin(), rank_loads.end());
+    const std::int64_t total = std::accumulate(rank_loads.begin(), rank_loads.end(), std::int64_t{0});
+    if (largest == 0) return 1.0;
+    return static_cast<double>(total) / rules_->plan.cluster.num_holders() / static_cast<double>(largest);
+  }
+
+  void score(const TokenRange& range, std::uint64_t step) {
+    const Counts counts = count(range);
+    BatchQuotas best(placement_, table_->num_experts);
+    const auto start = std::chrono::steady_clock::now();
+    if (counts_experts()) {
+      best.solve_activated(counts);
+    } else {
+      best.solve(counts);
+    }
+    const double solve_us = us_since(start);
+    double bound = best.balancedness();
+    if (policy_ == Policy::kPerBatch) {
+      timed_us_ += solve_us;
+      ++num_timed_;
+      if (rules_->prefetch_per_rank > 0) bound = prefetch(counts);
+      result_.batches.push_back(bound);
+    } else {
+      result_.batches.push_back(balancedness(choose(range, step)));
+    }
+    bound_sum_ += bound;
+  }
+
+  double prefetch(const Counts& counts) {
+    const auto start = std::chrono::steady_clock::now();
+    Counts loads = counts;
+    if (counts_experts()) {
+      for (std::int64_t& load : loads) load = load > 0 ? 1 : 0;
+    }
+    const Prefetch fetched = plan_prefetch(placement_, loads, {.max_per_rank = rules_->prefetch_per_rank});
+    timed_us_ += us_since(start);
+    const auto num_copies = static_cast<std::int64_t>(fetched.experts.size());
+    result_.num_copies += num_copies;
+    result_.bytes += num_copies * rules_->plan.expert_bytes;
+    return balancedness(fetched.rank_loads);
+  }
+
+  /// Rank loads of a batch with the policy's choice of replicas.
+  [[nodiscard]] Counts choose(const TokenRange& range, std::uint64_t step) {
+    const Cluster& cluster = rules_->plan.cluster;
+    const bool has_quotas = policy_ == Policy::kIncremental;
+    const ReplicaTable replicas(placement_, table_->num_experts, has_quotas ? std::span(quotas_) : std::span<double>(),
+                                cluster, rules_->locality);
+    const ReplicaTableView view = replicas.view();
+    std::vector<std::int64_t> num_chosen(static_cast<std::size_t>(table_->num_experts), 0);
+    std::vector<char> is_active(placement_.expert.size(), 0);
+    Counts loads(static_cast<std::size_t>(cluster.num_ranks()), 0);
+    for (std::int64_t token = range.begin; token < range.end; ++token) {
+      // The batch comes from all ranks in equal blocks.
+      const std::int64_t position = token - range.begin;
+      const auto src_rank = static_cast<std::int32_t>(position * cluster.num_ranks() / (range.end - range.begin));
+      for (const std::int32_t expert : ids_of(token)) {
+        if (expert < 0) continue;
+        // An expert that is needed at all is needed whole: all its tokens of a step go to one replica.
+        const ReplicaKey key{.token_position = counts_experts() ? 0 : position, .expert = expert, .step_seed = step};
+        std::int32_t entry = 0;
+        if (policy_ == Policy::kEplb && !counts_experts()) {
+          const auto num_replicas = static_cast<std::int64_t>(replicas.entries_of(expert).size());
+          const std::int64_t turn = num_chosen[static_cast<std::size_t>(expert)]++;
+          entry = view.begin[expert] + static_cast<std::int32_t>(turn % num_replicas);
+        } else if (rules_->prefers_near && has_quotas) {
+          entry = choose_near_replica(view, key, src_rank, cluster.domain_of(src_rank));
+        } else {
+          entry = choose_replica(view, key);
+        }
+        const ReplicaEntry& replica = replicas.entry(entry);
+        ++num_routed_;
+        num_near_ += replica.rank == src_rank ? 1 : 0;
+        char& active = is_active[static_cast<std::size_t>(replica.slot)];
+        if (!counts_experts() || active == 0) ++loads[static_cast<std::size_t>(replica.rank)];
+        active = 1;
+      }
+    }
+    return loads;
+  }
+
+  const RoutingTable* table_;
+  Policy policy_;
+  const ReplayRules* rules_;
+  SlotTable placement_;
+  std::vector<double> quotas_;             // [num_slots]
+  std::vector<std::vector<double>> seen_;  // in windows, the oldest first
+  bool has_plan_ = false;
+  ReplayResult result_;
+  double bound_sum_ = 0.0;
+  double timed_us_ = 0.0;
+  int num_timed_ = 0;
+  std::int64_t num_routed_ = 0;
+  std::int64_t num_near_ = 0;
+};
+
+}  // namespace
+
+std::string_view to_string(Policy policy) noexcept { return kPolicyNames[static_cast<std::size_t>(policy)]; }
+
+std::string_view to_string(ReplicaChoice choice) noexcept {
+  constexpr std::string_view kNames[] = {"single", "even", "round-robin", "hash", "exact"};
+  return kNames[static_cast<std::size_t>(choice)];
+}
+
+ReplayResult replay(const RoutingTable& table, std::int32_t layer, Policy policy, const ReplayRules& rules) {
+  ReplayResult result = Replay(table, policy, rules).run();
+  result.layer = layer;
+  return result;
+}
+
+}  // namespace epistle::balance
