@@ -10,8 +10,6 @@
 namespace epistle::cli {
 namespace {
 
-using balance::ReplayResult;
-
 /// Results of one policy.
 struct PolicySummary {
   std::string policy;
@@ -29,9 +27,9 @@ struct PolicySummary {
   std::vector<std::string> reasons;
 };
 
-std::vector<PolicySummary> summarize(const BalanceReport& report) {
+std::vector<PolicySummary> summarize_policies(const BalanceReport& report) {
   std::vector<PolicySummary> summaries;
-  for (const ReplayResult& result : report.results) {
+  for (const balance::ReplayResult& result : report.results) {
     const std::string policy(to_string(result.policy));
     if (summaries.empty() || summaries.back().policy != policy) {
       summaries.emplace_back();
@@ -73,7 +71,7 @@ std::vector<std::vector<std::int32_t>> by_rank(const balance::SlotTable& table) 
   return ranks;
 }
 
-Json to_json(const ReplayResult& result) {
+Json to_json(const balance::ReplayResult& result) {
   Json json = {{"policy", to_string(result.policy)},
                {"layer", result.layer},
                {"balancedness", result.balancedness},
@@ -95,7 +93,7 @@ Json to_json(const ReplayResult& result) {
 }  // namespace
 
 std::string render_balance(const BalanceReport& report, const BalanceOptions& options) {
-  const std::vector<PolicySummary> summaries = summarize(report);
+  const std::vector<PolicySummary> summaries = summarize_policies(report);
   const bool has_domains = report.cluster.num_domains() > 1;
   std::vector<Column> columns = {{"policy", Align::kLeft},        {"replicas by", Align::kLeft},
                                  {"balancedness", Align::kRight}, {"worst layer", Align::kRight},
@@ -134,9 +132,9 @@ std::string render_balance(const BalanceReport& report, const BalanceOptions& op
 
 Json balance_json(const BalanceReport& report, const BalanceOptions& options) {
   Json results = Json::array();
-  for (const ReplayResult& result : report.results) results.push_back(to_json(result));
+  for (const balance::ReplayResult& result : report.results) results.push_back(to_json(result));
   Json summary = Json::array();
-  for (const PolicySummary& policy : summarize(report)) {
+  for (const PolicySummary& policy : summarize_policies(report)) {
     summary.push_back({{"policy", policy.policy},
                        {"layers", policy.num_layers},
                        {"balancedness", policy.balancedness},

@@ -35,7 +35,9 @@ html::NoteBlock verification_note(const Json& record) {
           .tone = html::Tone::kGood};
 }
 
-std::string limit_field(const Json& record) { return record.at("gpu").is_null() ? "limit_fraction" : "link_fraction"; }
+std::string_view limit_field(const Json& record) {
+  return record.at("gpu").is_null() ? "limit_fraction" : "link_fraction";
+}
 
 html::TableBlock times_table(const Json& record) {
   html::TableBlock table{.title = "Times by phase",
@@ -65,7 +67,7 @@ html::TableBlock times_table(const Json& record) {
                           rate_cell(result.at("algorithm_bytes_per_s")),
                           bytes_cell(result.at("wire_bytes")),
                           rate_cell(result.at("wire_bytes_per_s")),
-                          percent_cell(result.at(limit_field(record)))});
+                          percent_cell(result.at(std::string(limit_field(record))))});
   }
   return table;
 }
@@ -148,7 +150,7 @@ std::string render_bench_page(const Json& record) {
   page.add(phase_chart(results, {.title = "Share of the limit",
                                  .summary = fmt::format("Against {} that were measured in the same run.",
                                                         format_rate(record.at("limit_bytes_per_s").get<double>())),
-                                 .field = limit_field(record),
+                                 .field = std::string(limit_field(record)),
                                  .scale = kPercent,
                                  .value_title = "percent of the limit"}));
   add_pairs(page, record);

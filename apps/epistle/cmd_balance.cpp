@@ -28,18 +28,13 @@
 namespace epistle::cli {
 namespace {
 
-using balance::Cluster;
-using balance::PlanRequest;
-using balance::Policy;
-using balance::ReplayResult;
-
 constexpr std::string_view kTracePrefix = "trace:";
 constexpr std::int64_t kDefaultExpertBytes = 44040192;  // three matrices of 7168 x 2048 fp8: DeepSeek-V3
 
 std::vector<std::int32_t> to_int32(const std::vector<std::int64_t>& values) { return {values.begin(), values.end()}; }
 
 /// From what the command line says; what it leaves out comes from the load file, then from the number of experts.
-Cluster make_cluster(const BalanceOptions& options, const balance::LoadFile& file, std::int32_t num_experts) {
+balance::Cluster make_cluster(const BalanceOptions& options, const balance::LoadFile& file, std::int32_t num_experts) {
   const std::vector<std::int32_t> slots =
       !options.slots.empty()
           ? to_int32(options.slots)
@@ -58,17 +53,17 @@ Cluster make_cluster(const BalanceOptions& options, const balance::LoadFile& fil
     reject(fmt::format("domains of {} ranks, expected {}: how many there are, or that of every rank", domains.size(),
                        num_ranks));
   }
-  Cluster cluster = Cluster::even(num_ranks, slots.size() == 1 ? slots.front() : num_ranks,
-                                  domains.size() == 1 ? domains.front() : 1);
+  balance::Cluster cluster = balance::Cluster::even(num_ranks, slots.size() == 1 ? slots.front() : num_ranks,
+                                                    domains.size() == 1 ? domains.front() : 1);
   if (slots.size() > 1) cluster.slots_of_rank = slots;
   if (domains.size() > 1) cluster.domain_of_rank = domains;
   cluster.check(num_experts);
   return cluster;
 }
 
-PlanRequest make_request(const BalanceOptions& options, const Cluster& cluster) {
+balance::PlanRequest make_request(const BalanceOptions& options, const balance::Cluster& cluster) {
   const auto limit = [](std::int64_t bytes) { return bytes < 0 ? balance::kUnlimited : bytes; };
-  PlanRequest request;
+  balance::PlanRequest request;
   request.cluster = cluster;
   request.num_candidates = options.num_candidates;
   request.num_groups = options.num_groups;
@@ -83,23 +78,23 @@ PlanRequest make_request(const BalanceOptions& options, const Cluster& cluster) 
   return request;
 }
 
-std::vector<Policy> policies_of(const BalanceOptions& options) {
-  std::vector<Policy> policies;
+std::vector<balance::Policy> policies_of(const BalanceOptions& options) {
+  std::vector<balance::Policy> policies;
   for (const std::string& name : options.policies) {
     const auto* const found = std::find(std::begin(balance::kPolicyNames), std::end(balance::kPolicyNames), name);
-    const auto policy = static_cast<Policy>(found - std::begin(balance::kPolicyNames));
+    const auto policy = static_cast<balance::Policy>(found - std::begin(balance::kPolicyNames));
     if (std::find(policies.begin(), policies.end(), policy) == policies.end()) policies.push_back(policy);
   }
   return policies;
 }
 
 /// Results come layer by layer; the report has them policy by policy.
-void sort_by_policy(std::vector<ReplayResult>& results, const std::vector<Policy>& policies) {
-  const auto place = [&](const ReplayResult& result) {
+void sort_by_policy(std::vector<balance::ReplayResult>& results, const std::vector<balance::Policy>& policies) {
+  const auto place = [&](const balance::ReplayResult& result) {
     return std::find(policies.begin(), policies.end(), result.policy) - policies.begin();
   };
   std::stable_sort(results.begin(), results.end(),
-                   [&](const ReplayResult& a, const ReplayResult& b) { return place(a) < place(b); });
+                   [&](const balance::ReplayResult& a, const balance::ReplayResult& b) { return place(a) < place(b); });
 }
 
 [[noreturn]] void reject_layer(const BalanceOptions& options, const std::string& path, const LayerList& present) {
@@ -109,7 +104,7 @@ void sort_by_policy(std::vector<ReplayResult>& results, const std::vector<Policy
 
 BalanceReport replay_trace(const BalanceOptions& options) {
   const std::string path = options.source.substr(kTracePrefix.size());
-  const std::vector<Policy> policies = policies_of(options);
+  const std::vector<balance::Policy> policies = policies_of(options);
   BalanceReport report{.source = options.source, .cluster = {}, .results = {}};
   LayerList present;
   Progress progress(fmt::format("replaying {}", path), options.quiet);
@@ -125,7 +120,7 @@ BalanceReport replay_trace(const BalanceOptions& options) {
     rules.prefetch_per_rank = options.prefetch;
     rules.prefers_near = options.prefers_near;
     rules.locality.max_imbalance = options.max_imbalance;
-    for (const Policy policy : policies) {
+    for (const balance::Policy policy : policies) {
       report.results.push_back(balance::replay(layer.table, layer.layer, policy, rules));
     }
   };
@@ -146,7 +141,7 @@ BalanceReport score_load_file(const BalanceOptions& options) {
   for (std::size_t layer = 0; layer < file.loads.size(); ++layer) {
     present.add(static_cast<std::int64_t>(layer));
     if (options.layer >= 0 && static_cast<std::size_t>(options.layer) != layer) continue;
-    PlanRequest request = make_request(options, report.cluster);
+    balance::PlanRequest request = make_request(options, report.cluster);
     if (!file.current.empty()) {
       request.current = balance::SlotTable::empty(report.cluster.slots_of_rank);
       const std::vector<std::int32_t>& current = file.current[file.current.size() == 1 ? 0 : layer];
@@ -157,7 +152,7 @@ BalanceReport score_load_file(const BalanceOptions& options) {
       }
       request.current->expert = current;
     }
-    for (const Policy policy : policies_of(options)) {
+    for (const balance::Policy policy : policies_of(options)) {
       report.results.push_back(
           balance::score_loads(file.loads[layer], static_cast<std::int32_t>(layer), policy, request));
     }

@@ -20,8 +20,8 @@
 namespace epistle::cli {
 namespace {
 
-constexpr std::int32_t kDefaultRounds = 50;
-constexpr std::int32_t kDefaultPairs = 20;
+constexpr std::int32_t kCompareRounds = 50;
+constexpr std::int32_t kComparePairs = 20;
 
 constexpr const char* kCompareFooter =
     "All dispatchers live at once and move the same rows by the same routing. In every round each of them in turn "
@@ -105,8 +105,8 @@ void add_compare_command(CLI::App& app, int& exit_code) {
       app.add_subcommand("compare", "Dispatchers in turns on one stack, or stored records of that");
   const auto options = std::make_shared<CompareOptions>();
   options->bench.compares = true;
-  options->bench.num_iterations = kDefaultRounds;
-  options->bench.num_chained_pairs = kDefaultPairs;
+  options->bench.num_iterations = kCompareRounds;
+  options->bench.num_chained_pairs = kComparePairs;
   command->add_option("FILE", options->stored.files, "Records to put beside each other, instead of a run")
       ->type_name("");
   add_run_options(*command, options->bench, "all of the device but reference");
@@ -114,7 +114,7 @@ void add_compare_command(CLI::App& app, int& exit_code) {
       *command, options->bench,
       fmt::format("Pairs of dispatch (with expert ids) and combine in a chain, with no host wait in between "
                   "(default: {})",
-                  kDefaultPairs));
+                  kComparePairs));
   add_profile_option(*command, options->bench, "Let the settings of a profile take part, as 'profile'");
   command->add_flag("--graph", options->bench.chain_in_graph,
                     "CUDA device: a chain is one CUDA graph, instead of launched by the host; needs --sizing capacity");

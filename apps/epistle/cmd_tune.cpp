@@ -19,8 +19,8 @@
 namespace epistle::cli {
 namespace {
 
-constexpr std::int32_t kDefaultRounds = 20;
-constexpr std::int32_t kDefaultPairs = 10;
+constexpr std::int32_t kTuneRounds = 20;
+constexpr std::int32_t kTunePairs = 10;
 
 constexpr const char* kTuneFooter =
     "First one rank alone and then all of them are verified with the default settings. Then one knob at a time is "
@@ -84,12 +84,11 @@ void add_tune_command(CLI::App& app, int& exit_code) {
   CLI::App* const command = app.add_subcommand("tune", "The best settings for a machine and a shape, as a profile");
   const auto options = std::make_shared<TuneOptions>();
   options->bench.compares = true;
-  options->bench.num_iterations = kDefaultRounds;
-  options->bench.num_chained_pairs = kDefaultPairs;
+  options->bench.num_iterations = kTuneRounds;
+  options->bench.num_chained_pairs = kTunePairs;
   add_run_options(*command, options->bench, "all of the device but reference; the first is the default");
-  add_chain_option(
-      *command, options->bench,
-      fmt::format("Pairs of dispatch (with expert ids) and combine in a chain (default: {})", kDefaultPairs));
+  add_chain_option(*command, options->bench,
+                   fmt::format("Pairs of dispatch (with expert ids) and combine in a chain (default: {})", kTunePairs));
   command
       ->add_option("--policy", options->bench.policy,
                    "throughput (default: the shortest period), latency (the shortest tail, then the fewest workers or "

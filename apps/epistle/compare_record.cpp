@@ -77,12 +77,12 @@ const Compared& find_baseline(const Parts& parts) {
 }
 
 /// In stored records a dispatcher is compared with itself in the first one, where it is there.
-const Compared& counterpart(const Parts& parts, const Compared& one, const Compared& baseline) {
-  if (!parts.baseline.empty() || one.record == 0) return baseline;
+const Compared* counterpart(const Parts& parts, const Compared& one, const Compared& baseline) {
+  if (!parts.baseline.empty() || one.record == 0) return &baseline;
   for (const Compared& other : parts.compared) {
-    if (other.record == 0 && other.reason.empty() && other.dispatcher == one.dispatcher) return other;
+    if (other.record == 0 && other.reason.empty() && other.dispatcher == one.dispatcher) return &other;
   }
-  return baseline;
+  return &baseline;
 }
 
 Json comparisons_json(const Parts& parts) {
@@ -91,7 +91,7 @@ Json comparisons_json(const Parts& parts) {
   const Compared& baseline = find_baseline(parts);
   for (const Compared& one : parts.compared) {
     if (!one.reason.empty()) continue;
-    const Compared& other = counterpart(parts, one, baseline);
+    const Compared& other = *counterpart(parts, one, baseline);
     if (&other == &one) continue;
     const bool paired = other.record == one.record;
     const auto difference = paired ? paired_difference(other.period_us, one.period_us)
@@ -114,7 +114,9 @@ void flatten(const std::string& path, const Json& value, std::map<std::string, s
     found[path] = plain_text(value);
     return;
   }
-  for (const auto& [name, inner] : value.items()) flatten(path.empty() ? name : path + "." + name, inner, found);
+  for (const auto& [name, inner] : value.items()) {
+    flatten(path.empty() ? name : fmt::format("{}.{}", path, name), inner, found);
+  }
 }
 
 /// A stored document that was looked through.

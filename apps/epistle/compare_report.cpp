@@ -111,7 +111,7 @@ constexpr const char* kLegend =
     "with\n"
     "95% confidence.";
 
-html::NoteBlock verification_note(const Json& document) {
+html::NoteBlock compared_note(const Json& document) {
   const std::string verification = plain_text(document.at("verification"));
   if (verification == "off") return {.text = "Outputs were not compared with the reference (--no-verify)."};
   if (verification == "failed") {
@@ -190,7 +190,7 @@ std::string render_compare_table(const Json& document) {
     table.add_row(std::move(cells));
   }
   text += table.render() + kLegend + "\n";
-  if (!document.contains("records")) return text + verification_note(document).text + "\n";
+  if (!document.contains("records")) return text + compared_note(document).text + "\n";
   for (const Json& difference : document.at("stack_differences")) {
     text += fmt::format("different stacks: {}\n", plain_text(difference));
   }
@@ -204,7 +204,7 @@ std::string render_compare_page(const Json& document) {
       page.add({.text = "Different stacks: " + plain_text(difference), .tone = html::Tone::kBad});
     }
   } else {
-    page.add(verification_note(document));
+    page.add(compared_note(document));
   }
   const std::vector<Compared> all = read_compared(JsonField(document, "this comparison"));
   html::TableBlock table{.title = "Dispatchers", .columns = columns(), .rows = {}, .note = kLegend};

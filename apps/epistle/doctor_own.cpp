@@ -16,7 +16,7 @@
 namespace epistle::cli {
 namespace {
 
-std::string device_name(Device device) { return device == Device::kHost ? "host" : "cuda"; }
+std::string_view device_name(Device device) { return device == Device::kHost ? "host" : "cuda"; }
 
 /// "epistle: error: ..." without its beginning.
 std::string complaint(const BoundedRun& run) {
@@ -100,7 +100,7 @@ std::vector<BackendProof> probe_own(const NvmlProbe& gpus, std::chrono::millisec
 std::vector<MemoryNeed> plan_memory(const MemoryQuestion& question, const NvmlProbe& gpus) {
   std::vector<MemoryNeed> needs;
   for (const DispatcherInfo* const info : dispatchers()) {
-    MemoryNeed need{.dispatcher = std::string(info->name()), .device = device_name(info->device())};
+    MemoryNeed need{.dispatcher = std::string(info->name()), .device = std::string(device_name(info->device()))};
     try {
       const MemoryPlan plan = info->memory(question.config, question.num_ranks);
       for (const MemoryKind kind : {MemoryKind::kShared, MemoryKind::kPrivate}) {

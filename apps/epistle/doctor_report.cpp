@@ -117,7 +117,7 @@ Json memory_json(const DoctorReport& report) {
           {"max_tokens", config.max_tokens},    {"per_rank", list}};
 }
 
-std::string level_mark(const std::optional<bool>& level) { return level ? (*level ? "yes" : "NO") : "-"; }
+std::string_view level_mark(const std::optional<bool>& level) { return level ? (*level ? "yes" : "NO") : "-"; }
 
 std::string render_proofs(const std::vector<BackendProof>& proofs) {
   Table table({{"backend", Align::kLeft},
@@ -129,8 +129,8 @@ std::string render_proofs(const std::vector<BackendProof>& proofs) {
                {"why, and what to do", Align::kLeft}});
   for (const BackendProof& proof : proofs) {
     const bool done = proof.steady.value_or(false);
-    table.add_row({proof.name, proof.device, proof.selected ? "yes" : "NO", level_mark(proof.imported),
-                   level_mark(proof.initialised), level_mark(proof.steady),
+    table.add_row({proof.name, proof.device, proof.selected ? "yes" : "NO", std::string(level_mark(proof.imported)),
+                   std::string(level_mark(proof.initialised)), std::string(level_mark(proof.steady)),
                    done ? "" : fmt::format("{}; {}", proof.reason, proof.fix)});
   }
   return table.render();
@@ -214,7 +214,8 @@ std::string render_doctor(const DoctorReport& report) {
   for (const MemoryNeed& need : report.memory) {
     const bool known = need.refused.empty();
     table.add_row({need.dispatcher, need.device, known ? format_bytes(need.initial_bytes) : "-",
-                   known ? format_bytes(need.largest_bytes) : "-", known ? level_mark(need.fits) : need.refused});
+                   known ? format_bytes(need.largest_bytes) : "-",
+                   known ? std::string(level_mark(need.fits)) : need.refused});
   }
   return text + table.render();
 }

@@ -70,7 +70,9 @@ void add_facts(html::Facts& facts, const std::string& name, const Json& value) {
     facts.emplace_back(name, plain_text(value));
     return;
   }
-  for (const auto& [inner, field] : value.items()) add_facts(facts, name.empty() ? inner : name + "." + inner, field);
+  for (const auto& [inner, field] : value.items()) {
+    add_facts(facts, name.empty() ? inner : fmt::format("{}.{}", name, inner), field);
+  }
 }
 
 void add_origin(html::Page& page, const Json& record) {

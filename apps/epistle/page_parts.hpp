@@ -43,7 +43,7 @@ struct PhaseChart {
   double scale = 1.0;
   std::string value_title;
 };
-[[nodiscard]] html::ChartBlock phase_chart(const Json& results, const PhaseChart& chart);
+[[nodiscard]] html::ChartBlock phase_chart(const Json& results, const PhaseChart& wanted);
 /// The phases that follow each other in a round trip, on top of each other.
 [[nodiscard]] html::ChartBlock phase_stack(const Json& results);
 

@@ -147,8 +147,9 @@ std::vector<std::vector<html::Cell>> rows_of(const Json& document) {
 
 std::string joint_text(const Json& document) {
   const Json& joint = document.at("joint");
-  const std::string outcome = joint.at("kept_defaults") == true ? "the defaults stay, as nothing was shown to be better"
-                                                                : "the tuned settings are taken";
+  const std::string outcome = joint.at("kept_defaults").get<bool>()
+                                  ? "the defaults stay, as nothing was shown to be better"
+                                  : "the tuned settings are taken";
   return fmt::format("default and tuned settings in turns: {:.3f} x the default's median, {}; {}.",
                      joint.at("ratio").get<double>(), plain_text(joint.at("verdict")), outcome);
 }

@@ -216,7 +216,7 @@ std::vector<std::int32_t> choose_homes(std::span<const std::int64_t> loads, cons
   const double fill = static_cast<double>(num_experts) / static_cast<double>(cluster.num_slots());
   std::vector<std::int32_t> wanted(num_domains);
   for (std::size_t domain = 0; domain < num_domains; ++domain) {
-    wanted[domain] = static_cast<std::int32_t>(static_cast<double>(room[domain]) * fill + 0.5);
+    wanted[domain] = static_cast<std::int32_t>(std::lround(static_cast<double>(room[domain]) * fill));
   }
   std::vector<std::int32_t> order(static_cast<std::size_t>(num_groups));
   std::iota(order.begin(), order.end(), 0);

@@ -93,7 +93,7 @@ class Planner {
     plan.before = balancedness(now);
     const SharedPack next =
         request_->method == Method::kFresh ? fresh_within_limits(now, plan.reason) : incremental(now, plan.reason);
-    finish(plan, choose(now, next, plan));
+    finish(plan, changes(now, next, plan) ? next : now);
     return plan;
   }
 
@@ -182,19 +182,19 @@ class Planner {
   }
 
   /// Never worse than doing nothing, and nothing where it is not worth a copy.
-  [[nodiscard]] const SharedPack& choose(const SharedPack& now, const SharedPack& next, Plan& plan) const {
+  [[nodiscard]] bool changes(const SharedPack& now, const SharedPack& next, Plan& plan) const {
     if (next.table == now.table) {
       if (plan.reason.empty()) plan.reason = "no change helps";
-      return now;
+      return false;
     }
     const double gain = balancedness(next) - plan.before;
     if (gain <= 0.0 || gain < request_->min_gain) {
       plan.reason = fmt::format("the best change found would gain {:.4f} in balancedness, below {:.4f}", gain,
                                 request_->min_gain);
-      return now;
+      return false;
     }
     plan.changed = true;
-    return next;
+    return true;
   }
 
   void finish(Plan& plan, const SharedPack& pack) const {

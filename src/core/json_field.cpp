@@ -103,7 +103,7 @@ nlohmann::ordered_json parse_json(std::string_view text, const std::string& name
   try {
     return Json::parse(text.begin(), text.end(), check_depth);
   } catch (const Json::parse_error& error) {
-    const auto end = text.begin() + static_cast<std::ptrdiff_t>(std::min(error.byte, text.size()));
+    const auto* const end = text.begin() + static_cast<std::ptrdiff_t>(std::min(error.byte, text.size()));
     throw_corrupt(name, fmt::format("line {} is not JSON", 1 + std::count(text.begin(), end, '\n')));
   } catch (const Json::exception& error) {
     throw_corrupt(name, fmt::format("it is not JSON: {}", error.what()));

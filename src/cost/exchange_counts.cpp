@@ -44,7 +44,9 @@ double expected_distinct_groups(double num_experts, double top_k, double num_gro
   const double per_union = router_groups / num_groups;
   if (per_union != std::floor(per_union)) return expected_distinct_groups(num_experts, top_k, num_groups);
   double hit = 0.0;
-  for (double inside = 1; inside <= std::min(per_union, chosen); ++inside) {
+  const auto most = static_cast<int>(std::min(per_union, chosen));
+  for (int count = 1; count <= most; ++count) {
+    const double inside = count;
     if (chosen - inside > router_groups - per_union) continue;
     const auto log_choose = [](double n, double k) {
       return std::lgamma(n + 1) - std::lgamma(k + 1) - std::lgamma(n - k + 1);
@@ -93,7 +95,7 @@ namespace {
 template <typename Visit>
 void for_each_block(std::span<const double> inclusion, std::int32_t num_ranks, Visit visit) {
   if (num_ranks < 1) reject("a placement needs at least one rank");
-  const std::size_t ranks = static_cast<std::size_t>(num_ranks);
+  const auto ranks = static_cast<std::size_t>(num_ranks);
   for (std::size_t rank = 0; rank < ranks; ++rank) {
     const std::size_t begin = inclusion.size() * rank / ranks;
     const std::size_t end = inclusion.size() * (rank + 1) / ranks;

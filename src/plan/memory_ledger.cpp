@@ -36,8 +36,9 @@ MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice,
   const double dense_layers = model.num_layers - model.num_moe_layers;
 
   MemoryLedger ledger;
-  ledger.expert_weights = model.num_moe_layers * (model.num_experts + choice.num_redundant) / double(choice.num_ranks) *
-                          kMatrices * model.routed_hidden * model.expert_ffn * weight_bytes;
+  ledger.expert_weights = model.num_moe_layers * (model.num_experts + choice.num_redundant) /
+                          static_cast<double>(choice.num_ranks) * kMatrices * model.routed_hidden * model.expert_ffn *
+                          weight_bytes;
   const double other_elements =
       model.num_layers * model.attention_elements / choice.tensor_ranks +
       dense_layers * kMatrices * model.hidden * model.dense_ffn / choice.tensor_ranks +
@@ -76,7 +77,7 @@ double planned_busiest_factor(const PlanRequest& request, std::int32_t num_ranks
   }
   std::vector<double> loads;
   for (std::size_t expert = 0; expert < copies.size(); ++expert) {
-    for (double copy = 0; copy < copies[expert]; ++copy) loads.push_back(inclusion[expert] / copies[expert]);
+    loads.insert(loads.end(), static_cast<std::size_t>(copies[expert]), inclusion[expert] / copies[expert]);
   }
   std::sort(loads.rbegin(), loads.rend());
   const auto ranks = static_cast<std::size_t>(num_ranks);

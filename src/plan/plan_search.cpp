@@ -183,7 +183,9 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
                                             const Plan& best) {
   std::vector<CrossoverPoint> points;
   if (best.choice.mode == nullptr) return points;
-  for (double tokens = 1; tokens <= 8192; tokens *= 2) {
+  constexpr int kMostTokens = 8192;
+  for (int count = 1; count <= kMostTokens; count *= 2) {
+    const double tokens = count;
     PlanRequest changed = request;
     changed.global_tokens = 0;
     changed.tokens_per_gpu = tokens;

@@ -1,7 +1,5 @@
 #include "topology/nccl_version.hpp"
 
-#include <cstring>
-
 #include <dlfcn.h>
 
 #include <fmt/format.h>
@@ -12,9 +10,8 @@ std::string probe_nccl_version(const std::string& library) {
   void* const handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) return {};
   std::string text;
-  if (void* const symbol = dlsym(handle, "ncclGetVersion"); symbol != nullptr) {
-    int (*get_version)(int*) = nullptr;
-    std::memcpy(&get_version, &symbol, sizeof(get_version));
+  if (auto* const get_version = reinterpret_cast<int (*)(int*)>(dlsym(handle, "ncclGetVersion"));
+      get_version != nullptr) {
     int version = 0;
     // 22803 is 2.28.3; before 2.9 it was 2804 for 2.8.4.
     constexpr int kFirstFiveDigits = 10'000;

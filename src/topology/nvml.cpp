@@ -61,11 +61,9 @@ class Library {
   /// Calls the function `name`; false where there is none, or it does not succeed.
   template <typename... Arguments>
   [[nodiscard]] bool call(const char* name, Arguments... arguments) const {
-    void* const symbol = handle_ == nullptr ? nullptr : dlsym(handle_, name);
-    if (symbol == nullptr) return false;
-    int (*function)(Arguments...) = nullptr;
-    std::memcpy(&function, &symbol, sizeof(function));
-    return function(arguments...) == kSuccess;
+    if (handle_ == nullptr) return false;
+    auto* const function = reinterpret_cast<int (*)(Arguments...)>(dlsym(handle_, name));
+    return function != nullptr && function(arguments...) == kSuccess;
   }
 
  private:

@@ -34,7 +34,7 @@ double tolerance(TunePolicy policy) noexcept {
 /// Makes values one by one.
 class Values {
  public:
-  explicit Values(const ProfileSettings& settings) : settings_(settings) {}
+  explicit Values(ProfileSettings settings) : settings_(std::move(settings)) {}
 
   template <typename Change>
   void add(std::string text, double cost, const Change& change) {

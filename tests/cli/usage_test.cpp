@@ -66,7 +66,9 @@ TEST(Usage, WrongUsageIsOneLineAndExitCodeTwo) {
 
 TEST(Usage, UnknownCommandsAreNamedWithThoseThereAre) {
   const std::string commands =
-      "; the commands are run, bench, compare, tune, trace, models, settings; see 'epistle --help'";
+      "; the commands are run, bench, compare, tune, trace, balance, calibrate, doctor, models, plan, select, "
+      "settings; "
+      "see 'epistle --help'";
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"frobnicate"}, "unknown command 'frobnicate'" + commands},
       {{"Bench", "--ranks", "2"}, "unknown command 'Bench'" + commands},

@@ -192,7 +192,7 @@ class TableReader {
           .row_bytes = row_bytes};
       const ExchangeWork work =
           mode == "low_latency" ? low_latency_work(base, exchange) : throughput_work(base, exchange, num_sms);
-      add(line, mode + " " + phase,
+      add(line, fmt::format("{} {}", mode, phase),
           {.table = {},
            .label = fmt::format("{} {} EP {} {} tokens{}", system_, phase, shape.ranks, shape.tokens,
                                 num_sms > 0 ? fmt::format(" {} SMs", num_sms) : ""),

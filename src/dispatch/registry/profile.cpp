@@ -67,7 +67,7 @@ std::optional<std::string> difference(const std::string& path, const Json& store
     return fmt::format("its {} is {}, and here it is {}", path, text(stored).substr(0, 80), text(wanted));
   }
   for (const auto& [name, value] : wanted.items()) {
-    const std::string inner = path.empty() ? name : path + "." + name;
+    const std::string inner = path.empty() ? name : fmt::format("{}.{}", path, name);
     if (!stored.is_object() || !stored.contains(name)) return fmt::format("it does not say its {}", inner);
     if (auto found = difference(inner, stored.at(name), value)) return found;
   }

@@ -12,10 +12,11 @@
 namespace epistle {
 
 struct CudaTurns {
-  CudaTurns(CudaTrial& turning, const PairCalls& pair_calls, const BenchSpec& spec)
-      : trial(turning), calls(pair_calls), runs(calls, spec, no_steps) {}
+  CudaTurns(CudaTrial& turning, PairCalls pair_calls, const BenchSpec& spec)
+      : trial(turning), calls(std::move(pair_calls)), runs(calls, spec, no_steps) {}
   CudaTurns(const CudaTurns&) = delete;
   CudaTurns& operator=(const CudaTurns&) = delete;
+  ~CudaTurns() = default;
 
   CudaTrial& trial;
   PairCalls calls;

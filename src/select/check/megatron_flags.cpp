@@ -3,9 +3,10 @@
 
 namespace epistle::check {
 
-std::string_view megatron_flag_names() noexcept {
-  // clang-format off
-  return
+namespace {
+
+// clang-format off
+constexpr std::string_view kNames =
     "account-for-embedding-in-pipeline-split account-for-loss-in-pipeline-split accumulate-allreduce-grads-in-fp32 "
     "activation-func activation-func-clamp-value activation-func-fp8-input-store activation-offload-fraction "
     "adam-beta1 adam-beta2 adam-eps adaptive-muon-beta2 adaptive-muon-eps adaptive-muon-moment2-method "
@@ -281,7 +282,10 @@ std::string_view megatron_flag_names() noexcept {
     "weight-decay-incr-style wgrad-deferral-limit window-attn-skip-freq window-size with-name-predicate "
     "wsd-decay-steps yaml-cfg yarn-beta-fast yarn-beta-slow yarn-correction-range-round-to-int "
     "yarn-original-max-position-embeddings ";
-  // clang-format on
-}
+// clang-format on
+
+}  // namespace
+
+std::string_view megatron_flag_names() noexcept { return kNames; }
 
 }  // namespace epistle::check

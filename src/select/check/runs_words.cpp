@@ -281,7 +281,7 @@ Engine guess_engine(const std::vector<Setting>& options) {
       if (is_known_flag(engine, setting.name)) ++weights[static_cast<std::size_t>(engine)];
     }
   }
-  const auto best = std::max_element(weights.begin(), weights.end());
+  const auto* const best = std::max_element(weights.begin(), weights.end());
   constexpr int kEnough = 3;
   return *best < kEnough ? Engine::kUnknown : static_cast<Engine>(best - weights.begin());
 }

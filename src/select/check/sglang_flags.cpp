@@ -3,9 +3,10 @@
 
 namespace epistle::check {
 
-std::string_view sglang_flag_names() noexcept {
-  // clang-format off
-  return
+namespace {
+
+// clang-format off
+constexpr std::string_view kNames =
     "-radix-eviction-policy-explicitly-set -speculative-draft-quantization-explicitly-set "
     "-swa-full-tokens-ratio-explicitly-set abort-on-priority-when-disabled admin-api-key allow-auto-truncate "
     "allowed-media-domains api-key asr-max-buffer-seconds asr-max-concurrent-sessions attention-backend "
@@ -151,7 +152,10 @@ std::string_view sglang_flag_names() noexcept {
     "watermark-max-probability watermark-mixing-probability weight-cache-mode weight-cache-socket "
     "weight-cache-timeout weight-loader-disable-mmap weight-loader-drop-cache-after-load "
     "weight-loader-prefetch-checkpoints weight-loader-prefetch-num-threads weight-version ";
-  // clang-format on
-}
+// clang-format on
+
+}  // namespace
+
+std::string_view sglang_flag_names() noexcept { return kNames; }
 
 }  // namespace epistle::check

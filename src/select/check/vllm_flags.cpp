@@ -3,9 +3,10 @@
 
 namespace epistle::check {
 
-std::string_view vllm_flag_names() noexcept {
-  // clang-format off
-  return
+namespace {
+
+// clang-format off
+constexpr std::string_view kNames =
     "-api-process-count -api-process-rank additional-config aggregate-engine-logging all2all-backend "
     "allow-credentials allow-deprecated-quantization allowed-headers allowed-local-media-path "
     "allowed-media-domains allowed-methods allowed-origins api-key api-server-count async-scheduling "
@@ -72,7 +73,10 @@ std::string_view vllm_flag_names() noexcept {
     "use-replayssm use-tqdm-on-load use-v2-block-manager uvicorn-log-level version video-pruning-method "
     "video-pruning-rate watchdog-config watermark watermark-config weight-transfer-config worker-cls "
     "worker-extension-cls ";
-  // clang-format on
-}
+// clang-format on
+
+}  // namespace
+
+std::string_view vllm_flag_names() noexcept { return kNames; }
 
 }  // namespace epistle::check

@@ -49,7 +49,7 @@ const Cell kCells[] = {
     {"VisionOnH100", "hw=h100-hgx ep=16 model=qwen3-vl-30b", {"alltoall"}},
 };
 
-void PrintTo(const Cell& cell, std::ostream* stream) { *stream << cell.query; }
+std::ostream& operator<<(std::ostream& stream, const Cell& cell) { return stream << cell.query; }
 
 class GuideTable : public ::testing::TestWithParam<Cell> {};
 

@@ -55,13 +55,13 @@ inline constexpr std::int32_t kMaxLineExperts = 2048;
 class RankFinder {
  public:
   constexpr RankFinder() = default;
-  explicit RankFinder(const ExpertPartition& partition) noexcept
-      : num_wide_(partition.num_experts % partition.num_ranks),
-        wide_end_(num_wide_ * (partition.num_experts / partition.num_ranks + 1)),
-        wide_inverse_(1.0F / static_cast<float>(partition.num_experts / partition.num_ranks + 1)),
-        inverse_(1.0F / static_cast<float>(partition.num_experts < partition.num_ranks
-                                               ? 1
-                                               : partition.num_experts / partition.num_ranks)) {}
+  explicit RankFinder(const ExpertPartition& partition) noexcept {
+    const std::int32_t narrow = partition.num_local_experts(partition.num_ranks - 1);
+    num_wide_ = partition.num_experts - narrow * partition.num_ranks;
+    wide_end_ = num_wide_ * (narrow + 1);
+    wide_inverse_ = 1.0F / static_cast<float>(narrow + 1);
+    inverse_ = narrow > 0 ? 1.0F / static_cast<float>(narrow) : 0.0F;
+  }
 
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t rank_of(std::int32_t expert) const noexcept {
     const bool is_wide = expert < wide_end_;
