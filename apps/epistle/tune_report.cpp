@@ -89,7 +89,7 @@ Json joint_json(const TuneResult& result) {
 Json crossover_json(const TuneResult& result) {
   Json points = Json::array();
   Json at = nullptr;
-  for (const CrossoverPoint& point : result.crossover) {
+  for (const TunedCrossover& point : result.crossover) {
     points.push_back({{"tokens", point.num_tokens},
                       {"low_latency_us", period_json(point.low_latency_us)},
                       {"direct_us", period_json(point.direct_us)},
@@ -109,7 +109,7 @@ std::string settings_text(const Json& settings) {
   return text;
 }
 
-std::vector<Column> columns() {
+std::vector<Column> tune_columns() {
   return {{"knob"},
           {"value"},
           {"p50", Align::kRight},
@@ -135,7 +135,7 @@ std::vector<std::vector<html::Cell>> rows_of(const Json& document) {
                       {.text = plain_text(value.at("verdict"))}});
     }
     for (const Json& missing : knob.at("unavailable")) {
-      std::vector<html::Cell> cells(columns().size(), html::Cell{.text = "-"});
+      std::vector<html::Cell> cells(tune_columns().size(), html::Cell{.text = "-"});
       cells.front().text = plain_text(knob.at("knob"));
       cells[1].text = plain_text(missing.at("value"));
       cells.back().text = "unavailable: " + plain_text(missing.at("reason"));
@@ -242,7 +242,7 @@ std::string render_tune_table(const Json& document) {
   std::string text = fmt::format(
       "policy {}; validated with one rank ({}), then in the domain ({})\n\n", plain_text(document.at("policy")),
       plain_text(document.at("validation").at("one_rank")), plain_text(document.at("validation").at("in_domain")));
-  Table table(columns());
+  Table table(tune_columns());
   for (auto& row : rows_of(document)) {
     std::vector<std::string> cells;
     for (html::Cell& cell : row) cells.push_back(std::move(cell.text));
@@ -266,7 +266,7 @@ std::string render_tune_page(const Json& document) {
   page.add({.text = buffer_text(document.at("smallest_buffer"))});
   page.add_section("Knobs, one at a time");
   page.add({.title = "Values that were tried",
-            .columns = columns(),
+            .columns = tune_columns(),
             .rows = rows_of(document),
             .note = "* = chosen. Gain per unit: microseconds that each further worker, SM or buffer saved."});
   for (const Json& knob : document.at("knobs")) {

@@ -25,7 +25,7 @@ struct TunedKnob {
 };
 
 /// low_latency and direct at one number of tokens.
-struct CrossoverPoint {
+struct TunedCrossover {
   std::int64_t num_tokens = 0;
   Summary low_latency_us;
   Summary direct_us;
@@ -41,7 +41,7 @@ struct TuneResult {
   std::optional<Difference> difference;  ///< tuned less default
   double ratio = 1.0;                    ///< of the medians, tuned over default
   bool kept_defaults = false;            ///< since nothing better was found, or what was found did not stand
-  std::vector<CrossoverPoint> crossover;
+  std::vector<TunedCrossover> crossover;
   std::string no_crossover;  ///< why there is none; empty = there is
 };
 

@@ -64,10 +64,8 @@ std::unique_ptr<CudaTrial> CudaBench::make_trial(const Contender& contender) {
   DispatcherConfig config = spec_.config;
   config.num_buffers = contender.num_buffers;
   config.max_handles += spec_.num_chained_pairs;  // every pair of a chain has one, so that none is waited for
-  return std::make_unique<CudaTrial>(
-      CudaTrial{.name = contender.name,
-                .dispatcher = Dispatcher(group_, contender.dispatcher, config, contender.cuda),
-                .times = PhaseTimes(spec_)});
+  return std::make_unique<CudaTrial>(contender.name, Dispatcher(group_, contender.dispatcher, config, contender.cuda),
+                                     spec_);
 }
 
 /// Rows have been moved once, verified, when this returns.

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -52,6 +53,9 @@ struct RankOnGpu {
 
 /// One dispatcher while it is measured. Declared in the order in which its parts need each other.
 struct CudaTrial {
+  CudaTrial(std::string contender, Dispatcher&& made, const BenchSpec& spec)
+      : name(std::move(contender)), dispatcher(std::move(made)), times(spec) {}
+
   std::string name;
   Dispatcher dispatcher;
   PhaseTimes times;

@@ -6,7 +6,7 @@ namespace epistle::check {
 namespace {
 
 // clang-format off
-constexpr std::string_view kNames =
+constexpr std::string_view kMegatronNames =
     "account-for-embedding-in-pipeline-split account-for-loss-in-pipeline-split accumulate-allreduce-grads-in-fp32 "
     "activation-func activation-func-clamp-value activation-func-fp8-input-store activation-offload-fraction "
     "adam-beta1 adam-beta2 adam-eps adaptive-muon-beta2 adaptive-muon-eps adaptive-muon-moment2-method "
@@ -286,6 +286,6 @@ constexpr std::string_view kNames =
 
 }  // namespace
 
-std::string_view megatron_flag_names() noexcept { return kNames; }
+std::string_view megatron_flag_names() noexcept { return kMegatronNames; }
 
 }  // namespace epistle::check

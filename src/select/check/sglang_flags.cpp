@@ -6,7 +6,7 @@ namespace epistle::check {
 namespace {
 
 // clang-format off
-constexpr std::string_view kNames =
+constexpr std::string_view kSglangNames =
     "-radix-eviction-policy-explicitly-set -speculative-draft-quantization-explicitly-set "
     "-swa-full-tokens-ratio-explicitly-set abort-on-priority-when-disabled admin-api-key allow-auto-truncate "
     "allowed-media-domains api-key asr-max-buffer-seconds asr-max-concurrent-sessions attention-backend "
@@ -156,6 +156,6 @@ constexpr std::string_view kNames =
 
 }  // namespace
 
-std::string_view sglang_flag_names() noexcept { return kNames; }
+std::string_view sglang_flag_names() noexcept { return kSglangNames; }
 
 }  // namespace epistle::check

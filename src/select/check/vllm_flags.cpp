@@ -6,7 +6,7 @@ namespace epistle::check {
 namespace {
 
 // clang-format off
-constexpr std::string_view kNames =
+constexpr std::string_view kVllmNames =
     "-api-process-count -api-process-rank additional-config aggregate-engine-logging all2all-backend "
     "allow-credentials allow-deprecated-quantization allowed-headers allowed-local-media-path "
     "allowed-media-domains allowed-methods allowed-origins api-key api-server-count async-scheduling "
@@ -77,6 +77,6 @@ constexpr std::string_view kNames =
 
 }  // namespace
 
-std::string_view vllm_flag_names() noexcept { return kNames; }
+std::string_view vllm_flag_names() noexcept { return kVllmNames; }
 
 }  // namespace epistle::check
