@@ -50,11 +50,12 @@ Json knob_json(const TunedKnob& tuned) {
           {"unavailable", unavailable}};
 }
 
-/// The smallest buffers of all settings that were tried and keep the speed of the best.
+/// The smallest buffers of all settings that were tried and keep the speed of the one that was chosen in the end. (The
+/// fastest one may be so by chance.)
 Json smallest_buffer_json(const std::vector<TunedKnob>& knobs) {
   double best = 0.0;
   for (const TunedKnob& tuned : knobs) {
-    for (const KnobTrial& trial : tuned.trials) best = best > 0.0 ? std::min(best, trial.relative) : trial.relative;
+    if (!tuned.trials.empty()) best = tuned.trials[tuned.chosen_idx].relative;
   }
   Json smallest = nullptr;
   for (const TunedKnob& tuned : knobs) {
