@@ -21,6 +21,7 @@ from epistle.deep_ep._routes import (
     largest,
     options_for,
     rank_starts,
+    sum_rows,
     tensor_of,
 )
 
@@ -288,17 +289,8 @@ class ElasticBuffer:
         wait_for(previous_event)
         wait_for(previous_event_before_epilogue)
         dispatcher, prepared = self._prepared_for_sums(handle, x)
-        num_tokens, top_k = handle.topk_idx.shape
-        out = x.new_empty((num_tokens, x.shape[1]))
         sms = num_sms if x.is_cuda else 0
-        weights = None
-        if topk_weights is None:
-            dispatcher.combine(out, rows=x, handle=prepared, num_sms=sms)
-        else:
-            weights = topk_weights.new_empty((num_tokens, top_k))
-            dispatcher.dispatch_backward(
-                prepared, x, out, grad_weights=topk_weights.contiguous(), grad_probs=weights, num_sms=sms
-            )
+        out, weights = sum_rows(dispatcher, prepared, x, topk_weights, handle.topk_idx.shape, sms)
         return out, weights, finish(async_with_compute_stream)
 
     # ---- What these are made of ----

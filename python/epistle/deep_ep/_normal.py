@@ -10,7 +10,7 @@ import torch
 import epistle
 from epistle.deep_ep._config import Config
 from epistle.deep_ep._events import EventOverlap, finish, wait_for
-from epistle.deep_ep._routes import Dispatchers, Payload, align_up, largest, options_for, ranks_of
+from epistle.deep_ep._routes import Dispatchers, Payload, align_up, largest, options_for, ranks_of, sum_rows
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator
@@ -216,17 +216,8 @@ class NormalCalls:
         del allocate_on_comm_stream
         wait_for(previous_event)
         dispatcher, prepared = handle.for_sums(x, self._dispatchers)
-        num_tokens, top_k = handle.routing.expert_ids.shape
-        out = x.new_empty((num_tokens, x.shape[1]))
-        num_sms = self._sms(x, config)
-        weights = None
-        if topk_weights is None:
-            dispatcher.combine(out, rows=x, handle=prepared, num_sms=num_sms)
-        else:
-            weights = topk_weights.new_empty((num_tokens, top_k))
-            dispatcher.dispatch_backward(
-                prepared, x, out, grad_weights=topk_weights.contiguous(), grad_probs=weights, num_sms=num_sms
-            )
+        shape = handle.routing.expert_ids.shape
+        out, weights = sum_rows(dispatcher, prepared, x, topk_weights, shape, self._sms(x, config))
         if bias is not None:
             total = out.float()
             for part in bias if isinstance(bias, tuple) else (bias,):

@@ -151,6 +151,28 @@ class Dispatchers:
         self._made.clear()
 
 
+def sum_rows(
+    dispatcher: epistle.Dispatcher,
+    prepared: epistle.Handle,
+    x: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    shape: tuple[int, ...],
+    num_sms: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sums of the rows `x` and, where `topk_weights` are given, of these, for a routing of `shape` [T, top_k]: both as
+    combine of upstream's Buffer and ElasticBuffer returns them."""
+    num_tokens, top_k = shape
+    out = x.new_empty((num_tokens, x.shape[1]))
+    if topk_weights is None:
+        dispatcher.combine(out, rows=x, handle=prepared, num_sms=num_sms)
+        return out, None
+    weights = topk_weights.new_empty((num_tokens, top_k))
+    dispatcher.dispatch_backward(
+        prepared, x, out, grad_weights=topk_weights.contiguous(), grad_probs=weights, num_sms=num_sms
+    )
+    return out, weights
+
+
 def lacking(what: str, instead: str) -> NotImplementedError:
     return NotImplementedError(f"epistle's deep_ep has no {what}; {instead}")
 
