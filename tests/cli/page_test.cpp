@@ -13,11 +13,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// Why this build makes no pages, or nothing.
-std::string lack_of_pages(const CommandResult& result) {
-  return result.exit_code == 5 && result.err.find("Chart.js") != std::string::npos ? result.err : std::string();
-}
-
 TEST(BenchPage, ShowsTheNumbersOfTheRecord) {
   const TempDir dir;
   const CommandResult result =

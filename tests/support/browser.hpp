@@ -13,6 +13,11 @@
 
 namespace epistle::test {
 
+/// Why the command that ran makes no pages, or nothing where it does, or failed for another reason.
+[[nodiscard]] inline std::string lack_of_pages(const CommandResult& result) {
+  return result.exit_code == 5 && result.err.find("Chart.js") != std::string::npos ? result.err : std::string();
+}
+
 /// Nothing, and `reason`, where this machine cannot open pages.
 [[nodiscard]] inline std::optional<nlohmann::json> open_page(const std::string& path, std::string& reason) {
   constexpr int kNoBrowser = 77;
