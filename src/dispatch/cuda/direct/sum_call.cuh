@@ -13,12 +13,16 @@ struct BlockShare {
   int count;
 };
 
-/// False where the call is not to be made.
-__device__ inline bool begin_sum(const SumArgs& args, CallContext& call) {
-  wait_for_start(args.group);
+/// False where the call is not to be made. By a kernel that has waited for the one before it.
+__device__ inline bool next_sum_call(const SumArgs& args, CallContext& call) {
   const CallStart start{
       .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
   return next_call(args.group, start, call);
+}
+/// The same, after that wait.
+__device__ inline bool begin_sum(const SumArgs& args, CallContext& call) {
+  wait_for_start(args.group);
+  return next_sum_call(args, call);
 }
 
 /// The rows of every token are read where they lie. `follow`: told where each peer's rows are. `prepare()` comes before

@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_combine_kernel(const __g
   const SourceRows::Some some = SourceRows::load(*args.sum.handle.totals, args.sum.group.num_ranks);
   TokenTerms terms;
   if (moves_rows && (args.sum.phases & kReceivePhase) != 0) terms = summer.look_up(receiving.idx);
-  if (!begin_sum(args.sum, call)) return;
+  if (!next_sum_call(args.sum, call)) return;
   sources.keep(some, args.sum.group.num_ranks);
   first[threadIdx.x] = terms;
   if (lane_id() == 0) touched = touch;

@@ -26,7 +26,8 @@ void check_rows(const LinePlan& lines, std::int64_t max_tokens) {
       ErrorCode::kUnsupported,
       fmt::format("low_latency combines up to 2^32 / {} pieces of rows, and {} tokens of {} bytes from {} ranks "
                   "are more; lower max_tokens or hidden, or use direct",
-                  lines.combine_chunks, max_tokens, lines.combine_row_bytes, lines.num_ranks));
+                  std::max(lines.combine_chunks, lines.num_ranks), max_tokens, lines.combine_row_bytes,
+                  lines.num_ranks));
 }
 
 /// Throws where a block of `device` has too little shared memory.

@@ -30,7 +30,8 @@ LinePlan plan_lines(const DispatchLayout& layout) noexcept {
   const std::int64_t num_words = (std::int64_t{params.num_ranks} + params.num_experts) * line_words(params.max_tokens);
   lines.complete();
   const std::int64_t most_rows = params.max_tokens * params.num_ranks;
-  lines.combines = LineDivisor::is_exact_up_to(most_rows * lines.combine_chunks, lines.combine_chunks);
+  lines.combines = LineDivisor::is_exact_up_to(most_rows * lines.combine_chunks, lines.combine_chunks) &&
+                   LineDivisor::is_exact_up_to(most_rows, params.num_ranks);
   lines.routes = params.sizing == SizingMode::kCapacity && layout.fits_any_routing() &&
                  params.max_tokens * params.top_k <= kMaxLineEntries && num_words <= kMaxLineWords &&
                  params.num_experts <= kMaxLineExperts &&
