@@ -1,7 +1,6 @@
 // epistle select: which dispatcher, and why; and what a configuration of an engine really runs.
 #include <algorithm>
 #include <iostream>
-#include <iterator>
 #include <memory>
 #include <string>
 
@@ -10,6 +9,7 @@
 #include "epistle/error.hpp"
 
 #include "commands.hpp"
+#include "core/whole_file.hpp"
 #include "exit_codes.hpp"
 #include "optional_json.hpp"
 #include "output.hpp"
@@ -46,8 +46,8 @@ void select(const SelectOptions& options) {
 
 check::ConfigFile read_checked(const std::string& name) {
   if (name != kStdout) return check::read_config(name);
-  const std::string text{std::istreambuf_iterator<char>(std::cin), {}};
-  return check::parse_config(text, "standard input");
+  constexpr const char* kName = "standard input";
+  return check::parse_config(read_whole_stream(std::cin, kName), kName);
 }
 
 int check_file(const SelectOptions& options) {

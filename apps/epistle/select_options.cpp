@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <fstream>
-#include <iterator>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 
+#include "core/whole_file.hpp"
 #include "json_text.hpp"
 #include "number_options.hpp"
 #include "output.hpp"
@@ -76,10 +75,7 @@ void read_assumed(const std::string& list, SelectQuery& query) {
 }
 
 void read_doctor(const std::string& path, SelectQuery& query) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw Error(ErrorCode::kNotFound, fmt::format("cannot open '{}'", path));
-  const std::string text{std::istreambuf_iterator<char>(stream), {}};
-  const Json report = Json::parse(text, nullptr, false);
+  const Json report = Json::parse(read_whole_file(path), nullptr, false);
   if (!report.is_object() || !report.contains("backends") || !report["backends"].is_array()) {
     throw Error(ErrorCode::kCorruptInput,
                 fmt::format("{}: backends: must be the list that 'epistle doctor --json' writes", path));

@@ -18,6 +18,7 @@
 #include "epistle/error.hpp"
 
 #include "balance/npy.hpp"
+#include "core/whole_file.hpp"
 
 namespace epistle::balance {
 namespace {
@@ -41,13 +42,7 @@ std::string read_bytes(const std::string& path) {
     throw Error(ErrorCode::kNotFound, fmt::format("cannot read the loads '{}': {}; give a .json, .csv or .npy file",
                                                   path, std::generic_category().message(errno)));
   }
-  std::string bytes;
-  std::vector<char> part(std::size_t{1} << 16);
-  while (file.read(part.data(), static_cast<std::streamsize>(part.size())), file.gcount() > 0) {
-    bytes.append(part.data(), static_cast<std::size_t>(file.gcount()));
-    if (bytes.size() > kMaxFileBytes) fail(path, "more than a gigabyte");
-  }
-  return bytes;
+  return read_whole_stream(file, fmt::format("loads '{}'", path), kMaxFileBytes);
 }
 
 // ---- CSV ------------------------------------------------------------------------------------------------------------

@@ -1,20 +1,18 @@
 #include "core/json_field.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
-#include <fstream>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 
+#include "core/whole_file.hpp"
+
 namespace epistle {
 namespace {
 
-constexpr std::size_t kMaxFileBytes = std::size_t{64} << 20;
 constexpr int kMaxDepth = 32;  // functions that go through a document call themselves
 constexpr std::size_t kMaxShown = 40;
 
@@ -110,19 +108,6 @@ nlohmann::ordered_json parse_json(std::string_view text, const std::string& name
   }
 }
 
-nlohmann::ordered_json read_json_file(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) {
-    throw Error(ErrorCode::kNotFound, fmt::format("cannot open {}: {}; check the path", path, std::strerror(errno)));
-  }
-  std::string text;
-  std::vector<char> block(std::size_t{1} << 16);
-  while (stream.read(block.data(), static_cast<std::streamsize>(block.size())) || stream.gcount() > 0) {
-    text.append(block.data(), static_cast<std::size_t>(stream.gcount()));
-    if (text.size() > kMaxFileBytes) throw_corrupt(path, fmt::format("it is larger than {} bytes", kMaxFileBytes));
-  }
-  if (stream.bad()) throw_corrupt(path, "it cannot be read");
-  return parse_json(text, path);
-}
+nlohmann::ordered_json read_json_file(const std::string& path) { return parse_json(read_whole_file(path), path); }
 
 }  // namespace epistle

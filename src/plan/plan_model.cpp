@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <fstream>
 #include <initializer_list>
-#include <iterator>
 #include <optional>
 
 #include <fmt/format.h>
@@ -13,6 +11,8 @@
 
 #include "epistle/error.hpp"
 #include "epistle/models.hpp"
+
+#include "core/whole_file.hpp"
 
 namespace epistle {
 namespace {
@@ -191,10 +191,7 @@ PlanModel parse_plan_model(std::string_view text, std::string_view file) {
 
 PlanModel read_plan_model(const std::string& name_or_file) {
   if (!name_or_file.ends_with(".json")) return plan_model_of_preset(name_or_file);
-  std::ifstream stream(name_or_file, std::ios::binary);
-  if (!stream) throw Error(ErrorCode::kNotFound, fmt::format("cannot open '{}'", name_or_file));
-  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  return parse_plan_model(text, name_or_file);
+  return parse_plan_model(read_whole_file(name_or_file), name_or_file);
 }
 
 }  // namespace epistle

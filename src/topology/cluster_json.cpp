@@ -1,6 +1,4 @@
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <optional>
 
 #include <fmt/format.h>
@@ -8,6 +6,7 @@
 
 #include "epistle/error.hpp"
 
+#include "core/whole_file.hpp"
 #include "topology/cluster.hpp"
 
 namespace epistle {
@@ -119,12 +118,6 @@ Cluster parse_cluster(std::string_view text, std::string_view file) {
   return ClusterReader(document, file).read();
 }
 
-Cluster read_cluster(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream) throw Error(ErrorCode::kNotFound, fmt::format("cannot open '{}'", file));
-  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (stream.bad()) throw Error(ErrorCode::kCorruptInput, fmt::format("cannot read '{}'", file));
-  return parse_cluster(text, file);
-}
+Cluster read_cluster(const std::string& file) { return parse_cluster(read_whole_file(file), file); }
 
 }  // namespace epistle

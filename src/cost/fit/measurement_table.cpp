@@ -4,8 +4,6 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <optional>
 
@@ -14,6 +12,7 @@
 #include "epistle/error.hpp"
 
 #include "core/ascii.hpp"
+#include "core/whole_file.hpp"
 #include "cost/exchange_counts.hpp"
 #include "cost/fit/bench_record.hpp"
 #include "cost/work.hpp"
@@ -337,10 +336,7 @@ MeasurementTable parse_measurements(std::string_view text, std::string_view file
 }
 
 MeasurementTable read_measurements(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream) throw Error(ErrorCode::kNotFound, fmt::format("cannot open '{}'", file));
-  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (stream.bad()) throw Error(ErrorCode::kCorruptInput, fmt::format("cannot read '{}'", file));
+  const std::string text = read_whole_file(file);
   return file.ends_with(".json") ? parse_bench_record(text, file) : parse_measurements(text, file);
 }
 

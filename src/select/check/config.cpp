@@ -4,14 +4,13 @@
 #include <array>
 #include <charconv>
 #include <cstddef>
-#include <fstream>
-#include <iterator>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 
 #include "core/ascii.hpp"
+#include "core/whole_file.hpp"
 #include "select/check/runs.hpp"
 #include "select/check/shell.hpp"
 #include "select/check/yaml.hpp"
@@ -124,14 +123,6 @@ ConfigFile parse_config(std::string_view text, const std::string& name) {
   return file;
 }
 
-ConfigFile read_config(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw Error(ErrorCode::kNotFound, fmt::format("cannot open '{}'", path));
-  std::string text(kMaxConfigBytes + 1, '\0');
-  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (stream.bad()) throw Error(ErrorCode::kCorruptInput, fmt::format("cannot read '{}'", path));
-  text.resize(static_cast<std::size_t>(stream.gcount()));
-  return parse_config(text, path);
-}
+ConfigFile read_config(const std::string& path) { return parse_config(read_whole_file(path), path); }
 
 }  // namespace epistle::check
