@@ -6,6 +6,8 @@
 #include <set>
 #include <utility>
 
+#include "cost/fit/quantile.hpp"
+
 namespace epistle {
 namespace {
 
@@ -18,14 +20,6 @@ constexpr std::size_t kMinLibraryRows = 3;
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
   return {path.begin(), path.begin() + static_cast<std::ptrdiff_t>(std::min(levels, path.size()))};
-}
-
-double quantile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  const double position = share * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<std::size_t>(position);
-  const std::size_t above = std::min(below + 1, values.size() - 1);
-  return values[below] + (position - static_cast<double>(below)) * (values[above] - values[below]);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cost/fit/families.hpp"
+#include "cost/fit/quantile.hpp"
 
 namespace epistle {
 namespace {
@@ -28,14 +29,6 @@ std::vector<Observation> merge_equal(const std::vector<const Observation*>& obse
   }
   for (std::size_t idx = 0; idx < merged.size(); ++idx) merged[idx].us = std::exp(sums[idx].first / sums[idx].second);
   return merged;
-}
-
-double share_below(std::vector<double>& sorted, double share) {
-  std::sort(sorted.begin(), sorted.end());
-  const double position = share * static_cast<double>(sorted.size() - 1);
-  const auto below = static_cast<std::size_t>(position);
-  const std::size_t above = std::min(below + 1, sorted.size() - 1);
-  return sorted[below] + (position - static_cast<double>(below)) * (sorted[above] - sorted[below]);
 }
 
 }  // namespace
@@ -81,8 +74,8 @@ TableErrors evaluate(const Calibration& calibration, const MeasurementTable& tab
     }
     if (!calibration.is_measured(time.curve)) unknown.insert(time.curve);
   }
-  errors.median_ape = share_below(apes, 0.5);
-  errors.p90_ape = share_below(apes, 0.9);
+  errors.median_ape = quantile(apes, 0.5);
+  errors.p90_ape = quantile(apes, 0.9);
   errors.coverage_90 = static_cast<double>(covered) / static_cast<double>(apes.size());
   errors.without_measurements.assign(unknown.begin(), unknown.end());
   return errors;
