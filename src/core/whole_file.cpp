@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <optional>
 #include <vector>
 
 #include <fmt/format.h>
@@ -31,6 +32,17 @@ std::string read_whole_file(const std::string& path, std::size_t max_bytes) {
     throw Error(ErrorCode::kNotFound, fmt::format("cannot open {}: {}; check the path", path, std::strerror(errno)));
   }
   return read_whole_stream(stream, path, max_bytes);
+}
+
+std::optional<std::string> read_kernel_file(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) return std::nullopt;
+  try {
+    // Not through iterators: the stream's buffer throws what the stream only notes.
+    return read_whole_stream(stream, path);
+  } catch (const Error&) {
+    return std::nullopt;
+  }
 }
 
 }  // namespace epistle

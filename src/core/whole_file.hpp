@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <istream>
+#include <optional>
 #include <string>
 
 namespace epistle {
@@ -16,5 +17,8 @@ inline constexpr std::size_t kMaxDocumentBytes = std::size_t{64} << 20;
                                             std::size_t max_bytes = kMaxDocumentBytes);
 /// The same of a file. Throws kNotFound where it cannot be opened.
 [[nodiscard]] std::string read_whole_file(const std::string& path, std::size_t max_bytes = kMaxDocumentBytes);
+/// What the kernel says in a file of /proc or /sys; nothing where it cannot be opened or read, as when its process has
+/// ended in between.
+[[nodiscard]] std::optional<std::string> read_kernel_file(const std::string& path);
 
 }  // namespace epistle

@@ -4,8 +4,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <string_view>
 
 #include <fcntl.h>
@@ -15,6 +13,7 @@
 
 #include "epistle/error.hpp"
 
+#include "core/whole_file.hpp"
 #include "group/limits.hpp"
 #include "launch/environment.hpp"
 #include "launch/job.hpp"
@@ -68,8 +67,7 @@ LaunchOptions relaunch_options(int num_ranks) {
   LaunchOptions options;
   options.num_ranks = num_ranks;
   options.executable = "/proc/self/exe";
-  std::ifstream file("/proc/self/cmdline", std::ios::binary);
-  const std::string text(std::istreambuf_iterator<char>(file), {});
+  const std::string text = read_kernel_file("/proc/self/cmdline").value_or("");
   std::size_t begin = 0;
   for (std::size_t end = text.find('\0'); end != std::string::npos; end = text.find('\0', begin)) {
     options.command.push_back(text.substr(begin, end - begin));

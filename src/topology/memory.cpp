@@ -2,14 +2,14 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <string_view>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
+
+#include "core/whole_file.hpp"
 
 namespace epistle {
 namespace {
@@ -24,16 +24,6 @@ struct CgroupFiles {
 constexpr CgroupFiles kVersion2 = {"/sys/fs/cgroup", "/memory.max", "/memory.current", "inactive_file"};
 constexpr CgroupFiles kVersion1 = {"/sys/fs/cgroup/memory", "/memory.limit_in_bytes", "/memory.usage_in_bytes",
                                    "total_inactive_file"};
-
-std::optional<std::string> read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return std::nullopt;
-  try {
-    return std::string(std::istreambuf_iterator<char>(file), {});
-  } catch (const std::ios_base::failure&) {
-    return std::nullopt;  // the stream buffer throws what the stream would only note
-  }
-}
 
 /// The number at the start of `text`, behind blanks. "max" and anything else is no number.
 std::optional<std::int64_t> leading_number(std::string_view text) {
@@ -57,7 +47,7 @@ std::optional<std::int64_t> find_number(std::string_view text, std::string_view 
 }
 
 std::optional<std::int64_t> read_number(const std::string& path) {
-  const auto text = read_text(path);
+  const auto text = read_kernel_file(path);
   return text ? leading_number(*text) : std::nullopt;
 }
 
@@ -75,7 +65,7 @@ void lower_to_cgroups(const std::string& root, const CgroupFiles& files, std::st
     const auto limit = read_number(folder + std::string(files.limit));
     const auto usage = read_number(folder + std::string(files.usage));
     if (limit && usage) {
-      const auto stat = read_text(folder + "/memory.stat");
+      const auto stat = read_kernel_file(folder + "/memory.stat");
       const std::int64_t reclaimable = stat ? find_number(*stat, files.reclaimable).value_or(0) : 0;
       lower(least, {.bytes = *limit - (*usage - reclaimable), .limit_bytes = *limit, .of_group = true});
     }
@@ -91,13 +81,13 @@ std::string_view AvailableMemory::owner() const noexcept { return of_group ? "th
 AvailableMemory available_memory(const std::string& root) {
   constexpr std::int64_t kKibi = 1024;
   AvailableMemory least;
-  if (const auto meminfo = read_text(root + "/proc/meminfo")) {
+  if (const auto meminfo = read_kernel_file(root + "/proc/meminfo")) {
     const auto available = find_number(*meminfo, "MemAvailable:");
     const auto total = find_number(*meminfo, "MemTotal:");
     if (available && total) lower(least, {.bytes = *available * kKibi, .limit_bytes = *total * kKibi});
   }
   // Lines "hierarchy:controllers:path"; version 2 has one line, with hierarchy 0 and no controllers.
-  const std::string groups = read_text(root + "/proc/self/cgroup").value_or("");
+  const std::string groups = read_kernel_file(root + "/proc/self/cgroup").value_or("");
   std::string_view rest = groups;
   while (!rest.empty()) {
     const std::string_view line = rest.substr(0, rest.find('\n'));

@@ -3,8 +3,6 @@
 #include <charconv>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <sstream>
 #include <system_error>
@@ -12,6 +10,8 @@
 #include <unistd.h>
 
 #include <fmt/format.h>
+
+#include "core/whole_file.hpp"
 
 namespace epistle {
 namespace {
@@ -21,14 +21,8 @@ struct ProcessStat {
   std::uint64_t start_ticks = 0;
 };
 
-std::optional<std::string> read_proc_file(std::int64_t pid, const char* name) {
-  std::ifstream file(fmt::format("/proc/{}/{}", pid, name), std::ios::binary);
-  if (!file) return std::nullopt;
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
-
 std::optional<ProcessStat> read_stat(std::int64_t pid) {
-  const auto text = read_proc_file(pid, "stat");
+  const auto text = read_kernel_file(fmt::format("/proc/{}/stat", pid));
   if (!text) return std::nullopt;
   // The second field is the program's name in parentheses and may hold anything, so fields count from its end.
   const std::size_t name_end = text->rfind(')');
@@ -51,7 +45,7 @@ std::optional<ProcessStat> read_stat(std::int64_t pid) {
 
 /// False where the environment cannot be read: a process of another user is a daemon of the launcher, no wrapper.
 bool has_variable(std::int64_t pid, const std::string& name) {
-  const auto environment = read_proc_file(pid, "environ");
+  const auto environment = read_kernel_file(fmt::format("/proc/{}/environ", pid));
   if (!environment) return false;
   const std::string start = name + "=";
   return environment->starts_with(start) || environment->find('\0' + start) != std::string::npos;
@@ -85,7 +79,7 @@ std::vector<pid_t> own_children() {
 }
 
 std::string process_name(pid_t pid) {
-  std::string name = read_proc_file(pid, "comm").value_or("?\n");
+  std::string name = read_kernel_file(fmt::format("/proc/{}/comm", pid)).value_or("?\n");
   name.pop_back();
   return name;
 }
