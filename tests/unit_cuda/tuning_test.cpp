@@ -150,6 +150,15 @@ TEST(TuningChoice, BulkCopiesOnlyWhereTheGpuHasThemAndTheUserLetsThem) {
   });
 }
 
+// A bulk copy of anything but whole vectors never ends.
+TEST(TuningChoice, NoBulkCopiesOfRowsThatAreNoWholeVectors) {
+  for_each_query([](const TuningQuery& query) {
+    TuningQuery uneven = query;
+    uneven.row_bytes = query.row_bytes / kBulkCopyBytes * kBulkCopyBytes + kBulkCopyBytes / 2;
+    ASSERT_FALSE(choose(uneven).bulk) << text_of(uneven);
+  });
+}
+
 TEST(TuningChoice, KernelsOfAllRanksOnAGpuAreResidentTogether) {
   for (const int num_sms_of_gpu : {kNumSmsOfH200, 108, 148, 188}) {
     for (int num_ranks = 1; num_ranks <= 16; ++num_ranks) {

@@ -241,6 +241,8 @@ inline constexpr int kSumThreads = 512;
 
 /// GPUs of this compute capability and later have bulk copies between global and shared memory.
 inline constexpr int kFirstMajorWithBulkCopies = 9;
+/// What they take must begin at, and be, a multiple of this.
+inline constexpr std::int64_t kBulkCopyBytes = 16;
 
 /// Most tokens that one pass of a block of prepare places.
 inline constexpr int kMaxTileTokens = 512;

@@ -41,7 +41,8 @@ TuningChoice choose(const TuningQuery& query) {
   const bool split = query.num_ranks == 2 && row.peer_permille < kPermille && choice.num_blocks > 1;
   const int peer_blocks = (choice.num_blocks * row.peer_permille + kPermille / 2) / kPermille;
   choice.peer_blocks = split ? std::clamp(peer_blocks, 1, choice.num_blocks - 1) : choice.num_blocks;
-  const bool can_bulk = query.compute_major >= kFirstMajorWithBulkCopies;
+  // Rows that were quantised on their way need not be whole vectors, and a bulk copy of anything else never ends.
+  const bool can_bulk = query.compute_major >= kFirstMajorWithBulkCopies && query.row_bytes % kBulkCopyBytes == 0;
   choice.bulk = can_bulk && (query.mover == CudaMover::kBulk || (query.mover == CudaMover::kAuto && row.bulk));
   return choice;
 }
