@@ -57,6 +57,9 @@ struct PrepareRequest {
   /// another number. Null: expert_ids.num_tokens. The calls that follow are made for all expert_ids.num_tokens rows:
   /// tokens beyond the number go nowhere, and combine writes zeros for them.
   const std::int32_t* num_tokens = nullptr;
+  /// The most tokens that any rank brings to this call, equal on all ranks; 0 = the configuration's max_tokens. A rank
+  /// with more is refused. `auto` chooses by it.
+  std::int64_t most_tokens = 0;
   int num_sms = 0;  ///< CUDA: as CudaOptions::num_sms, for this call; 0 = the dispatcher's
 };
 
@@ -65,6 +68,7 @@ struct DispatchRequest {
   IdsView expert_ids = {};  ///< as in PrepareRequest
   WeightsView weights = {};
   const std::int32_t* num_tokens = nullptr;
+  std::int64_t most_tokens = 0;
 
   ConstRows tokens = {};   ///< [num_tokens, hidden] of the input type
   ScalesView scales = {};  ///< [num_tokens, ...], where the payload has scales; none where it is quantised on its way

@@ -56,6 +56,7 @@ Handle handle_in(const nb::handle& handle) {
 
 struct RoutingArguments {
   nb::handle expert_ids, weights, num_tokens;
+  std::int64_t most_tokens;
 };
 
 template <typename Request>
@@ -63,14 +64,15 @@ void read_routing(TensorReader& reader, const RoutingArguments& given, Request& 
   request.expert_ids = reader.ids("expert_ids", given.expert_ids);
   request.weights = reader.weights("weights", given.weights, request.expert_ids.num_tokens, request.expert_ids.top_k);
   request.num_tokens = reader.token_count("num_tokens", given.num_tokens);
+  request.most_tokens = given.most_tokens;
 }
 
 PyHandle prepare(const nb::object& self, const nb::object& expert_ids, const nb::object& weights,
-                 const nb::object& num_tokens, int num_sms, const nb::object& stream) {
+                 const nb::object& num_tokens, std::int64_t most_tokens, int num_sms, const nb::object& stream) {
   PyDispatcher& dispatcher = get(self);
   TensorReader reader = reader_of(dispatcher);
   PrepareRequest request{.num_sms = num_sms};
-  read_routing(reader, {expert_ids, weights, num_tokens}, request);
+  read_routing(reader, {expert_ids, weights, num_tokens, most_tokens}, request);
   const Stream on = stream_of(dispatcher, stream, expert_ids);
   return {self, make_call(
                     reader, request, [](PrepareRequest& bad) { spoil_ids(bad.expert_ids); },
@@ -79,6 +81,7 @@ PyHandle prepare(const nb::object& self, const nb::object& expert_ids, const nb:
 
 struct DispatchArguments {
   nb::object tokens, handle, expert_ids, weights, num_tokens, scales;
+  std::int64_t most_tokens;
   int num_sms;
   nb::object stream;
 };
@@ -91,7 +94,7 @@ auto with_dispatch_request(const nb::object& self, const DispatchArguments& give
   DispatchRequest request{.handle = handle_in(given.handle), .num_sms = given.num_sms};
   if (!given.expert_ids.is_none()) {
     if (request.handle.valid()) throw nb::type_error("dispatch takes a handle or expert_ids, not both");
-    read_routing(reader, {given.expert_ids, given.weights, given.num_tokens}, request);
+    read_routing(reader, {given.expert_ids, given.weights, given.num_tokens, given.most_tokens}, request);
   }
   request.tokens = reader.rows("tokens", given.tokens, input);
   request.scales = reader.scales("scales", given.scales, input);
@@ -110,20 +113,22 @@ auto with_dispatch_request(const nb::object& self, const DispatchArguments& give
 
 PyReceived dispatch(const nb::object& self, const nb::object& tokens, const nb::object& handle,
                     const nb::object& expert_ids, const nb::object& weights, const nb::object& num_tokens,
-                    const nb::object& scales, int num_sms, const nb::object& stream) {
-  return {self, with_dispatch_request(self, {tokens, handle, expert_ids, weights, num_tokens, scales, num_sms, stream},
-                                      [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
-                                        return dispatcher.dispatch(request, on);
-                                      })};
+                    const nb::object& scales, std::int64_t most_tokens, int num_sms, const nb::object& stream) {
+  return {self, with_dispatch_request(
+                    self, {tokens, handle, expert_ids, weights, num_tokens, scales, most_tokens, num_sms, stream},
+                    [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
+                      return dispatcher.dispatch(request, on);
+                    })};
 }
 
 PyPending dispatch_send(const nb::object& self, const nb::object& tokens, const nb::object& handle,
                         const nb::object& expert_ids, const nb::object& weights, const nb::object& num_tokens,
-                        const nb::object& scales, int num_sms, const nb::object& stream) {
-  return {self, with_dispatch_request(self, {tokens, handle, expert_ids, weights, num_tokens, scales, num_sms, stream},
-                                      [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
-                                        return dispatcher.dispatch_send(request, on);
-                                      })};
+                        const nb::object& scales, std::int64_t most_tokens, int num_sms, const nb::object& stream) {
+  return {self, with_dispatch_request(
+                    self, {tokens, handle, expert_ids, weights, num_tokens, scales, most_tokens, num_sms, stream},
+                    [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
+                      return dispatcher.dispatch_send(request, on);
+                    })};
 }
 
 /// The object that is given last, where it is one of `self`'s.
@@ -282,10 +287,12 @@ Place place_of(const nb::object& dispatcher) {
 }
 
 #define EPISTLE_DISPATCH_SIGNATURE(name, result)                                                                     \
-  nb::sig("def " name                                                                                                \
-          "(self, tokens: typing.Any, *, handle: Handle | None = None, expert_ids: typing.Any = None, "              \
-          "weights: typing.Any = None, num_tokens: typing.Any = None, scales: typing.Any = None, num_sms: int = 0, " \
-          "stream: typing.Any = None) -> " result)
+  nb::sig(                                                                                                           \
+      "def " name                                                                                                    \
+      "(self, tokens: typing.Any, *, handle: Handle | None = None, expert_ids: typing.Any = None, "                  \
+      "weights: typing.Any = None, num_tokens: typing.Any = None, scales: typing.Any = None, most_tokens: int = 0, " \
+      "num_sms: int = 0, "                                                                                           \
+      "stream: typing.Any = None) -> " result)
 #define EPISTLE_COMBINE_SIGNATURE(name, result)                                                                        \
   nb::sig("def " name                                                                                                  \
           "(self, out: typing.Any, *, rows: typing.Any = None, handle: Handle | None = None, "                         \
@@ -310,23 +317,23 @@ void bind_dispatcher(nb::module_& module) {
           "info", [](const PyDispatcher& self) -> const DispatcherInfo& { return self.dispatcher.info(); },
           nb::rv_policy::reference)
       .def("prepare", &prepare, nb::arg("expert_ids"), none("weights"), nb::kw_only(), none("num_tokens"),
-           nb::arg("num_sms") = 0, none("stream"),
+           nb::arg("most_tokens") = 0, nb::arg("num_sms") = 0, none("stream"),
            nb::sig("def prepare(self, expert_ids: typing.Any, weights: typing.Any = None, *, num_tokens: typing.Any = "
-                   "None, num_sms: int = 0, stream: typing.Any = None) -> Handle"),
+                   "None, most_tokens: int = 0, num_sms: int = 0, stream: typing.Any = None) -> Handle"),
            "Exchanges counts and gives every row its place. ``expert_ids`` [num_tokens, top_k] int32 or int64, -1 for "
            "no "
            "expert; ``weights`` [num_tokens, top_k] float32, None for all 1; ``num_tokens`` one int32 on the device, "
            "read "
-           "when the call runs.")
+           "when the call runs; ``most_tokens`` the most tokens of any rank, equal on all: ``auto`` chooses by it.")
       .def("dispatch", &dispatch, nb::arg("tokens"), nb::kw_only(), none("handle"), none("expert_ids"), none("weights"),
-           none("num_tokens"), none("scales"), nb::arg("num_sms") = 0, none("stream"),
+           none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("num_sms") = 0, none("stream"),
            EPISTLE_DISPATCH_SIGNATURE("dispatch", "Received"),
            "Moves rows to the ranks of their experts. ``tokens`` [num_tokens, hidden] of the input type; ``scales`` "
            "[num_tokens, columns] in any strides where the payload has scales. With ``handle`` of a prepare, or with "
            "``expert_ids`` and ``weights`` as there.")
       .def("dispatch_send", &dispatch_send, nb::arg("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
-           none("weights"), none("num_tokens"), none("scales"), nb::arg("num_sms") = 0, none("stream"),
-           EPISTLE_DISPATCH_SIGNATURE("dispatch_send", "Pending"),
+           none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("num_sms") = 0,
+           none("stream"), EPISTLE_DISPATCH_SIGNATURE("dispatch_send", "Pending"),
            "The first half of dispatch: returns when this rank's rows are on their way. What it was given must stay "
            "unchanged until the receive half.")
       .def("dispatch_receive", &dispatch_receive, nb::arg("pending"), nb::kw_only(), none("stream"),

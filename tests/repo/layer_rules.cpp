@@ -180,13 +180,17 @@ const std::vector<Layer>& layers() {
       {"src/dispatch/host/engine",
        {"epistle", "core", "topology", "layout", "group", "dispatch"},
        {"dispatch/host/direct/", "dispatch/host/low_latency/", "dispatch/host/alltoall/", "dispatch/cuda/",
-        "dispatch/reference/", "dispatch/registry/"}},
+        "dispatch/reference/", "dispatch/registry/", "dispatch/auto/"}},
       {"src/dispatch/host",
        {"epistle", "core", "topology", "layout", "group", "dispatch"},
        {"dispatch/cuda/", "dispatch/reference/", "dispatch/registry/"}},
       {"src/dispatch/cuda",
        {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"},
        {"dispatch/host/", "dispatch/reference/", "dispatch/registry/"}},
+      // Made of two others, on either device.
+      {"src/dispatch/auto",
+       {"epistle", "core", "layout", "group", "dispatch"},
+       {"dispatch/reference/", "dispatch/registry/"}},
       // The top room of dispatch: it knows them all.
       {"src/dispatch/registry", {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"}, {}},
       {"src/measure", {"epistle", "core", "topology", "routing", "layout", "group", "gpu", "dispatch", "measure"}, {}},

@@ -77,6 +77,14 @@ Complaint CallChecks::routing(const PrepareRequest& request) const {
     return reject(fmt::format("{} tokens; this dispatcher was created for 0 to {} (max_tokens)", ids.num_tokens,
                               config.max_tokens));
   }
+  if (request.most_tokens < 0 || request.most_tokens > config.max_tokens) {
+    return reject(fmt::format("most_tokens is {}; this dispatcher was created for 0 to {} (max_tokens)",
+                              request.most_tokens, config.max_tokens));
+  }
+  if (request.most_tokens > 0 && ids.num_tokens > request.most_tokens) {
+    return reject(fmt::format("{} tokens; this call says that no rank has more than {} (most_tokens)", ids.num_tokens,
+                              request.most_tokens));
+  }
   if (ids.type != IdType::kInt32 && ids.type != IdType::kInt64) {
     return reject(
         fmt::format("expert_ids.type has the value {}; it is kInt32 (0) or kInt64 (1)", static_cast<int>(ids.type)));

@@ -10,6 +10,7 @@ PrepareRequest routing_of(const DispatchRequest& request) noexcept {
   return {.expert_ids = request.expert_ids,
           .weights = request.weights,
           .num_tokens = request.num_tokens,
+          .most_tokens = request.most_tokens,
           .num_sms = request.num_sms};
 }
 

@@ -31,6 +31,8 @@ struct DispatcherInfo::Functions {
   BufferPlan (*plan)(const ResolvedConfig& config, int num_ranks) = nullptr;
   /// What a rank takes besides. May be null.
   std::vector<MemorySection> (*own_memory)(const ResolvedConfig& config, int num_ranks) = nullptr;
+  /// Tokens of a rank up to which a round trip takes less time than with `direct`; 0 = never. May be null.
+  std::int64_t (*best_up_to)(const ResolvedConfig& config, int num_ranks) = nullptr;
   /// This rank's own checks of its options and its machine, before any rank does anything. Throws. May be null.
   void (*check)(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) = nullptr;
   /// Collective.
@@ -38,6 +40,9 @@ struct DispatcherInfo::Functions {
 
   [[nodiscard]] static const Functions& of(const DispatcherInfo& info) noexcept { return *info.functions_; }
 };
+
+/// The memory that all ranks address, by what it is for.
+[[nodiscard]] std::vector<MemorySection> shared_memory(const BufferPlan& plan);
 
 /// What every dispatcher of today can do, on either device: all layouts, payloads, sizings, orders and backward passes.
 [[nodiscard]] Capabilities common_capabilities();

@@ -96,6 +96,9 @@ class DispatcherImpl {
   virtual void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) = 0;
   [[nodiscard]] virtual Received combine_backward(const CombineBackwardRequest& request, Stream stream) = 0;
 
+  /// Whether the handle was made here.
+  [[nodiscard]] virtual bool owns(const HandleState& state) const noexcept = 0;
+
   virtual void wait() = 0;
   [[nodiscard]] virtual Health poll() const noexcept = 0;
   [[nodiscard]] virtual std::vector<int> suspects() const = 0;

@@ -65,6 +65,31 @@ std::string beyond(const Capabilities& can, const DispatcherConfig& config, cons
   return {};
 }
 
+/// One line for all of the same name.
+void add_section(MemoryPlan& memory, const MemorySection& section) {
+  for (MemorySection& known : memory.sections) {
+    if (known.name != section.name || known.kind != section.kind) continue;
+    known.initial_bytes += section.initial_bytes;
+    known.largest_bytes += section.largest_bytes;
+    return;
+  }
+  memory.sections.push_back(section);
+}
+
+}  // namespace
+
+std::int64_t MemoryPlan::initial_bytes(MemoryKind kind) const noexcept {
+  std::int64_t bytes = 0;
+  for (const MemorySection& section : sections) bytes += section.kind == kind ? section.initial_bytes : 0;
+  return bytes;
+}
+
+std::int64_t MemoryPlan::largest_bytes(MemoryKind kind) const noexcept {
+  std::int64_t bytes = 0;
+  for (const MemorySection& section : sections) bytes += section.kind == kind ? section.largest_bytes : 0;
+  return bytes;
+}
+
 std::vector<MemorySection> shared_memory(const BufferPlan& plan) {
   constexpr std::array<std::string_view, kNumBufferSections> kNames = {
       "control",     "records",       "received rows", "received scales", "expert outputs", "weight gradients",
@@ -81,20 +106,6 @@ std::vector<MemorySection> shared_memory(const BufferPlan& plan) {
                         .largest_bytes = largest[section] * copies});
   }
   return sections;
-}
-
-}  // namespace
-
-std::int64_t MemoryPlan::initial_bytes(MemoryKind kind) const noexcept {
-  std::int64_t bytes = 0;
-  for (const MemorySection& section : sections) bytes += section.kind == kind ? section.initial_bytes : 0;
-  return bytes;
-}
-
-std::int64_t MemoryPlan::largest_bytes(MemoryKind kind) const noexcept {
-  std::int64_t bytes = 0;
-  for (const MemorySection& section : sections) bytes += section.kind == kind ? section.largest_bytes : 0;
-  return bytes;
 }
 
 Capabilities common_capabilities() {
@@ -134,7 +145,7 @@ MemoryPlan DispatcherInfo::memory(const DispatcherConfig& config, int num_ranks)
   if (const auto reason = cannot_serve(config, num_ranks)) throw Error(ErrorCode::kUnsupported, *reason);
   MemoryPlan memory{.sections = shared_memory(functions_->plan(resolved, num_ranks))};
   if (functions_->own_memory != nullptr) {
-    for (const MemorySection& section : functions_->own_memory(resolved, num_ranks)) memory.sections.push_back(section);
+    for (const MemorySection& section : functions_->own_memory(resolved, num_ranks)) add_section(memory, section);
   }
   return memory;
 }

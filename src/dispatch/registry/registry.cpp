@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "core/complaint.hpp"
+#include "dispatch/auto/auto_info.hpp"
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
@@ -20,8 +21,9 @@ namespace {
 
 std::vector<const DispatcherInfo*>& entries() {
   static std::vector<const DispatcherInfo*> all = {
-      &host::direct_info(), &host::low_latency_info(), &host::alltoall_info(), &reference::reference_info(),
-      &cuda::direct_info(), &cuda::low_latency_info(), &cuda::alltoall_info(),
+      &host::direct_info(),      &host::low_latency_info(),    &automatic::host_info(),
+      &host::alltoall_info(),    &reference::reference_info(), &cuda::direct_info(),
+      &cuda::low_latency_info(), &automatic::cuda_info(),      &cuda::alltoall_info(),
   };
   return all;
 }

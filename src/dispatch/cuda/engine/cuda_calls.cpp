@@ -51,7 +51,7 @@ std::string_view CudaEngine::open_call_name() const noexcept {
 
 std::shared_ptr<CudaHandleState> CudaEngine::own_handle(const std::shared_ptr<HandleState>& state, Phase phase,
                                                         Complaint& complaint) const {
-  const bool is_own = state != nullptr && state->dispatcher_id == dispatcher_id_;
+  const bool is_own = state != nullptr && owns(*state);
   if (!complaint) complaint = checks().handle(state.get(), is_own, open_call_name(), phase);
   return complaint ? nullptr : std::static_pointer_cast<CudaHandleState>(state);
 }

@@ -36,6 +36,9 @@ class HostEngine final : public DispatcherImpl {
   void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) override;
   [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream) override;
 
+  [[nodiscard]] bool owns(const HandleState& state) const noexcept override {
+    return state.dispatcher_id == dispatcher_id_;
+  }
   void wait() override { context_.group->check_usable(); }
   [[nodiscard]] Health poll() const noexcept override;
   [[nodiscard]] std::vector<int> suspects() const override;

@@ -23,11 +23,12 @@ void check_host_options(const ResolvedConfig& config, const DeviceOptions& optio
                                                                  std::unique_ptr<RowMover> (*make_mover)(HostContext&));
 
 /// The functions of a dispatcher whose rows `Mover` moves, with the buffers of `Rules`.
-template <typename Mover, typename Rules>
+template <typename Mover, typename Rules, auto BestUpTo = nullptr>
 [[nodiscard]] const DispatcherInfo::Functions& host_functions() {
   static const Rules rules;
   static constexpr DispatcherInfo::Functions kFunctions = {
       .plan = [](const ResolvedConfig& config, int num_ranks) { return plan_buffers(config, num_ranks, rules); },
+      .best_up_to = BestUpTo,
       .check = check_host_options,
       .create =
           [](const Creation& creation) {

@@ -1,0 +1,110 @@
+#include "dispatch/auto/auto_dispatcher.hpp"
+
+#include <fmt/format.h>
+
+namespace epistle::automatic {
+
+AutoDispatcher::AutoDispatcher(DispatcherIdentity identity, std::unique_ptr<DispatcherImpl> few,
+                               std::unique_ptr<DispatcherImpl> many, std::int64_t most_few)
+    : DispatcherImpl(std::move(identity)), few_(std::move(few)), many_(std::move(many)), most_few_(most_few) {}
+
+// ---- Who takes a call -----------------------------------------------------------------------------------------------
+
+DispatcherImpl& AutoDispatcher::for_tokens(std::int64_t most_tokens) const noexcept {
+  const std::int64_t most = most_tokens == 0 ? identity().config.max_tokens : most_tokens;
+  // What is no number of tokens is refused by the other, whose limits are those of the configuration.
+  return few_ != nullptr && most >= 0 && most <= most_few_ ? *few_ : *many_;
+}
+
+DispatcherImpl& AutoDispatcher::for_handle(const std::shared_ptr<HandleState>& state) const noexcept {
+  return few_ != nullptr && state != nullptr && few_->owns(*state) ? *few_ : *many_;
+}
+
+DispatcherImpl& AutoDispatcher::for_call(const DispatchRequest& request) const noexcept {
+  return brings_ids(request) ? for_tokens(request.most_tokens) : for_handle(CallAccess::state(request.handle));
+}
+
+bool AutoDispatcher::owns(const HandleState& state) const noexcept {
+  return many_->owns(state) || (few_ != nullptr && few_->owns(state));
+}
+
+// ---- Calls ----------------------------------------------------------------------------------------------------------
+
+Handle AutoDispatcher::prepare(const PrepareRequest& request, Stream stream) {
+  return for_tokens(request.most_tokens).prepare(request, stream);
+}
+
+Received AutoDispatcher::dispatch(const DispatchRequest& request, Stream stream) {
+  return for_call(request).dispatch(request, stream);
+}
+
+Pending AutoDispatcher::dispatch_send(const DispatchRequest& request, Stream stream) {
+  return for_call(request).dispatch_send(request, stream);
+}
+
+Received AutoDispatcher::dispatch_receive(Pending pending, Stream stream) {
+  DispatcherImpl& dispatcher = for_handle(CallAccess::state(pending));
+  return dispatcher.dispatch_receive(std::move(pending), stream);
+}
+
+void AutoDispatcher::combine(const CombineRequest& request, Stream stream) {
+  for_handle(state_of(request)).combine(request, stream);
+}
+
+Pending AutoDispatcher::combine_send(const CombineRequest& request, Stream stream) {
+  return for_handle(state_of(request)).combine_send(request, stream);
+}
+
+void AutoDispatcher::combine_receive(Pending pending, Stream stream) {
+  DispatcherImpl& dispatcher = for_handle(CallAccess::state(pending));
+  dispatcher.combine_receive(std::move(pending), stream);
+}
+
+void AutoDispatcher::dispatch_backward(const DispatchBackwardRequest& request, Stream stream) {
+  for_handle(CallAccess::state(request.handle)).dispatch_backward(request, stream);
+}
+
+Received AutoDispatcher::combine_backward(const CombineBackwardRequest& request, Stream stream) {
+  return for_handle(CallAccess::state(request.handle)).combine_backward(request, stream);
+}
+
+// ---- Questions ------------------------------------------------------------------------------------------------------
+
+void AutoDispatcher::wait() {
+  if (few_ != nullptr) few_->wait();
+  many_->wait();
+}
+
+Health AutoDispatcher::poll() const noexcept {
+  const Health health = few_ != nullptr ? few_->poll() : Health::kOk;
+  return health != Health::kOk ? health : many_->poll();
+}
+
+std::vector<int> AutoDispatcher::suspects() const {
+  std::vector<int> ranks = few_ != nullptr ? few_->suspects() : std::vector<int>{};
+  return ranks.empty() ? many_->suspects() : ranks;
+}
+
+WireBytes AutoDispatcher::wire_bytes(const Handle& handle) const {
+  return for_handle(CallAccess::state(handle)).wire_bytes(handle);
+}
+
+std::int64_t AutoDispatcher::shared_bytes() const noexcept {
+  return many_->shared_bytes() + (few_ != nullptr ? few_->shared_bytes() : 0);
+}
+
+std::int64_t AutoDispatcher::resident_bytes() const {
+  return many_->resident_bytes() + (few_ != nullptr ? few_->resident_bytes() : 0);
+}
+
+std::string AutoDispatcher::describe_tuning(std::int64_t num_tokens) const {
+  const DispatcherImpl& chosen = for_tokens(num_tokens);
+  const std::string_view name = chosen.identity().info->name();
+  const std::string line =
+      few_ == nullptr ? fmt::format("every call by {}", name)
+                      : fmt::format("calls of up to {} tokens by {}, larger ones by {}; {} tokens: {}", most_few_,
+                                    few_->identity().info->name(), many_->identity().info->name(), num_tokens, name);
+  return line + "\n" + chosen.describe_tuning(num_tokens);
+}
+
+}  // namespace epistle::automatic

@@ -1,0 +1,55 @@
+// `auto`: calls of few tokens go to one dispatcher, all others to a second. Both are made with it, and a handle stays
+// with the one that made it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dispatch/call/dispatcher_impl.hpp"
+
+namespace epistle::automatic {
+
+class AutoDispatcher final : public DispatcherImpl {
+ public:
+  /// `few` takes the calls in which no rank has more than `most_few` tokens; null where there are none such.
+  AutoDispatcher(DispatcherIdentity identity, std::unique_ptr<DispatcherImpl> few, std::unique_ptr<DispatcherImpl> many,
+                 std::int64_t most_few);
+
+  [[nodiscard]] Handle prepare(const PrepareRequest& request, Stream stream) override;
+  [[nodiscard]] Received dispatch(const DispatchRequest& request, Stream stream) override;
+  [[nodiscard]] Pending dispatch_send(const DispatchRequest& request, Stream stream) override;
+  [[nodiscard]] Received dispatch_receive(Pending pending, Stream stream) override;
+  void combine(const CombineRequest& request, Stream stream) override;
+  [[nodiscard]] Pending combine_send(const CombineRequest& request, Stream stream) override;
+  void combine_receive(Pending pending, Stream stream) override;
+  void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) override;
+  [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream) override;
+  [[nodiscard]] bool owns(const HandleState& state) const noexcept override;
+
+  void wait() override;
+  [[nodiscard]] Health poll() const noexcept override;
+  [[nodiscard]] std::vector<int> suspects() const override;
+  void abort() noexcept override { many_->abort(); }
+
+  [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
+  [[nodiscard]] std::int64_t shared_bytes() const noexcept override;
+  [[nodiscard]] std::int64_t resident_bytes() const override;
+  [[nodiscard]] int device_ordinal() const noexcept override { return many_->device_ordinal(); }
+  [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const override;
+
+ private:
+  /// For a call that brings its routing; `most_tokens` as in the request.
+  [[nodiscard]] DispatcherImpl& for_tokens(std::int64_t most_tokens) const noexcept;
+  /// For a call with a handle. A handle of neither is refused by `many`.
+  [[nodiscard]] DispatcherImpl& for_handle(const std::shared_ptr<HandleState>& state) const noexcept;
+  [[nodiscard]] DispatcherImpl& for_call(const DispatchRequest& request) const noexcept;
+
+  std::unique_ptr<DispatcherImpl> few_;
+  std::unique_ptr<DispatcherImpl> many_;
+  std::int64_t most_few_;
+};
+
+}  // namespace epistle::automatic
