@@ -19,7 +19,8 @@ struct GroupLimit {
 };
 
 /// The same under a router that first chooses `groups_per_token` of its expert groups by the sum of their two best
-/// scores (GroupScore::kTopTwo), where experts lie in contiguous blocks and scores are alike for all experts. What the
+/// scores (GroupScore::kTopTwo), where experts lie in contiguous blocks and
+/// scores are even in (0, 1), as those of the forced-random generator. What the
 /// router leaves to chance is drawn once for a router (see group_limit.hpp); the rest is exact.
 [[nodiscard]] double expected_distinct_groups(double num_experts, double top_k, double num_groups,
                                               const GroupLimit& limit);

@@ -21,9 +21,9 @@ struct GroupPicks {
   std::vector<double> used_groups;      ///< [groups_per_token + 1]; probability that so many groups hold any
 };
 
-/// Scores are independent and alike, groups are chosen by the sum of their two best ones. Means of a fixed number of
-/// tokens drawn from a fixed seed, so equal everywhere; drawn once for every router. May be called from several
-/// threads.
+/// Scores are independent and even in (0, 1), groups are chosen by the sum of their two best ones. Means of a fixed
+/// number of tokens drawn from a fixed seed, so equal everywhere; drawn once for every router. May be called from
+/// several threads.
 [[nodiscard]] const GroupPicks& draw_group_picks(const GroupRouter& router);
 
 }  // namespace epistle

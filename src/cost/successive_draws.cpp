@@ -6,26 +6,11 @@
 #include <numeric>
 
 #include "core/reject.hpp"
+#include "cost/bit_counts.hpp"
 #include "cost/exchange_counts.hpp"
 
 namespace epistle {
 namespace {
-
-/// Coefficients of a product of (1 - b + b x), up to x^(k-1): probabilities of so many bits.
-using BitCounts = std::vector<double>;
-
-void multiply_bit(BitCounts& counts, double bit) {
-  for (std::size_t idx = counts.size(); idx-- > 1;) counts[idx] = counts[idx] * (1.0 - bit) + counts[idx - 1] * bit;
-  counts.front() *= 1.0 - bit;
-}
-
-BitCounts product(const BitCounts& a, const BitCounts& b) {
-  BitCounts counts(a.size(), 0.0);
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    for (std::size_t j = 0; i + j < counts.size(); ++j) counts[i + j] += a[i] * b[j];
-  }
-  return counts;
-}
 
 /// Probability that two counts together stay below their size.
 double below_size(const BitCounts& a, const BitCounts& b) {
@@ -46,8 +31,7 @@ class GroupClocks {
       : popularity_(popularity),
         group_of_expert_(group_of_expert),
         rates_(static_cast<std::size_t>(num_groups), 0.0),
-        nothing_(static_cast<std::size_t>(top_k), 0.0) {
-    nothing_.front() = 1.0;
+        nothing_(no_bits(static_cast<std::size_t>(top_k))) {
     for (std::size_t expert = 0; expert < popularity.size(); ++expert) {
       rates_[static_cast<std::size_t>(group_of_expert[expert])] += popularity[expert];
     }
@@ -59,16 +43,15 @@ class GroupClocks {
   void add(double time, double step, std::vector<double>& hits) {
     groups_.assign(rates_.size(), nothing_);
     for (std::size_t expert = 0; expert < popularity_.size(); ++expert) {
-      multiply_bit(groups_[static_cast<std::size_t>(group_of_expert_[expert])],
-                   -std::expm1(-popularity_[expert] * time));
+      add_bit(groups_[static_cast<std::size_t>(group_of_expert_[expert])], -std::expm1(-popularity_[expert] * time));
     }
     behind_.assign(rates_.size() + 1, nothing_);
-    for (std::size_t group = rates_.size(); group-- > 0;) behind_[group] = product(groups_[group], behind_[group + 1]);
+    for (std::size_t group = rates_.size(); group-- > 0;) behind_[group] = joined(groups_[group], behind_[group + 1]);
     BitCounts before = nothing_;
     for (std::size_t group = 0; group < rates_.size(); ++group) {
       const double rings = rates_[group] * time;
       hits[group] += step * rings * std::exp(-rings) * below_size(before, behind_[group + 1]);
-      before = product(before, groups_[group]);
+      before = joined(before, groups_[group]);
     }
   }
 

@@ -57,6 +57,12 @@ void TokenSource::read_trace() {
   };
   adopt("num_experts", rules_.num_experts, trace_.num_experts);
   adopt("top_k", rules_.top_k, trace_.top_k);
+  if (trace_.num_experts > PairCounts::kMaxExperts) return;
+  pairs_.emplace(trace_.num_experts, trace_.top_k);
+  const auto top_k = static_cast<std::size_t>(trace_.top_k);
+  for (std::size_t begin = 0; begin < trace_.expert_ids.size(); begin += top_k) {
+    pairs_->add_token(std::span(trace_.expert_ids).subspan(begin, top_k));
+  }
 }
 
 void TokenSource::begin_step(std::int64_t step) {

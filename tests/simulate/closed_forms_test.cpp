@@ -8,9 +8,11 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "epistle/error.hpp"
 #include "epistle/routing.hpp"
 
 #include "cost/exchange_counts.hpp"
+#include "cost/pair_counts.hpp"
 #include "cost/successive_draws.hpp"
 #include "simulate/requests_for_tests.hpp"
 #include "support/temp_dir.hpp"
@@ -95,6 +97,24 @@ TEST(SuccessiveDraws, PopularityOfAHistogramLeadsBackToIt) {
   const std::vector<double> inclusion = inclusion_probabilities(popularity, 6);
   const std::vector<double> again = inclusion_probabilities(popularity_of_inclusion(inclusion), 6);
   for (std::size_t expert = 0; expert < inclusion.size(); ++expert) EXPECT_NEAR(again[expert], inclusion[expert], 1e-5);
+}
+
+TEST(PairCounts, KnowWhichExpertsAreUsedTogether) {
+  PairCounts pairs(4, 2);
+  for (int round = 0; round < 50; ++round) {
+    pairs.add_token(std::vector<std::int32_t>{0, 1});
+    pairs.add_token(std::vector<std::int32_t>{2, 3});
+  }
+  EXPECT_EQ(pairs.inclusion(), std::vector<double>(4, 0.5));
+  EXPECT_NEAR(pairs.expected_distinct_groups(std::vector<std::int32_t>{0, 0, 1, 1}, 2), 1.0, 0.01);
+  EXPECT_NEAR(pairs.expected_distinct_groups(std::vector<std::int32_t>{0, 1, 0, 1}, 2), 2.0, 0.01);
+  EXPECT_EQ(pairs.expected_distinct_groups(std::vector<std::int32_t>(4, 0), 1), 1.0);
+  EXPECT_NEAR(pairs.expected_distinct_groups(std::vector<std::int32_t>{0, 1, 2, 3}, 5), 2.0, 1e-6);
+  // A token that lost an expert, and one that lost both.
+  pairs.add_token(std::vector<std::int32_t>{0, kNoExpert});
+  pairs.add_token(std::vector<std::int32_t>{kNoExpert, kNoExpert});
+  EXPECT_NEAR(pairs.inclusion()[0], 51.0 / 102, 1e-12);
+  EXPECT_THROW((void)PairCounts(PairCounts::kMaxExperts + 1, 2), Error);
 }
 
 TEST(BusiestRank, OfFewTokensIsBusierByChance) {
