@@ -33,8 +33,10 @@ void add_shape_options(CLI::App& command, SimulateOptions& options) {
   add_number(command, "--experts", options.num_experts, {1, kMaxRoutedExperts},
              "Experts, instead of the model's (default with a trace: the trace's)");
   add_number(command, "--top-k", options.top_k, {1, kMaxRoutedExperts}, "Experts per token, likewise");
-  add_number(command, "--hidden", options.hidden, {1.0, kMaxWidth}, "Elements per row, instead of the model's");
-  add_number(command, "--ffn", options.expert_ffn, {1.0, kMaxWidth}, "Width of an expert, instead of the model's");
+  add_number(command, "--hidden", options.hidden, {1.0, kMaxWidth}, "Elements per row, instead of the model's")
+      ->type_name("N");
+  add_number(command, "--ffn", options.expert_ffn, {1.0, kMaxWidth}, "Width of an expert, instead of the model's")
+      ->type_name("N");
   add_number(command, "--groups", options.num_groups, {1, kMaxRoutedExperts},
              "Expert groups of the router, instead of the model's; forced-random keeps to them");
   add_number(command, "--groups-per-token", options.groups_per_token, {1, kMaxRoutedExperts},
