@@ -11,6 +11,7 @@
 #include "epistle/error.hpp"
 
 #include "commands.hpp"
+#include "core/reject.hpp"
 #include "output.hpp"
 #include "plan_options.hpp"
 #include "plan_report.hpp"
@@ -33,7 +34,10 @@ const Plan& find_plan(const std::vector<Plan>& plans, const std::string& text) {
 }
 
 void show_plans(const PlanOptions& options) {
-  if (!options.json_target.empty()) check_output(options.json_target);
+  options.targets.check();
+  if (!options.explain.empty() && !options.targets.html.empty()) {
+    reject("--explain has no page; give --html without it");
+  }
   const PlanRequest request = make_plan_request(options);
   std::vector<MeasurementTable> tables;
   for (const std::string& file : options.measurements) tables.push_back(read_measurements(file));
@@ -43,6 +47,7 @@ void show_plans(const PlanOptions& options) {
                     .calibration = &calibration,
                     .plans = search_plans(request, calibration),
                     .flips = {},
+                    .flip_map = {},
                     .crossovers = {},
                     .sm_points = {},
                     .measurements = {}};
@@ -59,13 +64,15 @@ void show_plans(const PlanOptions& options) {
       report.flips = find_flips(request, calibration, best);
       report.crossovers = find_crossovers(request, calibration, best);
       report.sm_points = vary_sms(request, calibration, best);
+      if (!options.targets.html.empty()) report.flip_map = map_flips(request, calibration);
       report.measurements = next_measurements(request, calibration, best);
     }
     json = plan_report_json(report);
     text = render_plan_report(report, options.num_shown);
   }
-  if (!options.json_target.empty()) write_output(options.json_target, json_text(json));
-  if (options.json_target != kStdout) print(text);
+  if (!options.targets.json.empty()) write_output(options.targets.json, json_text(json));
+  if (!options.targets.html.empty()) write_output(options.targets.html, render_plan_page(report));
+  if (options.targets.leave_stdout()) print(text);
 }
 
 }  // namespace

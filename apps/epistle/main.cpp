@@ -37,13 +37,14 @@ constexpr std::string_view kExamples =
     "  epistle select --hardware h100-hgx --ep 16 --model qwen3-30b-a3b --assume deepep\n"
     "                                               which dispatcher, and why\n"
     "  epistle select --check train.sh              what a command line really runs, and what is wrong\n"
+    "  epistle simulate --ranks 64 --routing zipf:0.8   what a step moves, and who is slowest\n"
     "  epistle settings                             environment variables and their values\n";
 
 // The order of --help, behind run.
 constexpr void (*kCommands[])(CLI::App&, int&) = {
-    add_bench_command,   add_compare_command,   add_tune_command,     add_trace_command,
-    add_balance_command, add_calibrate_command, add_doctor_command,   add_models_command,
-    add_plan_command,    add_select_command,    add_settings_command,
+    add_bench_command,   add_compare_command,   add_tune_command,   add_trace_command,
+    add_balance_command, add_calibrate_command, add_doctor_command, add_models_command,
+    add_plan_command,    add_simulate_command,  add_select_command, add_settings_command,
 };
 
 int report(const std::string& message, int exit_code) {

@@ -11,8 +11,10 @@
 #include "epistle/error.hpp"
 #include "epistle/trace.hpp"
 
+#include "choice_option.hpp"
 #include "core/reject.hpp"
 #include "cost/exchange_counts.hpp"
+#include "cost/successive_draws.hpp"
 #include "json_option.hpp"
 #include "number_options.hpp"
 
@@ -24,20 +26,10 @@ constexpr double kMaxContext = 1e7;
 constexpr double kMaxMs = 1e7;
 constexpr double kMaxSkew = 4;
 
-template <typename Value, std::size_t count>
-Value choose(std::string_view option, const std::string& text,
-             const std::array<std::pair<std::string_view, Value>, count>& choices) {
-  std::string names;
-  for (const auto& [name, value] : choices) {
-    if (text == name) return value;
-    names += (names.empty() ? "" : ", ") + std::string(name);
-  }
-  epistle::reject(fmt::format("{} is '{}'; it must be one of {}", option, text, names));
-}
-
-/// Tokens of every expert, summed over the layers of a trace.
+/// Popularity of every expert under which its share of the tokens is that of a trace, over all layers.
 std::vector<double> popularity_of_trace(const std::string& path, std::int32_t num_experts) {
   std::vector<double> sums(static_cast<std::size_t>(num_experts), 0.0);
+  double num_tokens = 0.0;
   summarize_trace(path, [&](const TraceLayerSummary& layer) {
     if (layer.num_experts != num_experts) {
       throw Error(ErrorCode::kInvalidArgument, fmt::format("layer {} of {} has {} experts and the model {}",
@@ -46,8 +38,11 @@ std::vector<double> popularity_of_trace(const std::string& path, std::int32_t nu
     for (std::size_t expert = 0; expert < sums.size(); ++expert) {
       sums[expert] += static_cast<double>(layer.tokens_per_expert[expert]);
     }
+    num_tokens += static_cast<double>(layer.num_tokens);
   });
-  return sums;
+  if (num_tokens <= 0) throw Error(ErrorCode::kInvalidArgument, fmt::format("{} has no tokens", path));
+  for (double& sum : sums) sum /= num_tokens;
+  return popularity_of_inclusion(sums);
 }
 
 std::vector<double> read_popularity(const std::string& routing, std::int32_t num_experts) {
@@ -99,7 +94,8 @@ void add_plan_options(CLI::App& command, PlanOptions& options) {
       ->expected(2)
       ->type_name("A B");
   add_number(command, "--top", options.num_shown, {1, 10000}, "Plans that the list shows (default: 10)");
-  add_json_option(command, options.json_target);
+  add_json_option(command, options.targets.json);
+  add_html_option(command, options.targets.html);
 }
 
 PlanRequest make_plan_request(const PlanOptions& options) {
@@ -114,11 +110,7 @@ PlanRequest make_plan_request(const PlanOptions& options) {
   request.objective = choose("--objective", options.objective,
                              std::array{pair<std::string_view, Objective>{"throughput", Objective::kThroughput},
                                         pair<std::string_view, Objective>{"latency", Objective::kLatency}});
-  request.precision = choose("--precision", options.precision,
-                             std::array{pair<std::string_view, ExpertType>{"bf16", ExpertType::kBf16},
-                                        pair<std::string_view, ExpertType>{"fp8", ExpertType::kFp8},
-                                        pair<std::string_view, ExpertType>{"fp8_block", ExpertType::kFp8Block},
-                                        pair<std::string_view, ExpertType>{"fp4", ExpertType::kFp4}});
+  request.precision = choose_precision(options.precision);
   request.tokens_per_gpu = options.tokens;
   request.global_tokens = options.global_tokens;
   request.context_tokens = options.context;

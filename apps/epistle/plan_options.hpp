@@ -4,11 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "html_option.hpp"
 #include "plan/plan_request.hpp"
-
-namespace CLI {
-class App;
-}
 
 namespace epistle::cli {
 
@@ -30,7 +27,7 @@ struct PlanOptions {
   std::vector<std::string> dispatchers;
   std::vector<std::string> measurements;
   std::vector<std::string> explain;
-  std::string json_target;
+  ResultTargets targets;
 };
 
 void add_plan_options(CLI::App& command, PlanOptions& options);

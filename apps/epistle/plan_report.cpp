@@ -234,6 +234,14 @@ Json plan_report_json(const PlanReport& report) {
     flips.push_back(
         {{"assumption", flip.assumption}, {"best", flip.best}, {"step_us", flip.step_us}, {"flips", flip.flips}});
   }
+  Json flip_map = Json::array();
+  for (const FlipCell& cell : report.flip_map) {
+    flip_map.push_back({{"tokens_factor", cell.tokens_factor},
+                        {"network_factor", cell.network_factor},
+                        {"best", cell.best},
+                        {"ep", cell.num_ranks},
+                        {"step_us", cell.step_us}});
+  }
   Json crossovers = Json::array();
   for (const CrossoverPoint& point : report.crossovers) {
     crossovers.push_back(
@@ -253,6 +261,7 @@ Json plan_report_json(const PlanReport& report) {
           {"cluster", cluster_json(request.cluster)},
           {"plans", plans},
           {"flips", flips},
+          {"flip_map", flip_map},
           {"crossovers", crossovers},
           {"sms", sms},
           {"next_measurements", measurements}};

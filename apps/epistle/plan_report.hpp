@@ -15,6 +15,7 @@ struct PlanReport {
   const Calibration* calibration = nullptr;
   std::vector<Plan> plans;  ///< ranked
   std::vector<PlanFlip> flips;
+  std::vector<FlipCell> flip_map;  ///< of a page only: it takes a search for every cell
   std::vector<CrossoverPoint> crossovers;
   std::vector<SmPoint> sm_points;
   std::vector<NextMeasurement> measurements;
@@ -23,6 +24,9 @@ struct PlanReport {
 [[nodiscard]] std::string render_plan_report(const PlanReport& report, int num_shown);
 
 [[nodiscard]] Json plan_report_json(const PlanReport& report);
+
+/// The same as a page with charts.
+[[nodiscard]] std::string render_plan_page(const PlanReport& report);
 
 /// Why `first` is ahead of `second`, or behind it, term by term.
 [[nodiscard]] std::string render_explanation(const Plan& first, const Plan& second);

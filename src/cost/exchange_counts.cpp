@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <numeric>
 
 #include "core/reject.hpp"
+#include "cost/group_limit.hpp"
+#include "cost/successive_draws.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle {
 namespace {
@@ -25,7 +29,10 @@ double expected_distinct_groups(double num_experts, double top_k, double num_gro
     reject("distinct groups need at least one group and between one expert per token and all experts");
   }
   if (num_groups >= num_experts) return top_k;
-  return num_groups * (1.0 - miss_probability(num_experts, num_experts / num_groups, top_k));
+  const double small = std::floor(num_experts / num_groups);
+  const double num_large = num_experts - small * num_groups;  // groups that hold one more
+  return num_groups - (num_groups - num_large) * miss_probability(num_experts, small, top_k) -
+         num_large * miss_probability(num_experts, small + 1, top_k);
 }
 
 double expected_distinct_groups(double num_experts, double top_k, double num_groups, const GroupLimit& limit) {
@@ -36,94 +43,94 @@ double expected_distinct_groups(double num_experts, double top_k, double num_gro
   }
   const double group_experts = num_experts / router_groups;
   if (top_k > chosen * group_experts) reject("top_k is larger than the experts of the groups that a token may choose");
+  const GroupPicks& picks = draw_group_picks({.experts_per_group = static_cast<std::int32_t>(group_experts),
+                                              .top_k = static_cast<std::int32_t>(top_k),
+                                              .limit = limit});
   if (num_groups >= router_groups) {
-    // Parts of router groups: the chosen ones are a smaller model of their own.
-    return expected_distinct_groups(chosen * group_experts, top_k, num_groups * chosen / router_groups);
-  }
-  // Unions of router groups: how many of the chosen groups a union holds is hypergeometric.
-  const double per_union = router_groups / num_groups;
-  if (per_union != std::floor(per_union)) return expected_distinct_groups(num_experts, top_k, num_groups);
-  double hit = 0.0;
-  const auto most = static_cast<int>(std::min(per_union, chosen));
-  for (int count = 1; count <= most; ++count) {
-    const double inside = count;
-    if (chosen - inside > router_groups - per_union) continue;
-    const auto log_choose = [](double n, double k) {
-      return std::lgamma(n + 1) - std::lgamma(k + 1) - std::lgamma(n - k + 1);
-    };
-    const double probability =
-        std::exp(log_choose(per_union, inside) + log_choose(router_groups - per_union, chosen - inside) -
-                 log_choose(router_groups, chosen));
-    hit += probability * (1.0 - miss_probability(chosen * group_experts, inside * group_experts, top_k));
-  }
-  return num_groups * hit;
-}
-
-std::vector<double> inclusion_probabilities(std::span<const double> popularity, double top_k) {
-  const double total = std::accumulate(popularity.begin(), popularity.end(), 0.0);
-  if (total <= 0.0 || top_k <= 0.0) reject("popularities must add up to more than 0, and top_k must be positive");
-  std::vector<double> inclusion(popularity.size(), 1.0);
-  const auto num_used = std::count_if(popularity.begin(), popularity.end(), [](double p) { return p > 0.0; });
-  const auto fill = [&](double lambda) {
-    double sum = 0.0;
-    for (std::size_t expert = 0; expert < popularity.size(); ++expert) {
-      inclusion[expert] = -std::expm1(-lambda * popularity[expert] / total);
-      sum += inclusion[expert];
+    // Parts of router groups: a group's picks are any of its experts.
+    const double parts = num_groups / router_groups;
+    double distinct = 0.0;
+    for (std::size_t count = 1; count < picks.groups_by_picks.size(); ++count) {
+      if (picks.groups_by_picks[count] <= 0.0) continue;
+      distinct +=
+          picks.groups_by_picks[count] * expected_distinct_groups(group_experts, static_cast<double>(count), parts);
     }
-    return sum;
-  };
-  constexpr double kLargest = 1e12;
-  if (top_k >= static_cast<double>(num_used)) {
-    (void)fill(kLargest);
-    return inclusion;
+    return distinct;
   }
-  double low = 0.0;
-  double high = top_k;
-  while (fill(high) < top_k && high < kLargest) high *= 2;
-  constexpr int kBisections = 60;
-  for (int step = 0; step < kBisections; ++step) {
-    const double middle = (low + high) / 2;
-    (fill(middle) < top_k ? low : high) = middle;
+  // Unions of router groups, all alike: one is missed where it holds none of the groups that are used. Unions of
+  // unequal size lie between those of the sizes next to it, as binomials of fractions do.
+  const double per_union = router_groups / num_groups;
+  double missed = 0.0;
+  for (std::size_t used = 1; used < picks.used_groups.size(); ++used) {
+    missed += picks.used_groups[used] * miss_probability(router_groups, per_union, static_cast<double>(used));
   }
-  (void)fill(high);
-  return inclusion;
+  return num_groups * (1.0 - missed);
 }
 
-namespace {
+double expected_distinct_groups(std::span<const double> popularity, std::int32_t top_k, std::int32_t num_ranks) {
+  const std::vector<double> hits = group_hits(popularity, top_k, block_ranks(popularity.size(), num_ranks), num_ranks);
+  return std::accumulate(hits.begin(), hits.end(), 0.0);
+}
 
-/// Calls `visit` with the experts of each rank, in contiguous blocks whose sizes differ by one at most.
-template <typename Visit>
-void for_each_block(std::span<const double> inclusion, std::int32_t num_ranks, Visit visit) {
+std::vector<double> inclusion_probabilities(std::span<const double> popularity, std::int32_t top_k) {
+  std::vector<std::int32_t> alone(popularity.size());
+  std::iota(alone.begin(), alone.end(), 0);
+  return group_hits(popularity, top_k, alone, static_cast<std::int32_t>(alone.size()));
+}
+
+std::vector<std::int32_t> block_ranks(std::size_t num_experts, std::int32_t num_ranks) {
   if (num_ranks < 1) reject("a placement needs at least one rank");
-  const auto ranks = static_cast<std::size_t>(num_ranks);
-  for (std::size_t rank = 0; rank < ranks; ++rank) {
-    const std::size_t begin = inclusion.size() * rank / ranks;
-    const std::size_t end = inclusion.size() * (rank + 1) / ranks;
-    visit(inclusion.subspan(begin, end - begin));
+  const ExpertPartition partition{static_cast<std::int32_t>(num_experts), num_ranks};
+  std::vector<std::int32_t> ranks(num_experts);
+  for (std::size_t expert = 0; expert < num_experts; ++expert) {
+    ranks[expert] = partition.rank_of(static_cast<std::int32_t>(expert));
   }
-}
-
-}  // namespace
-
-double expected_distinct_groups(std::span<const double> inclusion, std::int32_t num_ranks) {
-  double distinct = 0.0;
-  for_each_block(inclusion, num_ranks, [&](std::span<const double> block) {
-    double missed = 1.0;
-    for (const double probability : block) missed *= 1.0 - probability;
-    distinct += 1.0 - missed;
-  });
-  return distinct;
+  return ranks;
 }
 
 double busiest_rank_factor(std::span<const double> inclusion, std::int32_t num_ranks) {
-  double busiest = 0.0;
-  double total = 0.0;
-  for_each_block(inclusion, num_ranks, [&](std::span<const double> block) {
-    const double rows = std::accumulate(block.begin(), block.end(), 0.0);
-    busiest = std::max(busiest, rows);
-    total += rows;
-  });
-  return total > 0.0 ? busiest * num_ranks / total : 1.0;
+  const std::vector<std::int32_t> ranks = block_ranks(inclusion.size(), num_ranks);
+  std::vector<double> rows(static_cast<std::size_t>(num_ranks), 0.0);
+  for (std::size_t expert = 0; expert < ranks.size(); ++expert) {
+    rows[static_cast<std::size_t>(ranks[expert])] += inclusion[expert];
+  }
+  const double total = std::accumulate(rows.begin(), rows.end(), 0.0);
+  return total > 0.0 ? *std::max_element(rows.begin(), rows.end()) * num_ranks / total : 1.0;
+}
+
+double expected_busiest_factor(std::span<const double> rank_means, std::span<const double> rank_variances,
+                               double num_tokens) {
+  if (rank_means.empty() || rank_means.size() != rank_variances.size() || num_tokens < 1) {
+    reject("the busiest rank needs a mean and a variance of every rank, and tokens");
+  }
+  const double mean =
+      std::accumulate(rank_means.begin(), rank_means.end(), 0.0) / static_cast<double>(rank_means.size());
+  if (mean <= 0.0) return 1.0;
+  // E[max] = top - integral below it of Pr(max < x), of independent normal loads; beyond six deviations nothing
+  // happens.
+  constexpr double kDeviations = 6.0;
+  constexpr int kSteps = 600;
+  double low = *std::max_element(rank_means.begin(), rank_means.end());
+  double high = low;
+  for (std::size_t rank = 0; rank < rank_means.size(); ++rank) {
+    const double deviation = std::sqrt(rank_variances[rank] / num_tokens);
+    high = std::max(high, rank_means[rank] + kDeviations * deviation);
+  }
+  low -= high - low;
+  const double step = (high - low) / kSteps;
+  double below = 0.0;
+  for (int idx = 0; idx < kSteps && step > 0.0; ++idx) {
+    const double load = low + step * (idx + 0.5);
+    double all_below = 1.0;
+    for (std::size_t rank = 0; rank < rank_means.size() && all_below > 0.0; ++rank) {
+      const double deviation = std::sqrt(rank_variances[rank] / num_tokens);
+      const double gap = load - rank_means[rank];
+      all_below *=
+          deviation > 0.0 ? 0.5 * std::erfc(-gap / (deviation * std::numbers::sqrt2)) : (gap >= 0.0 ? 1.0 : 0.0);
+    }
+    below += step * all_below;
+  }
+  return (high - below) / mean;
 }
 
 std::vector<double> zipf_popularity(std::int32_t num_experts, double exponent) {

@@ -1,6 +1,7 @@
 // How many copies of a token travel, and how far: counts that follow from routing alone.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -8,8 +9,8 @@
 namespace epistle {
 
 /// Groups (ranks or domains) that a token's experts lie in, on average, where the top-k experts are drawn uniformly
-/// without repetition and every group holds the same number of experts: each group is missed with probability
-/// C(E - E/G, k) / C(E, k). `num_groups` that do not divide the experts are taken as fractions of them.
+/// without repetition and the sizes of groups differ by one at most: a group of n experts is missed with probability
+/// C(E - n, k) / C(E, k).
 [[nodiscard]] double expected_distinct_groups(double num_experts, double top_k, double num_groups);
 
 struct GroupLimit {
@@ -17,20 +18,32 @@ struct GroupLimit {
   std::int32_t groups_per_token = 1;  ///< those that one token may choose from
 };
 
-/// The same under a router that first chooses `groups_per_token` of its expert groups, where experts lie in contiguous
-/// blocks. Exact where groups and ranks nest; otherwise the routing without a limit is the answer.
+/// The same under a router that first chooses `groups_per_token` of its expert groups by the sum of their two best
+/// scores (GroupScore::kTopTwo), where experts lie in contiguous blocks and
+/// scores are even in (0, 1), as those of the forced-random generator. What the
+/// router leaves to chance is drawn once for a router (see group_limit.hpp); the rest is exact.
 [[nodiscard]] double expected_distinct_groups(double num_experts, double top_k, double num_groups,
                                               const GroupLimit& limit);
 
-/// Probability of each expert to be among a token's top-k where its popularity is `popularity` (any scale): 1 - exp(-l
-/// p) with l such that they add up to `top_k`.
-[[nodiscard]] std::vector<double> inclusion_probabilities(std::span<const double> popularity, double top_k);
+/// The same where experts are drawn one after the other in proportion to `popularity` (any scale), in contiguous blocks
+/// over `num_ranks` ranks.
+[[nodiscard]] double expected_distinct_groups(std::span<const double> popularity, std::int32_t top_k,
+                                              std::int32_t num_ranks);
 
-/// Experts in contiguous blocks over `num_ranks` ranks.
-[[nodiscard]] double expected_distinct_groups(std::span<const double> inclusion, std::int32_t num_ranks);
+/// Probability of each expert to be among a token's top-k where experts are drawn one after the other in proportion to
+/// `popularity` (any scale).
+[[nodiscard]] std::vector<double> inclusion_probabilities(std::span<const double> popularity, std::int32_t top_k);
 
-/// Rows of the busiest rank over those of the average one; 1 = even.
+/// The rank of every expert where experts lie in contiguous blocks whose sizes differ by one at most.
+[[nodiscard]] std::vector<std::int32_t> block_ranks(std::size_t num_experts, std::int32_t num_ranks);
+
+/// Rows of the busiest rank over those of the average one, experts in contiguous blocks; 1 = even.
 [[nodiscard]] double busiest_rank_factor(std::span<const double> inclusion, std::int32_t num_ranks);
+
+/// The same over `num_tokens` tokens, which chance spreads, for any placement: `rank_means` are the rows of a token
+/// that each rank gets on average, `rank_variances` those of one token.
+[[nodiscard]] double expected_busiest_factor(std::span<const double> rank_means, std::span<const double> rank_variances,
+                                             double num_tokens);
 
 /// Popularity of expert e proportional to 1 / (e + 1)^exponent, dealt to ranks like cards so that the hottest experts
 /// do not all lie on one: what a router trained for balance looks like, without luck.

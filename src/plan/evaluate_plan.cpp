@@ -4,8 +4,8 @@
 
 #include <fmt/format.h>
 
-#include "cost/exchange_counts.hpp"
 #include "cost/fit/families.hpp"
+#include "plan/observations.hpp"
 #include "plan/plan.hpp"
 
 namespace epistle {
@@ -27,19 +27,19 @@ std::string_view provenance_of(const Calibration& calibration, const std::string
   return novelty == Novelty::kSeen ? "measured here" : "calibrated";
 }
 
-double doublings_of(double value) { return std::log2(std::max(value, 1.0)); }
-
 /// Evaluates the terms of a layer for one choice.
 class PlanEvaluator {
  public:
-  PlanEvaluator(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice, double busiest)
+  PlanEvaluator(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice,
+                const RoutingCounts& counts)
       : request_(request),
         calibration_(calibration),
         choice_(choice),
         model_(request.model),
-        cluster_(request.cluster) {
+        cluster_(request.cluster),
+        counts_(counts) {
     tokens_ = tokens_per_call(request, choice);
-    busiest_ = busiest;
+    busiest_ = counts.busiest_factor;
   }
 
   [[nodiscard]] std::vector<PlanTerm> terms() const {
@@ -103,13 +103,7 @@ class PlanEvaluator {
     term.name = "tensor_parallel";
     term.curve = "all_gather";
     for (const char* const curve : {"all_gather", "reduce_scatter"}) {
-      add_exchange(
-          term, curve,
-          {.table = {},
-           .label = {},
-           .point = {.path = {cluster_.name}, .position = {doublings_of(bytes), doublings_of(choice_.tensor_ranks)}},
-           .work = work},
-          work);
+      add_exchange(term, curve, collective_observation(cluster_, choice_.tensor_ranks, bytes, work), work);
     }
     return term;
   }
@@ -127,12 +121,7 @@ class PlanEvaluator {
       const double rows = gather ? tokens_ * ranks : busiest_ * tokens_ * model_.top_k;
       const double bytes = rows * hidden * kBf16Size;
       const ExchangeWork work = collective_work(base, ranks, bytes);
-      add_exchange(term, term.curve,
-                   {.table = {},
-                    .label = {},
-                    .point = {.path = {cluster_.name}, .position = {doublings_of(bytes), doublings_of(ranks)}},
-                    .work = work},
-                   work);
+      add_exchange(term, term.curve, collective_observation(cluster_, ranks, bytes, work), work);
       if (!gather) {
         // Rows are permuted before and behind: read and written once each.
         const double copy_us = 2 * bytes / (kReadEfficiency * hbm_per_us());
@@ -144,17 +133,15 @@ class PlanEvaluator {
       return term;
     }
     const bool fp8 = dispatch && request_.precision != ExpertType::kBf16;
-    const double row_bytes = fp8 ? hidden + 4 * hidden / 128 : kBf16Size * hidden;
-    const GroupLimit limit{.num_groups = model_.num_groups, .groups_per_token = model_.groups_per_token};
+    const double row_bytes = exchange_row_bytes(hidden, fp8);
     const double experts = model_.num_experts;
-    const ExchangeShape shape{
-        .tokens_per_rank = tokens_,
-        .num_ranks = ranks,
-        .top_k = static_cast<double>(model_.top_k),
-        .distinct_ranks = expected_distinct_groups(experts, model_.top_k, ranks, limit),
-        .distinct_domains = expected_distinct_groups(experts, model_.top_k, base.num_domains, limit),
-        .row_bytes = row_bytes,
-        .busiest_factor = busiest_};
+    const ExchangeShape shape{.tokens_per_rank = tokens_,
+                              .num_ranks = ranks,
+                              .top_k = static_cast<double>(model_.top_k),
+                              .distinct_ranks = counts_.distinct_ranks,
+                              .distinct_domains = counts_.distinct_domains,
+                              .row_bytes = row_bytes,
+                              .busiest_factor = busiest_};
     const double sms = choice_.num_sms > 0 ? choice_.num_sms : cluster_.num_sms();
     ExchangeWork work;
     if (mode.kind == ExchangeKind::kLowLatency) {
@@ -164,16 +151,9 @@ class PlanEvaluator {
     } else {
       work = one_sided_work(base, shape, sms);
     }
-    // Of tables, only those of throughput modes name SMs.
-    const double sm_position = mode.kind == ExchangeKind::kThroughput ? doublings_of(sms) : 0.0;
-    add_exchange(term, term.curve,
-                 {.table = {},
-                  .label = {},
-                  .point = {.path = {cluster_.name},
-                            .position = {doublings_of(tokens_), doublings_of(ranks), sm_position,
-                                         doublings_of(row_bytes), doublings_of(experts)}},
-                  .work = work},
-                 work);
+    const ExchangeSetting setting{
+        .tokens = tokens_, .num_ranks = ranks, .num_sms = sms, .row_bytes = row_bytes, .num_experts = experts};
+    add_exchange(term, term.curve, exchange_observation(cluster_, mode.kind, setting, work), work);
     return term;
   }
 
@@ -217,15 +197,7 @@ class PlanEvaluator {
     PlanTerm term;
     term.name = "grouped_gemm";
     term.curve = fmt::format("gemm {}", to_string(request_.precision));
-    const Observation wanted{
-        .table = {},
-        .label = {},
-        .point = {.path = {},
-                  .position = {doublings_of(shape.global_tokens), doublings_of(work.rows / work.active_experts),
-                               doublings_of(shape.num_ranks), doublings_of(shape.hidden),
-                               doublings_of(shape.expert_ffn), doublings_of(shape.num_experts)}},
-        .work = work};
-    const Forecast forecast = add_forecast(term, term.curve, wanted);
+    const Forecast forecast = add_forecast(term, term.curve, gemm_observation(shape, work));
     const GemmTerms terms = gemm_terms(calibration_.curves().at(term.curve).constants_at({}));
     const GemmTimes times = gemm_time(work, terms);
     shape.busiest_factor = 1.0;
@@ -249,6 +221,7 @@ class PlanEvaluator {
   const PlanChoice& choice_;
   const PlanModel& model_;
   const Cluster& cluster_;
+  const RoutingCounts& counts_;
   double tokens_ = 0;
   double busiest_ = 1;
 };
@@ -357,11 +330,11 @@ std::string PlanChoice::name() const {
 
 Plan evaluate_plan(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice,
                    const PlanFacts& facts) {
-  const PlanEvaluator evaluator(request, calibration, choice, facts.busiest_factor);
+  const PlanEvaluator evaluator(request, calibration, choice, facts.counts);
   Plan plan;
   plan.choice = choice;
   plan.terms = evaluator.terms();
-  plan.busiest_factor = facts.busiest_factor;
+  plan.busiest_factor = facts.counts.busiest_factor;
   if (request.workload == Workload::kTraining) add_backward(plan.terms);
   set_layer_time(plan, request.cluster);
   const PlanModel& model = request.model;

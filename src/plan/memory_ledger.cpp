@@ -11,14 +11,38 @@ double tokens_per_call(const PlanRequest& request, const PlanChoice& choice) {
   return choice.two_batches ? tokens / 2 : tokens;
 }
 
-PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice) {
+std::vector<double> expert_inclusion(const PlanRequest& request) {
+  if (request.popularity.empty()) return {};
+  return inclusion_probabilities(request.popularity, request.model.top_k);
+}
+
+RoutingCounts routing_counts(const PlanRequest& request, std::span<const double> inclusion, std::int32_t num_ranks,
+                             std::int32_t num_redundant) {
+  const PlanModel& model = request.model;
+  const std::int32_t domain = request.cluster.gpus_per_domain();
+  const std::int32_t num_domains = (num_ranks + domain - 1) / domain;
+  RoutingCounts counts;
+  if (request.popularity.empty()) {
+    const GroupLimit limit{.num_groups = model.num_groups, .groups_per_token = model.groups_per_token};
+    counts.distinct_ranks = expected_distinct_groups(model.num_experts, model.top_k, num_ranks, limit);
+    counts.distinct_domains = expected_distinct_groups(model.num_experts, model.top_k, num_domains, limit);
+  } else {
+    // A skewed router's groups are not known to the popularity of its experts.
+    counts.distinct_ranks = expected_distinct_groups(request.popularity, model.top_k, num_ranks);
+    counts.distinct_domains = expected_distinct_groups(request.popularity, model.top_k, num_domains);
+  }
+  counts.busiest_factor = planned_busiest_factor(inclusion, num_ranks, num_redundant);
+  return counts;
+}
+
+PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice, const RoutingCounts& counts) {
   PlanFacts facts;
   facts.buffers.source = "one rank needs none";
   if (choice.mode != nullptr) {
     facts.buffers = exchange_buffers(*choice.mode, request, choice.num_ranks, tokens_per_call(request, choice),
                                      choice.num_redundant);
   }
-  facts.busiest_factor = planned_busiest_factor(request, choice.num_ranks, choice.num_redundant);
+  facts.counts = counts;
   return facts;
 }
 
@@ -55,7 +79,7 @@ MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice,
   }
   ledger.exchange_buffers = facts.buffers.bytes * (choice.two_batches ? 2 : 1);
   ledger.buffers_source = facts.buffers.source;
-  const double expert_rows = tokens_per_call(request, choice) * model.top_k * facts.busiest_factor;
+  const double expert_rows = tokens_per_call(request, choice) * model.top_k * facts.counts.busiest_factor;
   ledger.workspace = expert_rows * kBf16Bytes * (2 * model.routed_hidden + 3 * model.expert_ffn) +
                      tokens * kBf16Bytes * 6 * model.hidden;
   ledger.reserve = kReserveBytes;
@@ -63,9 +87,8 @@ MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice,
   return ledger;
 }
 
-double planned_busiest_factor(const PlanRequest& request, std::int32_t num_ranks, std::int32_t num_redundant) {
-  if (request.popularity.empty() || num_ranks <= 1) return 1.0;
-  const std::vector<double> inclusion = inclusion_probabilities(request.popularity, request.model.top_k);
+double planned_busiest_factor(std::span<const double> inclusion, std::int32_t num_ranks, std::int32_t num_redundant) {
+  if (inclusion.empty() || num_ranks <= 1) return 1.0;
   if (num_redundant == 0) return busiest_rank_factor(inclusion, num_ranks);
   std::vector<double> copies(inclusion.size(), 1.0);
   for (std::int32_t extra = 0; extra < num_redundant; ++extra) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -76,13 +77,27 @@ struct Plan {
   std::vector<std::string> refusals;  ///< why it cannot be; empty = feasible
 };
 
+/// What follows from routing and the number of ranks alone.
+struct RoutingCounts {
+  double distinct_ranks = 1;    ///< of a token, on average
+  double distinct_domains = 1;  ///< likewise
+  double busiest_factor = 1;    ///< rows of the busiest rank over those of the average one
+};
+
+/// Experts in contiguous blocks. Copies of experts change the busiest rank only. `inclusion` is that of the request.
+[[nodiscard]] RoutingCounts routing_counts(const PlanRequest& request, std::span<const double> inclusion,
+                                           std::int32_t num_ranks, std::int32_t num_redundant);
+
+/// Probability of each expert to be among a token's; empty where all are alike.
+[[nodiscard]] std::vector<double> expert_inclusion(const PlanRequest& request);
+
 /// What takes longer to compute than the times of a plan, and is the same for many: a search keeps it.
 struct PlanFacts {
   ExchangeBuffers buffers;
-  double busiest_factor = 1;  ///< rows of the busiest rank over those of the average one
+  RoutingCounts counts;
 };
 
-[[nodiscard]] PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice);
+[[nodiscard]] PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice, const RoutingCounts& counts);
 
 [[nodiscard]] Plan evaluate_plan(const PlanRequest& request, const Calibration& calibration, const PlanChoice& choice,
                                  const PlanFacts& facts);
@@ -95,7 +110,7 @@ struct PlanFacts {
 
 /// Rows of the busiest rank over the average: contiguous blocks of experts; with copies, copies of the hottest experts
 /// and the fullest places first.
-[[nodiscard]] double planned_busiest_factor(const PlanRequest& request, std::int32_t num_ranks,
+[[nodiscard]] double planned_busiest_factor(std::span<const double> inclusion, std::int32_t num_ranks,
                                             std::int32_t num_redundant);
 
 }  // namespace epistle

@@ -42,18 +42,29 @@ std::vector<const ExchangeMode*> allowed_modes(const PlanRequest& request) {
 /// Facts depend on less than plans do, so they are found once.
 class FactsCache {
  public:
-  explicit FactsCache(const PlanRequest& request) : request_(request) {}
+  explicit FactsCache(const PlanRequest& request) : request_(request), inclusion_(expert_inclusion(request)) {}
 
   const PlanFacts& of(const PlanChoice& choice) {
     const auto key =
         std::make_tuple(choice.mode, choice.num_ranks, tokens_per_call(request_, choice), choice.num_redundant);
     const auto found = facts_.find(key);
-    return found != facts_.end() ? found->second : facts_.emplace(key, plan_facts(request_, choice)).first->second;
+    if (found != facts_.end()) return found->second;
+    return facts_.emplace(key, plan_facts(request_, choice, counts_of(choice))).first->second;
   }
 
  private:
+  const RoutingCounts& counts_of(const PlanChoice& choice) {
+    const auto key = std::make_pair(choice.num_ranks, choice.num_redundant);
+    const auto found = counts_.find(key);
+    if (found != counts_.end()) return found->second;
+    return counts_.emplace(key, routing_counts(request_, inclusion_, choice.num_ranks, choice.num_redundant))
+        .first->second;
+  }
+
   const PlanRequest& request_;
+  std::vector<double> inclusion_;
   std::map<std::tuple<const ExchangeMode*, std::int32_t, double, std::int32_t>, PlanFacts> facts_;
+  std::map<std::pair<std::int32_t, std::int32_t>, RoutingCounts> counts_;  // by ranks and redundant experts
 };
 
 /// Calls `visit` with every choice.
@@ -97,6 +108,10 @@ void for_each_choice(const PlanRequest& request, Visit visit) {
   }
 }
 
+RoutingCounts counts_of_choice(const PlanRequest& request, const PlanChoice& choice) {
+  return routing_counts(request, expert_inclusion(request), choice.num_ranks, choice.num_redundant);
+}
+
 double score(const PlanRequest& request, const Plan& plan) {
   return request.objective == Objective::kLatency ? plan.step_us : -plan.tokens_per_s_per_gpu;
 }
@@ -117,6 +132,12 @@ double exchange_us(const Plan& plan) {
 
 PlanRequest scaled(PlanRequest request, ClusterField field, double factor) {
   request.cluster.constant(field).value *= factor;
+  return request;
+}
+
+PlanRequest with_tokens(PlanRequest request, double factor) {
+  request.tokens_per_gpu *= factor;
+  request.global_tokens *= factor;
   return request;
 }
 
@@ -156,10 +177,7 @@ std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& 
                          scaled(request, ClusterField::kNicBytesPerS, factor));
   }
   for (const double factor : {0.25, 4.0}) {
-    PlanRequest changed = request;
-    changed.tokens_per_gpu *= factor;
-    changed.global_tokens *= factor;
-    changes.emplace_back(fmt::format("tokens x {}", factor), std::move(changed));
+    changes.emplace_back(fmt::format("tokens x {}", factor), with_tokens(request, factor));
   }
   for (const double exponent : {0.0, 0.8}) {
     changes.emplace_back(fmt::format("routing skew zipf {}", exponent), with_skew(request, exponent));
@@ -179,10 +197,29 @@ std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& 
   return flips;
 }
 
+std::vector<FlipCell> map_flips(const PlanRequest& request, const Calibration& calibration) {
+  std::vector<FlipCell> cells;
+  for (const double network : {0.25, 0.5, 1.0, 2.0, 4.0}) {
+    for (const double tokens : {0.25, 0.5, 1.0, 2.0, 4.0}) {
+      const PlanRequest changed = with_tokens(scaled(request, ClusterField::kNicBytesPerS, network), tokens);
+      FlipCell cell{
+          .tokens_factor = tokens, .network_factor = network, .best = "none fits", .num_ranks = 0, .step_us = 0};
+      if (const std::optional<Plan> plan = find_best(changed, calibration)) {
+        cell.best = plan->choice.name();
+        cell.num_ranks = plan->choice.num_ranks;
+        cell.step_us = plan->step_us;
+      }
+      cells.push_back(std::move(cell));
+    }
+  }
+  return cells;
+}
+
 std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Calibration& calibration,
                                             const Plan& best) {
   std::vector<CrossoverPoint> points;
   if (best.choice.mode == nullptr) return points;
+  const RoutingCounts counts = counts_of_choice(request, best.choice);
   constexpr int kMostTokens = 8192;
   for (int count = 1; count <= kMostTokens; count *= 2) {
     const double tokens = count;
@@ -195,7 +232,7 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
       choice.mode = mode;
       choice.two_batches = false;
       choice.num_sms = mode->sms.empty() ? 0 : static_cast<std::int32_t>(mode->sms.back());
-      const PlanFacts facts = plan_facts(changed, choice);
+      const PlanFacts facts = plan_facts(changed, choice, counts);
       const Plan plan = evaluate_plan(changed, calibration, choice, facts);
       if (facts.buffers.refusal || (mode->max_tokens > 0 && tokens > mode->max_tokens) ||
           (mode->one_domain && choice.num_ranks > request.cluster.gpus_per_domain())) {
@@ -213,11 +250,13 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
 std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& calibration, const Plan& best) {
   std::vector<SmPoint> points;
   if (best.choice.mode == nullptr || best.choice.mode->kind != ExchangeKind::kThroughput) return points;
+  const RoutingCounts counts = counts_of_choice(request, best.choice);
+  const PlanFacts facts = plan_facts(request, best.choice, counts);
   for (const std::int32_t sms : {4, 8, 16, 24, 32, 64}) {
     if (sms > request.cluster.num_sms()) continue;
     PlanChoice choice = best.choice;
     choice.num_sms = sms;
-    const Plan plan = evaluate_plan(request, calibration, choice, plan_facts(request, choice));
+    const Plan plan = evaluate_plan(request, calibration, choice, facts);
     SmPoint point{.num_sms = sms, .exchange_us = exchange_us(plan), .us_per_sm = 0};
     if (!points.empty()) {
       point.us_per_sm = (points.back().exchange_us - point.exchange_us) / (sms - points.back().num_sms);

@@ -1,6 +1,7 @@
 // All plans for a request, ranked; where the best one changes; and what to measure next.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,18 @@ struct PlanFlip {
 
 [[nodiscard]] std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& calibration,
                                                const Plan& best);
+
+/// The best choice where two things are otherwise at once.
+struct FlipCell {
+  double tokens_factor = 1;    ///< of the tokens of a step
+  double network_factor = 1;   ///< of the network's bandwidth
+  std::string best;            ///< name of the choice, or "none fits"
+  std::int32_t num_ranks = 0;  ///< EP of it; 0 = none fits
+  double step_us = 0;
+};
+
+/// A search for every cell: a quarter to four times the tokens, a quarter to four times the network.
+[[nodiscard]] std::vector<FlipCell> map_flips(const PlanRequest& request, const Calibration& calibration);
 
 /// The best dispatcher for a number of tokens per rank, everything else as in `best`.
 struct CrossoverPoint {

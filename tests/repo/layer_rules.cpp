@@ -208,11 +208,16 @@ const std::vector<Layer>& layers() {
       {"src/balance",
        {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "balance"},
        gpu},
+      // It plays what plans and balancers decide, so it stands above them; it decides nothing.
+      {"src/simulate",
+       {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "plan", "balance",
+        "simulate"},
+       gpu},
       // What C++ users see, and how a rank leaves its group.
       {"python/src", {"epistle", "group"}, {}},
       {"apps/epistle",
        {"epistle", "core", "topology", "routing", "layout", "group", "launch", "gpu", "dispatch", "measure", "cost",
-        "select", "tune", "plan", "balance", "report"},
+        "select", "tune", "plan", "balance", "simulate", "report"},
        {}},
   };
   return table;

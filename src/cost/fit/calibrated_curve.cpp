@@ -105,10 +105,14 @@ CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wa
   forecast.sigma = residual.sigma;
   forecast.novelty = Novelty::kLibrary;
   const auto varied = static_cast<std::ptrdiff_t>(family_->num_varied);
+  forecast.is_new.assign(wanted.point.position.size(), true);
   for (const Observation& seen : observations_) {
     // Who asks for any version of a library has seen what was measured of one.
     if (shared_levels(seen.point.path, wanted.point.path) < wanted.point.path.size()) continue;
     forecast.novelty = Novelty::kSetting;
+    for (std::size_t quantity = 0; quantity < forecast.is_new.size(); ++quantity) {
+      if (seen.point.position[quantity] == wanted.point.position[quantity]) forecast.is_new[quantity] = false;
+    }
     if (std::equal(seen.point.position.begin() + varied, seen.point.position.end(),
                    wanted.point.position.begin() + varied, wanted.point.position.end())) {
       forecast.novelty = Novelty::kSeen;
@@ -120,11 +124,23 @@ CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wa
 
 Forecast CalibratedCurve::predict(const Observation& wanted) const {
   const LogForecast forecast = log_forecast(wanted);
-  const double width = widths_[static_cast<std::size_t>(forecast.novelty)] * forecast.sigma;
+  const double width = width_of(forecast) * forecast.sigma;
   return {.us = std::exp(forecast.log_us),
           .low_us = std::exp(forecast.log_us - width),
           .high_us = std::exp(forecast.log_us + width),
           .novelty = forecast.novelty};
+}
+
+/// A new number of ranks is another question than a new width of rows: each quantity has its own answer, where it was
+/// asked.
+double CalibratedCurve::width_of(const LogForecast& forecast) const {
+  const double any = widths_[static_cast<std::size_t>(forecast.novelty)];
+  if (forecast.novelty != Novelty::kSetting) return any;
+  double width = 0.0;
+  for (std::size_t quantity = family_->num_varied; quantity < setting_widths_.size(); ++quantity) {
+    if (forecast.is_new[quantity]) width = std::max(width, setting_widths_[quantity]);
+  }
+  return width > 0.0 ? width : any;
 }
 
 void CalibratedCurve::set_widths() {
@@ -132,7 +148,9 @@ void CalibratedCurve::set_widths() {
   // Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs,
   // another width, another version or GPU at every level; and every seventh row, for what was seen.
   std::vector<std::vector<bool>> folds;
-  const auto add_folds = [&](const auto& key_of) {
+  std::vector<std::size_t> quantity_of_fold;  // that a fold leaves a value of out; num_quantities = none
+  const std::size_t num_quantities = family_->quantities.size();
+  const auto add_folds = [&](std::size_t quantity, const auto& key_of) {
     std::map<decltype(key_of(observations_[0])), std::size_t> groups;
     for (const Observation& observation : observations_) ++groups[key_of(observation)];
     if (groups.size() < 2) return;
@@ -140,15 +158,16 @@ void CalibratedCurve::set_widths() {
       std::vector<bool> fold;
       for (const Observation& observation : observations_) fold.push_back(key_of(observation) == key);
       folds.push_back(std::move(fold));
+      quantity_of_fold.push_back(quantity);
     }
   };
-  for (std::size_t quantity = family_->num_varied; quantity < family_->quantities.size(); ++quantity) {
-    add_folds([quantity](const Observation& observation) { return observation.point.position[quantity]; });
+  for (std::size_t quantity = family_->num_varied; quantity < num_quantities; ++quantity) {
+    add_folds(quantity, [quantity](const Observation& observation) { return observation.point.position[quantity]; });
   }
   std::size_t depth = 0;
   for (const Observation& observation : observations_) depth = std::max(depth, observation.point.path.size());
   for (std::size_t level = 0; level < depth; ++level) {
-    add_folds([level](const Observation& observation) {
+    add_folds(num_quantities, [level](const Observation& observation) {
       return level < observation.point.path.size() ? observation.point.path[level] : std::string();
     });
   }
@@ -156,13 +175,16 @@ void CalibratedCurve::set_widths() {
   std::vector<bool> some;
   for (std::size_t row = 0; row < observations_.size(); ++row) some.push_back(row % kSplits == kSplits / 2);
   folds.push_back(std::move(some));
+  quantity_of_fold.push_back(num_quantities);
 
   // Neither the easiest nor the hardest group sets the width: one that leaves next to nothing to fit would make all
   // intervals useless.
   constexpr double kHardShare = 0.6;
   constexpr std::size_t kEnough = 5;
   std::array<std::vector<double>, kNumNovelties> fold_widths;
-  for (const std::vector<bool>& fold : folds) {
+  std::vector<std::vector<double>> quantity_widths(num_quantities + 1);
+  for (std::size_t idx = 0; idx < folds.size(); ++idx) {
+    const std::vector<bool>& fold = folds[idx];
     std::vector<Observation> kept;
     for (std::size_t row = 0; row < fold.size(); ++row) {
       if (!fold[row]) kept.push_back(observations_[row]);
@@ -179,6 +201,8 @@ void CalibratedCurve::set_widths() {
     for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
       if (errors[novelty].size() >= kEnough) fold_widths[novelty].push_back(quantile(errors[novelty], 0.9));
     }
+    const std::vector<double>& settings = errors[static_cast<std::size_t>(Novelty::kSetting)];
+    if (settings.size() >= kEnough) quantity_widths[quantity_of_fold[idx]].push_back(quantile(settings, 0.9));
   }
   for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
     if (!fold_widths[novelty].empty()) {
@@ -186,6 +210,10 @@ void CalibratedCurve::set_widths() {
     } else if (novelty > 0) {
       widths_[novelty] = std::max(widths_[novelty], widths_[novelty - 1]);
     }
+  }
+  setting_widths_.assign(num_quantities, 0.0);
+  for (std::size_t quantity = 0; quantity < num_quantities; ++quantity) {
+    if (!quantity_widths[quantity].empty()) setting_widths_[quantity] = quantile(quantity_widths[quantity], kHardShare);
   }
 }
 

@@ -93,7 +93,9 @@ class CalibratedCurve {
     double log_us = 0;
     double sigma = 0;
     Novelty novelty = Novelty::kSeen;
+    std::vector<bool> is_new;  ///< [quantities]; kSetting: those whose value this library has not shown
   };
+  [[nodiscard]] double width_of(const LogForecast& forecast) const;
   void fit_nodes();
   void fit_field();
   void set_widths();
@@ -106,6 +108,7 @@ class CalibratedCurve {
   std::map<std::vector<std::string>, FitResult> nodes_;  // by path from the root
   ResidualField field_;
   std::array<double, kNumNovelties> widths_{};  // in sigmas, of a 90% interval
+  std::vector<double> setting_widths_;          // [quantities] the same where this one has a new value; 0 = not known
 };
 
 }  // namespace epistle
