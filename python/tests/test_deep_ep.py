@@ -215,7 +215,7 @@ def test_scales_that_a_device_gives_in_rows_are_shown_in_columns(
     results = []
     for order in ("columns", "rows"):
         wire = epistle.Fp8Blocks(scales="ue8m0" if use_ue8m0 else "fp32", powers_of_two=use_ue8m0, order=order)
-        monkeypatch.setattr("epistle.deep_ep._low_latency._wire", lambda *_, wire=wire: wire)
+        monkeypatch.setattr("epistle.deep_ep._low_latency._Shape.wire", lambda _, wire=wire: wire)
         buffer = deep_ep.Buffer(group)
         (_, scales), counts, _, _, hook = buffer.low_latency_dispatch(
             given.x, given.ids, 32, EXPERTS, return_recv_hook=True

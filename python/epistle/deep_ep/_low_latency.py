@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 
 import torch
@@ -22,24 +23,63 @@ _EXPONENTS_PER_WORD = 4
 MAX_HANDLES = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """What tells the dispatchers of one call from those of another."""
+
+    options: epistle.Host | epistle.Cuda
+    hidden: int
+    top_k: int
+    max_tokens: int
+    num_experts: int
+    use_fp8: bool
+    round_scale: bool
+    use_ue8m0: bool
+
+    @property
+    def device(self) -> str:
+        return "cuda" if isinstance(self.options, epistle.Cuda) else "host"
+
+    def wire(self) -> epistle.AsGiven | epistle.Fp8Blocks:
+        if not self.use_fp8:
+            return epistle.AsGiven()
+        if self.use_ue8m0 and not self.round_scale:
+            raise ValueError("use_ue8m0 needs round_scale: its scales are powers of two")
+        orders = epistle.find_dispatcher("low_latency", self.device).capabilities.scale_orders
+        return epistle.Fp8Blocks(
+            scales="ue8m0" if self.use_ue8m0 else "fp32",
+            powers_of_two=self.round_scale,
+            order="columns" if "columns" in orders else "rows",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """One of the dispatchers that are used in turn."""
+
+    dispatcher: epistle.Dispatcher
+    late_weights: bool  # it takes them in combine
+
+
 class LowLatencyHandle:
     """What low_latency_dispatch returns for low_latency_combine. As a sequence it is DeepEP's (src_info, layout_range,
     num_max_dispatch_tokens_per_rank, hidden, num_experts)."""
 
     def __init__(
         self,
-        dispatcher: epistle.Dispatcher,
+        line: _Line,
         shape: tuple[int, int, int],
         num_ranks: int,
         outputs: torch.Tensor,
     ) -> None:
-        self.dispatcher = dispatcher
+        self.dispatcher = line.dispatcher
+        self.late_weights = line.late_weights
         self.handle: epistle.Handle | None = None  # from the receive half on
         self.shape = shape
         self.num_ranks = num_ranks
         self.outputs = outputs
 
-    def _described(self) -> epistle.Handle:
+    def described(self) -> epistle.Handle:
         if self.handle is None:
             raise RuntimeError("the rows of this dispatch have not been received yet; call its hook first")
         return self.handle
@@ -47,12 +87,12 @@ class LowLatencyHandle:
     @property
     def src_info(self) -> torch.Tensor:
         """int32 [experts, rows]: index of the token at its rank."""
-        return tensor_of(self._described().src_token).view(self.outputs.shape[:2])
+        return tensor_of(self.described().src_token).view(self.outputs.shape[:2])
 
     @property
     def layout_range(self) -> torch.Tensor:
         """int64 [experts, ranks]: ``begin << 32 | count`` of the rows of each source, which lie together."""
-        src_rank = tensor_of(self._described().src_rank).view(self.outputs.shape[:2])
+        src_rank = tensor_of(self.described().src_rank).view(self.outputs.shape[:2])
         sources = torch.arange(self.num_ranks, device=src_rank.device)
         counts = (src_rank.unsqueeze(2) == sources).sum(1)
         return ((counts.cumsum(1) - counts) << 32) | counts
@@ -76,6 +116,7 @@ class LowLatencyCalls:
 
     _group: epistle.Group
     _dispatchers: Dispatchers
+    _low_latency: dict[_Shape, list[_Line]]
     _num_low_latency: int = 0
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
@@ -106,21 +147,30 @@ class LowLatencyCalls:
                 "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
         _check_hooks(async_finish, return_recv_hook)
-        dispatcher = self._low_latency_dispatcher(
-            x,
-            topk_idx.shape[1],
-            num_max_dispatch_tokens_per_rank,
-            num_experts,
-            _wire("cuda" if x.is_cuda else "host", use_fp8, round_scale, use_ue8m0),
+        line = self._low_latency_dispatcher(
+            _Shape(
+                options_for(x),
+                x.shape[1],
+                topk_idx.shape[1],
+                num_max_dispatch_tokens_per_rank,
+                num_experts,
+                use_fp8,
+                round_scale,
+                use_ue8m0,
+            )
         )
-        routed = dispatcher.prepare(topk_idx)
-        pending = dispatcher.dispatch_send(x, handle=routed)
+        dispatcher = line.dispatcher
+        if x.is_cuda:  # routing and rows travel in one step
+            pending = dispatcher.dispatch_send(x, expert_ids=topk_idx)
+        else:
+            pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
         # Their places are known, and stay theirs until the dispatcher's turn comes again: no lease is kept.
         ahead = pending.received()
+        routed = ahead.handle
         rows, scales, outputs = ahead.borrow()
         blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
         handle = LowLatencyHandle(
-            dispatcher,
+            line,
             (num_max_dispatch_tokens_per_rank, x.shape[1], num_experts),
             self._group.size,
             outputs.torch().view(*blocks, -1),
@@ -169,13 +219,17 @@ class LowLatencyCalls:
             )
         _check_hooks(async_finish, return_recv_hook)
         dispatcher = handle.dispatcher
-        # The weights come with the ids in a prepare; the same ids get the same places.
-        weighted = dispatcher.prepare(topk_idx, topk_weights)
+        weights: torch.Tensor | None = topk_weights.contiguous()
+        if handle.late_weights:
+            weighted = handle.described()
+        else:  # they come with the ids in a prepare; the same ids get the same places
+            weighted, weights = dispatcher.prepare(topk_idx, topk_weights), None
         rows = handle.outputs if zero_copy else x
         result = x.new_empty((topk_idx.shape[0], x.shape[-1])) if out is None else out
-        pending = dispatcher.combine_send(result, rows=rows.view(-1, rows.shape[-1]), handle=weighted)
+        pending = dispatcher.combine_send(result, rows=rows.view(-1, rows.shape[-1]), handle=weighted, weights=weights)
 
-        def receive() -> None:
+        def receive(kept: torch.Tensor | None = weights) -> None:
+            del kept  # read by the receive half
             dispatcher.combine_receive(pending)
 
         if return_recv_hook:
@@ -204,33 +258,35 @@ class LowLatencyCalls:
     def low_latency_clean_mask_buffer(self) -> None:
         """No rank is masked."""
 
-    def _low_latency_dispatcher(
-        self,
-        x: torch.Tensor,
-        top_k: int,
-        max_tokens: int,
-        num_experts: int,
-        wire: epistle.AsGiven | epistle.Fp8Blocks,
-    ) -> epistle.Dispatcher:
+    def _low_latency_dispatcher(self, shape: _Shape) -> _Line:
+        lines = self._low_latency.get(shape)
+        if lines is None:
+            lines = self._low_latency[shape] = self._make_lines(shape)
+        turn = self._num_low_latency % NUM_OUTSTANDING
+        self._num_low_latency += 1
+        return lines[turn]
+
+    def _make_lines(self, shape: _Shape) -> list[_Line]:
         fields: dict[str, typing.Any] = {
-            "hidden": x.shape[1],
-            "num_experts": num_experts,
-            "top_k": top_k,
-            "wire": wire,
-            "layout": epistle.ExpertBlocks(self._group.size * max_tokens),
+            "hidden": shape.hidden,
+            "num_experts": shape.num_experts,
+            "top_k": shape.top_k,
+            "wire": shape.wire(),
+            "layout": epistle.ExpertBlocks(self._group.size * shape.max_tokens),
             "sizing": epistle.Capacity(),
             "order": "flat",
             "zero_padding": False,
             "max_handles": MAX_HANDLES,
         }
-        options = options_for(x)
-        device = "cuda" if x.is_cuda else "host"
-        config = epistle.DispatcherConfig(max_tokens=max_tokens, **fields)
+        config = epistle.DispatcherConfig(max_tokens=shape.max_tokens, **fields)
         # What the kernel of few tokens cannot do, the other one does.
-        refused = epistle.find_dispatcher("low_latency", device).cannot_serve(config, self._group.size)
-        turn = self._num_low_latency % NUM_OUTSTANDING
-        self._num_low_latency += 1
-        return self._dispatchers.get("direct" if refused else "low_latency", fields, options, max_tokens, turn)
+        refused = epistle.find_dispatcher("low_latency", shape.device).cannot_serve(config, self._group.size)
+        name = "direct" if refused else "low_latency"
+        late_weights = epistle.find_dispatcher(name, shape.device).capabilities.late_weights
+        return [
+            _Line(self._dispatchers.get(name, fields, shape.options, shape.max_tokens, turn), late_weights)
+            for turn in range(NUM_OUTSTANDING)
+        ]
 
 
 def _nothing() -> None:
@@ -247,19 +303,6 @@ def _refuse_forks(call: str, arguments: dict[str, typing.Any]) -> None:
     used = sorted(name for name, value in arguments.items() if value is not None and value is not False)
     if used:
         raise lacking(f"{', '.join(used)} in {call}", "turn the option off: it is of a fork of DeepEP")
-
-
-def _wire(device: str, use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> epistle.AsGiven | epistle.Fp8Blocks:
-    if not use_fp8:
-        return epistle.AsGiven()
-    if use_ue8m0 and not round_scale:
-        raise ValueError("use_ue8m0 needs round_scale: its scales are powers of two")
-    orders = epistle.find_dispatcher("low_latency", device).capabilities.scale_orders
-    return epistle.Fp8Blocks(
-        scales="ue8m0" if use_ue8m0 else "fp32",
-        powers_of_two=round_scale,
-        order="columns" if "columns" in orders else "rows",
-    )
 
 
 def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.Tensor, Callable[[], object]]:

@@ -24,6 +24,7 @@ class LowLatencyRules final : public DeviceRules {
 Capabilities low_latency_capabilities() {
   Capabilities can = direct_info().capabilities();
   can.max_top_k = kMaxLineTopK;
+  can.late_weights = true;
   return can;
 }
 
