@@ -136,7 +136,7 @@ class ElasticBuffer:
         could come, and the tail is padding.
         """
         del num_qps
-        if do_zero_padding and not do_expand:
+        if do_zero_padding and not (do_expand or (handle is not None and handle.do_expand)):
             raise ValueError("do_zero_padding is for do_expand=True; padding is zero with and without it")
         _check_events(previous_event, allocate_on_comm_stream)
         wait_for(previous_event)
@@ -262,8 +262,8 @@ def _check_cached(
         raise ValueError("a cached dispatch takes its routing from the handle; leave topk_idx out")
     if do_cpu_sync:
         raise ValueError("a cached dispatch waits for nothing; leave do_cpu_sync out")
-    if do_expand != handle.do_expand:
-        raise ValueError(f"do_expand is {do_expand}, the handle was made with {handle.do_expand}")
+    if do_expand and not handle.do_expand:
+        raise ValueError("do_expand is given, the handle was made without")
     for name, value in given.items():
         if value is not None and value != getattr(handle, name):
             raise ValueError(f"{name} is {value}, the handle was made with {getattr(handle, name)}")

@@ -183,7 +183,8 @@ class LowLatencyCalls:
         recv_count = routed.expert_counts.torch()
         ahead.release()
 
-        def receive() -> None:
+        def receive(kept: tuple[torch.Tensor, ...] = (x, topk_idx)) -> None:
+            del kept  # read by the receive half as well
             dispatcher.dispatch_receive(pending).release()
             fill_scales()
             handle.handle = routed
@@ -228,8 +229,8 @@ class LowLatencyCalls:
         result = x.new_empty((topk_idx.shape[0], x.shape[-1])) if out is None else out
         pending = dispatcher.combine_send(result, rows=rows.view(-1, rows.shape[-1]), handle=weighted, weights=weights)
 
-        def receive(kept: torch.Tensor | None = weights) -> None:
-            del kept  # read by the receive half
+        def receive(kept: tuple[torch.Tensor | None, ...] = (rows, weights)) -> None:
+            del kept  # read by the receive half as well
             dispatcher.combine_receive(pending)
 
         if return_recv_hook:
