@@ -118,7 +118,9 @@ class Payload:
         return tensor, scales.torch().view(self.scale_dtype)
 
 
-def tensor_of(array: epistle.Array) -> torch.Tensor:
+def tensor_of(array: epistle.Array | None) -> torch.Tensor:
+    """Of an array that the layout in question has."""
+    assert array is not None
     tensor: torch.Tensor = array.torch()
     return tensor
 

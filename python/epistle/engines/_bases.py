@@ -47,6 +47,6 @@ def accepted(function: Callable[..., typing.Any], options: dict[str, typing.Any]
 
 def construct(made: typing.Any, base: type, options: dict[str, typing.Any]) -> None:
     """Calls the base's constructor with what it takes of the options."""
-    if base.__init__ is object.__init__:
-        return
-    base.__init__(made, **accepted(base.__init__, options))  # type: ignore[misc]
+    initialise = typing.cast("typing.Any", base).__init__
+    if initialise is not object.__init__:
+        initialise(made, **accepted(initialise, options))
