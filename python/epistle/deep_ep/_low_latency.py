@@ -9,7 +9,7 @@ import torch
 
 import epistle
 from epistle.deep_ep._events import EventOverlap, finish
-from epistle.deep_ep._routes import Dispatchers, lacking, options_for, tensor_of
+from epistle.deep_ep._routes import Dispatchers, lacking, tensor_of
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,11 +54,31 @@ class _Shape:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where a dispatcher's rows lie. It has one buffer, so they stay there; what is in it is a call's until the
+    dispatcher's turn comes again: no lease is kept."""
+
+    rows: torch.Tensor
+    scales: torch.Tensor | None
+    outputs: torch.Tensor
+
+    @staticmethod
+    def of(received: epistle.Received, blocks: tuple[int, int]) -> _Places:
+        rows, scales, outputs = received.borrow()
+        return _Places(
+            tensor_of(rows).view(*blocks, -1),
+            None if scales is None else tensor_of(scales),
+            tensor_of(outputs).view(*blocks, -1),
+        )
+
+
+@dataclasses.dataclass
 class _Line:
     """One of the dispatchers that are used in turn."""
 
     dispatcher: epistle.Dispatcher
     late_weights: bool  # it takes them in combine
+    places: _Places | None = None
 
 
 class LowLatencyHandle:
@@ -116,7 +136,7 @@ class LowLatencyCalls:
 
     _group: epistle.Group
     _dispatchers: Dispatchers
-    _low_latency: dict[_Shape, list[_Line]]
+    _low_latency: dict[typing.Any, list[_Line]]
     _num_low_latency: int = 0
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
@@ -147,39 +167,27 @@ class LowLatencyCalls:
                 "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
         _check_hooks(async_finish, return_recv_hook)
-        line = self._low_latency_dispatcher(
-            _Shape(
-                options_for(x),
-                x.shape[1],
-                topk_idx.shape[1],
-                num_max_dispatch_tokens_per_rank,
-                num_experts,
-                use_fp8,
-                round_scale,
-                use_ue8m0,
-            )
-        )
+        sizes = (x.shape[1], topk_idx.shape[1], num_max_dispatch_tokens_per_rank, num_experts)
+        line = self._next_line(x.device, sizes, (use_fp8, round_scale, use_ue8m0))
         dispatcher = line.dispatcher
         if x.is_cuda:  # routing and rows travel in one step
             pending = dispatcher.dispatch_send(x, expert_ids=topk_idx)
         else:
             pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
-        # Their places are known, and stay theirs until the dispatcher's turn comes again: no lease is kept.
         ahead = pending.received()
         routed = ahead.handle
-        rows, scales, outputs = ahead.borrow()
-        blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
+        places = line.places
+        if places is None:
+            blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
+            places = line.places = _Places.of(ahead, blocks)
         handle = LowLatencyHandle(
-            line,
-            (num_max_dispatch_tokens_per_rank, x.shape[1], num_experts),
-            self._group.size,
-            outputs.torch().view(*blocks, -1),
+            line, (num_max_dispatch_tokens_per_rank, x.shape[1], num_experts), self._group.size, places.outputs
         )
-        recv_x: typing.Any = rows.torch().view(*blocks, -1)
+        recv_x: typing.Any = places.rows
         fill_scales: Callable[[], object] = _nothing
-        if scales is not None:
-            recv_scales, fill_scales = _in_columns(scales, blocks)
-            recv_x = (recv_x, recv_scales)
+        if places.scales is not None:
+            recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
+            recv_x = (places.rows, recv_scales)
         recv_count = routed.expert_counts.torch()
         ahead.release()
 
@@ -259,10 +267,14 @@ class LowLatencyCalls:
     def low_latency_clean_mask_buffer(self) -> None:
         """No rank is masked."""
 
-    def _low_latency_dispatcher(self, shape: _Shape) -> _Line:
-        lines = self._low_latency.get(shape)
+    def _next_line(
+        self, device: torch.device, sizes: tuple[int, int, int, int], quantisation: tuple[bool, bool, bool]
+    ) -> _Line:
+        key = (device, sizes, quantisation)
+        lines = self._low_latency.get(key)
         if lines is None:
-            lines = self._low_latency[shape] = self._make_lines(shape)
+            options = epistle.Cuda(device=device.index) if device.type == "cuda" else epistle.Host()
+            lines = self._low_latency[key] = self._make_lines(_Shape(options, *sizes, *quantisation))
         turn = self._num_low_latency % NUM_OUTSTANDING
         self._num_low_latency += 1
         return lines[turn]
@@ -306,10 +318,9 @@ def _refuse_forks(call: str, arguments: dict[str, typing.Any]) -> None:
         raise lacking(f"{', '.join(used)} in {call}", "turn the option off: it is of a fork of DeepEP")
 
 
-def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.Tensor, Callable[[], object]]:
+def _in_columns(given: torch.Tensor, blocks: typing.Sequence[int]) -> tuple[torch.Tensor, Callable[[], object]]:
     """[experts, rows, scales] of fp32, or int32 words of four exponents, the rows of a column one behind the other; and
     what fills it once the rows are there."""
-    given = tensor_of(scales)
     if given.dim() == 3:
         return given, _nothing
     is_packed = given.dtype == torch.uint8
@@ -323,6 +334,6 @@ def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.T
         if is_packed:
             padding = num_columns * _EXPONENTS_PER_WORD - given.shape[1]
             rows = torch.nn.functional.pad(given, (0, padding)).view(torch.int32)
-        columns.copy_(rows.view(*blocks, -1))
+        columns.copy_(rows.view(blocks[0], blocks[1], -1))
 
     return columns, fill
