@@ -95,10 +95,11 @@ def _meet(barrier: Callable[[], typing.Any] | None) -> None:
 
 
 def _mean_times(profiler: typing.Any, name: str, per_period: int) -> typing.Any:
-    kernels = [event for event in profiler.events() if name in event.name and event.device_time > 0]
+    on_device: typing.Any = torch.autograd.DeviceType.CUDA
+    kernels = [event for event in profiler.events() if name in event.name and event.device_type == on_device]
     if not kernels:
         raise RuntimeError(f"no kernel has '{name}' in its name")
     kernels.sort(key=lambda event: event.time_range.start)
-    times = [event.device_time / 1e6 for event in kernels]
+    times = [event.time_range.elapsed_us() / 1e6 for event in kernels]
     means = [statistics.fmean(times[first::per_period]) for first in range(per_period)]
     return means[0] if per_period == 1 else means
