@@ -184,9 +184,9 @@ Complaint CallChecks::late_weights(const WeightsView& weights) const {
                     "order flat, layout expert_major or expert_blocks; else give them with the ids");
   }
   if (weights.stride == 0 || weights.stride == config.top_k) return std::nullopt;
-  return complain(ErrorCode::kInvalidArgument, Phase::kCombine,
-                  fmt::format("weights.stride is {}; those of combine lie one behind the other: {}", weights.stride,
-                              config.top_k));
+  return complain(
+      ErrorCode::kInvalidArgument, Phase::kCombine,
+      fmt::format("weights.stride is {}; those of combine lie one behind the other: {}", weights.stride, config.top_k));
 }
 
 Complaint CallChecks::expert_outputs(const HandleState& state, const ConstRows& outputs,

@@ -95,7 +95,8 @@ def _meet(barrier: Callable[[], typing.Any] | None) -> None:
 
 
 def _mean_times(profiler: typing.Any, name: str, per_period: int) -> typing.Any:
-    on_device: typing.Any = torch.autograd.DeviceType.CUDA
+    autograd: typing.Any = torch.autograd  # without types
+    on_device = autograd.DeviceType.CUDA
     kernels = [event for event in profiler.events() if name in event.name and event.device_type == on_device]
     if not kernels:
         raise RuntimeError(f"no kernel has '{name}' in its name")
