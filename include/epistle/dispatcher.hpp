@@ -79,7 +79,7 @@ struct CombineRequest {
   Handle handle = {};      ///< or:
   Received received = {};  ///< stands for its handle, and for its expert_outputs() where `rows` is not given
   ConstRows rows = {};  ///< [num_rows, expert_output_hidden]: Received::expert_outputs() (no copy) or any other (one)
-  WeightsView weights = {};  ///< where the dispatcher takes them here (see Capabilities::late_weights)
+  WeightsView weights = {};  ///< [num_tokens, top_k], dense, in place of those that came with the ids: see late_weights
   Rows out = {};             ///< [num_tokens, expert_output_hidden]
   int num_sms = 0;
 };

@@ -27,7 +27,7 @@ struct Capabilities {
   bool backward = false;            ///< both backward passes, gradients of the weights included
   bool graph_capture = false;       ///< under capacity sizing
   bool device_token_count = false;  ///< PrepareRequest::num_tokens
-  bool late_weights = false;        ///< CombineRequest::weights
+  bool late_weights = false;        ///< CombineRequest::weights: for rows of experts in flat order
   bool placement = false;           ///< others than the trivial one
   bool agrees_on_host = false;      ///< every call waits for the other ranks on the host
   bool one_rank_per_gpu = false;

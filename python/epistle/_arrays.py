@@ -26,6 +26,8 @@ def to_torch(array: typing.Any) -> typing.Any:
     import torch
     from torch.utils.dlpack import from_dlpack
 
+    # By the capsule: Torch then asks for no stream, and there is none to order against, as arrays are filled on the
+    # caller's.
     if array.dtype == "float8_e4m3fn":  # not every Torch reads it from DLPack
-        return from_dlpack(array.bits()).view(torch.float8_e4m3fn)
-    return from_dlpack(array)
+        return from_dlpack(array.bits().__dlpack__()).view(torch.float8_e4m3fn)
+    return from_dlpack(array.__dlpack__())

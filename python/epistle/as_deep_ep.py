@@ -1,4 +1,5 @@
-"""``python -m epistle.as_deep_ep script.py ...``: runs a script, with Epistle as its ``deep_ep``."""
+"""``python -m epistle.as_deep_ep script.py ...``: runs a script, with Epistle as its ``deep_ep``, and as that of the
+processes that it starts."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ def main() -> None:
         sys.exit(f"error: no script is given\n{_USAGE}")
     import epistle.deep_ep
 
-    epistle.deep_ep.install()
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         sys.path.insert(0, os.getcwd())
+        epistle.deep_ep.install(for_children=True)
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         return
     script = pathlib.Path(arguments[0])
@@ -32,6 +33,7 @@ def main() -> None:
         sys.exit(f"error: {script} does not exist")
     sys.argv = arguments
     sys.path.insert(0, str(script.resolve().parent))
+    epistle.deep_ep.install(for_children=True)
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -215,7 +215,7 @@ def test_scales_that_a_device_gives_in_rows_are_shown_in_columns(
     results = []
     for order in ("columns", "rows"):
         wire = epistle.Fp8Blocks(scales="ue8m0" if use_ue8m0 else "fp32", powers_of_two=use_ue8m0, order=order)
-        monkeypatch.setattr("epistle.deep_ep._low_latency._wire", lambda *_, wire=wire: wire)
+        monkeypatch.setattr("epistle.deep_ep._low_latency._Shape.wire", lambda _, wire=wire: wire)
         buffer = deep_ep.Buffer(group)
         (_, scales), counts, _, _, hook = buffer.low_latency_dispatch(
             given.x, given.ids, 32, EXPERTS, return_recv_hook=True
@@ -358,3 +358,112 @@ def test_a_script_of_two_processes_with_gloo() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("passed") == 2
+
+
+@pytest.mark.parametrize("do_expand", [False, True])
+@pytest.mark.parametrize("sums_once", [False, True])
+@pytest.mark.parametrize("num_biases", [1, 2])
+@pytest.mark.parametrize("do_cpu_sync", [True, False])
+def test_an_elastic_bias_comes_first_in_the_sum(
+    do_expand: bool, sums_once: bool, num_biases: int, do_cpu_sync: bool
+) -> None:
+    def play(group: epistle.Group) -> None:
+        buffer = deep_ep.ElasticBuffer(
+            group, num_max_tokens_per_rank=TOKENS, allow_multiple_reduction=not sums_once, explicitly_destroy=True
+        )
+        given = Inputs(group.rank)
+        biases = tuple(torch.randn(given.x.shape).bfloat16() * 8 for _ in range(num_biases))
+        recv, _, recv_weights, handle, _ = buffer.dispatch(
+            given.x,
+            given.ids,
+            given.weights,
+            num_experts=EXPERTS,
+            expert_alignment=4,
+            do_expand=do_expand,
+            do_cpu_sync=do_cpu_sync,
+        )
+        out, weights, _ = buffer.combine(
+            recv, handle, topk_weights=recv_weights, bias=biases if num_biases == 2 else biases[0]
+        )
+        assert torch.equal(weights, given.taken)
+        total = sum(bias.float() for bias in biases)
+        ranks = torch.where(given.ids < 0, -1, given.ids // (EXPERTS // group.size))
+        for place in range(TOP_K):
+            rank = ranks[:, place : place + 1]
+            row = given.x.float()
+            if not (sums_once and do_expand):  # rows of a rank come in the last of its places
+                is_last = (ranks[:, place + 1 :] != rank).all(1, keepdim=True)
+                if do_expand:
+                    row = sum(torch.where(ranks[:, p : p + 1] == rank, row, 0) for p in range(place + 1))
+                row = torch.where(is_last, row.bfloat16().float(), 0)
+            total = total + torch.where(rank >= 0, row, 0)
+        assert torch.equal(out, total.bfloat16())
+        buffer.destroy()
+
+    epistle.run_threads(2, play, timeout=30)
+
+
+@pytest.mark.parametrize("do_expand", [False, True])
+def test_elastic_handles_say_where_tokens_come_from_and_where_their_rows_are(do_expand: bool) -> None:
+    def play(group: epistle.Group) -> None:
+        buffer = deep_ep.ElasticBuffer(group, num_max_tokens_per_rank=TOKENS)
+        everyone = [Inputs(rank) for rank in range(group.size)]
+        given = everyone[group.rank]
+        recv, _, _, handle, _ = buffer.dispatch(
+            given.x, given.ids, num_experts=EXPERTS, expert_alignment=4, do_expand=do_expand, do_handle_copy=False
+        )
+        assert handle.topk_idx is given.ids
+        metadata = handle.recv_src_metadata
+        first, num_local = group.rank * EXPERTS // 2, EXPERTS // 2
+        row = 0
+        for source, inputs in enumerate(everyone):
+            for token, ids in enumerate(inputs.ids.tolist()):
+                here = [first <= expert < first + num_local for expert in ids]
+                if not any(here):
+                    continue
+                assert metadata[row, 0] == source * TOKENS + token
+                assert metadata[row, 1] == source * TOP_K + here.index(True)
+                for place, is_here in enumerate(here):
+                    at = metadata[row, 2 + place]
+                    assert (at >= 0) == (is_here and do_expand)
+                    if at >= 0:
+                        assert torch.equal(recv[at], inputs.x[token])
+                        assert handle.handle.row_expert.torch()[at] == ids[place] - first
+                row += 1
+        assert row == metadata.shape[0]
+        again = buffer.dispatch(given.x, topk_weights=given.weights, handle=handle, do_expand=do_expand)
+        assert torch.equal(again[0], recv) and again[2] is not None
+        with pytest.raises(ValueError, match="takes its routing from the handle"):
+            buffer.dispatch(given.x, given.ids, handle=handle)
+        group.barrier()
+
+    epistle.run_threads(2, play, timeout=30)
+
+
+def test_buffer_sums_what_stands_at_all_places_of_the_weights() -> None:
+    def play(group: epistle.Group) -> None:
+        buffer = deep_ep.Buffer(group)
+        given = Inputs(group.rank)
+        layout = layout_of(buffer, given)
+        recv_x, _, recv_weights, _, handle, _ = buffer.dispatch(
+            given.x, **layout, topk_idx=given.ids, topk_weights=given.weights
+        )
+        _, weights, _ = buffer.combine(recv_x, handle, topk_weights=torch.ones_like(recv_weights))
+        num_ranks = layout["is_token_in_rank"].sum(1, keepdim=True)
+        assert torch.equal(weights, num_ranks.float().expand(-1, TOP_K))
+
+    epistle.run_threads(2, play, timeout=30)
+
+
+def test_processes_that_a_script_starts_find_the_drop_in(tmp_path: pathlib.Path) -> None:
+    child = tmp_path / "children" / "child.py"
+    child.parent.mkdir()
+    child.write_text("import deep_ep, deep_ep.utils.refs\nprint(deep_ep.__name__, deep_ep.Buffer.__module__)\n")
+    script = tmp_path / "script.py"
+    script.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, {str(child)!r}], check=True)\n")
+    (tmp_path / "deep_ep").mkdir()  # as in a checkout, which must not be taken
+    (tmp_path / "deep_ep" / "__init__.py").write_text("raise RuntimeError('the wrong one')\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "epistle.as_deep_ep", str(script)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ran.stdout.strip() == "epistle.deep_ep epistle.deep_ep._buffer", ran.stderr

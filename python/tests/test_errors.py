@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 
+import numpy as np
 import pytest
 from conftest import HIDDEN, TOKENS, config, routing, small_integers
 
@@ -96,3 +97,14 @@ def test_errors_can_be_sent_to_another_process() -> None:
     error = epistle.Error("text", epistle.ErrorCode.TIMEOUT, rank=1, peer_rank=2, phase=epistle.Phase.COMBINE)
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.code, copy.rank, copy.peer_rank, copy.phase) == ("text", error.code, 1, 2, error.phase)
+
+
+def test_weights_in_combine_are_refused_where_they_come_with_the_ids() -> None:
+    [group] = epistle.Group.threads(1)
+    moe = epistle.Dispatcher(group, "direct", config())
+    ids, weights = routing(0, 1)
+    received = moe.dispatch(small_integers((TOKENS, HIDDEN), 1), handle=moe.prepare(ids, weights))
+    assert not moe.info.capabilities.late_weights
+    with pytest.raises(epistle.Error, match="takes the weights with the ids") as raised:
+        moe.combine(np.zeros((TOKENS, HIDDEN), np.float32), received=received, weights=weights)
+    assert raised.value.code == epistle.ErrorCode.UNSUPPORTED

@@ -60,6 +60,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
             )
         self._group = join(group, comm)
         self._dispatchers = Dispatchers(self._group)
+        self._low_latency = {}
         self.group = group
         self.rank = self._group.rank
         self.group_size = self._group.size
@@ -73,6 +74,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         if not self.explicitly_destroy:
             raise AssertionError("destroy() is for a Buffer made with explicitly_destroy=True")
         self._dispatchers.clear()
+        self._low_latency.clear()
         self.runtime = None
 
     @staticmethod

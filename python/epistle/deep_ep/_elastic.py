@@ -1,124 +1,25 @@
-"""ElasticBuffer and EPHandle: DeepEP's second interface."""
+"""ElasticBuffer: DeepEP's second interface."""
 
 from __future__ import annotations
 
-import itertools
 import typing
 
 import torch
 
-import epistle
+from epistle.deep_ep._bias import sum_with_bias
+from epistle.deep_ep._ep_handle import EPHandle
 from epistle.deep_ep._events import EventHandle, EventOverlap, finish, wait_for
-from epistle.deep_ep._normal import MAX_HANDLES
-from epistle.deep_ep._routes import (
-    NAMES,
-    Dispatchers,
-    Payload,
-    align_up,
-    has_cuda_work,
-    join,
-    lacking,
-    largest,
-    options_for,
-    rank_starts,
-    sum_rows,
-    tensor_of,
-)
+from epistle.deep_ep._routes import Dispatchers, Payload, align_up, has_cuda_work, join, largest, size_of, sum_rows
 
 
 def get_physical_domain_size(group: typing.Any) -> tuple[int, int]:
     """(domains, ranks of a domain): the ranks share one host."""
-    return 1, _size_of(group)
+    return 1, size_of(group)
 
 
 def get_logical_domain_size(group: typing.Any, allow_hybrid_mode: bool = True) -> tuple[int, int]:
     del allow_hybrid_mode
-    return 1, _size_of(group)
-
-
-def _size_of(group: typing.Any) -> int:
-    return group.size if isinstance(group, epistle.Group) else int(group.size())
-
-
-class EPHandle:
-    """What ElasticBuffer.dispatch returns for combine and for cached dispatches."""
-
-    def __init__(
-        self,
-        *,
-        do_expand: bool,
-        num_experts: int,
-        expert_alignment: int,
-        num_max_tokens_per_rank: int,
-        num_sms: int,
-        topk_idx: torch.Tensor,
-        topk_weights: torch.Tensor | None,
-        is_static: bool,
-        group: epistle.Group,
-    ) -> None:
-        self.do_expand = do_expand
-        self.num_experts = num_experts
-        self.expert_alignment = expert_alignment
-        self.num_max_tokens_per_rank = num_max_tokens_per_rank
-        self.num_sms = num_sms
-        self.topk_idx = topk_idx
-        self.topk_weights = topk_weights
-        self.is_static = is_static
-        self.group = group
-        self.prepared: dict[Payload, tuple[epistle.Dispatcher, epistle.Handle]] = {}
-
-    @property
-    def handle(self) -> epistle.Handle:
-        return next(iter(self.prepared.values()))[1]
-
-    @property
-    def num_unaligned_recv_tokens_per_expert(self) -> torch.Tensor:
-        """int32 [local experts]."""
-        return tensor_of(self.handle.expert_counts)
-
-    @property
-    def num_recv_tokens_per_expert_list(self) -> list[int]:
-        """Aligned, on the host: waits for them. Empty where the dispatch was told not to wait."""
-        if self.is_static:
-            return []
-        return [align_up(count, self.expert_alignment) for count in self.num_unaligned_recv_tokens_per_expert.tolist()]
-
-    @property
-    def psum_num_recv_tokens_per_scaleup_rank(self) -> torch.Tensor:
-        """int32 [ranks]: rows of this source and those before it, each token once."""
-        src_rank = tensor_of(self.handle.src_rank)
-        sources = torch.arange(self.group.size, device=src_rank.device)
-        if self.do_expand:  # a token has a row for each of its experts here
-            key = torch.where(src_rank < 0, -1, src_rank * self.num_max_tokens_per_rank + self.handle.src_token.torch())
-            src_rank = torch.div(torch.unique(key), self.num_max_tokens_per_rank, rounding_mode="floor")
-        return (src_rank.unsqueeze(1) == sources).sum(0).cumsum(0).to(torch.int32)
-
-    @property
-    def psum_num_recv_tokens_per_expert(self) -> torch.Tensor:
-        """int32 [local experts]: where the rows of each expert end; expanded, each begins at the aligned end before."""
-        counts = self.num_unaligned_recv_tokens_per_expert
-        begin = self.handle.expert_begin
-        if begin is None:
-            return counts.cumsum(0).to(torch.int32)
-        return tensor_of(begin)[:-1] + counts
-
-    @property
-    def num_recv_tokens(self) -> int:
-        """Tokens received, each once: waits for the counts."""
-        return self.handle.wait_stats().received_rows
-
-    @property
-    def num_expanded_tokens(self) -> int:
-        """Rows of the expanded layout, alignment included; 0 in token mode."""
-        return self.handle.num_rows if self.do_expand else 0
-
-    def __getattr__(self, name: str) -> typing.Any:
-        if name in ("recv_src_metadata", "dst_buffer_slot_idx", "token_metadata_at_forward", "channel_linked_list"):
-            raise lacking(
-                f"EPHandle.{name}",
-                "handle.src_rank and handle.src_token of this object's `handle` say where rows come from",
-            )
-        raise AttributeError(name)
+    return 1, size_of(group)
 
 
 class ElasticBuffer:
@@ -146,12 +47,16 @@ class ElasticBuffer:
         explicitly_destroy: bool = False,
     ) -> None:
         del num_cpu_bytes, hidden, num_topk, use_fp8_dispatch, deterministic, allow_hybrid_mode
-        del prefer_overlap_with_compute, sl_idx, num_allocated_qps, num_cpu_timeout_secs, num_gpu_timeout_secs
+        del prefer_overlap_with_compute, sl_idx, num_cpu_timeout_secs, num_gpu_timeout_secs
         self._group = join(group)
         self._dispatchers = Dispatchers(self._group)
         self.group = group
         self.rank_idx = self.rank = self._group.rank
         self.num_ranks = self.group_size = self._group.size
+        self.num_scaleout_ranks, self.num_scaleup_ranks = self.get_logical_domain_size()
+        self.num_rdma_ranks, self.num_nvlink_ranks = self.get_physical_domain_size()
+        self.scaleout_rank_idx, self.scaleup_rank_idx = 0, self.rank_idx
+        self.num_allocated_qps = num_allocated_qps  # taken, not used
         self.num_bytes = num_bytes
         self.num_max_tokens_per_rank = num_max_tokens_per_rank
         self.allow_multiple_reduction = allow_multiple_reduction
@@ -174,7 +79,7 @@ class ElasticBuffer:
     ) -> int:
         """Bytes of received rows and expert outputs in bf16, each token once per rank. Nothing is allocated by it."""
         del num_topk, use_fp8_dispatch, allow_hybrid_mode, allow_multiple_reduction
-        return 2 * _size_of(group) * num_max_tokens_per_rank * hidden * 2
+        return 2 * size_of(group) * num_max_tokens_per_rank * hidden * 2
 
     @staticmethod
     def capture() -> EventHandle:
@@ -230,7 +135,9 @@ class ElasticBuffer:
         recv_topk_idx None, recv_topk_weights [rows]. Without a host wait (``do_cpu_sync=False``) rows are as many as
         could come, and the tail is padding.
         """
-        del num_qps, do_handle_copy, do_zero_padding  # padding is always zero
+        del num_qps
+        if do_zero_padding and not (do_expand or (handle is not None and handle.do_expand)):
+            raise ValueError("do_zero_padding is for do_expand=True; padding is zero with and without it")
         _check_events(previous_event, allocate_on_comm_stream)
         wait_for(previous_event)
         wait_for(previous_event_before_epilogue)
@@ -246,9 +153,21 @@ class ElasticBuffer:
                 expert_alignment or 1,
                 num_sms,
                 do_expand=do_expand,
+                do_copy=do_handle_copy,
                 is_static=do_cpu_sync is False,
             )
-        dispatcher, prepared = self._prepared(handle, payload, tokens)
+            dispatcher, prepared = handle.prepared(payload)
+        else:
+            given = {
+                "num_experts": num_experts,
+                "num_max_tokens_per_rank": num_max_tokens_per_rank,
+                "expert_alignment": expert_alignment,
+            }
+            _check_cached(handle, topk_idx, do_expand, do_cpu_sync, given)
+            # Weights travel with the routing.
+            dispatcher, prepared = (
+                handle.prepared(payload) if topk_weights is None else handle.prepare(payload, topk_weights)
+            )
         received = dispatcher.dispatch(
             handle=prepared, num_sms=num_sms if tokens.is_cuda else 0, **payload.given(tokens, scales)
         )
@@ -263,7 +182,7 @@ class ElasticBuffer:
         recv_idx = None
         if local_experts is not None:
             recv_idx = local_experts.torch().to(handle.topk_idx.dtype, copy=True)
-        recv_weights = None if handle.topk_weights is None else prepared.weights.torch().clone()
+        recv_weights = None if topk_weights is None else prepared.weights.torch().clone()
         return recv_x, recv_idx, recv_weights, handle, finish(async_with_compute_stream)
 
     def combine(
@@ -281,16 +200,18 @@ class ElasticBuffer:
     ) -> tuple[torch.Tensor, torch.Tensor | None, EventOverlap]:
         """(sums [T, hidden], sums of the weights [T, top_k] or None, event)."""
         del num_qps
-        if bias is not None:
-            raise lacking("bias in ElasticBuffer.combine", "add it to the result")
-        if handle.do_expand and topk_weights is not None:
-            raise ValueError("expanded rows are weighted by the caller: leave topk_weights out")
         _check_events(previous_event, allocate_on_comm_stream)
         wait_for(previous_event)
         wait_for(previous_event_before_epilogue)
-        dispatcher, prepared = self._prepared_for_sums(handle, x)
         sms = num_sms if x.is_cuda else 0
-        out, weights = sum_rows(dispatcher, prepared, x, topk_weights, handle.topk_idx.shape, sms)
+        dispatcher, prepared = handle.prepared_for_sums(x)
+        if bias is None:
+            out, weights = sum_rows(dispatcher, prepared, x, topk_weights, handle.topk_idx.shape, sms)
+        else:
+            out = sum_with_bias(handle, x, bias if isinstance(bias, tuple) else (bias,), sms)
+            weights = None
+            if topk_weights is not None:
+                _, weights = sum_rows(dispatcher, prepared, x, topk_weights, handle.topk_idx.shape, sms)
         return out, weights, finish(async_with_compute_stream)
 
     # ---- What these are made of ----
@@ -306,6 +227,7 @@ class ElasticBuffer:
         num_sms: int,
         *,
         do_expand: bool,
+        do_copy: bool,
         is_static: bool,
     ) -> EPHandle:
         if topk_idx is None or num_experts is None:
@@ -320,54 +242,31 @@ class ElasticBuffer:
             expert_alignment=expert_alignment,
             num_max_tokens_per_rank=max_tokens,
             num_sms=num_sms,
-            topk_idx=topk_idx.clone(),
-            topk_weights=None if topk_weights is None else topk_weights.clone(),
+            topk_idx=topk_idx.clone() if do_copy else topk_idx,
+            topk_weights=topk_weights.clone() if do_copy and topk_weights is not None else topk_weights,
             is_static=is_static,
-            group=self._group,
+            sums_once=not self.allow_multiple_reduction,
+            dispatchers=self._dispatchers,
         )
 
-    def _prepared(
-        self, handle: EPHandle, payload: Payload, tokens: torch.Tensor
-    ) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        """A routing is prepared once for every payload, in a call that all ranks make."""
-        if payload not in handle.prepared:
-            fields = self._fields(handle, payload)
-            dispatcher = self._dispatchers.get("direct", fields, options_for(tokens), handle.num_max_tokens_per_rank)
-            handle.prepared[payload] = (dispatcher, dispatcher.prepare(handle.topk_idx, handle.topk_weights))
-        return handle.prepared[payload]
 
-    def _prepared_for_sums(self, handle: EPHandle, x: torch.Tensor) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        for payload, prepared in handle.prepared.items():
-            if payload.hidden == x.shape[1] and _output_of(payload) == x.dtype:
-                return prepared
-        return self._prepared(handle, Payload(x.dtype, x.shape[1]), x)
-
-    def _fields(self, handle: EPHandle, payload: Payload) -> dict[str, typing.Any]:
-        top_k = handle.topk_idx.shape[1]
-        layout: epistle.TokenMajor | epistle.ExpertMajor = epistle.TokenMajor()
-        rows = self._group.size * handle.num_max_tokens_per_rank
-        if handle.do_expand:
-            layout = epistle.ExpertMajor(handle.expert_alignment)
-            starts = rank_starts(handle.num_experts, self._group.size)
-            # Of the rank that holds most experts: rows are equally many on all ranks.
-            num_local = max(end - begin for begin, end in itertools.pairwise(starts))
-            rows = rows * min(top_k, num_local) + num_local * (handle.expert_alignment - 1)
-        fields = {
-            **payload.config(_output_of(payload)),
-            "num_experts": handle.num_experts,
-            "top_k": top_k,
-            "layout": layout,
-            "order": "deepep_v2" if self.allow_multiple_reduction else "flat",
-            "apply_weights": False,
-            "max_handles": MAX_HANDLES,
-        }
-        if handle.is_static:
-            fields["sizing"] = epistle.Capacity(rows_per_rank=rows)
-        return fields
-
-
-def _output_of(payload: Payload) -> torch.dtype:
-    return payload.dtype if payload.dtype in NAMES and not payload.is_raw else torch.bfloat16
+def _check_cached(
+    handle: EPHandle,
+    topk_idx: torch.Tensor | None,
+    do_expand: bool,
+    do_cpu_sync: bool | None,
+    given: dict[str, int | None],
+) -> None:
+    """A cached dispatch takes its routing from the handle; what is said of it again must be the same."""
+    if topk_idx is not None:
+        raise ValueError("a cached dispatch takes its routing from the handle; leave topk_idx out")
+    if do_cpu_sync:
+        raise ValueError("a cached dispatch waits for nothing; leave do_cpu_sync out")
+    if do_expand and not handle.do_expand:
+        raise ValueError("do_expand is given, the handle was made without")
+    for name, value in given.items():
+        if value is not None and value != getattr(handle, name):
+            raise ValueError(f"{name} is {value}, the handle was made with {getattr(handle, name)}")
 
 
 def _check_events(previous_event: typing.Any, allocate_on_comm_stream: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 
 import torch
 
 import epistle
 from epistle.deep_ep._events import EventOverlap, finish
-from epistle.deep_ep._routes import Dispatchers, lacking, options_for, tensor_of
+from epistle.deep_ep._routes import Dispatchers, lacking, tensor_of
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,24 +23,83 @@ _EXPONENTS_PER_WORD = 4
 MAX_HANDLES = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """What tells the dispatchers of one call from those of another."""
+
+    options: epistle.Host | epistle.Cuda
+    hidden: int
+    top_k: int
+    max_tokens: int
+    num_experts: int
+    use_fp8: bool
+    round_scale: bool
+    use_ue8m0: bool
+
+    @property
+    def device(self) -> str:
+        return "cuda" if isinstance(self.options, epistle.Cuda) else "host"
+
+    def wire(self) -> epistle.AsGiven | epistle.Fp8Blocks:
+        if not self.use_fp8:
+            return epistle.AsGiven()
+        if self.use_ue8m0 and not self.round_scale:
+            raise ValueError("use_ue8m0 needs round_scale: its scales are powers of two")
+        orders = epistle.find_dispatcher("low_latency", self.device).capabilities.scale_orders
+        return epistle.Fp8Blocks(
+            scales="ue8m0" if self.use_ue8m0 else "fp32",
+            powers_of_two=self.round_scale,
+            order="columns" if "columns" in orders else "rows",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where a dispatcher's rows lie. It has one buffer, so they stay there; what is in it is a call's until the
+    dispatcher's turn comes again: no lease is kept."""
+
+    rows: torch.Tensor
+    scales: torch.Tensor | None
+    outputs: torch.Tensor
+
+    @staticmethod
+    def of(received: epistle.Received, blocks: tuple[int, int]) -> _Places:
+        rows, scales, outputs = received.borrow()
+        return _Places(
+            tensor_of(rows).view(*blocks, -1),
+            None if scales is None else tensor_of(scales),
+            tensor_of(outputs).view(*blocks, -1),
+        )
+
+
+@dataclasses.dataclass
+class _Line:
+    """One of the dispatchers that are used in turn."""
+
+    dispatcher: epistle.Dispatcher
+    late_weights: bool  # it takes them in combine
+    places: _Places | None = None
+
+
 class LowLatencyHandle:
     """What low_latency_dispatch returns for low_latency_combine. As a sequence it is DeepEP's (src_info, layout_range,
     num_max_dispatch_tokens_per_rank, hidden, num_experts)."""
 
     def __init__(
         self,
-        dispatcher: epistle.Dispatcher,
+        line: _Line,
         shape: tuple[int, int, int],
         num_ranks: int,
         outputs: torch.Tensor,
     ) -> None:
-        self.dispatcher = dispatcher
+        self.dispatcher = line.dispatcher
+        self.late_weights = line.late_weights
         self.handle: epistle.Handle | None = None  # from the receive half on
         self.shape = shape
         self.num_ranks = num_ranks
         self.outputs = outputs
 
-    def _described(self) -> epistle.Handle:
+    def described(self) -> epistle.Handle:
         if self.handle is None:
             raise RuntimeError("the rows of this dispatch have not been received yet; call its hook first")
         return self.handle
@@ -47,12 +107,12 @@ class LowLatencyHandle:
     @property
     def src_info(self) -> torch.Tensor:
         """int32 [experts, rows]: index of the token at its rank."""
-        return tensor_of(self._described().src_token).view(self.outputs.shape[:2])
+        return tensor_of(self.described().src_token).view(self.outputs.shape[:2])
 
     @property
     def layout_range(self) -> torch.Tensor:
         """int64 [experts, ranks]: ``begin << 32 | count`` of the rows of each source, which lie together."""
-        src_rank = tensor_of(self._described().src_rank).view(self.outputs.shape[:2])
+        src_rank = tensor_of(self.described().src_rank).view(self.outputs.shape[:2])
         sources = torch.arange(self.num_ranks, device=src_rank.device)
         counts = (src_rank.unsqueeze(2) == sources).sum(1)
         return ((counts.cumsum(1) - counts) << 32) | counts
@@ -76,6 +136,7 @@ class LowLatencyCalls:
 
     _group: epistle.Group
     _dispatchers: Dispatchers
+    _low_latency: dict[typing.Any, list[_Line]]
     _num_low_latency: int = 0
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
@@ -106,34 +167,32 @@ class LowLatencyCalls:
                 "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
         _check_hooks(async_finish, return_recv_hook)
-        dispatcher = self._low_latency_dispatcher(
-            x,
-            topk_idx.shape[1],
-            num_max_dispatch_tokens_per_rank,
-            num_experts,
-            _wire("cuda" if x.is_cuda else "host", use_fp8, round_scale, use_ue8m0),
-        )
-        routed = dispatcher.prepare(topk_idx)
-        pending = dispatcher.dispatch_send(x, handle=routed)
-        # Their places are known, and stay theirs until the dispatcher's turn comes again: no lease is kept.
+        sizes = (x.shape[1], topk_idx.shape[1], num_max_dispatch_tokens_per_rank, num_experts)
+        line = self._next_line(x.device, sizes, (use_fp8, round_scale, use_ue8m0))
+        dispatcher = line.dispatcher
+        if x.is_cuda:  # routing and rows travel in one step
+            pending = dispatcher.dispatch_send(x, expert_ids=topk_idx)
+        else:
+            pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
         ahead = pending.received()
-        rows, scales, outputs = ahead.borrow()
-        blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
+        routed = ahead.handle
+        places = line.places
+        if places is None:
+            blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
+            places = line.places = _Places.of(ahead, blocks)
         handle = LowLatencyHandle(
-            dispatcher,
-            (num_max_dispatch_tokens_per_rank, x.shape[1], num_experts),
-            self._group.size,
-            outputs.torch().view(*blocks, -1),
+            line, (num_max_dispatch_tokens_per_rank, x.shape[1], num_experts), self._group.size, places.outputs
         )
-        recv_x: typing.Any = rows.torch().view(*blocks, -1)
+        recv_x: typing.Any = places.rows
         fill_scales: Callable[[], object] = _nothing
-        if scales is not None:
-            recv_scales, fill_scales = _in_columns(scales, blocks)
-            recv_x = (recv_x, recv_scales)
+        if places.scales is not None:
+            recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
+            recv_x = (places.rows, recv_scales)
         recv_count = routed.expert_counts.torch()
         ahead.release()
 
-        def receive() -> None:
+        def receive(kept: tuple[torch.Tensor, ...] = (x, topk_idx)) -> None:
+            del kept  # read by the receive half as well
             dispatcher.dispatch_receive(pending).release()
             fill_scales()
             handle.handle = routed
@@ -169,13 +228,17 @@ class LowLatencyCalls:
             )
         _check_hooks(async_finish, return_recv_hook)
         dispatcher = handle.dispatcher
-        # The weights come with the ids in a prepare; the same ids get the same places.
-        weighted = dispatcher.prepare(topk_idx, topk_weights)
+        weights: torch.Tensor | None = topk_weights.contiguous()
+        if handle.late_weights:
+            weighted = handle.described()
+        else:  # they come with the ids in a prepare; the same ids get the same places
+            weighted, weights = dispatcher.prepare(topk_idx, topk_weights), None
         rows = handle.outputs if zero_copy else x
         result = x.new_empty((topk_idx.shape[0], x.shape[-1])) if out is None else out
-        pending = dispatcher.combine_send(result, rows=rows.view(-1, rows.shape[-1]), handle=weighted)
+        pending = dispatcher.combine_send(result, rows=rows.view(-1, rows.shape[-1]), handle=weighted, weights=weights)
 
-        def receive() -> None:
+        def receive(kept: tuple[torch.Tensor | None, ...] = (rows, weights)) -> None:
+            del kept  # read by the receive half as well
             dispatcher.combine_receive(pending)
 
         if return_recv_hook:
@@ -204,33 +267,39 @@ class LowLatencyCalls:
     def low_latency_clean_mask_buffer(self) -> None:
         """No rank is masked."""
 
-    def _low_latency_dispatcher(
-        self,
-        x: torch.Tensor,
-        top_k: int,
-        max_tokens: int,
-        num_experts: int,
-        wire: epistle.AsGiven | epistle.Fp8Blocks,
-    ) -> epistle.Dispatcher:
+    def _next_line(
+        self, device: torch.device, sizes: tuple[int, int, int, int], quantisation: tuple[bool, bool, bool]
+    ) -> _Line:
+        key = (device, sizes, quantisation)
+        lines = self._low_latency.get(key)
+        if lines is None:
+            options = epistle.Cuda(device=device.index) if device.type == "cuda" else epistle.Host()
+            lines = self._low_latency[key] = self._make_lines(_Shape(options, *sizes, *quantisation))
+        turn = self._num_low_latency % NUM_OUTSTANDING
+        self._num_low_latency += 1
+        return lines[turn]
+
+    def _make_lines(self, shape: _Shape) -> list[_Line]:
         fields: dict[str, typing.Any] = {
-            "hidden": x.shape[1],
-            "num_experts": num_experts,
-            "top_k": top_k,
-            "wire": wire,
-            "layout": epistle.ExpertBlocks(self._group.size * max_tokens),
+            "hidden": shape.hidden,
+            "num_experts": shape.num_experts,
+            "top_k": shape.top_k,
+            "wire": shape.wire(),
+            "layout": epistle.ExpertBlocks(self._group.size * shape.max_tokens),
             "sizing": epistle.Capacity(),
             "order": "flat",
             "zero_padding": False,
             "max_handles": MAX_HANDLES,
         }
-        options = options_for(x)
-        device = "cuda" if x.is_cuda else "host"
-        config = epistle.DispatcherConfig(max_tokens=max_tokens, **fields)
+        config = epistle.DispatcherConfig(max_tokens=shape.max_tokens, **fields)
         # What the kernel of few tokens cannot do, the other one does.
-        refused = epistle.find_dispatcher("low_latency", device).cannot_serve(config, self._group.size)
-        turn = self._num_low_latency % NUM_OUTSTANDING
-        self._num_low_latency += 1
-        return self._dispatchers.get("direct" if refused else "low_latency", fields, options, max_tokens, turn)
+        refused = epistle.find_dispatcher("low_latency", shape.device).cannot_serve(config, self._group.size)
+        name = "direct" if refused else "low_latency"
+        late_weights = epistle.find_dispatcher(name, shape.device).capabilities.late_weights
+        return [
+            _Line(self._dispatchers.get(name, fields, shape.options, shape.max_tokens, turn), late_weights)
+            for turn in range(NUM_OUTSTANDING)
+        ]
 
 
 def _nothing() -> None:
@@ -249,23 +318,9 @@ def _refuse_forks(call: str, arguments: dict[str, typing.Any]) -> None:
         raise lacking(f"{', '.join(used)} in {call}", "turn the option off: it is of a fork of DeepEP")
 
 
-def _wire(device: str, use_fp8: bool, round_scale: bool, use_ue8m0: bool) -> epistle.AsGiven | epistle.Fp8Blocks:
-    if not use_fp8:
-        return epistle.AsGiven()
-    if use_ue8m0 and not round_scale:
-        raise ValueError("use_ue8m0 needs round_scale: its scales are powers of two")
-    orders = epistle.find_dispatcher("low_latency", device).capabilities.scale_orders
-    return epistle.Fp8Blocks(
-        scales="ue8m0" if use_ue8m0 else "fp32",
-        powers_of_two=round_scale,
-        order="columns" if "columns" in orders else "rows",
-    )
-
-
-def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.Tensor, Callable[[], object]]:
+def _in_columns(given: torch.Tensor, blocks: typing.Sequence[int]) -> tuple[torch.Tensor, Callable[[], object]]:
     """[experts, rows, scales] of fp32, or int32 words of four exponents, the rows of a column one behind the other; and
     what fills it once the rows are there."""
-    given = tensor_of(scales)
     if given.dim() == 3:
         return given, _nothing
     is_packed = given.dtype == torch.uint8
@@ -279,6 +334,6 @@ def _in_columns(scales: epistle.Array, blocks: tuple[int, int]) -> tuple[torch.T
         if is_packed:
             padding = num_columns * _EXPONENTS_PER_WORD - given.shape[1]
             rows = torch.nn.functional.pad(given, (0, padding)).view(torch.int32)
-        columns.copy_(rows.view(*blocks, -1))
+        columns.copy_(rows.view(blocks[0], blocks[1], -1))
 
     return columns, fill

@@ -10,13 +10,22 @@ import torch
 import epistle
 from epistle.deep_ep._config import Config
 from epistle.deep_ep._events import EventOverlap, finish, wait_for
-from epistle.deep_ep._routes import Dispatchers, Payload, align_up, largest, options_for, ranks_of, sum_rows
+from epistle.deep_ep._routes import (
+    MAX_HANDLES,
+    Dispatchers,
+    Payload,
+    align_up,
+    largest,
+    options_for,
+    ranks_of,
+)
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Handles that may live at once: micro-batches times layers of a training step.
-MAX_HANDLES = 128
+
+# Rows have a multiple of 16 bytes.
+_FLOATS_PER_ROW_UNIT = 4
 
 
 class Handle:
@@ -39,10 +48,16 @@ class Handle:
             self._others[payload] = self.routing.prepare(payload, dispatchers)
         return self._others[payload]
 
+    def for_weights(self, payload: Payload, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
+        """With room for all rows that could come, so that nobody waits for counts that are known."""
+        if payload not in self._others:
+            room = self.routing.num_worst_tokens or self.routing.num_ranks * self.routing.max_tokens
+            self._others[payload] = self.routing.prepare(payload, dispatchers, room)
+        return self._others[payload]
+
     def for_sums(self, x: torch.Tensor, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        output = self.routing.output_of
         for payload, prepared in self._others.items():
-            if output(payload) == x.dtype and payload.hidden == x.shape[1]:
+            if payload.output == x.dtype and payload.hidden == x.shape[1]:
                 return prepared
         return self.for_payload(Payload(x.dtype, x.shape[1]), dispatchers)
 
@@ -97,21 +112,20 @@ class Routing:
         self.max_tokens = max_tokens
         self.is_token_in_rank = is_token_in_rank
 
-    @staticmethod
-    def output_of(payload: Payload) -> torch.dtype:
-        """What is summed where the payload cannot be."""
-        return torch.bfloat16 if payload.is_raw or payload.is_plain_fp8 else payload.dtype
-
-    def prepare(self, payload: Payload, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
+    def prepare(
+        self, payload: Payload, dispatchers: Dispatchers, num_rows: int = 0
+    ) -> tuple[epistle.Dispatcher, epistle.Handle]:
+        """``num_rows``: of static shapes; 0: as the routing says."""
+        num_rows = num_rows or self.num_worst_tokens
         fields = {
-            **payload.config(self.output_of(payload)),
+            **payload.config(),
             "num_experts": self.num_experts,
             "top_k": self.expert_ids.shape[1],
             "apply_weights": False,
             "max_handles": MAX_HANDLES,
         }
-        if self.num_worst_tokens > 0:
-            fields["sizing"] = epistle.Capacity(rows_per_rank=self.num_worst_tokens)
+        if num_rows > 0:
+            fields["sizing"] = epistle.Capacity(rows_per_rank=num_rows)
         dispatcher = dispatchers.get("direct", fields, options_for(self.expert_ids), self.max_tokens)
         return dispatcher, dispatcher.prepare(self.expert_ids, self.weights)
 
@@ -216,8 +230,10 @@ class NormalCalls:
         del allocate_on_comm_stream
         wait_for(previous_event)
         dispatcher, prepared = handle.for_sums(x, self._dispatchers)
-        shape = handle.routing.expert_ids.shape
-        out, weights = sum_rows(dispatcher, prepared, x, topk_weights, shape, self._sms(x, config))
+        num_sms = self._sms(x, config)
+        out = x.new_empty((handle.routing.expert_ids.shape[0], x.shape[1]))
+        dispatcher.combine(out, rows=x, handle=prepared, num_sms=num_sms)
+        weights = None if topk_weights is None else self._sum_weights(handle, topk_weights, num_sms)
         if bias is not None:
             total = out.float()
             for part in bias if isinstance(bias, tuple) else (bias,):
@@ -226,6 +242,18 @@ class NormalCalls:
         return out, weights, finish(async_finish)
 
     # ---- What these are made of ----
+
+    def _sum_weights(self, handle: Handle, weights: torch.Tensor, num_sms: int) -> torch.Tensor:
+        """[T, top_k]: plain sums over the ranks, of what stands at places without a local expert as well. They are rows
+        of their own, of a routing that is prepared when a handle's weights are first summed."""
+        top_k = weights.shape[1]
+        payload = Payload(torch.float32, align_up(top_k, _FLOATS_PER_ROW_UNIT))
+        dispatcher, prepared = handle.for_weights(payload, self._dispatchers)
+        rows = weights.new_zeros((prepared.num_rows, payload.hidden))
+        rows[: weights.shape[0], :top_k] = weights
+        sums = weights.new_empty((handle.routing.expert_ids.shape[0], payload.hidden))
+        dispatcher.combine(sums, rows=rows, handle=prepared, num_sms=num_sms)
+        return sums[:, :top_k].contiguous()
 
     def _sms(self, x: torch.Tensor, config: Config | None) -> int:
         """0, what the tuning table says, unless the caller chose a number."""

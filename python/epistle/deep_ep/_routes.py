@@ -12,6 +12,8 @@ import epistle
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _SCALE_BLOCK = 128
+# Handles that may live at once: micro-batches times layers of a training step.
+MAX_HANDLES = 128
 
 
 def join(group: typing.Any, comm: typing.Any = None) -> epistle.Group:
@@ -23,9 +25,19 @@ def join(group: typing.Any, comm: typing.Any = None) -> epistle.Group:
     return epistle.Group.from_torch(group)
 
 
+def largest_of(group: epistle.Group, *values: int) -> list[int]:
+    """Each over the ranks. Collective."""
+    layout = f"{len(values)}q"
+    parts = [struct.unpack(layout, part) for part in group.all_gather(struct.pack(layout, *values))]
+    return [max(column) for column in zip(*parts, strict=True)]
+
+
 def largest(group: epistle.Group, value: int) -> int:
-    """Over the ranks. Collective."""
-    return max(int(struct.unpack("q", part)[0]) for part in group.all_gather(struct.pack("q", value)))
+    return largest_of(group, value)[0]
+
+
+def size_of(group: typing.Any) -> int:
+    return group.size if isinstance(group, epistle.Group) else int(group.size())
 
 
 def rank_starts(num_experts: int, num_ranks: int) -> list[int]:
@@ -58,6 +70,11 @@ class Payload:
         return Payload(x.dtype, x.shape[1], scales.dtype, 1 if scales.dim() == 1 else scales.shape[1])
 
     @property
+    def output(self) -> torch.dtype:
+        """What is summed: bf16 where the payload cannot be."""
+        return self.dtype if self.dtype in NAMES and not self.is_raw else torch.bfloat16
+
+    @property
     def is_plain_fp8(self) -> bool:
         return (
             self.dtype == torch.float8_e4m3fn
@@ -70,9 +87,9 @@ class Payload:
         """Rows that Epistle moves without knowing what they are, such as fp8 with packed UE8M0 scales."""
         return not self.is_plain_fp8 and (self.dtype not in NAMES or self.num_scales > 0)
 
-    def config(self, output: torch.dtype) -> dict[str, typing.Any]:
-        """Fields of a DispatcherConfig. ``output``: what combine sums."""
-        fields: dict[str, typing.Any] = {"expert_output": NAMES[output], "expert_output_hidden": self.hidden}
+    def config(self) -> dict[str, typing.Any]:
+        """Fields of a DispatcherConfig."""
+        fields: dict[str, typing.Any] = {"expert_output": NAMES[self.output], "expert_output_hidden": self.hidden}
         if not self.is_raw:
             return {**fields, "hidden": self.hidden, "input": NAMES.get(self.dtype, "fp8")}
         scale_bytes = self.num_scales * self.scale_dtype.itemsize if self.scale_dtype is not None else 0
@@ -101,7 +118,9 @@ class Payload:
         return tensor, scales.torch().view(self.scale_dtype)
 
 
-def tensor_of(array: epistle.Array) -> torch.Tensor:
+def tensor_of(array: epistle.Array | None) -> torch.Tensor:
+    """Of an array that the layout in question has."""
+    assert array is not None
     tensor: torch.Tensor = array.torch()
     return tensor
 

@@ -177,15 +177,30 @@ Complaint CallChecks::has_sums() const {
                   "configuration");
 }
 
-Complaint CallChecks::expert_outputs(const HandleState& state, const ConstRows& outputs,
-                                     const WeightsView& weights) const {
-  if (Complaint complaint = has_sums()) return complaint;
-  if (weights.data != nullptr && !info.capabilities().late_weights) {
+Complaint CallChecks::late_weights(const WeightsView& weights) const {
+  if (weights.data == nullptr) return std::nullopt;
+  if (!info.capabilities().late_weights) {
     return complain(ErrorCode::kUnsupported, Phase::kCombine,
                     fmt::format("dispatcher '{}' takes the weights with the ids (PrepareRequest, DispatchRequest), not "
                                 "in combine",
                                 info.name()));
   }
+  // Elsewhere a weight is needed where the expert is, before the rows are on their way.
+  if (!config.apply_weights || config.order != SumOrder::kFlat || config.layout == OutputLayout::kTokenMajor) {
+    return complain(ErrorCode::kUnsupported, Phase::kCombine,
+                    "combine takes weights where it applies them to rows of experts in flat order: apply_weights, "
+                    "order flat, layout expert_major or expert_blocks; else give them with the ids");
+  }
+  if (weights.stride == 0 || weights.stride == config.top_k) return std::nullopt;
+  return complain(
+      ErrorCode::kInvalidArgument, Phase::kCombine,
+      fmt::format("weights.stride is {}; those of combine lie one behind the other: {}", weights.stride, config.top_k));
+}
+
+Complaint CallChecks::expert_outputs(const HandleState& state, const ConstRows& outputs,
+                                     const WeightsView& weights) const {
+  if (Complaint complaint = has_sums()) return complaint;
+  if (Complaint complaint = late_weights(weights)) return complaint;
   return rows(outputs, {.name = "rows",
                         .num_rows = state.description.num_rows,
                         .hidden = config.combine_hidden,

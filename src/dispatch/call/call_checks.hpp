@@ -50,6 +50,8 @@ struct CallChecks {
   [[nodiscard]] Complaint routing(const PrepareRequest& request) const;
   /// dispatch, with the tokens of a handle for `num_tokens`.
   [[nodiscard]] Complaint tokens(std::int64_t num_tokens, const ConstRows& tokens, const ScalesView& scales) const;
+  /// combine: weights that come with it.
+  [[nodiscard]] Complaint late_weights(const WeightsView& weights) const;
   /// combine: the expert outputs, and where the sums go.
   [[nodiscard]] Complaint expert_outputs(const HandleState& state, const ConstRows& outputs,
                                          const WeightsView& weights) const;

@@ -10,7 +10,12 @@ import torch
 import torch.distributed as dist
 
 
-def init_dist(local_rank: int, num_local_ranks: int) -> tuple[int, int, typing.Any]:
+class _Seeds:
+    global_seed = 0
+    local_seed = 0
+
+
+def init_dist(local_rank: int, num_local_ranks: int, seed: int = 0) -> tuple[int, int, typing.Any]:
     """(rank, number of ranks, group of all): nccl with a GPU for each rank, gloo on the CPU. MASTER_ADDR, MASTER_PORT,
     WORLD_SIZE and RANK, which count hosts here, are read from the environment."""
     address = os.getenv("MASTER_ADDR", "127.0.0.1")
@@ -30,14 +35,25 @@ def init_dist(local_rank: int, num_local_ranks: int) -> tuple[int, int, typing.A
         rank=rank,
         device_id=torch.device("cuda", local_rank) if has_gpu else None,
     )
+    init_seed(seed)
     return rank, num_ranks, dist.new_group(list(range(num_ranks)))
 
 
-def init_seed(seed: int = 0) -> None:
+def init_seed(global_seed: int = 0) -> None:
     """Different random numbers on every rank, the same in every run."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    torch.manual_seed(seed + rank)
-    random.seed(seed + rank)
+    _Seeds.global_seed = global_seed
+    _Seeds.local_seed = global_seed + (dist.get_rank() if dist.is_initialized() else 0)
+    torch.manual_seed(_Seeds.local_seed)
+    random.seed(_Seeds.local_seed)
+
+
+def get_global_seed() -> int:
+    """What init_seed was given, the same on all ranks."""
+    return _Seeds.global_seed
+
+
+def get_local_seed() -> int:
+    return _Seeds.local_seed
 
 
 def dist_print(*values: typing.Any, once_in_node: bool = False, **options: typing.Any) -> None:

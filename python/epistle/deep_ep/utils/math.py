@@ -60,7 +60,7 @@ def inplace_unique(x: torch.Tensor, num_slots: int) -> None:
 
 def hash_tensor(x: torch.Tensor) -> int:
     """The same for the same bits in the same places."""
-    flat = x.contiguous().view(torch.uint8).view(-1).to(torch.int64) + 1
+    flat = x.reshape(-1).view(torch.uint8).to(torch.int64) + 1
     places = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x9E3779B1
     return int((flat * places).sum())
 

@@ -7,11 +7,13 @@ import time
 import typing
 
 import torch
+import torch.distributed
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable
 
 _L2_FLUSH_BYTES = 256 * 1024 * 1024
+_HEAD_START_CYCLES = 20_000_000  # about 10 ms
 
 
 def bench(
@@ -63,8 +65,9 @@ def bench_kineto(
 ) -> typing.Any:
     """Mean seconds of the kernels whose name contains each of ``kernel_names``, from the profiler of Torch: a number
     for one name, a tuple for several. With ``num_kernels_per_period`` above 1, for every name a list: the mean of the
-    first, second, ... kernel of a period."""
-    del suppress_kineto_output, barrier_comm_profiling
+    first, second, ... kernel of a period. ``barrier_comm_profiling``: ranks meet on the device before every call, so
+    that no kernel waits for a rank whose host is late."""
+    del suppress_kineto_output
     if not torch.cuda.is_available():
         raise RuntimeError("bench_kineto looks at kernels, and there is no GPU; use bench")
     names = (kernel_names,) if isinstance(kernel_names, str) else kernel_names
@@ -72,8 +75,8 @@ def bench_kineto(
         for _ in range(num_tests):
             if flush_l2:
                 torch.empty(_L2_FLUSH_BYTES // 4, dtype=torch.int32, device="cuda").zero_()
-            if barrier is not None:
-                barrier()
+            if barrier_comm_profiling:
+                _meet(barrier)
             fn()
         torch.cuda.synchronize()
     if trace_path is not None:
@@ -82,11 +85,22 @@ def bench_kineto(
     return results[0] if isinstance(kernel_names, str) else tuple(results)
 
 
+def _meet(barrier: Callable[[], typing.Any] | None) -> None:
+    cuda: typing.Any = torch.cuda  # without types
+    cuda._sleep(_HEAD_START_CYCLES)  # while the host goes on to launch what comes behind
+    if barrier is not None:
+        barrier()
+    else:
+        torch.distributed.all_reduce(torch.ones(1, dtype=torch.float32, device="cuda"))
+
+
 def _mean_times(profiler: typing.Any, name: str, per_period: int) -> typing.Any:
-    kernels = [event for event in profiler.events() if name in event.name and event.device_time > 0]
+    autograd: typing.Any = torch.autograd  # without types
+    on_device = autograd.DeviceType.CUDA
+    kernels = [event for event in profiler.events() if name in event.name and event.device_type == on_device]
     if not kernels:
         raise RuntimeError(f"no kernel has '{name}' in its name")
     kernels.sort(key=lambda event: event.time_range.start)
-    times = [event.device_time / 1e6 for event in kernels]
+    times = [event.time_range.elapsed_us() / 1e6 for event in kernels]
     means = [statistics.fmean(times[first::per_period]) for first in range(per_period)]
     return means[0] if per_period == 1 else means

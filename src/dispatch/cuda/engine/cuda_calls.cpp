@@ -15,6 +15,7 @@ struct CudaEngine::SumCall {
   DeviceCall call = DeviceCall::kCombine;
   const std::byte* rows = nullptr;
   Rows out = {};
+  const float* weights = nullptr;  ///< null: those of the routing
   std::uint32_t phases = kBothPhases;
   bool weighted = false;
 };
@@ -329,6 +330,7 @@ void CudaEngine::sum(const CudaHandleState& state, const SumCall& call) {
   args.out = static_cast<std::byte*>(call.out.data);
   args.out_stride = call.out.stride_bytes();
   args.weighted = call.weighted;
+  if (call.weights != nullptr) args.handle.weights = const_cast<float*>(call.weights);  // sums only read them
   transport_->start_sum(state, args);
 }
 
@@ -363,8 +365,13 @@ CudaEngine::OpenCall CudaEngine::begin_combine(const CombineRequest& request, St
   last_handle_ = call.handle;
   call.rows = share_rows(*call.handle, rows, pulls_rows() && !transport_->pushes_outputs());
   call.out = request.out;
+  call.weights = request.weights.data;
   if (phases == kSendPhase) ++num_send_halves_;
-  sum(*call.handle, {.rows = call.rows, .out = call.out, .phases = phases, .weighted = context_.config.apply_weights});
+  sum(*call.handle, {.rows = call.rows,
+                     .out = call.out,
+                     .weights = call.weights,
+                     .phases = phases,
+                     .weighted = context_.config.apply_weights});
   return call;
 }
 
@@ -385,8 +392,11 @@ void CudaEngine::combine_receive(Pending pending, Stream stream) {
   use(stream);
   const OpenCall call = std::exchange(open_, OpenCall{});
   context_.buffer = call.buffer->idx;
-  sum(*call.handle,
-      {.rows = call.rows, .out = call.out, .phases = kReceivePhase, .weighted = context_.config.apply_weights});
+  sum(*call.handle, {.rows = call.rows,
+                     .out = call.out,
+                     .weights = call.weights,
+                     .phases = kReceivePhase,
+                     .weighted = context_.config.apply_weights});
 }
 
 // ---- Backward -------------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ class CudaEngine final : public DispatcherImpl {
     std::shared_ptr<RowBuffer> buffer;
     const std::byte* rows = nullptr;
     Rows out;
+    const float* weights = nullptr;              ///< of a combine that brings them
     std::optional<DispatchRequest> routed = {};  ///< of a dispatch that is one call with its routing
   };
   struct SumCall;

@@ -313,7 +313,7 @@ struct LineSummer {
 };
 
 template <class Format, bool kAligned>
-__global__ void __launch_bounds__(kLineThreads, 1) line_combine_kernel(const __grid_constant__ LineCombineArgs args) {
+__global__ void __launch_bounds__(kLineThreads, 1) combine_lines_kernel(const __grid_constant__ LineCombineArgs args) {
   __shared__ volatile std::uint32_t touched;
   __shared__ SourceRows sources;
   __shared__ TokenTerms first[kLineThreads];
@@ -355,7 +355,7 @@ using CombineKernel = void (*)(LineCombineArgs);
 CombineKernel combine_kernel(DType dtype, bool aligned) {
   return with_format(dtype, [&](auto format) -> CombineKernel {
     using Format = decltype(format);
-    return aligned ? line_combine_kernel<Format, true> : line_combine_kernel<Format, false>;
+    return aligned ? combine_lines_kernel<Format, true> : combine_lines_kernel<Format, false>;
   });
 }
 

@@ -152,7 +152,8 @@ __device__ bool settle_books(const LineDispatchArgs& args, const CallContext& ca
 }
 
 template <bool kQuantises>
-__global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __grid_constant__ LineDispatchArgs args) {
+__global__ void __launch_bounds__(kLineThreads, 1)
+    dispatch_lines_kernel(const __grid_constant__ LineDispatchArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ BlockState state;
   const std::uint32_t touch = touch_args(args);
@@ -253,7 +254,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) line_dispatch_kernel(const __
 using DispatchKernel = void (*)(LineDispatchArgs);
 
 DispatchKernel dispatch_kernel(bool quantises) {
-  return quantises ? line_dispatch_kernel<true> : line_dispatch_kernel<false>;
+  return quantises ? dispatch_lines_kernel<true> : dispatch_lines_kernel<false>;
 }
 
 LineShape shape_of(const DispatchLayout& layout) {

@@ -48,6 +48,7 @@ std::int64_t best_up_to(const ResolvedConfig& config, int num_ranks) {
 Capabilities low_latency_capabilities() {
   Capabilities can = direct_info().capabilities();
   can.max_top_k = kMaxLineTopK;
+  can.late_weights = true;
   return can;
 }
 

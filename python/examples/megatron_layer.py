@@ -1,0 +1,147 @@
+"""An MoE layer of megatron-core on Epistle's deep_ep, compared with its own dispatcher alltoall: outputs, gradients of
+the input and of all parameters, and the losses of a few training steps. On two GPUs or more:
+
+    torchrun --nproc-per-node 2 megatron_layer.py
+
+Needs the package megatron-core (written for 0.19.2), whose layers run on GPUs only; python/tests/test_megatron.py has
+its token dispatchers on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import typing
+
+import torch
+import torch.distributed as dist
+
+import epistle.deep_ep
+
+HIDDEN, FFN, EXPERTS, TOKENS = 256, 512, 8, 64
+BACKENDS = ("deepep", "hybridep")
+# Of bf16 rows that were added in another order, relative to the largest.
+TOLERANCE = 1.6e-2
+
+
+def make_layer(dispatcher: str, backend: str | None, top_k: int) -> typing.Any:
+    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.moe.moe_layer import MoELayer
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=HIDDEN,
+        ffn_hidden_size=FFN,
+        num_attention_heads=4,
+        num_moe_experts=EXPERTS,
+        moe_ffn_hidden_size=FFN,
+        moe_router_topk=top_k,
+        moe_router_pre_softmax=top_k == 1,
+        moe_router_dtype="fp32",
+        moe_router_load_balancing_type="none",
+        moe_token_dispatcher_type=dispatcher,
+        moe_flex_dispatcher_backend=backend or "deepep",
+        # Uneven inputs are padded to the longest.
+        moe_hybridep_pad_uneven_dispatch_inputs=backend == "hybridep",
+        moe_aux_loss_coeff=0.0,
+        expert_model_parallel_size=dist.get_world_size(),
+        add_bias_linear=False,
+        use_cpu_initialization=True,
+        params_dtype=torch.bfloat16,
+        bf16=True,
+        perform_initialization=True,
+    )
+    spec: typing.Any = get_moe_module_spec(use_te=False, num_experts=EXPERTS, moe_grouped_gemm=False)
+    # A partial of the class since 0.19, a specification before.
+    submodules = spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
+    layer = MoELayer(config, submodules, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+    layer = layer.to(device="cuda", dtype=torch.bfloat16)
+    layer.set_layer_number(1)
+    # The same in every layer: each expert is drawn of itself.
+    for name, parameter in layer.named_parameters():
+        expert = name.partition("local_experts.")[2].partition(".")[0]
+        first = dist.get_rank() * EXPERTS // dist.get_world_size()
+        seed = 1000 + (first + int(expert) if expert else 0) * 10 + ("fc2" in name)
+        values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.05
+        parameter.data.copy_(values.to(torch.bfloat16))
+    return layer
+
+
+def compare(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+    scale = expected.abs().max().item() or 1.0
+    difference = (got.float() - expected.float()).abs().max().item() / scale
+    if difference > TOLERANCE:
+        raise AssertionError(f"{name} differs by {difference:.2e} of its largest; {TOLERANCE:.0e} is allowed")
+
+
+def run_once(layer: typing.Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    x = x.detach().clone().requires_grad_(True)
+    layer.zero_grad(set_to_none=True)
+    out, _ = layer(x)
+    (out.float() * torch.arange(HIDDEN, device=x.device).cos()).sum().backward()
+    results = {"output": out.detach(), "gradient of the input": x.grad}
+    for name, parameter in layer.named_parameters():
+        results[f"gradient of {name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return results
+
+
+def train(layer: typing.Any, inputs: list[torch.Tensor]) -> list[float]:
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
+    losses = []
+    for x in inputs:
+        optimizer.zero_grad()
+        out, _ = layer(x)
+        loss = (out.float() - x.float().roll(1, -1)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    num_steps = parser.parse_args().steps
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit("error: start it with torchrun --nproc-per-node 2")
+    epistle.deep_ep.install()
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl")
+    rank = dist.get_rank()
+    parallel_state.initialize_model_parallel(expert_model_parallel_size=dist.get_world_size())
+    model_parallel_cuda_manual_seed(0)
+    generator = torch.Generator().manual_seed(rank)
+
+    def draw(num_tokens: int) -> torch.Tensor:
+        return torch.randn(num_tokens, 1, HIDDEN, generator=generator).to(device="cuda", dtype=torch.bfloat16)
+
+    for backend in BACKENDS:
+        for top_k in (1, 2, 8):
+            reference, layer = make_layer("alltoall", None, top_k), make_layer("flex", backend, top_k)
+            for num_tokens in (TOKENS, TOKENS - 5 * rank):  # as many on every rank, and not
+                x = draw(num_tokens)
+                expected = run_once(reference, x)
+                for name, got in run_once(layer, x).items():
+                    compare(f"{backend}, top-{top_k}, rank {rank}: {name}", got, expected[name])
+        inputs = [draw(TOKENS) for _ in range(num_steps)]
+        losses = [train(each, inputs) for each in (layer, reference)]
+        for step, (loss, wanted) in enumerate(zip(*losses, strict=True)):
+            if abs(loss - wanted) > TOLERANCE * abs(wanted):
+                raise AssertionError(f"{backend}: the loss of step {step} is {loss}; that of alltoall {wanted}")
+        if rank == 0:
+            print(f"{backend}: equal to alltoall with top-1, 2 and 8")
+            print(f"{backend}: losses {' '.join(f'{loss:.4f}' for loss in losses[0])}")
+            print(f"alltoall: losses {' '.join(f'{loss:.4f}' for loss in losses[1])}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
