@@ -21,6 +21,8 @@ struct FreshRules {
 [[nodiscard]] SharedPack share_best(SlotTable table, std::span<const std::int64_t> loads);
 /// Equal parts for all replicas.
 [[nodiscard]] SharedPack share_evenly(SlotTable table, std::span<const std::int64_t> loads);
+/// Of a rank; the balancedness is the mean over it.
+[[nodiscard]] std::int64_t largest_rank_load(const SharedPack& pack);
 /// Parts of its expert's load that each slot takes; equal ones where an expert has no load.
 [[nodiscard]] std::vector<double> quotas_of(const SharedPack& pack, std::span<const std::int64_t> loads);
 

@@ -18,15 +18,9 @@ double us_between(std::chrono::steady_clock::time_point start, std::chrono::stea
 }
 
 double balancedness_of(const SharedPack& pack, const Cluster& cluster) {
-  std::int64_t total = 0;
-  std::int64_t largest = 0;
-  for (std::size_t rank = 0; rank + 1 < pack.table.begin.size(); ++rank) {
-    const std::int64_t load = std::accumulate(pack.share.begin() + pack.table.begin[rank],
-                                              pack.share.begin() + pack.table.begin[rank + 1], std::int64_t{0});
-    total += load;
-    largest = std::max(largest, load);
-  }
+  const std::int64_t largest = largest_rank_load(pack);
   if (largest == 0) return 1.0;
+  const std::int64_t total = std::accumulate(pack.share.begin(), pack.share.end(), std::int64_t{0});
   return static_cast<double>(total) / cluster.num_holders() / static_cast<double>(largest);
 }
 
