@@ -28,9 +28,11 @@ struct WeightStoreConfig {
   std::int64_t expert_bytes = 0;  ///< weights of one expert
   /// For every rank the expert of each slot, kNoExpert where it holds none: the placement to begin with.
   std::vector<std::vector<std::int32_t>> slot_experts = {};
-  std::vector<std::int32_t> domain_of_rank = {};  ///< empty = all in one; weights come from the own domain where they can
+  std::vector<std::int32_t> domain_of_rank =
+      {};  ///< empty = all in one; weights come from the own domain where they can
   /// Places of every rank besides its slots, where weights arrive. At least 2: experts that take each other's last slot
-  /// in a ring wait in one of them. A migration that brings more experts to a rank than it has places takes more rounds.
+  /// in a ring wait in one of them. A migration that brings more experts to a rank than it has places takes more
+  /// rounds.
   std::int32_t spare_slots = 2;
   std::int64_t chunk_bytes = 256 * 1024;  ///< copied at a time; a cancelled migration stops after one
   std::int64_t max_bytes_per_s = 0;       ///< into one rank; 0 = no limit
@@ -53,8 +55,8 @@ struct MigrationStatus {
   std::int64_t bytes_copied = 0;     ///< of these
 };
 
-/// The experts' weights of one layer. Calls of a rank come from one thread at a time; the group's rules apply. The group
-/// must outlive the store.
+/// The experts' weights of one layer. Calls of a rank come from one thread at a time; the group's rules apply. The
+/// group must outlive the store.
 ///
 /// How a migration goes: every rank pulls what it needs, in the order of the planner's copies, into spare places; no
 /// place that is in use is written to. When all have everything, all ranks switch at the same advance(): which one is
@@ -90,9 +92,9 @@ class EPISTLE_API WeightStore {
   /// others see it in advance().
   bool cancel() noexcept;
 
-  /// After the group has failed (a call threw kPeerLost, kTimeout or kAborted): all survivors that call it have the same
-  /// placement afterwards, the one before unless all had decided to switch, and all its weights on their slots. Throws
-  /// kInvalidArgument while the group is sound.
+  /// After the group has failed (a call threw kPeerLost, kTimeout or kAborted): all survivors that call it have the
+  /// same placement afterwards, the one before unless all had decided to switch, and all its weights on their slots.
+  /// Throws kInvalidArgument while the group is sound.
   void settle();
 
   [[nodiscard]] MigrationStatus status() const noexcept;

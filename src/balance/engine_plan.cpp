@@ -22,7 +22,8 @@ class EnginePlanner {
         loads_(mix_windows({sum_of(request.windows)}, Objective::kTokens)),
         num_experts_(static_cast<std::int32_t>(loads_.size())) {
     cluster_.check(num_experts_);
-    mean_ = static_cast<double>(std::accumulate(loads_.begin(), loads_.end(), std::int64_t{0})) / cluster_.num_holders();
+    mean_ =
+        static_cast<double>(std::accumulate(loads_.begin(), loads_.end(), std::int64_t{0})) / cluster_.num_holders();
     if (!request.current) return;
     now_ = table_of(*request.current);
     now_->check(num_experts_, cluster_);

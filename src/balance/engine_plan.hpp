@@ -1,5 +1,5 @@
-// Placements for engines whose replicas share an expert's load evenly and whose slots are all filled: what the balancers
-// of vLLM and SGLang and EPLB's rebalance_experts return.
+// Placements for engines whose replicas share an expert's load evenly and whose slots are all filled: what the
+// balancers of vLLM and SGLang and EPLB's rebalance_experts return.
 #pragma once
 
 #include <cstdint>

@@ -23,8 +23,8 @@ class Pace {
     if (max_bytes_per_s_ <= 0) return;
     sent_ += num_bytes;
     const double seconds = static_cast<double>(sent_) / static_cast<double>(max_bytes_per_s_);
-    std::this_thread::sleep_until(start_ + std::chrono::duration_cast<Clock::duration>(
-                                               std::chrono::duration<double>(seconds)));
+    std::this_thread::sleep_until(start_ +
+                                  std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
   }
 
  private:

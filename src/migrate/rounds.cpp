@@ -31,10 +31,9 @@ class RoundPlanner {
     if (take_from_[rank].empty()) throw Error(ErrorCode::kInvalidArgument, "a rank has no spare place for weights");
     const std::int32_t place = take_from_[rank].back();
     take_from_[rank].pop_back();
-    round_.pulls.push_back(
-        {.expert = step.expert,
-         .source = {.rank = step.source.rank, .local_slot = held_at(step.source).place},
-         .destination = {.rank = step.destination.rank, .local_slot = place}});
+    round_.pulls.push_back({.expert = step.expert,
+                            .source = {.rank = step.source.rank, .local_slot = held_at(step.source).place},
+                            .destination = {.rank = step.destination.rank, .local_slot = place}});
     destination = {.expert = step.expert, .place = place};
   }
 
@@ -110,8 +109,8 @@ Places Places::from(const balance::SlotTable& table) {
 std::vector<Held> Places::usable_of(std::int32_t rank) const {
   std::vector<Held> usable;
   const auto add = [&](const Held& held) {
-    const bool is_known = std::any_of(usable.begin(), usable.end(),
-                                      [&](const Held& other) { return other.expert == held.expert; });
+    const bool is_known =
+        std::any_of(usable.begin(), usable.end(), [&](const Held& other) { return other.expert == held.expert; });
     if (held.expert != balance::kEmptySlot && !is_known) usable.push_back(held);
   };
   for (const Held& held : slots[static_cast<std::size_t>(rank)]) add(held);

@@ -43,8 +43,8 @@ struct Round {
   Places after;
 };
 
-/// Rounds that lead from `now` to `target`, whose slots are those of `now`; none where that is there already. `steps` are
-/// balance::list_copies of the two. Every rank has `spare` places, two at least, besides its slots.
+/// Rounds that lead from `now` to `target`, whose slots are those of `now`; none where that is there already. `steps`
+/// are balance::list_copies of the two. Every rank has `spare` places, two at least, besides its slots.
 [[nodiscard]] std::vector<Round> plan_rounds(const Places& now, const balance::SlotTable& target,
                                              const std::vector<balance::CopyStep>& steps, std::int32_t spare);
 

@@ -7,10 +7,10 @@
 namespace epistle::migrate {
 
 enum class Stage : std::int32_t {
-  kBegun,     ///< all have agreed to the plan; nothing is copied
-  kCopying,   ///< a chunk has arrived, or none is to come
-  kCopied,    ///< all of a round has arrived here, and nobody knows
-  kReported,  ///< the others can know
+  kBegun,      ///< all have agreed to the plan; nothing is copied
+  kCopying,    ///< a chunk has arrived, or none is to come
+  kCopied,     ///< all of a round has arrived here, and nobody knows
+  kReported,   ///< the others can know
   kAnnounced,  ///< rank 0 has said when to switch
   kDeciding,   ///< about to decide for the switch
   kDecided,    ///< the switch is decided, and not made here

@@ -1,5 +1,3 @@
-#include "epistle/migration.hpp"
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -7,6 +5,8 @@
 #include <utility>
 
 #include <fmt/format.h>
+
+#include "epistle/migration.hpp"
 
 #include "balance/copy_list.hpp"
 #include "core/complaint.hpp"
@@ -102,8 +102,8 @@ void check_config(const WeightStoreConfig& config, int num_ranks) {
   if (config.max_bytes_per_s < 0) {
     reject(fmt::format("{} bytes per second, expected 0 (no limit) or more", config.max_bytes_per_s));
   }
-  const std::int64_t max_places = *std::max_element(cluster.slots_of_rank.begin(), cluster.slots_of_rank.end()) +
-                                  std::int64_t{config.spare_slots};
+  const std::int64_t max_places =
+      *std::max_element(cluster.slots_of_rank.begin(), cluster.slots_of_rank.end()) + std::int64_t{config.spare_slots};
   if (config.expert_bytes < 1 || config.expert_bytes > kMaxStoreBytes / max_places) {
     reject(fmt::format("{} bytes per expert in {} places, expected 1 byte to {}", config.expert_bytes, max_places,
                        kMaxStoreBytes / max_places));
@@ -127,10 +127,10 @@ void agree_on_same(GroupImpl& group, const Call& call, std::uint64_t digest, con
   const auto other = std::find_if(all.begin(), all.end(), [&](std::uint64_t value) { return value != all.front(); });
   if (other == all.end()) return;
   const auto peer = static_cast<int>(other - all.begin());
-  throw AgreedError(ErrorCode::kShapeMismatch,
-                    fmt::format("rank {} gives another {} than rank 0; give the same on all ranks; nothing was moved",
-                                peer, what),
-                    {.rank = group.rank(), .peer_rank = peer, .phase = Phase::kCreate});
+  throw AgreedError(
+      ErrorCode::kShapeMismatch,
+      fmt::format("rank {} gives another {} than rank 0; give the same on all ranks; nothing was moved", peer, what),
+      {.rank = group.rank(), .peer_rank = peer, .phase = Phase::kCreate});
 }
 
 }  // namespace

@@ -17,7 +17,8 @@
 namespace epistle::test {
 
 inline std::byte weight_byte(std::int32_t expert, std::size_t idx) {
-  const std::uint64_t word = (static_cast<std::uint64_t>(expert) + 1) * 0x9e3779b97f4a7c15ULL + idx * 0xbf58476d1ce4e5b9ULL;
+  const std::uint64_t word =
+      (static_cast<std::uint64_t>(expert) + 1) * 0x9e3779b97f4a7c15ULL + idx * 0xbf58476d1ce4e5b9ULL;
   return static_cast<std::byte>(word >> 56U);
 }
 
