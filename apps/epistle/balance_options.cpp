@@ -80,9 +80,10 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
       ->type_name("B");
   add_number(command, "--candidates", options.num_candidates, {1, kMaxCandidates},
              "Placements of a first plan on a trace, the best of which over many windows is taken (default: 64)");
-  add_number(command, "--half-life", options.half_life_tokens, {0, kMaxInt32},
-             "Tokens seen so long ago count half in quotas and plans; 0 = all alike (default: what foretells best what was "
-             "seen)")
+  add_number(
+      command, "--half-life", options.half_life_tokens, {0, kMaxInt32},
+      "Tokens seen so long ago count half in quotas and plans; 0 = all alike (default: what foretells best what was "
+      "seen)")
       ->type_name("TOKENS");
   add_number(command, "--prefetch", options.prefetch, {0, kMaxPrefetch},
              "per-batch: experts that every rank may fetch for a batch into spare slots besides its own (default: 0)");

@@ -1,8 +1,8 @@
 """Where experts go, for engines that have balancers of their own: pure functions of arrays.
 
-``rebalance_experts`` has the signature and the results of DeepSeek's EPLB; ``rebalance_experts_sglang`` those of SGLang's
-algorithms; ``VllmPolicy`` is a policy for vLLM, in both of its forms. All plan for replicas that share an expert's load
-evenly, which is what these engines do, and put no two replicas of an expert on one rank where they can help it.
+``rebalance_experts`` has the signature and the results of DeepSeek's EPLB; ``rebalance_experts_sglang`` those of
+SGLang's algorithms; ``VllmPolicy`` is a policy for vLLM, in both of its forms. All plan for replicas that share an
+expert's load evenly, which is what these engines do, and put no two replicas of an expert on one rank where they can help it.
 
 Arrays are those of NumPy or Torch, and results are of the same kind (and on the same device).
 """
@@ -66,8 +66,8 @@ def _loads(weight: typing.Any) -> Doubles:
         loads = loads.sum(axis=0)
     if loads.ndim != 2 or 0 in loads.shape:
         raise ValueError(
-            f"the loads have the shape {tuple(_to_numpy(weight).shape)}, expected [layers, experts] or [samples, layers, "
-            "experts], none of them empty"
+            f"the loads have the shape {tuple(_to_numpy(weight).shape)}, expected [layers, experts] or [samples, "
+            "layers, experts], none of them empty"
         )
     if not np.isfinite(loads).all() or (loads < 0).any():
         raise ValueError("a load is negative or not finite, expected 0 or more")
@@ -92,9 +92,11 @@ def _plan(
     if current is not None:
         placement = np.ascontiguousarray(_to_numpy(current).astype(np.int64))
         # Placements of another size, or with slots that were never filled, are none to start from.
-        if placement.shape != (loads.shape[1], num_slots) or (placement < 0).any():
-            placement = None
-        elif any(np.unique(layer).size < loads.shape[2] for layer in placement):
+        if (
+            placement.shape != (loads.shape[1], num_slots)
+            or (placement < 0).any()
+            or any(np.unique(layer).size < loads.shape[2] for layer in placement)
+        ):
             placement = None
     slots = _core._plan_for_engine(
         loads,
@@ -216,8 +218,8 @@ class VllmPolicy(_AbstractPolicy):  # type: ignore[misc]
     """A policy for vLLM's expert load balancer: few weights move from plan to plan.
 
     The classmethod form (``rebalance_experts``) returns one map, or all three where the installed vLLM says so
-    (``returns_triple``). The form with a context (``create_state``, ``plan_rebalance``, ``on_layer_committed``) gets the
-    window of loads and the placement in force.
+    (``returns_triple``). The form with a context (``create_state``, ``plan_rebalance``, ``on_layer_committed``) gets
+    the window of loads and the placement in force.
     """
 
     returns_triple: typing.ClassVar[bool] = _wants_triple(_AbstractPolicy)

@@ -69,7 +69,9 @@ class _Unpickler(pickle.Unpickler):
         return np.frombuffer(self._archive.read(f"{self._prefix}/data/{key}"), dtype=_DTYPES[storage.name])
 
 
-def _rebuild_tensor(storage: typing.Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> typing.Any:
+def _rebuild_tensor(
+    storage: typing.Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> typing.Any:
     import numpy as np
 
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
@@ -94,7 +96,9 @@ def _load(path: pathlib.Path) -> typing.Any:
                 raise RecordingError("it is no file of torch.save")
             return _Unpickler(archive, names[0].removesuffix("/data.pkl")).load()
     except zipfile.BadZipFile:
-        raise RecordingError("it is no file of torch.save, or of a Torch before 1.6; install torch to read it") from None
+        raise RecordingError(
+            "it is no file of torch.save, or of a Torch before 1.6; install torch to read it"
+        ) from None
     except pickle.UnpicklingError as error:
         raise RecordingError(f"it is damaged: {error}") from None
 
@@ -126,7 +130,9 @@ def _to_logical(physical: Numbers, slots: typing.Any) -> Numbers:
     if mapping.ndim == 1:
         mapping = np.broadcast_to(mapping, physical.shape)
     if mapping.shape != physical.shape:
-        raise RecordingError(f"the loads of slots are {physical.shape}, the map of slots {mapping.shape}; expected the same")
+        raise RecordingError(
+            f"the loads of slots are {physical.shape}, the map of slots {mapping.shape}; expected the same"
+        )
     logical = np.zeros((physical.shape[0], int(mapping.max()) + 1))
     for layer, experts in enumerate(mapping):
         held = experts >= 0

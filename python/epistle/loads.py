@@ -1,6 +1,6 @@
-"""``python -m epistle.loads FILE.pt... > loads.json``: expert loads that SGLang or vLLM recorded, for ``epistle balance``.
+"""``python -m epistle.loads FILE.pt... > loads.json``: expert loads that SGLang or vLLM recorded.
 
-Files of several ranks are added up.
+``epistle balance --loads`` reads them. Files of several ranks are added up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from epistle.balance_recordings import RecordingError, read_recording
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m epistle.loads", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE.pt", help="what the recorder wrote; those of all ranks")
-    parser.add_argument("--experts", type=int, default=0, metavar="N", help="number of experts, where only ids are recorded")
+    parser.add_argument(
+        "--experts", type=int, default=0, metavar="N", help="number of experts, where only ids are recorded"
+    )
     parser.add_argument("--ranks", type=int, metavar="N", help='written as "ranks"')
     parser.add_argument("--slots", type=int, metavar="N", help='written as "slots", of all ranks together')
     options = parser.parse_args(arguments)
@@ -28,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 3
         if total is not None and total.shape != loads.shape:
             print(
-                f"error: '{name}' has loads of the shape {loads.shape}, expected {total.shape} as the first", file=sys.stderr
+                f"error: '{name}' has loads of the shape {loads.shape}, expected {total.shape} as the first",
+                file=sys.stderr,
             )
             return 3
         total = loads if total is None else total + loads

@@ -81,7 +81,7 @@ def test_no_load_at_all_is_all_alike() -> None:
 
 
 def test_wrong_arrays_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected .layers, experts"):
+    with pytest.raises(ValueError, match=r"expected \[layers, experts\]"):
         balance.rebalance_experts(np.zeros(4), 4, 1, 1, 2)
     with pytest.raises(ValueError, match="negative or not finite"):
         balance.rebalance_experts(np.array([[1.0, -1.0]]), 2, 1, 1, 1)
@@ -177,7 +177,7 @@ class _Global:
 
 
 class _Pickler(pickle._Pickler):  # type: ignore[misc,name-defined]  # the one in Python can be made to write any name
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: typing.ClassVar[dict[type, typing.Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def __init__(self, file: typing.BinaryIO) -> None:
         super().__init__(file, protocol=2)
@@ -228,7 +228,10 @@ TOTAL = [[11.0, 2.0, 3.0], [4.0, 15.0, 6.0]]
         {"logical_count": COUNTS.astype(np.float32)},
         COUNTS,
         {
-            "records": [{"forward_pass_id": 1, "global_physical_count": COUNTS[0]}, {"global_physical_count": COUNTS[1]}],
+            "records": [
+                {"forward_pass_id": 1, "global_physical_count": COUNTS[0]},
+                {"global_physical_count": COUNTS[1]},
+            ],
             "last_physical_to_logical_map": np.tile(np.arange(3), (2, 1)),
         },
         {"expert_load_window": COUNTS, "physical_to_logical_map": np.tile(np.arange(3), (2, 1))},

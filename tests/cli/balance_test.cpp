@@ -115,14 +115,15 @@ TEST(Balance, SaysWhatRanksHadAndWhatTheyWouldHaveHad) {
 
 TEST(Balance, PageShowsTheNumbersOfTheRecord) {
   const TempDir dir;
-  const CommandResult result = run_epistle({"balance", "trace:" + dir.write("t.jsonl", skewed_trace()), "--ranks", "4",
-                                            "--slots", "12", "--batch", "16", "--html", dir.file("page.html"), "--json",
-                                            dir.file("record.json")});
+  const CommandResult result =
+      run_epistle({"balance", "trace:" + dir.write("t.jsonl", skewed_trace()), "--ranks", "4", "--slots", "12",
+                   "--batch", "16", "--html", dir.file("page.html"), "--json", dir.file("record.json")});
   if (const std::string lack = lack_of_pages(result); !lack.empty()) GTEST_SKIP() << lack;
   ASSERT_EQ(result.exit_code, 0) << result.describe();
   const BalanceJson record = BalanceJson::parse(read_file(dir.file("record.json")));
   const std::string page = read_file(dir.file("page.html"));
-  for (const char* const title : {"Balancedness over time", "Copies", "Replicas", "Load of the ranks, before and after"}) {
+  for (const char* const title :
+       {"Balancedness over time", "Copies", "Replicas", "Load of the ranks, before and after"}) {
     EXPECT_NE(page.find(title), std::string::npos) << title;
   }
   std::string reason;

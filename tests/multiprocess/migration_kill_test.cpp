@@ -121,8 +121,8 @@ TEST_P(MigrationKill, SurvivorsKeepOnePlacementAndItsWeights) {
     EXPECT_EQ(survivor.generation, first.generation);
     EXPECT_EQ(survivor.placement, first.placement);
   }
-  // Until all can know of all weights the placement before stays; once the switch is decided the new one is that of all.
-  // In between either, and the same on all: the victim's steps go on until the signal reaches it.
+  // Until all can know of all weights the placement before stays; once the switch is decided the new one is that of
+  // all. In between either, and the same on all: the victim's steps go on until the signal reaches it.
   const auto before = static_cast<std::uint64_t>(round);
   if (stage <= Stage::kCopied) {
     EXPECT_EQ(first.generation, before);

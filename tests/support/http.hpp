@@ -4,10 +4,11 @@
 #include <cstdint>
 #include <string>
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include <arpa/inet.h>
 
 namespace epistle::test {
 

@@ -61,9 +61,8 @@ TEST(EnginePlan, MovesLittleWhereLoadsDrift) {
 
 TEST(EnginePlan, TakesAPlacementWithTwoReplicasOnOneRank) {
   const EplbShape shape{.num_slots = 8, .num_ranks = 2};
-  const EnginePlan plan = plan_for_engine({.windows = {{8, 1, 1, 1, 1, 1}},
-                                           .shape = shape,
-                                           .current = std::vector<std::int32_t>{0, 0, 1, 2, 3, 4, 5, 0}});
+  const EnginePlan plan = plan_for_engine(
+      {.windows = {{8, 1, 1, 1, 1, 1}}, .shape = shape, .current = std::vector<std::int32_t>{0, 0, 1, 2, 3, 4, 5, 0}});
   EXPECT_GT(plan.balancedness, 0.9);
 }
 
@@ -80,9 +79,8 @@ TEST(EnginePlan, RefusesWhatMakesNoSense) {
   EXPECT_TRUE(refuses({.windows = {{1, 2}, {1}}, .shape = {.num_slots = 4, .num_ranks = 2}}));
   EXPECT_TRUE(refuses({.windows = {{1, 2}}, .shape = {.num_slots = 1, .num_ranks = 1}}));
   EXPECT_TRUE(refuses({.windows = {{1, 2}}, .shape = {.num_slots = 2, .num_ranks = 0}}));
-  EXPECT_TRUE(refuses({.windows = {{1, 2}},
-                       .shape = {.num_slots = 2, .num_ranks = 1},
-                       .current = std::vector<std::int32_t>{0, 0}}));
+  EXPECT_TRUE(refuses(
+      {.windows = {{1, 2}}, .shape = {.num_slots = 2, .num_ranks = 1}, .current = std::vector<std::int32_t>{0, 0}}));
 }
 
 }  // namespace
