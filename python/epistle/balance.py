@@ -2,7 +2,8 @@
 
 ``rebalance_experts`` has the signature and the results of DeepSeek's EPLB; ``rebalance_experts_sglang`` those of
 SGLang's algorithms; ``VllmPolicy`` is a policy for vLLM, in both of its forms. All plan for replicas that share an
-expert's load evenly, which is what these engines do, and put no two replicas of an expert on one rank where they can help it.
+expert's load evenly, which is what these engines do, and put no two replicas of an expert on one rank where they can
+help it.
 
 Arrays are those of NumPy or Torch, and results are of the same kind (and on the same device).
 """
