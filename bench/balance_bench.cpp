@@ -14,6 +14,7 @@
 #include "balance/batch_quotas.hpp"
 #include "balance/eplb.hpp"
 #include "balance/planner.hpp"
+#include "balance/prefetch.hpp"
 #include "balance/replay.hpp"
 #include "report/table.hpp"
 #include "routing/philox.hpp"
@@ -203,6 +204,38 @@ void bench_batch(Report& report) {
              "50 us", us <= 50.0);
 }
 
+/// Experts in blocks, one slot each, and loads that no replica was made for.
+void bench_prefetch(Report& report) {
+  constexpr std::int32_t kNumRanks = 64;
+  constexpr std::int32_t kSpare = 4;
+  const balance::SlotTable table =
+      balance::SlotTable::trivial(kNumExperts, Cluster::even(kNumRanks, kNumExperts).slots_of_rank);
+  for (const bool is_zipf : {false, true}) {
+    balance::PrefetchPlanner planner(table, kNumExperts, {.max_per_rank = kSpare});
+    double us = 0.0;
+    double fetches = 0.0;
+    double least = 1.0;
+    for (std::uint32_t layer = 0; layer < kNumLayers; ++layer) {
+      const Loads loads = is_zipf ? zipf(layer, 1.0) : lognormal(layer, 0.6);
+      double total = 0.0;
+      for (const double load : loads) total += load;
+      constexpr double kAssignments = 64.0 * 4096.0 * 8.0;
+      std::vector<std::int64_t> tokens;
+      for (const double load : loads) tokens.push_back(static_cast<std::int64_t>(load / total * kAssignments));
+      us += time_us([&] { planner.solve(tokens); }) / kNumLayers;
+      fetches += static_cast<double>(planner.fetches().size()) / kNumRanks / kNumLayers;
+      std::int64_t sum = 0;
+      for (const std::int64_t load : planner.rank_loads()) sum += load;
+      const std::int64_t largest = *std::max_element(planner.rank_loads().begin(), planner.rank_loads().end());
+      least = std::min(least, static_cast<double>(sum) / kNumRanks / static_cast<double>(largest));
+    }
+    constexpr double kWithinOnePercent = 1.0 / 1.0101;
+    report.add(fmt::format("prefetch for a batch, 256 experts, 64 ranks, {}", is_zipf ? "zipf 1.0" : "lognormal 0.6"),
+               fmt::format("{:.1f} us, {:.4f} in every layer, {:.2f} fetches per rank", us, least, fetches),
+               "50 us, 1% of the mean", us <= 50.0 && least >= kWithinOnePercent);
+  }
+}
+
 void bench_traces(Report& report, const std::vector<std::string>& paths) {
   double sums[3] = {};
   int num_layers = 0;
@@ -234,6 +267,7 @@ int main(int argc, char** argv) {
   epistle::bench::bench_fresh(report);
   epistle::bench::bench_drift(report);
   epistle::bench::bench_batch(report);
+  epistle::bench::bench_prefetch(report);
   epistle::bench::bench_traces(report, {argv + 1, argv + argc});
   report.print();
 }

@@ -80,8 +80,10 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
       ->type_name("B");
   add_number(command, "--candidates", options.num_candidates, {1, kMaxCandidates},
              "Placements of a first plan on a trace, the best of which over many windows is taken (default: 64)");
-  add_number(command, "--half-life", options.half_life_tokens, {0, kMaxInt32},
-             "Tokens seen so long ago count half in quotas and plans; 0 = all alike (default: 2048)")
+  add_number(
+      command, "--half-life", options.half_life_tokens, {0, kMaxInt32},
+      "Tokens seen so long ago count half in quotas and plans; 0 = all alike (default: what foretells best what was "
+      "seen)")
       ->type_name("TOKENS");
   add_number(command, "--prefetch", options.prefetch, {0, kMaxPrefetch},
              "per-batch: experts that every rank may fetch for a batch into spare slots besides its own (default: 0)");
@@ -90,7 +92,14 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
   add_number(command, "--max-imbalance", options.max_imbalance, {0.0, 1.0},
              "With --near: how far a replica may go beyond its quota for tokens of its own rank (default: 0)")
       ->type_name("PART");
-  add_json_option(command, options.json_target);
+  add_json_option(command, options.targets.json);
+  add_html_option(command, options.targets.html);
+  command
+      .add_option(
+          "--serve", options.serve_address,
+          "Then serve the last policy's figures to Prometheus at http://HOST:PORT/metrics until interrupted; the "
+          "host is 127.0.0.1 unless given, port 0 is any that is free")
+      ->type_name("[HOST:]PORT");
   command.add_flag("-q,--quiet", options.quiet, "No progress bar");
 }
 

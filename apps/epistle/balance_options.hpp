@@ -5,9 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace CLI {
-class App;
-}
+#include "html_option.hpp"
 
 namespace epistle::cli {
 
@@ -31,11 +29,12 @@ struct BalanceOptions {
   double target = 0.98;
   double min_gain = 0.0;
   std::int32_t num_candidates = 64;
-  std::int64_t half_life_tokens = 2048;
+  std::int64_t half_life_tokens = -1;  ///< -1 = as what was seen tells
   std::int32_t prefetch = 0;
   bool prefers_near = false;
   double max_imbalance = 0.0;
-  std::string json_target;
+  ResultTargets targets;
+  std::string serve_address;  ///< --serve; empty = no
   bool quiet = false;
 };
 

@@ -83,6 +83,9 @@ Json to_json(const balance::ReplayResult& result) {
                {"worst", result.worst},
                {"bytes_across_domains", result.bytes_across_domains},
                {"batches", result.batches},
+               {"batch_bounds", result.batch_bounds},
+               {"rank_loads", result.rank_loads},
+               {"rank_loads_before", result.rank_loads_before},
                {"placement", by_rank(result.placement)}};
   if (result.near_share > 0.0) json["near_share"] = result.near_share;
   if (!result.quotas.empty()) json["quotas"] = result.quotas;

@@ -1,6 +1,7 @@
 // What `epistle balance` found, as a table and as JSON.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,8 @@ namespace epistle::cli {
 struct BalanceReport {
   std::string source;
   balance::Cluster cluster;
-  std::vector<balance::ReplayResult> results;  ///< by policy, then layer
+  std::vector<balance::ReplayResult> results;    ///< by policy, then layer
+  std::vector<std::vector<std::int64_t>> loads;  ///< [layers][num_experts]; tokens
 };
 
 /// A line for every policy: means over the layers, and the worst.

@@ -1,6 +1,7 @@
 // epistle balance: where experts should be, and which replica serves which tokens, scored on a recorded routing or on
 // loads.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,7 +17,9 @@
 
 #include "balance/load_file.hpp"
 #include "balance/replay.hpp"
+#include "balance_metrics.hpp"
 #include "balance_options.hpp"
+#include "balance_page.hpp"
 #include "balance_report.hpp"
 #include "commands.hpp"
 #include "core/reject.hpp"
@@ -29,6 +32,7 @@ namespace epistle::cli {
 namespace {
 
 constexpr std::string_view kTracePrefix = "trace:";
+constexpr double kMaxTokens = 1e18;
 constexpr std::int64_t kDefaultExpertBytes = 44040192;  // three matrices of 7168 x 2048 fp8: DeepSeek-V3
 
 std::vector<std::int32_t> to_int32(const std::vector<std::int64_t>& values) { return {values.begin(), values.end()}; }
@@ -102,16 +106,34 @@ void sort_by_policy(std::vector<balance::ReplayResult>& results, const std::vect
               fmt::format("layer {} is not in '{}'; it holds these layers: {}", options.layer, path, present.text()));
 }
 
+std::vector<std::int64_t> count_tokens(const RoutingTable& table) {
+  std::vector<std::int64_t> tokens(static_cast<std::size_t>(table.num_experts), 0);
+  for (const std::int32_t expert : table.expert_ids) {
+    if (expert >= 0) ++tokens[static_cast<std::size_t>(expert)];
+  }
+  return tokens;
+}
+
+/// Loads are tokens, or stand for them.
+std::vector<std::int64_t> to_tokens(const std::vector<double>& loads) {
+  std::vector<std::int64_t> tokens;
+  for (const double load : loads) {
+    tokens.push_back(load < kMaxTokens ? std::llround(load) : static_cast<std::int64_t>(kMaxTokens));
+  }
+  return tokens;
+}
+
 BalanceReport replay_trace(const BalanceOptions& options) {
   const std::string path = options.source.substr(kTracePrefix.size());
   const std::vector<balance::Policy> policies = policies_of(options);
-  BalanceReport report{.source = options.source, .cluster = {}, .results = {}};
+  BalanceReport report{.source = options.source, .cluster = {}, .results = {}, .loads = {}};
   LayerList present;
   Progress progress(fmt::format("replaying {}", path), options.quiet);
   const auto replay_layer = [&](TraceLayer&& layer) {
     present.add(layer.layer);
     if (options.layer >= 0 && layer.layer != options.layer) return;
     report.cluster = make_cluster(options, {}, layer.table.num_experts);
+    report.loads.push_back(count_tokens(layer.table));
     balance::ReplayRules rules;
     rules.plan = make_request(options, report.cluster);
     rules.plan_on = options.plan_on == "windows" ? balance::PlanOn::kWindows : balance::PlanOn::kFirstHalf;
@@ -136,11 +158,12 @@ BalanceReport score_load_file(const BalanceOptions& options) {
   const balance::LoadFile file = balance::read_load_file(options.loads_path);
   const auto num_experts = static_cast<std::int32_t>(file.loads.front().size());
   BalanceReport report{
-      .source = options.loads_path, .cluster = make_cluster(options, file, num_experts), .results = {}};
+      .source = options.loads_path, .cluster = make_cluster(options, file, num_experts), .results = {}, .loads = {}};
   LayerList present;
   for (std::size_t layer = 0; layer < file.loads.size(); ++layer) {
     present.add(static_cast<std::int64_t>(layer));
     if (options.layer >= 0 && static_cast<std::size_t>(options.layer) != layer) continue;
+    report.loads.push_back(to_tokens(file.loads[layer]));
     balance::PlanRequest request = make_request(options, report.cluster);
     if (!file.current.empty()) {
       request.current = balance::SlotTable::empty(report.cluster.slots_of_rank);
@@ -171,13 +194,17 @@ void run_balance(BalanceOptions options) {
         fmt::format("the source is '{}', expected trace:FILE, or --loads FILE for loads", shortened(options.source)));
   }
   if (options.expert_bytes == 0) options.expert_bytes = kDefaultExpertBytes;
-  if (!options.json_target.empty()) check_output(options.json_target);
+  options.targets.check();
+  const std::optional<balance::MetricsAddress> address =
+      options.serve_address.empty() ? std::nullopt
+                                    : std::optional(balance::MetricsAddress::parse(options.serve_address));
   const BalanceReport report = options.source.empty() ? score_load_file(options) : replay_trace(options);
-  if (!options.json_target.empty()) {
-    write_output(options.json_target, json_text(balance_json(report, options)));
-    if (options.json_target == kStdout) return;
-  }
-  print(render_balance(report, options));
+  const ResultTargets& targets = options.targets;
+  const Json record = balance_json(report, options);
+  if (!targets.json.empty()) write_output(targets.json, json_text(record));
+  if (!targets.html.empty()) write_output(targets.html, render_balance_page(record));
+  if (targets.leave_stdout()) print(render_balance(report, options));
+  if (address) serve_metrics(report, *address);
 }
 
 }  // namespace
@@ -199,7 +226,9 @@ void add_balance_command(CLI::App& app, int& /*exit_code*/) {
       "Examples:\n"
       "  epistle balance trace:routing.jsonl.gz --ranks 8 --slots 80\n"
       "  epistle balance trace:routing.jsonl.gz --ranks 8 --slots 80 --plan-on windows --policy eplb,incremental\n"
-      "  epistle balance --loads loads.json --ranks 32 --slots 288 --domains 4 --groups 8 --json plan.json");
+      "  epistle balance --loads loads.json --ranks 32 --slots 288 --domains 4 --groups 8 --json plan.json\n"
+      "  python -m epistle.loads recorded.pt | epistle balance --loads - --ranks 32 --slots 288 --html plan.html\n"
+      "  epistle balance trace:- --ranks 8 --slots 80 --serve 9400 < routing.jsonl");
   command->callback([options] { run_balance(*options); });
 }
 

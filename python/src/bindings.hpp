@@ -17,6 +17,7 @@ namespace nb = nanobind;
 
 // Each adds its part to the module.
 void bind_array(nb::module_& module);
+void bind_balance(nb::module_& module);
 void bind_errors(nb::module_& module);
 void bind_group(nb::module_& module);
 void bind_info(nb::module_& module);

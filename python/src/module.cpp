@@ -13,6 +13,7 @@ NB_MODULE(_core, module) {
   nanobind::set_leak_warnings(false);
   bind_errors(module);
   bind_array(module);
+  bind_balance(module);
   bind_group(module);
   bind_info(module);
   bind_received(module);

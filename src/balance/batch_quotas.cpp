@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "balance/local_search.hpp"
-
 namespace epistle::balance {
 
 void BatchQuotas::solve(std::span<const std::int64_t> tokens_per_expert) {
@@ -26,38 +24,6 @@ double BatchQuotas::balancedness() const noexcept {
   const std::int64_t largest = state_.max_load();
   if (largest == 0 || num_holders == 0) return 1.0;
   return static_cast<double>(state_.total()) / static_cast<double>(num_holders) / static_cast<double>(largest);
-}
-
-Prefetch plan_prefetch(const SlotTable& table, std::span<const std::int64_t> tokens_per_expert,
-                       const PrefetchRules& rules) {
-  Prefetch prefetch;
-  SlotTable& wide = prefetch.table;
-  wide.begin.push_back(0);
-  for (std::int32_t rank = 0; rank < table.num_ranks(); ++rank) {
-    const auto held = table.experts_of(rank);
-    wide.expert.insert(wide.expert.end(), held.begin(), held.end());
-    wide.expert.insert(wide.expert.end(), static_cast<std::size_t>(rules.max_per_rank), kEmptySlot);
-    wide.begin.push_back(wide.num_slots());
-  }
-  const auto num_experts = static_cast<std::int32_t>(tokens_per_expert.size());
-  ShareState state(wide, num_experts);
-  state.spread(tokens_per_expert);
-  state.balance(0);
-  const auto mean = static_cast<double>(state.mean_load());
-  const SearchRules search{.goal = static_cast<std::int64_t>(mean * (1.0 + rules.tolerance)),
-                           .max_steps = rules.max_per_rank * table.num_ranks(),
-                           .only_empty_slots = true};
-  LocalSearch(state, nullptr, search).run();
-  const SlotTable before = wide;
-  wide = state.table();
-  const std::vector<std::int32_t> rank_of = wide.rank_of_slot();
-  for (std::size_t slot = 0; slot < wide.expert.size(); ++slot) {
-    if (wide.expert[slot] == before.expert[slot]) continue;
-    prefetch.experts.push_back({.rank = rank_of[slot], .local_slot = wide.expert[slot]});
-  }
-  prefetch.quotas.assign(state.shares().begin(), state.shares().end());
-  prefetch.rank_loads.assign(state.rank_loads().begin(), state.rank_loads().end());
-  return prefetch;
 }
 
 }  // namespace epistle::balance

@@ -1,5 +1,4 @@
-// Quotas for one batch whose counts are known: whole tokens, as even over the ranks as the placement allows, and
-// replicas fetched ahead into spare slots where it does not allow enough.
+// Quotas for one batch whose counts are known: whole tokens, as even over the ranks as the placement allows.
 #pragma once
 
 #include <cstdint>
@@ -33,22 +32,5 @@ class BatchQuotas {
   ShareState state_;
   std::vector<std::int64_t> active_;
 };
-
-struct PrefetchRules {
-  std::int32_t max_per_rank = 0;  ///< spare slots
-  double tolerance = 0.01;        ///< a rank may have this much more than the mean
-};
-
-struct Prefetch {
-  std::vector<SlotRef> experts;      ///< rank, and in place of a slot the expert that it fetches
-  SlotTable table;                   ///< the placement with the spare slots behind those of each rank
-  std::vector<std::int64_t> quotas;  ///< [num_slots of table]
-  std::vector<std::int64_t> rank_loads;
-};
-
-/// Chooses what ranks fetch into their spare slots for this batch. As little as brings every rank to within the
-/// tolerance.
-[[nodiscard]] Prefetch plan_prefetch(const SlotTable& table, std::span<const std::int64_t> tokens_per_expert,
-                                     const PrefetchRules& rules);
 
 }  // namespace epistle::balance

@@ -20,16 +20,6 @@ std::int64_t with_tolerance(std::int64_t mean, double tolerance) {
   return mean + static_cast<std::int64_t>(static_cast<double>(mean) * tolerance);
 }
 
-std::int64_t largest_rank_load(const SharedPack& pack) {
-  std::int64_t largest = 0;
-  for (std::size_t rank = 0; rank + 1 < pack.table.begin.size(); ++rank) {
-    const auto first = pack.share.begin() + pack.table.begin[rank];
-    const auto end = pack.share.begin() + pack.table.begin[rank + 1];
-    largest = std::max(largest, std::accumulate(first, end, std::int64_t{0}));
-  }
-  return largest;
-}
-
 /// Searches on from `table`. `shares` empty: with the best ones.
 SharedPack improve(const SharedPack& start, std::span<const std::int64_t> loads, const FreshRules& rules) {
   ShareState state(start.table, static_cast<std::int32_t>(loads.size()));
@@ -143,6 +133,28 @@ SharedPack share_best(SlotTable table, std::span<const std::int64_t> loads) {
   state.balance(0);
   pack.share.assign(state.shares().begin(), state.shares().end());
   return pack;
+}
+
+std::vector<std::int64_t> rank_loads_of(const SharedPack& pack) {
+  std::vector<std::int64_t> loads;
+  for (std::size_t rank = 0; rank + 1 < pack.table.begin.size(); ++rank) {
+    const auto first = pack.share.begin() + pack.table.begin[rank];
+    const auto end = pack.share.begin() + pack.table.begin[rank + 1];
+    loads.push_back(std::accumulate(first, end, std::int64_t{0}));
+  }
+  return loads;
+}
+
+std::vector<double> in_parts_of_mean(std::span<const std::int64_t> rank_loads, const Cluster& cluster) {
+  const double mean = static_cast<double>(sum_of(rank_loads)) / cluster.num_holders();
+  std::vector<double> parts;
+  for (const std::int64_t load : rank_loads) parts.push_back(mean > 0.0 ? static_cast<double>(load) / mean : 0.0);
+  return parts;
+}
+
+std::int64_t largest_rank_load(const SharedPack& pack) {
+  const std::vector<std::int64_t> loads = rank_loads_of(pack);
+  return loads.empty() ? 0 : *std::max_element(loads.begin(), loads.end());
 }
 
 std::vector<double> quotas_of(const SharedPack& pack, std::span<const std::int64_t> loads) {

@@ -21,6 +21,12 @@ struct FreshRules {
 [[nodiscard]] SharedPack share_best(SlotTable table, std::span<const std::int64_t> loads);
 /// Equal parts for all replicas.
 [[nodiscard]] SharedPack share_evenly(SlotTable table, std::span<const std::int64_t> loads);
+/// [num_ranks]
+[[nodiscard]] std::vector<std::int64_t> rank_loads_of(const SharedPack& pack);
+/// Over the mean of the ranks that have slots; 0 where there is no load.
+[[nodiscard]] std::vector<double> in_parts_of_mean(std::span<const std::int64_t> rank_loads, const Cluster& cluster);
+/// Of a rank; the balancedness is the mean over it.
+[[nodiscard]] std::int64_t largest_rank_load(const SharedPack& pack);
 /// Parts of its expert's load that each slot takes; equal ones where an expert has no load.
 [[nodiscard]] std::vector<double> quotas_of(const SharedPack& pack, std::span<const std::int64_t> loads);
 

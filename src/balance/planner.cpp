@@ -98,15 +98,7 @@ class Planner {
   }
 
  private:
-  [[nodiscard]] double balancedness(const SharedPack& pack) const {
-    std::int64_t largest = 0;
-    for (std::int32_t rank = 0; rank < pack.table.num_ranks(); ++rank) {
-      const auto first = pack.share.begin() + pack.table.begin[static_cast<std::size_t>(rank)];
-      const auto end = pack.share.begin() + pack.table.begin[static_cast<std::size_t>(rank) + 1];
-      largest = std::max(largest, std::accumulate(first, end, std::int64_t{0}));
-    }
-    return ratio(mean_, largest);
-  }
+  [[nodiscard]] double balancedness(const SharedPack& pack) const { return ratio(mean_, largest_rank_load(pack)); }
 
   [[nodiscard]] SharedPack fresh() const {
     const FreshRules rules{.max_steps = request_->max_steps, .num_trials = request_->num_trials};

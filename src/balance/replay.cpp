@@ -9,12 +9,17 @@
 #include <fmt/format.h>
 
 #include "balance/batch_quotas.hpp"
+#include "balance/forecast.hpp"
+#include "balance/fresh_plan.hpp"
+#include "balance/prefetch.hpp"
 #include "core/reject.hpp"
 
 namespace epistle::balance {
 namespace {
 
 using Counts = std::vector<std::int64_t>;
+
+constexpr std::int64_t kMaxAhead = 1024;  // windows
 
 struct TokenRange {
   std::int64_t begin = 0;
@@ -36,6 +41,8 @@ class Replay {
                                       : SlotTable::trivial(table.num_experts, rules.plan.cluster.slots_of_rank)) {
     rules.plan.cluster.check(table.num_experts);
     placement_.check(table.num_experts, rules.plan.cluster);
+    first_placement_ = placement_;
+    rank_loads_.assign(static_cast<std::size_t>(rules.plan.cluster.num_ranks()), 0);
     const std::int64_t half = table.num_tokens / 2;
     if (half < 1 || table.num_tokens - half < rules.batch_tokens) {
       reject(fmt::format("the second half of {} tokens is less than a batch of {}; give a smaller --batch",
@@ -60,7 +67,9 @@ class Replay {
     const auto num_batches = static_cast<double>(result_.batches.size());
     result_.balancedness = std::accumulate(result_.batches.begin(), result_.batches.end(), 0.0) / num_batches;
     result_.worst = *std::min_element(result_.batches.begin(), result_.batches.end());
-    result_.bound = bound_sum_ / num_batches;
+    result_.bound = std::accumulate(result_.batch_bounds.begin(), result_.batch_bounds.end(), 0.0) / num_batches;
+    result_.rank_loads = in_parts_of_mean(rank_loads_, rules_->plan.cluster);
+    result_.rank_loads_before = loads_before();
     result_.near_share = static_cast<double>(num_near_) / static_cast<double>(std::max<std::int64_t>(num_routed_, 1));
     result_.plan_us = num_timed_ == 0 ? 0.0 : timed_us_ / num_timed_;
     result_.policy = policy_;
@@ -98,6 +107,11 @@ class Replay {
   }
 
   [[nodiscard]] double half_life() const {
+    // Half a batch ahead: what comes next matters more than what comes later.
+    if (rules_->half_life_tokens < 0) {
+      const std::int64_t num_ahead = std::max<std::int64_t>(rules_->batch_tokens / (2 * window_tokens()), 1);
+      return choose_half_life(seen_, static_cast<std::int32_t>(std::min<std::int64_t>(num_ahead, kMaxAhead)));
+    }
     return static_cast<double>(rules_->half_life_tokens) / static_cast<double>(window_tokens());
   }
 
@@ -191,25 +205,41 @@ class Replay {
       timed_us_ += solve_us;
       ++num_timed_;
       if (rules_->prefetch_per_rank > 0) bound = prefetch(counts);
+      if (rules_->prefetch_per_rank == 0) add_loads(best.rank_loads());
       result_.batches.push_back(bound);
     } else {
-      result_.batches.push_back(balancedness(choose(range, step)));
+      const Counts loads = choose(range, step);
+      add_loads(loads);
+      result_.batches.push_back(balancedness(loads));
     }
-    bound_sum_ += bound;
+    result_.batch_bounds.push_back(bound);
+    scored_.resize(counts.size(), 0);
+    for (std::size_t expert = 0; expert < counts.size(); ++expert) scored_[expert] += counts[expert];
   }
 
   double prefetch(const Counts& counts) {
+    PrefetchPlanner planner(placement_, table_->num_experts, {.max_per_rank = rules_->prefetch_per_rank});
     const auto start = std::chrono::steady_clock::now();
     Counts loads = counts;
     if (counts_experts()) {
       for (std::int64_t& load : loads) load = load > 0 ? 1 : 0;
     }
-    const Prefetch fetched = plan_prefetch(placement_, loads, {.max_per_rank = rules_->prefetch_per_rank});
+    planner.solve(loads);
     timed_us_ += us_since(start);
-    const auto num_copies = static_cast<std::int64_t>(fetched.experts.size());
+    const auto num_copies = static_cast<std::int64_t>(planner.fetches().size());
     result_.num_copies += num_copies;
     result_.bytes += num_copies * rules_->plan.expert_bytes;
-    return balancedness(fetched.rank_loads);
+    add_loads(planner.rank_loads());
+    return balancedness(planner.rank_loads());
+  }
+
+  void add_loads(std::span<const std::int64_t> rank_loads) {
+    for (std::size_t rank = 0; rank < rank_loads.size(); ++rank) rank_loads_[rank] += rank_loads[rank];
+  }
+
+  /// What the ranks had of the same batches in the first placement, replicas alike.
+  [[nodiscard]] std::vector<double> loads_before() const {
+    return in_parts_of_mean(rank_loads_of(share_evenly(first_placement_, scored_)), rules_->plan.cluster);
   }
 
   /// Rank loads of a batch with the policy's choice of replicas.
@@ -255,11 +285,13 @@ class Replay {
   Policy policy_;
   const ReplayRules* rules_;
   SlotTable placement_;
+  SlotTable first_placement_;
+  Counts scored_;                          // [num_experts]; tokens of all batches
+  Counts rank_loads_;                      // [num_ranks]; of all batches
   std::vector<double> quotas_;             // [num_slots]
   std::vector<std::vector<double>> seen_;  // in windows, the oldest first
   bool has_plan_ = false;
   ReplayResult result_;
-  double bound_sum_ = 0.0;
   double timed_us_ = 0.0;
   int num_timed_ = 0;
   std::int64_t num_routed_ = 0;

@@ -42,10 +42,11 @@ struct ReplayRules {
   PlanRequest plan;
   PlanOn plan_on = PlanOn::kFirstHalf;
   std::int64_t batch_tokens = 2048;
-  std::int64_t window_tokens = 256;      ///< what is planned on, in windows of about so many tokens
-  std::int64_t half_life_tokens = 2048;  ///< what was seen so long ago counts half; 0 = all alike
-  std::int32_t prefetch_per_rank = 0;    ///< spare slots of every rank for kPerBatch
-  bool prefers_near = false;             ///< replicas of a token's own rank, then of its domain, as the quotas allow
+  std::int64_t window_tokens = 256;  ///< what is planned on, in windows of about so many tokens
+  /// What was seen so long ago counts half; 0 = all alike; -1 = as what was seen tells (forecast.hpp).
+  std::int64_t half_life_tokens = -1;
+  std::int32_t prefetch_per_rank = 0;  ///< spare slots of every rank for kPerBatch
+  bool prefers_near = false;           ///< replicas of a token's own rank, then of its domain, as the quotas allow
   Locality locality;
 };
 
@@ -64,7 +65,11 @@ struct ReplayResult {
   SlotTable placement = {};          ///< the last one
   std::vector<double> quotas = {};   ///< [num_slots]; the last ones; empty where all replicas are alike
   std::vector<double> batches = {};  ///< balancedness of each
-  std::string reason = {};           ///< of the last plan, where it says one
+  std::vector<double> batch_bounds = {};
+  /// [num_ranks]; over all batches, in parts of the mean of the ranks that have slots.
+  std::vector<double> rank_loads = {};
+  std::vector<double> rank_loads_before = {};  ///< the same batches in the first placement, replicas alike
+  std::string reason = {};                     ///< of the last plan, where it says one
 };
 
 /// Throws kInvalidArgument where the tokens do not make a batch behind what is planned on, or a policy cannot serve the

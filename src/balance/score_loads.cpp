@@ -18,15 +18,9 @@ double us_between(std::chrono::steady_clock::time_point start, std::chrono::stea
 }
 
 double balancedness_of(const SharedPack& pack, const Cluster& cluster) {
-  std::int64_t total = 0;
-  std::int64_t largest = 0;
-  for (std::size_t rank = 0; rank + 1 < pack.table.begin.size(); ++rank) {
-    const std::int64_t load = std::accumulate(pack.share.begin() + pack.table.begin[rank],
-                                              pack.share.begin() + pack.table.begin[rank + 1], std::int64_t{0});
-    total += load;
-    largest = std::max(largest, load);
-  }
+  const std::int64_t largest = largest_rank_load(pack);
   if (largest == 0) return 1.0;
+  const std::int64_t total = std::accumulate(pack.share.begin(), pack.share.end(), std::int64_t{0});
   return static_cast<double>(total) / cluster.num_holders() / static_cast<double>(largest);
 }
 
@@ -58,6 +52,7 @@ ReplayResult score_loads(const std::vector<double>& loads, std::int32_t layer, P
   SharedPack pack;
   pack.table = request.current ? *request.current : SlotTable::trivial(num_experts, request.cluster.slots_of_rank);
   pack.table.check(num_experts, request.cluster);
+  result.rank_loads_before = in_parts_of_mean(rank_loads_of(share_evenly(pack.table, units)), request.cluster);
   const auto start = std::chrono::steady_clock::now();
   if (policy == Policy::kIncremental || (policy == Policy::kPerBatch && !request.current)) {
     PlanRequest own = request;
@@ -73,7 +68,7 @@ ReplayResult score_loads(const std::vector<double>& loads, std::int32_t layer, P
     result.replica_choice = ReplicaChoice::kHash;
     result.reason = std::move(plan.reason);
     result.quotas = std::move(plan.quotas);
-    pack.table = std::move(plan.placement);
+    pack = share_best(std::move(plan.placement), units);
   } else if (policy == Policy::kEplb) {
     SlotTable next = plan_eplb(loads, request.cluster, request.num_groups);
     result.plan_us = us_between(start, std::chrono::steady_clock::now());
@@ -102,8 +97,11 @@ ReplayResult score_loads(const std::vector<double>& loads, std::int32_t layer, P
     result.balancedness = quotas.balancedness();
     result.bound = result.balancedness;
     result.replica_choice = ReplicaChoice::kExact;
-    result.quotas = quotas_of({.table = pack.table, .share = {quotas.quotas().begin(), quotas.quotas().end()}}, units);
+    pack.share.assign(quotas.quotas().begin(), quotas.quotas().end());
+    result.quotas = quotas_of(pack, units);
   }
+  result.rank_loads = in_parts_of_mean(rank_loads_of(pack), request.cluster);
+  result.batch_bounds = {result.bound};
   result.worst = result.balancedness;
   result.batches = {result.balancedness};
   result.placement = std::move(pack.table);

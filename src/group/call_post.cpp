@@ -7,7 +7,7 @@
 namespace epistle {
 namespace {
 
-constexpr std::array<std::string_view, 14> kNames = {"nothing",
+constexpr std::array<std::string_view, 16> kNames = {"nothing",
                                                      "barrier",
                                                      "all_gather",
                                                      "create a shared region",
@@ -20,7 +20,9 @@ constexpr std::array<std::string_view, 14> kNames = {"nothing",
                                                      "dispatch",
                                                      "combine",
                                                      "dispatch_backward",
-                                                     "combine_backward"};
+                                                     "combine_backward",
+                                                     "create a weight store",
+                                                     "begin a migration"};
 
 std::string_view name_of(CallKind kind) noexcept {
   const auto idx = static_cast<std::size_t>(kind);

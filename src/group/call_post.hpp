@@ -27,6 +27,8 @@ enum class CallKind : std::int32_t {
   kCombine,
   kDispatchBackward,
   kCombineBackward,
+  kCreateWeightStore,
+  kBeginMigration,
 };
 
 /// A value that agrees with every other.

@@ -491,6 +491,8 @@ void GroupImpl::check_usable() const {
   if (const auto failure = agreed_failure()) raise(*failure, nullptr);
 }
 
+bool GroupImpl::failed() const noexcept { return agreed_failure().has_value(); }
+
 void GroupImpl::fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows) {
   raise(agree_on({code, phase, peer_rank, rank_}), missing_rows);
 }

@@ -84,6 +84,10 @@ class GroupImpl {
     (void)agree(call, phase, complaint);
   }
 
+  /// The step that this rank takes next. Between the same two calls it is the same on all ranks, so it tells them the
+  /// time. Who is about to take one after it has waited for all steps before it.
+  [[nodiscard]] Ticket next_ticket() const noexcept { return barrier_.next_ticket(); }
+
   void barrier(Phase phase = Phase::kBarrier);
   void all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase = Phase::kBarrier);
   /// What every rank has found on its own, by rank, once all have come here without a complaint; otherwise all throw,
@@ -115,6 +119,8 @@ class GroupImpl {
 
   /// Throws the group's failure if it is broken.
   void check_usable() const;
+  /// Whether that would throw. Looks at nothing but one word.
+  [[nodiscard]] bool failed() const noexcept;
 
   /// For ranks that watch each other by other means than these steps: breaks the group, as wait() does, and throws its
   /// failure. That is the first one anybody reported, so it may name another rank than `peer_rank`, which is a rank of

@@ -1,9 +1,16 @@
+#include <algorithm>
+#include <chrono>
+#include <csignal>
 #include <string>
+#include <thread>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "cli/epistle_command.hpp"
+#include "support/browser.hpp"
+#include "support/http.hpp"
+#include "support/temp_dir.hpp"
 
 namespace epistle::test {
 namespace {
@@ -85,6 +92,70 @@ TEST(Balance, PlansOnLoadFiles) {
   EXPECT_EQ(fresh["slots"], (std::vector<int>{3, 3}));
 }
 
+TEST(Balance, SaysWhatRanksHadAndWhatTheyWouldHaveHad) {
+  const TempDir dir;
+  const BalanceJson json = run_json({"trace:" + dir.write("t.jsonl", skewed_trace()), "--ranks", "4", "--slots", "12",
+                                     "--batch", "16", "--policy", "none,per-batch"});
+  for (const BalanceJson& result : json["results"]) {
+    EXPECT_EQ(result["batches"].size(), result["batch_bounds"].size());
+    ASSERT_EQ(result["rank_loads"].size(), 4U);
+    double sum = 0.0;
+    double largest = 0.0;
+    for (const BalanceJson& load : result["rank_loads"]) {
+      sum += load.get<double>();
+      largest = std::max(largest, load.get<double>());
+    }
+    EXPECT_NEAR(sum, 4.0, 1e-9);
+    EXPECT_GE(1.0 / largest, result["worst"].get<double>() - 1e-9);
+    if (result["policy"] == "none") {
+      EXPECT_EQ(result["rank_loads"], result["rank_loads_before"]);
+    }
+  }
+}
+
+TEST(Balance, PageShowsTheNumbersOfTheRecord) {
+  const TempDir dir;
+  const CommandResult result =
+      run_epistle({"balance", "trace:" + dir.write("t.jsonl", skewed_trace()), "--ranks", "4", "--slots", "12",
+                   "--batch", "16", "--html", dir.file("page.html"), "--json", dir.file("record.json")});
+  if (const std::string lack = lack_of_pages(result); !lack.empty()) GTEST_SKIP() << lack;
+  ASSERT_EQ(result.exit_code, 0) << result.describe();
+  const BalanceJson record = BalanceJson::parse(read_file(dir.file("record.json")));
+  const std::string page = read_file(dir.file("page.html"));
+  for (const char* const title :
+       {"Balancedness over time", "Copies", "Replicas", "Load of the ranks, before and after"}) {
+    EXPECT_NE(page.find(title), std::string::npos) << title;
+  }
+  std::string reason;
+  const auto found = open_page(dir.file("page.html"), reason);
+  if (!found) GTEST_SKIP() << reason;
+  expect_sound_page(*found, 5);
+  for (const BalanceJson& entry : record.at("results")) {
+    EXPECT_TRUE(shows_number(*found, entry.at("balancedness").get<double>())) << entry.dump();
+    EXPECT_TRUE(shows_number(*found, entry.at("plan_us").get<double>())) << entry.dump();
+  }
+  EXPECT_EQ(found->at("record"), record);
+}
+
+TEST(Balance, ServesMetricsUntilInterrupted) {
+  const TempDir dir;
+  Subprocess server(epistle_command({"balance", "--loads", dir.write("l.csv", "4,1,1,1,1\n"), "--ranks", "2", "--slots",
+                                     "6", "--policy", "incremental", "--serve", "0"}),
+                    without_settings());
+  const std::string prefix = "epistle: serving metrics at http://127.0.0.1:";
+  for (int wait = 0; wait < 6000 && server.err().find("/metrics") == std::string::npos; ++wait) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  ASSERT_TRUE(server.err().starts_with(prefix)) << server.err();
+  const auto port = static_cast<std::uint16_t>(std::stoi(server.err().substr(prefix.size())));
+  const std::string answer = ask_loopback(port, "GET /metrics HTTP/1.1\r\n\r\n");
+  EXPECT_NE(answer.find("epistle_expert_tokens_total{layer=\"0\",expert=\"0\"} 4\n"), std::string::npos) << answer;
+  EXPECT_NE(answer.find("epistle_balancedness{layer=\"0\"} "), std::string::npos) << answer;
+  EXPECT_NE(answer.find("epistle_expert_replicas{layer=\"0\",expert=\"0\"} "), std::string::npos) << answer;
+  server.send_signal(SIGTERM);
+  EXPECT_EQ(server.wait().exit_code, 0);
+}
+
 TEST(Balance, RefusesWhatItCannotDo) {
   const TempDir dir;
   const std::string trace = "trace:" + dir.write("t.jsonl", skewed_trace());
@@ -103,6 +174,8 @@ TEST(Balance, RefusesWhatItCannotDo) {
   refuse({trace, "--ranks", "4", "--slots", "12"}, 2, "less than a batch of 2048");
   refuse({trace, "--ranks", "4", "--slots", "13", "--batch", "16"}, 2, "EPLB needs equally many slots");
   refuse({trace, "--ranks", "4", "--policy", "best"}, 2, "--policy");
+  refuse({trace, "--ranks", "4", "--batch", "16", "--serve", "host:1"}, 2, "expected PORT or HOST:PORT");
+  refuse({trace, "--ranks", "4", "--json", "a", "--html", "a"}, 2, "--json and --html both go to");
   refuse({trace, "--ranks", "4", "--batch", "16", "--layer", "7"}, 3, "it holds these layers: 0-1");
   refuse({"trace:" + dir.file("absent"), "--ranks", "4"}, 3, "absent");
   refuse({"--loads", dir.write("l.json", "{}")}, 3, "no \"loads\"");

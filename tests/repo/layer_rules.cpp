@@ -213,11 +213,13 @@ const std::vector<Layer>& layers() {
        {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost", "plan", "balance",
         "simulate"},
        gpu},
-      // What C++ users see, and how a rank leaves its group.
-      {"python/src", {"epistle", "group"}, {}},
+      // Weights on their way between ranks, in the order of the balancer's copies.
+      {"src/migrate", {"epistle", "core", "group", "balance", "migrate"}, gpu},
+      // What C++ users see, how a rank leaves its group, and placements for engines.
+      {"python/src", {"epistle", "group", "balance"}, {}},
       {"apps/epistle",
        {"epistle", "core", "topology", "routing", "layout", "group", "launch", "gpu", "dispatch", "measure", "cost",
-        "select", "tune", "plan", "balance", "simulate", "report"},
+        "select", "tune", "plan", "balance", "simulate", "migrate", "report"},
        {}},
   };
   return table;

@@ -129,25 +129,5 @@ TEST(BatchQuotas, EveryActiveExpertIsServedOnce) {
   }
 }
 
-TEST(BatchQuotas, PrefetchLeadsToTheMean) {
-  const Cluster cluster = Cluster::even(8, 64);
-  for (std::uint64_t seed = 0; seed < 20; ++seed) {
-    SCOPED_TRACE(seed);
-    const SlotTable table = SlotTable::trivial(64, cluster.slots_of_rank);
-    std::vector<std::int64_t> tokens;
-    for (const double load : test::zipf_loads(seed, 64, 1.0)) tokens.push_back(static_cast<std::int64_t>(load * 1e5));
-    const Prefetch fetched = plan_prefetch(table, tokens, {.max_per_rank = 4});
-    const Cluster wide = Cluster::even(8, 96);
-    test::expect_sound(fetched.table, 64, wide);
-    const std::int64_t total = std::accumulate(tokens.begin(), tokens.end(), std::int64_t{0});
-    const std::int64_t largest = *std::max_element(fetched.rank_loads.begin(), fetched.rank_loads.end());
-    EXPECT_LE(static_cast<double>(largest) * 8, static_cast<double>(total) * 1.0101);
-    EXPECT_LE(fetched.experts.size(), 32U);
-    std::vector<int> per_rank(8, 0);
-    for (const SlotRef& fetch : fetched.experts) ++per_rank[static_cast<std::size_t>(fetch.rank)];
-    for (const int count : per_rank) EXPECT_LE(count, 4);
-  }
-}
-
 }  // namespace
 }  // namespace epistle::balance

@@ -1,0 +1,372 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "epistle/migration.hpp"
+
+#include "balance/copy_list.hpp"
+#include "core/complaint.hpp"
+#include "core/reject.hpp"
+#include "group/group_impl.hpp"
+#include "migrate/copier.hpp"
+#include "migrate/rounds.hpp"
+#include "migrate/stages.hpp"
+#include "migrate/verdict.hpp"
+
+namespace epistle {
+namespace {
+
+using migrate::Control;
+using migrate::Places;
+using migrate::Round;
+using migrate::RoundNumber;
+using migrate::Verdict;
+using SlotExperts = std::vector<std::vector<std::int32_t>>;
+
+constexpr std::int64_t kPageBytes = 4096;
+constexpr std::int64_t kMaxStoreBytes = std::int64_t{1} << 46;
+constexpr std::int32_t kMinSpareSlots = 2;
+constexpr Call kCreateStore{.kind = CallKind::kCreateWeightStore};
+constexpr Call kBegin{.kind = CallKind::kBeginMigration};
+
+static_assert(kNoExpert == balance::kEmptySlot);
+
+constexpr std::int64_t whole_pages(std::int64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
+/// Tells whether ranks say the same (FNV-1a); not against malice.
+class Digest {
+ public:
+  void add(std::int64_t value) noexcept {
+    for (int byte = 0; byte < 8; ++byte) {
+      state_ = (state_ ^ (static_cast<std::uint64_t>(value) >> (8 * byte) & 0xffU)) * 0x100000001b3ULL;
+    }
+  }
+  template <typename Value>
+  void add(const std::vector<Value>& values) noexcept {
+    add(static_cast<std::int64_t>(values.size()));
+    for (const Value& value : values) add(value);
+  }
+  [[nodiscard]] std::uint64_t value() const noexcept { return state_; }
+
+ private:
+  std::uint64_t state_ = 0xcbf29ce484222325ULL;
+};
+
+balance::SlotTable table_of(const SlotExperts& slot_experts) {
+  balance::SlotTable table;
+  table.begin.push_back(0);
+  for (const std::vector<std::int32_t>& slots : slot_experts) {
+    table.expert.insert(table.expert.end(), slots.begin(), slots.end());
+    table.begin.push_back(table.num_slots());
+  }
+  return table;
+}
+
+void check_table(const SlotExperts& slot_experts, std::int32_t num_experts, const balance::Cluster& cluster) {
+  table_of(slot_experts).check(num_experts, cluster);
+  for (std::size_t rank = 0; rank < slot_experts.size(); ++rank) {
+    std::vector<std::int32_t> held = slot_experts[rank];
+    std::sort(held.begin(), held.end());
+    const auto twice = std::adjacent_find(held.begin(), held.end(),
+                                          [](std::int32_t a, std::int32_t b) { return a == b && a != kNoExpert; });
+    if (twice != held.end()) {
+      reject(fmt::format("the placement gives rank {} expert {} twice; a rank holds an expert once", rank, *twice));
+    }
+  }
+}
+
+balance::Cluster cluster_of(const WeightStoreConfig& config) {
+  balance::Cluster cluster;
+  for (const std::vector<std::int32_t>& slots : config.slot_experts) {
+    cluster.slots_of_rank.push_back(static_cast<std::int32_t>(slots.size()));
+  }
+  cluster.domain_of_rank = config.domain_of_rank;
+  return cluster;
+}
+
+void check_config(const WeightStoreConfig& config, int num_ranks) {
+  if (static_cast<int>(config.slot_experts.size()) != num_ranks) {
+    reject(fmt::format("slot_experts are of {} ranks, expected {}", config.slot_experts.size(), num_ranks));
+  }
+  const balance::Cluster cluster = cluster_of(config);
+  cluster.check(config.num_experts);
+  check_table(config.slot_experts, config.num_experts, cluster);
+  if (config.spare_slots < kMinSpareSlots) {
+    reject(fmt::format("{} spare slots, expected {} or more", config.spare_slots, kMinSpareSlots));
+  }
+  if (config.chunk_bytes < 1) reject(fmt::format("chunks of {} bytes, expected 1 or more", config.chunk_bytes));
+  if (config.max_bytes_per_s < 0) {
+    reject(fmt::format("{} bytes per second, expected 0 (no limit) or more", config.max_bytes_per_s));
+  }
+  const std::int64_t max_places =
+      *std::max_element(cluster.slots_of_rank.begin(), cluster.slots_of_rank.end()) + std::int64_t{config.spare_slots};
+  if (config.expert_bytes < 1 || config.expert_bytes > kMaxStoreBytes / max_places) {
+    reject(fmt::format("{} bytes per expert in {} places, expected 1 byte to {}", config.expert_bytes, max_places,
+                       kMaxStoreBytes / max_places));
+  }
+}
+
+std::uint64_t digest_of(const WeightStoreConfig& config) {
+  Digest digest;
+  digest.add(config.num_experts);
+  digest.add(config.expert_bytes);
+  digest.add(config.slot_experts);
+  digest.add(config.domain_of_rank);
+  digest.add(config.spare_slots);
+  return digest.value();
+}
+
+/// All ranks say the same and nobody complains, or all throw.
+void agree_on_same(GroupImpl& group, const Call& call, std::uint64_t digest, const char* what,
+                   const Complaint& complaint) {
+  const std::vector<std::uint64_t> all = group.gather(call, Phase::kCreate, digest, complaint);
+  const auto other = std::find_if(all.begin(), all.end(), [&](std::uint64_t value) { return value != all.front(); });
+  if (other == all.end()) return;
+  const auto peer = static_cast<int>(other - all.begin());
+  throw AgreedError(
+      ErrorCode::kShapeMismatch,
+      fmt::format("rank {} gives another {} than rank 0; give the same on all ranks; nothing was moved", peer, what),
+      {.rank = group.rank(), .peer_rank = peer, .phase = Phase::kCreate});
+}
+
+}  // namespace
+
+class WeightStore::Impl {
+ public:
+  Impl(std::shared_ptr<GroupImpl> group, const WeightStoreConfig& config) : group_(std::move(group)), config_(config) {
+    agree_on_same(*group_, kCreateStore, digest_of(config), "configuration of the weights",
+                  attempt([&] { check_config(config, group_->num_ranks()); }));
+    cluster_ = cluster_of(config);
+    stride_ = whole_pages(config.expert_bytes);
+    const std::int32_t most = *std::max_element(cluster_.slots_of_rank.begin(), cluster_.slots_of_rank.end());
+    region_ = group_->create_region(bytes_of(most));
+    const std::int64_t own_bytes = bytes_of(cluster_.slots_of_rank[static_cast<std::size_t>(group_->rank())]);
+    group_->ask_for_memory(own_bytes, Phase::kCreate);
+    group_->take_together(kCreateStore, Phase::kCreate, [&] { region_.commit(0, own_bytes); });
+    wanted_ = table_of(config.slot_experts);
+    take(Places::from(wanted_));
+  }
+
+  ~Impl() {
+    (void)cancel();
+    copier_.stop();
+  }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  [[nodiscard]] const Placement& placement() const noexcept { return placement_; }
+
+  [[nodiscard]] std::span<std::byte> weights(std::int32_t local_slot) const {
+    if (local_slot < 0 || static_cast<std::size_t>(local_slot) >= usable_.size()) {
+      reject(fmt::format("slot {} of rank {}, expected 0 to {}", local_slot, group_->rank(),
+                         static_cast<std::int64_t>(usable_.size()) - 1));
+    }
+    return {address(group_->rank(), usable_[static_cast<std::size_t>(local_slot)].place),
+            static_cast<std::size_t>(config_.expert_bytes)};
+  }
+
+  bool begin(const SlotExperts& slot_experts) {
+    if (is_active() && control(0).verdict(round_) == Verdict::kStay) end(MigrationState::kCancelled);
+    const Complaint complaint = attempt([&] {
+      if (is_active()) reject("a migration runs already; call advance() until it is done, or cancel() it");
+      check_table(slot_experts, config_.num_experts, cluster_);
+    });
+    Digest digest;
+    digest.add(slot_experts);
+    // The thread has stopped before others can be told to write to what it reads.
+    if (!complaint) copier_.stop();
+    agree_on_same(*group_, kBegin, digest.value(), "placement to migrate to", complaint);
+    return start(table_of(slot_experts));
+  }
+
+  bool advance() {
+    if (!is_active()) return false;
+    if (group_failed()) {
+      settle();
+      group_->check_usable();
+    }
+    if (group_->rank() == 0) announce();
+    Control& shared = control(0);
+    if (shared.verdict(round_) == Verdict::kStay) {
+      end(MigrationState::kCancelled);
+      return false;
+    }
+    const std::optional<Ticket> ticket = shared.announced(round_);
+    if (!ticket || static_cast<std::int32_t>(group_->next_ticket() - *ticket) < 0) return false;
+    migrate::reach(migrate::Stage::kDeciding, round_);
+    if (shared.decide(round_, Verdict::kSwitch) == Verdict::kStay) {
+      end(MigrationState::kCancelled);
+      return false;
+    }
+    migrate::reach(migrate::Stage::kDecided, round_);
+    switch_round();
+    return true;
+  }
+
+  bool cancel() noexcept {
+    if (!is_active()) return false;
+    if (control(0).decide(round_, Verdict::kStay) == Verdict::kSwitch) return false;
+    copier_.ask_to_stop();
+    return true;
+  }
+
+  void settle() {
+    if (group_->health().code == ErrorCode::kOk) reject("the group is sound; settle() is for after its failure");
+    copier_.ask_to_stop();
+    // Who has decided to switch may have gone on before the group failed.
+    while (is_active()) {
+      if (control(0).decide(round_, Verdict::kStay) == Verdict::kSwitch) {
+        switch_round();
+      } else {
+        end(MigrationState::kCancelled);
+      }
+    }
+    copier_.stop();
+  }
+
+  [[nodiscard]] MigrationStatus status() const noexcept {
+    return {.state = state_,
+            .num_rounds = static_cast<std::int32_t>(rounds_.size()),
+            .rounds_done = static_cast<std::int32_t>(num_done_),
+            .bytes_into_rank = bytes_into_rank_,
+            .bytes_copied = copier_.bytes_copied()};
+  }
+
+ private:
+  [[nodiscard]] std::int64_t bytes_of(std::int32_t slots) const {
+    return whole_pages(sizeof(Control)) + (std::int64_t{slots} + config_.spare_slots) * stride_;
+  }
+  [[nodiscard]] Control& control(int rank) const noexcept {
+    return *std::launder(reinterpret_cast<Control*>(region_.base(rank)));
+  }
+  [[nodiscard]] std::byte* address(int rank, std::int32_t place) const noexcept {
+    return region_.base(rank) + whole_pages(sizeof(Control)) + place * stride_;
+  }
+  [[nodiscard]] bool is_active() const noexcept { return state_ == MigrationState::kCopying; }
+  [[nodiscard]] bool group_failed() const noexcept { return group_->failed(); }
+
+  void take(Places places) {
+    places_ = std::move(places);
+    placement_ = places_.placement(config_.num_experts, generation_);
+    usable_ = places_.usable_of(group_->rank());
+  }
+
+  bool start(balance::SlotTable target) {
+    // Where a migration was cancelled, slots hold what its complete rounds have brought.
+    balance::SlotTable now = target;
+    for (std::size_t rank = 0, slot = 0; rank < places_.slots.size(); ++rank) {
+      for (const migrate::Held& held : places_.slots[rank]) now.expert[slot++] = held.expert;
+    }
+    const auto steps = balance::list_copies(now, target, config_.num_experts, cluster_, config_.expert_bytes);
+    rounds_ = migrate::plan_rounds(places_, target, steps, config_.spare_slots);
+    num_done_ = 0;
+    bytes_into_rank_ = 0;
+    if (rounds_.empty()) {
+      state_ = MigrationState::kDone;
+      return false;
+    }
+    ++round_;
+    state_ = MigrationState::kCopying;
+    migrate::reach(migrate::Stage::kBegun, round_);
+    start_copier();
+    return true;
+  }
+
+  void start_copier() {
+    migrate::Copier::Rounds jobs;
+    for (const Round& round : rounds_) {
+      std::vector<migrate::CopyJob>& own = jobs.emplace_back();
+      for (const migrate::Pull& pull : round.pulls) {
+        if (pull.destination.rank != group_->rank()) continue;
+        own.push_back({.source = address(pull.source.rank, pull.source.local_slot),
+                       .destination = address(pull.destination.rank, pull.destination.local_slot),
+                       .num_bytes = config_.expert_bytes});
+        bytes_into_rank_ += config_.expert_bytes;
+      }
+    }
+    const RoundNumber first = round_;
+    Control* const own = &control(group_->rank());
+    const auto number = [first](std::size_t round_idx) { return first + static_cast<RoundNumber>(round_idx); };
+    copier_.start(std::move(jobs),
+                  {.chunk_bytes = config_.chunk_bytes,
+                   .max_bytes_per_s = config_.max_bytes_per_s,
+                   .low_priority = config_.low_priority},
+                  {.on_first_chunk =
+                       [number](std::size_t round_idx) { migrate::reach(migrate::Stage::kCopying, number(round_idx)); },
+                   .on_copied =
+                       [number, own](std::size_t round_idx) {
+                         migrate::reach(migrate::Stage::kCopied, number(round_idx));
+                         own->report(number(round_idx));
+                         migrate::reach(migrate::Stage::kReported, number(round_idx));
+                       }});
+  }
+
+  /// Of rank 0. A rank whose next step is `ticket + 2` has passed that of `ticket`, which this rank enters only after
+  /// it has written the announcement: so all ranks see it there, and the ranks are at the same place of their program.
+  void announce() {
+    Control& shared = control(0);
+    if (shared.announced(round_)) return;
+    for (int rank = 0; rank < group_->num_ranks(); ++rank) {
+      if (!control(rank).has_copied(round_)) return;
+    }
+    shared.announce(round_, group_->next_ticket() + 2);
+    migrate::reach(migrate::Stage::kAnnounced, round_);
+  }
+
+  void switch_round() {
+    ++generation_;
+    take(std::move(rounds_[num_done_].after));
+    ++num_done_;
+    migrate::reach(migrate::Stage::kSwitched, round_);
+    if (num_done_ == rounds_.size()) {
+      state_ = MigrationState::kDone;
+      return;
+    }
+    ++round_;
+    copier_.go_on();
+  }
+
+  void end(MigrationState state) noexcept {
+    copier_.ask_to_stop();
+    state_ = state;
+  }
+
+  std::shared_ptr<GroupImpl> group_;
+  WeightStoreConfig config_;
+  balance::Cluster cluster_;
+  balance::SlotTable wanted_;
+  std::int64_t stride_ = 0;  ///< from place to place
+  SymmetricRegion region_;
+  Places places_;
+  Placement placement_;
+  std::vector<migrate::Held> usable_;  ///< of this rank, by local slot of the placement
+  std::uint64_t generation_ = 1;
+  RoundNumber round_ = 0;  ///< at hand, or the last one
+  std::vector<Round> rounds_;
+  std::size_t num_done_ = 0;
+  std::int64_t bytes_into_rank_ = 0;
+  MigrationState state_ = MigrationState::kIdle;
+  migrate::Copier copier_;
+};
+
+WeightStore::WeightStore(Group& group, const WeightStoreConfig& config)
+    : impl_(std::make_unique<Impl>(group.share(), config)) {}
+WeightStore::~WeightStore() = default;
+WeightStore::WeightStore(WeightStore&&) noexcept = default;
+WeightStore& WeightStore::operator=(WeightStore&&) noexcept = default;
+
+const Placement& WeightStore::placement() const noexcept { return impl_->placement(); }
+std::span<std::byte> WeightStore::weights(std::int32_t local_slot) const { return impl_->weights(local_slot); }
+bool WeightStore::begin(const std::vector<std::vector<std::int32_t>>& slot_experts) {
+  return impl_->begin(slot_experts);
+}
+bool WeightStore::advance() { return impl_->advance(); }
+bool WeightStore::cancel() noexcept { return impl_->cancel(); }
+void WeightStore::settle() { impl_->settle(); }
+MigrationStatus WeightStore::status() const noexcept { return impl_->status(); }
+
+}  // namespace epistle
