@@ -96,6 +96,10 @@ class DispatcherImpl {
   virtual void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) = 0;
   [[nodiscard]] virtual Received combine_backward(const CombineBackwardRequest& request, Stream stream) = 0;
 
+  virtual void set_placement(const Placement& placement, Stream stream) = 0;
+  [[nodiscard]] virtual const Placement& placement() const noexcept = 0;
+  [[nodiscard]] virtual std::vector<std::int64_t> expert_tokens() const = 0;
+
   virtual void wait() = 0;
   [[nodiscard]] virtual Health poll() const noexcept = 0;
   [[nodiscard]] virtual std::vector<int> suspects() const = 0;

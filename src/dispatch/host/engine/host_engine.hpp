@@ -36,6 +36,10 @@ class HostEngine final : public DispatcherImpl {
   void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) override;
   [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream) override;
 
+  void set_placement(const Placement& placement, Stream stream) override;
+  [[nodiscard]] const Placement& placement() const noexcept override { return preparation_.placed().placement(); }
+  [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override { return preparation_.expert_tokens(); }
+
   void wait() override { context_.group->check_usable(); }
   [[nodiscard]] Health poll() const noexcept override;
   [[nodiscard]] std::vector<int> suspects() const override;
