@@ -81,7 +81,7 @@ struct PrepareRequest {
   /// rank's own choice.
   std::uint64_t step_seed = 0;
   const std::uint64_t* step_seed_at = nullptr;  ///< where it is read instead, as num_tokens is
-  int num_sms = 0;  ///< CUDA: as CudaOptions::num_sms, for this call; 0 = the dispatcher's
+  int num_sms = 0;                              ///< CUDA: as CudaOptions::num_sms, for this call; 0 = the dispatcher's
 };
 
 struct DispatchRequest {

@@ -41,8 +41,8 @@ class EPISTLE_API Placement {
   Placement() = default;
 
   /// `slot_experts`: for every rank the logical experts of its slots, in slot order; a rank may have none. Throws
-  /// kInvalidArgument where an expert of [0, num_experts) has no slot or no quota, an id is out of range, a rank holds an
-  /// expert twice, or `choice` is not one for these slots.
+  /// kInvalidArgument where an expert of [0, num_experts) has no slot or no quota, an id is out of range, a rank holds
+  /// an expert twice, or `choice` is not one for these slots.
   Placement(std::int32_t num_experts, const std::vector<std::vector<std::int32_t>>& slot_experts,
             std::uint64_t generation = 0, const ReplicaChoice& choice = {});
 

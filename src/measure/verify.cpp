@@ -153,11 +153,10 @@ void Expectation::combine(int rank, RowRange range, const reference::RowReader& 
     for (std::size_t position = 0; position < top_k; ++position) {
       ranks[position] = layout(rank).slots[first + position].rank;
     }
-    reference::combine_token(config_,
-                             {.ranks = ranks,
-                              .weights = {&own.weights[first], top_k},
-                              .dst_row = {&layout(rank).dst_row[first], top_k}},
-                             read_row, weighted, out);
+    reference::combine_token(
+        config_,
+        {.ranks = ranks, .weights = {&own.weights[first], top_k}, .dst_row = {&layout(rank).dst_row[first], top_k}},
+        read_row, weighted, out);
   }
 }
 

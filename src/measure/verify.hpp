@@ -35,8 +35,7 @@ struct RowRange {
 class Expectation {
  public:
   /// Keeps no reference to the arguments.
-  Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables,
-              const reference::RoutingStep& step = {});
+  Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables, const reference::RoutingStep& step = {});
 
   [[nodiscard]] const ResolvedConfig& config() const noexcept { return config_; }
   [[nodiscard]] const RoutingTable& table(int rank) const { return tables_[static_cast<std::size_t>(rank)]; }

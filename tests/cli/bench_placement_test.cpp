@@ -23,7 +23,8 @@ TEST(BenchPlacement, ReplicasAreVerifiedByEveryDispatcher) {
 
 TEST(BenchPlacement, AFileSaysWhereExpertsLie) {
   const TempDir dir;
-  const std::string path = dir.write("placement.json", R"({"slot_experts": [[0, 1, 2, 3, 4, 5], [], [6, 7, 8, 9, 10, 11, 0]],
+  const std::string path =
+      dir.write("placement.json", R"({"slot_experts": [[0, 1, 2, 3, 4, 5], [], [6, 7, 8, 9, 10, 11, 0]],
     "quotas": [[1, 1, 1, 1, 1, 1], [], [1, 1, 1, 1, 1, 1, 3]], "near_first": true, "domain_of_rank": [0, 0, 1],
     "max_imbalance": 0.1})");
   const CommandResult result = run_bench({"--placement", path, "--ranks", "3"});
@@ -60,7 +61,8 @@ TEST(BenchPlacement, WhatIsNoneIsRefused) {
   expect_error("replicas:x", 2, "replicas:x");
   expect_error(dir.file("missing.json"), 3, "missing.json");
   // Of two ranks, where the run has three.
-  const std::string two = dir.write("placement.json", R"({"slot_experts": [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]})");
+  const std::string two =
+      dir.write("placement.json", R"({"slot_experts": [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]})");
   const CommandResult result = run_bench({"--placement", two, "--ranks", "3"});
   EXPECT_EQ(result.exit_code, 2) << result.describe();
   EXPECT_TRUE(is_error_line(result.err, "is for 2 ranks")) << result.describe();

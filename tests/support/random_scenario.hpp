@@ -56,8 +56,7 @@ inline std::int64_t draw_layout(Draw& draw, DispatcherConfig& config, int num_ra
     return num_assignments + (pads ? num_groups * (alignment - 1) : 0);
   }
   // Room for all, so that nothing can overflow; with kDrop also too little of it.
-  const std::int64_t room =
-      blocks ? config.max_tokens * num_ranks : num_assignments + num_groups * alignment;
+  const std::int64_t room = blocks ? config.max_tokens * num_ranks : num_assignments + num_groups * alignment;
   const bool tight = config.overflow == OverflowPolicy::kDrop && !draw.one_in(4);
   const std::int64_t capacity_rows =
       std::max<std::int64_t>(tight ? draw.between(1, std::max<std::int64_t>(room / 4, 1)) : room, 1);

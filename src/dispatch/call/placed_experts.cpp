@@ -25,9 +25,10 @@ PlacedExperts::PlacedExperts(const Placement& placement, const ResolvedConfig& c
       const std::int32_t slot = replica.rank * config.slots_per_rank + replica.local_slot;
       expert_of_slot_[static_cast<std::size_t>(slot)] = expert;
       entries_.push_back({.rank = replica.rank, .domain = domains.domain_of(replica.rank), .slot = slot});
-      quotas.push_back(choice.quotas.empty() ? 1.0
-                                             : choice.quotas[static_cast<std::size_t>(replica.rank)]
-                                                            [static_cast<std::size_t>(replica.local_slot)]);
+      quotas.push_back(
+          choice.quotas.empty()
+              ? 1.0
+              : choice.quotas[static_cast<std::size_t>(replica.rank)][static_cast<std::size_t>(replica.local_slot)]);
     }
     const auto first = static_cast<std::size_t>(replica_begin_.back());
     set_replica_parts(std::span(entries_).subspan(first), quotas, domains, choice.max_imbalance);
@@ -58,9 +59,10 @@ Complaint misfit(const Placement& placement, const ResolvedConfig& config, int n
                                 placement.num_ranks(), num_ranks));
   }
   if (placement.max_slots_per_rank() <= config.slots_per_rank) return std::nullopt;
-  return complain(fmt::format("a rank of the placement has {} slots; the dispatcher has room for {} (set "
-                              "DispatcherConfig::slots_per_rank to the most that any placement will have)",
-                              placement.max_slots_per_rank(), config.slots_per_rank));
+  return complain(
+      fmt::format("a rank of the placement has {} slots; the dispatcher has room for {} (set "
+                  "DispatcherConfig::slots_per_rank to the most that any placement will have)",
+                  placement.max_slots_per_rank(), config.slots_per_rank));
 }
 
 std::uint64_t fingerprint(const Placement& placement) {
@@ -105,9 +107,10 @@ Complaint find_fault(const PlacementChange& change, int num_ranks) {
         "with slots_per_rank");
   }
   if (change.next.is_trivial()) {
-    return complain(fmt::format("the placement is the trivial one, without tables; give its slots: experts in blocks "
-                                "over {} ranks",
-                                num_ranks));
+    return complain(
+        fmt::format("the placement is the trivial one, without tables; give its slots: experts in blocks "
+                    "over {} ranks",
+                    num_ranks));
   }
   if (Complaint complaint = misfit(change.next, change.config, num_ranks)) return complaint;
   if (change.next.generation() > change.current.generation()) return std::nullopt;

@@ -84,8 +84,8 @@ void check_ranges(const ResolvedConfig& config, int num_ranks) {
       config.max_tokens * static_cast<std::int64_t>(num_ranks) * static_cast<std::int64_t>(config.top_k);
   const std::int64_t num_columns = config.num_columns(num_ranks);
   const std::int64_t capacity_blocks = is_blocks ? num_columns : 1;
-  const std::int64_t max_rows = std::max(max_assignments, config.capacity_rows * capacity_blocks) +
-                                num_columns * config.alignment;
+  const std::int64_t max_rows =
+      std::max(max_assignments, config.capacity_rows * capacity_blocks) + num_columns * config.alignment;
   if (max_rows > kMaxRows) {
     reject(fmt::format(
         "max_tokens {} x {} ranks x top_k {} (or a capacity of {} rows x {}) makes {} rows; row numbers "

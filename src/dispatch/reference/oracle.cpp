@@ -47,7 +47,8 @@ void list_token_rows(const SlotTables& slots, std::span<const RoutingTable> tabl
     const RoutingTable& table = tables[src];
     for (std::int64_t token = 0; token < table.num_tokens; ++token) {
       const auto* first = slots[src].data() + token * table.top_k;
-      const bool is_here = std::any_of(first, first + table.top_k, [&](const SlotRef& slot) { return slot.rank == rank; });
+      const bool is_here =
+          std::any_of(first, first + table.top_k, [&](const SlotRef& slot) { return slot.rank == rank; });
       if (is_here) rows.push_back({static_cast<std::int32_t>(src), static_cast<std::int32_t>(token), -1});
     }
   }

@@ -58,8 +58,8 @@ struct TokenPlaces {
 };
 
 /// What combine gives for one token: combine_hidden elements of combine_dtype.
-void combine_token(const ResolvedConfig& config, const TokenPlaces& token, const RowReader& read_row,
-                   bool weighted, std::byte* out);
+void combine_token(const ResolvedConfig& config, const TokenPlaces& token, const RowReader& read_row, bool weighted,
+                   std::byte* out);
 
 /// Dot product of two rows in the order that Dispatcher::combine_backward documents.
 [[nodiscard]] float dot_in_lanes(std::span<const float> a, std::span<const float> b);

@@ -79,11 +79,9 @@ void ReferenceMover::receive_sums(const host::SumRequest& request) {
       const bool is_somewhere = handle.dst_row[first + position] >= 0;
       ranks[position] = is_somewhere ? context_.rank_of_entry(handle, first + position) : -1;
     }
-    const TokenPlaces places{.ranks = ranks,
-                             .weights = {&handle.weights[first], top_k},
-                             .dst_row = {&handle.dst_row[first], top_k}};
-    combine_token(context_.config, places, reader, request.weighted,
-                  request.out + token * request.out_stride);
+    const TokenPlaces places{
+        .ranks = ranks, .weights = {&handle.weights[first], top_k}, .dst_row = {&handle.dst_row[first], top_k}};
+    combine_token(context_.config, places, reader, request.weighted, request.out + token * request.out_stride);
   }
 }
 

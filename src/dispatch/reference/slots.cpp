@@ -37,9 +37,10 @@ class Replicas {
   Replicas(const Placement& placement, std::int32_t expert)
       : choice_(placement.choice()), slots_(placement.replicas_of(expert)), num_ranks_(placement.num_ranks()) {
     for (const SlotRef& slot : slots_) {
-      quotas_.push_back(choice_.quotas.empty() ? 1.0
-                                               : choice_.quotas[static_cast<std::size_t>(slot.rank)]
-                                                               [static_cast<std::size_t>(slot.local_slot)]);
+      quotas_.push_back(
+          choice_.quotas.empty()
+              ? 1.0
+              : choice_.quotas[static_cast<std::size_t>(slot.rank)][static_cast<std::size_t>(slot.local_slot)]);
     }
     const double total = std::accumulate(quotas_.begin(), quotas_.end(), 0.0);
     for (double& quota : quotas_) quota /= total;

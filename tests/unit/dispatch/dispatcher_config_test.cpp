@@ -150,9 +150,7 @@ std::vector<BadField> bad_fields() {
          c.placement = Placement(8, {{0, 1, 2, 3, 4, 5, 6, 7}});
        },
        {"for 1 ranks", "the group has"}},
-      {"PlacedInMoreSlotsThanThereAre",
-       [](Config& c) { c.slots_per_rank = 1; },
-       {"room for 1", "slots_per_rank"}},
+      {"PlacedInMoreSlotsThanThereAre", [](Config& c) { c.slots_per_rank = 1; }, {"room for 1", "slots_per_rank"}},
       {"SlotsNegative", [](Config& c) { c.slots_per_rank = -3; }, {"slots_per_rank is -3"}},
   };
 }

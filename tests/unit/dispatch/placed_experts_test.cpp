@@ -40,8 +40,7 @@ TEST(PlacedExperts, ChooseAsTheContractSays) {
       const SlotChooser chooser = placed.chooser(seed * 1000);
       for (std::int32_t expert = 0; expert < num_experts; ++expert) {
         for (std::int64_t token = 0; token < kTokens; ++token) {
-          const SlotRef wanted =
-              reference::slot_of(config, num_ranks, &placement, expert, {rank, token, seed * 1000});
+          const SlotRef wanted = reference::slot_of(config, num_ranks, &placement, expert, {rank, token, seed * 1000});
           const std::int32_t slot = chooser.slot_of(expert, token);
           ASSERT_EQ(slot / config.slots_per_rank, wanted.rank) << "seed " << seed << ", token " << token;
           ASSERT_EQ(slot % config.slots_per_rank, wanted.local_slot) << "seed " << seed << ", token " << token;

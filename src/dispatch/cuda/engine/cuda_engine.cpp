@@ -118,13 +118,14 @@ PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int dev
   int shared_bytes = 0;
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "asking for the shared memory of the device");
-  const PrepareTile tile = choose_prepare_tile(
-      {.num_ranks = num_ranks, .num_experts = config.num_columns(num_ranks), .top_k = config.top_k},
-      shared_bytes - kStaticBytes);
+  const PrepareTile tile =
+      choose_prepare_tile({.num_ranks = num_ranks, .num_experts = config.num_columns(num_ranks), .top_k = config.top_k},
+                          shared_bytes - kStaticBytes);
   if (tile.num_tokens > 0) return tile;
   throw Error(ErrorCode::kUnsupported,
               fmt::format("{} {} on {} ranks with top-{} need {} bytes of shared memory; GPU {} has {}",
-                          config.num_columns(num_ranks), config.places_experts() ? "slots" : "experts", num_ranks, config.top_k, tile.shared_bytes, device, shared_bytes));
+                          config.num_columns(num_ranks), config.places_experts() ? "slots" : "experts", num_ranks,
+                          config.top_k, tile.shared_bytes, device, shared_bytes));
 }
 
 CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTransport make_transport)

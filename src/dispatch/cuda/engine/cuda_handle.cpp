@@ -44,9 +44,8 @@ void CudaHandleState::describe(const PlacedExperts& placed) {
   const std::int32_t num_local = placed.is_trivial() ? partition.num_local_experts(rank_)
                                                      : placed.slots_of_rank()[static_cast<std::size_t>(rank_)];
   // What does not depend on the routing; under exact sizing finish() corrects the rows.
-  const std::int64_t num_rows = params.layout == OutputLayout::kExpertBlocks
-                                    ? params.capacity_rows * num_local
-                                    : layout_.max_output_rows();
+  const std::int64_t num_rows =
+      params.layout == OutputLayout::kExpertBlocks ? params.capacity_rows * num_local : layout_.max_output_rows();
   description = RowDescription{.num_rows = num_rows,
                                .src_rank = arrays.src_rank,
                                .src_token = arrays.src_token,

@@ -35,11 +35,12 @@ cudaError_t allow_all_shared_memory(const void* kernel) {
 cudaError_t load_kernels(int compute_major) {
   cudaFuncAttributes attributes;
   for (const void* kernel :
-       {prepare_kernel_address(false), prepare_kernel_address(true), refuse_kernel_address(), quantise_kernel_address(), move_kernel_address(false),
-        move_kernel_address(true), sum_kernel_address(DType::kBf16), sum_kernel_address(DType::kFp16),
-        sum_kernel_address(DType::kFp32), weight_gradient_kernel_address(), scale_rows_kernel_address(DType::kBf16),
-        scale_rows_kernel_address(DType::kFp16), scale_rows_kernel_address(DType::kFp32), start_copies_kernel_address(),
-        finish_copies_kernel_address(), find_runs_kernel_address(), pack_kernel_address()}) {
+       {prepare_kernel_address(false), prepare_kernel_address(true), refuse_kernel_address(), quantise_kernel_address(),
+        move_kernel_address(false), move_kernel_address(true), sum_kernel_address(DType::kBf16),
+        sum_kernel_address(DType::kFp16), sum_kernel_address(DType::kFp32), weight_gradient_kernel_address(),
+        scale_rows_kernel_address(DType::kBf16), scale_rows_kernel_address(DType::kFp16),
+        scale_rows_kernel_address(DType::kFp32), start_copies_kernel_address(), finish_copies_kernel_address(),
+        find_runs_kernel_address(), pack_kernel_address()}) {
     const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
   }

@@ -44,9 +44,7 @@ struct PrepareArgs {
   std::uint64_t step_seed = 0;
   const std::uint64_t* step_seed_at = nullptr;  ///< in device memory; null: as above
 
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool places_experts() const noexcept {
-    return slots.policy != nullptr;
-  }
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool places_experts() const noexcept { return slots.policy != nullptr; }
 };
 
 /// What the shared memory of prepare depends on.

@@ -125,10 +125,8 @@ std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_rank
   // The tables, and the tokens of every expert, each with a copy on the host.
   const std::int64_t placement_bytes = placement.num_bytes() + counter_bytes;
   for (const MemoryKind kind : {MemoryKind::kPrivate, MemoryKind::kPinnedHost}) {
-    sections.push_back({.name = "experts",
-                        .kind = kind,
-                        .initial_bytes = placement_bytes,
-                        .largest_bytes = placement_bytes});
+    sections.push_back(
+        {.name = "experts", .kind = kind, .initial_bytes = placement_bytes, .largest_bytes = placement_bytes});
   }
   if (config.quantises) {
     sections.push_back({.name = "quantised rows",

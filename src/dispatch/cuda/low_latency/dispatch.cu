@@ -280,8 +280,8 @@ const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept {
 
 cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) {
   const std::int64_t shared_bytes = line_dispatch_shared_bytes(args.routing.layout);
-  return start_kernel(dispatch_kernel(args.lines.quantises, args.routing.places_experts()), {args.num_blocks, kLineThreads, shared_bytes},
-                      args.routing.group.early_start, args, stream);
+  return start_kernel(dispatch_kernel(args.lines.quantises, args.routing.places_experts()),
+                      {args.num_blocks, kLineThreads, shared_bytes}, args.routing.group.early_start, args, stream);
 }
 
 }  // namespace epistle::cuda

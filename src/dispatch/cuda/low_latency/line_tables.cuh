@@ -118,8 +118,8 @@ struct EarlyRouting {
   }
 };
 
-/// Reads the whole routing and sets its bits, which must be clear; true in a thread that has seen a bad id. kPlaced: ids
-/// name experts whose slots are to be chosen.
+/// Reads the whole routing and sets its bits, which must be clear; true in a thread that has seen a bad id. kPlaced:
+/// ids name experts whose slots are to be chosen.
 template <bool kPlaced>
 __device__ inline bool read_routing(const PrepareArgs& args, const LinePlan& lines, LineTables& t, EarlyRouting& early,
                                     const Team& team) {

@@ -141,8 +141,8 @@ const void* prepare_kernel_address(bool placed) noexcept {
 }
 
 cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream) {
-  return start_kernel(args.places_experts() ? prepare_kernel<true> : prepare_kernel<false>, {launch.num_blocks, kPrepareThreads, launch.shared_bytes}, args.group.early_start,
-                      args, stream);
+  return start_kernel(args.places_experts() ? prepare_kernel<true> : prepare_kernel<false>,
+                      {launch.num_blocks, kPrepareThreads, launch.shared_bytes}, args.group.early_start, args, stream);
 }
 
 }  // namespace epistle::cuda

@@ -105,7 +105,8 @@ __device__ inline std::int64_t read_id(const PrepareArgs& args, std::int64_t off
 /// The slots that serve this rank's tokens.
 __device__ inline SlotChooser slot_chooser(const PrepareArgs& args) {
   const std::uint64_t seed = args.step_seed_at != nullptr ? __ldcg(args.step_seed_at) : args.step_seed;
-  return {{args.slots.replica_begin, args.slots.entries}, args.slots.policy, args.group.rank, args.first_position, seed};
+  return {
+      {args.slots.replica_begin, args.slots.entries}, args.slots.policy, args.group.rank, args.first_position, seed};
 }
 
 /// Adds up what an expert was given, `count` of it for one of its slots where experts are placed.

@@ -68,8 +68,8 @@ struct HostContext {
   std::int64_t stream_bytes;
   RankMemory memory;
   WorkerPool pool;
-  std::uint64_t num_exchanges = 0;           ///< of rows or routings published that all ranks have agreed on so far
-  std::vector<std::int32_t> buffer_of;       ///< [num_ranks]; for sections that are there once it does not matter
+  std::uint64_t num_exchanges = 0;      ///< of rows or routings published that all ranks have agreed on so far
+  std::vector<std::int32_t> buffer_of;  ///< [num_ranks]; for sections that are there once it does not matter
   /// [num_experts of the layout]: slots where experts are placed, the same for every placement
   std::vector<std::int32_t> rank_of_expert;
 };

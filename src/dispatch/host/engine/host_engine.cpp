@@ -59,7 +59,8 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
       wanted_(static_cast<std::size_t>(context_.num_ranks)),
       promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {
-  if (config.places_experts()) preparation_.place_experts({config.placement, config, context_.num_ranks, context_.rank});
+  if (config.places_experts())
+    preparation_.place_experts({config.placement, config, context_.num_ranks, context_.rank});
 }
 
 Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {
@@ -184,10 +185,12 @@ void HostEngine::set_placement(const Placement& placement, Stream stream) {
   if (!complaint) complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
   PlacedExperts placed;
   agree_on_placement(
-      *group_,
-      {.config = context_.config, .current = this->placement(), .next = placement, .dispatcher = number_}, complaint);
+      *group_, {.config = context_.config, .current = this->placement(), .next = placement, .dispatcher = number_},
+      complaint);
   (void)group_->agree(step_of(call_of(CallKind::kSetPlacement, nullptr, nullptr), kPlacementMade), Phase::kLayout,
-                      attempt([&] { placed = {placement, context_.config, context_.num_ranks, context_.rank}; }));
+                      attempt([&] {
+                        placed = {placement, context_.config, context_.num_ranks, context_.rank};
+                      }));
   preparation_.place_experts(std::move(placed));
 }
 

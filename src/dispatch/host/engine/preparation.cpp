@@ -12,7 +12,11 @@
 namespace epistle::host {
 
 Preparation::Preparation(HostContext& context, RowMover& mover)
-    : context_(&context), mover_(&mover), layout_(context.layout()), config_(context.config), published_(context),
+    : context_(&context),
+      mover_(&mover),
+      layout_(context.layout()),
+      config_(context.config),
+      published_(context),
       expert_tokens_(static_cast<std::size_t>(config_.num_experts)) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
   const auto experts = static_cast<std::size_t>(layout_.params().num_experts);
@@ -51,8 +55,7 @@ void Preparation::count_expert_tokens(const HostHandle& state) noexcept {
   const std::span<const std::int32_t> expert_of_slot = placed_.expert_of_slot();
   for (std::size_t column = 0; column < own.rows_to_expert.size(); ++column) {
     if (own.rows_to_expert[column] == 0) continue;
-    const std::size_t expert =
-        placed_.is_trivial() ? column : static_cast<std::size_t>(expert_of_slot[column]);
+    const std::size_t expert = placed_.is_trivial() ? column : static_cast<std::size_t>(expert_of_slot[column]);
     expert_tokens_[expert].fetch_add(own.rows_to_expert[column], std::memory_order_relaxed);
   }
 }

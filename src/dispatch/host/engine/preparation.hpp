@@ -74,7 +74,7 @@ class Preparation {
   PublishedRouting published_;
   PlacedExperts placed_;
   std::vector<std::atomic<std::int64_t>> expert_tokens_;  ///< [num_experts], logical
-  std::vector<RowDemand> wanted_;  ///< [num_ranks] by the call under way
+  std::vector<RowDemand> wanted_;                         ///< [num_ranks] by the call under way
   // Scratch, sized once.
   std::vector<ConstCountsView> count_views_;
   std::vector<std::int64_t> last_token_of_expert_;
