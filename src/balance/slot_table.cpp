@@ -143,7 +143,7 @@ void SlotTable::check(std::int32_t num_experts, const Cluster& cluster) const {
 }
 
 Placement SlotTable::to_placement(std::int32_t num_experts, std::uint64_t generation, std::span<const double> quotas,
-                                  ReplicaChoice choice) const {
+                                  epistle::ReplicaChoice choice) const {
   std::vector<double> quota_of_expert(static_cast<std::size_t>(num_experts), 0.0);
   for (std::size_t slot = 0; slot < quotas.size(); ++slot) {
     if (expert[slot] != kEmptySlot) quota_of_expert.at(static_cast<std::size_t>(expert[slot])) += quotas[slot];

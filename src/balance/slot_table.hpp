@@ -62,7 +62,7 @@ struct SlotTable {
   /// For dispatch. Empty slots are left out: a rank's local slots are those that hold something, in order. `quotas`
   /// [num_slots], or none: go into `choice`; replicas of an expert that has none are alike.
   [[nodiscard]] Placement to_placement(std::int32_t num_experts, std::uint64_t generation,
-                                       std::span<const double> quotas = {}, ReplicaChoice choice = {}) const;
+                                       std::span<const double> quotas = {}, epistle::ReplicaChoice choice = {}) const;
 
   friend bool operator==(const SlotTable&, const SlotTable&) = default;
 };
