@@ -89,6 +89,11 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
       ->type_name("SPEC");
   add_number(command, "--layer", options.trace_layer, {0, kMaxInt32}, "Layer of the trace (default: its first)")
       ->type_name("L");
+  command
+      .add_option("--placement", options.placement,
+                  "Experts have replicas: a JSON file of the experts of every rank's slots, or replicas:N, where every "
+                  "rank has copies of N experts of the next one")
+      ->type_name("FILE|replicas:N");
   command.add_option("--combine", options.combine, "hierarchical, flat or deepep_v2: the order of sums")
       ->type_name("MODE");
   command.add_option("--weights", options.weights, "Combine multiplies by the routing weights: on or off")
@@ -170,6 +175,7 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--overflow", options.overflow},
           {"--routing", options.routing},
           {"--layer", options.trace_layer < 0 ? given(0) : text(options.trace_layer)},
+          {"--placement", options.placement},
           {"--combine", options.combine},
           {"--weights", options.weights},
           {"--drop-capacity", given(options.drop_capacity)},

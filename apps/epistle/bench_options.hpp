@@ -36,6 +36,7 @@ struct BenchOptions {
   std::string overflow;
   std::string routing = "uniform";
   std::int32_t trace_layer = -1;
+  std::string placement;  ///< empty = the trivial one
   std::string combine = "hierarchical";
   std::string weights = "on";
   double drop_capacity = 0.0;

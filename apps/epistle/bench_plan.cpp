@@ -18,6 +18,7 @@
 #include "epistle/models.hpp"
 
 #include "bench_contenders.hpp"
+#include "bench_placement.hpp"
 #include "bench_tokens.hpp"
 #include "core/reject.hpp"
 #include "dispatch/call/resolved_config.hpp"
@@ -415,6 +416,8 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   adopt_shape(options, plan.tables.front(), config);
   plan.model = model_name(options, config);
   drop_beyond_capacity(capacity, plan);
+  plan.placement = options.placement;
+  if (!plan.placement.empty()) config.placement = read_placement(plan.placement, config.num_experts, num_ranks);
   plan.resolved = resolve_config(config, num_ranks);
   if (options.compares) {
     choose_contenders(plan);

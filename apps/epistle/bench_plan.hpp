@@ -26,6 +26,7 @@ struct BenchPlan {
   std::vector<std::int64_t> tokens_per_rank;
   std::string model;  ///< canonical name; empty = custom shape
   RoutingSpec routing;
+  std::string placement;                 ///< as it was given; empty = the trivial one
   std::int32_t trace_layer = -1;         ///< -1 = the first of the trace
   std::vector<RoutingTable> tables;      ///< all ranks'
   std::int64_t dropped_by_router = 0;    ///< assignments that the capacity factor removed, over all ranks

@@ -72,6 +72,10 @@ std::string shape_line(const BenchPlan& plan) {
                   plan.model.empty() ? "custom shape" : plan.model, config.hidden, config.num_experts, config.top_k,
                   ranks_text(plan), tokens_text(plan), to_string(config.dtype),
                   config.quantises ? fmt::format(", wire {}", wire_name(config)) : "", layout, routing_text(plan));
+  if (config.places_experts()) {
+    text += fmt::format("placement {}: {} slots on {} ranks, {} at most on one\n", plan.placement,
+                        config.placement.num_slots(), plan.num_ranks, config.slots_per_rank);
+  }
   text += fmt::format("combine {}, weights {}; {} sizing{}; {}; {} iteration{}\n", to_string(config.order),
                       config.apply_weights ? "on" : "off", to_string(config.sizing),
                       config.zero_padding ? "" : ", padding left as it is", means_text(plan.spec),

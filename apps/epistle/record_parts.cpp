@@ -128,6 +128,7 @@ Json config_json(const BenchPlan& plan) {
           {"weights", config.apply_weights},
           {"routing", plan.routing.to_string()},
           {"trace_layer", plan.trace_layer < 0 ? Json(nullptr) : Json(plan.trace_layer)},
+          {"placement", plan.placement.empty() ? Json(nullptr) : Json(plan.placement)},
           {"router_capacity", plan.router_capacity},
           {"router_dropped", plan.dropped_by_router},
           {"zero_padding", config.zero_padding},

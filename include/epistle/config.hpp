@@ -89,7 +89,10 @@ struct DispatcherConfig {
 
   std::int32_t num_buffers = 1;  ///< leases that may live at once (see Received): 2 for two micro-batches; up to 8
   std::int32_t max_handles = 8;  ///< handles that may live at once, made in advance on a device; up to 4096
-  Placement placement = {};
+  Placement placement = {};      ///< in force until Dispatcher::set_placement() sets another
+  /// Most slots that a rank has in any placement that will be set: buffers are made for them, and every rank counts
+  /// as having them. 0: those of `placement`; a dispatcher of the trivial one keeps that.
+  std::int32_t slots_per_rank = 0;
 };
 
 // ---- Options of a device; may differ by rank ------------------------------------------------------------------------

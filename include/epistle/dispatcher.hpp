@@ -25,6 +25,26 @@
 // Without weights the products are left out (no multiplication). A token without experts gives +0. A NaN that a sum or
 // a product yields is stored as the quiet NaN of its type with no other bits set (bf16 7fc0, fp16 7e00, fp32 7fc00000).
 //
+// Where experts are placed (Placement), R(t) are the ranks of the slots that were chosen. "flat" over expert rows does
+// not depend on the placement either.
+//
+// Choice of replica. Where an expert has several slots, integers decide which one serves a token, the same on every
+// device; the place of the expert in the token's top-k plays no part. With all arithmetic modulo 2^64,
+//
+//   mix(x):   x = (x ^ x>>30) * bf58476d1ce4e5b9;  x = (x ^ x>>27) * 94d049bb133111eb;  x ^ x>>31
+//   position  = rank of the token * max_tokens + its index in the call
+//   hash      = mix( mix( mix(seed + G) + G * (expert + 1) ) + G * position ),   G = 9e3779b97f4a7c15
+//
+// and `seed` the step_seed of the request, u = hash >> 32 is compared with the ends of the replicas' parts, replicas by
+// ascending rank: the first with u < end serves the token, end being floor(2^32 * sum of the quotas so far), at most
+// 2^32 - 1, and the last end above everything. With near_first, N ranks and q the quotas of the expert's slots, sums 1:
+//
+//   own rank  the slot here, if there is one, where u < 2^32 * min(1, N * q * (1 + max_imbalance))
+//   domain    otherwise, with hash' = mix(hash), v = hash' >> 32, w = hash' mod 2^32, and what that leaves of the
+//             quotas and of every domain's tokens: where v < 2^32 * min(1, left quotas of the domain / its tokens),
+//             a slot in the domain, w falling into parts in the ratio of what is left of their quotas
+//   far       otherwise any slot, w falling into parts in the ratio of what is left after that
+//
 // Backward. The backward pass of dispatch is combine of the gradients without weights, in the same order; the backward
 // pass of combine is dispatch of the gradients with the cached handle, each row times its weight (round(w * g)) where
 // combine applied weights.
@@ -60,7 +80,11 @@ struct PrepareRequest {
   /// The most tokens that any rank brings to this call, equal on all ranks; 0 = the configuration's max_tokens. A rank
   /// with more is refused. `auto` chooses by it.
   std::int64_t most_tokens = 0;
-  int num_sms = 0;  ///< CUDA: as CudaOptions::num_sms, for this call; 0 = the dispatcher's
+  /// Where experts have replicas: another value in every step, so that a token is not always sent the same way. Each
+  /// rank's own choice.
+  std::uint64_t step_seed = 0;
+  const std::uint64_t* step_seed_at = nullptr;  ///< where it is read instead, as num_tokens is
+  int num_sms = 0;                              ///< CUDA: as CudaOptions::num_sms, for this call; 0 = the dispatcher's
 };
 
 struct DispatchRequest {
@@ -69,6 +93,8 @@ struct DispatchRequest {
   WeightsView weights = {};
   const std::int32_t* num_tokens = nullptr;
   std::int64_t most_tokens = 0;
+  std::uint64_t step_seed = 0;
+  const std::uint64_t* step_seed_at = nullptr;
 
   ConstRows tokens = {};   ///< [num_tokens, hidden] of the input type
   ScalesView scales = {};  ///< [num_tokens, ...], where the payload has scales; none where it is quantised on its way
@@ -175,6 +201,24 @@ class EPISTLE_API Dispatcher {
   /// `saved_rows` yield `grad_weights`: the dot product of saved row and gradient row, summed in 16 lanes (element i to
   /// lane i mod 16, ascending), lanes l and l+8 added, then l and l+4, l+2, l+1.
   [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream = {});
+
+  /// Collective: the calls that follow route by `placement`, on all ranks from the same call on. Weights must be in
+  /// their slots by then; nothing is moved here. Handles that are prepared already go on with the placement that they
+  /// were prepared with (RowDescription::placement_generation): their rows come to its slots. On CUDA the change takes
+  /// its turn on `stream`, and only the host waits for the other ranks. Replays of graphs behind it go by it, too; what
+  /// was captured keeps the number of rows that it takes from private memory, and its description is that of the
+  /// placement in force when its counts are read (Handle::wait_stats()).
+  /// Throws kInvalidArgument where the dispatcher has no room for it (DispatcherConfig::slots_per_rank), its generation
+  /// is not above the one in force, a send half is open, or the stream is being captured; kShapeMismatch, on all ranks,
+  /// where these give different placements. The one in force stays then.
+  void set_placement(const Placement& placement, Stream stream = {});
+  /// The one in force.
+  [[nodiscard]] const Placement& placement() const noexcept;
+
+  /// How many tokens of this rank every logical expert was given, [num_experts], by all prepared routings since the
+  /// dispatcher was created: what load is measured from. Routings that were refused do not count. May be called from
+  /// any thread; waits for no call, so on CUDA those that are still to run are not in it.
+  [[nodiscard]] std::vector<std::int64_t> expert_tokens() const;
 
   /// Waits until all calls so far are done, then throws what they have found. A peer that is lost shows here within the
   /// group's timeout. The host has nothing to wait for.

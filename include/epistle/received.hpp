@@ -45,8 +45,11 @@ struct RowDescription {
   /// token_major: [num_rows, top_k], 0 where the expert is not on this rank. Otherwise [num_rows], 0 at padding.
   const float* weights = nullptr;
 
+  /// Where experts are placed (Placement), local experts are this rank's slots, in slot order.
   std::int32_t num_local_experts = 0;
-  std::int32_t first_expert = 0;                 ///< global id of local expert 0
+  std::int32_t first_expert = 0;  ///< global id of local expert 0; -1 where experts are placed
+  /// Placement::generation() of the placement that the routing was prepared with: whose experts the slots hold.
+  std::uint64_t placement_generation = 0;
   const std::int32_t* expert_counts = nullptr;   ///< [num_local_experts] rows received, drops left out
   const std::int32_t* expert_begin = nullptr;    ///< [num_local_experts + 1] first row of each group; token_major: null
   const std::int32_t* expert_dropped = nullptr;  ///< [num_local_experts]

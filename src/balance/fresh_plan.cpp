@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "balance/local_search.hpp"
-#include "balance/replica_hash.hpp"
+#include "layout/replica_hash.hpp"
 
 namespace epistle::balance {
 namespace {

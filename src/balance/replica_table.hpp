@@ -1,12 +1,12 @@
-// Makes the tables that replicas are chosen by (replica_hash.hpp) from a placement and its quotas.
+// Makes the tables that replicas are chosen by (layout/replica_hash.hpp) from a placement and its quotas.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "balance/replica_hash.hpp"
 #include "balance/slot_table.hpp"
+#include "layout/replica_hash.hpp"
 
 namespace epistle::balance {
 

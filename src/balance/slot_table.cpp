@@ -142,14 +142,25 @@ void SlotTable::check(std::int32_t num_experts, const Cluster& cluster) const {
   }
 }
 
-Placement SlotTable::to_placement(std::int32_t num_experts, std::uint64_t generation) const {
+Placement SlotTable::to_placement(std::int32_t num_experts, std::uint64_t generation, std::span<const double> quotas,
+                                  epistle::ReplicaChoice choice) const {
+  std::vector<double> quota_of_expert(static_cast<std::size_t>(num_experts), 0.0);
+  for (std::size_t slot = 0; slot < quotas.size(); ++slot) {
+    if (expert[slot] != kEmptySlot) quota_of_expert.at(static_cast<std::size_t>(expert[slot])) += quotas[slot];
+  }
   std::vector<std::vector<std::int32_t>> slot_experts(static_cast<std::size_t>(num_ranks()));
-  for (std::int32_t rank = 0; rank < num_ranks(); ++rank) {
-    for (const std::int32_t id : experts_of(rank)) {
-      if (id != kEmptySlot) slot_experts[static_cast<std::size_t>(rank)].push_back(id);
+  if (!quotas.empty()) choice.quotas.assign(slot_experts.size(), {});
+  for (std::size_t rank = 0; rank < slot_experts.size(); ++rank) {
+    const auto end = static_cast<std::size_t>(begin[rank + 1]);
+    for (auto slot = static_cast<std::size_t>(begin[rank]); slot < end; ++slot) {
+      if (expert[slot] == kEmptySlot) continue;
+      slot_experts[rank].push_back(expert[slot]);
+      if (quotas.empty()) continue;
+      const bool has_quota = quota_of_expert[static_cast<std::size_t>(expert[slot])] > 0.0;
+      choice.quotas[rank].push_back(has_quota ? quotas[slot] : 1.0);
     }
   }
-  return {num_experts, slot_experts, generation};
+  return {num_experts, slot_experts, generation, choice};
 }
 
 }  // namespace epistle::balance

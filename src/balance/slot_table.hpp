@@ -59,8 +59,10 @@ struct SlotTable {
   /// of `cluster`.
   void check(std::int32_t num_experts, const Cluster& cluster) const;
 
-  /// For dispatch. Empty slots are left out: a rank's local slots are those that hold something, in order.
-  [[nodiscard]] Placement to_placement(std::int32_t num_experts, std::uint64_t generation) const;
+  /// For dispatch. Empty slots are left out: a rank's local slots are those that hold something, in order. `quotas`
+  /// [num_slots], or none: go into `choice`; replicas of an expert that has none are alike.
+  [[nodiscard]] Placement to_placement(std::int32_t num_experts, std::uint64_t generation,
+                                       std::span<const double> quotas = {}, epistle::ReplicaChoice choice = {}) const;
 
   friend bool operator==(const SlotTable&, const SlotTable&) = default;
 };

@@ -7,7 +7,7 @@
 namespace epistle {
 namespace {
 
-constexpr std::array<std::string_view, 16> kNames = {"nothing",
+constexpr std::array<std::string_view, 17> kNames = {"nothing",
                                                      "barrier",
                                                      "all_gather",
                                                      "create a shared region",
@@ -16,6 +16,7 @@ constexpr std::array<std::string_view, 16> kNames = {"nothing",
                                                      "create a dispatcher",
                                                      "set up GPU memory",
                                                      "a dispatcher on a GPU",
+                                                     "set_placement",
                                                      "prepare",
                                                      "dispatch",
                                                      "combine",

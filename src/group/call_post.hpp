@@ -22,6 +22,7 @@ enum class CallKind : std::int32_t {
   kCreateDispatcher,
   kSetUpGpu,
   kGpuCall,
+  kSetPlacement,
   kPrepare,
   kDispatch,
   kCombine,

@@ -43,6 +43,8 @@ class ExpertPartition {
 /// Everything the layout depends on. The same on all ranks.
 struct LayoutParams {
   std::int32_t num_ranks = 1;
+  /// Whose rows lie together: experts, or slots where experts are placed. Then an "expert" is a slot wherever rows have
+  /// places, and ids are slots from where they are read.
   std::int32_t num_experts = 0;
   std::int32_t top_k = 0;
   std::int64_t max_tokens = 0;

@@ -38,7 +38,8 @@ void LayoutTables::resize(const DispatchLayout& layout) {
   group_begins_.resize(max_local + 1);
 }
 
-void LayoutTables::compute(const DispatchLayout& layout, std::span<const ConstCountsView> counts) {
+void LayoutTables::compute(const DispatchLayout& layout, std::span<const ConstCountsView> counts,
+                           std::span<const std::int32_t> slots_of_rank) {
   const LayoutParams& params = layout.params();
   const ExpertPartition partition = layout.partition();
   resize(layout);
@@ -64,6 +65,10 @@ void LayoutTables::compute(const DispatchLayout& layout, std::span<const ConstCo
     }
     output_rows_[static_cast<std::size_t>(rank)] =
         layout.expert_group_begins(group_counts_.data(), num_local, group_begins_.data());
+    if (params.layout == OutputLayout::kExpertBlocks && !slots_of_rank.empty()) {
+      output_rows_[static_cast<std::size_t>(rank)] =
+          group_begins_[static_cast<std::size_t>(slots_of_rank[static_cast<std::size_t>(rank)])];
+    }
     for (std::int32_t local = 0; local < num_local; ++local) {
       const std::int64_t begin = group_begins_[static_cast<std::size_t>(local)];
       group_begin_[static_cast<std::size_t>(first + local)] = begin;

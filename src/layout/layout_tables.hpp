@@ -40,8 +40,10 @@ class LayoutTables {
   /// Takes the memory that compute() needs.
   void resize(const DispatchLayout& layout);
   /// Computes everything from `counts` (one view per rank; only the first round is read). Allocates only when the
-  /// tables were smaller before.
-  void compute(const DispatchLayout& layout, std::span<const ConstCountsView> counts);
+  /// tables were smaller before. `slots_of_rank`: where experts are placed, the slots that each rank has; blocks are
+  /// received for no others.
+  void compute(const DispatchLayout& layout, std::span<const ConstCountsView> counts,
+               std::span<const std::int32_t> slots_of_rank = {});
 
   /// First output row, on the rank of `column`, of what `src_rank` sends there; column: destination rank (token_major)
   /// or global expert.

@@ -1,6 +1,7 @@
 #include "epistle/placement.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <string>
 
@@ -9,13 +10,47 @@
 #include "core/reject.hpp"
 
 namespace epistle {
-namespace {}  // namespace
+namespace {
+
+/// Whether the choice is one for these slots; but for experts without any quota.
+void check_choice(const ReplicaChoice& choice, const std::vector<std::vector<std::int32_t>>& slot_experts) {
+  if (!choice.quotas.empty() && choice.quotas.size() != slot_experts.size()) {
+    reject("quotas are of " + std::to_string(choice.quotas.size()) + " ranks, slots of " +
+           std::to_string(slot_experts.size()) + "; give quotas for every rank, or none");
+  }
+  for (std::size_t rank = 0; rank < choice.quotas.size(); ++rank) {
+    if (choice.quotas[rank].size() != slot_experts[rank].size()) {
+      reject("rank " + std::to_string(rank) + " has " + std::to_string(slot_experts[rank].size()) + " slots and " +
+             std::to_string(choice.quotas[rank].size()) + " quotas; give one for every slot");
+    }
+    for (const double quota : choice.quotas[rank]) {
+      if (std::isfinite(quota) && quota >= 0.0) continue;
+      reject("a slot of rank " + std::to_string(rank) + " has the quota " + std::to_string(quota) +
+             "; quotas are numbers from 0 on");
+    }
+  }
+  if (!choice.domain_of_rank.empty() && choice.domain_of_rank.size() != slot_experts.size()) {
+    reject("domains are of " + std::to_string(choice.domain_of_rank.size()) + " ranks, slots of " +
+           std::to_string(slot_experts.size()) + "; give the domain of every rank, or none");
+  }
+  for (const std::int32_t domain : choice.domain_of_rank) {
+    if (domain >= 0 && domain < static_cast<std::int32_t>(slot_experts.size())) continue;
+    reject("a rank is in domain " + std::to_string(domain) + "; domains of " + std::to_string(slot_experts.size()) +
+           " ranks are numbered from 0 to " + std::to_string(slot_experts.size() - 1));
+  }
+  if (!std::isfinite(choice.max_imbalance) || choice.max_imbalance < 0.0) {
+    reject("max_imbalance is " + std::to_string(choice.max_imbalance) + "; it is a number from 0 on");
+  }
+}
+
+}  // namespace
 
 Placement::Placement(std::int32_t num_experts, const std::vector<std::vector<std::int32_t>>& slot_experts,
-                     std::uint64_t generation)
-    : generation_(generation) {
+                     std::uint64_t generation, const ReplicaChoice& choice)
+    : generation_(generation), choice_(choice) {
   if (num_experts < 1) reject("a placement has " + std::to_string(num_experts) + " experts; there is at least one");
   if (slot_experts.empty()) reject("a placement has no ranks; there is at least one");
+  check_choice(choice, slot_experts);
   std::vector<std::int32_t> num_replicas(static_cast<std::size_t>(num_experts), 0);
   slot_begin_.push_back(0);
   for (std::size_t rank = 0; rank < slot_experts.size(); ++rank) {
@@ -49,6 +84,23 @@ Placement::Placement(std::int32_t num_experts, const std::vector<std::vector<std
       replicas_[static_cast<std::size_t>(idx++)] = {.rank = rank, .local_slot = static_cast<std::int32_t>(slot)};
     }
   }
+  for (std::int32_t expert = 0; expert < num_experts && !choice.quotas.empty(); ++expert) {
+    const std::span<const SlotRef> replicas = replicas_of(expert);
+    const bool has_quota = std::any_of(replicas.begin(), replicas.end(), [&](const SlotRef& slot) {
+      return choice.quotas[static_cast<std::size_t>(slot.rank)][static_cast<std::size_t>(slot.local_slot)] > 0.0;
+    });
+    if (!has_quota) {
+      reject("all slots of expert " + std::to_string(expert) + " have the quota 0; one at least serves its tokens");
+    }
+  }
+}
+
+std::int32_t Placement::max_slots_per_rank() const noexcept {
+  std::int32_t most = 0;
+  for (std::size_t rank = 0; rank + 1 < slot_begin_.size(); ++rank) {
+    most = std::max(most, slot_begin_[rank + 1] - slot_begin_[rank]);
+  }
+  return most;
 }
 
 std::span<const std::int32_t> Placement::experts_of(std::int32_t rank) const {

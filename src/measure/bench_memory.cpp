@@ -7,6 +7,7 @@
 #include <string>
 
 #include "dispatch/call/dispatcher_functions.hpp"
+#include "dispatch/call/placed_experts.hpp"
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/reference/oracle.hpp"
 #include "layout/buffer_plan.hpp"
@@ -26,18 +27,24 @@ struct Traffic {
   std::int64_t received_assignments = 0;
 };
 
-std::vector<Traffic> count_traffic(const std::vector<RoutingTable>& tables, const ExpertPartition& partition) {
+std::vector<Traffic> count_traffic(const std::vector<RoutingTable>& tables, const ResolvedConfig& config) {
+  const auto num_ranks = static_cast<int>(tables.size());
+  const ExpertPartition partition{config.num_columns(num_ranks), num_ranks};
   std::vector<Traffic> traffic(tables.size());
   std::vector<std::int64_t> last_token(tables.size());
   for (std::size_t src = 0; src < tables.size(); ++src) {
     const RoutingTable& table = tables[src];
+    PlacedExperts placed;
+    if (config.places_experts()) placed = {config.placement, config, num_ranks, static_cast<int>(src)};
+    const SlotChooser chooser = placed.chooser(/*step_seed=*/0);
     std::fill(last_token.begin(), last_token.end(), -1);
     std::size_t entry = 0;
     for (std::int64_t token = 0; token < table.num_tokens; ++token) {
       for (std::int32_t position = 0; position < table.top_k; ++position, ++entry) {
         const std::int32_t expert = table.expert_ids[entry];
         if (expert == kNoExpert) continue;
-        const auto dst = static_cast<std::size_t>(partition.rank_of(expert));
+        const std::int32_t column = placed.is_trivial() ? expert : chooser.slot_of(expert, token);
+        const auto dst = static_cast<std::size_t>(partition.rank_of(column));
         ++traffic[src].sent_assignments;
         ++traffic[dst].received_assignments;
         if (last_token[dst] == token) continue;
@@ -95,9 +102,9 @@ std::int64_t estimate_table_bytes(const BenchSpec& spec, const BenchMemoryReques
 std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables,
                                   const BenchMemoryRequest& request) {
   const ResolvedConfig config = resolve_config(spec.config, request.num_ranks());
-  const ExpertPartition partition{config.num_experts, request.num_ranks()};
-  const std::vector<Traffic> traffic = count_traffic(tables, partition);
+  const std::vector<Traffic> traffic = count_traffic(tables, config);
   const DispatchLayout layout(to_layout_params(config, request.num_ranks()));
+  const ExpertPartition partition = layout.partition();
   const LayoutParams& params = layout.params();
   std::int64_t total_bytes = estimate_table_bytes(spec, request);
   std::int64_t total_rows = 0;
@@ -132,7 +139,7 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
   // Every rank's handles hold tables of what each rank sends to each column (rank or expert), and of the pairs of
   // ranks.
   const std::int64_t num_columns =
-      config.layout == OutputLayout::kTokenMajor ? request.num_ranks() : config.num_experts;
+      config.layout == OutputLayout::kTokenMajor ? request.num_ranks() : config.num_columns(request.num_ranks());
   const std::int64_t num_ranks = request.num_ranks();
   total_bytes += num_ranks * kNumHandles * num_ranks * (2 * num_columns + num_ranks) * kTableEntryBytes;
   if (request.verify) {

@@ -53,8 +53,13 @@ Mismatch compare_bytes(const void* actual, const void* expected, std::size_t num
   return fmt::format("{}: byte {} of {} is {:02x}, expected {:02x}", what, first, num_bytes, a[first], e[first]);
 }
 
-Expectation::Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables)
-    : config_(config), tables_(std::move(tables)), layout_(reference::layout_of(config_, tables_)) {}
+Expectation::Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables,
+                         const reference::RoutingStep& step)
+    : config_(config),
+      tables_(std::move(tables)),
+      is_placed_(config.places_experts()),
+      placement_generation_((step.placement != nullptr ? *step.placement : config.placement).generation()),
+      layout_(reference::layout_of(config_, tables_, step)) {}
 
 Mismatch Expectation::check_description(int rank, const RowDescription& description) const {
   const reference::RankLayout& expected = layout(rank);
@@ -65,9 +70,14 @@ Mismatch Expectation::check_description(int rank, const RowDescription& descript
     return fmt::format("num_local_experts is {}, expected {}", description.num_local_experts,
                        expected.expert_counts.size());
   }
-  const std::int32_t first_expert = ExpertPartition{config_.num_experts, num_ranks()}.first_expert(rank);
+  const std::int32_t first_expert =
+      is_placed_ ? kNoExpert : ExpertPartition{config_.num_experts, num_ranks()}.first_expert(rank);
   if (description.first_expert != first_expert) {
     return fmt::format("first_expert is {}, expected {}", description.first_expert, first_expert);
+  }
+  if (description.placement_generation != placement_generation_) {
+    return fmt::format("placement_generation is {}, expected {}", description.placement_generation,
+                       placement_generation_);
   }
   if (Mismatch mismatch = check_arrays(config_.layout == OutputLayout::kTokenMajor, description)) return mismatch;
   for (std::size_t row = 0; row < expected.rows.size(); ++row) {
@@ -82,7 +92,6 @@ Mismatch Expectation::check_description(int rank, const RowDescription& descript
 }
 
 Mismatch Expectation::check_row_description(int rank, const RowDescription& description, std::size_t row) const {
-  const ExpertPartition partition{config_.num_experts, num_ranks()};
   const reference::OutputRow& origin = layout(rank).rows[row];
   const bool token_major = config_.layout == OutputLayout::kTokenMajor;
   const auto top_k = static_cast<std::size_t>(config_.top_k);
@@ -96,10 +105,10 @@ Mismatch Expectation::check_row_description(int rank, const RowDescription& desc
       const RoutingTable& source = table(origin.src_rank);
       const std::size_t entry = static_cast<std::size_t>(origin.src_token) * top_k +
                                 (token_major ? column : static_cast<std::size_t>(origin.topk_idx));
-      const std::int32_t expert = source.expert_ids[entry];
-      if (expert != kNoExpert && partition.rank_of(expert) == rank) {
+      const SlotRef& slot = layout(origin.src_rank).slots[entry];
+      if (slot.rank == rank) {
         weight = source.weights[entry];
-        local_expert = expert - partition.first_expert(rank);
+        local_expert = slot.local_slot;
       }
     }
     const std::size_t idx = row * num_weights + column;
@@ -138,13 +147,16 @@ void Expectation::combine(int rank, RowRange range, const reference::RowReader& 
   const RoutingTable& own = table(rank);
   const auto top_k = static_cast<std::size_t>(config_.top_k);
   const std::int64_t row_bytes = config_.combine_hidden * dtype_bytes(config_.combine_dtype);
+  std::vector<std::int32_t> ranks(top_k);
   for (std::int64_t token = range.begin; token < range.end; ++token, out += row_bytes) {
     const std::size_t first = static_cast<std::size_t>(token) * top_k;
-    reference::combine_token(config_, num_ranks(),
-                             {.expert_ids = {&own.expert_ids[first], top_k},
-                              .weights = {&own.weights[first], top_k},
-                              .dst_row = {&layout(rank).dst_row[first], top_k}},
-                             read_row, weighted, out);
+    for (std::size_t position = 0; position < top_k; ++position) {
+      ranks[position] = layout(rank).slots[first + position].rank;
+    }
+    reference::combine_token(
+        config_,
+        {.ranks = ranks, .weights = {&own.weights[first], top_k}, .dst_row = {&layout(rank).dst_row[first], top_k}},
+        read_row, weighted, out);
   }
 }
 

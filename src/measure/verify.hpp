@@ -35,7 +35,7 @@ struct RowRange {
 class Expectation {
  public:
   /// Keeps no reference to the arguments.
-  Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables);
+  Expectation(const ResolvedConfig& config, std::vector<RoutingTable> tables, const reference::RoutingStep& step = {});
 
   [[nodiscard]] const ResolvedConfig& config() const noexcept { return config_; }
   [[nodiscard]] const RoutingTable& table(int rank) const { return tables_[static_cast<std::size_t>(rank)]; }
@@ -70,6 +70,8 @@ class Expectation {
 
   ResolvedConfig config_;
   std::vector<RoutingTable> tables_;
+  bool is_placed_;
+  std::uint64_t placement_generation_;
   std::vector<reference::RankLayout> layout_;
 };
 

@@ -19,6 +19,7 @@
 #include "support/cuda_memory.hpp"
 #include "support/cuda_play.hpp"
 #include "support/dispatcher_names.hpp"
+#include "support/placements.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -50,6 +51,7 @@ class GraphRank {
     expert_ids_ = take<std::int32_t>(num_entries);
     weights_ = take<float>(num_entries);
     counted_ = take<std::int32_t>(1);
+    step_seed_ = take<std::uint64_t>(1);
     const std::int64_t num_rows = config_.capacity_rows;
     const auto rows_of = [&](std::int64_t count, std::int64_t hidden, DType dtype) {
       return Rows{.data = arena().take(count * hidden * dtype_bytes(dtype)),
@@ -81,7 +83,7 @@ class GraphRank {
 
   [[nodiscard]] Mismatch play() {
     // Once without a graph, so that nothing is loaded for the first time while the stream is captured.
-    EPISTLE_RETURN_MISMATCH(play_eager("eager"));
+    EPISTLE_RETURN_MISMATCH(play_eager("eager", 0));
     group_.barrier();
 
     check_cuda(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
@@ -98,6 +100,7 @@ class GraphRank {
     for (int replay = 1; replay <= kNumReplays; ++replay) {
       const Round inputs(scenario_of(replay), replay);
       fill_buffers(inputs, replay);
+      set_placement(inputs);
       group_.barrier();
       check_cuda(cudaGraphLaunch(exec.get(), stream()), "cudaGraphLaunch");
       dispatcher_->wait();
@@ -107,7 +110,7 @@ class GraphRank {
     const Handle captured_handle = received.handle();
     received.release();
     group_.barrier();
-    EPISTLE_RETURN_MISMATCH(play_eager("eager after the replays"));
+    EPISTLE_RETURN_MISMATCH(play_eager("eager after the replays", last_round()));
     // The graph must not be destroyed while another rank still waits on the device.
     group_.barrier();
     return std::nullopt;
@@ -141,6 +144,7 @@ class GraphRank {
     Received received = dispatcher_->dispatch({.expert_ids = {expert_ids_, num_tokens_, config_.top_k},
                                                .weights = weights_,
                                                .num_tokens = counts_tokens() ? counted_ : nullptr,
+                                               .step_seed_at = step_seed_,
                                                .tokens = tokens_},
                                               stream());
     const Handle handle = received.handle();
@@ -154,13 +158,19 @@ class GraphRank {
     return received;
   }
 
-  [[nodiscard]] Mismatch play_eager(const std::string& what) {
-    const Round round(scenario_of(0), 0);
-    fill_buffers(round, 0);
+  /// The placement of the last replay stays in force.
+  [[nodiscard]] int last_round() const { return scenario_.placement_seed != 0 ? kNumReplays : 0; }
+  void set_placement(const Round& round) {
+    if (scenario_.placement_seed != 0) dispatcher_->set_placement(round.placement(), stream());
+  }
+
+  [[nodiscard]] Mismatch play_eager(const std::string& what, int idx) {
+    const Round round(scenario_of(idx), idx);
+    fill_buffers(round, idx);
     group_.barrier();
     const Received received = call();
     dispatcher_->wait();
-    return check(round, 0, received, what);
+    return check(round, idx, received, what);
   }
 
   void fill_buffers(const Round& round, int idx) {
@@ -170,6 +180,7 @@ class GraphRank {
     };
     upload(expert_ids_, table.expert_ids);
     upload(weights_, table.weights);
+    upload(step_seed_, std::vector<std::uint64_t>{round.step_seed()});
     upload(counted_, std::vector<std::int32_t>{static_cast<std::int32_t>(round.counted_tokens(rank()))});
     upload(tokens_.data, round.payload(rank()));
     upload(expert_rows_.data, round.values(10, rank(), expert_rows_.num_rows));
@@ -214,12 +225,11 @@ class GraphRank {
     EPISTLE_RETURN_MISMATCH(checker.check_sums(10, rank(), false, grad_out, "dispatch_backward"));
     const RoutingTable& table = checker.table(rank());
     const auto grad_probs = arena().read(grad_probs_, static_cast<std::int64_t>(table.expert_ids.size()));
-    const ExpertPartition partition{config_.num_experts, group_.size()};
     for (std::size_t entry = 0; entry < grad_probs.size(); ++entry) {
       const std::int32_t row = checker.layout(rank()).dst_row[entry];
       const auto position = static_cast<std::int64_t>(entry) % config_.top_k;
       const std::int64_t weight = checker.token_major() ? std::int64_t{row} * config_.top_k + position : row;
-      const float wanted = row < 0 ? 0.0F : gradient(idx, partition.rank_of(table.expert_ids[entry]), weight);
+      const float wanted = row < 0 ? 0.0F : gradient(idx, checker.layout(rank()).slots[entry].rank, weight);
       EPISTLE_RETURN_MISMATCH(expect_equal(grad_probs[entry], wanted, fmt::format("grad_probs[{}]", entry)));
     }
     return std::nullopt;
@@ -234,6 +244,7 @@ class GraphRank {
   std::int32_t* expert_ids_ = nullptr;
   float* weights_ = nullptr;
   std::int32_t* counted_ = nullptr;
+  std::uint64_t* step_seed_ = nullptr;
   Rows tokens_;
   Rows expert_rows_;
   Rows out_;
@@ -290,6 +301,17 @@ TEST_P(CudaGraph, ReplaysWithAnotherNumberOfTokens) {
   counted.counted = 1.0;
   if (const std::string reason = cannot_play(dispatcher(), counted); !reason.empty()) GTEST_SKIP() << reason;
   expect_replays(counted);
+}
+
+/// Every replay goes by another placement, and another seed.
+TEST_P(CudaGraph, ReplaysWithAnotherPlacement) {
+  Scenario placed = scenario();
+  placed.placement_seed = 11;
+  placed.num_rounds = kNumReplays + 1;
+  place_experts(placed);
+  expect_replays(placed);
+  set_layout(placed.config, std::get<1>(GetParam()), SizingMode::kCapacity, 200, /*alignment=*/4);
+  expect_replays(placed);
 }
 
 std::string graph_case_name(const ::testing::TestParamInfo<GraphParam>& param_info) {

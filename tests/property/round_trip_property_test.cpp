@@ -11,6 +11,7 @@
 #include "epistle/group.hpp"
 
 #include "support/dispatcher_names.hpp"
+#include "support/placements.hpp"
 #include "support/player.hpp"
 #include "support/property.hpp"
 #include "support/sanitizers.hpp"
@@ -43,21 +44,21 @@ std::int64_t draw_layout(DispatcherConfig& config, std::int64_t num_ranks, std::
   const std::int32_t alignment = *rc::gen::element(1, 2, 8, 16, 100);
   const auto sizing = *rc::gen::element(SizingMode::kExact, SizingMode::kCapacity);
   config.overflow = *rc::gen::element(OverflowPolicy::kError, OverflowPolicy::kDrop);
+  const std::int64_t num_groups = config.slots_per_rank > 0 ? config.slots_per_rank * num_ranks : config.num_experts;
   const bool blocks = layout == OutputLayout::kExpertBlocks;
   const bool pads = layout == OutputLayout::kExpertMajor;
   if (sizing == SizingMode::kExact && !blocks) {
     set_layout(config, layout, sizing, 0, alignment);
-    return num_assignments + (pads ? std::int64_t{config.num_experts} * (alignment - 1) : 0);
+    return num_assignments + (pads ? num_groups * (alignment - 1) : 0);
   }
   // Room for all, so that nothing can overflow; with kDrop also too little of it.
-  std::int64_t room =
-      blocks ? config.max_tokens * num_ranks : num_assignments + std::int64_t{config.num_experts} * alignment;
+  std::int64_t room = blocks ? config.max_tokens * num_ranks : num_assignments + num_groups * alignment;
   room = std::max<std::int64_t>(room, 1);
   const bool tight =
       config.overflow == OverflowPolicy::kDrop && *rc::gen::weightedElement<bool>({{3, true}, {1, false}});
   const std::int64_t rows = tight ? *rc::gen::inRange<std::int64_t>(1, std::max<std::int64_t>(room / 4, 2)) : room;
   set_layout(config, layout, sizing, rows, alignment);
-  return rows * (blocks ? config.num_experts : num_ranks);
+  return rows * (blocks ? num_groups : num_ranks);
 }
 
 Scenario any_scenario() {
@@ -77,6 +78,12 @@ Scenario any_scenario() {
   }
   config.max_tokens += *rc::gen::element<std::int64_t>(0, 3);
 
+  scenario.num_rounds = *rc::gen::inRange(1, 3);
+  scenario.placement_seed = *rc::gen::weightedOneOf<std::uint64_t>(
+      {{3, rc::gen::just<std::uint64_t>(0)}, {1, rc::gen::inRange<std::uint64_t>(1, 1'000'000)}});
+  scenario.placed_later = *rc::gen::weightedElement<bool>({{3, false}, {1, true}});
+  scenario.seed_in_memory = *rc::gen::arbitrary<bool>();
+  place_experts(scenario);
   const std::int64_t num_rows = draw_layout(config, num_ranks, num_tokens * config.top_k);
   const std::int64_t max_elements = kMaxElements / std::max<std::int64_t>(num_rows, 1);
 
@@ -106,7 +113,6 @@ Scenario any_scenario() {
   scenario.odd_values = *rc::gen::arbitrary<bool>();
   scenario.id_type = *rc::gen::element(IdType::kInt32, IdType::kInt64);
   scenario.stage_combine = *rc::gen::arbitrary<bool>();
-  scenario.num_rounds = *rc::gen::inRange(1, 3);
   return scenario;
 }
 

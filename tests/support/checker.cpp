@@ -80,7 +80,6 @@ Mismatch Checker::check_row_gradients(int rank, const RowGradients& given) const
 }
 
 Mismatch Checker::check_weight_gradients(int rank, const float* grad_probs) const {
-  const ExpertPartition partition{round_.config().num_experts, round_.num_ranks()};
   const auto top_k = static_cast<std::size_t>(round_.config().top_k);
   const std::vector<std::int32_t>& dst_row = layout(rank).dst_row;
   for (std::size_t entry = 0; entry < dst_row.size(); ++entry) {
@@ -88,7 +87,7 @@ Mismatch Checker::check_weight_gradients(int rank, const float* grad_probs) cons
     if (dst_row[entry] >= 0) {
       const std::size_t column = token_major() ? entry % top_k : 0;
       const std::size_t idx = static_cast<std::size_t>(dst_row[entry]) * weights_per_row() + column;
-      expected = marked_gradient(partition.rank_of(table(rank).expert_ids[entry]), idx);
+      expected = marked_gradient(layout(rank).slots[entry].rank, idx);
     }
     EPISTLE_RETURN_MISMATCH(expect_equal(grad_probs[entry], expected, fmt::format("grad_probs[{}]", entry)));
   }

@@ -34,7 +34,9 @@ template <typename A, typename B>
 
 class Checker {
  public:
-  explicit Checker(const Round& round) : round_(round), expectation_(round.config(), round.effective_tables()) {}
+  explicit Checker(const Round& round)
+      : round_(round),
+        expectation_(round.config(), round.effective_tables(), {&round.placement(), round.step_seed()}) {}
 
   [[nodiscard]] const Round& round() const { return round_; }
   [[nodiscard]] const Expectation& expectation() const { return expectation_; }

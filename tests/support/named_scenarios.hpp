@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "layout/dispatch_layout.hpp"
+#include "support/placements.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle::testing {
@@ -35,6 +36,14 @@ class ScenarioList {
     scenario.tokens_per_rank = {20, 40, 0, 7};
     change(scenario);
     all_.push_back({name, scenario});
+  }
+  /// With replicas, uneven and empty ranks; every round has another placement.
+  void add_placed(const std::string& name, const std::function<void(Scenario&)>& change) {
+    add("Placed" + name, [&](Scenario& s) {
+      s.placement_seed = all_.size();
+      change(s);
+      place_experts(s);
+    });
   }
   [[nodiscard]] std::vector<NamedScenario> take() { return std::move(all_); }
 
@@ -275,12 +284,61 @@ inline void add_shapes(ScenarioList& list) {
   });
 }
 
+inline void add_placed(ScenarioList& list) {
+  list.add_placed("TokenMajor", [](Scenario& s) { s.num_rounds = 3; });
+  list.add_placed("TokenMajorDrop", [](Scenario& s) {
+    set_layout(s.config, OutputLayout::kTokenMajor, SizingMode::kCapacity, 14);
+    s.config.overflow = OverflowPolicy::kDrop;
+    s.config.order = SumOrder::kDeepEpV2;
+  });
+  list.add_placed("ExpertMajor", [](Scenario& s) {
+    set_layout(s.config, OutputLayout::kExpertMajor, SizingMode::kExact, 0, 8);
+    s.id_type = IdType::kInt64;
+    s.num_rounds = 3;
+  });
+  list.add_placed("ExpertMajorFlatLater", [](Scenario& s) {
+    set_layout(s.config, OutputLayout::kExpertMajor, SizingMode::kExact, 0);
+    s.config.order = SumOrder::kFlat;
+    s.placed_later = true;
+    s.strided = true;
+  });
+  list.add_placed("ExpertMajorCapacity", [](Scenario& s) {
+    set_layout(s.config, OutputLayout::kExpertMajor, SizingMode::kCapacity, 67 * 3 + 8 * 4, 4);
+    s.counted = 0.6;
+    s.seed_in_memory = true;
+  });
+  list.add_placed("ExpertMajorDrop", [](Scenario& s) {
+    set_layout(s.config, OutputLayout::kExpertMajor, SizingMode::kCapacity, 40, 4);
+    s.config.overflow = OverflowPolicy::kDrop;
+    s.hot_experts = true;
+  });
+  list.add_placed("ExpertBlocks", [](Scenario& s) {
+    set_layout(s.config, OutputLayout::kExpertBlocks, SizingMode::kCapacity, 67);
+    s.seed_in_memory = true;
+    s.config.num_buffers = 2;
+    s.num_rounds = 3;
+  });
+  list.add_placed("ExpertBlocksFp8Later", [](Scenario& s) {
+    s.config.input = DType::kFp8E4m3;
+    s.config.hidden = 256;
+    set_layout(s.config, OutputLayout::kExpertBlocks, SizingMode::kExact, 67);
+    s.config.order = SumOrder::kDeepEpV2;
+    s.placed_later = true;
+  });
+  list.add_placed("ExpertBlocksDrop", [](Scenario& s) {
+    set_layout(s.config, OutputLayout::kExpertBlocks, SizingMode::kCapacity, 9);
+    s.config.overflow = OverflowPolicy::kDrop;
+    s.hot_experts = true;
+  });
+}
+
 inline std::vector<NamedScenario> named_scenarios() {
   ScenarioList list;
   add_layouts(list);
   add_quantised(list);
   add_options(list);
   add_shapes(list);
+  add_placed(list);
   return list.take();
 }
 
@@ -295,8 +353,11 @@ inline Scenario with_ranks(Scenario scenario, int num_ranks) {
     scenario.tokens_per_rank.push_back(given[rank % given.size()]);
     num_tokens += scenario.tokens_per_rank.back();
   }
+  place_experts(scenario);
   if (config.overflow == OverflowPolicy::kDrop) return scenario;
-  const std::int32_t num_local = ExpertPartition{config.num_experts, num_ranks}.max_local_experts();
+  const std::int32_t num_local = config.slots_per_rank > 0
+                                     ? config.slots_per_rank
+                                     : ExpertPartition{config.num_experts, num_ranks}.max_local_experts();
   if (auto* const blocks = std::get_if<ExpertBlocks>(&config.layout)) {
     blocks->rows_per_expert = std::max(blocks->rows_per_expert, num_tokens);
   } else if (auto* const capacity = std::get_if<Capacity>(&config.sizing)) {

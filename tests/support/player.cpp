@@ -11,6 +11,7 @@ RankInputs::RankInputs(const Round& round, int rank)
     : round_(round),
       num_tokens_(round.table(rank).num_tokens),
       counted_(static_cast<std::int32_t>(round.counted_tokens(rank))),
+      step_seed_(round.step_seed()),
       routing_(round.table(rank), round.scenario().id_type, strided()),
       tokens_({num_tokens_, round.config().hidden, round.config().dtype, strided()}, round.payload(rank)),
       scales_(num_tokens_, round.scale_row_bytes(), scale_format(round.config()), strided(), round.scales(rank)) {}
@@ -95,6 +96,9 @@ class Player {
   [[nodiscard]] Mismatch run() {
     for (int idx = 0; idx < scenario_.num_rounds; ++idx) {
       const Round round(scenario_, idx);
+      if (idx > 0 && static_cast<std::size_t>(idx) <= scenario_.next_placements.size()) {
+        subject_.dispatcher().set_placement(round.placement(), subject_.stream());
+      }
       EPISTLE_RETURN_MISMATCH(play_round(round));
     }
     EPISTLE_RETURN_MISMATCH(let_go());
@@ -134,7 +138,23 @@ class Player {
       EPISTLE_RETURN_MISMATCH(check_backward(subject_, checker, inputs, received.handle(), received));
     }
     received.release();
+    EPISTLE_RETURN_MISMATCH(check_expert_tokens(checker));
     return hold(inputs, handle);
+  }
+
+  /// Every round prepares its routing twice.
+  [[nodiscard]] Mismatch check_expert_tokens(const Checker& checker) {
+    expert_tokens_.resize(static_cast<std::size_t>(checker.round().config().num_experts));
+    for (const std::int32_t expert : checker.table(rank()).expert_ids) {
+      if (expert != kNoExpert) expert_tokens_[static_cast<std::size_t>(expert)] += 2;
+    }
+    const std::vector<std::int64_t> counted = subject_.dispatcher().expert_tokens();
+    EPISTLE_RETURN_MISMATCH(expect_equal(counted.size(), expert_tokens_.size(), "experts of expert_tokens"));
+    for (std::size_t expert = 0; expert < counted.size(); ++expert) {
+      EPISTLE_RETURN_MISMATCH(
+          expect_equal(counted[expert], expert_tokens_[expert], fmt::format("expert_tokens of expert {}", expert)));
+    }
+    return std::nullopt;
   }
 
   /// Leaves the new lease in `received`.
@@ -183,6 +203,7 @@ class Player {
   Subject& subject_;
   const Scenario& scenario_;
   std::vector<Handle> handles_;
+  std::vector<std::int64_t> expert_tokens_;
   Received held_;
   std::unique_ptr<ReceivedCopy> held_copy_;
 };

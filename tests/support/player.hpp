@@ -25,7 +25,11 @@ class RankInputs {
   }
 
   [[nodiscard]] PrepareRequest prepare() const {
-    return {.expert_ids = routing_.ids(), .weights = routing_.weights(), .num_tokens = counted()};
+    return {.expert_ids = routing_.ids(),
+            .weights = routing_.weights(),
+            .num_tokens = counted(),
+            .step_seed = seed_in_memory() ? 0 : step_seed_,
+            .step_seed_at = seed_in_memory() ? &step_seed_ : nullptr};
   }
   [[nodiscard]] DispatchRequest dispatch(const Handle& handle) {
     return {.handle = handle, .tokens = tokens_.view(), .scales = scales_.view()};
@@ -35,6 +39,8 @@ class RankInputs {
     return {.expert_ids = routing_.ids(),
             .weights = routing_.weights(),
             .num_tokens = counted(),
+            .step_seed = seed_in_memory() ? 0 : step_seed_,
+            .step_seed_at = seed_in_memory() ? &step_seed_ : nullptr,
             .tokens = tokens_.view(),
             .scales = scales_.view()};
   }
@@ -47,6 +53,7 @@ class RankInputs {
   [[nodiscard]] RowsBuffer sums() const { return RowsBuffer(output_shape(num_tokens_)); }
 
  private:
+  [[nodiscard]] bool seed_in_memory() const { return round_.scenario().seed_in_memory; }
   [[nodiscard]] bool strided() const { return round_.scenario().strided; }
   [[nodiscard]] RowsBuffer::Shape output_shape(std::int64_t num_rows) const {
     return {num_rows, round_.config().combine_hidden, round_.config().combine_dtype, strided()};
@@ -56,6 +63,7 @@ class RankInputs {
   const Round& round_;
   std::int64_t num_tokens_;
   std::int32_t counted_;
+  std::uint64_t step_seed_;
   RoutingBuffer routing_;
   RowsBuffer tokens_;
   ScalesBuffer scales_;

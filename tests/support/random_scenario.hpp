@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <optional>
 
+#include "support/placements.hpp"
 #include "support/scenario.hpp"
 
 namespace epistle::testing {
@@ -46,20 +47,21 @@ inline std::int64_t draw_layout(Draw& draw, DispatcherConfig& config, int num_ra
   const std::int32_t alignment = draw.any_of({1, 2, 8, 16, 100, 128, 256});
   const SizingMode sizing = draw.any_of({SizingMode::kExact, SizingMode::kCapacity});
   config.overflow = draw.any_of({OverflowPolicy::kError, OverflowPolicy::kDrop});
+  const std::int64_t num_groups =
+      config.slots_per_rank > 0 ? std::int64_t{config.slots_per_rank} * num_ranks : config.num_experts;
   const bool blocks = layout == OutputLayout::kExpertBlocks;
   const bool pads = layout == OutputLayout::kExpertMajor;
   if (sizing == SizingMode::kExact && !blocks) {
     set_layout(config, layout, sizing, 0, alignment);
-    return num_assignments + (pads ? std::int64_t{config.num_experts} * (alignment - 1) : 0);
+    return num_assignments + (pads ? num_groups * (alignment - 1) : 0);
   }
   // Room for all, so that nothing can overflow; with kDrop also too little of it.
-  const std::int64_t room =
-      blocks ? config.max_tokens * num_ranks : num_assignments + std::int64_t{config.num_experts} * alignment;
+  const std::int64_t room = blocks ? config.max_tokens * num_ranks : num_assignments + num_groups * alignment;
   const bool tight = config.overflow == OverflowPolicy::kDrop && !draw.one_in(4);
   const std::int64_t capacity_rows =
       std::max<std::int64_t>(tight ? draw.between(1, std::max<std::int64_t>(room / 4, 1)) : room, 1);
   set_layout(config, layout, sizing, capacity_rows, alignment);
-  return capacity_rows * (blocks ? config.num_experts : num_ranks);
+  return capacity_rows * (blocks ? num_groups : num_ranks);
 }
 
 /// A multiple of 8 elements (16 where an element has one byte) up to `most`, short ones more often.
@@ -85,6 +87,14 @@ inline Scenario random_scenario(std::uint64_t seed, const ScenarioLimits& limits
   }
   config.max_tokens += draw.any_of<std::int64_t>({0, 3});
 
+  scenario.num_rounds = static_cast<int>(draw.between(1, 2));
+  if (draw.one_in(3)) {
+    scenario.placement_seed = 1 + draw.bits() % 1'000'000;
+    scenario.placed_later = draw.one_in(4);
+    scenario.seed_in_memory = draw.one_in(2);
+    place_experts(scenario);
+  }
+
   const std::int64_t num_rows = draw_layout(draw, config, num_ranks, num_tokens * config.top_k);
   const std::int64_t most_elements =
       std::min(limits.max_hidden, limits.max_elements / std::max<std::int64_t>(num_rows, 1));
@@ -107,7 +117,6 @@ inline Scenario random_scenario(std::uint64_t seed, const ScenarioLimits& limits
   scenario.odd_values = draw.one_in(2);
   scenario.id_type = draw.any_of({IdType::kInt32, IdType::kInt64});
   scenario.stage_combine = draw.one_in(2);
-  scenario.num_rounds = static_cast<int>(draw.between(1, 2));
   scenario.strided = draw.one_in(3);
   scenario.counted = draw.one_in(4) ? draw.any_of({0.0, 0.5, 1.0}) : -1.0;
   return scenario;

@@ -23,6 +23,10 @@ struct Scenario {
   int num_workers = 1;         ///< on the host
   bool strided = false;        ///< whatever has strides has gaps, and scales are given column by column
   double counted = -1.0;       ///< share of the tokens that PrepareRequest::num_tokens says; negative: it is not given
+  std::uint64_t placement_seed = 0;             ///< of what place_experts() has drawn; 0 = experts are not placed
+  bool placed_later = false;                    ///< the first round has the trivial placement
+  std::vector<Placement> next_placements = {};  ///< set before the second round, the third, ...
+  bool seed_in_memory = false;                  ///< step_seed_at is given, not step_seed
 
   [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(tokens_per_rank.size()); }
 };

@@ -31,6 +31,10 @@ class Round {
   [[nodiscard]] const ResolvedConfig& config() const { return config_; }
   [[nodiscard]] int num_ranks() const { return scenario_.num_ranks(); }
 
+  /// In force in this round.
+  [[nodiscard]] const Placement& placement() const { return placement_; }
+  [[nodiscard]] std::uint64_t step_seed() const { return key_ >> 7; }
+
   /// What a rank's router says.
   [[nodiscard]] const RoutingTable& table(int rank) const { return tables_[static_cast<std::size_t>(rank)]; }
   /// Tokens of a rank that take part; all of them where the scenario does not count.
@@ -83,6 +87,7 @@ class Round {
   Scenario scenario_;
   std::uint64_t key_;
   ResolvedConfig config_;
+  Placement placement_;
   std::vector<RoutingTable> tables_;
 };
 

@@ -30,6 +30,11 @@ inline std::string to_text(const Scenario& scenario) {
     text += fmt::format(", wire fp8 with scales {}, powers_of_two {}, order {}", to_string(config.quantised.scales),
                         config.quantised.powers_of_two, to_string(config.quantised.order));
   }
+  if (scenario.placement_seed != 0) {
+    text += fmt::format(", placements of seed {}{}, step_seed {}", scenario.placement_seed,
+                        scenario.placed_later ? " from the second round on" : "",
+                        scenario.seed_in_memory ? "in memory" : "as a value");
+  }
   return text;
 }
 

@@ -185,6 +185,8 @@ class Subject {
     const std::int64_t num_tokens = readable(ids.num_tokens);
     request.weights = place_weights(request.weights, num_tokens);
     request.expert_ids.data = memory_->place(ids.data, span_bytes(num_tokens, ids.top_k, ids.stride, id_bytes));
+    request.step_seed_at =
+        static_cast<const std::uint64_t*>(memory_->place(request.step_seed_at, sizeof(std::uint64_t)));
     request.num_tokens = static_cast<const std::int32_t*>(memory_->place(request.num_tokens, sizeof(std::int32_t)));
   }
   [[nodiscard]] WeightsView place_weights(const WeightsView& weights, std::int64_t num_tokens) {

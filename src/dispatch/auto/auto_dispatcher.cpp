@@ -1,5 +1,8 @@
 #include "dispatch/auto/auto_dispatcher.hpp"
 
+#include <algorithm>
+#include <functional>
+
 #include <fmt/format.h>
 
 namespace epistle::automatic {
@@ -66,6 +69,21 @@ void AutoDispatcher::dispatch_backward(const DispatchBackwardRequest& request, S
 
 Received AutoDispatcher::combine_backward(const CombineBackwardRequest& request, Stream stream) {
   return for_handle(CallAccess::state(request.handle)).combine_backward(request, stream);
+}
+
+// ---- Placement ------------------------------------------------------------------------------------------------------
+
+void AutoDispatcher::set_placement(const Placement& placement, Stream stream) {
+  if (few_ != nullptr) few_->set_placement(placement, stream);
+  many_->set_placement(placement, stream);
+}
+
+std::vector<std::int64_t> AutoDispatcher::expert_tokens() const {
+  std::vector<std::int64_t> tokens = many_->expert_tokens();
+  if (few_ == nullptr) return tokens;
+  const std::vector<std::int64_t> of_few = few_->expert_tokens();
+  std::transform(tokens.begin(), tokens.end(), of_few.begin(), tokens.begin(), std::plus<>());
+  return tokens;
 }
 
 // ---- Questions ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,10 @@ class AutoDispatcher final : public DispatcherImpl {
   void combine_receive(Pending pending, Stream stream) override;
   void dispatch_backward(const DispatchBackwardRequest& request, Stream stream) override;
   [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream) override;
+  /// On both, or on none: ranks that do not agree on it have not changed the first.
+  void set_placement(const Placement& placement, Stream stream) override;
+  [[nodiscard]] const Placement& placement() const noexcept override { return many_->placement(); }
+  [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override;
   [[nodiscard]] bool owns(const HandleState& state) const noexcept override;
 
   void wait() override;

@@ -11,6 +11,8 @@ PrepareRequest routing_of(const DispatchRequest& request) noexcept {
           .weights = request.weights,
           .num_tokens = request.num_tokens,
           .most_tokens = request.most_tokens,
+          .step_seed = request.step_seed,
+          .step_seed_at = request.step_seed_at,
           .num_sms = request.num_sms};
 }
 
@@ -91,6 +93,9 @@ void Dispatcher::dispatch_backward(const DispatchBackwardRequest& request, Strea
 Received Dispatcher::combine_backward(const CombineBackwardRequest& request, Stream stream) {
   return impl_->combine_backward(request, stream);
 }
+void Dispatcher::set_placement(const Placement& placement, Stream stream) { impl_->set_placement(placement, stream); }
+const Placement& Dispatcher::placement() const noexcept { return impl_->placement(); }
+std::vector<std::int64_t> Dispatcher::expert_tokens() const { return impl_->expert_tokens(); }
 void Dispatcher::wait() { impl_->wait(); }
 Health Dispatcher::poll() const noexcept { return impl_->poll(); }
 std::vector<int> Dispatcher::suspects() const { return impl_->suspects(); }

@@ -98,6 +98,9 @@ class DispatcherImpl {
 
   /// Whether the handle was made here.
   [[nodiscard]] virtual bool owns(const HandleState& state) const noexcept = 0;
+  virtual void set_placement(const Placement& placement, Stream stream) = 0;
+  [[nodiscard]] virtual const Placement& placement() const noexcept = 0;
+  [[nodiscard]] virtual std::vector<std::int64_t> expert_tokens() const = 0;
 
   virtual void wait() = 0;
   [[nodiscard]] virtual Health poll() const noexcept = 0;

@@ -50,8 +50,8 @@ std::string beyond(const Capabilities& can, const DispatcherConfig& config, cons
       return reason;
     }
   }
-  if (!config.placement.is_trivial() && !can.placement) {
-    return "it places experts in contiguous blocks only; leave the placement trivial";
+  if (resolved.places_experts() && !can.placement) {
+    return "it places experts in contiguous blocks only; leave the placement trivial, and slots_per_rank 0";
   }
   if (can.max_ranks > 0 && num_ranks > can.max_ranks) {
     return fmt::format("it takes up to {} ranks, not {}", can.max_ranks, num_ranks);
@@ -119,6 +119,7 @@ Capabilities common_capabilities() {
           .capacity_sizing = true,
           .backward = true,
           .device_token_count = true,
+          .placement = true,
           .needs = {}};
 }
 

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "core/reject.hpp"
+#include "dispatch/call/placed_experts.hpp"
 
 namespace epistle {
 namespace {
@@ -61,7 +62,6 @@ void check_range(std::int64_t value, std::int64_t low, std::int64_t high, std::s
 }
 
 void check_ranges(const ResolvedConfig& config, int num_ranks) {
-  check_range(config.num_experts, 1, kMaxExperts, "num_experts");
   if (config.top_k < 1 || config.top_k > config.num_experts) {
     reject(fmt::format("top_k is {}; it must be between 1 and num_experts = {}", config.top_k, config.num_experts));
   }
@@ -82,9 +82,10 @@ void check_ranges(const ResolvedConfig& config, int num_ranks) {
   }
   const std::int64_t max_assignments =
       config.max_tokens * static_cast<std::int64_t>(num_ranks) * static_cast<std::int64_t>(config.top_k);
-  const std::int64_t capacity_blocks = is_blocks ? config.num_experts : 1;
-  const std::int64_t max_rows = std::max(max_assignments, config.capacity_rows * capacity_blocks) +
-                                static_cast<std::int64_t>(config.num_experts) * config.alignment;
+  const std::int64_t num_columns = config.num_columns(num_ranks);
+  const std::int64_t capacity_blocks = is_blocks ? num_columns : 1;
+  const std::int64_t max_rows =
+      std::max(max_assignments, config.capacity_rows * capacity_blocks) + num_columns * config.alignment;
   if (max_rows > kMaxRows) {
     reject(fmt::format(
         "max_tokens {} x {} ranks x top_k {} (or a capacity of {} rows x {}) makes {} rows; row numbers "
@@ -155,9 +156,25 @@ void choose_types(const DispatcherConfig& config, ResolvedConfig& resolved) {
   if (!only_dispatches) check_row_bytes(resolved.combine_hidden, resolved.combine_dtype, "expert_output_hidden");
 }
 
+/// The placement, and the slots that it and later ones may take.
+void choose_placement(const DispatcherConfig& config, int num_ranks, ResolvedConfig& resolved) {
+  check_range(config.slots_per_rank, 0, kMaxExperts / num_ranks, "slots_per_rank");
+  resolved.placement = config.placement;
+  resolved.slots_per_rank = config.slots_per_rank;
+  if (config.placement.is_trivial()) {
+    if (config.slots_per_rank == 0) return;
+    resolved.placement = blocks_of_experts(config.num_experts, num_ranks);
+  } else if (config.slots_per_rank == 0) {
+    check_range(config.placement.max_slots_per_rank(), 1, kMaxExperts / num_ranks, "the placement's slots of a rank");
+    resolved.slots_per_rank = config.placement.max_slots_per_rank();
+  }
+  if (const Complaint complaint = misfit(resolved.placement, resolved, num_ranks)) throw Error(*complaint);
+}
+
 /// The fields that must agree, by name.
 using Field = std::pair<std::string_view, std::int64_t>;
-constexpr std::size_t kNumFields = 24;
+constexpr std::size_t kNumFields = 27;
+constexpr std::string_view kPlacementField = "placement";
 constexpr std::size_t kNameField = 0;  ///< holds a hash; the name itself is sent as text
 
 std::array<Field, kNumFields> fields_of(const ResolvedConfig& config, const DispatcherName& dispatcher) {
@@ -187,7 +204,10 @@ std::array<Field, kNumFields> fields_of(const ResolvedConfig& config, const Disp
            {"expert_output", code(config.combine_dtype)},
            {"expert_output_hidden", config.combine_hidden},
            {"num_buffers", config.num_buffers},
-           {"max_handles", config.max_handles}}};
+           {"max_handles", config.max_handles},
+           {"slots_per_rank", config.slots_per_rank},
+           {"the placement's generation", code(config.placement.generation())},
+           {kPlacementField, code(fingerprint(config.placement))}}};
 }
 
 /// A field's value as its user writes it.
@@ -204,6 +224,7 @@ std::string value_text(std::string_view field, std::int64_t value) {
   if (field == "apply_weights" || field == "zero_padding" || field == "Fp8Blocks::powers_of_two") {
     return value != 0 ? "true" : "false";
   }
+  if (field == kPlacementField) return fmt::format("one of hash {:016x}", static_cast<std::uint64_t>(value));
   return std::to_string(value);
 }
 
@@ -232,6 +253,8 @@ ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks) {
   resolved.zero_padding = config.zero_padding;
   resolved.num_buffers = config.num_buffers;
   resolved.max_handles = config.max_handles;
+  check_range(config.num_experts, 1, kMaxExperts, "num_experts");
+  choose_placement(config, num_ranks, resolved);
   check_ranges(resolved, num_ranks);
   return resolved;
 }
@@ -239,7 +262,7 @@ ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks) {
 LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks) {
   LayoutParams params;
   params.num_ranks = num_ranks;
-  params.num_experts = resolved.num_experts;
+  params.num_experts = resolved.num_columns(num_ranks);
   params.top_k = resolved.top_k;
   params.max_tokens = resolved.max_tokens;
   params.row_bytes = resolved.hidden * dtype_bytes(resolved.wire_dtype());

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "epistle/config.hpp"
+#include "epistle/placement.hpp"
 #include "epistle/types.hpp"
 
 #include "core/complaint.hpp"
@@ -35,7 +36,15 @@ struct ResolvedConfig {
   std::int64_t combine_hidden = 0;  ///< 0 = nothing is ever combined
   std::int32_t num_buffers = 1;
   std::int32_t max_handles = 8;
+  Placement placement;              ///< at first; trivial only where slots_per_rank is 0
+  std::int32_t slots_per_rank = 0;  ///< of every rank, in use or not; 0: experts are not placed
 
+  [[nodiscard]] bool places_experts() const noexcept { return slots_per_rank > 0; }
+  /// What the layout has one column of rows for: experts, or slots where these are placed. Slots of a rank have
+  /// consecutive numbers, and all ranks as many, so that the rank of a slot is arithmetic whatever the placement.
+  [[nodiscard]] std::int32_t num_columns(int num_ranks) const noexcept {
+    return places_experts() ? slots_per_rank * num_ranks : num_experts;
+  }
   /// Of a row given to dispatch.
   [[nodiscard]] std::int64_t input_row_bytes() const noexcept { return hidden * dtype_bytes(dtype); }
   /// Of rows as they travel and are received.

@@ -8,13 +8,10 @@
 #include "epistle/error.hpp"
 
 #include "core/numeric.hpp"
+#include "dispatch/reference/slots.hpp"
 
 namespace epistle::reference {
 namespace {
-
-bool is_on_rank(const ExpertPartition& partition, std::int32_t expert, int rank) {
-  return expert != kNoExpert && partition.rank_of(expert) == rank;
-}
 
 float round_to(DType dtype, float value) {
   std::array<std::byte, sizeof(float)> bits{};
@@ -22,31 +19,52 @@ float round_to(DType dtype, float value) {
   return read_element(dtype, bits.data(), 0);
 }
 
+/// The slots that serve every entry, by source.
+using SlotTables = std::vector<std::vector<SlotRef>>;
+
+SlotTables slots_of(const ResolvedConfig& config, std::span<const RoutingTable> tables, const RoutingStep& step) {
+  const Placement* placement = step.placement != nullptr ? step.placement : &config.placement;
+  SlotTables all;
+  for (std::size_t src = 0; src < tables.size(); ++src) {
+    const RoutingTable& table = tables[src];
+    std::vector<SlotRef>& slots = all.emplace_back(static_cast<std::size_t>(table.num_tokens * table.top_k), kNowhere);
+    for (std::size_t entry = 0; entry < slots.size(); ++entry) {
+      const std::int32_t expert = table.expert_ids[entry];
+      if (expert == kNoExpert) continue;
+      slots[entry] = slot_of(config, static_cast<int>(tables.size()), placement, expert,
+                             {.rank = static_cast<int>(src),
+                              .token = static_cast<std::int64_t>(entry) / table.top_k,
+                              .step_seed = step.step_seed});
+    }
+  }
+  return all;
+}
+
 /// Rows in output order, as if there were room for all.
-void list_token_rows(const ExpertPartition& partition, std::span<const RoutingTable> tables, int rank,
+void list_token_rows(const SlotTables& slots, std::span<const RoutingTable> tables, int rank,
                      std::vector<OutputRow>& rows) {
   for (std::size_t src = 0; src < tables.size(); ++src) {
     const RoutingTable& table = tables[src];
     for (std::int64_t token = 0; token < table.num_tokens; ++token) {
-      const auto* ids = &table.expert_ids[static_cast<std::size_t>(token * table.top_k)];
+      const auto* first = slots[src].data() + token * table.top_k;
       const bool is_here =
-          std::any_of(ids, ids + table.top_k, [&](std::int32_t expert) { return is_on_rank(partition, expert, rank); });
+          std::any_of(first, first + table.top_k, [&](const SlotRef& slot) { return slot.rank == rank; });
       if (is_here) rows.push_back({static_cast<std::int32_t>(src), static_cast<std::int32_t>(token), -1});
     }
   }
 }
 
 /// The rows of every local expert, in output order.
-std::vector<std::vector<OutputRow>> list_expert_rows(const ExpertPartition& partition,
-                                                     std::span<const RoutingTable> tables, int rank) {
-  std::vector<std::vector<OutputRow>> groups(static_cast<std::size_t>(partition.num_local_experts(rank)));
+std::vector<std::vector<OutputRow>> list_expert_rows(const SlotTables& slots, std::span<const RoutingTable> tables,
+                                                     int rank, std::int32_t num_local) {
+  std::vector<std::vector<OutputRow>> groups(static_cast<std::size_t>(num_local));
   for (std::size_t src = 0; src < tables.size(); ++src) {
     const RoutingTable& table = tables[src];
     for (std::int64_t token = 0; token < table.num_tokens; ++token) {
       for (std::int32_t position = 0; position < table.top_k; ++position) {
-        const std::int32_t expert = table.expert_ids[static_cast<std::size_t>(token * table.top_k + position)];
-        if (!is_on_rank(partition, expert, rank)) continue;
-        groups[static_cast<std::size_t>(expert - partition.first_expert(rank))].push_back(
+        const SlotRef& slot = slots[src][static_cast<std::size_t>(token * table.top_k + position)];
+        if (slot.rank != rank) continue;
+        groups[static_cast<std::size_t>(slot.local_slot)].push_back(
             {static_cast<std::int32_t>(src), static_cast<std::int32_t>(token), position});
       }
     }
@@ -54,14 +72,14 @@ std::vector<std::vector<OutputRow>> list_expert_rows(const ExpertPartition& part
   return groups;
 }
 
-RankLayout rank_layout(const ResolvedConfig& config, std::span<const RoutingTable> tables, int rank) {
-  const ExpertPartition partition{config.num_experts, static_cast<std::int32_t>(tables.size())};
+RankLayout rank_layout(const ResolvedConfig& config, const SlotTables& slots, std::span<const RoutingTable> tables,
+                       int rank, std::int32_t num_local) {
   const auto capacity = static_cast<std::size_t>(config.capacity_rows);
   RankLayout result;
   if (config.layout == OutputLayout::kTokenMajor) {
-    list_token_rows(partition, tables, rank, result.rows);
+    list_token_rows(slots, tables, rank, result.rows);
   } else {
-    for (std::vector<OutputRow>& group : list_expert_rows(partition, tables, rank)) {
+    for (std::vector<OutputRow>& group : list_expert_rows(slots, tables, rank, num_local)) {
       if (config.layout == OutputLayout::kExpertBlocks) {
         group.resize(capacity);
       } else {
@@ -82,12 +100,19 @@ RankLayout rank_layout(const ResolvedConfig& config, std::span<const RoutingTabl
 
 }  // namespace
 
-std::vector<RankLayout> layout_of(const ResolvedConfig& config, std::span<const RoutingTable> tables) {
-  const ExpertPartition partition{config.num_experts, static_cast<std::int32_t>(tables.size())};
+std::vector<RankLayout> layout_of(const ResolvedConfig& config, std::span<const RoutingTable> tables,
+                                  const RoutingStep& step) {
+  const Placement* placement = step.placement != nullptr ? step.placement : &config.placement;
+  const SlotTables slots = slots_of(config, tables, step);
+  const auto num_ranks = static_cast<int>(tables.size());
   const auto top_k = static_cast<std::size_t>(config.top_k);
   std::vector<RankLayout> ranks;
   for (std::size_t rank = 0; rank < tables.size(); ++rank) {
-    ranks.push_back(rank_layout(config, tables, static_cast<int>(rank)));
+    const std::int32_t num_local = num_local_experts(config, num_ranks, placement, static_cast<int>(rank));
+    ranks.push_back(rank_layout(config, slots, tables, static_cast<int>(rank), num_local));
+    ranks.back().slots = slots[rank];
+    ranks.back().expert_counts.assign(static_cast<std::size_t>(num_local), 0);
+    ranks.back().expert_dropped.assign(static_cast<std::size_t>(num_local), 0);
   }
   for (std::size_t src = 0; src < tables.size(); ++src) {
     ranks[src].dst_row.assign(static_cast<std::size_t>(tables[src].num_tokens) * top_k, -1);
@@ -102,24 +127,18 @@ std::vector<RankLayout> layout_of(const ResolvedConfig& config, std::span<const 
       for (std::size_t position = 0; position < top_k; ++position) {
         const std::size_t entry = static_cast<std::size_t>(origin.src_token) * top_k + position;
         const bool belongs = config.layout == OutputLayout::kTokenMajor
-                                 ? is_on_rank(partition, tables[src].expert_ids[entry], static_cast<int>(dst))
+                                 ? slots[src][entry].rank == static_cast<int>(dst)
                                  : static_cast<std::int32_t>(position) == origin.topk_idx;
         if (belongs) ranks[src].dst_row[entry] = static_cast<std::int32_t>(row);
       }
     }
   }
-  for (std::size_t dst = 0; dst < tables.size(); ++dst) {
-    const auto num_local = static_cast<std::size_t>(partition.num_local_experts(static_cast<int>(dst)));
-    ranks[dst].expert_counts.assign(num_local, 0);
-    ranks[dst].expert_dropped.assign(num_local, 0);
-  }
   for (std::size_t src = 0; src < tables.size(); ++src) {
     for (std::size_t entry = 0; entry < ranks[src].dst_row.size(); ++entry) {
-      const std::int32_t expert = tables[src].expert_ids[entry];
-      if (expert == kNoExpert) continue;
-      const std::int32_t dst = partition.rank_of(expert);
-      RankLayout& receiver = ranks[static_cast<std::size_t>(dst)];
-      const auto local = static_cast<std::size_t>(expert - partition.first_expert(dst));
+      const SlotRef& slot = slots[src][entry];
+      if (slot == kNowhere) continue;
+      RankLayout& receiver = ranks[static_cast<std::size_t>(slot.rank)];
+      const auto local = static_cast<std::size_t>(slot.local_slot);
       ++(ranks[src].dst_row[entry] >= 0 ? receiver.expert_counts : receiver.expert_dropped)[local];
     }
   }
@@ -131,10 +150,8 @@ namespace {
 /// One token's sums, as the text of the contract has them.
 class TokenSum {
  public:
-  TokenSum(const ResolvedConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
-           bool weighted)
+  TokenSum(const ResolvedConfig& config, const TokenPlaces& token, const RowReader& read_row, bool weighted)
       : config_(config),
-        partition_{config.num_experts, num_ranks},
         token_(token),
         read_row_(read_row),
         weighted_(weighted),
@@ -156,7 +173,7 @@ class TokenSum {
 
   /// Where the row of a top-k position is; -1 = nowhere.
   [[nodiscard]] int rank_at(std::size_t position) const {
-    return token_.dst_row[position] < 0 ? -1 : partition_.rank_of(token_.expert_ids[position]);
+    return token_.dst_row[position] < 0 ? -1 : token_.ranks[position];
   }
 
   /// R(t), in the order in which the ranks are added.
@@ -219,7 +236,6 @@ class TokenSum {
   }
 
   const ResolvedConfig& config_;
-  ExpertPartition partition_;
   const TokenPlaces& token_;
   const RowReader& read_row_;
   bool weighted_;
@@ -229,9 +245,9 @@ class TokenSum {
 
 }  // namespace
 
-void combine_token(const ResolvedConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
-                   bool weighted, std::byte* out) {
-  TokenSum sum(config, num_ranks, token, read_row, weighted);
+void combine_token(const ResolvedConfig& config, const TokenPlaces& token, const RowReader& read_row, bool weighted,
+                   std::byte* out) {
+  TokenSum sum(config, token, read_row, weighted);
   const std::vector<float>& total = sum.run();
   for (std::size_t idx = 0; idx < total.size(); ++idx) {
     write_element(config.combine_dtype, out, static_cast<std::int64_t>(idx), total[idx]);

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "epistle/placement.hpp"
 #include "epistle/routing.hpp"
 #include "epistle/types.hpp"
 
@@ -31,24 +32,34 @@ struct RankLayout {
   std::vector<std::int32_t> expert_begin;  ///< [num_local_experts + 1]; expert layouts
   std::vector<std::int32_t> expert_dropped;
   std::vector<std::int32_t> dst_row;  ///< [num_tokens, top_k] of this rank as a source; -1 = none or dropped
+  std::vector<SlotRef> slots;         ///< [num_tokens, top_k] that serve the entries; kNowhere without an expert
+};
+
+inline constexpr SlotRef kNowhere{-1, -1};
+
+/// How the tokens are routed beside their tables.
+struct RoutingStep {
+  const Placement* placement = nullptr;  ///< null: that of the configuration
+  std::uint64_t step_seed = 0;           ///< of all ranks
 };
 
 /// The layout of all ranks from all their tables.
-[[nodiscard]] std::vector<RankLayout> layout_of(const ResolvedConfig& config, std::span<const RoutingTable> tables);
+[[nodiscard]] std::vector<RankLayout> layout_of(const ResolvedConfig& config, std::span<const RoutingTable> tables,
+                                                const RoutingStep& step = {});
 
 /// Reads one expert output row of a rank as floats.
 using RowReader = std::function<void(int rank, std::int32_t row, std::vector<float>& values)>;
 
 /// One token's place in the layout.
 struct TokenPlaces {
-  std::span<const std::int32_t> expert_ids;  ///< [top_k]
-  std::span<const float> weights;            ///< [top_k]
-  std::span<const std::int32_t> dst_row;     ///< [top_k]
+  std::span<const std::int32_t> ranks;    ///< [top_k] that serve the positions; of no meaning without a row
+  std::span<const float> weights;         ///< [top_k]
+  std::span<const std::int32_t> dst_row;  ///< [top_k]
 };
 
-/// What combine gives for one token: combine_hidden elements of combine_dtype. `num_ranks` ranks hold the experts.
-void combine_token(const ResolvedConfig& config, int num_ranks, const TokenPlaces& token, const RowReader& read_row,
-                   bool weighted, std::byte* out);
+/// What combine gives for one token: combine_hidden elements of combine_dtype.
+void combine_token(const ResolvedConfig& config, const TokenPlaces& token, const RowReader& read_row, bool weighted,
+                   std::byte* out);
 
 /// Dot product of two rows in the order that Dispatcher::combine_backward documents.
 [[nodiscard]] float dot_in_lanes(std::span<const float> a, std::span<const float> b);

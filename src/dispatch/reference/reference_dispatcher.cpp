@@ -72,13 +72,16 @@ void ReferenceMover::receive_sums(const host::SumRequest& request) {
         read_row(context_.config.combine_dtype, context_.section(rank, BufferSection::kCombineRows) + row * row_bytes,
                  context_.config.combine_hidden);
   };
+  std::vector<std::int32_t> ranks(top_k);
   for (std::int64_t token = 0; token < handle.num_tokens; ++token) {
     const std::size_t first = static_cast<std::size_t>(token) * top_k;
-    const TokenPlaces places{.expert_ids = {&handle.expert_ids[first], top_k},
-                             .weights = {&handle.weights[first], top_k},
-                             .dst_row = {&handle.dst_row[first], top_k}};
-    combine_token(context_.config, context_.num_ranks, places, reader, request.weighted,
-                  request.out + token * request.out_stride);
+    for (std::size_t position = 0; position < top_k; ++position) {
+      const bool is_somewhere = handle.dst_row[first + position] >= 0;
+      ranks[position] = is_somewhere ? context_.rank_of_entry(handle, first + position) : -1;
+    }
+    const TokenPlaces places{
+        .ranks = ranks, .weights = {&handle.weights[first], top_k}, .dst_row = {&handle.dst_row[first], top_k}};
+    combine_token(context_.config, places, reader, request.weighted, request.out + token * request.out_stride);
   }
 }
 

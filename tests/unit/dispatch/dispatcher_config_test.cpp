@@ -145,12 +145,13 @@ std::vector<BadField> bad_fields() {
       {"QuantisedInNoOrder",
        [](Config& c) { c.wire = Fp8Blocks{.order = static_cast<ScaleOrder>(2)}; },
        {"Fp8Blocks::order has the value 2"}},
-      {"PlacedElsewhere",
+      {"PlacedOnOtherRanks",
        [](Config& c) {
-         c.placement = Placement(8, {{0, 1, 2, 3}, {4, 5}, {6, 7}});
+         c.placement = Placement(8, {{0, 1, 2, 3, 4, 5, 6, 7}});
        },
-       {"contiguous blocks", "placement"},
-       ErrorCode::kUnsupported},
+       {"for 1 ranks", "the group has"}},
+      {"PlacedInMoreSlotsThanThereAre", [](Config& c) { c.slots_per_rank = 1; }, {"room for 1", "slots_per_rank"}},
+      {"SlotsNegative", [](Config& c) { c.slots_per_rank = -3; }, {"slots_per_rank is -3"}},
   };
 }
 
@@ -196,6 +197,7 @@ std::vector<DifferingField> differing_fields() {
       {"expert_output_hidden", [](Config& c) { c.expert_output_hidden = 32; }, "rank 0 has 64, rank 1 has 32"},
       {"num_buffers", [](Config& c) { c.num_buffers = 2; }, "rank 0 has 1, rank 1 has 2"},
       {"max_handles", [](Config& c) { c.max_handles = 9; }, "rank 0 has 8, rank 1 has 9"},
+      {"slots_per_rank", [](Config& c) { c.slots_per_rank = 5; }, "rank 0 has 0, rank 1 has 5"},
   };
 }
 
@@ -215,6 +217,24 @@ TEST_P(DifferingConfig, IsNamedOnAllRanks) {
 
 INSTANTIATE_TEST_SUITE_P(All, DifferingConfig, ::testing::ValuesIn(differing_fields()),
                          [](const auto& param_info) { return param_info.param.name; });
+
+TEST(DispatcherConfigErrors, PlacementsThatDifferAreNamed) {
+  const std::vector<std::vector<std::int32_t>> slots = {{0, 1, 2, 3, 4}, {5, 6, 7, 0}};
+  const std::vector<std::pair<Placement, std::string>> cases = {
+      {Placement(8, slots, 2), "the placement's generation differs: rank 0 has 1, rank 1 has 2"},
+      {Placement(8, {{0, 1, 2, 3, 4}, {5, 6, 7, 1}}, 1), "placement differs: rank 0 has one of hash "},
+      {Placement(8, slots, 1, {.near_first = true}), "placement differs: rank 0 has one of hash "}};
+  for (const auto& [placement, message] : cases) {
+    run_thread_ranks(2, [&, &odd = placement, &expected = message](Group& group) {
+      DispatcherConfig config = good_config();
+      config.placement = group.rank() == 1 ? odd : Placement(8, slots, 1);
+      const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, "direct", config); });
+      ASSERT_TRUE(outcome.has_value());
+      EXPECT_EQ(outcome->code(), ErrorCode::kShapeMismatch);
+      EXPECT_NE(std::string(outcome->what()).find(expected), std::string::npos) << outcome->what();
+    });
+  }
+}
 
 TEST(DispatcherConfigErrors, NumbersOfALayoutAreNamed) {
   struct Case {

@@ -153,25 +153,16 @@ TEST_P(CannotServe, WhatNobodyCan) {
   expect_reason(served_config(), "0 ranks", 0);
 }
 
-// Whatever a dispatcher cannot do is told before anything is created, on every rank alike.
-TEST_P(CannotServe, OtherPlacementsToday) {
+TEST_P(CannotServe, NoPlacementThatIsOneOfItsExperts) {
+  EXPECT_TRUE(info().capabilities().placement);
   DispatcherConfig config = served_config();
   config.placement = Placement(8, {{0, 1, 2, 3, 7}, {4, 5, 6, 7}});
-  expect_served(config, info().capabilities().placement, "an expert with two copies", 2);
-  if (info().capabilities().placement || info().device() != Device::kHost) return;
-  run_thread_ranks(2, [&](Group& group) {
-    const Outcome outcome = outcome_of([&] { (void)Dispatcher(group, info().name(), config); });
-    ASSERT_TRUE(outcome.has_value());
-    EXPECT_EQ(outcome->code(), ErrorCode::kUnsupported) << outcome->what();
-    EXPECT_NE(std::string(outcome->what()).find("placement"), std::string::npos) << outcome->what();
-    // Nothing was created, and the group goes on.
-    Subject subject(group, info().name(), served_config());
-    Scenario scenario;
-    scenario.config = served_config();
-    scenario.tokens_per_rank = {16, 3};
-    const Mismatch mismatch = round_trip(subject, Round(scenario, 0));
-    EXPECT_FALSE(mismatch.has_value()) << *mismatch;
-  });
+  expect_served(config, true, "an expert with two copies", 2);
+  expect_served(config, false, "a placement for other ranks", 3);
+  config.slots_per_rank = 4;
+  expect_served(config, false, "fewer slots than the placement has", 2);
+  config.placement = {};
+  expect_served(config, true, "placements to come", 2);
 }
 
 TEST_P(CannotServe, PlansAreSumsOfSections) {

@@ -43,7 +43,9 @@ Sum sum_of(SumOrder order, OutputLayout layout, const std::vector<std::int32_t>&
     values.assign(4, kValues[static_cast<std::size_t>(rank)]);
   };
   std::array<float, 4> out{};
-  combine_token(config_of(order, layout), kRanks, {.expert_ids = experts, .weights = weights, .dst_row = rows}, reader,
+  std::vector<std::int32_t> rank_of_position;
+  for (const std::int32_t expert : experts) rank_of_position.push_back(expert / kExpertsPerRank);
+  combine_token(config_of(order, layout), {.ranks = rank_of_position, .weights = weights, .dst_row = rows}, reader,
                 /*weighted=*/false, reinterpret_cast<std::byte*>(out.data()));
   sum.value = out[0];
   return sum;

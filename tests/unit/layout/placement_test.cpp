@@ -1,6 +1,7 @@
 // Placements: what is refused, and where experts and their copies lie.
 #include "epistle/placement.hpp"
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -63,6 +64,48 @@ TEST(Placement, EqualsByValue) {
   EXPECT_NE(placement, Placement(2, Slots{{0}, {1}}, 2));
   EXPECT_NE(placement, Placement());
 }
+
+TEST(Placement, KnowsItsChoice) {
+  const ReplicaChoice choice{
+      .quotas = {{1.0, 0.25}, {0.75}}, .near_first = true, .domain_of_rank = {0, 1}, .max_imbalance = 0.05};
+  const Placement placement(2, Slots{{0, 1}, {1}}, 3, choice);
+  EXPECT_EQ(placement.choice(), choice);
+  EXPECT_EQ(placement.max_slots_per_rank(), 2);
+  EXPECT_NE(placement, Placement(2, Slots{{0, 1}, {1}}, 3));
+}
+
+struct BadChoice {
+  std::string name;
+  ReplicaChoice choice;
+  std::vector<std::string> parts;  ///< of the message
+};
+
+class BadChoices : public ::testing::TestWithParam<BadChoice> {};
+
+TEST_P(BadChoices, AreRefused) {
+  try {
+    const Placement placement(2, Slots{{0, 1}, {1}}, 0, GetParam().choice);
+    FAIL() << "was made, with " << placement.num_slots() << " slots";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    for (const std::string& part : GetParam().parts) {
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << "no '" << part << "' in: " << error.what();
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadChoices,
+    ::testing::Values(BadChoice{"QuotasOfOtherRanks", {.quotas = {{1.0, 1.0}}}, {"1 ranks", "of 2"}},
+                      BadChoice{"QuotasOfOtherSlots", {.quotas = {{1.0}, {1.0}}}, {"rank 0", "2 slots", "1 quotas"}},
+                      BadChoice{"QuotaNegative", {.quotas = {{1.0, -0.5}, {1.0}}}, {"rank 0", "-0.5"}},
+                      BadChoice{"QuotaNotANumber", {.quotas = {{1.0, 1.0}, {NAN}}}, {"rank 1"}},
+                      BadChoice{"ExpertWithoutQuota", {.quotas = {{1.0, 0.0}, {0.0}}}, {"expert 1", "quota 0"}},
+                      BadChoice{"DomainsOfOtherRanks", {.domain_of_rank = {0, 0, 0}}, {"3 ranks"}},
+                      BadChoice{"DomainNegative", {.domain_of_rank = {0, -1}}, {"domain -1"}},
+                      BadChoice{"DomainTooLarge", {.domain_of_rank = {0, 2}}, {"domain 2"}},
+                      BadChoice{"ImbalanceNegative", {.max_imbalance = -0.1}, {"max_imbalance", "-0.1"}}),
+    [](const auto& param_info) { return param_info.param.name; });
 
 struct BadPlacement {
   std::string name;

@@ -11,6 +11,7 @@
 #include "dispatch/cuda/device/call_words.hpp"
 #include "dispatch/cuda/device/device_control.hpp"
 #include "layout/buffer_section.hpp"
+#include "layout/replica_hash.hpp"
 
 namespace epistle::cuda {
 
@@ -140,6 +141,15 @@ struct Summary {
   std::int64_t num_tokens;    ///< of this rank that were routed: fewer than the handle's where the device said so
 };
 
+/// The placement in force, in device memory: it changes between two calls, so that graphs go by the new one. All null
+/// where experts are not placed.
+struct SlotTables {
+  ReplicaPolicy* policy = nullptr;
+  std::int32_t* replica_begin = nullptr;   ///< [num_experts + 1]
+  ReplicaEntry* entries = nullptr;         ///< [columns], of which there are as many as slots in use
+  std::int32_t* expert_of_slot = nullptr;  ///< [columns]; -1 = no such slot
+};
+
 /// The arrays of one handle, in device memory.
 struct HandleArrays {
   std::int64_t num_tokens = 0;
@@ -147,7 +157,7 @@ struct HandleArrays {
   std::int32_t sends_per_token = 0;  ///< min(top_k, num_ranks)
   std::uint32_t handle_id = 0;
   // Sender's side.
-  std::int32_t* expert_ids = nullptr;  ///< [num_tokens, top_k]
+  std::int32_t* expert_ids = nullptr;  ///< [num_tokens, top_k]; slots where experts are placed
   float* weights = nullptr;            ///< [num_tokens, top_k]
   std::int32_t* dst_row = nullptr;     ///< [num_tokens, top_k] output row at the expert's rank; -1 = none or dropped
   SendPlace* sends = nullptr;          ///< [num_tokens, sends_per_token], in the order in which combine adds

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) scale_rows_kernel(const __grid_const
   if (args.local != nullptr && (args.local->failed != 0 || args.local->abandoned == args.local->epoch)) return;
   const std::int64_t row_bytes = args.layout.params().combine_row_bytes;
   const int top_k = args.handle.top_k;
-  const std::int64_t num_rows = args.handle.totals->num_rows;
+  const std::int64_t num_rows = min(std::int64_t{args.handle.totals->num_rows}, args.max_rows);
   const std::int64_t warp = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarpSize;
   const std::int64_t num_warps = std::int64_t{gridDim.x} * kThreads / kWarpSize;
   for (std::int64_t row = warp; row < num_rows; row += num_warps) {

@@ -493,6 +493,7 @@ Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Str
     ScaleRowsArgs scale;
     // Other transports agree on the host.
     if (!transport_->agrees_on_host()) scale.local = context_.device_group.local;
+    scale.max_rows = state->description.num_rows;
     scale.layout = context_.layout();
     scale.handle = state->arrays;
     scale.saved_rows = static_cast<const std::byte*>(request.saved_rows.data);

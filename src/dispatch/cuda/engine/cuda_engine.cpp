@@ -118,12 +118,14 @@ PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int dev
   int shared_bytes = 0;
   check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
              "asking for the shared memory of the device");
-  const PrepareTile tile = choose_prepare_tile(
-      {.num_ranks = num_ranks, .num_experts = config.num_experts, .top_k = config.top_k}, shared_bytes - kStaticBytes);
+  const PrepareTile tile =
+      choose_prepare_tile({.num_ranks = num_ranks, .num_experts = config.num_columns(num_ranks), .top_k = config.top_k},
+                          shared_bytes - kStaticBytes);
   if (tile.num_tokens > 0) return tile;
   throw Error(ErrorCode::kUnsupported,
-              fmt::format("{} experts on {} ranks with top-{} need {} bytes of shared memory; GPU {} has {}",
-                          config.num_experts, num_ranks, config.top_k, tile.shared_bytes, device, shared_bytes));
+              fmt::format("{} {} on {} ranks with top-{} need {} bytes of shared memory; GPU {} has {}",
+                          config.num_columns(num_ranks), config.places_experts() ? "slots" : "experts", num_ranks,
+                          config.top_k, tile.shared_bytes, device, shared_bytes));
 }
 
 CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTransport make_transport)
@@ -181,10 +183,11 @@ void CudaEngine::take_own_memory() {
   for (const bool placing : {false, true}) {
     BufferCarver carver(local_memory_.get());
     carver.take(devices.local, 1);
-    carver.take(devices.outcome, num_ranks + config.num_experts);
+    carver.take(devices.outcome, num_ranks + config.num_columns(num_ranks));
     carve_quantised(carver, config, quantised_rows_, quantised_scales_);
     if (!placing) local_memory_ = allocate_on(context_.device, carver.num_bytes());
   }
+  experts_ = std::make_unique<DeviceExperts>(context_.device, config, num_ranks, context_.rank());
   devices.rank = context_.rank();
   devices.num_ranks = num_ranks;
   devices.control = context_.control;
@@ -291,9 +294,11 @@ std::shared_ptr<CudaHandleState> CudaEngine::begin_routing(const PrepareRequest&
 void CudaEngine::start_routing(CudaHandleState& state, const PrepareRequest& request) {
   ++num_prepared_;
   state.dispatcher_id = dispatcher_id_;
-  state.begin(num_prepared_, request.expert_ids.num_tokens);
+  state.begin(num_prepared_, request.expert_ids.num_tokens, experts_->placed());
+  state.captured = context_.config.places_experts() && is_capturing();
   state.attach([this](CudaHandleState& waiting, bool may_wait) {
     const DeviceGuard waiter_guard(context_.device);
+    if (waiting.captured) waiting.describe(experts_->placed());
     if (may_wait) {
       wait_for_summary(waiting);
     } else {
@@ -338,6 +343,12 @@ PrepareArgs CudaEngine::routing_args(const CudaHandleState& state, const Prepare
   args.drop_overflow = context_.config.overflow == OverflowPolicy::kDrop;
   args.summary = state.summary;
   args.tile_tokens = prepare_tile_.num_tokens;
+  args.num_experts = context_.config.num_experts;
+  args.expert_tokens = experts_->counters();
+  args.slots = experts_->tables();
+  args.first_position = first_position(context_.config.max_tokens, context_.rank());
+  args.step_seed = request.step_seed;
+  args.step_seed_at = request.step_seed_at;
   return args;
 }
 
@@ -366,6 +377,25 @@ std::vector<RowDemand> CudaEngine::demands_of(CudaHandleState& handle) {
   }
   transport_->raise_demands(handle, demands);
   return demands;
+}
+
+void CudaEngine::set_placement(const Placement& placement, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  use(stream);
+  Complaint complaint = attempt([&]() -> Complaint {
+    check_findings();
+    if (Complaint found = checks().device_options(stream, 0, Phase::kLayout)) return found;
+    if (Complaint found = checks().nothing_open(open_call_name(), Phase::kLayout)) return found;
+    if (!is_capturing()) return std::nullopt;
+    return complain(ErrorCode::kInvalidArgument, Phase::kLayout,
+                    "the stream is being captured; set a placement between replays of the graph, which go by it");
+  });
+  agree_on_placement(*group_, {.config = context_.config, .current = this->placement(), .next = placement}, complaint);
+  PlacedExperts placed;
+  complaint =
+      attempt([&] { placed = PlacedExperts(placement, context_.config, context_.num_ranks(), context_.rank()); });
+  (void)group_->agree({.kind = CallKind::kSetPlacement, .step = 1}, Phase::kLayout, complaint);
+  experts_->set(std::move(placed), context_.stream);
 }
 
 // ---- Questions ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/cuda_handle.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
+#include "dispatch/cuda/engine/device_experts.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/engine/transport.hpp"
 #include "gpu/cuda_error.hpp"
@@ -66,6 +67,9 @@ class CudaEngine final : public DispatcherImpl {
     return context_.plan.buffer_bytes(demands_[static_cast<std::size_t>(context_.rank())]);
   }
   [[nodiscard]] std::int64_t resident_bytes() const override { return context_.heap->resident_bytes(); }
+  void set_placement(const Placement& placement, Stream stream) override;
+  [[nodiscard]] const Placement& placement() const noexcept override { return experts_->placed().placement(); }
+  [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override { return experts_->tokens(); }
   [[nodiscard]] int device_ordinal() const noexcept override { return context_.device; }
   [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const override;
 
@@ -163,6 +167,7 @@ class CudaEngine final : public DispatcherImpl {
   EngineContext context_;
   PinnedMemory host_control_;
   DeviceBuffer local_memory_;
+  std::unique_ptr<DeviceExperts> experts_;
   std::byte* quantised_rows_ = nullptr;  ///< [max_tokens, hidden] where rows become fp8 on their way, and their scales
   std::byte* quantised_scales_ = nullptr;
   std::vector<RowDemand> demands_;  ///< committed so far, by rank

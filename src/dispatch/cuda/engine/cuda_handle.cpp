@@ -25,7 +25,7 @@ CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int r
   pairs.reserve(static_cast<std::size_t>(ranks_) * static_cast<std::size_t>(ranks_));
 }
 
-void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens) {
+void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens, const PlacedExperts& placed) {
   prepare_id = id;
   num_tokens = tokens;
   arrays.handle_id = static_cast<std::uint32_t>(id);
@@ -34,21 +34,27 @@ void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens) {
   finished = false;
   routed = false;
   stats = RoutingStats{.num_tokens = tokens};
+  describe(placed);
+}
+
+void CudaHandleState::describe(const PlacedExperts& placed) {
   const LayoutParams& params = layout_.params();
   const ExpertPartition partition = layout_.partition();
   const bool token_major = layout_.token_major();
+  const std::int32_t num_local = placed.is_trivial() ? partition.num_local_experts(rank_)
+                                                     : placed.slots_of_rank()[static_cast<std::size_t>(rank_)];
   // What does not depend on the routing; under exact sizing finish() corrects the rows.
-  const std::int64_t num_rows = params.layout == OutputLayout::kExpertBlocks
-                                    ? params.capacity_rows * partition.num_local_experts(rank_)
-                                    : layout_.max_output_rows();
+  const std::int64_t num_rows =
+      params.layout == OutputLayout::kExpertBlocks ? params.capacity_rows * num_local : layout_.max_output_rows();
   description = RowDescription{.num_rows = num_rows,
                                .src_rank = arrays.src_rank,
                                .src_token = arrays.src_token,
                                .local_experts = token_major ? arrays.local_expert_ids : nullptr,
                                .row_expert = token_major ? nullptr : arrays.row_expert,
                                .weights = arrays.row_weights,
-                               .num_local_experts = partition.num_local_experts(rank_),
-                               .first_expert = partition.first_expert(rank_),
+                               .num_local_experts = num_local,
+                               .first_expert = placed.is_trivial() ? partition.first_expert(rank_) : kNoExpert,
+                               .placement_generation = placed.generation(),
                                .expert_counts = arrays.expert_counts,
                                .expert_begin = token_major ? nullptr : arrays.expert_begin,
                                .expert_dropped = arrays.expert_dropped};
@@ -94,11 +100,12 @@ void CudaHandleState::finish() {
   }
   stats.sent_remote_assignments = summary->sent_remote_assignments;
   stats.output_rows = summary->content_rows;
-  stats.padding_rows = summary->padding_rows;
   stats.dropped_by_this_rank = summary->dropped_by_this_rank;
   stats.dropped_in_group = summary->dropped_in_group;
   stats.dropped_here = summary->dropped_here;
-  description.num_rows = summary->num_rows;
+  // The device counts blocks of all slots that a placement may have; those of this one are known.
+  if (layout_.params().layout != OutputLayout::kExpertBlocks) description.num_rows = summary->num_rows;
+  stats.padding_rows = description.num_rows - stats.output_rows;
 }
 
 /// True when nothing can change any more, or nobody is there to tell. Under capacity sizing a graph may run prepare

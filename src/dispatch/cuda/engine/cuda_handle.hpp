@@ -9,6 +9,7 @@
 #include <cuda_runtime_api.h>
 
 #include "dispatch/call/handle_state.hpp"
+#include "dispatch/call/placed_experts.hpp"
 #include "dispatch/cuda/device/device_types.hpp"
 #include "dispatch/cuda/engine/buffer_carver.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
@@ -23,8 +24,11 @@ class CudaHandleState final : public HandleState {
   [[nodiscard]] bool counts_are_known() override;
   void wait_for_counts() override;
 
-  /// Sets the arrays up for a routing of `num_tokens`.
-  void begin(std::uint64_t id, std::int64_t tokens);
+  /// Sets the arrays up for a routing of `num_tokens` over `placed`.
+  void begin(std::uint64_t id, std::int64_t tokens, const PlacedExperts& placed);
+  /// Describes the rows of a routing over `placed`: a graph routes by the placement in force, whichever it was captured
+  /// with.
+  void describe(const PlacedExperts& placed);
   /// True when the device has written the summary of the last prepare.
   [[nodiscard]] bool is_complete() const noexcept;
   /// True when it is in host memory.
@@ -44,7 +48,8 @@ class CudaHandleState final : public HandleState {
   Summary* summary = nullptr;  ///< pinned host memory
   bool checked = true;         ///< what the device found has been looked at
   bool finished = true;
-  bool routed = false;  ///< by a dispatch that was one call with its routing: see RowTransport::complete
+  bool captured = false;  ///< into a graph: other placements may come while it lives
+  bool routed = false;    ///< by a dispatch that was one call with its routing: see RowTransport::complete
 
   /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks.
   [[nodiscard]] const std::int32_t* pair_matrix() const noexcept {

@@ -35,6 +35,16 @@ struct PrepareArgs {
   bool announces_dispatch = false;  ///< one comes behind this prepare for sure, with nothing in between
   std::int32_t follow_buffer = 0;   ///< MoveArgs::buffer of that dispatch
   int tile_tokens = 0;              ///< tokens that one pass of a block places; see choose_prepare_tile
+  std::int32_t num_experts = 0;     ///< that ids may name
+  /// [num_experts] tokens of this rank so far, by the ids that were given.
+  unsigned long long* expert_tokens = nullptr;
+  // Where experts are placed:
+  SlotTables slots;
+  std::int64_t first_position = 0;  ///< of this rank's tokens
+  std::uint64_t step_seed = 0;
+  const std::uint64_t* step_seed_at = nullptr;  ///< in device memory; null: as above
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool places_experts() const noexcept { return slots.policy != nullptr; }
 };
 
 /// What the shared memory of prepare depends on.
@@ -149,6 +159,7 @@ struct WeightGradientArgs {
 
 struct ScaleRowsArgs {
   const LocalState* local = nullptr;  ///< null: the call in which the rows came has not failed
+  std::int64_t max_rows = 0;          ///< that the caller has; those of slots that no expert is in lie behind
   DispatchLayout layout;
   HandleArrays handle;
   const std::byte* saved_rows = nullptr;

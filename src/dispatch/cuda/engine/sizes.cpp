@@ -11,7 +11,7 @@ int count_blocks_for(const DeviceShape& shape) noexcept {
 
 DeviceControl control_of(const ResolvedConfig& config, const DeviceShape& shape) noexcept {
   return {.num_ranks = shape.num_ranks,
-          .num_experts = config.num_experts,
+          .num_experts = config.num_columns(shape.num_ranks),
           .top_k = config.top_k,
           .max_tokens = config.max_tokens,
           .count_blocks = count_blocks_for(shape)};
@@ -79,6 +79,15 @@ void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArra
   arrays.sends_per_token = static_cast<std::int32_t>(sends);
 }
 
+void carve_placement(BufferCarver& carver, const ResolvedConfig& config, int num_ranks, SlotTables& tables) noexcept {
+  if (!config.places_experts()) return;
+  const std::int64_t num_columns = config.num_columns(num_ranks);
+  carver.take(tables.policy, 1);
+  carver.take(tables.replica_begin, std::int64_t{config.num_experts} + 1);
+  carver.take(tables.entries, num_columns);
+  carver.take(tables.expert_of_slot, num_columns);
+}
+
 void carve_quantised(BufferCarver& carver, const ResolvedConfig& config, std::byte*& rows,
                      std::byte*& scales) noexcept {
   if (!config.quantises) return;
@@ -109,6 +118,16 @@ std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_rank
        .kind = MemoryKind::kPinnedHost,
        .initial_bytes = pinned_bytes,
        .largest_bytes = pinned_bytes}};
+  BufferCarver placement(nullptr);
+  SlotTables tables;
+  carve_placement(placement, config, num_ranks, tables);
+  const std::int64_t counter_bytes = config.num_experts * static_cast<std::int64_t>(sizeof(std::int64_t));
+  // The tables, and the tokens of every expert, each with a copy on the host.
+  const std::int64_t placement_bytes = placement.num_bytes() + counter_bytes;
+  for (const MemoryKind kind : {MemoryKind::kPrivate, MemoryKind::kPinnedHost}) {
+    sections.push_back(
+        {.name = "experts", .kind = kind, .initial_bytes = placement_bytes, .largest_bytes = placement_bytes});
+  }
   if (config.quantises) {
     sections.push_back({.name = "quantised rows",
                         .kind = MemoryKind::kPrivate,

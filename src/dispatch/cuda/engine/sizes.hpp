@@ -40,6 +40,8 @@ class DeviceRules : public PlanRules {
 
 /// The arrays of one handle, in one allocation.
 void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArrays& arrays) noexcept;
+/// The tables of a placement, where experts are placed.
+void carve_placement(BufferCarver& carver, const ResolvedConfig& config, int num_ranks, SlotTables& tables) noexcept;
 /// Room for the rows of a call and their scales, where rows become fp8 on their way.
 void carve_quantised(BufferCarver& carver, const ResolvedConfig& config, std::byte*& rows, std::byte*& scales) noexcept;
 /// Host memory in which the device tells of one handle.

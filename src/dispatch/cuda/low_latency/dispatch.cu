@@ -110,8 +110,12 @@ __device__ __noinline__ void keep_books(const LineDispatchArgs& args, const Call
     }
   } else {
     constexpr int kOthers = 3 * kWarpSize;
-    write_expert_counts(routing, t, t.all.out_rows[routing.group.rank],
-                        {team.thread - kOthers, team.count - kOthers, team.barrier});
+    const Team others{team.thread - kOthers, team.count - kOthers, team.barrier};
+    write_expert_counts(routing, t, t.all.out_rows[routing.group.rank], others);
+#pragma unroll 1
+    for (int e = others.thread; e < routing.group.control.num_experts && !exchange.refused; e += others.count) {
+      count_expert_tokens(routing, e, t.routing.count(expert_column(routing.group.num_ranks, e)));
+    }
   }
   team.meet();
   if (team.thread != 0) return;
@@ -151,9 +155,8 @@ __device__ bool settle_books(const LineDispatchArgs& args, const CallContext& ca
   return ok;
 }
 
-template <bool kQuantises>
-__global__ void __launch_bounds__(kLineThreads, 1)
-    dispatch_lines_kernel(const __grid_constant__ LineDispatchArgs args) {
+template <bool kQuantises, bool kPlaced>
+__global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const __grid_constant__ LineDispatchArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ BlockState state;
   const std::uint32_t touch = touch_args(args);
@@ -199,7 +202,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
   if (keeps_books && has_send) announce(call);
   bool bad = false;
   if (!sends) {
-    bad = read_routing(routing, args.lines, t, early, keepers);
+    bad = read_routing<kPlaced>(routing, args.lines, t, early, keepers);
     if (keeps_books && keepers.thread == 0) *t.all.routed = early.num_routed(routing);
   } else if (sends_rows) {
     sender.make(given, sending.idx, data);
@@ -253,8 +256,9 @@ __global__ void __launch_bounds__(kLineThreads, 1)
 
 using DispatchKernel = void (*)(LineDispatchArgs);
 
-DispatchKernel dispatch_kernel(bool quantises) {
-  return quantises ? dispatch_lines_kernel<true> : dispatch_lines_kernel<false>;
+DispatchKernel dispatch_kernel(bool quantises, bool placed) {
+  if (placed) return quantises ? dispatch_lines_kernel<true, true> : dispatch_lines_kernel<false, true>;
+  return quantises ? dispatch_lines_kernel<true, false> : dispatch_lines_kernel<false, false>;
 }
 
 LineShape shape_of(const DispatchLayout& layout) {
@@ -270,14 +274,14 @@ std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept {
   return carve(nullptr, shape_of(layout), t);
 }
 
-const void* line_dispatch_kernel_address(bool quantises) noexcept {
-  return reinterpret_cast<const void*>(dispatch_kernel(quantises));
+const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept {
+  return reinterpret_cast<const void*>(dispatch_kernel(quantises, placed));
 }
 
 cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) {
   const std::int64_t shared_bytes = line_dispatch_shared_bytes(args.routing.layout);
-  return start_kernel(dispatch_kernel(args.lines.quantises), {args.num_blocks, kLineThreads, shared_bytes},
-                      args.routing.group.early_start, args, stream);
+  return start_kernel(dispatch_kernel(args.lines.quantises, args.routing.places_experts()),
+                      {args.num_blocks, kLineThreads, shared_bytes}, args.routing.group.early_start, args, stream);
 }
 
 }  // namespace epistle::cuda

@@ -5,7 +5,7 @@
 namespace epistle::cuda {
 
 // Each in the file of its kernel.
-const void* line_dispatch_kernel_address(bool quantises) noexcept;
+const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept;
 std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept;
 const void* line_combine_kernel_address(DType dtype, bool aligned) noexcept;
 const void* line_complete_kernel_address() noexcept;
@@ -24,8 +24,11 @@ cudaError_t load_line_kernels(const LinePlan& lines) {
     }
   }
   if (!lines.routes) return cudaSuccess;
-  const cudaError_t error = allow_all_shared_memory(line_dispatch_kernel_address(lines.quantises));
-  return error != cudaSuccess ? error : allow_all_shared_memory(line_complete_kernel_address());
+  for (const bool placed : {false, true}) {
+    const cudaError_t error = allow_all_shared_memory(line_dispatch_kernel_address(lines.quantises, placed));
+    if (error != cudaSuccess) return error;
+  }
+  return allow_all_shared_memory(line_complete_kernel_address());
 }
 
 }  // namespace epistle::cuda

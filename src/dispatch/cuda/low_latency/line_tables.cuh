@@ -118,11 +118,14 @@ struct EarlyRouting {
   }
 };
 
-/// Reads the whole routing and sets its bits, which must be clear; true in a thread that has seen a bad id.
+/// Reads the whole routing and sets its bits, which must be clear; true in a thread that has seen a bad id. kPlaced:
+/// ids name experts whose slots are to be chosen.
+template <bool kPlaced>
 __device__ inline bool read_routing(const PrepareArgs& args, const LinePlan& lines, LineTables& t, EarlyRouting& early,
                                     const Team& team) {
   const int ranks = args.group.num_ranks;
-  const int experts = args.group.control.num_experts;
+  SlotChooser chooser;
+  if constexpr (kPlaced) chooser = slot_chooser(args);
   const int count = static_cast<int>(args.handle.num_tokens) * lines.top_k;
   const std::int32_t num_routed = early.num_routed(args);
   bool bad = false;
@@ -136,8 +139,11 @@ __device__ inline bool read_routing(const PrepareArgs& args, const LinePlan& lin
     } else if (left <= 0) {
       id = read_id(args, token * args.id_stride + (i - token * lines.top_k));
     }
-    bool is_bad = id < kNoExpert || id >= experts;
+    bool is_bad = id < kNoExpert || id >= args.num_experts;
     if (is_bad) id = kNoExpert;
+    if constexpr (kPlaced) {
+      if (id != kNoExpert) id = chooser.slot_of(static_cast<std::int32_t>(id), token);
+    }
     t.routing.entries[i] = static_cast<std::int32_t>(id);
     if (id != kNoExpert) {
       const int rank = lines.ranks.rank_of(static_cast<std::int32_t>(id));

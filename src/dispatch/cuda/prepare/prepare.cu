@@ -27,6 +27,8 @@ __device__ void tell_placed(const PrepareArgs& args, const CallContext& call, bo
   local.epoch = call.epoch;
 }
 
+/// kPlaced: experts are placed. The kernel of those that are not is another one, and does nothing for it.
+template <bool kPlaced>
 __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __grid_constant__ PrepareArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   const DeviceGroup& group = args.group;
@@ -61,10 +63,13 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
     t.records[d] = group.section(d, BufferSection::kRecords);
   }
   __syncthreads();
-  const bool bad = count_share(args, t, early);
+  const bool bad = count_share<kPlaced>(args, t, early);
   tell_counts(args, call, t, __syncthreads_or(bad) != 0);
   Exchange exchange;
   if (!compute_tables(args, call, t, exchange)) return;
+  for (int e = threadIdx.x; e < experts && !exchange.refused; e += kPrepareThreads) {
+    count_expert_tokens(args, e, t.counts[ranks + e]);
+  }
   const Received mine = received(args, t, exchange);
   const bool overflow = exchange.overflow_rank >= 0;
   if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, call, t, exchange, mine);
@@ -131,11 +136,13 @@ PrepareTile choose_prepare_tile(const PrepareShape& shape, std::int64_t max_shar
   return {.num_tokens = 0, .shared_bytes = shared_bytes(shape, 32)};
 }
 
-const void* prepare_kernel_address() noexcept { return reinterpret_cast<const void*>(&prepare_kernel); }
+const void* prepare_kernel_address(bool placed) noexcept {
+  return reinterpret_cast<const void*>(placed ? &prepare_kernel<true> : &prepare_kernel<false>);
+}
 
 cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream) {
-  return start_kernel(prepare_kernel, {launch.num_blocks, kPrepareThreads, launch.shared_bytes}, args.group.early_start,
-                      args, stream);
+  return start_kernel(args.places_experts() ? prepare_kernel<true> : prepare_kernel<false>,
+                      {launch.num_blocks, kPrepareThreads, launch.shared_bytes}, args.group.early_start, args, stream);
 }
 
 }  // namespace epistle::cuda

@@ -207,7 +207,7 @@ __device__ __noinline__ inline void find_fault(const PrepareArgs& args, const Ca
     summary.a = static_cast<std::int64_t>(~bad_entry);
     const std::int64_t bad_token = summary.a / args.handle.top_k;
     summary.b = read_id(args, bad_token * args.id_stride + summary.a % args.handle.top_k);
-    if (summary.b >= 0 && summary.b < group.control.num_experts) finding = Finding::kRepeatedId;
+    if (summary.b >= 0 && summary.b < args.num_experts) finding = Finding::kRepeatedId;
   } else if (exchange.disagreed) {
     const Verdict verdict = verdict_of(call);
     finding = verdict.outcome == Verdict::Outcome::kRejected ? Finding::kPeerRejected : Finding::kCallMismatch;

@@ -65,13 +65,14 @@ __device__ inline void mark_ranks(const PrepareArgs& args, const Tables& t) {
 }
 
 /// Reads a tile into shared memory and sets its bitmaps. The first time it also checks the ids and fills the handle;
-/// returns true in a thread that has seen a bad one.
-template <bool kFirst>
+/// returns true in a thread that has seen a bad one. kPlaced: ids name experts whose slots are to be chosen.
+template <bool kFirst, bool kPlaced>
 __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t tile, int num_tokens,
                           const EarlyEntries* early) {
   const int ranks = args.group.num_ranks;
-  const int experts = args.group.control.num_experts;
   const int top_k = args.handle.top_k;
+  SlotChooser chooser;
+  if constexpr (kFirst && kPlaced) chooser = slot_chooser(args);
   bool bad = false;
   for (int i = threadIdx.x; i < t.columns * t.words; i += kPrepareThreads) t.bitmap[i] = 0;
   __syncthreads();
@@ -93,10 +94,13 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
         if (args.weights != nullptr) weight = args.weights[(tile + token) * args.weight_stride + position];
       }
       if (!routed) id = kNoExpert;
-      if (id < kNoExpert || id >= experts) {
+      if (id < kNoExpert || id >= args.num_experts) {
         bad = true;
         atomicMax(&args.group.local->first_bad_entry, ~static_cast<unsigned long long>(entry));
         id = kNoExpert;
+      }
+      if constexpr (kPlaced) {
+        if (id != kNoExpert) id = chooser.slot_of(static_cast<std::int32_t>(id), tile + token);
       }
       args.handle.expert_ids[entry] = static_cast<std::int32_t>(id);
       args.handle.weights[entry] = weight;
@@ -139,13 +143,14 @@ __device__ inline int place_in_tile(const Tables& t, int column, int token) {
 }
 
 /// Counts this block's tokens; true when it has seen a bad id.
+template <bool kPlaced>
 __device__ inline bool count_share(const PrepareArgs& args, const Tables& t, const EarlyEntries& early) {
   const int columns = args.group.num_ranks + args.group.control.num_experts;
   bool bad = false;
   const Share share = block_share(args.handle.num_tokens);
   for (std::int64_t tile = share.begin; tile < share.end; tile += t.tile_tokens) {
     const int num_tokens = static_cast<int>(min(std::int64_t{t.tile_tokens}, share.end - tile));
-    bad = read_tile<true>(args, t, tile, num_tokens, tile == share.begin ? &early : nullptr) || bad;
+    bad = read_tile<true, kPlaced>(args, t, tile, num_tokens, tile == share.begin ? &early : nullptr) || bad;
     for (int c = threadIdx.x; c < columns; c += kPrepareThreads) t.counts[c] += count_column(t, c);
     __syncthreads();
   }
@@ -378,7 +383,7 @@ __device__ inline void for_each_tile(const PrepareArgs& args, const Tables& t, c
   for (std::int64_t begin = share.begin; begin < share.end; begin += t.tile_tokens) {
     const int num_tokens = static_cast<int>(min(std::int64_t{t.tile_tokens}, share.end - begin));
     if (!only) {
-      static_cast<void>(read_tile<false>(args, t, begin, num_tokens, nullptr));
+      static_cast<void>(read_tile<false, false>(args, t, begin, num_tokens, nullptr));
       for (int c = threadIdx.x; c < t.columns; c += kPrepareThreads) t.counts[c] = count_column(t, c);
       __syncthreads();
     }

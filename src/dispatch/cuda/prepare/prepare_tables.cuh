@@ -102,6 +102,20 @@ __device__ inline std::int64_t read_id(const PrepareArgs& args, std::int64_t off
                              : static_cast<const std::int32_t*>(args.expert_ids)[offset];
 }
 
+/// The slots that serve this rank's tokens.
+__device__ inline SlotChooser slot_chooser(const PrepareArgs& args) {
+  const std::uint64_t seed = args.step_seed_at != nullptr ? __ldcg(args.step_seed_at) : args.step_seed;
+  return {
+      {args.slots.replica_begin, args.slots.entries}, args.slots.policy, args.group.rank, args.first_position, seed};
+}
+
+/// Adds up what an expert was given, `count` of it for one of its slots where experts are placed.
+__device__ inline void count_expert_tokens(const PrepareArgs& args, int slot, int count) {
+  if (count == 0) return;
+  const int expert = args.places_experts() ? args.slots.expert_of_slot[slot] : slot;
+  atomicAdd(&args.expert_tokens[expert], static_cast<unsigned long long>(count));
+}
+
 // ---- Telling --------------------------------------------------------------------------------------------------------
 
 /// Tells every rank what this block has counted. Every count carries the epoch, so it needs neither fence nor flag.

@@ -30,8 +30,8 @@ HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, 
       memory(group_impl, plan),
       pool(options.num_workers),
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
-      rank_of_expert(static_cast<std::size_t>(config.num_experts)) {
-  for (std::int32_t expert = 0; expert < config.num_experts; ++expert) {
+      rank_of_expert(static_cast<std::size_t>(layout().params().num_experts)) {
+  for (std::int32_t expert = 0; expert < layout().params().num_experts; ++expert) {
     rank_of_expert[static_cast<std::size_t>(expert)] = layout().partition().rank_of(expert);
   }
 }

@@ -49,7 +49,7 @@ struct HostContext {
     std::byte* control = memory.section(peer, BufferSection::kControl);
     return *reinterpret_cast<PublishedBuffers*>(control + published_buffers_offset(layout(), num_exchanges));
   }
-  /// The rank that holds the expert of an entry of the handle's table; the entry must have one.
+  /// The rank that serves an entry of the handle's table; the entry must have an expert.
   [[nodiscard]] std::int32_t rank_of_entry(const HostHandle& handle, std::size_t entry) const noexcept {
     return rank_of_expert[static_cast<std::size_t>(handle.expert_ids[entry])];
   }
@@ -68,9 +68,10 @@ struct HostContext {
   std::int64_t stream_bytes;
   RankMemory memory;
   WorkerPool pool;
-  std::uint64_t num_exchanges = 0;           ///< of rows or routings published that all ranks have agreed on so far
-  std::vector<std::int32_t> buffer_of;       ///< [num_ranks]; for sections that are there once it does not matter
-  std::vector<std::int32_t> rank_of_expert;  ///< [num_experts]
+  std::uint64_t num_exchanges = 0;      ///< of rows or routings published that all ranks have agreed on so far
+  std::vector<std::int32_t> buffer_of;  ///< [num_ranks]; for sections that are there once it does not matter
+  /// [num_experts of the layout]: slots where experts are placed, the same for every placement
+  std::vector<std::int32_t> rank_of_expert;
 };
 
 }  // namespace epistle::host

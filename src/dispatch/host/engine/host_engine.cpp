@@ -17,6 +17,7 @@ std::atomic<std::uint64_t> next_dispatcher_id{1};
 // takes part in the end of another one's.
 constexpr std::int32_t kRowsSent = 1;
 constexpr std::int32_t kRowsRead = 2;
+constexpr std::int32_t kPlacementMade = 1;
 
 Call step_of(Call call, std::int32_t step) noexcept {
   call.step = step;
@@ -57,7 +58,10 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       preparation_(context_, *mover_),
       buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
       wanted_(static_cast<std::size_t>(context_.num_ranks)),
-      promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {}
+      promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {
+  if (config.places_experts())
+    preparation_.place_experts({config.placement, config, context_.num_ranks, context_.rank});
+}
 
 Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {
   return {.kind = kind,
@@ -173,6 +177,21 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
   learn_of_buffers(*state);
   finish_routing(*state, call);
   return CallAccess::handle(std::move(state));
+}
+
+void HostEngine::set_placement(const Placement& placement, Stream stream) {
+  group_->check_usable();
+  Complaint complaint = checks().device_options(stream, 0, Phase::kLayout);
+  if (!complaint) complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
+  PlacedExperts placed;
+  agree_on_placement(
+      *group_, {.config = context_.config, .current = this->placement(), .next = placement, .dispatcher = number_},
+      complaint);
+  (void)group_->agree(step_of(call_of(CallKind::kSetPlacement, nullptr, nullptr), kPlacementMade), Phase::kLayout,
+                      attempt([&] {
+                        placed = {placement, context_.config, context_.num_ranks, context_.rank};
+                      }));
+  preparation_.place_experts(std::move(placed));
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ class HostEngine final : public DispatcherImpl {
   [[nodiscard]] bool owns(const HandleState& state) const noexcept override {
     return state.dispatcher_id == dispatcher_id_;
   }
+  void set_placement(const Placement& placement, Stream stream) override;
+  [[nodiscard]] const Placement& placement() const noexcept override { return preparation_.placed().placement(); }
+  [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override { return preparation_.expert_tokens(); }
+
   void wait() override { context_.group->check_usable(); }
   [[nodiscard]] Health poll() const noexcept override;
   [[nodiscard]] std::vector<int> suspects() const override;

@@ -33,7 +33,7 @@ class HostHandle final : public HandleState {
   RowDemand demand;
 
   // Sender's side.
-  std::vector<std::int32_t> expert_ids;  ///< [num_tokens, top_k]
+  std::vector<std::int32_t> expert_ids;  ///< [num_tokens, top_k]; slots where experts are placed
   std::vector<float> weights;            ///< [num_tokens, top_k]
   std::vector<std::int32_t> dst_row;     ///< [num_tokens, top_k] output row at the expert's rank; -1 = none or dropped
   std::vector<std::int32_t> send_of;     ///< [num_tokens, top_k] entry of `sends`, where dst_row is one

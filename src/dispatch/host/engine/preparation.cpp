@@ -12,12 +12,17 @@
 namespace epistle::host {
 
 Preparation::Preparation(HostContext& context, RowMover& mover)
-    : context_(&context), mover_(&mover), layout_(context.layout()), config_(context.config), published_(context) {
+    : context_(&context),
+      mover_(&mover),
+      layout_(context.layout()),
+      config_(context.config),
+      published_(context),
+      expert_tokens_(static_cast<std::size_t>(config_.num_experts)) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
-  const auto experts = static_cast<std::size_t>(config_.num_experts);
+  const auto experts = static_cast<std::size_t>(layout_.params().num_experts);
   wanted_.resize(ranks);
   count_views_.resize(ranks);
-  last_token_of_expert_.resize(experts);
+  last_token_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
   last_token_to_rank_.resize(ranks);
   num_placed_.resize(layout_.token_major() ? ranks : experts);
   send_of_rank_.resize(ranks);
@@ -42,6 +47,24 @@ void Preparation::finish(HostHandle& state, const Call& call) {
   }
   sum_counts(state);
   mover_->plan(state);
+  count_expert_tokens(state);
+}
+
+void Preparation::count_expert_tokens(const HostHandle& state) noexcept {
+  const CountsView<std::int32_t> own = own_counts(state);
+  const std::span<const std::int32_t> expert_of_slot = placed_.expert_of_slot();
+  for (std::size_t column = 0; column < own.rows_to_expert.size(); ++column) {
+    if (own.rows_to_expert[column] == 0) continue;
+    const std::size_t expert = placed_.is_trivial() ? column : static_cast<std::size_t>(expert_of_slot[column]);
+    expert_tokens_[expert].fetch_add(own.rows_to_expert[column], std::memory_order_relaxed);
+  }
+}
+
+std::vector<std::int64_t> Preparation::expert_tokens() const {
+  std::vector<std::int64_t> tokens;
+  tokens.reserve(expert_tokens_.size());
+  for (const auto& count : expert_tokens_) tokens.push_back(count.load(std::memory_order_relaxed));
+  return tokens;
 }
 
 /// Every rank tells the others what it sends them, and what it had to drop.
@@ -59,7 +82,7 @@ void Preparation::plan(HostHandle& state) {
                                                                 layout_.counts_offset(state.handle_id));
     count_views_[static_cast<std::size_t>(peer)] = counts_view(layout_.params(), entries);
   }
-  state.tables.compute(layout_, count_views_);
+  state.tables.compute(layout_, count_views_, placed_.slots_of_rank());
   check_capacity(state);
   const bool is_static = config_.sizing == SizingMode::kCapacity;
   for (int peer = 0; peer < num_ranks(); ++peer) {
@@ -102,7 +125,8 @@ Complaint Preparation::read(const PrepareRequest& request, HostHandle& state) {
       std::copy_n(request.weights.data + token * stride, top_k, &state.weights[token * top_k]);
     }
   }
-  Complaint complaint = read_ids(request.expert_ids, state);
+  Complaint complaint = request.expert_ids.type == IdType::kInt32 ? read_ids<std::int32_t>(request, state)
+                                                                  : read_ids<std::int64_t>(request, state);
   if (complaint || !mover_->sends_unagreed()) return complaint;
   // Once all have agreed this rank may not fail alone any more.
   state.tables.resize(layout_);
@@ -113,12 +137,20 @@ Complaint Preparation::read(const PrepareRequest& request, HostHandle& state) {
   return std::nullopt;
 }
 
-Complaint Preparation::read_ids(const IdsView& ids, HostHandle& state) {
-  return ids.type == IdType::kInt32 ? read_tokens<std::int32_t>(ids, state) : read_tokens<std::int64_t>(ids, state);
+template <typename Id>
+Complaint Preparation::read_ids(const PrepareRequest& request, HostHandle& state) {
+  const IdsView& ids = request.expert_ids;
+  if (placed_.is_trivial()) {
+    return read_tokens<Id>(ids, state, [](std::int32_t expert, std::int64_t /*token*/) { return expert; });
+  }
+  const SlotChooser chooser =
+      placed_.chooser(request.step_seed_at != nullptr ? *request.step_seed_at : request.step_seed);
+  return read_tokens<Id>(ids, state,
+                         [&](std::int32_t expert, std::int64_t token) { return chooser.slot_of(expert, token); });
 }
 
-template <typename Id>
-Complaint Preparation::read_tokens(const IdsView& ids, HostHandle& state) {
+template <typename Id, typename SlotOf>
+Complaint Preparation::read_tokens(const IdsView& ids, HostHandle& state, const SlotOf& slot_of) {
   const auto reject = [this](const std::string& message) {
     return Error(ErrorCode::kInvalidArgument, message, {.rank = rank(), .phase = Phase::kLayout});
   };
@@ -141,14 +173,17 @@ Complaint Preparation::read_tokens(const IdsView& ids, HostHandle& state) {
       const auto expert = static_cast<std::int32_t>(id);
       state.expert_ids[entry] = expert;
       if (expert == kNoExpert) continue;
-      const auto idx = static_cast<std::size_t>(expert);
-      if (last_token_of_expert_[idx] == token) {
+      std::int64_t& last_token = last_token_of_expert_[static_cast<std::size_t>(expert)];
+      if (last_token == token) {
         return reject(
             fmt::format("expert id {} stands twice in the top-k of token {} (again at position {}); an expert may "
                         "be chosen once per token",
                         expert, token, position));
       }
-      last_token_of_expert_[idx] = token;
+      last_token = token;
+      const std::int32_t slot = slot_of(expert, token);
+      state.expert_ids[entry] = slot;
+      const auto idx = static_cast<std::size_t>(slot);
       ++own.rows_to_expert[idx];
       const auto dst = static_cast<std::size_t>(context_->rank_of_expert[idx]);
       if (last_token_to_rank_[dst] == token) continue;
@@ -191,7 +226,7 @@ RowDemand Preparation::demand_of(const HostHandle& state, int rank) const {
   demand.receive_rows = demand.receive_pairs;
   if (!context_->plan.sends_per_expert()) return demand;
   demand.send_rows = 0;
-  for (int expert = 0; expert < config_.num_experts; ++expert) {
+  for (int expert = 0; expert < layout_.params().num_experts; ++expert) {
     demand.send_rows += state.tables.num_kept(rank, expert);
   }
   demand.receive_rows = state.tables.content_rows(rank);
@@ -349,7 +384,9 @@ void Preparation::write_row_records(const HostHandle& state) {
 void Preparation::open_description(HostHandle& state) const {
   const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
   const ExpertPartition partition = layout_.partition();
-  const auto num_local = static_cast<std::size_t>(partition.num_local_experts(rank()));
+  const bool is_trivial = placed_.is_trivial();
+  const auto num_local = static_cast<std::size_t>(
+      is_trivial ? partition.num_local_experts(rank()) : placed_.slots_of_rank()[static_cast<std::size_t>(rank())]);
   state.pairs.assign(state.num_ranks * state.num_ranks, 0);
   const CountsView<std::int32_t> own = own_counts(state);
   for (int peer = 0; peer < num_ranks(); ++peer) {
@@ -365,7 +402,8 @@ void Preparation::open_description(HostHandle& state) const {
                                      .src_token = state.src_token.data(),
                                      .weights = state.row_weights.data(),
                                      .num_local_experts = static_cast<std::int32_t>(num_local),
-                                     .first_expert = partition.first_expert(rank()),
+                                     .first_expert = is_trivial ? partition.first_expert(rank()) : kNoExpert,
+                                     .placement_generation = placed_.generation(),
                                      .expert_counts = state.expert_counts.data(),
                                      .expert_dropped = state.expert_dropped.data()};
   if (layout_.token_major()) {
@@ -379,7 +417,7 @@ void Preparation::open_description(HostHandle& state) const {
   // Groups beyond the capacity are empty; the tables' begins are those of an unlimited output.
   state.expert_begin.resize(num_local + 1);
   for (std::size_t local = 0; local < num_local; ++local) {
-    const auto expert = state.description.first_expert + static_cast<std::int32_t>(local);
+    const auto expert = partition.first_expert(rank()) + static_cast<std::int32_t>(local);
     state.expert_begin[local] =
         static_cast<std::int32_t>(std::min(state.tables.group_begin(expert), state.description.num_rows));
   }
@@ -388,7 +426,7 @@ void Preparation::open_description(HostHandle& state) const {
 
 void Preparation::read_counts(HostHandle& state) const {
   const auto ranks = static_cast<std::size_t>(num_ranks());
-  const auto first_expert = static_cast<std::size_t>(state.description.first_expert);
+  const auto first_expert = static_cast<std::size_t>(layout_.partition().first_expert(rank()));
   for (std::size_t peer = 0; peer < ranks; ++peer) {
     const ConstCountsView& counts = count_views_[peer];
     std::copy(counts.pairs_to_rank.begin(), counts.pairs_to_rank.end(),

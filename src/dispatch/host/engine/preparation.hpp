@@ -1,13 +1,16 @@
 // prepare on the host: counts are exchanged, every row gets its place, and every receiver a record of it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
 
 #include "core/complaint.hpp"
+#include "dispatch/call/placed_experts.hpp"
 #include "dispatch/host/engine/host_context.hpp"
 #include "dispatch/host/engine/published_routing.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
@@ -18,6 +21,12 @@ namespace epistle::host {
 class Preparation {
  public:
   Preparation(HostContext& context, RowMover& mover);
+
+  /// Routings that are read from now on are of this placement; to be set between two calls.
+  void place_experts(PlacedExperts placed) { placed_ = std::move(placed); }
+  [[nodiscard]] const PlacedExperts& placed() const noexcept { return placed_; }
+  /// See Dispatcher::expert_tokens(); from any thread.
+  [[nodiscard]] std::vector<std::int64_t> expert_tokens() const;
 
   /// Copies the routing into the handle and counts; the request was checked but for its ids. Where the mover publishes,
   /// so is the routing, and the handle has room for whatever the others may say.
@@ -32,9 +41,12 @@ class Preparation {
     return context_->memory.section(rank, wanted);
   }
 
+  /// `slot_of(expert, token)`: whose rows they become.
+  template <typename Id, typename SlotOf>
+  [[nodiscard]] Complaint read_tokens(const IdsView& ids, HostHandle& state, const SlotOf& slot_of);
   template <typename Id>
-  [[nodiscard]] Complaint read_tokens(const IdsView& ids, HostHandle& state);
-  [[nodiscard]] Complaint read_ids(const IdsView& ids, HostHandle& state);
+  [[nodiscard]] Complaint read_ids(const PrepareRequest& request, HostHandle& state);
+  void count_expert_tokens(const HostHandle& state) noexcept;
   void plan(HostHandle& state);
   [[nodiscard]] CountsView<std::int32_t> own_counts(const HostHandle& state) const noexcept;
   void check_capacity(const HostHandle& state) const;
@@ -60,7 +72,9 @@ class Preparation {
   const DispatchLayout& layout_;
   const ResolvedConfig& config_;
   PublishedRouting published_;
-  std::vector<RowDemand> wanted_;  ///< [num_ranks] by the call under way
+  PlacedExperts placed_;
+  std::vector<std::atomic<std::int64_t>> expert_tokens_;  ///< [num_experts], logical
+  std::vector<RowDemand> wanted_;                         ///< [num_ranks] by the call under way
   // Scratch, sized once.
   std::vector<ConstCountsView> count_views_;
   std::vector<std::int64_t> last_token_of_expert_;

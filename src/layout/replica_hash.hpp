@@ -7,7 +7,7 @@
 
 #include "epistle/types.hpp"
 
-namespace epistle::balance {
+namespace epistle {
 
 /// Mixes all bits of `value` into all bits of the result: the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast
 /// splittable pseudorandom number generators", OOPSLA 2014), in the constants of Stafford's variant 13.
@@ -59,6 +59,7 @@ struct ReplicaTableView {
                                                                         const ReplicaKey& key) noexcept {
   const std::int32_t first = table.begin[key.expert];
   const std::int32_t last = table.begin[key.expert + 1] - 1;
+  if (first == last) return first;
   const auto u = static_cast<std::uint32_t>(hash_key(key) >> 32);
   std::int32_t entry = first;
   while (!is_in_part(u, table.entries[entry].part_end, entry == last)) ++entry;
@@ -99,4 +100,28 @@ struct ReplicaTableView {
   return entry;
 }
 
-}  // namespace epistle::balance
+/// How the tokens of one rank choose.
+struct ReplicaPolicy {
+  std::int32_t near_first = 0;  ///< 1: replicas near the token come first
+  std::int32_t domain = 0;      ///< of the rank
+};
+
+/// From the experts that a rank's tokens name to the slots that serve them. Plain pointers: in device code as well.
+struct SlotChooser {
+  ReplicaTableView replicas;
+  const ReplicaPolicy* policy = nullptr;
+  std::int32_t rank = 0;
+  std::int64_t first_position = 0;  ///< of the rank's first token
+  std::uint64_t step_seed = 0;
+
+  /// ReplicaEntry::slot of the replica that serves the rank's `token`.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t slot_of(std::int32_t expert,
+                                                                   std::int64_t token) const noexcept {
+    const ReplicaKey key{first_position + token, expert, step_seed};
+    const std::int32_t entry = policy->near_first != 0 ? choose_near_replica(replicas, key, rank, policy->domain)
+                                                       : choose_replica(replicas, key);
+    return replicas.entries[entry].slot;
+  }
+};
+
+}  // namespace epistle

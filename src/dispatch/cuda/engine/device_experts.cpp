@@ -1,0 +1,76 @@
+#include "dispatch/cuda/engine/device_experts.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include "dispatch/cuda/engine/sizes.hpp"
+#include "gpu/cuda_error.hpp"
+#include "gpu/private_stream.hpp"
+
+namespace epistle::cuda {
+
+void DeviceExperts::DestroyEvent::operator()(cudaEvent_t event) const noexcept {
+  warn_cuda(cudaEventDestroy(event), "destroying an event");
+}
+
+DeviceExperts::DeviceExperts(int device, const ResolvedConfig& config, int num_ranks, int rank)
+    : device_(device), num_experts_(config.num_experts) {
+  for (const bool placing : {false, true}) {
+    BufferCarver carver(memory_.get());
+    carve_placement(carver, config, num_ranks, tables_);
+    table_bytes_ = carver.num_bytes();
+    carver.take(counters_, num_experts_);
+    if (!placing) memory_ = allocate_on(device, carver.num_bytes());
+  }
+  counts_read_ = PinnedMemory(num_experts_ * static_cast<std::int64_t>(sizeof(std::int64_t)));
+  if (!config.places_experts()) return;
+  staging_ = PinnedMemory(table_bytes_);
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  sent_.reset(event);
+  placed_ = PlacedExperts(config.placement, config, num_ranks, rank);
+  cudaStream_t stream = private_stream(device);
+  send(stream);
+  check_cuda(cudaEventSynchronize(sent_.get()), "bringing a placement to the GPU");
+}
+
+void DeviceExperts::set(PlacedExperts placed, cudaStream_t stream) {
+  // The staging memory may still be read by the last change.
+  check_cuda(cudaEventSynchronize(sent_.get()), "waiting for the last placement to reach the GPU");
+  placed_ = std::move(placed);
+  send(stream);
+}
+
+void DeviceExperts::send(cudaStream_t stream) {
+  // Where a table lies in the staging memory.
+  const auto copy = [this](const auto* target, const auto& values) {
+    using Value = std::remove_cvref_t<decltype(*target)>;
+    const std::ptrdiff_t offset = reinterpret_cast<const std::byte*>(target) - memory_.get();
+    std::copy(values.begin(), values.end(), reinterpret_cast<Value*>(staging_.get() + offset));
+  };
+  copy(tables_.policy, std::span(&placed_.policy(), 1));
+  copy(tables_.replica_begin, placed_.replica_begin());
+  copy(tables_.entries, placed_.entries());
+  copy(tables_.expert_of_slot, placed_.expert_of_slot());
+  check_cuda(cudaMemcpyAsync(memory_.get(), staging_.get(), static_cast<std::size_t>(table_bytes_),
+                             cudaMemcpyHostToDevice, stream),
+             "bringing a placement to the GPU");
+  check_cuda(cudaEventRecord(sent_.get(), stream), "recording an event");
+}
+
+std::vector<std::int64_t> DeviceExperts::tokens() const {
+  const DeviceGuard guard(device_);
+  const std::lock_guard lock(reading_);
+  cudaStream_t stream = private_stream(device_);
+  const auto* counts = reinterpret_cast<const std::int64_t*>(counts_read_.get());
+  check_cuda(cudaMemcpyAsync(counts_read_.get(), counters_, static_cast<std::size_t>(num_experts_) * sizeof(*counts),
+                             cudaMemcpyDeviceToHost, stream),
+             "reading the tokens of experts");
+  check_cuda(cudaStreamSynchronize(stream), "reading the tokens of experts");
+  return {counts, counts + num_experts_};
+}
+
+}  // namespace epistle::cuda
