@@ -84,6 +84,8 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   EXPECT_EQ(step_named(summary, "soak-real").at("reason"), "needs 2 GPUs, there is 1");
   EXPECT_EQ(step_named(summary, "token-major-bf16").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "virtual-8-bf16").at("status"), "passed");
+  EXPECT_EQ(step_named(summary, "deep-ep tests").at("status"), "skipped");
+  EXPECT_EQ(step_named(summary, "deep-ep tests").at("reason"), "no --deep-ep CHECKOUT is given");
   const Json record = Json::parse(read_file(dir.file("out/virtual-8-bf16.json")));
   EXPECT_EQ(record.at("machine"), Json({{"cores", 4}}));
 }
@@ -101,8 +103,13 @@ TEST(GpuCheck, EveryRecordOfThePagesIsMeasured) {
 }
 
 TEST(GpuCheck, WrongUse) {
-  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
-           {}, {"a", "b"}, {"a", "--fast"}, {"a", "--prebuilt"}, {"a", "--prebuilt", "no/such/folder"}}) {
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{},
+                                             {"a", "b"},
+                                             {"a", "--fast"},
+                                             {"a", "--prebuilt"},
+                                             {"a", "--prebuilt", "no/such/folder"},
+                                             {"a", "--deep-ep"}}) {
     std::vector<std::string> command = {kScripts + "gpu-check"};
     command.insert(command.end(), arguments.begin(), arguments.end());
     const CommandResult result = run_command(command);

@@ -109,6 +109,7 @@ class Stretch {
 
   Mismatch play_handle(int round_idx, int num_trips) {
     const Round round(scenario_, round_idx);
+    place_for_round(subject_, round, round_idx);
     const Checker checker(round);
     RankInputs inputs(round, group_.rank());
     handles_.push_back(subject_.prepare(inputs.prepare()));

@@ -16,6 +16,11 @@ RankInputs::RankInputs(const Round& round, int rank)
       tokens_({num_tokens_, round.config().hidden, round.config().dtype, strided()}, round.payload(rank)),
       scales_(num_tokens_, round.scale_row_bytes(), scale_format(round.config()), strided(), round.scales(rank)) {}
 
+void place_for_round(Subject& subject, const Round& round, int idx) {
+  if (idx < 1 || static_cast<std::size_t>(idx) > round.scenario().next_placements.size()) return;
+  subject.dispatcher().set_placement(round.placement(), subject.stream());
+}
+
 Mismatch check_combine(Subject& subject, const Checker& checker, const RankInputs& inputs, const Received& received,
                        Round::ValueStream stream, bool stage) {
   const int rank = subject.group().rank();
@@ -96,9 +101,7 @@ class Player {
   [[nodiscard]] Mismatch run() {
     for (int idx = 0; idx < scenario_.num_rounds; ++idx) {
       const Round round(scenario_, idx);
-      if (idx > 0 && static_cast<std::size_t>(idx) <= scenario_.next_placements.size()) {
-        subject_.dispatcher().set_placement(round.placement(), subject_.stream());
-      }
+      place_for_round(subject_, round, idx);
       EPISTLE_RETURN_MISMATCH(play_round(round));
     }
     EPISTLE_RETURN_MISMATCH(let_go());

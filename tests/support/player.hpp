@@ -69,6 +69,9 @@ class RankInputs {
   ScalesBuffer scales_;
 };
 
+/// Collective: sets the placement of round `idx`, where the scenario has one for it.
+void place_for_round(Subject& subject, const Round& round, int idx);
+
 /// Both backward passes of a handle. `leased` is what its last dispatch gave; it is given back on the way.
 [[nodiscard]] Mismatch check_backward(Subject& subject, const Checker& checker, const RankInputs& inputs,
                                       const Handle& handle, Received& leased);
