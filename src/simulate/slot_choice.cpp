@@ -6,7 +6,6 @@
 namespace epistle::simulate {
 
 using balance::ReplicaChoice;
-using balance::ReplicaEntry;
 
 SlotChoice::SlotChoice(const balance::SlotTable& table, std::int32_t num_experts, const balance::Cluster& cluster,
                        const Rules& rules)
@@ -25,11 +24,11 @@ SlotChoice::SlotChoice(const balance::SlotTable& table, std::int32_t num_experts
 }
 
 const ReplicaEntry& SlotChoice::choose(const SlotQuestion& question) {
-  const balance::ReplicaTableView view = table_.view();
+  const ReplicaTableView view = table_.view();
   const std::int32_t first = view.begin[question.expert];
   const std::int32_t num_replicas = view.begin[question.expert + 1] - first;
   if (num_replicas == 1) return table_.entry(first);
-  const balance::ReplicaKey key{
+  const ReplicaKey key{
       .token_position = question.token_position, .expert = question.expert, .step_seed = rules_.step};
   switch (rules_.choice) {
     case ReplicaChoice::kRoundRobin: {
@@ -41,20 +40,20 @@ const ReplicaEntry& SlotChoice::choose(const SlotQuestion& question) {
     case ReplicaChoice::kHash:
       if (rules_.prefers_near) {
         return table_.entry(
-            balance::choose_near_replica(view, key, question.src_rank, cluster_->domain_of(question.src_rank)));
+            choose_near_replica(view, key, question.src_rank, cluster_->domain_of(question.src_rank)));
       }
       break;
     case ReplicaChoice::kSingle:
     case ReplicaChoice::kEven:
       break;
   }
-  return table_.entry(balance::choose_replica(view, key));
+  return table_.entry(choose_replica(view, key));
 }
 
 /// The replica that has the largest part of its own left: parts are kept to the token, and tokens that follow each
 /// other are spread.
 std::int32_t SlotChoice::take_exact(std::int32_t expert) {
-  const balance::ReplicaTableView view = table_.view();
+  const ReplicaTableView view = table_.view();
   auto best = static_cast<std::size_t>(view.begin[expert]);
   for (auto entry = best + 1; entry < static_cast<std::size_t>(view.begin[expert + 1]); ++entry) {
     // Integers below 2^31 each: the products are exact.

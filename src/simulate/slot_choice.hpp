@@ -30,7 +30,7 @@ class SlotChoice {
   SlotChoice(const balance::SlotTable& table, std::int32_t num_experts, const balance::Cluster& cluster,
              const Rules& rules);
 
-  [[nodiscard]] const balance::ReplicaEntry& choose(const SlotQuestion& question);
+  [[nodiscard]] const ReplicaEntry& choose(const SlotQuestion& question);
 
  private:
   [[nodiscard]] std::int32_t take_exact(std::int32_t expert);
