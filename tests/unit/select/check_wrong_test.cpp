@@ -93,6 +93,14 @@ const std::vector<Mistake>& mistakes() {
       {"ep-divides-world", kMegatron + "--moe-token-dispatcher-type alltoall --expert-model-parallel-size 32", 1,
        "--expert-model-parallel-size"},
       {"ep-divides-world", kAlltoall + "--pipeline-model-parallel-size 3", 1, "--pipeline-model-parallel-size"},
+      {"vllm-inert-backend",
+       "containers:\n  - command: [vllm, serve]\n    args:\n      - deepseek-ai/DeepSeek-V3\n      - "
+       "--data-parallel-size=16\n      - --all2all-backend=deepep_low_latency\n",
+       6, "--all2all-backend", "pod.yaml"},
+      {"vllm-inert-backend",
+       "containers:\n  - image: vllm/vllm-openai\n    args: [deepseek-ai/DeepSeek-V3, -dp, '16', --all2all-backend, "
+       "deepep_low_latency]\n",
+       3, "--all2all-backend", "pod.yaml"},
       {"flex-one-rank", kFlex + "--moe-flex-dispatcher-backend deepep", 1, "--moe-token-dispatcher-type"},
       {"flex-one-rank", kFlex + "--moe-flex-dispatcher-backend deepep --expert-model-parallel-size 1", 1,
        "--moe-token-dispatcher-type"},

@@ -72,7 +72,7 @@ class Group:
         return cls(config)
 
     def create_handle(self, layout, topk_idx, *, stream):
-        assert layout == Layout.EXPERT_MAJOR and topk_idx.buffer.dtype is torch.int64 and stream == 7
+        assert layout == Layout.EXPERT_MAJOR and topk_idx.buffer.dtype is torch.int64 and stream in (0, 7)
         return Handle(self.config, topk_idx)
 
     def destroy(self):
