@@ -44,7 +44,8 @@ constexpr const char* kCompareFooter =
     "\n"
     "Packages of others (deepep, ncclep, ...) are named in --dispatcher as well. The interpreter that --python names "
     "runs\n"
-    "them as processes, with the same routing, in one block of rounds before the other dispatchers and one after them.\n"
+    "them as processes, with the same routing, in one block of rounds before the other dispatchers and one after "
+    "them.\n"
     "\n"
     "Examples:\n"
     "  epistle compare --ranks 2 --model qwen3-30b-a3b --tokens 128 --json before.json\n"
@@ -53,8 +54,8 @@ constexpr const char* kCompareFooter =
     "  epistle compare --device cuda --group processes --dispatcher direct,ncclep --python python3 --tokens 128\n"
     "  epistle compare before.json after.json";
 
-// Names the file that ranks, which this command starts as processes, leave the document of their run in. The packages of
-// others are added to it before it is shown.
+// Names the file that ranks, which this command starts as processes, leave the document of their run in. The packages
+// of others are added to it before it is shown.
 constexpr const char* kDocumentVariable = "EPISTLE_COMPARE_DOCUMENT";
 
 struct CompareOptions {
@@ -133,8 +134,9 @@ int compare_ranks(const CompareOptions& options, const TakeDocument& take) {
 /// Packages first, then the dispatchers of Epistle, then packages once more.
 int compare_with_packages(const CompareOptions& options) {
   if (is_launched()) {
-    reject("packages of others are run by the process that starts the ranks; leave the launcher out, and give --group "
-           "processes");
+    reject(
+        "packages of others are run by the process that starts the ranks; leave the launcher out, and give --group "
+        "processes");
   }
   options.bench.targets.check();
   const RanksToStart ranks = ranks_to_start(options.bench);

@@ -43,9 +43,10 @@ void append(std::vector<double>& target, const std::vector<double>& more) {
 
 Json phase_json(const std::string& name, const char* phase, const std::vector<double>& samples_us) {
   const Summary time_us = summarize(samples_us);
-  return {{"dispatcher", name},      {"phase", phase},        {"median_us", time_us.median}, {"p10_us", time_us.p10},
-          {"p90_us", time_us.p90},   {"p99_us", time_us.p99}, {"min_us", time_us.min},       {"max_us", time_us.max},
-          {"algorithm_bytes", 0},    {"wire_bytes", 0},       {"moved_bytes", 0},            {"algorithm_bytes_per_s", 0.0},
+  return {{"dispatcher", name},      {"phase", phase},        {"median_us", time_us.median},
+          {"p10_us", time_us.p10},   {"p90_us", time_us.p90}, {"p99_us", time_us.p99},
+          {"min_us", time_us.min},   {"max_us", time_us.max}, {"algorithm_bytes", 0},
+          {"wire_bytes", 0},         {"moved_bytes", 0},      {"algorithm_bytes_per_s", 0.0},
           {"wire_bytes_per_s", 0.0}, {"limit_fraction", 0.0}};
 }
 

@@ -1,5 +1,5 @@
-// Packages of others in a comparison: they run in processes of their own, in two blocks, before and after the dispatchers
-// of this library, by the same routing.
+// Packages of others in a comparison: they run in processes of their own, in two blocks, before and after the
+// dispatchers of this library, by the same routing.
 #pragma once
 
 #include <cstdint>

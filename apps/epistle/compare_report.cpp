@@ -128,13 +128,14 @@ html::NoteBlock compared_note(const Json& document) {
                     plain_text(document.at("mismatch")),
             .tone = html::Tone::kBad};
   }
-  const std::string packages = has_packages(document)
-                                   ? " Of packages of others, received rows were compared bit by bit, and sums within 8 "
-                                     "units of the last place of bf16."
-                                   : "";
-  return {.text = "Every output bit of every dispatcher of Epistle equals the reference, before and after it was "
-                  "timed." +
-                  packages,
+  const std::string packages =
+      has_packages(document) ? " Of packages of others, received rows were compared bit by bit, and sums within 8 "
+                               "units of the last place of bf16."
+                             : "";
+  return {.text =
+              "Every output bit of every dispatcher of Epistle equals the reference, before and after it was "
+              "timed." +
+              packages,
           .tone = html::Tone::kGood};
 }
 

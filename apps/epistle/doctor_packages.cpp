@@ -20,8 +20,8 @@
 namespace epistle::cli {
 namespace {
 
-// Enough to send rows both ways, little enough for any machine; limits of packages are met: NCCL EP has a list of hidden
-// sizes, low-latency kernels take up to 128 tokens, HybridEP has experts in fours.
+// Enough to send rows both ways, little enough for any machine; limits of packages are met: NCCL EP has a list of
+// hidden sizes, low-latency kernels take up to 128 tokens, HybridEP has experts in fours.
 constexpr std::int64_t kProbeHidden = 2048;
 constexpr std::int32_t kProbeExperts = 8;
 constexpr std::int32_t kProbeTopK = 2;
@@ -30,8 +30,8 @@ constexpr int kProbeRanks = 2;
 constexpr int kProbeIterations = 5;
 
 /// Packages that doctor shows, in order.
-constexpr std::array<std::string_view, 8> kShown = {"deepep", "deepep-v2", "hybridep", "ncclep",
-                                                    "flashinfer", "mori", "nixl", "uccl"};
+constexpr std::array<std::string_view, 8> kShown = {"deepep",     "deepep-v2", "hybridep", "ncclep",
+                                                    "flashinfer", "mori",      "nixl",     "uccl"};
 
 constexpr std::string_view kVersions = R"(
 import json, platform
@@ -71,8 +71,8 @@ std::string fix_of(std::string_view backend, const ProbeResult& result) {
   return "do not use it here; rebuild it for this GPU, or tell its maintainers";
 }
 
-BackendProof probe_package(std::string_view backend, const std::string& python,
-                           const std::vector<RoutingTable>& tables, std::chrono::milliseconds limit) {
+BackendProof probe_package(std::string_view backend, const std::string& python, const std::vector<RoutingTable>& tables,
+                           std::chrono::milliseconds limit) {
   BackendProof proof;
   proof.name = backend;
   proof.device = "cuda";
@@ -103,7 +103,8 @@ std::vector<RoutingTable> probe_tables() {
     tables.push_back(generate_routing({.kind = RoutingKind::kUniform}, {.num_tokens = kProbeTokens,
                                                                         .num_experts = kProbeExperts,
                                                                         .top_k = kProbeTopK,
-.rank = rank, .num_ranks = kProbeRanks}));
+                                                                        .rank = rank,
+                                                                        .num_ranks = kProbeRanks}));
   }
   return tables;
 }

@@ -203,9 +203,9 @@ void write_job(const ProbeJob& job, const TempFolder& folder) {
     const auto rows = package_rows(job.seed, static_cast<int>(rank), table.num_tokens, job.hidden);
     TempFolder::write(rank_file(folder, "rows", rank, ".bin"), rows.data(), rows.size() * sizeof(rows[0]));
     TempFolder::write(rank_file(folder, "ids", rank, ".bin"), table.expert_ids.data(),
-                 table.expert_ids.size() * sizeof(table.expert_ids[0]));
+                      table.expert_ids.size() * sizeof(table.expert_ids[0]));
     TempFolder::write(rank_file(folder, "weights", rank, ".bin"), table.weights.data(),
-                 table.weights.size() * sizeof(table.weights[0]));
+                      table.weights.size() * sizeof(table.weights[0]));
   }
   const RoutingTable& first = job.tables.front();
   const std::string text = Json({{"package", job.package},
@@ -264,7 +264,8 @@ ProbeResult run_probe(const ProbeJob& job) {
     return result;
   }
   for (const RankReport& rank : ranks) {
-    if (!has_reached(rank, "leaving")) result.reason = ending_text(rank, "its iterations were right, but leaving it", run);
+    if (!has_reached(rank, "leaving"))
+      result.reason = ending_text(rank, "its iterations were right, but leaving it", run);
   }
   return result;
 }

@@ -44,9 +44,9 @@ struct ProbeResult {
   std::optional<bool> steady = {};  ///< iterations ran, and every output was right
   std::string reason = {};          ///< empty where all levels were shown
   std::string version = {};
-  std::string routing_hash = {};     ///< as the package's own process computed it
-  Json stack = Json::object();       ///< versions of what it ran on
-  std::vector<std::string> kernels;  ///< that a pair ran on a GPU
+  std::string routing_hash = {};                  ///< as the package's own process computed it
+  Json stack = Json::object();                    ///< versions of what it ran on
+  std::vector<std::string> kernels;               ///< that a pair ran on a GPU
   std::optional<std::int64_t> device_bytes = {};  ///< of all ranks
   PackageTimes times = {};
 };

@@ -1,5 +1,5 @@
-// The Python files that try packages of others (apps/epistle/probe). cmake/EpistleAssets.cmake writes their contents into
-// a source file.
+// The Python files that try packages of others (apps/epistle/probe). cmake/EpistleAssets.cmake writes their contents
+// into a source file.
 #pragma once
 
 #include <span>

@@ -45,7 +45,7 @@ class Tuner {
   Progress& progress_;
   TuneResult result_;
   std::int64_t compute_units_ = 0;  ///< beside each pair, from the first measurement on
-  double relative_ = 1.0;  ///< metric of the settings chosen so far, over that of the defaults
+  double relative_ = 1.0;           ///< metric of the settings chosen so far, over that of the defaults
 };
 
 Contender contender(std::string name, const ProfileSettings& settings) {

@@ -52,8 +52,9 @@ struct BenchSpec {
   std::int32_t num_in_flight = 1;
   /// Contenders: work runs beside every chain, which then takes until both have ended. See ComputeLoad, ComputeBeside.
   bool compute_beside = false;
-  std::int64_t compute_units = 0;  ///< for each pair; 0 = so many that they take as long as a pair of the first contender
-  bool chain_in_graph = false;         ///< kCuda, contenders only: chains are captured, not launched by the host
+  std::int64_t compute_units =
+      0;                        ///< for each pair; 0 = so many that they take as long as a pair of the first contender
+  bool chain_in_graph = false;  ///< kCuda, contenders only: chains are captured, not launched by the host
   /// kHost: bind each rank to its share of the processing units, where there is one for each worker.
   bool bind = true;
   bool stage_combine = false;  ///< expert outputs lie in private memory, so combine copies them first

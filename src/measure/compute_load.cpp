@@ -7,8 +7,8 @@
 namespace epistle {
 namespace {
 
-// Three matrices of fp32 are 48 KiB: about a first-level cache, so that the memory, which dispatchers fill, is not what is
-// measured here.
+// Three matrices of fp32 are 48 KiB: about a first-level cache, so that the memory, which dispatchers fill, is not what
+// is measured here.
 constexpr std::size_t kSize = 64;
 constexpr float kValue = 0.5F;
 

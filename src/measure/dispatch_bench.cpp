@@ -35,7 +35,7 @@ struct Trial {
   PhaseTimes times;
   std::vector<double> chain_us = {};
   Handle handle = {};
-  Received received = {};  ///< the rows of the last dispatch
+  Received received = {};                ///< the rows of the last dispatch
   std::vector<Received> in_flight = {};  ///< of the requests before it, which are under way with it
 };
 
@@ -294,8 +294,7 @@ ConstRows DispatchBench::outputs_of(const Received& received) const {
 }
 
 void DispatchBench::combine(Trial& trial) {
-  trial.dispatcher.combine(
-      {.handle = trial.handle, .rows = outputs_of(trial.received), .out = inputs_.out_rows()});
+  trial.dispatcher.combine({.handle = trial.handle, .rows = outputs_of(trial.received), .out = inputs_.out_rows()});
 }
 
 void DispatchBench::check(const Trial& trial, std::string_view when) {

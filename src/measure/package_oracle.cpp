@@ -13,7 +13,7 @@
 namespace epistle {
 namespace {
 
-constexpr double kTolerance = 8.0 / 256.0;  // units of bf16's last place that CollectiveX allows a combine
+constexpr double kTolerance = 8.0 / 256.0;          // units of bf16's last place that CollectiveX allows a combine
 constexpr std::uint64_t kMix = 0x9e3779b97f4a7c15;  // SplitMix64
 
 std::uint64_t mixed(std::uint64_t value) noexcept {
@@ -106,8 +106,8 @@ std::string check_package_sums(const PackageRun& run, int rank, std::span<const 
   const RoutingTable& table = run.tables[static_cast<std::size_t>(rank)];
   const auto rows = package_rows(run.seed, rank, table.num_tokens, run.hidden);
   if (sums.size() != rows.size()) {
-    return fmt::format("combine gave rank {} {} elements instead of {} rows of {}", rank, sums.size(),
-                       table.num_tokens, run.hidden);
+    return fmt::format("combine gave rank {} {} elements instead of {} rows of {}", rank, sums.size(), table.num_tokens,
+                       run.hidden);
   }
   double factor = 0.0;
   for (std::size_t at = 0; at < sums.size(); ++at) {

@@ -15,9 +15,8 @@ namespace {
 using Document = nlohmann::ordered_json;
 
 CommandResult compare_packages(std::vector<std::string> options, const FakeSettings& settings = {}) {
-  std::vector<std::string> arguments = {"compare", "--hidden", "64",       "--experts", "12",      "--top-k", "3",
-                                        "--iters", "8",        "--warmup", "1",         "--chain", "2",       "--tokens",
-                                        "20",      "--quiet"};
+  std::vector<std::string> arguments = {"compare", "--hidden", "64", "--experts", "12", "--top-k",  "3",  "--iters",
+                                        "8",       "--warmup", "1",  "--chain",   "2",  "--tokens", "20", "--quiet"};
   arguments.insert(arguments.end(), options.begin(), options.end());
   return run_with_fakes(arguments, {"deep_ep", "nccl"}, settings);
 }
@@ -43,8 +42,8 @@ class ComparePackages : public testing::Test {
 };
 
 TEST_F(ComparePackages, StandBesideOursByTheSameRouting) {
-  const Document document = document_of(
-      compare_packages({"--dispatchers", "direct,deepep,ncclep", "--python", "python3", "--json", "-"}));
+  const Document document =
+      document_of(compare_packages({"--dispatchers", "direct,deepep,ncclep", "--python", "python3", "--json", "-"}));
   ASSERT_TRUE(document.is_object());
   for (const char* const name : {"deepep", "ncclep"}) {
     const Document entry = entry_named(document, name);
@@ -65,9 +64,9 @@ TEST_F(ComparePackages, StandBesideOursByTheSameRouting) {
 }
 
 TEST_F(ComparePackages, RanksThatAreProcessesLeaveTheirDocument) {
-  const Document document = document_of(compare_packages(
-      {"--group", "processes", "--dispatcher", "direct,deepep", "--python", "python3", "--baseline", "deepep", "--json",
-       "-"}));
+  const Document document =
+      document_of(compare_packages({"--group", "processes", "--dispatcher", "direct,deepep", "--python", "python3",
+                                    "--baseline", "deepep", "--json", "-"}));
   ASSERT_TRUE(document.is_object());
   EXPECT_EQ(document.at("stack").at("shape").at("group"), "processes");
   EXPECT_EQ(entry_named(document, "deepep").at("status"), "measured");
@@ -95,8 +94,7 @@ TEST_F(ComparePackages, WhatCannotRunHasItsReasonAndNoTime) {
 TEST_F(ComparePackages, RecordsOfOtherVersionsOfAPackageAreOtherStacks) {
   const TempDir dir;
   const std::string first = dir.file("a.json");
-  const CommandResult run =
-      compare_packages({"--dispatcher", "direct,deepep", "--python", "python3", "--json", first});
+  const CommandResult run = compare_packages({"--dispatcher", "direct,deepep", "--python", "python3", "--json", first});
   ASSERT_EQ(run.exit_code, 0) << run.describe();
   EXPECT_NE(run.out.find("Packages of others ran in two blocks"), std::string::npos) << run.out;
   Document record = Document::parse(read_file(first));

@@ -18,9 +18,9 @@ using Proof = nlohmann::json;
 /// What doctor finds of `package` where `fakes` are the packages that there are.
 Proof prove(const std::string& package, const std::vector<std::string>& fakes, const FakeSettings& settings = {},
             const std::string& limit_s = "20") {
-  const CommandResult result =
-      run_with_fakes({"doctor", "--skip-own", "--json", "-", "--python", "python3", "--packages", package, "--time-limit", limit_s},
-                     fakes, settings);
+  const CommandResult result = run_with_fakes(
+      {"doctor", "--skip-own", "--json", "-", "--python", "python3", "--packages", package, "--time-limit", limit_s},
+      fakes, settings);
   EXPECT_EQ(result.exit_code, 0) << result.describe();
   const Proof report = Proof::parse(result.out, nullptr, false);
   for (const Proof& backend : report.is_object() ? report.at("backends") : Proof::array()) {
@@ -73,9 +73,9 @@ TEST_F(DoctorPackages, OneThatIsMissingIsToldWithItsFix) {
 }
 
 TEST_F(DoctorPackages, TheLevelThatFailsIsTheOneThatIsNamed) {
-  const std::vector<std::pair<std::string, std::string>> cases = {
-      {"import-fail", "n--"}, {"import-segfault", "n--"}, {"import-exit", "n--"},
-      {"init-fail", "yn-"},   {"init-segfault", "yn-"},   {"iterations-fail", "yyn"}};
+  const std::vector<std::pair<std::string, std::string>> cases = {{"import-fail", "n--"},   {"import-segfault", "n--"},
+                                                                  {"import-exit", "n--"},   {"init-fail", "yn-"},
+                                                                  {"init-segfault", "yn-"}, {"iterations-fail", "yyn"}};
   for (const auto& [outcome, levels] : cases) {
     const Proof proof = prove("deepep", {"deep_ep"}, {.outcome = outcome});
     EXPECT_EQ(levels_of(proof), levels) << outcome << ": " << proof;

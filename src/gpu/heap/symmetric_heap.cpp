@@ -291,11 +291,12 @@ void SymmetricHeap::stage_peer_range(const HeapRange& range, const std::function
                                MappedMemory(base(range.rank) + range.offset, import_one(), accessing_devices_));
   } catch (const Error& error) {
     // Where this process does not see the other GPU, check_reach() could not ask whether there is a path to it.
-    throw Error(error.code(),
-                fmt::format("the memory of device {} of rank {} cannot be used on device {}: {}; use GPUs that reach each "
-                            "other (nvidia-smi topo -p2p r), and let every rank see all of them (CUDA_VISIBLE_DEVICES)",
-                            device_of(range.rank), range.rank, device_, error.message()),
-                {.rank = rank_, .peer_rank = range.rank, .phase = Phase::kCreate});
+    throw Error(
+        error.code(),
+        fmt::format("the memory of device {} of rank {} cannot be used on device {}: {}; use GPUs that reach each "
+                    "other (nvidia-smi topo -p2p r), and let every rank see all of them (CUDA_VISIBLE_DEVICES)",
+                    device_of(range.rank), range.rank, device_, error.message()),
+        {.rank = rank_, .peer_rank = range.rank, .phase = Phase::kCreate});
   }
 }
 
@@ -308,7 +309,10 @@ void SymmetricHeap::stage_peers(std::span<const HeapRange> ranges, Staged& stage
     for (std::size_t peer = 0; peer < by_rank.size() && !error; ++peer) {
       if (static_cast<int>(peer) == rank_ || idx >= by_rank[peer].size()) continue;
       const HeapRange& range = by_rank[peer][idx];
-      error = attempt([&] { stage_peer_range(range, [&] { return import_one(peer, range.num_bytes); }, staged); });
+      error = attempt([&] {
+        stage_peer_range(
+            range, [&] { return import_one(peer, range.num_bytes); }, staged);
+      });
     }
   };
   if (kind_ == HeapKind::kVmmFabric) {

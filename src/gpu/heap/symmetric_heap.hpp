@@ -76,7 +76,8 @@ class SymmetricHeap {
   void check_ranges(std::span<const HeapRange> ranges) const;
   void stage_own(std::span<const HeapRange> ranges, Staged& staged);
   void stage_peers(std::span<const HeapRange> ranges, Staged& staged);
-  void stage_peer_range(const HeapRange& range, const std::function<PhysicalMemory()>& import_one, Staged& staged) const;
+  void stage_peer_range(const HeapRange& range, const std::function<PhysicalMemory()>& import_one,
+                        Staged& staged) const;
 
   GroupImpl* group_;
   int rank_;

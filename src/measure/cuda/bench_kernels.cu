@@ -14,7 +14,8 @@ __device__ std::uint64_t global_time_ns() {
   return time_ns;
 }
 
-// 8 of these blocks fill an SM. 1 << 13 steps of 4 sums keep one busy for some 10 microseconds if it is alone on its SM.
+// 8 of these blocks fill an SM. 1 << 13 steps of 4 sums keep one busy for some 10 microseconds if it is alone on its
+// SM.
 constexpr int kTileThreads = 256;
 constexpr int kTileSteps = 1 << 13;
 constexpr int kTileSums = 4;

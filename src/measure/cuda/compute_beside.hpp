@@ -1,5 +1,5 @@
-// Kernels that stand in for the matrix products of a model while rows are moved: SMs that a dispatcher takes are missing
-// there, and show.
+// Kernels that stand in for the matrix products of a model while rows are moved: SMs that a dispatcher takes are
+// missing there, and show.
 #pragma once
 
 #include <cstdint>

@@ -149,8 +149,8 @@ class Document {
   /// A container's command and its arguments are one command line, in two lists. Without a command it is that of the
   /// image, of which options tell the engine.
   bool join_container(const YamlNode& node) {
-    const YamlNode* const program = find_words(node, "entrypoint") != nullptr ? find_words(node, "entrypoint")
-                                                                              : find_words(node, "command");
+    const YamlNode* const program =
+        find_words(node, "entrypoint") != nullptr ? find_words(node, "entrypoint") : find_words(node, "command");
     const YamlNode* arguments = find_words(node, "args");
     if (arguments == nullptr && find_words(node, "entrypoint") != nullptr) arguments = find_words(node, "command");
     if (arguments == nullptr || (program == nullptr && starts_with_option(*arguments))) return false;

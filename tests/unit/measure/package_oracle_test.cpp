@@ -10,8 +10,8 @@ namespace {
 
 constexpr std::int64_t kWidth = 8;
 
-/// Two ranks with two experts each. Token 0 of rank 0 goes to both experts of rank 1, token 1 to both ranks, and token 0
-/// of rank 1 nowhere but to expert 0.
+/// Two ranks with two experts each. Token 0 of rank 0 goes to both experts of rank 1, token 1 to both ranks, and token
+/// 0 of rank 1 nowhere but to expert 0.
 std::vector<RoutingTable> two_tables() {
   return {{2, 4, 2, {2, 3, 0, 2}, {0.25F, 0.5F, 0.5F, 0.5F}}, {1, 4, 2, {0, -1}, {1.0F, 0.0F}}};
 }
