@@ -201,7 +201,7 @@ void add_compare_command(CLI::App& app, int& exit_code) {
   command
       ->add_option("--python", options->packages.python,
                    "Python interpreter whose packages are measured beside ours: deepep, deepep-low-latency, deepep-v2, "
-                   "hybridep, ncclep, flashinfer, mori, nixl, uccl in --dispatcher")
+                   "hybridep, ncclep, ncclep-high-throughput, flashinfer, mori, nixl, uccl in --dispatcher")
       ->type_name("PATH");
   add_number(*command, "--time-limit", options->packages.limit_s, {1, kMaxBlockSeconds},
              "Seconds for each of the two blocks of a package (default: 300)")

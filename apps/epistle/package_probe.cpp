@@ -19,8 +19,11 @@
 namespace epistle::cli {
 namespace {
 
-constexpr std::array<std::string_view, 9> kPackageNames = {
-    "deepep", "deepep-low-latency", "deepep-v2", "hybridep", "ncclep", "flashinfer", "mori", "nixl", "uccl"};
+constexpr std::array<std::string_view, 10> kPackageNames = {"deepep",     "deepep-low-latency",
+                                                            "deepep-v2",  "hybridep",
+                                                            "ncclep",     "ncclep-high-throughput",
+                                                            "flashinfer", "mori",
+                                                            "nixl",       "uccl"};
 
 struct ProbeLevel {
   std::string_view name;

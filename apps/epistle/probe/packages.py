@@ -240,6 +240,70 @@ class NcclEp:
         self.group.destroy()
 
 
+class NcclEpHighThroughput(NcclEp):
+    """Its other algorithm: each row once for a rank, one after another, and sums without weights."""
+
+    per_expert = False
+    weighted = False
+
+    def __init__(self, world, module):
+        if module.__name__ != "nccl.ep":
+            raise Untried("NCCL EP is only there inside of Transformer Engine; install nccl-extensions to try it alone")
+        torch = world.torch
+        self.world = world
+        self.ep = module
+        interop = importlib.import_module("nccl.ep.interop.torch")
+        self.comm = interop.get_nccl_comm_from_group(world.group)
+        num_slots = world.size * world.max_tokens
+        self.group = module.Group.create(
+            self.comm,
+            module.GroupConfig(
+                algorithm=module.Algorithm.HIGH_THROUGHPUT,
+                num_experts=world.num_experts,
+                max_dispatch_tokens_per_rank=world.max_tokens,
+                max_recv_tokens_per_rank=num_slots,
+                max_token_bytes=world.hidden * 2,
+                num_topk=world.top_k,
+            ),
+        )
+        on_device = {"device": world.device}
+        self.received = torch.empty((num_slots, world.hidden), dtype=torch.bfloat16, **on_device)
+        self.received_weights = torch.empty((num_slots, world.top_k), dtype=torch.float32, **on_device)
+        self.received_ids = torch.empty((num_slots, world.top_k), dtype=torch.int64, **on_device)
+        self.counts = torch.zeros((1,), dtype=torch.int32, **on_device)
+        self.out = torch.empty((world.num_tokens, world.hidden), dtype=torch.bfloat16, **on_device)
+        self.handle = None
+        self.bound = None
+
+    def _bind(self, rows, ids, weights):
+        ep = self.ep
+        self.bound = (rows, ids, weights)
+        self.ids = ep.Tensor(ids)
+        self.dispatch_in = ep.DispatchInputs(tokens=ep.Tensor(rows), topk_weights=ep.Tensor(weights))
+        self.dispatch_out = ep.DispatchOutputs(
+            tokens=ep.Tensor(self.received),
+            topk_weights=ep.Tensor(self.received_weights),
+            topk_idx=ep.Tensor(self.received_ids),
+        )
+        self.layout = ep.LayoutInfo(recv_total_counter=ep.Tensor(self.counts))
+        self.combine_in = ep.CombineInputs(tokens=ep.Tensor(self.received))
+        self.combine_out = ep.CombineOutputs(tokens=ep.Tensor(self.out))
+        stream = self.world.stream()
+        self.handle = self.group.create_handle(ep.Layout.FLAT, self.ids, layout_info=self.layout, stream=stream)
+
+    def dispatch(self, rows, ids, weights):
+        stream = self.world.stream()
+        if self.bound is None or self.bound[0] is not rows:
+            self._bind(rows, ids, weights)
+        else:
+            self.handle.update(self.ids, layout_info=self.layout, stream=stream)
+        self.handle.dispatch(self.dispatch_in, self.dispatch_out, stream=stream)
+        return self.received, self.counts
+
+    def received_rows(self, state):
+        return state[0][: state[1].tolist()[0]]
+
+
 class FlashInferOneSided:
     modules = ("flashinfer.comm.trtllm_moe_alltoall",)
     names = ("MoeAlltoAll",)
@@ -349,6 +413,7 @@ PACKAGES = {
     "deepep-v2": DeepEpElastic,
     "hybridep": HybridEp,
     "ncclep": NcclEp,
+    "ncclep-high-throughput": NcclEpHighThroughput,
     "flashinfer": FlashInferOneSided,
     "mori": Mori,
     "nixl": Nixl,
