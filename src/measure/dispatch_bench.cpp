@@ -360,8 +360,8 @@ void DispatchBench::put_requests(Trial& trial, std::int32_t num_requests) {
 
 /// Collective: how much work goes beside each pair, from what the first contender's chain and the work take alone.
 void DispatchBench::measure_compute(Trial& first) {
-  constexpr int kSamples = 5;
-  constexpr std::int64_t kUnits = 64;
+  constexpr int kSamples = 15;  // short ones, of which some have the processors to themselves
+  constexpr std::int64_t kUnits = 16;
   report({.task = "work beside the calls"});
   compute_.emplace();
   compute_units_ = spec_.compute_units;

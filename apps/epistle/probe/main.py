@@ -1,7 +1,7 @@
 """Starts the ranks of a probe and waits for them: main.py JOB.json. The job's folder holds all files of a run.
 
-Whoever started this ends the whole process group when time is over, so nothing here waits with a limit of its own but for
-ranks whose peers have gone.
+Whoever started this ends the whole process group when time is over, so nothing here waits with a limit of its own but
+for ranks whose peers have gone.
 """
 
 import json

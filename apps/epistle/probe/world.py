@@ -137,8 +137,8 @@ class Report:
     """Lines of JSON, on disk as soon as they are known: what a crash leaves of a rank."""
 
     def __init__(self, folder, rank):
-        self._file = open(os.path.join(folder, f"rank{rank}.jsonl"), "a")
+        self._path = os.path.join(folder, f"rank{rank}.jsonl")
 
     def add(self, **line):
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with open(self._path, "a") as file:
+            file.write(json.dumps(line) + "\n")

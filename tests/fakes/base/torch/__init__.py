@@ -1,4 +1,5 @@
-"""As much of torch as the probe of packages calls, on the standard library: tensors over bytes, ranks that meet in files.
+"""As much of torch as the probe of packages calls, on the standard library: tensors over bytes, ranks that meet in
+files.
 
 FAKE_GPUS says how many GPUs there are (2). Nothing here computes faster than Python does: shapes must be small.
 """

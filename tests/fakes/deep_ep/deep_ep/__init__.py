@@ -1,8 +1,7 @@
 """A package that moves rows as DeepEP's Buffer does, in Python."""
 
-from outcome import is_wrong, reach
-
 import torch
+from outcome import is_wrong, reach
 
 __version__ = "1.2.1"
 reach("import")
@@ -28,8 +27,16 @@ class Buffer:
     def get_dispatch_layout(self, topk_idx, num_experts):
         return None, None, num_experts, None, None
 
-    def dispatch(self, x, num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank, num_tokens_per_expert,
-                 topk_idx, topk_weights):
+    def dispatch(
+        self,
+        x,
+        num_tokens_per_rank,
+        num_tokens_per_rdma_rank,
+        is_token_in_rank,
+        num_tokens_per_expert,
+        topk_idx,
+        topk_weights,
+    ):
         reach("iterations")
         dist = torch.distributed
         per_rank = num_tokens_per_expert // dist.size

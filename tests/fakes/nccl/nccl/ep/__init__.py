@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
-from outcome import reach
-
 import torch
+from outcome import reach
 
 reach("import")
 
