@@ -72,7 +72,9 @@ TEST_F(Tune, WorkBesideAndSeveralRequestsAreMeasuredAndVerified) {
   EXPECT_GT(found.at("gemm").at("alone_us_per_pair"), 0.0);
   EXPECT_GE(found.at("settings").at("num_buffers"), 2) << "each request under way has its own";
   for (const Profile& knob : found.at("knobs")) {
-    if (knob.at("knob") == "num_buffers") EXPECT_EQ(knob.at("values").at(0).at("value"), "2");
+    if (knob.at("knob") == "num_buffers") {
+      EXPECT_EQ(knob.at("values").at(0).at("value"), "2");
+    }
   }
   EXPECT_TRUE(profile().at("gemm").is_null());
   EXPECT_EQ(profile().at("concurrency"), 1);
