@@ -46,3 +46,33 @@ const std::string_view kPageStyle = @style@;
   target_sources(${target} PRIVATE "${source}")
   set_source_files_properties("${source}" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON SKIP_PRECOMPILE_HEADERS ON)
 endfunction()
+
+# epistle_add_probe(TARGET FOLDER): the Python files of FOLDER, which the command writes out where it starts them.
+function(epistle_add_probe target folder)
+  file(GLOB scripts CONFIGURE_DEPENDS "${folder}/*.py")
+  set(entries "")
+  foreach(script IN LISTS scripts)
+    get_filename_component(name "${script}" NAME)
+    epistle_embed(text "${script}")
+    string(APPEND entries "    ProbeScript{\"${name}\",\n${text}},\n")
+  endforeach()
+  set(source "${PROJECT_BINARY_DIR}/generated/probe_scripts.cpp")
+  file(CONFIGURE OUTPUT "${source}" @ONLY CONTENT "#include \"probe_scripts.hpp\"
+
+#include <array>
+
+namespace epistle::cli {
+namespace {
+
+constexpr std::array kScripts = {
+@entries@};
+
+}  // namespace
+
+std::span<const ProbeScript> probe_scripts() noexcept { return kScripts; }
+
+}  // namespace epistle::cli
+")
+  target_sources(${target} PRIVATE "${source}")
+  set_source_files_properties("${source}" PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON SKIP_PRECOMPILE_HEADERS ON)
+endfunction()

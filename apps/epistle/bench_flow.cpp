@@ -79,6 +79,11 @@ int run_ranks(const BenchOptions& options, const RankWork& work) {
   return run_rank(options, work);
 }
 
+RanksToStart ranks_to_start(const BenchOptions& options) {
+  const bool processes = options.group == to_string(GroupKind::kProcesses);
+  return {.num_ranks = chosen_ranks(options), .group = processes ? GroupKind::kProcesses : GroupKind::kThreads};
+}
+
 BenchResult run_planned(Group& group, const BenchPlan& plan, Progress& progress) {
   const auto rank = static_cast<std::size_t>(group.rank());
   std::string task;

@@ -20,6 +20,13 @@ using RankWork =
 /// has each do `work`. Returns the exit code.
 [[nodiscard]] int run_ranks(const BenchOptions& options, const RankWork& work);
 
+/// How `run_ranks` of a process that no launcher started would do it.
+struct RanksToStart {
+  int num_ranks = 1;
+  GroupKind group = GroupKind::kThreads;
+};
+[[nodiscard]] RanksToStart ranks_to_start(const BenchOptions& options);
+
 /// Collective: runs the plan on its device. Rank 0 shows how far they are.
 [[nodiscard]] BenchResult run_planned(Group& group, const BenchPlan& plan, Progress& progress);
 

@@ -39,7 +39,7 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
       ->check(CLI::IsMember({"host", "cuda"}).description(""))
       ->type_name("DEVICE");
   command
-      .add_option("--dispatcher", options.dispatchers,
+      .add_option("--dispatcher,--dispatchers", options.dispatchers,
                   "Dispatchers to compare, separated by commas (default: " + default_dispatchers + ")")
       ->delimiter(',')
       ->type_name("NAME,...");
@@ -196,7 +196,9 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--no-bind", text(options.no_bind)},
           {"--stage-combine", text(options.stage_combine)},
           {"--profile", options.profile},
-          {"--policy", options.policy}};
+          {"--policy", options.policy},
+          {"--gemm", text(options.gemm)},
+          {"--concurrency", text(options.concurrency)}};
 }
 
 }  // namespace epistle::cli

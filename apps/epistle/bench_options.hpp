@@ -59,6 +59,8 @@ struct BenchOptions {
   bool stage_combine = false;
   std::string profile;
   std::string policy = "throughput";  ///< of tune
+  bool gemm = false;                  ///< of tune
+  std::int32_t concurrency = 1;       ///< of tune
   ResultTargets targets;
   bool quiet = false;
 };

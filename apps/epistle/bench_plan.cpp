@@ -387,6 +387,8 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.spec.stage_combine = options.stage_combine;
   plan.spec.num_chained_pairs = options.num_chained_pairs;
   plan.spec.num_replays = options.num_replays;
+  plan.spec.num_in_flight = options.concurrency;
+  plan.spec.compute_beside = options.gemm;
   choose_device(options, plan.spec);
   adopt_profile(options, plan);
   plan.routing = RoutingSpec::parse(options.routing);

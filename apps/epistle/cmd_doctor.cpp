@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -29,9 +30,9 @@ constexpr const char* kDoctorFooter =
     "Four levels are shown of every backend: selected (known by that name), imported (package or build has it),\n"
     "initialised (its buffers were made), steady (iterations ran and every bit was right). '-' is a level that was "
     "not\n"
-    "tried. Epistle's own dispatchers run for real, on the host and on GPUs; packages of others are imported in a "
-    "process\n"
-    "each, so that a crash or a hang there is a finding.\n"
+    "tried. Epistle's own dispatchers run for real, on the host and on GPUs; packages of others run as two ranks in "
+    "processes\n"
+    "of their own, so that a crash or a hang there is a finding.\n"
     "\n"
     "Examples:\n"
     "  epistle doctor\n"
@@ -40,6 +41,8 @@ constexpr const char* kDoctorFooter =
 
 struct DoctorOptions {
   std::string python;
+  std::vector<std::string> packages;  ///< empty = all
+  bool skip_own = false;
   std::int64_t limit_s = 20;
   std::string model = "qwen3-30b-a3b";
   std::int64_t ep = 0;
@@ -71,8 +74,8 @@ void examine(const DoctorOptions& options) {
   report.nics = probe_nics();
   report.nccl_version = probe_nccl_version();
   report.python = probe_python(options.python, limit);
-  report.own = probe_own(report.gpus, limit);
-  report.packages = probe_packages(options.python, limit);
+  report.own = options.skip_own ? list_own("--skip-own") : probe_own(report.gpus, limit);
+  report.packages = probe_packages(options.packages, options.python, limit);
   report.memory = plan_memory(report.question, report.gpus);
   if (!options.json_target.empty()) write_output(options.json_target, json_text(doctor_json(report)));
   if (options.json_target != kStdout) print(render_doctor(report));
@@ -88,6 +91,13 @@ void add_doctor_command(CLI::App& app, int& /*exit_code*/) {
   command->add_option("--python", options->python, "Python interpreter whose packages are tried")
       ->check(not_empty)
       ->type_name("PATH");
+  command
+      ->add_option("--packages", options->packages,
+                   "Packages to try, separated by commas: deepep, deepep-v2, hybridep, ncclep, flashinfer, mori, nixl, "
+                   "uccl (default: all)")
+      ->delimiter(',')
+      ->type_name("NAME,...");
+  command->add_flag("--skip-own", options->skip_own, "Do not run Epistle's own dispatchers");
   add_number(*command, "--time-limit", options->limit_s, {1, kMaxSeconds},
              "Seconds for each probe in a process of its own (default: 20)")
       ->type_name("S");

@@ -12,6 +12,7 @@
 #include "commands.hpp"
 #include "core/reject.hpp"
 #include "exit_codes.hpp"
+#include "number_options.hpp"
 #include "output.hpp"
 #include "tune_report.hpp"
 #include "tune_run.hpp"
@@ -21,6 +22,7 @@ namespace {
 
 constexpr std::int32_t kTuneRounds = 20;
 constexpr std::int32_t kTunePairs = 10;
+constexpr std::int64_t kMaxConcurrency = 16;  // each has buffers of its own
 
 constexpr const char* kTuneFooter =
     "First one rank alone and then all of them are verified with the default settings. Then one knob at a time is "
@@ -29,12 +31,18 @@ constexpr const char* kTuneFooter =
     "knob that costs workers, SMs or memory is left after two values in a row that are not faster. In the end default\n"
     "and tuned settings take turns, verified; what is not shown to be better is not taken.\n"
     "\n"
+    "Transport alone is fastest with every SM or thread, which a model needs for its products: --gemm has some of "
+    "these "
+    "run\n"
+    "beside the calls, and --concurrency N lets N requests be under way at once.\n"
+    "\n"
     "The profile says which version, machine, group and shape it is for, and is refused elsewhere.\n"
     "\n"
     "Examples:\n"
     "  epistle tune --ranks 2 --tokens 128 --profile decode.json\n"
     "  epistle bench --ranks 2 --tokens 128 --profile decode.json\n"
     "  epistle compare --dispatcher direct --ranks 2 --tokens 128 --profile decode.json\n"
+    "  epistle tune --ranks 2 --tokens 128 --gemm --concurrency 2 --policy balanced --profile decode.json\n"
     "  epistle tune --device cuda --group processes --policy balanced --profile train.json --html train.html";
 
 struct TuneOptions {
@@ -55,6 +63,10 @@ void check_options(const TuneOptions& options) {
   if (bench.num_workers > 0) reject("--workers is what tune finds; leave it out");
   if (bench.num_sms > 0) reject("--sms is what tune finds; leave it out");
   if (!bench.mover.empty()) reject("--mover is what tune finds; leave it out");
+  if (bench.concurrency > bench.num_chained_pairs) {
+    reject(fmt::format("--concurrency {} is more than a chain has: --chain {}; give a longer chain", bench.concurrency,
+                       bench.num_chained_pairs));
+  }
   const std::string& target = options.profile_target;
   if (target.empty()) return;
   if (target == kStdout) reject("--profile needs a file; --json - writes the same to standard output");
@@ -94,6 +106,12 @@ void add_tune_command(CLI::App& app, int& exit_code) {
                    "throughput (default: the shortest period), latency (the shortest tail, then the fewest workers or "
                    "SMs within 2%) or balanced (the fewest within 5% of the shortest period)")
       ->type_name("POLICY");
+  command->add_flag("--gemm", options->bench.gemm,
+                    "Beside every chain runs work that takes as long by itself (host: a thread of each rank that "
+                    "multiplies matrices; cuda: kernels on all SMs): what is measured is when both have ended");
+  add_number(*command, "--concurrency", options->bench.concurrency, {1, kMaxConcurrency},
+             "Requests at once: so many dispatches, each with buffers of its own, and then their combines (default: 1)")
+      ->type_name("N");
   command->add_option("--profile", options->profile_target, "Write the profile to FILE")->type_name("FILE");
   command->footer(kTuneFooter);
   command->callback([options, &exit_code] {

@@ -23,12 +23,6 @@ constexpr std::string_view kTool = "epistle compare";
 constexpr double kMaxTimeUs = 1e12;
 constexpr std::size_t kMaxNamed = 6;  // differences in a message
 
-Json period_json(const std::vector<double>& samples_us) {
-  const Summary time_us = summarize(samples_us);
-  return {{"p50", time_us.median}, {"p90", time_us.p90}, {"p95", time_us.p95},   {"p99", time_us.p99},
-          {"min", time_us.min},    {"max", time_us.max}, {"samples", samples_us}};
-}
-
 Json unavailable_json(const Unavailable& unavailable) {
   return {{"dispatcher", unavailable.name}, {"status", "unavailable"}, {"reason", unavailable.reason}};
 }
@@ -40,7 +34,7 @@ Json measured_json(const BenchResult& result, const DispatcherSummary& summary, 
   }
   Json entry = {{"dispatcher", summary.dispatcher},
                 {"status", "measured"},
-                {"period_us", period_json(chain.samples_us)},
+                {"period_us", percentiles_json(chain.samples_us)},
                 {"in_graph", chain.in_graph},
                 {"memory",
                  {{"bytes", summary.device_bytes},
@@ -93,7 +87,7 @@ Json comparisons_json(const Parts& parts) {
     if (!one.reason.empty()) continue;
     const Compared& other = *counterpart(parts, one, baseline);
     if (&other == &one) continue;
-    const bool paired = other.record == one.record;
+    const bool paired = other.record == one.record && !one.in_blocks && !other.in_blocks;
     const auto difference = paired ? paired_difference(other.period_us, one.period_us)
                                    : unpaired_difference(other.period_us, one.period_us);
     list.push_back({{"dispatcher", one.name},
@@ -178,10 +172,32 @@ Stored read_stored(const std::string& file, std::string label) {
   return stored;
 }
 
+/// What packages of one name ran on: versions of others count where both records have them.
+void add_package_stacks(const Json& document, const Json& other, Json& stack) {
+  for (const Json& entry : document.at("dispatchers")) {
+    if (!entry.contains("package")) continue;
+    for (const Json& counterpart : other.at("dispatchers")) {
+      if (counterpart.at("dispatcher") != entry.at("dispatcher") || !counterpart.contains("package")) continue;
+      Json& part = stack["packages"][entry.at("dispatcher").get<std::string>()];
+      part = entry.at("package").value("stack", Json());
+      part["version"] = entry.at("package").value("version", Json());
+    }
+  }
+}
+
+std::vector<std::string> document_differences(const Json& a, const Json& b, const std::string& name_a,
+                                              const std::string& name_b) {
+  Json stack_a = a.at("stack");
+  Json stack_b = b.at("stack");
+  add_package_stacks(a, b, stack_a);
+  add_package_stacks(b, a, stack_b);
+  return stack_differences(stack_a, stack_b, name_a, name_b);
+}
+
 void check_stacks(const std::vector<Stored>& all, const StoredOptions& options) {
   for (std::size_t idx = 1; idx < all.size(); ++idx) {
-    const auto differences = stack_differences(all[0].document.at("stack"), all[idx].document.at("stack"),
-                                               options.files[0], options.files[idx]);
+    const auto differences =
+        document_differences(all[0].document, all[idx].document, options.files[0], options.files[idx]);
     if (differences.empty()) continue;
     std::string text;
     for (std::size_t at = 0; at < std::min(differences.size(), kMaxNamed); ++at) text += differences[at] + "; ";
@@ -194,6 +210,12 @@ void check_stacks(const std::vector<Stored>& all, const StoredOptions& options) 
 }
 
 }  // namespace
+
+Json percentiles_json(const std::vector<double>& samples_us) {
+  const Summary time_us = summarize(samples_us);
+  return {{"p50", time_us.median}, {"p90", time_us.p90}, {"p95", time_us.p95},   {"p99", time_us.p99},
+          {"min", time_us.min},    {"max", time_us.max}, {"samples", samples_us}};
+}
 
 std::vector<std::string> stack_differences(const Json& a, const Json& b, const std::string& name_a,
                                            const std::string& name_b) {
@@ -227,8 +249,12 @@ std::vector<Compared> read_compared(const JsonField& document) {
       if (one.period_us.empty()) samples.fail("is empty");
       one.summary_us = summarize(one.period_us);
       const JsonField memory = entry.at("memory");
-      static_cast<void>(memory.at("bytes").integer({INT64_MIN, INT64_MAX}));
-      static_cast<void>(memory.at("max_buffer_bytes").integer({0, INT64_MAX}));
+      one.in_blocks = entry.find("package").has_value();
+      // What a package takes is known of GPUs only, and what its buffers take by itself alone.
+      if (!one.in_blocks || memory.find("bytes")) {
+        static_cast<void>(memory.at("bytes").integer({INT64_MIN, INT64_MAX}));
+      }
+      if (!one.in_blocks) static_cast<void>(memory.at("max_buffer_bytes").integer({0, INT64_MAX}));
     } else {
       entry.at("status").fail(fmt::format("is '{}', not 'measured' or 'unavailable'", shortened(status)));
     }
@@ -264,10 +290,14 @@ Json compare_json(const BenchPlan& plan, const BenchResult& result, const std::s
                        {"load", load_json(plan, result)},
                        {"dispatchers", entries},
                        {"results", phases_json(result)}});
-  Parts parts{.compared = read_compared(JsonField(document, "this run")), .baseline = baseline};
-  parts.significance = result.verified || plan.spec.expectation == nullptr;
-  document["comparisons"] = comparisons_json(parts);
+  compare_again(document, baseline);
   return document;
+}
+
+void compare_again(Json& document, const std::string& baseline) {
+  Parts parts{.compared = read_compared(JsonField(document, "this run")), .baseline = baseline};
+  parts.significance = document.at("verification") != "failed";
+  document["comparisons"] = comparisons_json(parts);
 }
 
 Json combine_records(const StoredOptions& options) {
@@ -301,7 +331,7 @@ Json combine_records(const StoredOptions& options) {
       parts.compared.push_back(std::move(one));
     }
     for (const std::string& difference :
-         stack_differences(all[0].document.at("stack"), stored.document.at("stack"), labels[0], labels[idx])) {
+         document_differences(all[0].document, stored.document, labels[0], labels[idx])) {
       differences.push_back(difference);
     }
   }

@@ -22,13 +22,20 @@ struct Compared {
   Summary summary_us = {};  ///< of these
   std::string dispatcher = {};
   std::size_t record = 0;  ///< which of the records it comes from
+  bool in_blocks = false;  ///< a package of others: its rounds are not those of the dispatchers beside it
 };
 
 /// The document of a run. What against: `baseline`, or the first that was measured where that is empty.
 [[nodiscard]] Json compare_json(const BenchPlan& plan, const BenchResult& result, const std::string& baseline);
 
+/// Writes the comparisons of a run's document anew, from its dispatchers.
+void compare_again(Json& document, const std::string& baseline);
+
 /// The dispatchers of a document. Throws kCorruptInput that names what is wrong with it.
 [[nodiscard]] std::vector<Compared> read_compared(const JsonField& document);
+
+/// p50 to p99, least and most, and the samples.
+[[nodiscard]] Json percentiles_json(const std::vector<double>& samples_us);
 
 struct StoredOptions {
   std::vector<std::string> files;

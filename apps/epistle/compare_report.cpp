@@ -95,13 +95,22 @@ std::string what_is_shown(const Json& document) {
                      plain_text(document.at("routing_hash")));
 }
 
+bool has_packages(const Json& document) {
+  const Json& list = document.at("dispatchers");
+  return std::any_of(list.begin(), list.end(), [](const Json& one) { return one.contains("package"); });
+}
+
 std::string method_text(const Json& document) {
   if (document.contains("records"))
     return "Rounds of different runs are not pairs: intervals are those of two samples.";
+  const std::string packages =
+      has_packages(document) ? " Packages of others ran in two blocks of rounds, before and after the dispatchers of "
+                               "Epistle: their intervals are those of two samples."
+                             : "";
   return fmt::format(
-      "{} rounds after {} to warm up; in each, every dispatcher in turn does its phases and a chain of {} pairs.",
-      plain_text(document.at("rounds")), plain_text(document.at("warmups")),
-      plain_text(document.at("pairs_per_round")));
+      "{} rounds after {} to warm up; in each, every dispatcher in turn does its phases and a chain of {} pairs.{}",
+      plain_text(document.at("rounds")), plain_text(document.at("warmups")), plain_text(document.at("pairs_per_round")),
+      packages);
 }
 
 constexpr const char* kLegend =
@@ -119,7 +128,14 @@ html::NoteBlock compared_note(const Json& document) {
                     plain_text(document.at("mismatch")),
             .tone = html::Tone::kBad};
   }
-  return {.text = "Every output bit of every dispatcher equals the reference, before and after it was timed.",
+  const std::string packages =
+      has_packages(document) ? " Of packages of others, received rows were compared bit by bit, and sums within 8 "
+                               "units of the last place of bf16."
+                             : "";
+  return {.text =
+              "Every output bit of every dispatcher of Epistle equals the reference, before and after it was "
+              "timed." +
+              packages,
           .tone = html::Tone::kGood};
 }
 
@@ -174,7 +190,8 @@ html::ChartBlock memory_chart(const Json& document, const std::vector<Compared>&
                          .series = {{"memory", {}}}};
   for (const Compared& one : measured) {
     chart.labels.push_back(one.name);
-    chart.series[0].values.emplace_back(memory_of(document, one).get<double>() / kMiB);
+    const auto bytes = number_of(memory_of(document, one));
+    chart.series[0].values.push_back(bytes ? std::optional(*bytes / kMiB) : std::nullopt);
   }
   return chart;
 }

@@ -59,7 +59,8 @@ void run_iterations(BackendProof& proof, std::chrono::milliseconds limit) {
   proof.fix = fmt::format("see: epistle bench --device {} --dispatcher {} --ranks 2", proof.device, proof.name);
 }
 
-BackendProof probe(const DispatcherInfo& info, const NvmlProbe& gpus, std::chrono::milliseconds limit) {
+/// Whether this build has it.
+BackendProof listed(const DispatcherInfo& info) {
   BackendProof proof;
   proof.name = info.name();
   proof.device = device_name(info.device());
@@ -69,8 +70,13 @@ BackendProof probe(const DispatcherInfo& info, const NvmlProbe& gpus, std::chron
   if (!lacking.empty()) {
     proof.reason = lacking;
     proof.fix = "use a build that has it";
-    return proof;
   }
+  return proof;
+}
+
+BackendProof probe(const DispatcherInfo& info, const NvmlProbe& gpus, std::chrono::milliseconds limit) {
+  BackendProof proof = listed(info);
+  if (!*proof.imported) return proof;
   const std::string impossible = cannot_try(info, gpus);
   if (!impossible.empty()) {
     proof.reason = fmt::format("not tried: {}", impossible);
@@ -94,6 +100,19 @@ std::int64_t least_free_bytes(const NvmlProbe& gpus) {
 std::vector<BackendProof> probe_own(const NvmlProbe& gpus, std::chrono::milliseconds limit) {
   std::vector<BackendProof> proofs;
   for (const DispatcherInfo* const info : dispatchers()) proofs.push_back(probe(*info, gpus, limit));
+  return proofs;
+}
+
+std::vector<BackendProof> list_own(std::string_view reason) {
+  std::vector<BackendProof> proofs;
+  for (const DispatcherInfo* const info : dispatchers()) {
+    BackendProof proof = listed(*info);
+    if (proof.reason.empty()) {
+      proof.reason = fmt::format("not tried: {}", reason);
+      proof.fix = "leave that out";
+    }
+    proofs.push_back(std::move(proof));
+  }
   return proofs;
 }
 

@@ -2,52 +2,36 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <string_view>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include "epistle/error.hpp"
+#include "epistle/routing.hpp"
 
 #include "bounded_run.hpp"
+#include "core/reject.hpp"
 #include "json_text.hpp"
+#include "output.hpp"
+#include "package_probe.hpp"
 #include "select/backends.hpp"
 
 namespace epistle::cli {
 namespace {
 
-struct Package {
-  std::string_view backend;
-  std::string_view modules;  ///< tried in this order, separated by commas
-  std::string_view name;     ///< that the module must have; empty = any
-};
+// Enough to send rows both ways, little enough for any machine; limits of packages are met: NCCL EP has a list of
+// hidden sizes, low-latency kernels take up to 128 tokens, HybridEP has experts in fours.
+constexpr std::int64_t kProbeHidden = 2048;
+constexpr std::int32_t kProbeExperts = 8;
+constexpr std::int32_t kProbeTopK = 2;
+constexpr std::int64_t kProbeTokens = 64;
+constexpr int kProbeRanks = 2;
+constexpr int kProbeIterations = 5;
 
-constexpr std::array kPackages = {
-    Package{"deepep", "deep_ep", "Buffer"},
-    Package{"deepep-v2", "deep_ep", "ElasticBuffer"},
-    Package{"hybridep", "deep_ep", "HybridEPBuffer"},
-    Package{"ncclep", "nccl.ep,transformer_engine.pytorch.ep", ""},
-    Package{"flashinfer", "flashinfer.comm.trtllm_moe_alltoall", "MoeAlltoAll"},
-    Package{"mori", "mori.ops", "EpDispatchCombineConfig"},
-    Package{"nixl", "nixl_ep", "Buffer"},
-    Package{"uccl", "uccl.ep", ""},
-};
-
-// The last line of its output is the answer: packages print when they are imported.
-constexpr std::string_view kImport = R"(
-import importlib, json, sys
-errors = []
-for module in sys.argv[1].split(","):
-    try:
-        found = importlib.import_module(module)
-        if sys.argv[2] and not hasattr(found, sys.argv[2]):
-            raise AttributeError(module + " has no " + sys.argv[2])
-        top = sys.modules.get(module.split(".")[0])
-        print("\n" + json.dumps({"imported": True, "version": str(getattr(top, "__version__", ""))}))
-        sys.exit(0)
-    except Exception as error:
-        errors.append(type(error).__name__ + ": " + str(error))
-print("\n" + json.dumps({"imported": False, "error": "; ".join(errors)}))
-)";
+/// Packages that doctor shows, in order.
+constexpr std::array<std::string_view, 8> kShown = {"deepep",     "deepep-v2", "hybridep", "ncclep",
+                                                    "flashinfer", "mori",      "nixl",     "uccl"};
 
 constexpr std::string_view kVersions = R"(
 import json, platform
@@ -76,44 +60,53 @@ std::string text_of(const Json& answer, const char* name) {
   return found != answer.end() && found->is_string() ? found->get<std::string>() : std::string();
 }
 
-/// The end of a traceback or of a complaint of the loader.
-std::string last_words(const std::string& text) {
-  const std::size_t end = text.find_last_not_of("\r\n ");
-  if (end == std::string::npos) return {};
-  const std::size_t begin = text.rfind('\n', end);
-  return text.substr(begin == std::string::npos ? 0 : begin + 1, end - (begin == std::string::npos ? 0 : begin));
+/// What to do about the first level that was not shown.
+std::string fix_of(std::string_view backend, const ProbeResult& result) {
+  if (!result.imported.value_or(false)) return std::string(find_backend(backend).fix);
+  if (!result.initialised) return "run this where there are two GPUs, with the interpreter of the container";
+  if (!*result.initialised) {
+    return "mend what it says; else compare driver, CUDA and NCCL with what it was built for, and see that GPUs reach "
+           "each other (nvidia-smi topo -p2p r)";
+  }
+  return "do not use it here; rebuild it for this GPU, or tell its maintainers";
 }
 
-BackendProof probe_package(const Package& package, const std::string& python, std::chrono::milliseconds limit) {
+BackendProof probe_package(std::string_view backend, const std::string& python, const std::vector<RoutingTable>& tables,
+                           std::chrono::milliseconds limit) {
   BackendProof proof;
-  proof.name = package.backend;
+  proof.name = backend;
   proof.device = "cuda";
   proof.selected = true;
-  proof.fix = find_backend(package.backend).fix;
   if (python.empty()) {
     proof.reason = "not tried: no --python";
     proof.fix = "give the interpreter of the container with --python PATH";
     return proof;
   }
-  const BoundedRun run =
-      run_bounded({python, "-c", std::string(kImport), std::string(package.modules), std::string(package.name)}, limit);
-  const Json answer = last_line(run.out);
-  if (!run.succeeded() || answer.is_null()) {
-    proof.imported = false;
-    proof.reason = fmt::format("importing {} {}{}", package.modules, run.describe(),
-                               run.err.empty() ? "" : ": " + last_words(run.err));
-    return proof;
-  }
-  const auto imported = answer.find("imported");
-  proof.imported = imported != answer.end() && imported->is_boolean() && imported->get<bool>();
-  proof.version = text_of(answer, "version");
-  if (!*proof.imported) {
-    proof.reason = text_of(answer, "error");
-  } else {
-    proof.reason = "imported; its buffers and iterations were not tried: they need its ranks";
-    proof.fix = "run it in the engine that will use it, and see kernels of its name in a profile";
-  }
+  const ProbeResult result = run_probe({.package = std::string(backend),
+                                        .python = python,
+                                        .hidden = kProbeHidden,
+                                        .tables = tables,
+                                        .warmups = kProbeIterations - 1,
+                                        .limit = limit});
+  proof.version = result.version;
+  proof.imported = result.imported;
+  proof.initialised = result.initialised;
+  proof.steady = result.steady;
+  proof.reason = result.reason;
+  proof.fix = fix_of(backend, result);
   return proof;
+}
+
+std::vector<RoutingTable> probe_tables() {
+  std::vector<RoutingTable> tables;
+  for (int rank = 0; rank < kProbeRanks; ++rank) {
+    tables.push_back(generate_routing({.kind = RoutingKind::kUniform}, {.num_tokens = kProbeTokens,
+                                                                        .num_experts = kProbeExperts,
+                                                                        .top_k = kProbeTopK,
+                                                                        .rank = rank,
+                                                                        .num_ranks = kProbeRanks}));
+  }
+  return tables;
 }
 
 }  // namespace
@@ -134,9 +127,18 @@ PythonVersions probe_python(const std::string& python, std::chrono::milliseconds
   return versions;
 }
 
-std::vector<BackendProof> probe_packages(const std::string& python, std::chrono::milliseconds limit) {
+std::vector<BackendProof> probe_packages(const std::vector<std::string>& wanted, const std::string& python,
+                                         std::chrono::milliseconds limit) {
+  for (const std::string& name : wanted) {
+    if (std::find(kShown.begin(), kShown.end(), name) != kShown.end()) continue;
+    reject(fmt::format("--packages names '{}'; there are {}", shortened(name), fmt::join(kShown, ", ")));
+  }
+  const std::vector<RoutingTable> tables = probe_tables();
   std::vector<BackendProof> proofs;
-  for (const Package& package : kPackages) proofs.push_back(probe_package(package, python, limit));
+  for (const std::string_view backend : kShown) {
+    if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), backend) == wanted.end()) continue;
+    proofs.push_back(probe_package(backend, python, tables, limit));
+  }
   return proofs;
 }
 

@@ -20,7 +20,9 @@ struct PythonVersions {
 
 [[nodiscard]] PythonVersions probe_python(const std::string& python, std::chrono::milliseconds limit);
 
-/// Every package in a process of its own; without `python` none is tried.
-[[nodiscard]] std::vector<BackendProof> probe_packages(const std::string& python, std::chrono::milliseconds limit);
+/// Every package in processes of its own, two ranks; without `python` none is tried. `wanted` names some of them; empty
+/// = all. Throws kInvalidArgument for a name that is none.
+[[nodiscard]] std::vector<BackendProof> probe_packages(const std::vector<std::string>& wanted,
+                                                       const std::string& python, std::chrono::milliseconds limit);
 
 }  // namespace epistle::cli

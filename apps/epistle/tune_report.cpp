@@ -87,6 +87,28 @@ Json joint_json(const TuneResult& result) {
           {"kept_defaults", result.kept_defaults}};
 }
 
+/// What ran beside the calls; null where nothing did.
+Json gemm_json(const BenchPlan& plan, const TuneResult& result) {
+  if (!plan.spec.compute_beside) return nullptr;
+  const BenchResult& first = result.first;
+  return {{"units_per_pair", first.compute_units},
+          {"unit_us", first.compute_unit_us},
+          {"alone_us_per_pair", static_cast<double>(first.compute_units) * first.compute_unit_us}};
+}
+
+/// "each period is ...", where it is not that of calls alone.
+std::string load_text(const Json& document) {
+  std::string text;
+  const Json& gemm = document.at("gemm");
+  if (!gemm.is_null()) {
+    text += fmt::format("beside every pair ran work that takes {} by itself: periods are until both have ended\n",
+                        format_us(gemm.at("alone_us_per_pair").get<double>()));
+  }
+  const auto num_requests = document.at("concurrency").get<std::int64_t>();
+  if (num_requests > 1) text += fmt::format("{} requests were under way at once\n", num_requests);
+  return text;
+}
+
 Json crossover_json(const TuneResult& result) {
   Json points = Json::array();
   Json at = nullptr;
@@ -228,6 +250,8 @@ Json tune_json(const BenchPlan& plan, const TuneResult& result, TunePolicy polic
                         {{"one_rank", plan.spec.expectation ? "passed" : "ran"},
                          {"in_domain", verification_name(plan, result.first)},
                          {"across_domains", "not there: all ranks are in one domain"}}},
+                       {"concurrency", plan.spec.num_in_flight},
+                       {"gemm", gemm_json(plan, result)},
                        {"joint", joint_json(result)},
                        {"knobs", knobs},
                        {"smallest_buffer", smallest_buffer_json(result.knobs)},
@@ -243,6 +267,7 @@ std::string render_tune_table(const Json& document) {
   std::string text = fmt::format(
       "policy {}; validated with one rank ({}), then in the domain ({})\n\n", plain_text(document.at("policy")),
       plain_text(document.at("validation").at("one_rank")), plain_text(document.at("validation").at("in_domain")));
+  text += load_text(document);
   Table table(tune_columns());
   for (auto& row : rows_of(document)) {
     std::vector<std::string> cells;
@@ -264,6 +289,7 @@ std::string render_tune_page(const Json& document) {
                                               settings_text(document.at("settings"))));
   page.add({.text = joint_text(document), .tone = html::Tone::kGood});
   page.add({.text = crossover_text(document.at("crossover"))});
+  if (const std::string load = load_text(document); !load.empty()) page.add({.text = load});
   page.add({.text = buffer_text(document.at("smallest_buffer"))});
   page.add_section("Knobs, one at a time");
   page.add({.title = "Values that were tried",

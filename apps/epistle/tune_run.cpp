@@ -44,7 +44,8 @@ class Tuner {
   TunePolicy policy_;
   Progress& progress_;
   TuneResult result_;
-  double relative_ = 1.0;  ///< metric of the settings chosen so far, over that of the defaults
+  std::int64_t compute_units_ = 0;  ///< beside each pair, from the first measurement on
+  double relative_ = 1.0;           ///< metric of the settings chosen so far, over that of the defaults
 };
 
 Contender contender(std::string name, const ProfileSettings& settings) {
@@ -85,6 +86,7 @@ void Tuner::validate_alone() {
     alone.no_zero_padding = false;
     alone.num_iterations = 1;
     alone.num_warmups = 0;
+    alone.gemm = false;
     try {
       BenchPlan plan = make_bench_plan(alone, 1, GroupKind::kThreads);
       add_expectation(alone, plan);
@@ -111,11 +113,14 @@ void Tuner::validate_together() {
   if (plan_.spec.expectation != nullptr && !result_.first.verified) {
     throw Error(ErrorCode::kVerificationFailed, "all ranks together: " + result_.first.mismatch);
   }
+  compute_units_ = result_.first.compute_units;
 }
 
 BenchResult Tuner::measure(const BenchPlan& plan, const std::vector<Contender>& contenders, std::int32_t num_rounds,
                            bool verify) {
   BenchPlan step = plan;
+  // The same work beside all that is compared in the end.
+  if (compute_units_ > 0 && &plan == &plan_) step.spec.compute_units = compute_units_;
   step.spec.contenders = contenders;
   step.spec.num_iterations = num_rounds;
   if (!verify) step.spec.expectation = nullptr;
@@ -129,7 +134,7 @@ const PairTimes* Tuner::find_chain(const BenchResult& result, const std::string&
 }
 
 KnobLimits Tuner::limits() const {
-  KnobLimits limits{.dispatchers = {}, .device = plan_.spec.device};
+  KnobLimits limits{.dispatchers = {}, .device = plan_.spec.device, .min_buffers = plan_.spec.num_in_flight};
   for (const Contender& one : plan_.spec.contenders) limits.dispatchers.push_back(one.dispatcher);
   // One more worker than a fair share shows what a further one would cost.
   limits.max_workers = std::max(2, machine_info().num_usable_processing_units / group_.size());
@@ -219,6 +224,7 @@ void Tuner::find_crossover() {
     few.num_tokens = {num_tokens};
     few.tokens_spread = 0.0;
     few.dispatchers = {"low_latency", "direct"};
+    few.gemm = false;  // at which size one overtakes the other is a matter of the calls alone
     BenchPlan plan = make_bench_plan(few, group_.size(), group_.kind());
     if (plan.spec.contenders.size() < 2) {
       const Unavailable& missing = plan.unavailable.front();
@@ -249,7 +255,10 @@ void Tuner::find_crossover() {
 
 ProfileSettings default_settings(const BenchPlan& plan) {
   const Contender& first = plan.spec.contenders.front();
-  return {.dispatcher = first.dispatcher, .host = first.host, .cuda = first.cuda, .num_buffers = first.num_buffers};
+  return {.dispatcher = first.dispatcher,
+          .host = first.host,
+          .cuda = first.cuda,
+          .num_buffers = std::max(first.num_buffers, plan.spec.num_in_flight)};
 }
 
 TuneResult run_tune(Group& group, const BenchPlan& plan, const BenchOptions& options, TunePolicy policy,

@@ -47,7 +47,14 @@ struct BenchSpec {
   std::int32_t num_warmups = 5;
   std::int32_t num_chained_pairs = 0;  ///< pairs in a chain, see PairTimes; 0 = no chains
   std::int32_t num_replays = 0;        ///< kCuda only: replays of a graph of one pair; 0 = none
-  bool chain_in_graph = false;         ///< kCuda, contenders only: chains are captured, not launched by the host
+  /// Requests of a chain that are under way at once: as many dispatches, each with buffers of its own, and then their
+  /// combines.
+  std::int32_t num_in_flight = 1;
+  /// Contenders: work runs beside every chain, which then takes until both have ended. See ComputeLoad, ComputeBeside.
+  bool compute_beside = false;
+  std::int64_t compute_units =
+      0;                        ///< for each pair; 0 = so many that they take as long as a pair of the first contender
+  bool chain_in_graph = false;  ///< kCuda, contenders only: chains are captured, not launched by the host
   /// kHost: bind each rank to its share of the processing units, where there is one for each worker.
   bool bind = true;
   bool stage_combine = false;  ///< expert outputs lie in private memory, so combine copies them first
@@ -150,6 +157,8 @@ struct BenchResult {
   std::vector<DispatcherSummary> dispatchers;
   std::vector<Unavailable> unavailable;  ///< contenders
   LoadSummary load;
+  std::int64_t compute_units = 0;   ///< for each pair, where work ran beside chains
+  double compute_unit_us = 0.0;     ///< of one unit alone, where that was measured
   bool verified = false;            ///< every output bit of every rank was compared and equal
   std::int64_t verified_bytes = 0;  ///< compared, over all ranks and dispatchers
   std::string mismatch;             ///< the first difference found, with its rank; empty = none

@@ -1,5 +1,6 @@
 #include "measure/dispatch_bench.hpp"
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <optional>
@@ -14,9 +15,11 @@
 #include "measure/bench_collector.hpp"
 #include "measure/bench_inputs.hpp"
 #include "measure/clock.hpp"
+#include "measure/compute_load.hpp"
 #include "measure/received_data.hpp"
 #include "measure/slowest_rank.hpp"
 #include "measure/span_timer.hpp"
+#include "measure/statistics.hpp"
 #include "topology/affinity.hpp"
 
 namespace epistle {
@@ -32,7 +35,8 @@ struct Trial {
   PhaseTimes times;
   std::vector<double> chain_us = {};
   Handle handle = {};
-  Received received = {};  ///< the rows of the last dispatch
+  Received received = {};                ///< the rows of the last dispatch
+  std::vector<Received> in_flight = {};  ///< of the requests before it, which are under way with it
 };
 
 class DispatchBench {
@@ -48,12 +52,15 @@ class DispatchBench {
   void bind(std::optional<ScopedBinding>& binding, const Contender& contender) const;
   void start_limit(const Handle& handle);
   void first_round_trip(Trial& trial);
+  void fill_other_buffers(Trial& trial, std::int32_t num_buffers);
   void poison(Trial& trial);
   void last_round_trip(Trial& trial);
   void check(const Trial& trial, std::string_view when);
   void time_calls(Trial& trial, std::int32_t round);
   void time_round_trip(Trial& trial, std::int32_t round);
   void run_chain(Trial& trial);
+  void put_requests(Trial& trial, std::int32_t num_requests);
+  void measure_compute(Trial& first);
   void time_chain(Trial& trial, std::int32_t round);
   void check_chain(Trial& trial);
   void add_times(const Trial& trial);
@@ -75,6 +82,7 @@ class DispatchBench {
   }
   void dispatch(Trial& trial);
   void combine(Trial& trial);
+  [[nodiscard]] ConstRows outputs_of(const Received& received) const;
   void report(const BenchStep& step) const {
     if (progress_) progress_(step);
   }
@@ -92,6 +100,8 @@ class DispatchBench {
   std::unique_ptr<BenchCheck> check_;       ///< null = not verified
   std::vector<std::byte> private_outputs_;  ///< expert outputs, where combine has to copy them
   BenchCollector collector_;
+  std::optional<ComputeLoad> compute_;  ///< where work runs beside chains
+  std::int64_t compute_units_ = 0;      ///< for each pair
 };
 
 DispatchBench::DispatchBench(Group& group, const BenchSpec& spec, const RoutingTable& own_table,
@@ -161,6 +171,11 @@ void DispatchBench::run_in_turns() {
     const Unavailable& first = collector_.result().unavailable.front();
     throw Error(ErrorCode::kUnsupported, fmt::format("{} is not available: {}", first.name, first.reason));
   }
+  if (spec_.compute_beside) {
+    std::optional<ScopedBinding> binding;
+    bind(binding, *contenders.front());
+    measure_compute(trials.front());
+  }
   const std::size_t num_trials = trials.size();
   for_each_round("taking turns", std::ssize(trials), [&](std::int32_t round, std::int64_t turn) {
     if (turn == 0) probe_->sample();
@@ -192,7 +207,8 @@ Trial DispatchBench::start(const Contender& contender) {
   const std::string preparing = fmt::format("preparing {}", contender.name);
   report({.task = preparing});
   DispatcherConfig config = spec_.config;
-  config.num_buffers = contender.num_buffers;
+  config.num_buffers = std::max(contender.num_buffers, spec_.num_in_flight);
+  config.max_handles += spec_.num_in_flight;
   Trial trial{.name = contender.name,
               .dispatcher = Dispatcher(group_, contender.dispatcher, config, contender.host),
               .times = PhaseTimes(spec_)};
@@ -205,6 +221,7 @@ Trial DispatchBench::start(const Contender& contender) {
   }
   report({.task = preparing});
   first_round_trip(trial);
+  if (!spec_.stage_combine) fill_other_buffers(trial, config.num_buffers);
   check(trial, "checking");
   return trial;
 }
@@ -238,6 +255,17 @@ void DispatchBench::first_round_trip(Trial& trial) {
   combine(trial);
 }
 
+/// Expert outputs into the buffers that the first round trip did not take: any of them may be the next.
+void DispatchBench::fill_other_buffers(Trial& trial, std::int32_t num_buffers) {
+  for (std::int32_t other = 1; other < num_buffers; ++other) {
+    trial.in_flight.push_back(std::move(trial.received));
+    dispatch(trial);
+    inputs_.fill_expert_outputs(static_cast<std::byte*>(trial.received.expert_outputs().data),
+                                trial.received.num_rows());
+  }
+  trial.in_flight.clear();
+}
+
 /// Collective: overwrites what the calls that follow have to write, on all ranks before any of them sends.
 void DispatchBench::poison(Trial& trial) {
   check_->poison(data_of(trial.received));
@@ -259,10 +287,14 @@ void DispatchBench::dispatch(Trial& trial) {
       trial.dispatcher.dispatch({.handle = trial.handle, .tokens = inputs_.tokens(), .scales = inputs_.scales()});
 }
 
-void DispatchBench::combine(Trial& trial) {
-  ConstRows rows = trial.received.expert_outputs();
+ConstRows DispatchBench::outputs_of(const Received& received) const {
+  ConstRows rows = received.expert_outputs();
   if (spec_.stage_combine) rows.data = private_outputs_.data();
-  trial.dispatcher.combine({.handle = trial.handle, .rows = rows, .out = inputs_.out_rows()});
+  return rows;
+}
+
+void DispatchBench::combine(Trial& trial) {
+  trial.dispatcher.combine({.handle = trial.handle, .rows = outputs_of(trial.received), .out = inputs_.out_rows()});
 }
 
 void DispatchBench::check(const Trial& trial, std::string_view when) {
@@ -303,21 +335,64 @@ void DispatchBench::add_times(const Trial& trial) {
 // ---- Pairs in a row -------------------------------------------------------------------------------------------------
 
 void DispatchBench::run_chain(Trial& trial) {
-  for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) {
-    trial.received.release();
+  for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; pair += spec_.num_in_flight) {
+    put_requests(trial, std::min(spec_.num_in_flight, spec_.num_chained_pairs - pair));
+  }
+}
+
+/// Dispatches all of them before the first is combined. What the last one received stays.
+void DispatchBench::put_requests(Trial& trial, std::int32_t num_requests) {
+  trial.received.release();
+  for (std::int32_t request = 0; request < num_requests; ++request) {
+    if (request > 0) trial.in_flight.push_back(std::move(trial.received));
     trial.received = trial.dispatcher.dispatch({.expert_ids = table_.ids(),
                                                 .weights = table_.probs(),
                                                 .tokens = inputs_.tokens(),
                                                 .scales = inputs_.scales()});
     trial.handle = trial.received.handle();
-    combine(trial);
   }
+  for (Received& earlier : trial.in_flight) {
+    trial.dispatcher.combine({.handle = earlier.handle(), .rows = outputs_of(earlier), .out = inputs_.out_rows()});
+  }
+  trial.in_flight.clear();
+  combine(trial);
+}
+
+/// Collective: how much work goes beside each pair, from what the first contender's chain and the work take alone.
+void DispatchBench::measure_compute(Trial& first) {
+  constexpr int kSamples = 15;  // short ones, of which some have the processors to themselves
+  constexpr std::int64_t kUnits = 16;
+  report({.task = "work beside the calls"});
+  compute_.emplace();
+  compute_units_ = spec_.compute_units;
+  BenchResult& result = collector_.result();
+  if (compute_units_ == 0) {
+    std::vector<double> unit_us;
+    std::vector<double> pair_us;
+    for (int sample = 0; sample < kSamples; ++sample) {
+      group_.barrier();
+      double begin_us = steady_now_us();
+      compute_->start(kUnits);
+      compute_->wait();
+      unit_us.push_back(slowest_.reduce(steady_now_us() - begin_us) / kUnits);
+      group_.barrier();
+      begin_us = steady_now_us();
+      run_chain(first);
+      pair_us.push_back(slowest_.reduce(steady_now_us() - begin_us) / spec_.num_chained_pairs);
+    }
+    // The least: what else the machine does only adds to it.
+    result.compute_unit_us = summarize(unit_us).min;
+    compute_units_ = units_per_pair(summarize(pair_us).min, result.compute_unit_us);
+  }
+  result.compute_units = compute_units_;
 }
 
 void DispatchBench::time_chain(Trial& trial, std::int32_t round) {
   group_.barrier();
   const double begin_us = steady_now_us();
+  if (compute_) compute_->start(compute_units_ * spec_.num_chained_pairs);
   run_chain(trial);
+  if (compute_) compute_->wait();
   const double own_us = steady_now_us() - begin_us;
   const double time_us = slowest_.reduce(own_us) / spec_.num_chained_pairs;
   if (round >= spec_.num_warmups) trial.chain_us.push_back(time_us);

@@ -6,13 +6,14 @@
 
 #include "epistle/error.hpp"
 
+#include "core/json_field.hpp"
 #include "core/whole_file.hpp"
 #include "topology/cluster.hpp"
 
 namespace epistle {
 namespace {
 
-using ClusterJson = nlohmann::json;
+using ClusterJson = nlohmann::ordered_json;
 
 constexpr std::array kLinks = {ScaleUpLink::kNvLink, ScaleUpLink::kInfinityFabric, ScaleUpLink::kPcie};
 constexpr std::array<std::string_view, 7> kTextFields = {"name",   "title", "gpu_architecture", "link", "date",
@@ -111,10 +112,7 @@ class ClusterReader {
 }  // namespace
 
 Cluster parse_cluster(std::string_view text, std::string_view file) {
-  const ClusterJson document = ClusterJson::parse(text.begin(), text.end(), nullptr, false);
-  if (document.is_discarded()) {
-    throw Error(ErrorCode::kCorruptInput, fmt::format("{} is not JSON; a cluster is an object of fields", file));
-  }
+  const ClusterJson document = parse_json(text, std::string(file));
   return ClusterReader(document, file).read();
 }
 

@@ -129,7 +129,7 @@ Knob make_knob(std::string_view name, const ProfileSettings& settings, const Kno
     }
   } else if (name == "num_buffers") {
     knob.costs = true;
-    for (int count = 1; count <= kMaxTriedBuffers; ++count) {
+    for (int count = limits.min_buffers; count < limits.min_buffers + kMaxTriedBuffers; ++count) {
       values.add(fmt::format("{}", count), count, [&](ProfileSettings& changed) { changed.num_buffers = count; });
     }
   } else {

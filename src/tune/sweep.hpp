@@ -44,6 +44,7 @@ struct KnobLimits {
   Device device = Device::kHost;
   int max_workers = 1;
   int max_sms = 0;
+  int min_buffers = 1;  ///< as many as there are requests at once
 };
 
 /// The knobs in the order in which they are turned. The values of each are made when its turn comes, from the settings

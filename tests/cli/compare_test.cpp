@@ -87,7 +87,7 @@ TEST(Compare, RefusesWhatItDoesNotKnow) {
     EXPECT_EQ(result.exit_code, 2) << result.describe();
     EXPECT_TRUE(is_error_line(result.err, part)) << result.describe();
   };
-  refused({"--dispatcher", "deepep"}, "--dispatcher names 'deepep'; there are direct, ");
+  refused({"--dispatcher", "deepeep"}, "--dispatcher names 'deepeep'; there are direct, ");
   refused({"--dispatcher", "direct", "--baseline", "alltoall"}, "--baseline alltoall is none of --dispatcher direct");
   refused({"--graph"}, "--graph belongs to --device cuda");
   refused({"--allow-different-stacks"}, "belongs to FILEs");

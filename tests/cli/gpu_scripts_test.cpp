@@ -64,8 +64,8 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   const CommandResult result = check_gpu(dir, {"--quick"});
   EXPECT_EQ(result.exit_code, 1) << result.describe();
   const auto lines = split_lines(result.out);
-  // conformance, memcheck and the benchmarks that one GPU is enough for
-  EXPECT_TRUE(lines.back().starts_with("4 passed, 3 failed, ")) << result.out;
+  // conformance, memcheck, doctor and the benchmarks that one GPU is enough for
+  EXPECT_TRUE(lines.back().starts_with("5 passed, 3 failed, ")) << result.out;
   const Json summary = Json::parse(read_file(dir.file("out/summary.json")));
   EXPECT_EQ(summary.at("device"), "Test GPU");
   EXPECT_EQ(summary.at("num_devices"), 1);
@@ -83,11 +83,27 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   EXPECT_EQ(step_named(summary, "soak-replays-2").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "soak-real").at("reason"), "needs 2 GPUs, there is 1");
   EXPECT_EQ(step_named(summary, "token-major-bf16").at("status"), "skipped");
+  EXPECT_EQ(step_named(summary, "doctor").at("status"), "passed");
+  EXPECT_EQ(step_named(summary, "compare-128").at("reason"), "needs 2 GPUs, there is 1");
   EXPECT_EQ(step_named(summary, "virtual-8-bf16").at("status"), "passed");
   EXPECT_EQ(step_named(summary, "deep-ep tests").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "deep-ep tests").at("reason"), "no --deep-ep CHECKOUT is given");
   const Json record = Json::parse(read_file(dir.file("out/virtual-8-bf16.json")));
   EXPECT_EQ(record.at("machine"), Json({{"cores", 4}}));
+}
+
+TEST(GpuCheck, OnlyTheStepsThatAreNamedRun) {
+  if (!has_python()) GTEST_SKIP() << "python3 is not installed";
+  const TempDir dir;
+  write_machine(dir, 2);
+  const CommandResult result = check_gpu(dir, {"--quick", "--only", "doctor,compare-4096,bench-profile-128"});
+  EXPECT_EQ(result.exit_code, 0) << result.describe();
+  const Json summary = Json::parse(read_file(dir.file("out/summary.json")));
+  EXPECT_EQ(step_named(summary, "compare-4096").at("status"), "passed");
+  EXPECT_EQ(step_named(summary, "bench-profile-128").at("reason"), "tune-128 wrote no profile");
+  for (const Json& step : summary.at("steps")) EXPECT_NE(step.at("name"), "virtual-8-bf16");
+  // Records say what was measured, not on whose machine.
+  EXPECT_EQ(read_file(dir.file("out/compare-4096.json")).find("secret"), std::string::npos);
 }
 
 TEST(GpuCheck, EveryRecordOfThePagesIsMeasured) {

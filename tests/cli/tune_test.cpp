@@ -61,6 +61,28 @@ TEST_F(Tune, FindsSettingsOneKnobAtATime) {
   EXPECT_NE(result().out.find("settings: dispatcher "), std::string::npos) << result().out;
 }
 
+TEST_F(Tune, WorkBesideAndSeveralRequestsAreMeasuredAndVerified) {
+  const CommandResult run = run_with(shape("tune"), {"--dispatcher", "direct", "--iters", "6", "--chain", "3", "--gemm",
+                                                     "--concurrency", "2", "--policy", "balanced", "--json", "-"});
+  ASSERT_EQ(run.exit_code, 0) << run.describe();
+  const Profile found = Profile::parse(run.out);
+  EXPECT_EQ(found.at("validation").at("in_domain"), "passed");
+  EXPECT_EQ(found.at("concurrency"), 2);
+  EXPECT_GT(found.at("gemm").at("units_per_pair"), 0);
+  EXPECT_GT(found.at("gemm").at("alone_us_per_pair"), 0.0);
+  EXPECT_GE(found.at("settings").at("num_buffers"), 2) << "each request under way has its own";
+  for (const Profile& knob : found.at("knobs")) {
+    if (knob.at("knob") == "num_buffers") {
+      EXPECT_EQ(knob.at("values").at(0).at("value"), "2");
+    }
+  }
+  EXPECT_TRUE(profile().at("gemm").is_null());
+  EXPECT_EQ(profile().at("concurrency"), 1);
+  const CommandResult refused = run_with(shape("tune"), {"--concurrency", "4", "--chain", "2"});
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_TRUE(is_error_line(refused.err, "--concurrency 4 is more than a chain has")) << refused.err;
+}
+
 TEST_F(Tune, ProfileIsUsedByBenchAndTakesPartInCompare) {
   const CommandResult bench = run_with(shape("bench"), {"--iters", "2", "--profile", path(), "--json", "-"});
   ASSERT_EQ(bench.exit_code, 0) << bench.describe();

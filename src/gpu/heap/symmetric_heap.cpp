@@ -284,14 +284,19 @@ void SymmetricHeap::stage_own(std::span<const HeapRange> ranges, Staged& staged)
   if (kind_ == HeapKind::kVmmFabric) staged.fabric_handles.resize(max_ranges);
 }
 
-void SymmetricHeap::stage_peer_range(const HeapRange& range, const PhysicalMemory& memory, Staged& staged) const {
+void SymmetricHeap::stage_peer_range(const HeapRange& range, const std::function<PhysicalMemory()>& import_one,
+                                     Staged& staged) const {
   try {
-    staged.mapped.emplace_back(range.rank, MappedMemory(base(range.rank) + range.offset, memory, accessing_devices_));
+    staged.mapped.emplace_back(range.rank,
+                               MappedMemory(base(range.rank) + range.offset, import_one(), accessing_devices_));
   } catch (const Error& error) {
-    throw Error(error.code(),
-                fmt::format("the memory of device {} of rank {} cannot be used on device {}: {}", device_of(range.rank),
-                            range.rank, device_, error.message()),
-                {.rank = rank_, .peer_rank = range.rank, .phase = Phase::kCreate});
+    // Where this process does not see the other GPU, check_reach() could not ask whether there is a path to it.
+    throw Error(
+        error.code(),
+        fmt::format("the memory of device {} of rank {} cannot be used on device {}: {}; use GPUs that reach each "
+                    "other (nvidia-smi topo -p2p r), and let every rank see all of them (CUDA_VISIBLE_DEVICES)",
+                    device_of(range.rank), range.rank, device_, error.message()),
+        {.rank = rank_, .peer_rank = range.rank, .phase = Phase::kCreate});
   }
 }
 
@@ -304,7 +309,10 @@ void SymmetricHeap::stage_peers(std::span<const HeapRange> ranges, Staged& stage
     for (std::size_t peer = 0; peer < by_rank.size() && !error; ++peer) {
       if (static_cast<int>(peer) == rank_ || idx >= by_rank[peer].size()) continue;
       const HeapRange& range = by_rank[peer][idx];
-      error = attempt([&] { stage_peer_range(range, import_one(peer, range.num_bytes), staged); });
+      error = attempt([&] {
+        stage_peer_range(
+            range, [&] { return import_one(peer, range.num_bytes); }, staged);
+      });
     }
   };
   if (kind_ == HeapKind::kVmmFabric) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -75,7 +76,8 @@ class SymmetricHeap {
   void check_ranges(std::span<const HeapRange> ranges) const;
   void stage_own(std::span<const HeapRange> ranges, Staged& staged);
   void stage_peers(std::span<const HeapRange> ranges, Staged& staged);
-  void stage_peer_range(const HeapRange& range, const PhysicalMemory& memory, Staged& staged) const;
+  void stage_peer_range(const HeapRange& range, const std::function<PhysicalMemory()>& import_one,
+                        Staged& staged) const;
 
   GroupImpl* group_;
   int rank_;

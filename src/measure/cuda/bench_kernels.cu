@@ -14,6 +14,24 @@ __device__ std::uint64_t global_time_ns() {
   return time_ns;
 }
 
+// 8 of these blocks fill an SM. 1 << 13 steps of 4 sums keep one busy for some 10 microseconds if it is alone on its
+// SM.
+constexpr int kTileThreads = 256;
+constexpr int kTileSteps = 1 << 13;
+constexpr int kTileSums = 4;
+
+__global__ void __launch_bounds__(kTileThreads) compute_tile_kernel(float* sink, float factor) {
+  float sums[kTileSums];
+#pragma unroll
+  for (int i = 0; i < kTileSums; ++i) sums[i] = static_cast<float>(threadIdx.x + i);
+  for (int step = 0; step < kTileSteps; ++step) {
+#pragma unroll
+    for (int i = 0; i < kTileSums; ++i) sums[i] = fmaf(sums[i], factor, 1.0F);
+  }
+  // Never true, which the compiler cannot know: the sums stay between 0 and 2 * (256 + 4).
+  if (sums[0] + sums[1] + sums[2] + sums[3] < 0.0F) *sink = sums[0];
+}
+
 __global__ void bench_delay_kernel(std::uint64_t duration_ns) {
   const std::uint64_t begin_ns = global_time_ns();
   while (global_time_ns() - begin_ns < duration_ns) {
@@ -39,6 +57,12 @@ __global__ void __launch_bounds__(kStoreThreads, 1)
 cudaError_t launch_bench_delay(cudaStream_t stream, std::int64_t duration_ns) {
   if (duration_ns <= 0) return cudaSuccess;
   bench_delay_kernel<<<1, 1, 0, stream>>>(static_cast<std::uint64_t>(duration_ns));
+  return cudaGetLastError();
+}
+
+cudaError_t launch_compute_tiles(cudaStream_t stream, float* sink, std::int64_t num_tiles) {
+  constexpr float kFactor = 0.5F;
+  compute_tile_kernel<<<static_cast<unsigned>(num_tiles), kTileThreads, 0, stream>>>(sink, kFactor);
   return cudaGetLastError();
 }
 

@@ -10,6 +10,10 @@ namespace epistle {
 /// Keeps the stream busy for `duration_ns` of real time on one SM: what is enqueued meanwhile starts without a gap.
 [[nodiscard]] cudaError_t launch_bench_delay(cudaStream_t stream, std::int64_t duration_ns);
 
+/// `num_tiles` blocks that multiply and add in registers, each about as long as a tile of a matrix product. `sink` is
+/// never written.
+[[nodiscard]] cudaError_t launch_compute_tiles(cudaStream_t stream, float* sink, std::int64_t num_tiles);
+
 struct LinkStore {
   const void* source = nullptr;  ///< of this GPU
   void* target = nullptr;        ///< of the peer, or of this GPU

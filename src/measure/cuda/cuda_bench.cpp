@@ -1,5 +1,6 @@
 #include "measure/cuda/cuda_bench.hpp"
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <utility>
@@ -62,10 +63,10 @@ void CudaBench::run_alone(const Contender& contender) {
 std::unique_ptr<CudaTrial> CudaBench::make_trial(const Contender& contender) {
   report({.task = fmt::format("preparing {}", contender.name)});
   DispatcherConfig config = spec_.config;
-  config.num_buffers = contender.num_buffers;
+  config.num_buffers = std::max(contender.num_buffers, spec_.num_in_flight);
   config.max_handles += spec_.num_chained_pairs;  // every pair of a chain has one, so that none is waited for
   return std::make_unique<CudaTrial>(contender.name, Dispatcher(group_, contender.dispatcher, config, contender.cuda),
-                                     spec_);
+                                     spec_, config.num_buffers);
 }
 
 /// Rows have been moved once, verified, when this returns.
@@ -77,6 +78,7 @@ void CudaBench::start(CudaTrial& trial) {
   prepare(trial);
   quiet(trial);
   first_round_trip(trial);
+  if (!spec_.stage_combine) fill_other_buffers(trial);
   check(trial, data_of(trial.received), "checking");
   if (!first) return;
   const HostCopy received(rank_->stream.get(), data_of(trial.received), config_.top_k);
@@ -104,7 +106,7 @@ void CudaBench::check_after_times(CudaTrial& trial) {
 
 /// What is known, and allocated, once the first dispatcher has chosen the GPU.
 void CudaBench::start_rank(const Dispatcher& dispatcher) {
-  rank_.emplace(dispatcher.device_ordinal(), table_, inputs_);
+  rank_.emplace(dispatcher.device_ordinal(), table_, inputs_, spec_.compute_beside);
   const std::vector<RankDevice> devices = gather_devices(group_);
   CudaRun run;
   report({.task = "link limit"});
@@ -166,6 +168,18 @@ void CudaBench::fill_expert_outputs(std::byte* device_rows, std::int64_t num_row
   inputs_.fill_expert_outputs(rows.data(), num_rows);
   copy_to_device(rank_->stream.get(), device_rows, rows.data(), static_cast<std::int64_t>(rows.size()));
   wait_for_stream(rank_->stream.get());
+}
+
+/// Expert outputs into the buffers that the first round trip did not take: any of them may be the next.
+void CudaBench::fill_other_buffers(CudaTrial& trial) {
+  for (std::int32_t other = 1; other < trial.num_buffers; ++other) {
+    trial.in_flight.push_back(std::move(trial.received));
+    dispatch(trial);
+    quiet(trial);
+    fill_expert_outputs(static_cast<std::byte*>(trial.received.expert_outputs().data), trial.received.num_rows());
+    group_.barrier();
+  }
+  trial.in_flight.clear();
 }
 
 /// Collective: overwrites what the calls that follow have to write, on all ranks before any of them sends.
@@ -268,11 +282,18 @@ void CudaBench::capture(CudaTrial& trial) {
 }
 
 PairCalls CudaBench::pair_calls(CudaTrial& trial) {
-  return {.group = group_, .stream = rank_->stream.get(), .dispatcher = trial.dispatcher, .put_pair = [&] {
-            prepare_and_dispatch(trial);
-            combine(trial, trial.received);
-            return trial.handle;
-          }};
+  return {.group = group_,
+          .stream = rank_->stream.get(),
+          .dispatcher = trial.dispatcher,
+          .put_pair =
+              [&] {
+                prepare_and_dispatch(trial);
+                combine(trial, trial.received);
+                return trial.handle;
+              },
+          .put_requests = [&](std::int32_t num_requests) { put_requests(trial, num_requests); },
+          .compute = compute_ ? &*compute_ : nullptr,
+          .compute_units = collector_.result().compute_units};
 }
 
 /// Pairs in a row, captured and not. Graphs come and go while all streams are quiet.

@@ -20,6 +20,7 @@
 #include "measure/bench_collector.hpp"
 #include "measure/bench_inputs.hpp"
 #include "measure/cuda/captured_graph.hpp"
+#include "measure/cuda/compute_beside.hpp"
 #include "measure/cuda/device_inputs.hpp"
 #include "measure/cuda/device_memory.hpp"
 #include "measure/cuda/pair_runs.hpp"
@@ -30,7 +31,14 @@ namespace epistle {
 
 class OwnedStream {
  public:
-  OwnedStream() { cuda::check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "create a stream"); }
+  /// `urgent`: what is put on it comes before other work of the GPU.
+  explicit OwnedStream(bool urgent) {
+    int lowest = 0;
+    int highest = 0;
+    cuda::check_cuda(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "ask for the priorities of streams");
+    cuda::check_cuda(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, urgent ? highest : lowest),
+                     "create a stream");
+  }
   ~OwnedStream() { cuda::warn_cuda(cudaStreamDestroy(stream_), "destroy a stream"); }
   OwnedStream(const OwnedStream&) = delete;
   OwnedStream& operator=(const OwnedStream&) = delete;
@@ -43,8 +51,8 @@ class OwnedStream {
 
 /// What a rank has on its GPU as long as the benchmark runs. The device is known once there is a dispatcher.
 struct RankOnGpu {
-  RankOnGpu(int device, const RoutingTable& table, BenchInputs& host)
-      : guard(device), inputs(stream.get(), table, host) {}
+  RankOnGpu(int device, const RoutingTable& table, BenchInputs& host, bool urgent)
+      : guard(device), stream(urgent), inputs(stream.get(), table, host) {}
 
   cuda::DeviceGuard guard;
   OwnedStream stream;
@@ -53,15 +61,17 @@ struct RankOnGpu {
 
 /// One dispatcher while it is measured. Declared in the order in which its parts need each other.
 struct CudaTrial {
-  CudaTrial(std::string contender, Dispatcher&& made, const BenchSpec& spec)
-      : name(std::move(contender)), dispatcher(std::move(made)), times(spec) {}
+  CudaTrial(std::string contender, Dispatcher&& made, const BenchSpec& spec, std::int32_t num_of_buffers)
+      : name(std::move(contender)), num_buffers(num_of_buffers), dispatcher(std::move(made)), times(spec) {}
 
   std::string name;
+  std::int32_t num_buffers;
   Dispatcher dispatcher;
   PhaseTimes times;
   DeviceMemory private_outputs = {};  ///< expert outputs, where combine has to copy them
   Handle handle = {};
   Received received = {};                   ///< the rows of the last dispatch
+  std::vector<Received> in_flight = {};     ///< of the requests before it, which are under way with it
   std::optional<CapturedGraph> graph = {};  ///< capacity sizing
   Handle graph_handle = {};                 ///< lives as long as the graph
   ReceivedData graph_rows = {};             ///< where the graph's dispatch puts its rows
@@ -87,6 +97,7 @@ class CudaBench {
   [[nodiscard]] std::int64_t free_gpu_bytes() const;
   void start_rank(const Dispatcher& dispatcher);
   void first_round_trip(CudaTrial& trial);
+  void fill_other_buffers(CudaTrial& trial);
   void poison(const ReceivedData& received);
   void check(CudaTrial& trial, const ReceivedData& received, std::string_view when);
   void recheck(CudaTrial& trial, std::string_view when, const std::function<ReceivedData()>& calls);
@@ -104,6 +115,8 @@ class CudaBench {
   void prepare(CudaTrial& trial) { trial.handle = prepare(trial.dispatcher); }
   void dispatch(CudaTrial& trial);
   void prepare_and_dispatch(CudaTrial& trial);
+  void put_requests(CudaTrial& trial, std::int32_t num_requests);
+  void measure_compute(CudaTrial& first);
   void combine(CudaTrial& trial, const Received& received);
   void fill_expert_outputs(std::byte* device_rows, std::int64_t num_rows);
   /// Collective. Afterwards no stream of any rank has work: memory may come and go until the next barrier.
@@ -125,6 +138,7 @@ class CudaBench {
   BenchCollector collector_;
   std::unique_ptr<BenchCheck> check_;  ///< null = not verified
   std::optional<RankOnGpu> rank_;
+  std::optional<ComputeBeside> compute_;  ///< where work runs beside chains
 };
 
 }  // namespace epistle

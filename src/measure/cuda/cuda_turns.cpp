@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "measure/compute_load.hpp"
 #include "measure/cuda/cuda_bench_rank.hpp"
 #include "measure/cuda/link_probe.hpp"
 
@@ -43,6 +44,7 @@ void CudaBench::run_in_turns() {
     const Unavailable& first = collector_.result().unavailable.front();
     throw Error(ErrorCode::kUnsupported, fmt::format("{} is not available: {}", first.name, first.reason));
   }
+  if (spec_.compute_beside) measure_compute(*trials.front());
   StreamTimer timer(group_, rank_->stream.get(), spec_.runs_per_sample);
   std::vector<std::unique_ptr<CudaTurns>> all;
   for (const auto& trial : trials) {
@@ -68,6 +70,49 @@ void CudaBench::run_in_turns() {
   for (std::size_t idx = 0; idx < all.size(); ++idx) finish_turns(trials[idx], *all[idx]);
 }
 
+/// Dispatches all of them before the first is combined. What the last one received stays.
+void CudaBench::put_requests(CudaTrial& trial, std::int32_t num_requests) {
+  prepare_and_dispatch(trial);
+  for (std::int32_t request = 1; request < num_requests; ++request) {
+    trial.in_flight.push_back(std::move(trial.received));
+    prepare_and_dispatch(trial);
+  }
+  for (const Received& earlier : trial.in_flight) combine(trial, earlier);
+  trial.in_flight.clear();
+  combine(trial, trial.received);
+}
+
+/// Collective: how much work goes beside each pair, from what the first contender's chain and the work take alone.
+void CudaBench::measure_compute(CudaTrial& first) {
+  constexpr int kSamples = 5;
+  constexpr std::int64_t kTiles = 4096;
+  report({.task = "work beside the calls"});
+  quiet(first);
+  compute_.emplace();
+  BenchResult& result = collector_.result();
+  result.compute_units = spec_.compute_units;
+  if (result.compute_units == 0) {
+    const PairCalls calls = pair_calls(first);  // without work beside them, as there are no units yet
+    const PairRuns::OnStep no_steps = {};
+    PairRuns runs(calls, spec_, no_steps);
+    StreamTimer timer(group_, rank_->stream.get(), 1);
+    std::vector<double> unit_us;
+    std::vector<double> pair_us;
+    for (int sample = 0; sample < kSamples; ++sample) {
+      const auto tiles = [&] {
+        compute_->start(rank_->stream.get(), kTiles);
+        compute_->join(rank_->stream.get());
+      };
+      unit_us.push_back(timer.time(tiles, [&] { first.dispatcher.wait(); }) / kTiles);
+      pair_us.push_back(runs.chain_from_host());
+    }
+    // The least: what else the machine does only adds to it.
+    result.compute_unit_us = summarize(unit_us).min;
+    result.compute_units = units_per_pair(summarize(pair_us).min, result.compute_unit_us);
+  }
+  quiet(first);
+}
+
 /// Checks and adds what was measured, and lets the contender go: what is free on the GPUs then was its own.
 void CudaBench::finish_turns(std::unique_ptr<CudaTrial>& trial, CudaTurns& turns) {
   check_after_times(*trial);
@@ -76,7 +121,7 @@ void CudaBench::finish_turns(std::unique_ptr<CudaTrial>& trial, CudaTurns& turns
       turns.chain->launch();
       return turns.chain_rows;
     }
-    for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) static_cast<void>(turns.calls.put_pair());
+    turns.runs.put_chain();
     return data_of(trial->received);
   });
   quiet(*trial);

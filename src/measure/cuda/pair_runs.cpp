@@ -78,11 +78,24 @@ double PairRuns::chain_in_graph(const PairGraph& graph) {
   return timer_.time([&] { graph.launch(); }, [&] { calls_.dispatcher.wait(); }) / spec_.num_chained_pairs;
 }
 
+void PairRuns::put_chain() const {
+  for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; pair += spec_.num_in_flight) {
+    if (calls_.put_requests) {
+      calls_.put_requests(std::min(spec_.num_in_flight, spec_.num_chained_pairs - pair));
+    } else {
+      static_cast<void>(calls_.put_pair());
+    }
+  }
+}
+
 double PairRuns::chain_from_host() {
   calls_.group.barrier();
   static_cast<void>(calls_.put_pair());
   begin_.record(calls_.stream);
-  for (std::int32_t pair = 0; pair < spec_.num_chained_pairs; ++pair) static_cast<void>(calls_.put_pair());
+  const bool beside = calls_.compute != nullptr && calls_.compute_units > 0;
+  if (beside) calls_.compute->start(calls_.stream, calls_.compute_units * spec_.num_chained_pairs);
+  put_chain();
+  if (beside) calls_.compute->join(calls_.stream);
   end_.record(calls_.stream);
   calls_.dispatcher.wait();
   return slowest_.reduce(end_.us_since(begin_)) / spec_.num_chained_pairs;

@@ -13,6 +13,7 @@
 
 #include "measure/bench_types.hpp"
 #include "measure/cuda/captured_graph.hpp"
+#include "measure/cuda/compute_beside.hpp"
 #include "measure/cuda/stream_timer.hpp"
 #include "measure/cuda/timed_event.hpp"
 #include "measure/slowest_rank.hpp"
@@ -25,6 +26,10 @@ struct PairCalls {
   cudaStream_t stream;
   Dispatcher& dispatcher;
   std::function<Handle()> put_pair;  ///< puts one pair on the stream, and gives its routing
+  /// Puts so many requests on the stream that are under way at once. Empty: there is one.
+  std::function<void(std::int32_t num_requests)> put_requests = {};
+  ComputeBeside* compute = nullptr;  ///< what runs beside chains that the host launches; null = nothing
+  std::int64_t compute_units = 0;    ///< for each pair
 };
 
 /// Pairs captured into one CUDA graph. Comes and goes while no stream of any rank has work.
@@ -60,6 +65,8 @@ class PairRuns {
   /// One sample: the host launches call after call while the stream works, behind one pair that brings the ranks
   /// together. A host that is slower than the stream shows.
   [[nodiscard]] double chain_from_host();
+  /// A chain as chain_from_host() puts it on the stream.
+  void put_chain() const;
 
   /// One sample of these per iteration.
   [[nodiscard]] std::vector<double> chains_in_graph(const PairGraph& graph);

@@ -16,6 +16,9 @@ class TimedEvent {
 
   void record(cudaStream_t stream) { cuda::check_cuda(cudaEventRecord(event_, stream), "record an event"); }
 
+  /// What is put on `stream` from now on waits for this one.
+  void hold_back(cudaStream_t stream) { cuda::check_cuda(cudaStreamWaitEvent(stream, event_, 0), "wait for an event"); }
+
   /// From `begin` to this one. Waits for this one.
   [[nodiscard]] double us_since(const TimedEvent& begin) const {
     constexpr double kMicrosPerMilli = 1e3;

@@ -40,7 +40,7 @@ void find_megatron_layout_experts_not_divided(const RunFacts& facts, const Check
   if (facts.num_experts) {
     if (*facts.num_experts % facts.ep == 0) return;
     add_finding(findings, rule, *ep, fmt::format("{} experts do not divide over EP {}", *facts.num_experts, facts.ep),
-                "choose an EP megatron_layout_degree that divides the experts");
+                "choose an EP degree that divides the experts");
     return;
   }
   const bool elsewhere = facts.run.find("num-experts") != nullptr || facts.run.has("use-checkpoint-args") ||
@@ -73,7 +73,7 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
     if (at != nullptr) {
       add_finding(findings, rule, *at,
                   fmt::format("{} ranks are no multiple of TP {} x PP {} x CP {}", *world, *tp, *pp, *cp),
-                  "change a megatron_layout_degree or the number of ranks");
+                  "change a degree or the number of ranks");
       findings.back().severity = severity;
       return;
     }
@@ -83,8 +83,28 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
   if (*world % group == 0) return;
   add_finding(findings, rule, *ep,
               fmt::format("{} ranks are no multiple of EP {} x expert TP {} x PP {}", *world, facts.ep, *etp, *pp),
-              "change the EP megatron_layout_degree or the number of ranks");
+              "change the EP degree or the number of ranks");
   findings.back().severity = severity;
+}
+
+void find_flex_alone(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const type = run.find("moe-token-dispatcher-type");
+  if (type == nullptr || !type->known_value || type->value() != "flex" || !facts.num_experts) return;
+  if (!facts.ep_known || facts.ep != 1) return;
+  if (run.find(kEp) == nullptr && !run.complete) return;
+  const auto tp = run.find(kEtp) != nullptr ? run.number(kEtp) : megatron_layout_degree(run, kTp);
+  if (tp != 1) return;
+  add_finding(findings, rule, *type, "flex needs experts over several ranks: EP and expert TP are 1, which it refuses",
+              "set --expert-model-parallel-size, or --moe-token-dispatcher-type to alltoall or allgather");
+}
+
+void find_too_many_choices(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const top_k = facts.run.find("moe-router-topk");
+  if (top_k == nullptr || !facts.top_k || !facts.num_experts || *facts.top_k <= *facts.num_experts) return;
+  add_finding(findings, rule, *top_k,
+              fmt::format("a token cannot go to {} of {} experts", *facts.top_k, *facts.num_experts),
+              "choose a top-k of at most the number of experts");
 }
 
 void find_no_sequence_parallel(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -108,7 +128,7 @@ void find_overlap_trouble(const RunFacts& facts, const CheckRule& rule, Findings
     add_finding(findings, rule, *overlap, fmt::format("{}: {}", overlap->flag, message), fix);
   };
   if (facts.ep_known && facts.ep < 2 && (run.complete || run.find(kEp) != nullptr))
-    add("there is no expert parallelism to overlap", "set an EP megatron_layout_degree above 1, or remove it");
+    add("there is no expert parallelism to overlap", "set an EP degree above 1, or remove it");
   const bool type_known = run.find("moe-token-dispatcher-type") != nullptr || run.complete;
   if (facts.would_run == "allgather" && type_known)
     add("it works with alltoall and flex only; the run uses allgather", "set --moe-token-dispatcher-type");
@@ -173,9 +193,11 @@ void find_uneven_tokens(const RunFacts& facts, const CheckRule& rule, Findings& 
 
 // clang-format off
 constexpr std::array kMegatronLayoutRules = {
-    CheckRule{"degree-value", Engine::kMegatron, Severity::kError, "a megatron_layout_degree that is no number", find_bad_degrees, source::kMegatron, source::kMegatronDate},
+    CheckRule{"degree-value", Engine::kMegatron, Severity::kError, "a degree that is no number", find_bad_degrees, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-divides-experts", Engine::kMegatron, Severity::kError, "EP does not divide the experts", find_megatron_layout_experts_not_divided, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-divides-world", Engine::kMegatron, Severity::kError, "degrees do not divide the ranks", find_world_not_divided, source::kMegatron, source::kMegatronDate},
+    CheckRule{"flex-one-rank", Engine::kMegatron, Severity::kError, "flex without ranks to exchange with", find_flex_alone, source::kMegatron, source::kMegatronDate},
+    CheckRule{"top-k-experts", Engine::kMegatron, Severity::kError, "more choices than experts", find_too_many_choices, source::kMegatron, source::kMegatronDate},
     CheckRule{"sequence-parallel", Engine::kMegatron, Severity::kError, "experts and TP without sequence parallelism", find_no_sequence_parallel, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-overlap", Engine::kMegatron, Severity::kError, "EP overlap without what it needs", find_overlap_trouble, source::kMegatron, source::kMegatronDate},
     CheckRule{"delay-wgrad", Engine::kMegatron, Severity::kError, "delayed weight gradients without EP overlap", find_delayed_wgrad, source::kMegatron, source::kMegatronDate},

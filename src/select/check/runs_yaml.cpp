@@ -107,11 +107,13 @@ class Document {
 
   void visit_map(const YamlNode& node, int depth) {
     const std::int32_t scope = ++num_scopes_;
+    const bool joined = join_container(node);
     // What is merged in comes first, so that the map's own fields count.
     for (const bool merged : {true, false}) {
       for (std::size_t idx = 0; idx + 1 < node.children.size(); idx += 2) {
         const YamlNode& key = tree_.at(node.children[idx]);
         if (key.kind != YamlKind::kScalar || (key.text == "<<") != merged) continue;
+        if (joined && is_container_key(key.text)) continue;
         visit_field(key, node.children[idx + 1], scope, depth);
       }
     }
@@ -138,6 +140,47 @@ class Document {
       return;
     }
     visit(value_index, depth + 1);
+  }
+
+  static bool is_container_key(std::string_view key) {
+    return key == "command" || key == "args" || key == "entrypoint";
+  }
+
+  /// A container's command and its arguments are one command line, in two lists. Without a command it is that of the
+  /// image, of which options tell the engine.
+  bool join_container(const YamlNode& node) {
+    const YamlNode* const program =
+        find_words(node, "entrypoint") != nullptr ? find_words(node, "entrypoint") : find_words(node, "command");
+    const YamlNode* arguments = find_words(node, "args");
+    if (arguments == nullptr && find_words(node, "entrypoint") != nullptr) arguments = find_words(node, "command");
+    if (arguments == nullptr || (program == nullptr && starts_with_option(*arguments))) return false;
+    std::vector<LinedText> words;
+    if (program != nullptr) {
+      for (const std::size_t item : program->children) add_words(words, tree_.at(item));
+    }
+    for (const std::size_t item : arguments->children) {
+      const bool model = program == nullptr && item == arguments->children.front();
+      if (!model) add_words(words, tree_.at(item));
+    }
+    if (words.empty()) return false;
+    word_lists_.push_back(std::move(words));
+    return true;
+  }
+
+  /// The field of that name where it is a list of words; null where it is not there, or holds scripts.
+  [[nodiscard]] const YamlNode* find_words(const YamlNode& node, std::string_view name) const {
+    for (std::size_t idx = 0; idx + 1 < node.children.size(); idx += 2) {
+      const YamlNode& list = tree_.at(node.children[idx + 1]);
+      if (tree_.at(node.children[idx]).text != name || list.kind != YamlKind::kSequence || !is_scalar_list(list)) {
+        continue;
+      }
+      const bool scripts = std::any_of(list.children.begin(), list.children.end(), [&](std::size_t item) {
+        const std::string& text = tree_.at(item).text;
+        return text.find('\n') != std::string::npos || (text.find(' ') != std::string::npos && !text.starts_with("--"));
+      });
+      return scripts ? nullptr : &list;
+    }
+    return nullptr;
   }
 
   void visit_sequence(const YamlNode& node, int depth) {

@@ -71,7 +71,7 @@ TEST(Cluster, JsonOverridesAPreset) {
 }
 
 TEST(Cluster, ErrorsNameFileAndField) {
-  EXPECT_EQ(parse_error("{"), "rack.json is not JSON; a cluster is an object of fields");
+  EXPECT_EQ(parse_error("{"), "rack.json: line 1 is not JSON");
   EXPECT_NE(parse_error("[]").find("must be an object"), std::string::npos);
   EXPECT_NE(parse_error(R"({"name": "a"})").find("rack.json: gpus_per_domain is missing"), std::string::npos);
   EXPECT_NE(parse_error(R"({"preset": "h1000"})").find("rack.json: preset there is no cluster 'h1000'"),
