@@ -66,6 +66,7 @@ def expert_weights(expert: int) -> typing.Any:
 
 def play(rank: int, port: int) -> None:
     import epistle.deep_ep
+    import epistle.engines.megatron
 
     epistle.deep_ep.install()
     from megatron.core import parallel_state
@@ -74,9 +75,13 @@ def play(rank: int, port: int) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
     parallel_state.initialize_model_parallel(expert_model_parallel_size=RANKS)
     generator = torch.Generator().manual_seed(rank)
-    for backend in ("deepep", "hybridep"):
+    for backend in ("deepep", "hybridep", "adapter"):
         for top_k in (1, 2, 4):
-            dispatcher = make_dispatcher(backend, top_k)
+            if backend == "adapter":
+                dispatcher = make_dispatcher("deepep", top_k)
+                epistle.engines.megatron.use(dispatcher)
+            else:
+                dispatcher = make_dispatcher(backend, top_k)
             for num_tokens in (TOKENS, TOKENS - 5 * rank):
                 x = torch.randn(num_tokens, 1, HIDDEN, generator=generator, requires_grad=True)
                 scores = torch.rand(num_tokens, EXPERTS, generator=generator)
@@ -94,6 +99,7 @@ def play(rank: int, port: int) -> None:
                 torch.testing.assert_close(
                     torch.where(routing_map, got[1], 0), torch.where(routing_map, wanted[1], 0), rtol=1e-5, atol=1e-4
                 )
+    epistle.engines.megatron.release()
     torch.distributed.destroy_process_group()
 
 
