@@ -99,7 +99,7 @@ def _plan(
             or any(np.unique(layer).size < loads.shape[2] for layer in placement)
         ):
             placement = None
-    slots = _core._plan_for_engine(
+    slots = _core.plan_for_engine(
         loads,
         num_slots=num_slots,
         num_groups=num_groups or 1,

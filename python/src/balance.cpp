@@ -62,7 +62,7 @@ SlotsOfLayers plan_for_engine(const Loads& loads, const std::optional<Current>& 
 
 void bind_balance(nb::module_& module) {
   module.def(
-      "_plan_for_engine",
+      "plan_for_engine",
       [](const Loads& loads, std::int32_t num_slots, std::int32_t num_groups, std::int32_t num_nodes,
          std::int32_t num_ranks, const std::optional<Current>& current, double hysteresis, bool as_eplb) {
         const balance::EplbShape shape{
@@ -72,7 +72,7 @@ void bind_balance(nb::module_& module) {
       },
       nb::arg("loads"), nb::kw_only(), nb::arg("num_slots"), nb::arg("num_groups"), nb::arg("num_nodes"),
       nb::arg("num_ranks"), nb::arg("current").none(), nb::arg("hysteresis"), nb::arg("as_eplb"),
-      nb::sig("def _plan_for_engine(loads: object, *, num_slots: int, num_groups: int, num_nodes: int, num_ranks: int, "
+      nb::sig("def plan_for_engine(loads: object, *, num_slots: int, num_groups: int, num_nodes: int, num_ranks: int, "
               "current: object | None, hysteresis: float, as_eplb: bool) -> list[list[int]]"),
       "The expert of every slot, [layers][num_slots], for loads [windows, layers, experts].");
 }
