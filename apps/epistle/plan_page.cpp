@@ -43,7 +43,9 @@ html::ChartBlock steps_by_ranks(const std::map<std::int32_t, const Plan*>& plans
     for (std::size_t idx = 0; idx < chart.series.size(); ++idx) {
       html::Series& series = chart.series[idx];
       const bool is_mine = idx == mine;
-      const auto ms = [is_mine](double us) { return is_mine ? std::optional<double>(us / kPageUsPerMs) : std::nullopt; };
+      const auto ms = [is_mine](double us) {
+        return is_mine ? std::optional<double>(us / kPageUsPerMs) : std::nullopt;
+      };
       series.values.push_back(ms(plan->step_us));
       series.low.push_back(ms(plan->step_low_us));
       series.high.push_back(ms(plan->step_high_us));

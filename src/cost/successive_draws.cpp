@@ -91,10 +91,9 @@ std::vector<double> group_hits(std::span<const double> popularity, std::int32_t 
   constexpr double kStep = 0.25;
   constexpr double kFirstTime = 1e-8;  // of the mean time of the first ring, which is 1
   constexpr double kLastRings = 40.0;  // exp(-40): by then all have rung
-  const double end = std::log(kLastRings * total / smallest);
-  for (double log_time = std::log(kFirstTime); log_time < end; log_time += kStep) {
-    clocks.add(std::exp(log_time), kStep, hits);
-  }
+  const double begin = std::log(kFirstTime);
+  const auto num_steps = static_cast<int>(std::ceil((std::log(kLastRings * total / smallest) - begin) / kStep));
+  for (int step = 0; step < num_steps; ++step) clocks.add(std::exp(begin + kStep * step), kStep, hits);
   for (double& hit : hits) hit = std::min(hit, 1.0);
   return hits;
 }

@@ -27,7 +27,7 @@ std::vector<double> to_doubles(const std::vector<std::uint64_t>& values) { retur
 
 }  // namespace
 
-TokenSource::TokenSource(const TokenRules& rules) : rules_(rules) {
+TokenSource::TokenSource(TokenRules rules) : rules_(std::move(rules)) {
   if (rules_.routing.kind == RoutingKind::kTrace) read_trace();
   if (rules_.drift < 0.0 || rules_.drift > 1.0) {
     reject(fmt::format("the drift is {}; it must be a part of the experts, from 0 to 1", rules_.drift));

@@ -30,7 +30,7 @@ struct TokenRules {
 class TokenSource {
  public:
   /// Reads a trace's layer, which is held. Throws as generate_routing does.
-  explicit TokenSource(const TokenRules& rules);
+  explicit TokenSource(TokenRules rules);
 
   [[nodiscard]] std::int32_t num_experts() const noexcept { return rules_.num_experts; }
   [[nodiscard]] std::int32_t top_k() const noexcept { return rules_.top_k; }
