@@ -33,7 +33,7 @@ std::string balance_metrics(const BalanceReport& report) {
 }
 
 void serve_metrics(const BalanceReport& report, const balance::MetricsAddress& address) {
-  const std::string text = balance_metrics(report);
+  std::string text = balance_metrics(report);
   // Blocked before the server's thread begins, which inherits that: the signals come to sigwait.
   sigset_t signals;
   sigemptyset(&signals);
