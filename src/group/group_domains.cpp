@@ -38,9 +38,18 @@ void GroupImpl::form_domains(int declared_size) {
 std::unique_ptr<DomainLink> GroupImpl::open_link(const SymmetricRegion& region) {
   const std::int64_t signal_bytes = kSignalBytes * num_ranks_;
   SymmetricRegion signals = create_region(signal_bytes);
+  SymmetricRegion far = region;
   take_together({.kind = CallKind::kCreateRegion, .detail = static_cast<std::uint64_t>(signal_bytes)}, Phase::kCreate,
-                [&] { signals.commit(0, signal_bytes); });
-  return make_mapped_link(region, std::move(signals), rank_);
+                [&] {
+                  signals.commit(0, signal_bytes);
+                  // Threads share their mappings.
+                  if (world_->kind() == GroupKind::kThreads) return;
+                  far = region.map_again();
+                  const int own_begin = domains_.first_rank(domains_.domain_of(rank_));
+                  region.hide(0, own_begin);
+                  region.hide(own_begin + domains_.size(), num_ranks_);
+                });
+  return make_mapped_link(std::move(far), std::move(signals), rank_);
 }
 
 }  // namespace epistle

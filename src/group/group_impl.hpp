@@ -107,7 +107,8 @@ class GroupImpl {
   /// Collective. `reserved_bytes` must be equal on all ranks.
   [[nodiscard]] SymmetricRegion create_region(std::int64_t reserved_bytes);
 
-  /// Collective: this rank's link to ranks of other domains, for `region`.
+  /// Collective: this rank's link to ranks of other domains, for `region`. In a process group `region` itself reaches
+  /// them no longer, as if they were on other hosts.
   [[nodiscard]] std::unique_ptr<DomainLink> open_link(const SymmetricRegion& region);
 
   /// Collective: every rank gives a valid descriptor and receives a copy of every rank's, in rank order. A rank that is

@@ -35,6 +35,7 @@ struct ResolvedConfig {
   std::int64_t combine_hidden = 0;  ///< 0 = nothing is ever combined
   std::int32_t num_buffers = 1;
   std::int32_t max_handles = 8;
+  std::int32_t domain_size = 0;  ///< of the group
 
   /// Of a row given to dispatch.
   [[nodiscard]] std::int64_t input_row_bytes() const noexcept { return hidden * dtype_bytes(dtype); }
@@ -51,8 +52,9 @@ struct ResolvedConfig {
   }
 };
 
-/// Throws kInvalidArgument or kUnsupported.
-[[nodiscard]] ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks);
+/// Throws kInvalidArgument or kUnsupported. `domain_size`: 0 = all ranks are in one domain. An order that is not set is
+/// kHierarchical: whoever knows the dispatcher fills in its own before (see with_order_of).
+[[nodiscard]] ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks, int domain_size = 0);
 
 /// What of the layout's parameters follows from the configuration.
 [[nodiscard]] LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks);
