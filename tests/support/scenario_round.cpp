@@ -32,7 +32,7 @@ void tame(std::vector<std::byte>& values) {
 Round::Round(const Scenario& scenario, int round)
     : scenario_(scenario),
       key_(mix(scenario.seed, static_cast<std::uint64_t>(round))),
-      config_(resolve_config(scenario.config, scenario.num_ranks())) {
+      config_(resolve_config(scenario.config, scenario.num_ranks(), scenario.domain_size)) {
   for (int rank = 0; rank < num_ranks(); ++rank) tables_.push_back(make_table(rank));
 }
 
