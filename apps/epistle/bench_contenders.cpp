@@ -23,7 +23,7 @@ constexpr std::string_view kOfProfile = "profile";  // a contender
 std::optional<std::string> reason_against(const DispatcherInfo& info, const BenchPlan& plan) {
   if (plan.spec.chain_in_graph && !info.capabilities().graph_capture)
     return "its calls cannot be captured into a graph";
-  return info.cannot_serve(plan.spec.config, plan.num_ranks);
+  return info.cannot_serve(plan.spec.config, plan.num_ranks, plan.spec.domain_size);
 }
 
 }  // namespace

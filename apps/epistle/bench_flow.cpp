@@ -36,10 +36,11 @@ int run_threads(const BenchOptions& options, int num_ranks, const RankWork& work
   require_device(plan);
   add_expectation(options, plan);
   int exit_code = kExitOk;
-  run_thread_ranks(num_ranks, [&](Group& group) {
+  const auto play = [&](Group& group) {
     const int code = work(group, plan, options, progress);
     if (group.rank() == 0) exit_code = code;
-  });
+  };
+  run_thread_ranks(num_ranks, play, {.domain_size = plan.spec.domain_size});
   return exit_code;
 }
 

@@ -45,6 +45,10 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
       ->type_name("NAME,...");
   add_number(command, "--ranks", options.num_ranks, {1, kMaxRanks},
              "Ranks of the group (default: those of the launcher, or as many as --tokens lists, or 2)");
+  add_number(
+      command, "--domain-size", options.domain_size, {1, kMaxRanks},
+      "Host device: ranks of a domain, which reach each other by load and store; only links go from one domain to "
+      "another (default: EPISTLE_DOMAIN_SIZE, or all ranks of the host)");
   command
       .add_option("--group", options.group,
                   "Ranks are threads or processes (default: processes where a launcher started them, else threads)")
@@ -94,7 +98,11 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
                   "Experts have replicas: a JSON file of the experts of every rank's slots, or replicas:N, where every "
                   "rank has copies of N experts of the next one")
       ->type_name("FILE|replicas:N");
-  command.add_option("--combine", options.combine, "hierarchical, flat or deepep_v2: the order of sums")
+  command
+      .add_option(
+          "--combine", options.combine,
+          "hierarchical, flat, deepep_v2 or domains: the order of sums (default: hierarchical; domains where there are "
+          "several)")
       ->type_name("MODE");
   command.add_option("--weights", options.weights, "Combine multiplies by the routing weights: on or off")
       ->type_name("on|off");
@@ -159,6 +167,7 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
   const auto text = [](const auto& value) { return fmt::format("{}", value); };
   const auto given = [&](const auto& value) { return value > 0 ? text(value) : std::string("not given"); };
   return {{"--device", options.device},
+          {"--domain-size", given(options.domain_size)},
           {"--dispatcher", fmt::format("{}", fmt::join(options.dispatchers, ","))},
           {"--model", options.model},
           {"--hidden", given(options.hidden)},

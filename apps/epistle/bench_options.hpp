@@ -20,6 +20,7 @@ struct BenchOptions {
   std::string device = "host";
   std::vector<std::string> dispatchers;
   std::int32_t num_ranks = 0;
+  std::int32_t domain_size = 0;
   std::string group;
   std::string model;
   std::int64_t hidden = 0;
@@ -37,7 +38,7 @@ struct BenchOptions {
   std::string routing = "uniform";
   std::int32_t trace_layer = -1;
   std::string placement;  ///< empty = the trivial one
-  std::string combine = "hierarchical";
+  std::string combine;
   std::string weights = "on";
   double drop_capacity = 0.0;
   std::string drop_policy;

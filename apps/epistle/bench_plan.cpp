@@ -22,6 +22,7 @@
 #include "bench_tokens.hpp"
 #include "core/reject.hpp"
 #include "dispatch/call/resolved_config.hpp"
+#include "group/limits.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/bench_memory.hpp"
 #include "output.hpp"
@@ -70,8 +71,10 @@ const std::map<std::string, OutputLayout>& layouts() {
 }
 
 const std::map<std::string, SumOrder>& orders() {
-  static const std::map<std::string, SumOrder> all = {
-      {"hierarchical", SumOrder::kHierarchical}, {"flat", SumOrder::kFlat}, {"deepep_v2", SumOrder::kDeepEpV2}};
+  static const std::map<std::string, SumOrder> all = {{"hierarchical", SumOrder::kHierarchical},
+                                                      {"flat", SumOrder::kFlat},
+                                                      {"deepep_v2", SumOrder::kDeepEpV2},
+                                                      {"domains", SumOrder::kDomains}};
   return all;
 }
 
@@ -99,21 +102,39 @@ void check_dispatchers(const std::vector<std::string>& names, Device device) {
   }
 }
 
+/// Declared, or set by a launcher. On GPUs all ranks are in one.
+int choose_domain_size(const BenchOptions& options, int num_ranks) {
+  if (device_of(options) == Device::kHost) return resolve_domain_size(options.domain_size, num_ranks);
+  if (options.domain_size > 0) {
+    reject(fmt::format("--domain-size belongs to --device host; the device is {}", options.device));
+  }
+  return num_ranks;
+}
+
+/// One that all dispatchers of the device serve.
+SumOrder default_order(const BenchPlan& plan) noexcept {
+  return plan.spec.domain_size < plan.num_ranks ? SumOrder::kDomains : SumOrder::kHierarchical;
+}
+
 /// On GPUs only what runs with several ranks on one of them, too. A comparison takes all but the oracle, which is slow.
-std::vector<std::string> default_dispatchers(Device device, bool compares) {
+std::vector<std::string> default_dispatchers(Device device, bool compares, bool one_domain) {
   if (compares) {
     std::vector<std::string> names;
     for (const DispatcherInfo* const info : dispatchers_of(device)) {
-      if (info->name() != kOracle) names.emplace_back(info->name());
+      // Within one domain those that join domains are another's equal.
+      const bool is_another = one_domain && info->capabilities().joins_domains;
+      if (info->name() != kOracle && !is_another) names.emplace_back(info->name());
     }
     return names;
   }
   if (device == Device::kCuda) return {"direct"};
-  return {"direct", "alltoall"};
+  if (one_domain) return {"direct", "alltoall"};
+  return {"hybrid", "alltoall"};
 }
 
 /// Fills in what belongs to one device, and rejects what belongs to the other.
-void choose_device(const BenchOptions& options, BenchSpec& spec) {
+void choose_device(const BenchOptions& options, int num_ranks, BenchSpec& spec) {
+  spec.domain_size = choose_domain_size(options, num_ranks);
   spec.device = device_of(options);
   const bool on_cuda = spec.device == Device::kCuda;
   const auto belongs_to = [&](Device device, bool given, std::string_view option) {
@@ -132,7 +153,8 @@ void choose_device(const BenchOptions& options, BenchSpec& spec) {
   if (options.num_runs > 0) spec.runs_per_sample = options.num_runs;
   if (!options.mover.empty()) spec.cuda.mover = lookup(movers(), options.mover, "--mover");
   spec.dispatchers = options.dispatchers;
-  if (spec.dispatchers.empty()) spec.dispatchers = default_dispatchers(spec.device, options.compares);
+  if (spec.dispatchers.empty())
+    spec.dispatchers = default_dispatchers(spec.device, options.compares, spec.domain_size == num_ranks);
   check_dispatchers(spec.dispatchers, spec.device);
 }
 
@@ -203,7 +225,7 @@ void choose_layout(const BenchOptions& options, DispatcherConfig& config) {
   if (sizing == SizingMode::kCapacity) {
     config.sizing = Capacity{.rows_per_rank = has_blocks ? 0 : options.capacity_rows};
   }
-  config.order = lookup(orders(), options.combine, "--combine");
+  if (!options.combine.empty()) config.order = lookup(orders(), options.combine, "--combine");
   config.apply_weights = lookup<bool>({{"on", true}, {"off", false}}, options.weights, "--weights");
   config.input = lookup(dtypes(), options.dtype, "--dtype");
   config.wire = lookup(wires(), options.wire, "--wire");
@@ -320,7 +342,8 @@ void drop_beyond_capacity(const CapacityOptions& capacity, BenchPlan& plan) {
 /// What a dispatcher cannot do is told before any rank starts.
 void check_capabilities(const BenchPlan& plan) {
   for (const std::string& name : plan.spec.dispatchers) {
-    const auto reason = find_dispatcher(name, plan.spec.device).cannot_serve(plan.spec.config, plan.num_ranks);
+    const auto reason =
+        find_dispatcher(name, plan.spec.device).cannot_serve(plan.spec.config, plan.num_ranks, plan.spec.domain_size);
     if (reason) throw Error(ErrorCode::kUnsupported, fmt::format("--dispatcher {}: {}", name, *reason));
   }
 }
@@ -389,7 +412,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.spec.num_replays = options.num_replays;
   plan.spec.num_in_flight = options.concurrency;
   plan.spec.compute_beside = options.gemm;
-  choose_device(options, plan.spec);
+  choose_device(options, num_ranks, plan.spec);
   adopt_profile(options, plan);
   plan.routing = RoutingSpec::parse(options.routing);
   plan.trace_layer = options.trace_layer;
@@ -401,6 +424,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   choose_shape(options, plan, request);
   DispatcherConfig& config = plan.spec.config;
   choose_layout(options, config);
+  if (!config.order) config.order = default_order(plan);
   plan.spec.chain_in_graph = options.chain_in_graph;
   check_chain_in_graph(plan.spec);
   if (!options.compares) check_capture(plan.spec);
@@ -420,7 +444,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   drop_beyond_capacity(capacity, plan);
   plan.placement = options.placement;
   if (!plan.placement.empty()) config.placement = read_placement(plan.placement, config.num_experts, num_ranks);
-  plan.resolved = resolve_config(config, num_ranks);
+  plan.resolved = resolve_config(config, num_ranks, plan.spec.domain_size);
   if (options.compares) {
     choose_contenders(plan);
     plan.spec.dispatchers.clear();

@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::size_t kMessageBytes = 2048;
 constexpr std::size_t kValueBytes = 256;
-constexpr std::size_t kMaxOptions = 40;
+constexpr std::size_t kMaxOptions = 41;
 constexpr std::uint64_t kHashFactor = 31;
 
 /// What a rank tells the others before the run: enough to see whether all is well.
@@ -131,7 +131,7 @@ bool speaks_for_all(const Error& error, int rank) noexcept {
 }
 
 int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const RankBody& body) {
-  Group group = join_process_group(info);
+  Group group = join_process_group(info, {.domain_size = options.domain_size});
   try {
     BenchPlan plan;
     std::optional<Error> error;

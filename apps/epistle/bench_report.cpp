@@ -105,6 +105,27 @@ std::string gpu_lines(const BenchPlan& plan, const CudaRun& run) {
   return text;
 }
 
+/// Where ranks are in several domains: what each class of links carries.
+std::string render_links_table(const BenchPlan& plan, const BenchResult& result) {
+  if (plan.resolved.domain_size == plan.num_ranks) return {};
+  Table table({{"dispatcher", Align::kLeft},
+               {"phase", Align::kLeft},
+               {"own bytes", Align::kRight},
+               {"domain bytes", Align::kRight},
+               {"network bytes", Align::kRight},
+               {"network rate", Align::kRight}});
+  for (const PhaseResult& phase : result.phases) {
+    const LinkBytes& bytes = phase.link_bytes;
+    table.add_row({phase.dispatcher, std::string(to_string(phase.phase)), format_bytes(bytes.own),
+                   format_bytes(bytes.domain), format_bytes(bytes.network),
+                   format_rate(bytes_per_s(bytes.network, phase.time_us.median))});
+  }
+  return table.render() + fmt::format(
+                              "{} domains of {} ranks. Bytes are per rank (means), as the layout predicts: what "
+                              "is done for a rank's tokens, headers included.\n\n",
+                              plan.num_ranks / plan.resolved.domain_size, plan.resolved.domain_size);
+}
+
 std::string load_lines(const BenchPlan& plan, const BenchResult& result) {
   const LoadSummary& load = result.load;
   std::string text =
@@ -172,6 +193,7 @@ std::string render_bench_table(const BenchPlan& plan, const BenchResult& result)
       "bytes: what crossed between ranks. ";
   text += result.cuda ? "Of the link limit: the wire rate against what a rank can store, as measured in this\nrun.\n\n"
                       : "Of limit: bytes that must be read and written once, against the copy limit.\n\n";
+  text += render_links_table(plan, result);
   text += render_pairs_table(result);
   text += load_lines(plan, result);
   text += verification_line(plan, result);

@@ -24,6 +24,7 @@ constexpr double kMaxGraceSeconds = 86400.0;  // as long as the longest timeout
 struct RunOptions {
   LaunchOptions launch;
   double grace_s = kAutomaticGrace;
+  int domain_size = 0;
 };
 
 constexpr const char* kRunFooter =
@@ -65,6 +66,8 @@ void add_run_command(CLI::App& app, const std::vector<std::string>& program, int
   add_number(*command, "--grace", options->grace_s, {0.0, kMaxGraceSeconds},
              "Time for the ranks to end by themselves after one failed (default: 5) or SIGINT (default: 30)")
       ->type_name("SECONDS");
+  add_number(*command, "--domain-size", options->domain_size, {1, kMaxRanks},
+             "Declare domains of this many ranks, so that several are played on this host (sets EPISTLE_DOMAIN_SIZE)");
   command->footer(kRunFooter);
   command->callback([command, options, &program, &exit_code] {
     const std::vector<std::string> extras = command->remaining();
@@ -78,6 +81,10 @@ void add_run_command(CLI::App& app, const std::vector<std::string>& program, int
     if (options->grace_s >= 0.0) {
       options->launch.grace =
           std::chrono::round<std::chrono::milliseconds>(std::chrono::duration<double>(options->grace_s));
+    }
+    if (options->domain_size > 0) {
+      options->launch.environment.emplace_back(
+          "EPISTLE_DOMAIN_SIZE", std::to_string(resolve_domain_size(options->domain_size, options->launch.num_ranks)));
     }
     options->launch.peer_lost_exit_code = kExitPeerLost;
     exit_code = launch_ranks(options->launch);

@@ -83,7 +83,9 @@ struct DispatcherConfig {
   Layout layout = TokenMajor{};
   Sizing sizing = Exact{};
   OverflowPolicy overflow = OverflowPolicy::kError;
-  SumOrder order = SumOrder::kHierarchical;
+  /// Unset: the dispatcher's own, the first of Capabilities::orders. Those that join domains have kDomains, which in a
+  /// group of one domain is kHierarchical; all others kHierarchical.
+  std::optional<SumOrder> order = {};
   bool apply_weights = true;  ///< combine multiplies by the routing weights
   bool zero_padding = true;   ///< dispatch writes zeros to padding rows; false leaves there what was there
 

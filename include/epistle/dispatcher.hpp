@@ -13,12 +13,19 @@
 //     hierarchical   out[t] = round( sum over r in R(t), r ascending: round( sum over the token's experts e on r, in
 //                             top-k order: w[t,e] * y[e,t] ) )
 //     deepep_v2      the same, ranks in the order of the last place that each has in the token's top-k
+//     domains        D[t,d] = round( sum over r in R(t) in domain d, r ascending: the rounded sum of r, as above )
+//                    out[t] = round( sum over the domains d of R(t), d ascending: D[t,d] )
 //     flat           out[t] = round( sum over the token's experts e, in top-k order: w[t,e] * y[e,t] )
 //   token rows (token_major): one row y[r,t] per (token, rank)
 //     W[r,t] = sum of the weights of the token's experts on r, in top-k order
 //     hierarchical   out[t] = round( sum over r in R(t), r ascending: W[r,t] * y[r,t] )
 //     deepep_v2      the same, ranks in the order of the last place that each has in the token's top-k
+//     domains        D[t,d] = round( sum over r in R(t) in domain d, r ascending: W[r,t] * y[r,t] )
+//                    out[t] = round( sum over the domains d of R(t), d ascending: D[t,d] )
 //     flat           the same, ranks in the order of the first
+//
+// "domains" depends on which ranks form a domain (Group::domain_size); in a group of one domain it is "hierarchical".
+// All other orders give the same bits however ranks are spread over domains.
 //
 // "flat" over expert rows does not depend on the number of ranks. "deepep_v2" is the order of DeepEP V2's combine.
 //
@@ -129,10 +136,22 @@ struct CombineBackwardRequest {
   int num_sms = 0;
 };
 
+/// Bytes by how far they go.
+struct LinkBytes {
+  std::int64_t own = 0;      ///< within a rank's memory
+  std::int64_t domain = 0;   ///< to a rank of the same domain
+  std::int64_t network = 0;  ///< to a rank of another domain
+};
+
 /// Bytes that cross from one rank's memory to another's for one rank's tokens, rows and scales.
 struct WireBytes {
   std::int64_t dispatch = 0;  ///< sent
   std::int64_t combine = 0;   ///< received back
+  // The same by link, and with them what stays on a rank. A row that is forwarded counts once for every link.
+  LinkBytes dispatch_links = {};
+  LinkBytes combine_links = {};
+  /// What prepare sends over the network besides: headers, which tell other domains of the rows that will come.
+  std::int64_t header_bytes = 0;
 };
 
 enum class Health : std::int32_t {
@@ -236,6 +255,9 @@ class EPISTLE_API Dispatcher {
   /// What one dispatch and one combine with `handle` put on the wire, as this dispatcher moves rows. Waits for the
   /// counts as Handle::wait_stats() does.
   [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const;
+  /// Bytes that this rank has put on links to other domains so far, headers included, as the links have counted them.
+  /// 0 for dispatchers whose ranks address each other's memory across domains.
+  [[nodiscard]] std::int64_t network_bytes() const noexcept;
   /// Bytes of memory that all ranks address, taken for this rank so far; DispatcherInfo::memory() predicts them.
   [[nodiscard]] std::int64_t shared_bytes() const noexcept;
   /// The same as the operating system, or the driver, counts it.

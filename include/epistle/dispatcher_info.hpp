@@ -16,10 +16,10 @@ namespace epistle {
 /// What a dispatcher can do, as data.
 struct Capabilities {
   std::vector<OutputLayout> layouts;
-  std::vector<DType> inputs;        ///< of dispatch
-  std::vector<ScaleFormat> scales;  ///< of quantised inputs
-  std::vector<DType> outputs;       ///< of experts: what combine sums
-  std::vector<SumOrder> orders;
+  std::vector<DType> inputs;             ///< of dispatch
+  std::vector<ScaleFormat> scales;       ///< of quantised inputs
+  std::vector<DType> outputs;            ///< of experts: what combine sums
+  std::vector<SumOrder> orders;          ///< the first is taken where a configuration names none
   std::vector<ScaleOrder> scale_orders;  ///< of rows that it quantises
   bool exact_sizing = false;
   bool capacity_sizing = false;
@@ -29,6 +29,7 @@ struct Capabilities {
   bool device_token_count = false;  ///< PrepareRequest::num_tokens
   bool late_weights = false;        ///< CombineRequest::weights: for rows of experts in flat order
   bool placement = false;           ///< others than the trivial one
+  bool joins_domains = false;       ///< a row crosses to another domain once per (token, domain)
   bool agrees_on_host = false;      ///< every call waits for the other ranks on the host
   bool one_rank_per_gpu = false;
   std::int32_t max_ranks = 0;           ///< 0 = any number
@@ -73,10 +74,12 @@ class EPISTLE_API DispatcherInfo {
 
   /// Why it cannot serve `config` with `num_ranks` ranks, and what to change; nothing where it can. What only the
   /// machine knows (memory, GPUs, links) is found when a dispatcher is created.
-  [[nodiscard]] std::optional<std::string> cannot_serve(const DispatcherConfig& config, int num_ranks) const;
+  /// `domain_size`: ranks of a domain of the group; 0 = all in one.
+  [[nodiscard]] std::optional<std::string> cannot_serve(const DispatcherConfig& config, int num_ranks,
+                                                        int domain_size = 0) const;
   /// Throws kInvalidArgument or kUnsupported, as creating one does. On CUDA, for pages of 2 MiB and ranks with a GPU
   /// of their own.
-  [[nodiscard]] MemoryPlan memory(const DispatcherConfig& config, int num_ranks) const;
+  [[nodiscard]] MemoryPlan memory(const DispatcherConfig& config, int num_ranks, int domain_size = 0) const;
 
  private:
   std::string_view name_;

@@ -19,6 +19,11 @@ struct GroupOptions {
   /// Longest wait for another rank in any one step; more than 24 days count as 24 days. 0 = the setting
   /// EPISTLE_TIMEOUT_MS (30 s unless set). Negative: kInvalidArgument.
   std::chrono::milliseconds timeout{0};
+  /// Ranks of a domain: blocks of ranks that reach each other by load and store, in rank order, all of one size. Equal
+  /// on all ranks. 0 = the setting EPISTLE_DOMAIN_SIZE; where that is 0 too, what is found: all ranks of one host. Less
+  /// than that can be declared, so that several domains are played on one host. kInvalidArgument where it does not
+  /// divide the number of ranks, kShapeMismatch where it differs.
+  int domain_size = 0;
 };
 
 /// One rank's membership of an EP group. Collective calls must be made by every rank in the same order; a rank's own
@@ -38,6 +43,11 @@ class EPISTLE_API Group {
   [[nodiscard]] int size() const noexcept;
   [[nodiscard]] GroupKind kind() const noexcept;
   [[nodiscard]] std::chrono::milliseconds timeout() const noexcept;
+  /// The domains of this group, and where a rank stands: rank = domain * domain_size() + index.
+  [[nodiscard]] int domain_size() const noexcept;
+  [[nodiscard]] int num_domains() const noexcept;
+  [[nodiscard]] int domain_of(int rank) const noexcept;
+  [[nodiscard]] int index_in_domain(int rank) const noexcept;
 
   /// Returns when every rank has called it.
   void barrier();

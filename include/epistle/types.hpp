@@ -78,6 +78,7 @@ enum class SumOrder : std::int32_t {
   kHierarchical,  ///< per rank first (rounded to the output type), then over ranks, ascending
   kFlat,          ///< once, at the source, in top-k order: of expert rows the same bits for any number of ranks
   kDeepEpV2,      ///< per rank first, then over ranks in the order of their last place in the token's top-k
+  kDomains,       ///< per rank first, then per domain (rounded again), then over domains, ascending
 };
 
 enum class GroupKind : std::int32_t { kThreads, kProcesses };

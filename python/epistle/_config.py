@@ -28,6 +28,7 @@ class SumOrder(str, enum.Enum):
     HIERARCHICAL = "hierarchical"
     FLAT = "flat"
     DEEPEP_V2 = "deepep_v2"
+    DOMAINS = "domains"
 
     def __str__(self) -> str:
         return self.value

@@ -86,7 +86,7 @@ DispatcherConfig read_config(const nb::handle& config) {
                           .layout = read_layout(config.attr("layout")),
                           .sizing = read_sizing(config.attr("sizing")),
                           .overflow = parse_enum("overflow", config.attr("overflow"), OverflowPolicy::kDrop),
-                          .order = parse_enum("order", config.attr("order"), SumOrder::kDeepEpV2),
+                          .order = parse_enum("order", config.attr("order"), SumOrder::kDomains),
                           .apply_weights = get<bool>(config, "apply_weights"),
                           .zero_padding = get<bool>(config, "zero_padding"),
                           .num_buffers = get<std::int32_t>(config, "num_buffers"),

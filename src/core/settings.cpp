@@ -20,6 +20,8 @@ namespace {
 
 constexpr std::int64_t kDayInMs = 24 * 60 * 60 * 1000;
 constexpr std::int64_t kDayInUs = kDayInMs * 1000;
+// No group has as many ranks; what does not fit one is found when it is formed.
+constexpr std::int64_t kMaxDomainSize = 1 << 20;
 constexpr std::string_view kAutomaticTarget = "auto";
 
 struct IntegerKind {
@@ -40,7 +42,7 @@ struct SettingDefinition {
   std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, NcclLibraryKind> kind;
 };
 
-constexpr std::array<SettingDefinition, 7> kDefinitions = {{
+constexpr std::array<SettingDefinition, 8> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
@@ -48,6 +50,8 @@ constexpr std::array<SettingDefinition, 7> kDefinitions = {{
     {"EPISTLE_LOG", "warn", "least severe messages that go to stderr", LogLevelKind{}},
     {"EPISTLE_STREAM_BYTES", "-1", "transfers of at least this many bytes use non-temporal stores; -1 = automatic",
      IntegerKind{&SettingValues::stream_bytes, 0, std::numeric_limits<std::int64_t>::max(), true}},
+    {"EPISTLE_DOMAIN_SIZE", "0", "ranks that reach each other by load and store; 0 = what is found",
+     IntegerKind{&SettingValues::domain_size, 0, kMaxDomainSize, false}},
     {"EPISTLE_SIMD", kAutomaticTarget, "limits SIMD targets to this one and narrower ones; auto = the best there is",
      SimdTargetKind{}},
     {"EPISTLE_CUDA_HEAP", "auto", "how GPUs share memory: file descriptors, fabric handles or CUDA IPC",

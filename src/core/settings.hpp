@@ -40,6 +40,7 @@ struct SettingValues {
   std::int64_t timeout_ms = 0;
   std::int64_t spin_us = 0;
   std::int64_t stream_bytes = 0;
+  std::int64_t domain_size = 0;
   LogLevel log_level = LogLevel::kWarn;
   std::string simd;
   CudaHeapChoice cuda_heap = CudaHeapChoice::kAuto;
@@ -58,6 +59,8 @@ class Settings {
   [[nodiscard]] std::int64_t spin_us() const noexcept { return values_.spin_us; }
   /// Smallest transfer that uses non-temporal stores; kAutomatic leaves it to the copy routine.
   [[nodiscard]] std::int64_t stream_bytes() const noexcept { return values_.stream_bytes; }
+  /// Ranks of a domain; 0 leaves it to what is found.
+  [[nodiscard]] std::int64_t domain_size() const noexcept { return values_.domain_size; }
   [[nodiscard]] LogLevel log_level() const noexcept { return values_.log_level; }
   /// "auto", or the name of the best SIMD target that may be used.
   [[nodiscard]] const std::string& simd() const noexcept { return values_.simd; }

@@ -44,6 +44,8 @@ std::string_view to_string(SumOrder order) noexcept {
       return "flat";
     case SumOrder::kDeepEpV2:
       return "deepep_v2";
+    case SumOrder::kDomains:
+      return "domains";
   }
   return "unknown";
 }

@@ -7,8 +7,9 @@
 namespace epistle {
 namespace {
 
-constexpr std::array<std::string_view, 17> kNames = {"nothing",
+constexpr std::array<std::string_view, 18> kNames = {"nothing",
                                                      "barrier",
+                                                     "form domains",
                                                      "all_gather",
                                                      "create a shared region",
                                                      "exchange descriptors",

@@ -15,6 +15,7 @@ namespace epistle {
 enum class CallKind : std::int32_t {
   kNone,
   kBarrier,
+  kFormDomains,
   kAllGather,
   kCreateRegion,
   kExchangeDescriptors,

@@ -15,6 +15,10 @@ int Group::rank() const noexcept { return impl_->rank(); }
 int Group::size() const noexcept { return impl_->num_ranks(); }
 GroupKind Group::kind() const noexcept { return impl_->kind(); }
 std::chrono::milliseconds Group::timeout() const noexcept { return impl_->timeout(); }
+int Group::domain_size() const noexcept { return impl_->domains().size(); }
+int Group::num_domains() const noexcept { return impl_->domains().count(); }
+int Group::domain_of(int rank) const noexcept { return impl_->domains().domain_of(rank); }
+int Group::index_in_domain(int rank) const noexcept { return impl_->domains().index_of(rank); }
 void Group::barrier() { impl_->barrier(); }
 void Group::all_gather(const void* input, std::size_t num_bytes, void* output) {
   impl_->all_gather(input, num_bytes, output);

@@ -89,7 +89,7 @@ struct GroupImpl::RankControl {
 };
 
 GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std::chrono::milliseconds timeout)
-    : world_(std::move(world)), rank_(rank), num_ranks_(num_ranks), timeout_(timeout) {
+    : world_(std::move(world)), rank_(rank), num_ranks_(num_ranks), domains_(num_ranks), timeout_(timeout) {
   const std::int64_t spin_us = settings().spin_us();
   const int num_cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const bool own_core = num_ranks <= num_cores;

@@ -24,6 +24,8 @@
 #include "group/agreed_error.hpp"
 #include "group/barrier.hpp"
 #include "group/call_post.hpp"
+#include "group/domain_link.hpp"
+#include "group/domains.hpp"
 #include "group/shared_memory.hpp"
 #include "group/world.hpp"
 
@@ -50,6 +52,11 @@ class GroupImpl {
   [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
   [[nodiscard]] GroupKind kind() const noexcept { return world_->kind(); }
   [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return timeout_; }
+  [[nodiscard]] const Domains& domains() const noexcept { return domains_; }
+
+  /// Once, before anything else is done with the group. Collective in a process group: all ranks must declare the same
+  /// (see resolve_domain_size).
+  void form_domains(int declared_size);
 
   // ---- Collective steps ---------------------------------------------------------------------------------------------
 
@@ -103,6 +110,10 @@ class GroupImpl {
 
   /// Collective. `reserved_bytes` must be equal on all ranks.
   [[nodiscard]] SymmetricRegion create_region(std::int64_t reserved_bytes);
+
+  /// Collective: this rank's link to ranks of other domains, for `region`. In a process group `region` itself reaches
+  /// them no longer, as if they were on other hosts.
+  [[nodiscard]] std::unique_ptr<DomainLink> open_link(const SymmetricRegion& region);
 
   /// Collective: every rank gives a valid descriptor and receives a copy of every rank's, in rank order. A rank that is
   /// lost or does not come breaks the group. Throws kUnsupported in a thread group.
@@ -185,6 +196,7 @@ class GroupImpl {
   std::shared_ptr<World> world_;
   int rank_;
   int num_ranks_;
+  Domains domains_;
   std::chrono::milliseconds timeout_;
   std::chrono::microseconds spin_;
   std::int64_t look_interval_us_;

@@ -100,7 +100,9 @@ Group join_process_group(const LaunchInfo& info, const GroupOptions& options) {
   }
   const std::chrono::milliseconds timeout = resolve_timeout(options);
   auto world = std::make_shared<ProcessWorld>(info, timeout);
-  return Group(std::make_shared<GroupImpl>(std::move(world), info.rank, info.num_ranks, timeout));
+  auto impl = std::make_shared<GroupImpl>(std::move(world), info.rank, info.num_ranks, timeout);
+  impl->form_domains(options.domain_size);
+  return Group(std::move(impl));
 }
 
 }  // namespace epistle

@@ -113,6 +113,21 @@ void SymmetricRegion::commit(std::int64_t offset, std::int64_t num_bytes) const 
   populate(own() + offset, num_bytes);
 }
 
+SymmetricRegion SymmetricRegion::map_again() const {
+  UniqueFd file = duplicate(fd());
+  if (!file.valid()) {
+    const int error = errno;
+    throw_system(ErrorCode::kSystem, fmt::format("cannot map shared memory again{}", descriptor_hint(error)), error);
+  }
+  return {std::make_shared<RegionMapping>(std::move(file), mapping_->num_ranks(), mapping_->reserved_bytes()), rank_};
+}
+
+void SymmetricRegion::hide(int begin, int end) const {
+  const auto num_bytes = static_cast<std::size_t>((end - begin) * mapping_->reserved_bytes());
+  if (num_bytes == 0 || ::mprotect(mapping_->base(begin), num_bytes, PROT_NONE) == 0) return;
+  throw_system(ErrorCode::kSystem, fmt::format("cannot protect the pieces of ranks {} to {}", begin, end - 1), errno);
+}
+
 std::int64_t SymmetricRegion::resident_bytes() const {
   const std::int64_t begin = rank_ * mapping_->reserved_bytes();
   const std::int64_t end = begin + mapping_->reserved_bytes();

@@ -32,6 +32,7 @@ class RegionMapping {
   [[nodiscard]] std::byte* base(int rank) const noexcept { return base_ + rank * reserved_bytes_; }
   [[nodiscard]] int fd() const noexcept { return file_.get(); }
   [[nodiscard]] std::int64_t reserved_bytes() const noexcept { return reserved_bytes_; }
+  [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(file_bytes_ / reserved_bytes_); }
 
  private:
   UniqueFd file_;
@@ -50,6 +51,11 @@ class SymmetricRegion {
   [[nodiscard]] std::byte* base(int rank) const noexcept { return mapping_->base(rank); }
   [[nodiscard]] std::byte* own() const noexcept { return mapping_->base(rank_); }
   [[nodiscard]] int fd() const noexcept { return mapping_->fd(); }
+  /// The same region at other addresses. Throws kOutOfMemory, kSystem.
+  [[nodiscard]] SymmetricRegion map_again() const;
+  /// Makes the pieces of ranks [begin, end) unreachable at these addresses: who touches them gets SIGSEGV. Pieces must
+  /// be whole pages. Throws kSystem.
+  void hide(int begin, int end) const;
   /// Keeps the region mapped.
   [[nodiscard]] std::shared_ptr<const void> share() const noexcept { return mapping_; }
 

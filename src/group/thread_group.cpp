@@ -96,7 +96,9 @@ std::vector<Group> make_thread_groups(int num_ranks, const GroupOptions& options
   std::vector<Group> groups;
   groups.reserve(static_cast<std::size_t>(num_ranks));
   for (int rank = 0; rank < num_ranks; ++rank) {
-    groups.emplace_back(std::make_shared<GroupImpl>(world, rank, num_ranks, timeout));
+    auto impl = std::make_shared<GroupImpl>(world, rank, num_ranks, timeout);
+    impl->form_domains(options.domain_size);
+    groups.emplace_back(std::move(impl));
   }
   return groups;
 }

@@ -20,6 +20,8 @@ bool PlanRules::sends_per_expert(const DispatchLayout& /*layout*/) const noexcep
 
 bool PlanRules::combines_per_rank(const DispatchLayout& layout) const noexcept { return layout.token_major(); }
 
+bool PlanRules::crosses_domains(const DispatchLayout& /*layout*/) const noexcept { return false; }
+
 SectionBytes PlanRules::content_bytes(const DispatchLayout& layout, const RowDemand& demand) const noexcept {
   const LayoutParams& params = layout.params();
   SectionBytes bytes;
@@ -59,7 +61,8 @@ BufferPlan::BufferPlan(const PlanRules& rules, const LayoutParams& params, const
       max_demand_(rules.max_demand(layout_)),
       initial_demand_(rules.initial_demand(layout_)),
       sends_per_expert_(rules.sends_per_expert(layout_)),
-      combines_per_rank_(rules.combines_per_rank(layout_)) {
+      combines_per_rank_(rules.combines_per_rank(layout_)),
+      crosses_domains_(rules.crosses_domains(layout_)) {
   const SectionBytes largest = section_bytes(max_demand_);
   for (const BufferSection section : kBufferSections) {
     const std::int32_t copies = section_copies(section);

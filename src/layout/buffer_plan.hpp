@@ -37,7 +37,7 @@ struct RowDemand {
   std::int64_t output_rows = 0;    ///< rows of the output layout, padding included
   std::int64_t grad_rows = 0;      ///< output rows for which gradients of the weights are asked; on a device all
   std::int64_t send_rows = 0;      ///< rows this rank packs, or gets back in combine where its rules count those: one
-                                   ///< per (token, rank), or per (token, expert) where those travel
+                                   ///< per (token, rank), or per (token, expert) or (token, domain) where those travel
   std::int64_t receive_rows = 0;   ///< rows this rank is sent, or returns, counted likewise
   std::int64_t send_pairs = 0;     ///< (token, rank) pairs this rank sends; on a device: to other ranks only
   std::int64_t receive_pairs = 0;  ///< (token, rank) pairs this rank is sent
@@ -58,6 +58,9 @@ class PlanRules {
   [[nodiscard]] virtual bool sends_per_expert(const DispatchLayout& layout) const noexcept;
   /// True when combine brings back one row per (token, rank) instead of one per (token, expert).
   [[nodiscard]] virtual bool combines_per_rank(const DispatchLayout& layout) const noexcept;
+
+  /// True when no rank reaches into the memory of another domain: rows cross once per (token, domain).
+  [[nodiscard]] virtual bool crosses_domains(const DispatchLayout& layout) const noexcept;
 
   /// What is in one copy of every section but kControl, which is the engine's.
   [[nodiscard]] virtual SectionBytes content_bytes(const DispatchLayout& layout,
@@ -105,6 +108,7 @@ class BufferPlan {
   /// See PlanRules.
   [[nodiscard]] bool sends_per_expert() const noexcept { return sends_per_expert_; }
   [[nodiscard]] bool combines_per_rank() const noexcept { return combines_per_rank_; }
+  [[nodiscard]] bool crosses_domains() const noexcept { return crosses_domains_; }
   /// True when the experts' ranks sum over a token's experts before the rows travel.
   [[nodiscard]] bool returns_partial_sums() const noexcept { return combines_per_rank_ && !layout_.token_major(); }
 
@@ -120,6 +124,7 @@ class BufferPlan {
   std::int64_t reserved_bytes_ = 0;
   bool sends_per_expert_ = false;
   bool combines_per_rank_ = false;
+  bool crosses_domains_ = false;
 };
 
 }  // namespace epistle

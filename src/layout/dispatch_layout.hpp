@@ -43,6 +43,7 @@ class ExpertPartition {
 /// Everything the layout depends on. The same on all ranks.
 struct LayoutParams {
   std::int32_t num_ranks = 1;
+  std::int32_t domain_size = 0;  ///< ranks of a domain; 0 = all ranks are in one
   /// Whose rows lie together: experts, or slots where experts are placed. Then an "expert" is a slot wherever rows have
   /// places, and ids are slots from where they are read.
   std::int32_t num_experts = 0;
@@ -170,6 +171,14 @@ class DispatchLayout {
     return params_.top_k < params_.num_ranks ? params_.top_k : params_.num_ranks;
   }
 
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t num_domains() const noexcept {
+    return params_.domain_size > 0 ? params_.num_ranks / params_.domain_size : 1;
+  }
+  /// Most distinct domains that a token can go to.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_domains_per_token() const noexcept {
+    return params_.top_k < num_domains() ? params_.top_k : num_domains();
+  }
+
   /// Most distinct ranks other than its own that a token can go to.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t max_other_ranks_per_token() const noexcept {
     return params_.top_k < params_.num_ranks - 1 ? params_.top_k : params_.num_ranks - 1;
@@ -200,7 +209,8 @@ class DispatchLayout {
   }
 
   /// Bytes of what a sender tells about one (token, rank) pair: TokenRecordHeader, then for each top-k position the
-  /// local expert (token_major) or the output row (expert layouts; on a device only) and the weight.
+  /// local expert (token_major) or the output row (expert layouts; on a device only) and the weight. Of a (token,
+  /// domain) pair the same with the expert.
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t pair_record_bytes() const noexcept {
     return static_cast<std::int64_t>(sizeof(TokenRecordHeader)) + static_cast<std::int64_t>(params_.top_k) * 8;
   }

@@ -19,7 +19,12 @@ std::vector<std::int64_t> gather(Group& group, std::int64_t value) {
 }
 
 PhaseBytes operator+(const PhaseBytes& a, const PhaseBytes& b) {
-  return {.algorithm = a.algorithm + b.algorithm, .wire = a.wire + b.wire, .moved = a.moved + b.moved};
+  return {.algorithm = a.algorithm + b.algorithm,
+          .wire = a.wire + b.wire,
+          .links = {.own = a.links.own + b.links.own,
+                    .domain = a.links.domain + b.links.domain,
+                    .network = a.links.network + b.links.network},
+          .moved = a.moved + b.moved};
 }
 
 }  // namespace
@@ -47,12 +52,16 @@ BytesOfPhases phase_bytes(const DispatchLayout& layout, const RoutingStats& stat
   const std::int64_t row_bytes = params.row_bytes + params.scale_bytes;
   const std::int64_t entry_bytes = sizeof(std::int32_t) + sizeof(float);  // an id and a weight
   const std::int64_t num_rows = stats.num_tokens + stats.output_rows;     // read and written
-  const PhaseBytes prepare{.moved = stats.num_tokens * params.top_k * entry_bytes +
-                                    stats.output_rows * layout.record_bytes()};
-  const PhaseBytes dispatch{
-      .algorithm = stats.received_rows * row_bytes, .wire = wire.dispatch, .moved = num_rows * row_bytes};
+  const PhaseBytes prepare{
+      .links = {.network = wire.header_bytes},
+      .moved = stats.num_tokens * params.top_k * entry_bytes + stats.output_rows * layout.record_bytes()};
+  const PhaseBytes dispatch{.algorithm = stats.received_rows * row_bytes,
+                            .wire = wire.dispatch,
+                            .links = wire.dispatch_links,
+                            .moved = num_rows * row_bytes};
   const PhaseBytes combine{.algorithm = stats.sent_rows * params.combine_row_bytes,
                            .wire = wire.combine,
+                           .links = wire.combine_links,
                            .moved = num_rows * params.combine_row_bytes};
   const PhaseBytes round_trip = prepare + dispatch + combine;
   BytesOfPhases bytes;
@@ -140,6 +149,9 @@ void BenchCollector::add_phases(std::string_view dispatcher, std::span<const Ben
     result.time_us = summarize(times.of(phase));
     result.algorithm_bytes = sum_over_ranks(bytes.algorithm) / group_.size();
     result.wire_bytes = sum_over_ranks(bytes.wire) / group_.size();
+    result.link_bytes = {.own = sum_over_ranks(bytes.links.own) / group_.size(),
+                         .domain = sum_over_ranks(bytes.links.domain) / group_.size(),
+                         .network = sum_over_ranks(bytes.links.network) / group_.size()};
     result.moved_bytes = sum_over_ranks(bytes.moved) / group_.size();
     result_.phases.push_back(std::move(result));
   }

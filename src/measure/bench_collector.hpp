@@ -21,6 +21,7 @@ namespace epistle {
 struct PhaseBytes {
   std::int64_t algorithm = 0;
   std::int64_t wire = 0;
+  LinkBytes links = {};
   std::int64_t moved = 0;
 };
 

@@ -101,7 +101,7 @@ std::int64_t estimate_table_bytes(const BenchSpec& spec, const BenchMemoryReques
 
 std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<RoutingTable>& tables,
                                   const BenchMemoryRequest& request) {
-  const ResolvedConfig config = resolve_config(spec.config, request.num_ranks());
+  const ResolvedConfig config = resolve_config(spec.config, request.num_ranks(), spec.domain_size);
   const std::vector<Traffic> traffic = count_traffic(tables, config);
   const DispatchLayout layout(to_layout_params(config, request.num_ranks()));
   const ExpertPartition partition = layout.partition();

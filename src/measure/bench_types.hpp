@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "epistle/config.hpp"
+#include "epistle/dispatcher.hpp"
 #include "epistle/types.hpp"
 
 #include "measure/copy_limit.hpp"
@@ -38,6 +39,7 @@ struct BenchSpec {
   /// iteration beginning with another one.
   std::vector<Contender> contenders;
   DispatcherConfig config;
+  int domain_size = 0;  ///< of the group; 0 = all ranks are in one domain
   Device device = Device::kHost;
   HostOptions host;  ///< kHost only
   CudaOptions cuda;  ///< kCuda only
@@ -81,6 +83,7 @@ struct PhaseResult {
   std::int64_t algorithm_bytes =
       0;                         ///< per rank: rows received (one per token and rank, local ones included) x row size
   std::int64_t wire_bytes = 0;   ///< per rank: what crossed between ranks
+  LinkBytes link_bytes;          ///< per rank: what each class of links carries for its tokens, headers included
   std::int64_t moved_bytes = 0;  ///< per rank: what must be read and written once, whatever the dispatcher
   /// kHost: moved bytes of all ranks per time, over the copy limit. kCuda: wire bytes of a rank per time, over the link
   /// limit.

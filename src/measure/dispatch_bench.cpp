@@ -110,7 +110,7 @@ DispatchBench::DispatchBench(Group& group, const BenchSpec& spec, const RoutingT
       spec_(spec),
       table_(own_table),
       progress_(progress),
-      config_(resolve_config(spec.config, group.size())),
+      config_(resolve_config(spec.config, group.size(), group.domain_size())),
       params_(to_layout_params(config_, group.size())),
       inputs_({.rank = group.rank(), .seed = spec.seed, .num_tokens = own_table.num_tokens, .config = config_}),
       timer_(group),

@@ -30,28 +30,29 @@ class BenchErrors : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(BenchErrors, WrongValues) {
-  expect_errors({{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, low_latency, alltoall, reference"},
-                 {{"--dispatcher", "direct,alltoall,direct"}, 2, "'direct' twice"},
-                 {{"--dtype", "fp4"}, 2, "--dtype is 'fp4'; it takes bf16, fp16, fp32, fp8"},
-                 {{"--wire", "fp4"}, 2, "--wire is 'fp4'; it takes as-given, fp8, fp8-pow2, fp8-ue8m0"},
-                 {{"--layout", "rows"}, 2, "--layout is 'rows'"},
-                 {{"--combine", "tree"}, 2, "--combine is 'tree'; it takes deepep_v2, flat, hierarchical"},
-                 {{"--weights", "yes"}, 2, "--weights is 'yes'; it takes off, on"},
-                 {{"--sizing", "huge"}, 2, "--sizing is 'huge'"},
-                 {{"--routing", "zip:1"}, 2, "routing 'zip:1'"},
-                 {{"--routing", "zipf:-1"}, 2, "zipf:-1"},
-                 {{"--model", "nonsense"}, 2, "--model: model 'nonsense' is not known"},
-                 {{"--model", ""}, 2, "--model"},
-                 {{"--json", ""}, 2, "--json"},
-                 {{"--seed", "-1"}, 2, "--seed"},
-                 {{"--workers", "0"}, 2, "--workers"},
-                 {{"--workers", "2000"}, 2, "--workers is '2000'"},
-                 {{"--drop-capacity", "0"}, 2, "--drop-capacity"},
-                 {{"--drop-capacity", "inf"}, 2, "--drop-capacity"},
-                 {{"--drop-capacity", "nan"}, 2, "--drop-capacity is 'nan'"},
-                 {{"--capacity-rows", "0"}, 2, "--capacity-rows"},
-                 {{"--layer", "-2"}, 2, "--layer"},
-                 {{"--nonsense"}, 2, "--nonsense"}});
+  expect_errors(
+      {{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, low_latency, alltoall, hybrid, reference"},
+       {{"--dispatcher", "direct,alltoall,direct"}, 2, "'direct' twice"},
+       {{"--dtype", "fp4"}, 2, "--dtype is 'fp4'; it takes bf16, fp16, fp32, fp8"},
+       {{"--wire", "fp4"}, 2, "--wire is 'fp4'; it takes as-given, fp8, fp8-pow2, fp8-ue8m0"},
+       {{"--layout", "rows"}, 2, "--layout is 'rows'"},
+       {{"--combine", "tree"}, 2, "--combine is 'tree'; it takes deepep_v2, domains, flat, hierarchical"},
+       {{"--weights", "yes"}, 2, "--weights is 'yes'; it takes off, on"},
+       {{"--sizing", "huge"}, 2, "--sizing is 'huge'"},
+       {{"--routing", "zip:1"}, 2, "routing 'zip:1'"},
+       {{"--routing", "zipf:-1"}, 2, "zipf:-1"},
+       {{"--model", "nonsense"}, 2, "--model: model 'nonsense' is not known"},
+       {{"--model", ""}, 2, "--model"},
+       {{"--json", ""}, 2, "--json"},
+       {{"--seed", "-1"}, 2, "--seed"},
+       {{"--workers", "0"}, 2, "--workers"},
+       {{"--workers", "2000"}, 2, "--workers is '2000'"},
+       {{"--drop-capacity", "0"}, 2, "--drop-capacity"},
+       {{"--drop-capacity", "inf"}, 2, "--drop-capacity"},
+       {{"--drop-capacity", "nan"}, 2, "--drop-capacity is 'nan'"},
+       {{"--capacity-rows", "0"}, 2, "--capacity-rows"},
+       {{"--layer", "-2"}, 2, "--layer"},
+       {{"--nonsense"}, 2, "--nonsense"}});
 }
 
 TEST_P(BenchErrors, ValuesThatDoNotGoTogether) {

@@ -20,7 +20,7 @@ inline const std::string kEpistle = EPISTLE_BINARY_DIR "/apps/epistle/epistle";
 /// `options` with the settings of whoever runs the tests removed.
 [[nodiscard]] inline CommandOptions without_settings(CommandOptions options = {}) {
   for (const char* const name : {"EPISTLE_TIMEOUT_MS", "EPISTLE_SPIN_US", "EPISTLE_LOG", "EPISTLE_STREAM_BYTES",
-                                 "EPISTLE_SIMD", "EPISTLE_CUDA_HEAP", "EPISTLE_NCCL_LIBRARY", "RANK"}) {
+                                 "EPISTLE_SIMD", "EPISTLE_DOMAIN_SIZE", "EPISTLE_CUDA_HEAP", "EPISTLE_NCCL_LIBRARY", "RANK"}) {
     options.unset.emplace_back(name);
   }
   return options;

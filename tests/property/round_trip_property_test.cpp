@@ -116,13 +116,27 @@ Scenario any_scenario() {
   return scenario;
 }
 
+/// Declares domains of a size that divides the ranks, and sums by them.
+void spread_over_domains(Scenario& scenario) {
+  std::vector<int> sizes;
+  for (int size = 1; size <= scenario.num_ranks(); ++size) {
+    if (scenario.num_ranks() % size == 0) sizes.push_back(size);
+  }
+  scenario.domain_size = *rc::gen::elementOf(sizes);
+  scenario.config.order = SumOrder::kDomains;
+}
+
 void check_against_oracle(const std::string& dispatcher) {
-  const Scenario scenario = any_scenario();
+  Scenario scenario = any_scenario();
+  const bool over_domains = *rc::gen::weightedElement<bool>({{2, false}, {1, true}});
+  if (over_domains || find_dispatcher(dispatcher).capabilities().joins_domains) spread_over_domains(scenario);
   RC_LOG() << dispatcher << ": " << to_text(scenario) << std::endl;
   std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
-  run_thread_ranks(static_cast<int>(mismatches.size()), [&](Group& group) {
-    mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, scenario);
-  });
+  run_thread_ranks(static_cast<int>(mismatches.size()),
+                   [&](Group& group) {
+                     mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, scenario);
+                   },
+                   {.domain_size = scenario.domain_size});
   for (std::size_t rank = 0; rank < mismatches.size(); ++rank) {
     if (mismatches[rank]) RC_FAIL(fmt::format("rank {}: {}", rank, *mismatches[rank]));
   }

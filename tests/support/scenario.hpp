@@ -22,6 +22,7 @@ struct Scenario {
   int num_rounds = 2;          ///< prepares with different routing on one dispatcher
   int num_workers = 1;         ///< on the host
   bool strided = false;        ///< whatever has strides has gaps, and scales are given column by column
+  int domain_size = 0;         ///< of the group; 0 = all ranks are in one domain
   double counted = -1.0;       ///< share of the tokens that PrepareRequest::num_tokens says; negative: it is not given
   std::uint64_t placement_seed = 0;             ///< of what place_experts() has drawn; 0 = experts are not placed
   bool placed_later = false;                    ///< the first round has the trivial placement

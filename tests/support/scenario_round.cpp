@@ -32,7 +32,7 @@ void tame(std::vector<std::byte>& values) {
 Round::Round(const Scenario& scenario, int round)
     : scenario_(scenario),
       key_(mix(scenario.seed, static_cast<std::uint64_t>(round))),
-      config_(resolve_config(scenario.config, scenario.num_ranks())),
+      config_(resolve_config(scenario.config, scenario.num_ranks(), scenario.domain_size)),
       placement_(config_.placement) {
   const std::size_t num_set = std::min(static_cast<std::size_t>(round), scenario.next_placements.size());
   if (num_set > 0) placement_ = scenario.next_placements[num_set - 1];

@@ -12,13 +12,13 @@
 namespace epistle::testing {
 
 inline std::string to_text(const Scenario& scenario) {
-  const ResolvedConfig config = resolve_config(scenario.config, scenario.num_ranks());
+  const ResolvedConfig config = resolve_config(scenario.config, scenario.num_ranks(), scenario.domain_size);
   std::string text = fmt::format(
       "tokens_per_rank {{{}}}, seed {}, missing {}, hot {}, odd {}, ids {}, stage_combine {}, rounds {}, workers {}, "
-      "strided {}, counted {}; ",
+      "strided {}, counted {}, domains of {}; ",
       fmt::join(scenario.tokens_per_rank, ", "), scenario.seed, scenario.missing_probability, scenario.hot_experts,
       scenario.odd_values, scenario.id_type == IdType::kInt32 ? "int32" : "int64", scenario.stage_combine,
-      scenario.num_rounds, scenario.num_workers, scenario.strided, scenario.counted);
+      scenario.num_rounds, scenario.num_workers, scenario.strided, scenario.counted, config.domain_size);
   text += fmt::format(
       "hidden {}, input {}, raw_scale_bytes {}, experts {}, top_k {}, max_tokens {}, layout {}, alignment {}, sizing "
       "{}, capacity rows {}, overflow {}, order {}, weights {}, expert_output {}, expert_output_hidden {}, buffers {}",

@@ -35,7 +35,7 @@ class Subject {
   Subject(Group& group, std::string_view name, const DispatcherConfig& config, const SubjectOptions& options = {})
       : group_(group),
         options_(options),
-        config_(resolve_config(config, group.size())),
+        config_(resolve_config(config, group.size(), group.domain_size())),
         dispatcher_(std::in_place, group, name, config, options.device),
         memory_(options.memory ? options.memory(dispatcher_->device_ordinal()) : std::make_unique<HostMemory>()) {
     // Nobody may still be taking memory when another rank's first call waits on a GPU.

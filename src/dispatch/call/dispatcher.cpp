@@ -101,6 +101,7 @@ Health Dispatcher::poll() const noexcept { return impl_->poll(); }
 std::vector<int> Dispatcher::suspects() const { return impl_->suspects(); }
 void Dispatcher::abort() noexcept { impl_->abort(); }
 WireBytes Dispatcher::wire_bytes(const Handle& handle) const { return impl_->wire_bytes(handle); }
+std::int64_t Dispatcher::network_bytes() const noexcept { return impl_->network_bytes(); }
 std::int64_t Dispatcher::shared_bytes() const noexcept { return impl_->shared_bytes(); }
 std::int64_t Dispatcher::resident_bytes() const { return impl_->resident_bytes(); }
 int Dispatcher::device_ordinal() const noexcept { return impl_->device_ordinal(); }

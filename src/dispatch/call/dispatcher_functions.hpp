@@ -47,4 +47,7 @@ struct DispatcherInfo::Functions {
 /// What every dispatcher of today can do, on either device: all layouts, payloads, sizings, orders and backward passes.
 [[nodiscard]] Capabilities common_capabilities();
 
+/// `config` with an order: its own, or the dispatcher's.
+[[nodiscard]] DispatcherConfig with_order_of(const Capabilities& can, DispatcherConfig config);
+
 }  // namespace epistle

@@ -108,6 +108,7 @@ class DispatcherImpl {
   virtual void abort() noexcept = 0;
 
   [[nodiscard]] virtual WireBytes wire_bytes(const Handle& handle) const = 0;
+  [[nodiscard]] virtual std::int64_t network_bytes() const noexcept { return 0; }
   [[nodiscard]] virtual std::int64_t shared_bytes() const noexcept = 0;
   [[nodiscard]] virtual std::int64_t resident_bytes() const = 0;
   [[nodiscard]] virtual int device_ordinal() const noexcept = 0;

@@ -127,11 +127,21 @@ DispatcherInfo::DispatcherInfo(std::string_view name, Device device, std::string
                                Capabilities capabilities, const Functions& functions)
     : name_(name), device_(device), summary_(summary), capabilities_(std::move(capabilities)), functions_(&functions) {}
 
-std::optional<std::string> DispatcherInfo::cannot_serve(const DispatcherConfig& config, int num_ranks) const {
+DispatcherConfig with_order_of(const Capabilities& can, DispatcherConfig config) {
+  if (!config.order && !can.orders.empty()) config.order = can.orders.front();
+  return config;
+}
+
+std::optional<std::string> DispatcherInfo::cannot_serve(const DispatcherConfig& config, int num_ranks,
+                                                        int domain_size) const {
   if (num_ranks < 1) return fmt::format("{} ranks; there is at least one", num_ranks);
+  if (domain_size < 0 || (domain_size > 0 && num_ranks % domain_size != 0)) {
+    return fmt::format("{} ranks do not make domains of {}; give a divisor, or 0 for one domain", num_ranks,
+                       domain_size);
+  }
   ResolvedConfig resolved;
   try {
-    resolved = resolve_config(config, num_ranks);
+    resolved = resolve_config(with_order_of(capabilities_, config), num_ranks, domain_size);
   } catch (const Error& error) {
     return std::string(error.message());
   }
@@ -141,9 +151,12 @@ std::optional<std::string> DispatcherInfo::cannot_serve(const DispatcherConfig& 
   return functions_->cannot_serve != nullptr ? functions_->cannot_serve(resolved, num_ranks) : std::nullopt;
 }
 
-MemoryPlan DispatcherInfo::memory(const DispatcherConfig& config, int num_ranks) const {
-  const ResolvedConfig resolved = resolve_config(config, num_ranks);
-  if (const auto reason = cannot_serve(config, num_ranks)) throw Error(ErrorCode::kUnsupported, *reason);
+MemoryPlan DispatcherInfo::memory(const DispatcherConfig& config, int num_ranks, int domain_size) const {
+  const DispatcherConfig ordered = with_order_of(capabilities_, config);
+  // What is no configuration at all is told as such.
+  (void)resolve_config(ordered, num_ranks);
+  if (const auto reason = cannot_serve(ordered, num_ranks, domain_size)) throw Error(ErrorCode::kUnsupported, *reason);
+  const ResolvedConfig resolved = resolve_config(ordered, num_ranks, domain_size);
   MemoryPlan memory{.sections = shared_memory(functions_->plan(resolved, num_ranks))};
   if (functions_->own_memory != nullptr) {
     for (const MemorySection& section : functions_->own_memory(resolved, num_ranks)) add_section(memory, section);

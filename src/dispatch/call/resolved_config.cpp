@@ -38,7 +38,7 @@ void check_enums(const DispatcherConfig& config) {
   check_enum(config.input, DType::kRaw, "input");
   if (config.expert_output) check_enum(*config.expert_output, DType::kRaw, "expert_output");
   check_enum(config.overflow, OverflowPolicy::kDrop, "overflow");
-  check_enum(config.order, SumOrder::kDeepEpV2, "order");
+  if (config.order) check_enum(*config.order, SumOrder::kDomains, "order");
 }
 
 void check_row_bytes(std::int64_t elements, DType dtype, std::string_view field) {
@@ -238,7 +238,7 @@ struct ConfigPost {
 
 }  // namespace
 
-ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks) {
+ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks, int domain_size) {
   check_enums(config);
   ResolvedConfig resolved;
   choose_types(config, resolved);
@@ -248,7 +248,8 @@ ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks) {
   resolved.top_k = config.top_k;
   resolved.max_tokens = config.max_tokens;
   resolved.overflow = config.overflow;
-  resolved.order = config.order;
+  resolved.order = config.order.value_or(SumOrder::kHierarchical);
+  resolved.domain_size = domain_size > 0 ? domain_size : num_ranks;
   resolved.apply_weights = config.apply_weights;
   resolved.zero_padding = config.zero_padding;
   resolved.num_buffers = config.num_buffers;
@@ -262,6 +263,7 @@ ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks) {
 LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks) {
   LayoutParams params;
   params.num_ranks = num_ranks;
+  params.domain_size = resolved.domain_size > 0 ? resolved.domain_size : num_ranks;
   params.num_experts = resolved.num_columns(num_ranks);
   params.top_k = resolved.top_k;
   params.max_tokens = resolved.max_tokens;

@@ -38,6 +38,7 @@ struct ResolvedConfig {
   std::int32_t max_handles = 8;
   Placement placement;              ///< at first; trivial only where slots_per_rank is 0
   std::int32_t slots_per_rank = 0;  ///< of every rank, in use or not; 0: experts are not placed
+  std::int32_t domain_size = 0;  ///< of the group
 
   [[nodiscard]] bool places_experts() const noexcept { return slots_per_rank > 0; }
   /// What the layout has one column of rows for: experts, or slots where these are placed. Slots of a rank have
@@ -60,8 +61,9 @@ struct ResolvedConfig {
   }
 };
 
-/// Throws kInvalidArgument or kUnsupported.
-[[nodiscard]] ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks);
+/// Throws kInvalidArgument or kUnsupported. `domain_size`: 0 = all ranks are in one domain. An order that is not set is
+/// kHierarchical: whoever knows the dispatcher fills in its own before (see with_order_of).
+[[nodiscard]] ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks, int domain_size = 0);
 
 /// What of the layout's parameters follows from the configuration.
 [[nodiscard]] LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks);

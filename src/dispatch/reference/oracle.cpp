@@ -158,12 +158,14 @@ class TokenSum {
         total_(static_cast<std::size_t>(config.combine_hidden), 0.0F) {}
 
   [[nodiscard]] const std::vector<float>& run() {
-    if (config_.layout == OutputLayout::kTokenMajor) {
-      add_token_rows();
+    if (config_.order == SumOrder::kDomains && num_domains() > 1) {
+      add_domains();
+    } else if (config_.layout == OutputLayout::kTokenMajor) {
+      add_token_rows(ranks_in_order(), total_);
     } else if (config_.order == SumOrder::kFlat) {
       for (std::size_t position = 0; position < num_positions(); ++position) add_expert_row(position, total_);
     } else {
-      add_partial_sums();
+      add_partial_sums(ranks_in_order(), total_);
     }
     return total_;
   }
@@ -191,8 +193,34 @@ class TokenSum {
         ranks.push_back(rank);
       }
     }
-    if (config_.order == SumOrder::kHierarchical) std::sort(ranks.begin(), ranks.end());
+    const bool ascending = config_.order == SumOrder::kHierarchical || config_.order == SumOrder::kDomains;
+    if (ascending) std::sort(ranks.begin(), ranks.end());
     return ranks;
+  }
+
+  [[nodiscard]] int num_domains() const {
+    return config_.domain_size > 0 ? partition_.num_ranks / config_.domain_size : 1;
+  }
+
+  void add_rounded(const std::vector<float>& partial, std::vector<float>& sum) const {
+    for (std::size_t idx = 0; idx < sum.size(); ++idx) {
+      sum[idx] = sum[idx] + round_to(config_.combine_dtype, partial[idx]);
+    }
+  }
+
+  /// Of every domain that has a rank of the token, the sum over its ranks.
+  void add_domains() {
+    for (int domain = 0; domain < num_domains(); ++domain) {
+      std::vector<int> ranks;
+      for (const int rank : ranks_in_order()) {
+        if (rank / config_.domain_size == domain) ranks.push_back(rank);
+      }
+      if (ranks.empty()) continue;
+      std::vector<float> of_domain(total_.size(), 0.0F);
+      config_.layout == OutputLayout::kTokenMajor ? add_token_rows(ranks, of_domain)
+                                                  : add_partial_sums(ranks, of_domain);
+      add_rounded(of_domain, total_);
+    }
   }
 
   void add(float weight, std::vector<float>& sum) const {
@@ -209,20 +237,18 @@ class TokenSum {
     add(token_.weights[position], sum);
   }
 
-  void add_partial_sums() {
-    for (const int rank : ranks_in_order()) {
+  void add_partial_sums(const std::vector<int>& ranks, std::vector<float>& sum) {
+    for (const int rank : ranks) {
       std::vector<float> partial(total_.size(), 0.0F);
       for (std::size_t position = 0; position < num_positions(); ++position) {
         if (rank_at(position) == rank) add_expert_row(position, partial);
       }
-      for (std::size_t idx = 0; idx < total_.size(); ++idx) {
-        total_[idx] = total_[idx] + round_to(config_.combine_dtype, partial[idx]);
-      }
+      add_rounded(partial, sum);
     }
   }
 
-  void add_token_rows() {
-    for (const int rank : ranks_in_order()) {
+  void add_token_rows(const std::vector<int>& ranks, std::vector<float>& sum) {
+    for (const int rank : ranks) {
       float weight = 0.0F;
       std::int32_t row = -1;
       for (std::size_t position = 0; position < num_positions(); ++position) {
@@ -231,7 +257,7 @@ class TokenSum {
         row = token_.dst_row[position];
       }
       read_row_(rank, row, row_);
-      add(weight, total_);
+      add(weight, sum);
     }
   }
 

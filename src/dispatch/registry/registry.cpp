@@ -13,6 +13,7 @@
 #include "dispatch/cuda/low_latency/low_latency_info.hpp"
 #include "dispatch/host/alltoall/alltoall_info.hpp"
 #include "dispatch/host/direct/direct_info.hpp"
+#include "dispatch/host/hybrid/hybrid_info.hpp"
 #include "dispatch/host/low_latency/low_latency_info.hpp"
 #include "dispatch/reference/reference_info.hpp"
 
@@ -21,9 +22,9 @@ namespace {
 
 std::vector<const DispatcherInfo*>& entries() {
   static std::vector<const DispatcherInfo*> all = {
-      &host::direct_info(),      &host::low_latency_info(),    &automatic::host_info(),
-      &host::alltoall_info(),    &reference::reference_info(), &cuda::direct_info(),
-      &cuda::low_latency_info(), &automatic::cuda_info(),      &cuda::alltoall_info(),
+      &host::direct_info(),    &host::low_latency_info(),    &automatic::host_info(), &host::alltoall_info(),
+      &host::hybrid_info(),    &reference::reference_info(), &cuda::direct_info(),    &cuda::low_latency_info(),
+      &automatic::cuda_info(), &cuda::alltoall_info(),
   };
   return all;
 }
@@ -65,8 +66,11 @@ Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConf
   const Complaint complaint = attempt([&] {
     const DispatcherInfo& info = find_dispatcher(name, device);
     creation.identity.info = &info;
-    creation.config = resolve_config(config, group.size());
-    if (const auto reason = info.cannot_serve(config, group.size())) throw Error(ErrorCode::kUnsupported, *reason);
+    creation.identity.config = with_order_of(info.capabilities(), config);
+    creation.config = resolve_config(creation.identity.config, group.size(), group.domain_size());
+    if (const auto reason = info.cannot_serve(creation.identity.config, group.size(), group.domain_size())) {
+      throw Error(ErrorCode::kUnsupported, *reason);
+    }
     const auto& functions = DispatcherInfo::Functions::of(info);
     if (functions.check != nullptr) functions.check(creation.config, options, group);
   });

@@ -15,9 +15,9 @@
 namespace epistle {
 namespace {
 
-const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",   "EPISTLE_SPIN_US", "EPISTLE_LOG",
-                                         "EPISTLE_STREAM_BYTES", "EPISTLE_SIMD",    "EPISTLE_CUDA_HEAP",
-                                         "EPISTLE_NCCL_LIBRARY"};
+const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",   "EPISTLE_SPIN_US",     "EPISTLE_LOG",
+                                         "EPISTLE_STREAM_BYTES", "EPISTLE_DOMAIN_SIZE", "EPISTLE_SIMD",
+                                         "EPISTLE_CUDA_HEAP",    "EPISTLE_NCCL_LIBRARY"};
 
 class SettingsTest : public ::testing::Test {
  protected:

@@ -104,7 +104,7 @@ TEST_P(CannotServe, FollowsTheCapabilities) {
   }
   DispatcherConfig usual = served_config();
   if (!can.exact_sizing) usual.sizing = Capacity{.rows_per_rank = 100};
-  for (const SumOrder order : {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2}) {
+  for (const SumOrder order : {SumOrder::kHierarchical, SumOrder::kFlat, SumOrder::kDeepEpV2, SumOrder::kDomains}) {
     DispatcherConfig config = usual;
     config.order = order;
     expect_served(config, contains(can.orders, order), std::string(to_string(order)));

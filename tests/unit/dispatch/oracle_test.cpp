@@ -34,7 +34,7 @@ struct Sum {
 /// `rows`: where a position's row is; -1 = dropped. Rank r's rows are 2^24, 1, -2^24 and 1/2 in turn, so that the sum
 /// tells the order.
 Sum sum_of(SumOrder order, OutputLayout layout, const std::vector<std::int32_t>& experts,
-           const std::vector<std::int32_t>& rows) {
+           const std::vector<std::int32_t>& rows, int domain_size = kRanks) {
   constexpr std::array<float, kRanks> kValues = {16777216.0F, 1.0F, -16777216.0F, 0.5F};
   const std::vector<float> weights(experts.size(), 1.0F);
   Sum sum;
@@ -45,7 +45,9 @@ Sum sum_of(SumOrder order, OutputLayout layout, const std::vector<std::int32_t>&
   std::array<float, 4> out{};
   std::vector<std::int32_t> rank_of_position;
   for (const std::int32_t expert : experts) rank_of_position.push_back(expert / kExpertsPerRank);
-  combine_token(config_of(order, layout), {.ranks = rank_of_position, .weights = weights, .dst_row = rows}, reader,
+  ResolvedConfig config = config_of(order, layout);
+  config.domain_size = domain_size;
+  combine_token(config, {.ranks = rank_of_position, .weights = weights, .dst_row = rows}, reader,
                 /*weighted=*/false, reinterpret_cast<std::byte*>(out.data()));
   sum.value = out[0];
   return sum;
@@ -103,6 +105,23 @@ TEST(Oracle, OrdersHaveBitsOfTheirOwn) {
   EXPECT_EQ(value_of(SumOrder::kHierarchical, once), 0.5F);
   // (1 - 2^24) + 2^24 = 1.
   EXPECT_EQ(value_of(SumOrder::kDeepEpV2, once), 1.5F);
+}
+
+TEST(Oracle, DomainsAreSummedAndRoundedOneByOne) {
+  const std::vector<std::int32_t> experts = {2, 4, 0, 6};  // ranks 1, 2, 0, 3
+  const std::vector<std::int32_t> rows = {0, 0, 0, 0};
+  for (const OutputLayout layout : {OutputLayout::kTokenMajor, OutputLayout::kExpertMajor}) {
+    const auto value_of = [&](int domain_size) {
+      const Sum sum = sum_of(SumOrder::kDomains, layout, experts, rows, domain_size);
+      EXPECT_EQ(sum.ranks, (std::vector<int>{0, 1, 2, 3}));
+      return sum.value;
+    };
+    // (2^24 + 1) and (-2^24 + 1/2) both lose what is small; one after the other only the 1 is lost.
+    EXPECT_EQ(value_of(2), 0.0F);
+    EXPECT_EQ(value_of(1), 0.5F);
+    EXPECT_EQ(value_of(4), 0.5F);
+    EXPECT_EQ(sum_of(SumOrder::kHierarchical, layout, experts, rows, 2).value, 0.5F);
+  }
 }
 
 }  // namespace

@@ -28,11 +28,24 @@ HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, 
       num_ranks(group_impl.num_ranks()),
       stream_bytes(options.stream_bytes >= 0 ? options.stream_bytes : streaming_threshold_bytes(num_ranks)),
       memory(group_impl, plan),
+      link(plan.crosses_domains() ? group_impl.open_link(memory.region()) : nullptr),
       pool(options.num_workers),
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
       rank_of_expert(static_cast<std::size_t>(layout().params().num_experts)) {
   for (std::int32_t expert = 0; expert < layout().params().num_experts; ++expert) {
     rank_of_expert[static_cast<std::size_t>(expert)] = layout().partition().rank_of(expert);
+  }
+  expose_landing_places();
+}
+
+void HostContext::grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase) {
+  if (memory.grow(demands, call, phase)) expose_landing_places();
+}
+
+void HostContext::expose_landing_places() {
+  if (link == nullptr) return;
+  for (const BufferSection section : {BufferSection::kStageRows, BufferSection::kStageScales}) {
+    link->expose(plan.section_offset(section), memory.committed_bytes(section));
   }
 }
 

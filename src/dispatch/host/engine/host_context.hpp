@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "dispatch/call/resolved_config.hpp"
@@ -35,7 +36,8 @@ struct HostContext {
               const HostOptions& options);
 
   [[nodiscard]] const DispatchLayout& layout() const noexcept { return plan.layout(); }
-  /// Which buffer each rank uses in the call under way.
+  /// Which buffer each rank uses in the call under way. Where the dispatcher crosses domains, ranks of others are out
+  /// of reach: they are told by the link.
   [[nodiscard]] std::byte* section(int peer, BufferSection wanted) const noexcept {
     return memory.section(peer, wanted, buffer_of[static_cast<std::size_t>(peer)]);
   }
@@ -57,8 +59,17 @@ struct HostContext {
   [[nodiscard]] StoreMode store_mode(std::int64_t num_bytes) const noexcept {
     return num_bytes >= stream_bytes ? StoreMode::kStreaming : StoreMode::kCached;
   }
+  /// Collective: see RankMemory::grow().
+  void grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase);
+  [[nodiscard]] const Domains& domains() const noexcept { return group->domains(); }
+  /// Whether sums of a rank's tokens are rounded once more for every domain.
+  [[nodiscard]] bool sums_by_domain() const noexcept {
+    return config.order == SumOrder::kDomains && domains().count() > 1;
+  }
   /// Copies a block, shared among the workers.
   void copy_block(const RowBlock& block);
+  /// Collective: tells the link what of this rank's memory others may put to.
+  void expose_landing_places();
 
   ResolvedConfig config;
   BufferPlan plan;
@@ -67,6 +78,7 @@ struct HostContext {
   int num_ranks;
   std::int64_t stream_bytes;
   RankMemory memory;
+  std::unique_ptr<DomainLink> link;  ///< to ranks of other domains, where the dispatcher crosses them so
   WorkerPool pool;
   std::uint64_t num_exchanges = 0;      ///< of rows or routings published that all ranks have agreed on so far
   std::vector<std::int32_t> buffer_of;  ///< [num_ranks]; for sections that are there once it does not matter

@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "dispatch/host/engine/link_bytes.hpp"
+
 namespace epistle::host {
 namespace {
 
@@ -18,6 +20,7 @@ std::atomic<std::uint64_t> next_dispatcher_id{1};
 constexpr std::int32_t kRowsSent = 1;
 constexpr std::int32_t kRowsRead = 2;
 constexpr std::int32_t kPlacementMade = 1;
+constexpr std::int32_t kRowsForwarded = 3;
 
 Call step_of(Call call, std::int32_t step) noexcept {
   call.step = step;
@@ -230,7 +233,9 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
                       .scale_bytes = params.scale_bytes,
                       .target = BufferSection::kReceiveRows,
                       .is_published = call.brings_routing,
-                      .exchange = context_.num_exchanges};
+                      .exchange = context_.num_exchanges,
+                      .phase = Phase::kDispatch,
+                      .forwarded = step_of(call.announced, kRowsForwarded)};
   call.ticket = send(call.announced, Phase::kDispatch, complaint, order, [&] {
     if (goes_to_promised) context_.buffer_of = promised_of_;
     call.buffer->holder = call.handle.get();
@@ -386,11 +391,12 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   // All ranks give and take gradients of the weights, or none; one that has neither rows nor tokens goes with either.
   call.value = gives || takes ? 1 : 0;
   if (state != nullptr && state->description.num_rows == 0 && state->num_tokens == 0) call.value = kAnyValue;
-  if (agree(call, Phase::kCombine, complaint) == 1) {
+  const bool all_give = agree(call, Phase::kCombine, complaint) == 1;
+  if (all_give) {
     for (int peer = 0; peer < context_.num_ranks; ++peer) {
       wanted_[static_cast<std::size_t>(peer)] = {.grad_rows = state->tables.output_rows(peer)};
     }
-    context_.memory.grow(wanted_, call, Phase::kCombine);
+    context_.grow(wanted_, call, Phase::kCombine);
   }
   stage_rows(*state, request.grad_rows, *buffer);
   if (gives) {
@@ -401,12 +407,14 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   const SumRequest sums{.handle = state.get(),
                         .weighted = false,
                         .out = static_cast<std::byte*>(request.grad_tokens.data),
-                        .out_stride = request.grad_tokens.stride_bytes()};
+                        .out_stride = request.grad_tokens.stride_bytes(),
+                        .brings_gradients = all_give,
+                        .grad_probs = takes ? request.grad_probs : nullptr};
   mover_->send_sums(sums);
   const MissingRows missing = rows_back_of(*state);
   group_->wait(group_->arrive(step_of(call, kRowsSent)), Phase::kCombine, &missing);
   mover_->receive_sums(sums);
-  if (takes) gather_weight_gradients(*state, request.grad_probs);
+  if (takes && !context_.plan.crosses_domains()) gather_weight_gradients(*state, request.grad_probs);
   (void)group_->agree(step_of(call, kRowsRead), Phase::kCombine);
 }
 
@@ -442,7 +450,9 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
                     .scales = {},
                     .row_bytes = context_.layout().params().combine_row_bytes,
                     .scale_bytes = 0,
-                    .target = BufferSection::kCombineRows};
+                    .target = BufferSection::kCombineRows,
+                    .phase = Phase::kCombine,
+                    .forwarded = step_of(call, kRowsForwarded)};
   // Agreed on first: gradients go where combine puts rows of a caller's before all have agreed.
   const Ticket ticket = send(call, Phase::kCombine, complaint, SendOrder::kWhenAgreed, [&] {
     buffer->holder = nullptr;  // gradients are no rows that a combine may put others in the place of
@@ -467,7 +477,8 @@ Health HostEngine::poll() const noexcept { return health_of(group_->health()); }
 std::vector<int> HostEngine::suspects() const { return suspects_of(*group_); }
 
 WireBytes HostEngine::wire_bytes(const Handle& handle) const {
-  return wire_bytes_of(context_.plan, handle.wait_stats());
+  const RoutingStats& stats = handle.wait_stats();
+  return link_bytes_of(context_, static_cast<const HostHandle&>(*CallAccess::state(handle)), stats);
 }
 
 std::string HostEngine::describe_tuning(std::int64_t num_tokens) const {

@@ -49,6 +49,7 @@ class HostEngine final : public DispatcherImpl {
   void abort() noexcept override { context_.group->abort(); }
 
   [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
+  [[nodiscard]] std::int64_t network_bytes() const noexcept override { return mover_->network_bytes(); }
   [[nodiscard]] std::int64_t shared_bytes() const noexcept override { return context_.memory.committed_bytes(); }
   [[nodiscard]] std::int64_t resident_bytes() const override { return context_.memory.resident_bytes(); }
   [[nodiscard]] int device_ordinal() const noexcept override { return -1; }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "dispatch/call/handle_state.hpp"
@@ -19,7 +20,32 @@ struct SendEntry {
   std::int32_t sum_order = 0;  ///< combine adds a token's ranks in ascending order of this
 };
 
-class HostHandle final : public HandleState {
+/// Where the assignments of a rank's tokens go: of all its tokens and to all ranks, or of those that a rank of another
+/// domain passes on.
+struct TokenTable {
+  std::vector<std::int32_t> tokens;      ///< their numbers on their rank; empty: 0, 1, 2, ...
+  std::vector<std::int32_t> expert_ids;  ///< [num_tokens, top_k]
+  std::vector<float> weights;            ///< [num_tokens, top_k]
+  std::vector<std::int32_t> dst_row;     ///< [num_tokens, top_k] output row at the expert's rank; -1 = none or dropped
+  std::vector<std::int32_t> send_of;     ///< [num_tokens, top_k] entry of `sends`, where dst_row is one
+  std::vector<SendEntry> sends;          ///< by token; per token in the order of the ranks' first appearance
+  std::vector<std::int32_t> send_begin;  ///< [num_tokens + 1] into `sends`
+
+  [[nodiscard]] std::int32_t token_number(std::size_t idx) const noexcept {
+    return tokens.empty() ? static_cast<std::int32_t>(idx) : tokens[idx];
+  }
+};
+
+/// What a mover keeps of a routing; stays with the handle when that is used again.
+class MoverState {
+ public:
+  MoverState() = default;
+  virtual ~MoverState() = default;
+  MoverState(const MoverState&) = delete;
+  MoverState& operator=(const MoverState&) = delete;
+};
+
+class HostHandle final : public HandleState, public TokenTable {
  public:
   // prepare leaves nothing open.
   [[nodiscard]] bool counts_are_known() override { return true; }
@@ -32,13 +58,10 @@ class HostHandle final : public HandleState {
   LayoutTables tables;
   RowDemand demand;
 
-  // Sender's side.
-  std::vector<std::int32_t> expert_ids;  ///< [num_tokens, top_k]; slots where experts are placed
-  std::vector<float> weights;            ///< [num_tokens, top_k]
-  std::vector<std::int32_t> dst_row;     ///< [num_tokens, top_k] output row at the expert's rank; -1 = none or dropped
-  std::vector<std::int32_t> send_of;     ///< [num_tokens, top_k] entry of `sends`, where dst_row is one
-  std::vector<SendEntry> sends;          ///< by token; per token in the order of the ranks' first appearance
-  std::vector<std::int32_t> send_begin;  ///< [num_tokens + 1] into `sends`
+  /// Of dispatchers that cross domains, for the ranks of this rank's index: tokens of the rank in domain `source` that
+  /// have experts in domain `destination`, those that may be dropped included.
+  std::vector<std::int32_t> domain_pairs;  ///< [num_domains (source), num_domains (destination)]
+  std::unique_ptr<MoverState> mover_state;
 
   // Both sides: (token, rank) pairs that fit. Where routing is published, of this rank's as source or as destination
   // only.

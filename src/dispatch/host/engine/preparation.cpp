@@ -17,6 +17,7 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
       layout_(context.layout()),
       config_(context.config),
       published_(context),
+      places_(context),
       expert_tokens_(static_cast<std::size_t>(config_.num_experts)) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
   const auto experts = static_cast<std::size_t>(layout_.params().num_experts);
@@ -24,19 +25,21 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
   count_views_.resize(ranks);
   last_token_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
   last_token_to_rank_.resize(ranks);
-  num_placed_.resize(layout_.token_major() ? ranks : experts);
-  send_of_rank_.resize(ranks);
-  next_row_.resize(ranks);
-  rank_of_position_.resize(static_cast<std::size_t>(config_.top_k));
+  if (!context.plan.crosses_domains()) return;
+  const auto entries = static_cast<std::size_t>(layout_.counts_entries() + layout_.num_domains());
+  own_announcement_.resize(entries);
+  all_announcements_.resize(entries * ranks);
 }
 
 void Preparation::finish(HostHandle& state, const Call& call) {
   GroupImpl& group = *context_->group;
+  if (context_->plan.crosses_domains()) gather_counts(state);
   // Whatever this rank needs memory of its own for is had before anything is written to a peer.
   const Complaint complaint = attempt([&] { plan(state); });
-  if (complaint) (void)group.agree(call, Phase::kLayout, complaint);
+  // Whoever waits for records over a link would not hear of it.
+  if (complaint || context_->plan.crosses_domains()) (void)group.agree(call, Phase::kLayout, complaint);
   // Peers write into this rank's records and rows, so these must be committed before anyone goes on.
-  context_->memory.grow(wanted_, call, Phase::kLayout);
+  context_->grow(wanted_, call, Phase::kLayout);
 
   place_rows(state);
   open_description(state);
@@ -69,18 +72,62 @@ std::vector<std::int64_t> Preparation::expert_tokens() const {
 
 /// Every rank tells the others what it sends them, and what it had to drop.
 void Preparation::exchange_records(HostHandle& state, const Call& call) {
-  layout_.token_major() ? write_token_records(state) : write_row_records(state);
-  (void)context_->group->agree(call, Phase::kLayout);
+  if (context_->plan.crosses_domains()) {
+    mover_->exchange_records(state);
+    gather_counts(state);  // nobody has all of them before all have written their records
+  } else {
+    places_.write_records(state, rank());
+    (void)context_->group->agree(call, Phase::kLayout);
+  }
   read_counts(state);
   layout_.token_major() ? read_token_records(state) : read_row_records(state);
+}
+
+/// Where other domains are out of reach, counts go by way of the group; and with them how many tokens a domain sends
+/// the others.
+void Preparation::gather_counts(HostHandle& state) {
+  const auto num_counts = static_cast<std::size_t>(layout_.counts_entries());
+  const std::byte* const own = section(rank(), BufferSection::kControl) + layout_.counts_offset(state.handle_id);
+  std::memcpy(own_announcement_.data(), own, num_counts * sizeof(std::int32_t));
+  count_domain_pairs(state, own_announcement_.data() + num_counts);
+  const std::size_t entries = own_announcement_.size();
+  context_->group->all_gather(own_announcement_.data(), entries * sizeof(std::int32_t), all_announcements_.data(),
+                              Phase::kLayout);
+  const Domains& domains = context_->domains();
+  state.domain_pairs.clear();
+  for (int domain = 0; domain < domains.count(); ++domain) {
+    const auto peer = static_cast<std::size_t>(domains.rank_at(domain, domains.index_of(rank())));
+    const auto begin = all_announcements_.begin() + static_cast<std::ptrdiff_t>(peer * entries + num_counts);
+    state.domain_pairs.insert(state.domain_pairs.end(), begin, begin + domains.count());
+  }
+}
+
+void Preparation::count_domain_pairs(const HostHandle& state, std::int32_t* pairs) const {
+  const Domains& domains = context_->domains();
+  const auto top_k = static_cast<std::size_t>(config_.top_k);
+  std::fill_n(pairs, domains.count(), 0);
+  for (std::size_t first = 0; first < state.expert_ids.size(); first += top_k) {
+    for (std::size_t entry = first; entry < first + top_k; ++entry) {
+      const auto domain_at = [&](std::size_t at) {
+        return state.expert_ids[at] == kNoExpert ? -1 : domains.domain_of(context_->rank_of_entry(state, at));
+      };
+      const int domain = domain_at(entry);
+      bool is_new = domain >= 0;
+      for (std::size_t before = first; before < entry && is_new; ++before) is_new = domain_at(before) != domain;
+      if (is_new) ++pairs[domain];
+    }
+  }
 }
 
 /// From the counts of all ranks: the tables, what every rank's buffers must hold, and room in the handle.
 void Preparation::plan(HostHandle& state) {
   for (int peer = 0; peer < num_ranks(); ++peer) {
-    const auto* entries = reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
-                                                                layout_.counts_offset(state.handle_id));
-    count_views_[static_cast<std::size_t>(peer)] = counts_view(layout_.params(), entries);
+    const auto idx = static_cast<std::size_t>(peer);
+    const auto* entries = context_->plan.crosses_domains()
+                              ? &all_announcements_[idx * own_announcement_.size()]
+                              : reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
+                                                                      layout_.counts_offset(state.handle_id));
+    count_views_[idx] = counts_view(layout_.params(), entries);
   }
   state.tables.compute(layout_, count_views_, placed_.slots_of_rank());
   check_capacity(state);
@@ -222,6 +269,19 @@ RowDemand Preparation::demand_of(const HostHandle& state, int rank) const {
   for (const ConstCountsView& peer : count_views_) {
     demand.receive_pairs += peer.tokens_to_rank[static_cast<std::size_t>(rank)];
   }
+  if (context_->plan.crosses_domains()) {
+    const std::size_t entries = own_announcement_.size();
+    const auto pairs_at = [&](int source, int domain) {
+      const std::size_t first = static_cast<std::size_t>(source) * entries + entries;
+      return all_announcements_[first - static_cast<std::size_t>(context_->domains().count() - domain)];
+    };
+    const Domains& domains = context_->domains();
+    for (int domain = 0; domain < domains.count(); ++domain) {
+      demand.send_rows += pairs_at(rank, domain);
+      demand.receive_rows += pairs_at(domains.rank_at(domain, domains.index_of(rank)), domains.domain_of(rank));
+    }
+    return demand;
+  }
   demand.send_rows = demand.send_pairs;
   demand.receive_rows = demand.receive_pairs;
   if (!context_->plan.sends_per_expert()) return demand;
@@ -265,117 +325,11 @@ void Preparation::reserve_handle(HostHandle& state, const HandleSizes& sizes) co
 }
 
 void Preparation::place_rows(HostHandle& state) {
-  const bool token_major = layout_.token_major();
-  const bool by_last_place = config_.order == SumOrder::kDeepEpV2;
   CountsView<std::int32_t> own = own_counts(state);
-  std::fill(own.pairs_to_rank.begin(), own.pairs_to_rank.end(), 0);
-  std::fill(own.dropped_of_expert.begin(), own.dropped_of_expert.end(), 0);
-  std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
-  std::fill(num_placed_.begin(), num_placed_.end(), 0);
-  const auto num_tokens = static_cast<std::size_t>(state.num_tokens);
-  const auto top_k = static_cast<std::size_t>(config_.top_k);
-  state.dst_row.resize(num_tokens * top_k);
-  if (!token_major) state.send_of.resize(num_tokens * top_k);
-  state.sends.clear();
-  state.send_begin.resize(num_tokens + 1);
-
-  std::size_t entry = 0;
-  for (std::size_t token = 0; token < num_tokens; ++token) {
-    state.send_begin[token] = static_cast<std::int32_t>(state.sends.size());
-    for (std::size_t position = 0; position < top_k; ++position, ++entry) {
-      state.dst_row[entry] = -1;
-      const std::int32_t expert = state.expert_ids[entry];
-      if (expert == kNoExpert) continue;
-      const std::int32_t dst_rank = context_->rank_of_expert[static_cast<std::size_t>(expert)];
-      const auto dst = static_cast<std::size_t>(dst_rank);
-      const bool pair_seen = last_token_to_rank_[dst] == static_cast<std::int64_t>(token);
-      std::int32_t send = pair_seen ? send_of_rank_[dst] : -1;
-      std::int32_t row = -1;
-      if (token_major && pair_seen) {
-        row = send < 0 ? -1 : state.sends[static_cast<std::size_t>(send)].row;
-      } else {
-        const std::int32_t column = token_major ? dst_rank : expert;
-        const std::int32_t idx = num_placed_[static_cast<std::size_t>(column)]++;
-        if (idx < state.tables.num_kept(rank(), column)) row = state.tables.row_begin(rank(), column) + idx;
-      }
-      if (row >= 0 && send < 0) {
-        send = static_cast<std::int32_t>(state.sends.size());
-        state.sends.push_back({.dst_rank = dst_rank, .row = row, .weight_sum = 0.0F, .sum_order = dst_rank});
-        ++own.pairs_to_rank[dst];
-      }
-      last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
-      send_of_rank_[dst] = send;
-      if (row < 0) {
-        ++own.dropped_of_expert[static_cast<std::size_t>(expert)];
-        ++state.stats.dropped_by_this_rank;
-        continue;
-      }
-      state.dst_row[entry] = row;
-      SendEntry& sent = state.sends[static_cast<std::size_t>(send)];
-      sent.weight_sum += state.weights[entry];
-      if (by_last_place) sent.sum_order = static_cast<std::int32_t>(position);
-      if (!token_major) state.send_of[entry] = send;
-      if (dst_rank != rank()) ++state.stats.sent_remote_assignments;
-    }
-  }
-  state.send_begin[num_tokens] = static_cast<std::int32_t>(state.sends.size());
-}
-
-// ---- Records: what a receiver must know of its rows -----------------------------------------------------------------
-
-void Preparation::write_token_records(const HostHandle& state) {
-  const auto top_k = static_cast<std::size_t>(config_.top_k);
-  const std::int64_t record_bytes = layout_.record_bytes();
-  for (std::size_t token = 0; token + 1 < state.send_begin.size(); ++token) {
-    const std::int32_t* ids = &state.expert_ids[token * top_k];
-    const float* weights = &state.weights[token * top_k];
-    for (std::size_t position = 0; position < top_k; ++position) {
-      rank_of_position_[position] =
-          ids[position] == kNoExpert ? -1 : context_->rank_of_expert[static_cast<std::size_t>(ids[position])];
-    }
-    for (auto idx = static_cast<std::size_t>(state.send_begin[token]);
-         idx < static_cast<std::size_t>(state.send_begin[token + 1]); ++idx) {
-      const SendEntry& send = state.sends[idx];
-      std::byte* record = section(send.dst_rank, BufferSection::kRecords) + send.row * record_bytes;
-      const TokenRecordHeader header{.src_rank = rank(), .src_token = static_cast<std::int32_t>(token)};
-      std::memcpy(record, &header, sizeof(header));
-      auto* record_ids = reinterpret_cast<std::int32_t*>(record + sizeof(header));
-      auto* record_weights = reinterpret_cast<float*>(record_ids + top_k);
-      const std::int32_t first_expert = layout_.partition().first_expert(send.dst_rank);
-      for (std::size_t position = 0; position < top_k; ++position) {
-        const bool is_there = rank_of_position_[position] == send.dst_rank;
-        record_ids[position] = is_there ? ids[position] - first_expert : kNoExpert;
-        record_weights[position] = is_there ? weights[position] : 0.0F;
-      }
-    }
-  }
-}
-
-void Preparation::write_row_records(const HostHandle& state) {
-  const auto top_k = static_cast<std::size_t>(config_.top_k);
-  std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
-  for (std::size_t token = 0; token + 1 < state.send_begin.size(); ++token) {
-    // Backwards, so that each row knows the token's next row on the same rank.
-    for (std::size_t position = top_k; position-- > 0;) {
-      const std::size_t entry = token * top_k + position;
-      const std::int32_t row = state.dst_row[entry];
-      if (row < 0) continue;
-      const std::int32_t dst_rank = context_->rank_of_expert[static_cast<std::size_t>(state.expert_ids[entry])];
-      const auto dst = static_cast<std::size_t>(dst_rank);
-      const bool has_next = last_token_to_rank_[dst] == static_cast<std::int64_t>(token);
-      auto send = static_cast<std::size_t>(state.send_begin[token]);
-      while (state.sends[send].dst_rank != dst_rank) ++send;
-      auto* records = reinterpret_cast<RowRecord*>(section(dst_rank, BufferSection::kRecords));
-      records[row] = RowRecord{.src_rank = rank(),
-                               .src_token = static_cast<std::int32_t>(token),
-                               .topk_idx = static_cast<std::int32_t>(position),
-                               .primary_row = state.sends[send].row,
-                               .next_row = has_next ? next_row_[dst] : -1,
-                               .weight = state.weights[entry]};
-      last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
-      next_row_[dst] = row;
-    }
-  }
+  PlaceCounts counts{.pairs_to_rank = own.pairs_to_rank, .dropped_of_expert = own.dropped_of_expert};
+  places_.place(state.tables, rank(), state, counts);
+  state.stats.dropped_by_this_rank = counts.dropped;
+  state.stats.sent_remote_assignments = counts.remote_assignments;
 }
 
 // ---- What this rank receives ----------------------------------------------------------------------------------------

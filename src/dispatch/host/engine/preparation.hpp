@@ -14,6 +14,7 @@
 #include "dispatch/host/engine/host_context.hpp"
 #include "dispatch/host/engine/published_routing.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
+#include "dispatch/host/engine/token_places.hpp"
 #include "layout/layout_tables.hpp"
 
 namespace epistle::host {
@@ -47,6 +48,8 @@ class Preparation {
   template <typename Id>
   [[nodiscard]] Complaint read_ids(const PrepareRequest& request, HostHandle& state);
   void count_expert_tokens(const HostHandle& state) noexcept;
+  void gather_counts(HostHandle& state);
+  void count_domain_pairs(const HostHandle& state, std::int32_t* pairs) const;
   void plan(HostHandle& state);
   [[nodiscard]] CountsView<std::int32_t> own_counts(const HostHandle& state) const noexcept;
   void check_capacity(const HostHandle& state) const;
@@ -58,8 +61,6 @@ class Preparation {
   };
   void reserve_handle(HostHandle& state, const HandleSizes& sizes) const;
   void place_rows(HostHandle& state);
-  void write_token_records(const HostHandle& state);
-  void write_row_records(const HostHandle& state);
   void exchange_records(HostHandle& state, const Call& call);
   void open_description(HostHandle& state) const;
   void read_counts(HostHandle& state) const;
@@ -72,6 +73,7 @@ class Preparation {
   const DispatchLayout& layout_;
   const ResolvedConfig& config_;
   PublishedRouting published_;
+  TokenPlaces places_;
   PlacedExperts placed_;
   std::vector<std::atomic<std::int64_t>> expert_tokens_;  ///< [num_experts], logical
   std::vector<RowDemand> wanted_;                         ///< [num_ranks] by the call under way
@@ -79,11 +81,8 @@ class Preparation {
   std::vector<ConstCountsView> count_views_;
   std::vector<std::int64_t> last_token_of_expert_;
   std::vector<std::int64_t> last_token_to_rank_;
-  std::vector<std::int32_t> num_placed_;        ///< [columns] rows placed so far
-  std::vector<std::int32_t> send_of_rank_;      ///< [num_ranks] entry of `sends`, -1 = dropped; valid for
-                                                ///< last_token_to_rank_
-  std::vector<std::int32_t> next_row_;          ///< [num_ranks] likewise
-  std::vector<std::int32_t> rank_of_position_;  ///< [top_k] of one token; -1 = none
+  std::vector<std::int32_t> own_announcement_;   ///< counts, then tokens for each domain; where domains are crossed
+  std::vector<std::int32_t> all_announcements_;  ///< [num_ranks] of them
 };
 
 }  // namespace epistle::host

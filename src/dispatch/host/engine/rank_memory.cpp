@@ -28,7 +28,7 @@ void RankMemory::commit(const RowDemand& demand) {
   committed_ = raised;
 }
 
-void RankMemory::grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase) {
+bool RankMemory::grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase) {
   // Every rank knows every rank's demand, hence whether somebody has to grow.
   bool someone_grows = false;
   for (std::size_t peer = 0; peer < demands.size() && !someone_grows; ++peer) {
@@ -45,6 +45,7 @@ void RankMemory::grow(const std::vector<RowDemand>& demands, const Call& call, P
     group_->take_together(call, phase, [&] { commit(own); });
   }
   for (std::size_t peer = 0; peer < demands.size(); ++peer) demands_[peer].raise_to(demands[peer]);
+  return someone_grows;
 }
 
 }  // namespace epistle::host

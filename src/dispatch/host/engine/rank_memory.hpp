@@ -25,11 +25,16 @@ class RankMemory {
     return section(rank, wanted) + buffer * plan_->section_stride(wanted);
   }
 
-  /// Collective: commits what every rank of `demands` needs more than it has. Costs nothing where no rank does.
-  void grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase);
+  /// Collective: commits what every rank of `demands` needs more than it has. Costs nothing where no rank does: false.
+  bool grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase);
 
   [[nodiscard]] std::int64_t committed_bytes() const noexcept { return plan_->buffer_bytes(committed_); }
   [[nodiscard]] std::int64_t resident_bytes() const { return region_.resident_bytes(); }
+  [[nodiscard]] const SymmetricRegion& region() const noexcept { return region_; }
+  /// What is committed of one copy of a section of this rank.
+  [[nodiscard]] std::int64_t committed_bytes(BufferSection section) const noexcept {
+    return plan_->section_bytes(committed_)[section];
+  }
   /// Keeps the memory mapped.
   [[nodiscard]] std::shared_ptr<const void> share() const noexcept { return region_.share(); }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "dispatch/host/engine/host_handle.hpp"
+#include "group/call_post.hpp"
 #include "layout/buffer_section.hpp"
 
 namespace epistle::host {
@@ -29,6 +30,8 @@ struct MoveJob {
   BufferSection target = BufferSection::kReceiveRows;
   bool is_published = false;   ///< rows are laid out for the others to fetch: their places were not known
   std::uint64_t exchange = 0;  ///< in which they are
+  Phase phase = Phase::kDispatch;
+  Call forwarded;  ///< the step in which all say that they have passed rows on: movers that cross domains
 };
 
 /// Rows on their way back, in the combine section of every rank.
@@ -37,6 +40,9 @@ struct SumRequest {
   bool weighted = false;
   std::byte* out = nullptr;  ///< [num_tokens], out_stride bytes from one to the next
   std::int64_t out_stride = 0;
+  /// Movers that cross domains: gradients of the weights go back with the rows, to grad_probs where it is not null.
+  bool brings_gradients = false;
+  float* grad_probs = nullptr;  ///< [num_tokens, top_k]
 };
 
 /// Gradient rows of this rank, in place, and what they say of the weights.
@@ -60,6 +66,12 @@ class RowMover {
   /// have. Then sending and agreeing are one step, and routing may travel with the rows.
   [[nodiscard]] virtual bool sends_unagreed() const noexcept { return false; }
 
+  /// Bytes put on links to other domains so far.
+  [[nodiscard]] virtual std::int64_t network_bytes() const noexcept { return 0; }
+
+  /// Movers that cross domains (see PlanRules): brings the records of all rows for this rank's domain to where they
+  /// belong, by way of its rank of this rank's index. The handle's table is filled in, and all memory is there.
+  virtual void exchange_records(HostHandle& handle) { static_cast<void>(handle); }
   /// Makes room in `handle` for what plan() puts there, when the counts are known.
   virtual void reserve(HostHandle& handle) { static_cast<void>(handle); }
   /// Fills in what the mover keeps per handle, when everything else in it is known. All ranks have agreed on the

@@ -25,6 +25,49 @@ void TermList::group_by_key() {
   }
 }
 
+void TermList::group_by_domain(const Domains& domains) {
+  group_ends_.clear();
+  for (std::size_t idx = 0; idx < keys_.size(); ++idx) {
+    const bool last_of_domain = idx + 1 == keys_.size() || !domains.share_one(keys_[idx], keys_[idx + 1]);
+    if (last_of_domain) group_ends_.push_back(static_cast<std::int32_t>(idx + 1));
+  }
+}
+
+void TermList::replace_groups(std::span<const SumTerm> sums) {
+  for (std::size_t group = 0; group < sums.size(); ++group) {
+    terms_[group] = sums[group];
+    keys_[group] = keys_[static_cast<std::size_t>(group_ends_[group]) - 1];
+  }
+  terms_.resize(sums.size());
+  keys_.resize(sums.size());
+  group_ends_.clear();
+}
+
+void sum_ranks_first(const HostContext& context, bool weighted, TermList& list) {
+  thread_local std::vector<std::byte> rows;
+  thread_local std::vector<SumTerm> sums;
+  const auto row_bytes = static_cast<std::size_t>(context.layout().params().combine_row_bytes);
+  const std::size_t num_ranks = list.group_ends().size();
+  if (rows.size() < num_ranks * row_bytes) rows.resize(num_ranks * row_bytes);
+  sums.clear();
+  std::size_t begin = 0;
+  for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+    const auto end = static_cast<std::size_t>(list.group_ends()[rank]);
+    std::byte* const sum = rows.data() + rank * row_bytes;
+    sum_rows({.terms = list.terms().subspan(begin, end - begin),
+              .group_ends = {},
+              .weighted = weighted,
+              .dtype = context.config.combine_dtype,
+              .out = sum,
+              .num_bytes = row_bytes,
+              .mode = StoreMode::kCached});
+    sums.push_back({.row = sum, .weight = 1.0F});
+    begin = end;
+  }
+  list.replace_groups(sums);
+  list.group_by_domain(context.domains());
+}
+
 SumJob sum_job(const HostContext& context, const SumRequest& request, const TermList& terms,
                std::int64_t token) noexcept {
   const std::int64_t row_bytes = context.layout().params().combine_row_bytes;

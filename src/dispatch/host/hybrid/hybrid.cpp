@@ -1,0 +1,309 @@
+#include "dispatch/host/hybrid/hybrid.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "dispatch/host/engine/sums.hpp"
+
+namespace epistle::host {
+
+HybridMover::Crossing::Crossing(HostContext& context)
+    : traffic(context),
+      exchange(context, traffic),
+      num_forwarded(static_cast<std::size_t>(context.domains().count()), 0) {}
+
+HybridMover::HybridMover(HostContext& context)
+    : context_(context),
+      direct_(context),
+      crossing_(context.plan.crosses_domains() ? std::make_unique<Crossing>(context) : nullptr) {}
+
+std::int64_t HybridMover::network_bytes() const noexcept {
+  return crossing_ != nullptr ? crossing_->traffic.sent_bytes() : 0;
+}
+
+void HybridMover::exchange_records(HostHandle& handle) { crossing_->exchange.run(handle); }
+
+void HybridMover::reserve(HostHandle& handle) {
+  if (crossing_ != nullptr) crossing_->exchange.reserve(handle);
+}
+
+// ---- Dispatch -------------------------------------------------------------------------------------------------------
+
+void HybridMover::send_rows(const MoveJob& job) {
+  if (crossing_ == nullptr) return direct_.send_rows(job);
+  const LinkTraffic& traffic = crossing_->traffic;
+  const int num_domains = traffic.domains().count();
+  const int own = traffic.own_domain();
+  const DomainRoutes& routes = routes_of(*job.handle);
+  std::fill(crossing_->num_forwarded.begin(), crossing_->num_forwarded.end(), 0);
+  bool has_more = true;
+  for (std::int64_t idx = 0; has_more; ++idx) {
+    has_more = false;
+    // All domains in turn, each rank beginning with another one, so that no link waits for the others' chunks.
+    for (int step = 1; step < num_domains; ++step) {
+      const int domain = (own + step) % num_domains;
+      const auto num_rows = static_cast<std::int64_t>(routes.sent[static_cast<std::size_t>(domain)].size());
+      const Chunks chunks(num_rows, job.row_bytes);
+      if (idx < chunks.count()) send_chunk(job, domain, chunks.at(idx));
+      has_more = has_more || idx + 1 < chunks.count();
+    }
+    for (int step = 1; step < num_domains; ++step) forward_arrived(job, (own + step) % num_domains);
+  }
+  // While the last chunks are on their way.
+  const auto num_own = static_cast<std::int64_t>(routes.received[static_cast<std::size_t>(own)].size());
+  forward(job, own, {.begin = 0, .end = num_own});
+}
+
+void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk) {
+  LinkTraffic& traffic = crossing_->traffic;
+  const HostHandle& handle = *job.handle;
+  const int num_domains = traffic.domains().count();
+  const std::vector<std::int32_t>& tokens = routes_of(handle).sent[static_cast<std::size_t>(domain)];
+  const std::int64_t first = first_sent(handle, num_domains, traffic.own_domain(), domain) + chunk.begin;
+  const std::int64_t first_there = first_received(handle, num_domains, traffic.own_domain(), domain) + chunk.begin;
+  std::byte* const rows = context_.own_section(BufferSection::kSendRows) + first * job.row_bytes;
+  std::byte* const scales = context_.own_section(BufferSection::kSendScales) + first * job.scale_bytes;
+  const WireRows wire_rows(context_, job);
+  const std::int64_t num_rows = chunk.end - chunk.begin;
+  context_.pool.parallel_for(num_rows, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t idx = begin; idx < end; ++idx) {
+      wire_rows.write(tokens[static_cast<std::size_t>(chunk.begin + idx)], rows + idx * job.row_bytes,
+                      scales + idx * job.scale_bytes, StoreMode::kCached);
+    }
+  });
+  traffic.put(
+      {.domain = domain, .from_row = first, .to_row = first_there, .num_rows = num_rows, .row_bytes = job.row_bytes});
+  if (job.scale_bytes > 0) {
+    traffic.put({.domain = domain,
+                 .from = BufferSection::kSendScales,
+                 .to = BufferSection::kStageScales,
+                 .from_row = first,
+                 .to_row = first_there,
+                 .num_rows = num_rows,
+                 .row_bytes = job.scale_bytes});
+  }
+  traffic.signal(domain);
+}
+
+Chunks HybridMover::chunks_to_forward(const MoveJob& job, int domain) const noexcept {
+  const auto num_rows = routes_of(*job.handle).received[static_cast<std::size_t>(domain)].size();
+  return {static_cast<std::int64_t>(num_rows), job.row_bytes};
+}
+
+/// Those chunks of a domain that are there.
+void HybridMover::forward_arrived(const MoveJob& job, int domain) {
+  LinkTraffic& traffic = crossing_->traffic;
+  const Chunks chunks = chunks_to_forward(job, domain);
+  std::int64_t& num_forwarded = crossing_->num_forwarded[static_cast<std::size_t>(domain)];
+  while (num_forwarded < chunks.count() && traffic.arrived(domain) > 0) {
+    forward(job, domain, chunks.at(num_forwarded));
+    traffic.take(domain, 1);
+    ++num_forwarded;
+  }
+}
+
+/// Passes rows that came from a domain on to the ranks of this one.
+void HybridMover::forward(const MoveJob& job, int domain, const Chunk& chunk) {
+  const LinkTraffic& traffic = crossing_->traffic;
+  const HostHandle& handle = *job.handle;
+  const bool is_own = domain == traffic.own_domain();
+  const TokenTable& table = routes_of(handle).tables[static_cast<std::size_t>(domain)];
+  const std::vector<std::int32_t>& tokens = routes_of(handle).received[static_cast<std::size_t>(domain)];
+  const std::int64_t first = first_received(handle, traffic.domains().count(), domain, traffic.own_domain());
+  const std::byte* const rows = context_.own_section(BufferSection::kStageRows) + first * job.row_bytes;
+  const std::byte* const scales = context_.own_section(BufferSection::kStageScales) + first * job.scale_bytes;
+  const WireRows own_rows(context_, job);
+  const StoreMode mode = context_.store_mode(static_cast<std::int64_t>(table.sends.size()) * job.row_bytes);
+  context_.pool.parallel_for(chunk.end - chunk.begin, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t idx = chunk.begin + begin; idx < chunk.begin + end; ++idx) {
+      const auto entry = static_cast<std::size_t>(tokens[static_cast<std::size_t>(idx)]);
+      const WireRow row = is_own ? own_rows.at(table.token_number(entry))
+                                 : WireRow{rows + idx * job.row_bytes, scales + idx * job.scale_bytes};
+      for (auto at = static_cast<std::size_t>(table.send_begin[entry]);
+           at < static_cast<std::size_t>(table.send_begin[entry + 1]); ++at) {
+        const SendEntry& send = table.sends[at];
+        copy_row(row.row, context_.section(send.dst_rank, job.target) + send.row * job.row_bytes,
+                 static_cast<std::size_t>(job.row_bytes), mode);
+        if (job.scale_bytes > 0) context_.received_scales(send.dst_rank, handle).put(send.row, row.scales);
+      }
+    }
+    store_fence();
+  });
+}
+
+void HybridMover::receive_rows(const MoveJob& job) {
+  if (crossing_ == nullptr) return direct_.receive_rows(job);
+  LinkTraffic& traffic = crossing_->traffic;
+  const int num_domains = traffic.domains().count();
+  for (int step = 1; step < num_domains; ++step) {
+    // Those that began with this domain first.
+    const int domain = (traffic.own_domain() + num_domains - step) % num_domains;
+    const std::int64_t num_chunks = chunks_to_forward(job, domain).count();
+    while (crossing_->num_forwarded[static_cast<std::size_t>(domain)] < num_chunks) {
+      traffic.wait_for(domain, 1, job.phase);
+      forward_arrived(job, domain);
+    }
+  }
+  traffic.flush(job.phase);
+  // The rows of this rank are there when all of its domain have passed theirs on.
+  (void)context_.group->agree(job.forwarded, job.phase);
+  direct_.receive_rows(job);
+}
+
+// ---- Combine --------------------------------------------------------------------------------------------------------
+
+void HybridMover::receive_sums(const SumRequest& request) {
+  if (crossing_ == nullptr) return sum_rows_in_place(context_, request);
+  LinkTraffic& traffic = crossing_->traffic;
+  const HostHandle& handle = *request.handle;
+  const int num_domains = traffic.domains().count();
+  const int own = traffic.own_domain();
+  for (int step = 1; step < num_domains; ++step) return_sums(request, (own + step) % num_domains);
+  const auto num_own = static_cast<std::int64_t>(routes_of(handle).received[static_cast<std::size_t>(own)].size());
+  sum_pairs(request, own, {.begin = 0, .end = num_own},
+            {.rows = BufferSection::kStageRows,
+             .gradients = BufferSection::kStageScales,
+             .first_pair = first_sent(handle, num_domains, own, own)});
+  for (int step = 1; step < num_domains; ++step) {
+    const int domain = (own + num_domains - step) % num_domains;
+    const auto num_rows = static_cast<std::int64_t>(routes_of(handle).sent[static_cast<std::size_t>(domain)].size());
+    const std::int64_t num_chunks = Chunks(num_rows, context_.layout().params().combine_row_bytes).count();
+    traffic.wait_for(domain, num_chunks, Phase::kCombine);
+    traffic.take(domain, num_chunks);
+  }
+  sum_domains(request);
+  if (request.grad_probs != nullptr) place_gradients(request);
+  traffic.flush(Phase::kCombine);
+}
+
+/// The sums of a domain's tokens over the ranks of this one, chunk by chunk.
+void HybridMover::return_sums(const SumRequest& request, int domain) {
+  LinkTraffic& traffic = crossing_->traffic;
+  const HostHandle& handle = *request.handle;
+  const int num_domains = traffic.domains().count();
+  const int own = traffic.own_domain();
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
+  const std::int64_t gradient_bytes = context_.config.top_k * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t first = first_received(handle, num_domains, domain, own);
+  const std::int64_t first_there = first_sent(handle, num_domains, domain, own);
+  const auto num_rows = static_cast<std::int64_t>(routes_of(handle).received[static_cast<std::size_t>(domain)].size());
+  const Chunks chunks(num_rows, row_bytes);
+  for (std::int64_t idx = 0; idx < chunks.count(); ++idx) {
+    const Chunk chunk = chunks.at(idx);
+    sum_pairs(request, domain, chunk,
+              {.rows = BufferSection::kSendRows, .gradients = BufferSection::kSendScales, .first_pair = first});
+    LinkTraffic::Put sums{.domain = domain,
+                          .from_row = first + chunk.begin,
+                          .to_row = first_there + chunk.begin,
+                          .num_rows = chunk.end - chunk.begin,
+                          .row_bytes = row_bytes};
+    traffic.put(sums);
+    if (request.brings_gradients) {
+      sums.from = BufferSection::kSendScales;
+      sums.to = BufferSection::kStageScales;
+      sums.row_bytes = gradient_bytes;
+      traffic.put(sums);
+    }
+    traffic.signal(domain);
+  }
+}
+
+void HybridMover::sum_pairs(const SumRequest& request, int domain, const Chunk& chunk, const PairSums& target) {
+  const HostHandle& handle = *request.handle;
+  const TokenTable& table = routes_of(handle).tables[static_cast<std::size_t>(domain)];
+  const std::vector<std::int32_t>& tokens = routes_of(handle).received[static_cast<std::size_t>(domain)];
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
+  std::byte* const sums = context_.own_section(target.rows) + target.first_pair * row_bytes;
+  auto* const gradients = reinterpret_cast<float*>(context_.own_section(target.gradients)) +
+                          target.first_pair * static_cast<std::int64_t>(top_k);
+  const auto row_at = [&](int rank, std::int32_t row) {
+    return context_.section(rank, BufferSection::kCombineRows) + row * row_bytes;
+  };
+  const auto row_of_send = [&](std::size_t at) { return row_at(table.sends[at].dst_rank, table.sends[at].row); };
+  const auto row_of_entry = [&](std::size_t entry) {
+    const auto expert = static_cast<std::size_t>(table.expert_ids[entry]);
+    return row_at(context_.rank_of_expert[expert], table.dst_row[entry]);
+  };
+  context_.pool.parallel_for(chunk.end - chunk.begin, [&](std::int64_t begin, std::int64_t end) {
+    TermList& list = TermList::of_thread();
+    for (std::int64_t idx = chunk.begin + begin; idx < chunk.begin + end; ++idx) {
+      const auto entry = static_cast<std::size_t>(tokens[static_cast<std::size_t>(idx)]);
+      if (context_.layout().token_major()) {
+        list_token_terms(SumOrder::kDomains, table, entry, row_of_send, list);
+      } else {
+        list_expert_terms(SumOrder::kDomains, top_k, table, entry, row_of_entry, list);
+      }
+      sum_rows({.terms = list.terms(),
+                .group_ends = list.group_ends(),
+                .weighted = request.weighted,
+                .dtype = context_.config.combine_dtype,
+                .out = sums + idx * row_bytes,
+                .num_bytes = static_cast<std::size_t>(row_bytes),
+                .mode = StoreMode::kCached});
+      if (request.brings_gradients) {
+        gather_gradients(table, entry, gradients + idx * static_cast<std::int64_t>(top_k));
+      }
+    }
+  });
+}
+
+void HybridMover::gather_gradients(const TokenTable& table, std::size_t idx, float* gradients) const {
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
+  const auto per_row = static_cast<std::size_t>(context_.layout().weights_per_row());
+  for (std::size_t position = 0; position < top_k; ++position) {
+    const std::size_t entry = idx * top_k + position;
+    const std::int32_t row = table.dst_row[entry];
+    gradients[position] = 0.0F;
+    if (row < 0) continue;
+    const int rank = context_.rank_of_expert[static_cast<std::size_t>(table.expert_ids[entry])];
+    const auto* of_rank = reinterpret_cast<const float*>(context_.section(rank, BufferSection::kGradWeights));
+    const std::size_t column = context_.layout().token_major() ? position : 0;
+    gradients[position] = of_rank[static_cast<std::size_t>(row) * per_row + column];
+  }
+}
+
+/// The last step: what every domain has for a token.
+void HybridMover::sum_domains(const SumRequest& request) {
+  const HostHandle& handle = *request.handle;
+  const DomainRoutes& routes = routes_of(handle);
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
+  const std::byte* const sums = context_.own_section(BufferSection::kStageRows);
+  const SumRequest unweighted{
+      .handle = request.handle, .weighted = false, .out = request.out, .out_stride = request.out_stride};
+  context_.pool.parallel_for(handle.num_tokens, [&](std::int64_t begin, std::int64_t end) {
+    TermList& list = TermList::of_thread();
+    for (std::int64_t token = begin; token < end; ++token) {
+      const auto t = static_cast<std::size_t>(token);
+      list.clear();
+      for (auto idx = static_cast<std::size_t>(routes.pair_begin[t]);
+           idx < static_cast<std::size_t>(routes.pair_begin[t + 1]); ++idx) {
+        list.append(routes.domain_of_pair[idx], {.row = sums + routes.pair_of[idx] * row_bytes, .weight = 1.0F});
+      }
+      sum_rows(sum_job(context_, unweighted, list, token));
+    }
+    store_fence();
+  });
+}
+
+void HybridMover::place_gradients(const SumRequest& request) const {
+  const HostHandle& handle = *request.handle;
+  const DomainRoutes& routes = routes_of(handle);
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
+  const auto* const gradients = reinterpret_cast<const float*>(context_.own_section(BufferSection::kStageScales));
+  std::fill(request.grad_probs, request.grad_probs + handle.dst_row.size(), 0.0F);
+  for (std::size_t token = 0; token + 1 < routes.pair_begin.size(); ++token) {
+    for (auto idx = static_cast<std::size_t>(routes.pair_begin[token]);
+         idx < static_cast<std::size_t>(routes.pair_begin[token + 1]); ++idx) {
+      const float* const of_pair = gradients + static_cast<std::size_t>(routes.pair_of[idx]) * top_k;
+      for (std::size_t position = 0; position < top_k; ++position) {
+        const std::size_t entry = token * top_k + position;
+        const bool is_here = handle.dst_row[entry] >= 0 && context_.domains().domain_of(context_.rank_of_entry(
+                                                               handle, entry)) == routes.domain_of_pair[idx];
+        if (is_here) request.grad_probs[entry] = of_pair[position];
+      }
+    }
+  }
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,68 @@
+// `hybrid`: each slow link is crossed once per (token, domain). A rank sends one copy of a row to its peer in every
+// domain that has experts of the token: the rank of the same index there, which passes it on to each rank that needs
+// it. On the way back the peer sums the expert outputs of its domain, and one row per (token, domain) returns. In a
+// group of one domain it is `direct`.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "dispatch/host/direct/direct.hpp"
+#include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/row_mover.hpp"
+#include "dispatch/host/engine/wire_rows.hpp"
+#include "dispatch/host/hybrid/domain_routes.hpp"
+#include "dispatch/host/hybrid/link_traffic.hpp"
+#include "dispatch/host/hybrid/route_exchange.hpp"
+
+namespace epistle::host {
+
+class HybridMover final : public RowMover {
+ public:
+  explicit HybridMover(HostContext& context);
+
+  [[nodiscard]] std::int64_t network_bytes() const noexcept override;
+  void exchange_records(HostHandle& handle) override;
+  void reserve(HostHandle& handle) override;
+  void send_rows(const MoveJob& job) override;
+  void receive_rows(const MoveJob& job) override;
+  void send_sums(const SumRequest& /*request*/) override {}
+  void receive_sums(const SumRequest& request) override;
+  void apply_row_weights(const RowWeightJob& job) override { host::apply_row_weights(context_, job); }
+
+ private:
+  /// What crosses domains, where there are several.
+  struct Crossing {
+    explicit Crossing(HostContext& context);
+    LinkTraffic traffic;
+    RouteExchange exchange;
+    std::vector<std::int64_t> num_forwarded;  ///< [num_domains] chunks of the dispatch under way
+  };
+
+  [[nodiscard]] static const DomainRoutes& routes_of(const HostHandle& handle) noexcept {
+    return static_cast<const DomainRoutes&>(*handle.mover_state);
+  }
+  [[nodiscard]] Chunks chunks_to_forward(const MoveJob& job, int domain) const noexcept;
+  void send_chunk(const MoveJob& job, int domain, const Chunk& chunk);
+  void forward_arrived(const MoveJob& job, int domain);
+  void forward(const MoveJob& job, int domain, const Chunk& chunk);
+
+  /// Sums of a domain's pairs, by the number of the pair in `rows`; likewise their gradients in `gradients`.
+  struct PairSums {
+    BufferSection rows;
+    BufferSection gradients;
+    std::int64_t first_pair;
+  };
+  void sum_pairs(const SumRequest& request, int domain, const Chunk& chunk, const PairSums& target);
+  void gather_gradients(const TokenTable& table, std::size_t idx, float* gradients) const;
+  void return_sums(const SumRequest& request, int domain);
+  void sum_domains(const SumRequest& request);
+  void place_gradients(const SumRequest& request) const;
+
+  HostContext& context_;
+  DirectMover direct_;
+  std::unique_ptr<Crossing> crossing_;
+};
+
+}  // namespace epistle::host

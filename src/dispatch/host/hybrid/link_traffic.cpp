@@ -1,0 +1,79 @@
+#include "dispatch/host/hybrid/link_traffic.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "group/barrier.hpp"
+
+namespace epistle::host {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Large enough that what comes with every message (some 10 us of a TCP stack) does not count, small enough that a
+// transfer of some MB is several.
+constexpr std::int64_t kChunkBytes = 256 << 10;
+
+// A waiting rank keeps its core for as long as a chunk takes on a fast link, and leaves it to others after that.
+constexpr std::chrono::microseconds kSpin{20};
+constexpr std::chrono::microseconds kPause{50};
+// Between two looks at the other ranks.
+constexpr std::chrono::milliseconds kLookInterval{10};
+
+}  // namespace
+
+Chunks::Chunks(std::int64_t num_rows, std::int64_t row_bytes) noexcept
+    : num_rows_(num_rows), chunk_rows_(std::max<std::int64_t>(kChunkBytes / std::max<std::int64_t>(row_bytes, 1), 1)) {}
+
+Chunk Chunks::at(std::int64_t idx) const noexcept {
+  return {.begin = idx * chunk_rows_, .end = std::min((idx + 1) * chunk_rows_, num_rows_)};
+}
+
+LinkTraffic::LinkTraffic(HostContext& context)
+    : context_(context), taken_(static_cast<std::size_t>(context.domains().count()), 0) {}
+
+void LinkTraffic::put(const Put& what) {
+  const std::int64_t target = context_.plan.section_offset(what.to) + what.to_row * what.row_bytes;
+  context_.link->put(peer_in(what.domain), target, context_.own_section(what.from) + what.from_row * what.row_bytes,
+                     what.num_rows * what.row_bytes);
+}
+
+std::int64_t LinkTraffic::arrived(int domain) {
+  const std::uint64_t signals = context_.link->signals_from(peer_in(domain));
+  return static_cast<std::int64_t>(signals - taken_[static_cast<std::size_t>(domain)]);
+}
+
+void LinkTraffic::wait_for(int domain, std::int64_t num_chunks, Phase phase) {
+  wait(phase, domain, [&] { return arrived(domain) >= num_chunks; });
+}
+
+void LinkTraffic::flush(Phase phase) {
+  wait(phase, -1, [&] { return context_.link->try_flush(); });
+}
+
+template <typename IsDone>
+void LinkTraffic::wait(Phase phase, int domain, const IsDone& is_done) {
+  const Clock::time_point start = Clock::now();
+  Clock::time_point next_look = start + kLookInterval;
+  while (!is_done()) {
+    const Clock::time_point now = Clock::now();
+    if (now - start < kSpin) {
+      spin_pause();
+      continue;
+    }
+    std::this_thread::sleep_for(kPause);
+    if (now < next_look) continue;
+    next_look = now + kLookInterval;
+    context_.group->check_usable();
+    const int lost = context_.group->find_lost_rank();
+    // Look again after the death was seen: what the rank has sent may have arrived just before it went.
+    if (lost >= 0 && !is_done()) context_.group->fail(ErrorCode::kPeerLost, phase, lost);
+    if (now - start < context_.group->timeout() || is_done()) continue;
+    // Whoever is waited for; a flush waits for whichever peer takes nothing.
+    const int late = domain >= 0 ? domain : (own_domain() + 1) % domains().count();
+    context_.group->fail(ErrorCode::kTimeout, phase, peer_in(late));
+  }
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,77 @@
+// What goes over the link in one transfer: rows in chunks, each followed by a signal, so that the other end works on
+// one chunk while the next is on its way.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dispatch/host/engine/host_context.hpp"
+
+namespace epistle::host {
+
+/// Rows [begin, end) of a transfer.
+struct Chunk {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+/// The chunks of a transfer: both ends know its rows, so they agree on its chunks.
+class Chunks {
+ public:
+  Chunks(std::int64_t num_rows, std::int64_t row_bytes) noexcept;
+
+  [[nodiscard]] std::int64_t count() const noexcept { return (num_rows_ + chunk_rows_ - 1) / chunk_rows_; }
+  [[nodiscard]] Chunk at(std::int64_t idx) const noexcept;
+
+ private:
+  std::int64_t num_rows_;
+  std::int64_t chunk_rows_;
+};
+
+/// This rank's end of the links to its peers, and how far it has heard from each.
+class LinkTraffic {
+ public:
+  explicit LinkTraffic(HostContext& context);
+
+  [[nodiscard]] const Domains& domains() const noexcept { return context_.domains(); }
+  [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(context_.rank); }
+  /// This rank's peer in a domain.
+  [[nodiscard]] int peer_in(int domain) const noexcept {
+    return domains().rank_at(domain, domains().index_of(context_.rank));
+  }
+  [[nodiscard]] std::int64_t sent_bytes() const noexcept { return context_.link->sent_bytes(); }
+
+  struct Put {
+    int domain = 0;
+    BufferSection from = BufferSection::kSendRows;  ///< of this rank
+    BufferSection to = BufferSection::kStageRows;   ///< of its peer there
+    std::int64_t from_row = 0;
+    std::int64_t to_row = 0;
+    std::int64_t num_rows = 0;
+    std::int64_t row_bytes = 0;
+  };
+  void put(const Put& what);
+  void signal(int domain) { context_.link->signal(peer_in(domain)); }
+
+  /// Chunks of the transfer under way that have arrived from a domain; those taken before are left out.
+  [[nodiscard]] std::int64_t arrived(int domain);
+  /// Marks them as taken.
+  void take(int domain, std::int64_t num_chunks) noexcept {
+    taken_[static_cast<std::size_t>(domain)] += static_cast<std::uint64_t>(num_chunks);
+  }
+
+  /// Waits until at least `num_chunks` have arrived; breaks the group where the peer is lost or late.
+  void wait_for(int domain, std::int64_t num_chunks, Phase phase);
+  /// Waits until all that was put has been delivered.
+  void flush(Phase phase);
+
+ private:
+  /// Waits until `is_done` says so. `domain`: whom that is up to; -1 = somebody.
+  template <typename IsDone>
+  void wait(Phase phase, int domain, const IsDone& is_done);
+
+  HostContext& context_;
+  std::vector<std::uint64_t> taken_;  ///< [num_domains] signals that have been used, of all transfers
+};
+
+}  // namespace epistle::host

@@ -1,0 +1,195 @@
+#include "dispatch/host/hybrid/route_exchange.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace epistle::host {
+
+std::int32_t num_domain_pairs(const HostHandle& handle, int num_domains, int source, int destination) noexcept {
+  return handle.domain_pairs[static_cast<std::size_t>(source * num_domains + destination)];
+}
+
+std::int64_t first_sent(const HostHandle& handle, int num_domains, int source, int destination) noexcept {
+  std::int64_t first = 0;
+  for (int before = 0; before < destination; ++before) first += num_domain_pairs(handle, num_domains, source, before);
+  return first;
+}
+
+std::int64_t first_received(const HostHandle& handle, int num_domains, int source, int destination) noexcept {
+  std::int64_t first = 0;
+  for (int before = 0; before < source; ++before) first += num_domain_pairs(handle, num_domains, before, destination);
+  return first;
+}
+
+RouteExchange::RouteExchange(HostContext& context, LinkTraffic& traffic)
+    : context_(context),
+      traffic_(traffic),
+      places_(context),
+      top_k_(static_cast<std::size_t>(context.config.top_k)),
+      pairs_to_rank_(static_cast<std::size_t>(context.num_ranks)),
+      dropped_of_expert_(static_cast<std::size_t>(context.layout().params().num_experts)) {}
+
+void RouteExchange::reserve(HostHandle& handle) const {
+  const int num_domains = traffic_.domains().count();
+  const int own = traffic_.own_domain();
+  if (handle.mover_state == nullptr) handle.mover_state = std::make_unique<DomainRoutes>();
+  auto& routes = static_cast<DomainRoutes&>(*handle.mover_state);
+  routes.tables.resize(static_cast<std::size_t>(num_domains));
+  routes.received.resize(static_cast<std::size_t>(num_domains));
+  routes.sent.resize(static_cast<std::size_t>(num_domains));
+  const std::size_t max_sends = std::min(top_k_, static_cast<std::size_t>(traffic_.domains().size()));
+  std::size_t num_sent = 0;
+  for (int domain = 0; domain < num_domains; ++domain) {
+    const auto idx = static_cast<std::size_t>(domain);
+    const auto num_received = static_cast<std::size_t>(num_domain_pairs(handle, num_domains, domain, own));
+    TokenTable& table = routes.tables[idx];
+    table.tokens.reserve(num_received);
+    table.expert_ids.reserve(num_received * top_k_);
+    table.weights.reserve(num_received * top_k_);
+    table.dst_row.reserve(num_received * top_k_);
+    table.send_of.reserve(num_received * top_k_);
+    table.sends.reserve(num_received * max_sends);
+    table.send_begin.reserve(num_received + 1);
+    routes.received[idx].reserve(num_received);
+    const auto num_to_domain = static_cast<std::size_t>(num_domain_pairs(handle, num_domains, own, domain));
+    routes.sent[idx].reserve(num_to_domain);
+    num_sent += num_to_domain;
+  }
+  routes.pair_of.reserve(num_sent);
+  routes.domain_of_pair.reserve(num_sent);
+  routes.pair_begin.reserve(static_cast<std::size_t>(handle.num_tokens) + 1);
+}
+
+void RouteExchange::run(HostHandle& handle) {
+  auto& routes = static_cast<DomainRoutes&>(*handle.mover_state);
+  const Domains& domains = traffic_.domains();
+  send_records(handle);
+  for (int step = 0; step < domains.count(); ++step) {
+    // The own tokens first: their records need not travel.
+    const int domain = (traffic_.own_domain() + step) % domains.count();
+    const auto idx = static_cast<std::size_t>(domain);
+    TokenTable& table = routes.tables[idx];
+    table.tokens.clear();
+    table.expert_ids.clear();
+    table.weights.clear();
+    step == 0 ? keep_own(handle, table) : receive_records(handle, domain, table);
+    PlaceCounts counts{.pairs_to_rank = pairs_to_rank_, .dropped_of_expert = dropped_of_expert_};
+    const int src_rank = traffic_.peer_in(domain);
+    places_.place(handle.tables, src_rank, table, counts);
+    places_.write_records(table, src_rank);
+    routes.received[idx].clear();
+    for (std::size_t token = 0; token < table.tokens.size(); ++token) {
+      const bool has_row = table.send_begin[token] < table.send_begin[token + 1];
+      if (has_row) routes.received[idx].push_back(static_cast<std::int32_t>(token));
+    }
+  }
+  list_pairs(handle, routes);
+  traffic_.flush(Phase::kLayout);
+}
+
+std::int32_t RouteExchange::id_in_domain(const HostHandle& handle, std::size_t entry, int domain) const noexcept {
+  const std::int32_t expert = handle.expert_ids[entry];
+  if (expert == kNoExpert) return kNoExpert;
+  return traffic_.domains().domain_of(context_.rank_of_entry(handle, entry)) == domain ? expert : kNoExpert;
+}
+
+bool RouteExchange::goes_to(const HostHandle& handle, std::size_t token, int domain) const noexcept {
+  for (std::size_t entry = token * top_k_; entry < (token + 1) * top_k_; ++entry) {
+    if (id_in_domain(handle, entry, domain) != kNoExpert) return true;
+  }
+  return false;
+}
+
+void RouteExchange::send_records(const HostHandle& handle) {
+  const int num_domains = traffic_.domains().count();
+  const int own = traffic_.own_domain();
+  for (int step = 1; step < num_domains; ++step) {
+    const int domain = (own + step) % num_domains;
+    const std::int32_t num_records = num_domain_pairs(handle, num_domains, own, domain);
+    if (num_records == 0) continue;
+    const std::int64_t first = first_sent(handle, num_domains, own, domain);
+    pack_records(handle, domain, first);
+    traffic_.put({.domain = domain,
+                  .from_row = first,
+                  .to_row = first_received(handle, num_domains, own, domain),
+                  .num_rows = num_records,
+                  .row_bytes = context_.layout().pair_record_bytes()});
+    traffic_.signal(domain);
+  }
+}
+
+void RouteExchange::pack_records(const HostHandle& handle, int domain, std::int64_t first_record) {
+  const std::int64_t record_bytes = context_.layout().pair_record_bytes();
+  std::byte* record = context_.own_section(BufferSection::kSendRows) + first_record * record_bytes;
+  for (std::size_t token = 0; token < static_cast<std::size_t>(handle.num_tokens); ++token) {
+    if (!goes_to(handle, token, domain)) continue;
+    const TokenRecordHeader header{.src_rank = context_.rank, .src_token = static_cast<std::int32_t>(token)};
+    std::memcpy(record, &header, sizeof(header));
+    auto* ids = reinterpret_cast<std::int32_t*>(record + sizeof(header));
+    for (std::size_t position = 0; position < top_k_; ++position) {
+      ids[position] = id_in_domain(handle, token * top_k_ + position, domain);
+    }
+    std::memcpy(ids + top_k_, &handle.weights[token * top_k_], top_k_ * sizeof(float));
+    record += record_bytes;
+  }
+}
+
+void RouteExchange::keep_own(const HostHandle& handle, TokenTable& table) const {
+  const int own = traffic_.own_domain();
+  for (std::size_t token = 0; token < static_cast<std::size_t>(handle.num_tokens); ++token) {
+    if (!goes_to(handle, token, own)) continue;
+    table.tokens.push_back(static_cast<std::int32_t>(token));
+    for (std::size_t entry = token * top_k_; entry < (token + 1) * top_k_; ++entry) {
+      table.expert_ids.push_back(id_in_domain(handle, entry, own));
+      table.weights.push_back(handle.weights[entry]);
+    }
+  }
+}
+
+void RouteExchange::receive_records(const HostHandle& handle, int domain, TokenTable& table) {
+  const int num_domains = traffic_.domains().count();
+  const int own = traffic_.own_domain();
+  const std::int32_t num_records = num_domain_pairs(handle, num_domains, domain, own);
+  if (num_records == 0) return;
+  traffic_.wait_for(domain, 1, Phase::kLayout);
+  traffic_.take(domain, 1);
+  const std::int64_t record_bytes = context_.layout().pair_record_bytes();
+  const std::byte* record =
+      context_.own_section(BufferSection::kStageRows) + first_received(handle, num_domains, domain, own) * record_bytes;
+  for (std::int32_t idx = 0; idx < num_records; ++idx, record += record_bytes) {
+    TokenRecordHeader header;
+    std::memcpy(&header, record, sizeof(header));
+    table.tokens.push_back(header.src_token);
+    const auto* ids = reinterpret_cast<const std::int32_t*>(record + sizeof(header));
+    const auto* weights = reinterpret_cast<const float*>(ids + top_k_);
+    table.expert_ids.insert(table.expert_ids.end(), ids, ids + top_k_);
+    table.weights.insert(table.weights.end(), weights, weights + top_k_);
+  }
+}
+
+void RouteExchange::list_pairs(const HostHandle& handle, DomainRoutes& routes) const {
+  const Domains& domains = traffic_.domains();
+  const int own = traffic_.own_domain();
+  for (std::vector<std::int32_t>& tokens : routes.sent) tokens.clear();
+  routes.pair_of.clear();
+  routes.domain_of_pair.clear();
+  routes.pair_begin.clear();
+  for (std::size_t token = 0; token + 1 < handle.send_begin.size(); ++token) {
+    routes.pair_begin.push_back(static_cast<std::int32_t>(routes.pair_of.size()));
+    for (int domain = 0; domain < domains.count(); ++domain) {
+      const auto begin = handle.sends.begin() + handle.send_begin[token];
+      const auto end = handle.sends.begin() + handle.send_begin[token + 1];
+      const bool has_row =
+          std::any_of(begin, end, [&](const SendEntry& send) { return domains.domain_of(send.dst_rank) == domain; });
+      if (!has_row) continue;
+      std::vector<std::int32_t>& sent = routes.sent[static_cast<std::size_t>(domain)];
+      const std::int64_t first = first_sent(handle, domains.count(), own, domain);
+      routes.pair_of.push_back(static_cast<std::int32_t>(first + static_cast<std::int64_t>(sent.size())));
+      routes.domain_of_pair.push_back(domain);
+      sent.push_back(static_cast<std::int32_t>(token));
+    }
+  }
+  routes.pair_begin.push_back(static_cast<std::int32_t>(routes.pair_of.size()));
+}
+
+}  // namespace epistle::host

@@ -1,0 +1,55 @@
+// Which ranks of a group form a domain, and the links between domains.
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+#include "group/group_impl.hpp"
+#include "group/limits.hpp"
+
+namespace epistle {
+namespace {
+
+constexpr Call kFormDomains{.kind = CallKind::kFormDomains};
+
+}  // namespace
+
+void GroupImpl::form_domains(int declared_size) {
+  int size = num_ranks_;
+  const Complaint complaint = attempt([&] { size = resolve_domain_size(declared_size, num_ranks_); });
+  // The ranks of a thread group are made one after the other, with one declaration.
+  if (world_->kind() == GroupKind::kThreads) {
+    if (complaint) throw Error(*complaint);
+  } else {
+    const std::vector<int> sizes = gather(kFormDomains, Phase::kCreate, size, complaint);
+    for (std::size_t peer = 1; peer < sizes.size(); ++peer) {
+      if (sizes[peer] == sizes[0]) continue;
+      throw AgreedError(ErrorCode::kShapeMismatch,
+                        fmt::format("rank 0 has domains of {} ranks, rank {} domains of {}; declare the same on all "
+                                    "ranks (GroupOptions::domain_size, EPISTLE_DOMAIN_SIZE)",
+                                    sizes[0], peer, sizes[peer]),
+                        {.rank = rank_, .peer_rank = static_cast<int>(peer), .phase = Phase::kCreate});
+    }
+  }
+  domains_ = Domains(num_ranks_, size);
+}
+
+std::unique_ptr<DomainLink> GroupImpl::open_link(const SymmetricRegion& region) {
+  const std::int64_t signal_bytes = kSignalBytes * num_ranks_;
+  SymmetricRegion signals = create_region(signal_bytes);
+  SymmetricRegion far = region;
+  take_together({.kind = CallKind::kCreateRegion, .detail = static_cast<std::uint64_t>(signal_bytes)}, Phase::kCreate,
+                [&] {
+                  signals.commit(0, signal_bytes);
+                  // Threads share their mappings.
+                  if (world_->kind() == GroupKind::kThreads) return;
+                  far = region.map_again();
+                  const int own_begin = domains_.first_rank(domains_.domain_of(rank_));
+                  region.hide(0, own_begin);
+                  region.hide(own_begin + domains_.size(), num_ranks_);
+                });
+  return make_mapped_link(std::move(far), std::move(signals), rank_);
+}
+
+}  // namespace epistle
