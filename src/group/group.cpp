@@ -15,6 +15,8 @@ int Group::rank() const noexcept { return impl_->rank(); }
 int Group::size() const noexcept { return impl_->num_ranks(); }
 GroupKind Group::kind() const noexcept { return impl_->kind(); }
 std::chrono::milliseconds Group::timeout() const noexcept { return impl_->timeout(); }
+int Group::num_hosts() const noexcept { return impl_->num_hosts(); }
+int Group::host_of(int rank) const noexcept { return impl_->host_of(rank); }
 void Group::barrier() { impl_->barrier(); }
 void Group::all_gather(const void* input, std::size_t num_bytes, void* output) {
   impl_->all_gather(input, num_bytes, output);

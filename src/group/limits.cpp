@@ -16,6 +16,13 @@ void check_num_ranks(int num_ranks) {
               fmt::format("a group has 1 to {} ranks on one host; {} were asked for", kMaxRanks, num_ranks));
 }
 
+void check_num_ranks_of_hosts(int num_ranks) {
+  constexpr int kMaxRanksOfHosts = (1 << 24) - 1;
+  if (num_ranks >= 1 && num_ranks <= kMaxRanksOfHosts) return;
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("a group has 1 to {} ranks; {} were asked for", kMaxRanksOfHosts, num_ranks));
+}
+
 std::chrono::milliseconds resolve_timeout(const GroupOptions& options) {
   if (options.timeout.count() < 0) {
     throw Error(ErrorCode::kInvalidArgument,
