@@ -69,6 +69,7 @@ void examine(const DoctorOptions& options) {
   report.gpus = probe_nvml();
   report.question = make_question(options, report.gpus);
   report.nics = probe_nics();
+  report.fabric = probe_fabric();
   report.nccl_version = probe_nccl_version();
   report.python = probe_python(options.python, limit);
   report.own = probe_own(report.gpus, limit);
