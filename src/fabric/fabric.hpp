@@ -24,8 +24,9 @@ struct FabricWay {
 };
 
 struct FabricRequest {
-  std::string provider = {};  ///< as EPISTLE_FABRIC_PROVIDER names it; empty = the first that crosses hosts
-  std::string address = {};   ///< of this host, towards the others; empty = any
+  std::string provider = {};   ///< as EPISTLE_FABRIC_PROVIDER names it; empty = the first that crosses hosts
+  std::string address = {};    ///< of this host, towards the others; empty = any
+  bool stage_sources = false;  ///< as if the provider wanted keys of sources; for tests
 };
 
 /// "libfabric 1.17", or why there is none.

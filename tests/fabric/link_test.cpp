@@ -113,6 +113,15 @@ TEST_F(FabricLinks, SignalsArriveBehindTheBytesWhereItDoesNot) {
   expect_all_well(children);
 }
 
+TEST_F(FabricLinks, SourcesThatMustBeRegisteredAreStaged) {
+  ReportingChildren children(host_ranks(make_hosts_job(2, 1), [](Group& group, ChildReport&) {
+    FabricLinkOptions options = over_loopback(true);
+    options.request.stage_sources = true;
+    exchange(group, options, 16);
+  }));
+  expect_all_well(children);
+}
+
 TEST_F(FabricLinks, ManySmallPutsAreHeldBackAndAllArrive) {
   ReportingChildren children(host_ranks(make_hosts_job(2, 1), [](Group& group, ChildReport&) {
     GroupImpl& impl = group.impl();

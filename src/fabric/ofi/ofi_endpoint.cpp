@@ -59,6 +59,7 @@ struct TransportError {
 class OfiEndpoint final : public FabricEndpoint {
  public:
   explicit OfiEndpoint(const FabricRequest& request) : info_(choose_info(request)), way_(way_of(*info_)) {
+    way_.needs_local_keys = way_.needs_local_keys || request.stage_sources;
     const OfiApi& api = load_ofi();
     fid_fabric* fabric = nullptr;
     require(api.open_fabric(info_->fabric_attr, &fabric, nullptr), "fi_fabric");
@@ -126,7 +127,7 @@ class OfiEndpoint final : public FabricEndpoint {
     const std::lock_guard lock(mutex_);
     throw_error();
     if (free_writes_.empty()) move_on();
-    const bool staged = way_.needs_local_keys && registered_descriptor(source, num_bytes) == nullptr;
+    const bool staged = way_.needs_local_keys && find_region(source, num_bytes) == nullptr;
     if (free_writes_.empty() || (staged && free_slots_.empty())) return false;
     if (staged && num_bytes > kStageSlotBytes) return put_in_parts(target, source, num_bytes, epoch);
     return put_now(target, source, num_bytes, epoch, staged);
@@ -156,6 +157,12 @@ class OfiEndpoint final : public FabricEndpoint {
   }
 
  private:
+  struct Region {
+    const std::byte* data;
+    std::int64_t num_bytes;
+    Owned<fid_mr> handle;
+  };
+
   void open_queue() {
     fi_cq_attr attributes{};
     attributes.format = FI_CQ_FORMAT_CONTEXT;
@@ -213,13 +220,12 @@ class OfiEndpoint final : public FabricEndpoint {
   }
 
   /// Null where the source is not registered.
-  [[nodiscard]] void* registered_descriptor(const void* source, std::int64_t num_bytes) const {
+  [[nodiscard]] const Region* find_region(const void* source, std::int64_t num_bytes) const {
     const auto* const begin = static_cast<const std::byte*>(source);
-    for (const Region& region : regions_) {
-      if (begin < region.data || begin + num_bytes > region.data + region.num_bytes) continue;
-      return fi_mr_desc(region.handle.get());
-    }
-    return nullptr;
+    const auto found = std::find_if(regions_.begin(), regions_.end(), [&](const Region& region) {
+      return begin >= region.data && begin + num_bytes <= region.data + region.num_bytes;
+    });
+    return found == regions_.end() ? nullptr : &*found;
   }
 
   /// All of it or, where the stage has no room for all, nothing.
@@ -258,7 +264,8 @@ class OfiEndpoint final : public FabricEndpoint {
       source = slot;
     }
     const iovec local{const_cast<void*>(source), static_cast<std::size_t>(num_bytes)};
-    void* descriptor = way_.needs_local_keys ? registered_descriptor(source, num_bytes) : nullptr;
+    const Region* const region = way_.needs_local_keys ? find_region(source, num_bytes) : nullptr;
+    void* descriptor = region != nullptr ? fi_mr_desc(region->handle.get()) : nullptr;
     const fi_rma_iov remote{target.key.base + static_cast<std::uint64_t>(target.offset),
                             static_cast<std::size_t>(num_bytes), target.key.key};
     fi_msg_rma message{};
@@ -353,12 +360,6 @@ class OfiEndpoint final : public FabricEndpoint {
       (void)::poll(entries, 2, kMaxSleepMs);
     }
   }
-
-  struct Region {
-    const std::byte* data;
-    std::int64_t num_bytes;
-    Owned<fid_mr> handle;
-  };
 
   InfoList info_;
   FabricWay way_;
