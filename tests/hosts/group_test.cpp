@@ -131,7 +131,7 @@ TEST(GroupOverHostsOnce, TextsOfACallerFormAGroupWithoutAnAddress) {
   HostsJob job = make_hosts_job(2, 2);
   std::vector<ReportingChildren::Body> bodies;
   for (int rank = 0; rank < 4; ++rank) {
-    bodies.push_back([job, rank](ChildReport&) {
+    bodies.emplace_back([job, rank](ChildReport&) {
       Group outer = join_process_group({.rank = rank, .num_ranks = 4, .job = job.name});
       const GatherTexts gather = [&outer](const std::string& own) {
         std::vector<std::size_t> sizes(4);

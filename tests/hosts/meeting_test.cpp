@@ -17,7 +17,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kShort{700};
 constexpr milliseconds kSlack{3000};
 
-const HostsBody kOneBarrier = [](Group& group, ChildReport&) { group.barrier(); };
+void pass_one_barrier(Group& group, ChildReport& /*report*/) { group.barrier(); }
 
 void expect_message(const ChildReport& report, ErrorCode code, int peer_rank, const std::string& part) {
   EXPECT_TRUE(report.threw);
@@ -31,7 +31,7 @@ TEST(MeetingOverHosts, MissingRankIsNamedByAllThatCame) {
   HostsJob job = make_hosts_job(2, 2);
   job.timeout = kShort;
   ReportingChildren children(
-      {host_rank(job, 0, kOneBarrier), host_rank(job, 1, kOneBarrier), host_rank(job, 3, kOneBarrier)});
+      {host_rank(job, 0, pass_one_barrier), host_rank(job, 1, pass_one_barrier), host_rank(job, 3, pass_one_barrier)});
   for (std::size_t idx = 0; idx < children.size(); ++idx) {
     ASSERT_EQ(children.wait(idx), 0);
     expect_message(children.report(idx), ErrorCode::kTimeout, 2, "rank 2 did not join the group within 700 ms");
@@ -42,7 +42,7 @@ TEST(MeetingOverHosts, MissingRankIsNamedByAllThatCame) {
 TEST(MeetingOverHosts, MissingRootIsNamed) {
   HostsJob job = make_hosts_job(2, 1);
   job.timeout = kShort;
-  ReportingChildren children({host_rank(job, 1, kOneBarrier)});
+  ReportingChildren children({host_rank(job, 1, pass_one_barrier)});
   ASSERT_EQ(children.wait(0), 0);
   expect_message(children.report(0), ErrorCode::kTimeout, 0, "rank 0 was not found at 127.0.0.1:");
 }
@@ -51,7 +51,7 @@ TEST(MeetingOverHosts, AnotherGroupSizeIsRefused) {
   const HostsJob job = make_hosts_job(2, 1);
   HostsJob other = job;
   other.host_of = {0, 1, 1};
-  ReportingChildren children({host_rank(job, 0, kOneBarrier), host_rank(other, 1, kOneBarrier)});
+  ReportingChildren children({host_rank(job, 0, pass_one_barrier), host_rank(other, 1, pass_one_barrier)});
   for (std::size_t idx = 0; idx < children.size(); ++idx) ASSERT_EQ(children.wait(idx), 0);
   expect_message(children.report(0), ErrorCode::kShapeMismatch, 1, "rank 1 came with 3 ranks");
   EXPECT_EQ(children.report(1).code, ErrorCode::kShapeMismatch) << children.report(1).message;
@@ -60,7 +60,8 @@ TEST(MeetingOverHosts, AnotherGroupSizeIsRefused) {
 TEST(MeetingOverHosts, AnotherSecretIsRefusedAndSaysSo) {
   HostsJob job = make_hosts_job(2, 1);
   job.timeout = kShort;
-  ReportingChildren children({host_rank(job, 0, kOneBarrier, "right"), host_rank(job, 1, kOneBarrier, "wrong")});
+  ReportingChildren children(
+      {host_rank(job, 0, pass_one_barrier, "right"), host_rank(job, 1, pass_one_barrier, "wrong")});
   for (std::size_t idx = 0; idx < children.size(); ++idx) ASSERT_EQ(children.wait(idx), 0);
   expect_message(children.report(0), ErrorCode::kTimeout, 1, "1 of 2 ranks joined");
   expect_message(children.report(1), ErrorCode::kTimeout, 0, "does not know this job's secret");
@@ -68,7 +69,8 @@ TEST(MeetingOverHosts, AnotherSecretIsRefusedAndSaysSo) {
 
 TEST(MeetingOverHosts, EqualSecretsMeet) {
   const HostsJob job = make_hosts_job(2, 1);
-  ReportingChildren children({host_rank(job, 0, kOneBarrier, "same"), host_rank(job, 1, kOneBarrier, "same")});
+  ReportingChildren children(
+      {host_rank(job, 0, pass_one_barrier, "same"), host_rank(job, 1, pass_one_barrier, "same")});
   expect_all_well(children);
 }
 
@@ -78,7 +80,7 @@ TEST(MeetingOverHosts, PortOfAnotherProgramIsPassedOver) {
   const UniqueFd stranger = listen_at(resolve(parse_host_and_port(job.address)));
   HostsJob patient = job;
   patient.timeout = milliseconds(30'000);
-  ReportingChildren children(host_ranks(patient, kOneBarrier));
+  ReportingChildren children(host_ranks(patient, pass_one_barrier));
   expect_all_well(children);
 }
 
@@ -92,7 +94,7 @@ TEST(MeetingOverHosts, StrangersChangeNothing) {
     }
   });
   // Garbage, half a greeting and silence, from before the first rank comes until all are through.
-  bodies.push_back([address = job.address](ChildReport&) {
+  bodies.emplace_back([address = job.address](ChildReport&) {
     std::vector<UniqueFd> silent;
     for (int visit = 0; visit < 400; ++visit) {
       const Deadline soon = std::chrono::steady_clock::now() + milliseconds(100);

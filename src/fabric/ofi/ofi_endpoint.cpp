@@ -91,6 +91,9 @@ class OfiEndpoint final : public FabricEndpoint {
     regions_.clear();
   }
 
+  OfiEndpoint(const OfiEndpoint&) = delete;
+  OfiEndpoint& operator=(const OfiEndpoint&) = delete;
+
   [[nodiscard]] const FabricWay& way() const noexcept override { return way_; }
 
   [[nodiscard]] std::string address() const override {

@@ -291,8 +291,7 @@ void Uplink::send_heartbeats() {
 }
 
 void Uplink::flush() {
-  for (std::size_t host = 0; host < links_.size(); ++host) {
-    Link& link = links_[host];
+  for (Link& link : links_) {
     if (!link.is_open() || link.outbox.empty()) continue;
     link.told = Clock::now();
     // Where nothing can be sent any more, what has come may still be read; hear() sees the end.
