@@ -59,9 +59,9 @@ TEST_P(GroupOverHosts, StepsPassAndBytesOfAllArrive) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, GroupOverHosts,
                          ::testing::Values(Shape{2, 1}, Shape{2, 2}, Shape{4, 2}, Shape{1, 3}, Shape{7, 1}),
-                         [](const auto& info) {
-                           return std::to_string(info.param.num_hosts) + "Hosts" +
-                                  std::to_string(info.param.ranks_per_host) + "Each";
+                         [](const auto& shape) {
+                           return std::to_string(shape.param.num_hosts) + "Hosts" +
+                                  std::to_string(shape.param.ranks_per_host) + "Each";
                          });
 
 TEST(GroupOverHostsOnce, RanksMayBeDealtOutInTurns) {
