@@ -32,7 +32,7 @@ namespace epistle::cli {
 namespace {
 
 constexpr std::string_view kTracePrefix = "trace:";
-constexpr double kMaxTokens = 1e18;
+constexpr double kMostBatchTokens = 1e18;
 constexpr std::int64_t kDefaultExpertBytes = 44040192;  // three matrices of 7168 x 2048 fp8: DeepSeek-V3
 
 std::vector<std::int32_t> to_int32(const std::vector<std::int64_t>& values) { return {values.begin(), values.end()}; }
@@ -118,7 +118,7 @@ std::vector<std::int64_t> count_tokens(const RoutingTable& table) {
 std::vector<std::int64_t> to_tokens(const std::vector<double>& loads) {
   std::vector<std::int64_t> tokens;
   for (const double load : loads) {
-    tokens.push_back(load < kMaxTokens ? std::llround(load) : static_cast<std::int64_t>(kMaxTokens));
+    tokens.push_back(load < kMostBatchTokens ? std::llround(load) : static_cast<std::int64_t>(kMostBatchTokens));
   }
   return tokens;
 }

@@ -72,6 +72,7 @@ void examine(const DoctorOptions& options) {
   report.gpus = probe_nvml();
   report.question = make_question(options, report.gpus);
   report.nics = probe_nics();
+  report.fabric = probe_fabric();
   report.nccl_version = probe_nccl_version();
   report.python = probe_python(options.python, limit);
   report.own = options.skip_own ? list_own("--skip-own") : probe_own(report.gpus, limit);

@@ -8,6 +8,8 @@
 
 #include "epistle/version.hpp"
 
+#include "core/complaint.hpp"
+#include "core/settings.hpp"
 #include "report/format.hpp"
 #include "report/table.hpp"
 #include "topology/machine.hpp"
@@ -84,6 +86,19 @@ Json host_json() {
           {"num_processing_units", machine.num_processing_units},
           {"num_usable_processing_units", machine.num_usable_processing_units},
           {"memory_bytes", machine.memory_bytes}};
+}
+
+Json fabric_json(const FabricProbe& fabric) {
+  Json ways = Json::array();
+  for (const FabricWay& way : fabric.ways) {
+    ways.push_back({{"provider", way.provider},
+                    {"domain", way.domain},
+                    {"fabric", way.fabric},
+                    {"address", way.address},
+                    {"keeps_order", way.is_ordered},
+                    {"gpu_memory", way.reaches_gpu_memory}});
+  }
+  return {{"library", fabric.library}, {"chosen", fabric.chosen}, {"missing", fabric.missing}, {"ways", ways}};
 }
 
 Json nic_json(const std::vector<NicPort>& nics) {
@@ -180,6 +195,7 @@ Json doctor_json(const DoctorReport& report) {
                                 {"what_is_left", kWithoutGpu}}},
       {"host", host_json()},
       {"nics", nic_json(report.nics)},
+      {"fabric", fabric_json(report.fabric)},
       {"dispatchers", own},
       {"backends", backends},
       {"memory", memory_json(report)}};
@@ -196,6 +212,9 @@ std::string render_doctor(const DoctorReport& report) {
     text += fmt::format("Network: {} port {}, {}, {} Gbit/s, {}\n", nic.device, nic.port, to_string(nic.kind),
                         nic.gigabits_per_s, nic.state);
   }
+  text += report.fabric.chosen.empty() ? fmt::format("Between hosts: {}\n", report.fabric.missing)
+                                       : fmt::format("Between hosts: {}, of {} ways by {}\n", report.fabric.chosen,
+                                                     report.fabric.ways.size(), report.fabric.library);
   text += fmt::format("NCCL: {}\n", report.nccl_version.empty() ? "not found" : report.nccl_version);
   if (!report.python.python.empty())
     text += fmt::format("Python {}, torch {}\n", report.python.python,
@@ -218,6 +237,18 @@ std::string render_doctor(const DoctorReport& report) {
                    known ? std::string(level_mark(need.fits)) : need.refused});
   }
   return text + table.render();
+}
+
+FabricProbe probe_fabric() {
+  FabricProbe probe{.library = describe_fabric_library(), .ways = {}, .chosen = {}, .missing = {}};
+  const FabricRequest request{.provider = settings().fabric_provider()};
+  const Complaint complaint = attempt([&] {
+    probe.ways = list_fabric_ways(request);
+    const FabricWay way = choose_fabric_way(request);
+    probe.chosen = fmt::format("{} over {}", way.provider, way.domain);
+  });
+  if (complaint) probe.missing = complaint->message();
+  return probe;
 }
 
 }  // namespace epistle::cli

@@ -49,6 +49,10 @@ class EPISTLE_API Group {
   [[nodiscard]] int domain_of(int rank) const noexcept;
   [[nodiscard]] int index_in_domain(int rank) const noexcept;
 
+  /// Hosts that the ranks are on, numbered by the lowest of their ranks. Ranks of one host share memory.
+  [[nodiscard]] int num_hosts() const noexcept;
+  [[nodiscard]] int host_of(int rank) const noexcept;
+
   /// Returns when every rank has called it.
   void barrier();
 
@@ -80,19 +84,31 @@ struct LaunchInfo {
   int local_rank = 0;
   std::string job = {};       ///< names the rendezvous; equal on all ranks of a job, different between jobs
   std::string launcher = {};  ///< which variables it was read from: epistle, torchrun, openmpi, pmi, slurm
+  /// Where ranks of several hosts meet, "host:port": rank 0 listens there, or at one of the 15 ports behind it where
+  /// that is taken (EPISTLE_PORT names another, alone). Empty: all ranks are on this host.
+  std::string address = {};
 };
 
 /// True when this process was started as one of several ranks.
 [[nodiscard]] EPISTLE_API bool is_launched() noexcept;
 
 /// Reads the launcher's variables: `epistle run`; torchrun (RANK, WORLD_SIZE, LOCAL_RANK); Open MPI; PMI (MPICH, Intel
-/// MPI); Slurm. Throws kNotFound where there are none, kInvalidArgument where they are malformed, kUnsupported where
-/// the job spans several hosts.
+/// MPI); Slurm. Where the job spans several hosts, `address` comes from MASTER_ADDR and MASTER_PORT, under Slurm from
+/// the list of its nodes where these are not set. Throws kNotFound where there are no such variables, kInvalidArgument
+/// where they are malformed or do not say where to meet.
 [[nodiscard]] EPISTLE_API LaunchInfo read_launch_info();
 
-/// Joins the process group that the launcher described. Collective over its processes, all on one host. Memory shared
-/// between ranks is anonymous (memfd): it has no name and is gone when the last process is, however it ends.
+/// Gives one text of every rank, in rank order; collective. What the ranks are joined by already can do it:
+/// torch.distributed, MPI, an engine.
+using GatherTexts = std::function<std::vector<std::string>(const std::string& own)>;
+
+/// Joins the process group that the launcher described. Collective over its processes. Those of one host share memory
+/// that is anonymous (memfd): it has no name and is gone when the last process is, however it ends. Hosts are tied by
+/// TCP: who does not know EPISTLE_JOB_SECRET (without it: the job's name) is refused.
 [[nodiscard]] EPISTLE_API Group join_process_group(const GroupOptions& options = {});
 [[nodiscard]] EPISTLE_API Group join_process_group(const LaunchInfo& info, const GroupOptions& options = {});
+/// The same of ranks that can gather texts; they need no launcher and no address. What `gather` throws goes through.
+[[nodiscard]] EPISTLE_API Group join_process_group(int rank, int num_ranks, const GatherTexts& gather,
+                                                   const GroupOptions& options = {});
 
 }  // namespace epistle

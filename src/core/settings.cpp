@@ -22,6 +22,8 @@ constexpr std::int64_t kDayInMs = 24 * 60 * 60 * 1000;
 constexpr std::int64_t kDayInUs = kDayInMs * 1000;
 // No group has as many ranks; what does not fit one is found when it is formed.
 constexpr std::int64_t kMaxDomainSize = 1 << 20;
+constexpr std::int64_t kMaxPort = 65535;
+constexpr const char* kHiddenValue = "(hidden)";
 constexpr std::string_view kAutomaticTarget = "auto";
 
 struct IntegerKind {
@@ -33,16 +35,23 @@ struct IntegerKind {
 struct LogLevelKind {};
 struct SimdTargetKind {};
 struct CudaHeapKind {};
-struct NcclLibraryKind {};
+struct TextKind {
+  std::string SettingValues::*member;
+  std::string_view accepted;
+};
+/// A text that is not shown.
+struct SecretKind {
+  std::string SettingValues::*member;
+};
 
 struct SettingDefinition {
   std::string_view name;
   std::string_view default_value;
   std::string_view summary;
-  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, NcclLibraryKind> kind;
+  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, TextKind, SecretKind> kind;
 };
 
-constexpr std::array<SettingDefinition, 8> kDefinitions = {{
+constexpr std::array<SettingDefinition, 13> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
@@ -57,7 +66,18 @@ constexpr std::array<SettingDefinition, 8> kDefinitions = {{
     {"EPISTLE_CUDA_HEAP", "auto", "how GPUs share memory: file descriptors, fabric handles or CUDA IPC",
      CudaHeapKind{}},
     {"EPISTLE_NCCL_LIBRARY", "libnccl.so.2", "the NCCL library that the CUDA dispatcher alltoall loads",
-     NcclLibraryKind{}},
+     TextKind{&SettingValues::nccl_library, "a path, or a name that the dynamic loader finds"}},
+    {"EPISTLE_INTERFACE", "", "what a group of several hosts listens on; empty = the interface towards rank 0",
+     TextKind{&SettingValues::network_interface, "the name of a network interface"}},
+    {"EPISTLE_PORT", "-1",
+     "where rank 0 of a group of several hosts listens; -1 = the first free one of 16 behind MASTER_PORT",
+     IntegerKind{&SettingValues::network_port, 1, kMaxPort, true}},
+    {"EPISTLE_HOST_ID", "", "ranks that give the same share memory; empty = the boot and the network namespace",
+     TextKind{&SettingValues::host_id, "any text"}},
+    {"EPISTLE_JOB_SECRET", "", "what ranks of several hosts know each other by; empty = the name of the job",
+     SecretKind{&SettingValues::job_secret}},
+    {"EPISTLE_FABRIC_PROVIDER", "", "the provider of libfabric that rows travel by; empty = libfabric's choice",
+     TextKind{&SettingValues::fabric_provider, "tcp, verbs, efa, shm or another provider of libfabric"}},
 }};
 
 constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,
@@ -89,7 +109,8 @@ struct Describe {
   }
   std::string operator()(LogLevelKind) const { return list_words(kLogLevels); }
   std::string operator()(CudaHeapKind) const { return list_words(kCudaHeapChoices); }
-  std::string operator()(NcclLibraryKind) const { return "a path, or a name that the dynamic loader finds"; }
+  std::string operator()(const TextKind& kind) const { return std::string(kind.accepted); }
+  std::string operator()(const SecretKind&) const { return "any text; it is not shown"; }
   std::string operator()(SimdTargetKind) const { return "auto, or a target name such as AVX2, SSE4 or NEON"; }
 };
 
@@ -108,8 +129,12 @@ struct Assign {
   }
   bool operator()(LogLevelKind) const { return assign_word(kLogLevels, text, values.log_level); }
   bool operator()(CudaHeapKind) const { return assign_word(kCudaHeapChoices, text, values.cuda_heap); }
-  bool operator()(NcclLibraryKind) const {
-    values.nccl_library = text;
+  bool operator()(const TextKind& kind) const {
+    values.*kind.member = text;
+    return true;
+  }
+  bool operator()(const SecretKind& kind) const {
+    values.*kind.member = text;
     return true;
   }
   // Which targets exist depends on the SIMD library and the machine; only the form of a name is checked here.
@@ -189,6 +214,7 @@ Settings::Settings() {
                   fmt::format("{} is '{}', but must be {}; correct it, or unset it for the default ({})", info.name,
                               info.value, info.accepted, info.default_value));
     }
+    if (std::holds_alternative<SecretKind>(definition.kind) && !info.value.empty()) info.value = kHiddenValue;
     infos_.push_back(std::move(info));
   }
 }

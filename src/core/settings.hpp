@@ -45,6 +45,11 @@ struct SettingValues {
   std::string simd;
   CudaHeapChoice cuda_heap = CudaHeapChoice::kAuto;
   std::string nccl_library;
+  std::string network_interface;
+  std::int64_t network_port = kAutomatic;
+  std::string host_id;
+  std::string job_secret;
+  std::string fabric_provider;
 };
 
 /// A snapshot of all settings; never changes once made.
@@ -67,6 +72,16 @@ class Settings {
   [[nodiscard]] CudaHeapChoice cuda_heap() const noexcept { return values_.cuda_heap; }
   /// What dlopen is given when a dispatcher needs NCCL.
   [[nodiscard]] const std::string& nccl_library() const noexcept { return values_.nccl_library; }
+  /// The interface that a group of several hosts listens on; empty = the one towards rank 0.
+  [[nodiscard]] const std::string& network_interface() const noexcept { return values_.network_interface; }
+  /// Where rank 0 of a group of several hosts listens; kAutomatic = behind MASTER_PORT.
+  [[nodiscard]] std::int64_t network_port() const noexcept { return values_.network_port; }
+  /// What tells this host from others; empty = what the kernel tells.
+  [[nodiscard]] const std::string& host_id() const noexcept { return values_.host_id; }
+  /// What ranks of several hosts know each other by; empty = the job's name.
+  [[nodiscard]] const std::string& job_secret() const noexcept { return values_.job_secret; }
+  /// The provider of libfabric that rows travel by; empty = libfabric's choice.
+  [[nodiscard]] const std::string& fabric_provider() const noexcept { return values_.fabric_provider; }
 
   /// Every setting, in the order of the registry.
   [[nodiscard]] const std::vector<SettingInfo>& infos() const noexcept { return infos_; }

@@ -39,11 +39,12 @@ inline constexpr std::int64_t kAnyValue = -1;
 /// A step of this rank. Everything but the buffer must be equal on all ranks.
 struct Call {
   CallKind kind = CallKind::kNone;
-  std::int32_t buffer = 0;         ///< which of its buffers the rank uses: its own choice, which the others must know
-  std::uint64_t subject = 0;       ///< number of the dispatcher, 0 = the group itself
-  std::uint64_t detail = 0;        ///< number of the handle, or bytes
-  std::int32_t step = 0;           ///< of a call that has several
-  std::int64_t value = kAnyValue;  ///< calls of dispatchers: 1 = gradients of the weights are given, 0 = they are not
+  std::int32_t buffer = 0;          ///< which of its buffers the rank uses: its own choice, which the others must know
+  std::uint64_t subject = 0;        ///< number of the dispatcher, 0 = the group itself
+  std::uint64_t detail = 0;         ///< number of the handle, or bytes
+  std::int32_t step = 0;            ///< of a call that has several
+  std::int32_t gathered_bytes = 0;  ///< what the rank has put into its gather slot for this step
+  std::int64_t value = kAnyValue;   ///< calls of dispatchers: 1 = gradients of the weights are given, 0 = they are not
 
   /// "prepare (dispatcher 1, handle 2)".
   [[nodiscard]] std::string describe() const;

@@ -19,6 +19,8 @@ int Group::domain_size() const noexcept { return impl_->domains().size(); }
 int Group::num_domains() const noexcept { return impl_->domains().count(); }
 int Group::domain_of(int rank) const noexcept { return impl_->domains().domain_of(rank); }
 int Group::index_in_domain(int rank) const noexcept { return impl_->domains().index_of(rank); }
+int Group::num_hosts() const noexcept { return impl_->num_hosts(); }
+int Group::host_of(int rank) const noexcept { return impl_->host_of(rank); }
 void Group::barrier() { impl_->barrier(); }
 void Group::all_gather(const void* input, std::size_t num_bytes, void* output) {
   impl_->all_gather(input, num_bytes, output);

@@ -17,7 +17,11 @@ constexpr Call kFormDomains{.kind = CallKind::kFormDomains};
 
 void GroupImpl::form_domains(int declared_size) {
   int size = num_ranks_;
-  const Complaint complaint = attempt([&] { size = resolve_domain_size(declared_size, num_ranks_); });
+  const Complaint complaint = attempt([&] {
+    std::vector<int> hosts(static_cast<std::size_t>(num_ranks_));
+    for (int rank = 0; rank < num_ranks_; ++rank) hosts[static_cast<std::size_t>(rank)] = host_of(rank);
+    size = resolve_domain_size(declared_size, hosts);
+  });
   // The ranks of a thread group are made one after the other, with one declaration.
   if (world_->kind() == GroupKind::kThreads) {
     if (complaint) throw Error(*complaint);

@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 
 #include "core/settings.hpp"
-#include "topology/memory.hpp"
+#include "group/limits.hpp"
 
 namespace epistle {
 
@@ -29,13 +29,6 @@ constexpr int kPeersPerLook = 32;
 // step by not sleeping.
 constexpr std::chrono::microseconds kSpinWithOwnCore{100};
 constexpr std::chrono::microseconds kSpinOnSharedCore{1};
-constexpr std::size_t kGatherSlotBytes = 4096;
-
-constexpr std::uint32_t kRankActive = 1;
-constexpr std::uint32_t kRankDeparted = 2;
-
-constexpr int kFailureFieldBits = 16;
-constexpr std::uint64_t kFailureFieldMask = 0xffff;
 
 /// A rank that ran out of something is no refusal of an input: the others give the same code.
 ErrorCode code_for_peers(ErrorCode code) noexcept {
@@ -51,43 +44,6 @@ std::int64_t add_saturating(std::int64_t a, std::int64_t b) noexcept {
 
 }  // namespace
 
-struct GroupImpl::Failure {
-  ErrorCode code = ErrorCode::kPeerLost;
-  Phase phase = Phase::kNone;
-  int peer_rank = -1;
-  int reporter_rank = -1;
-
-  [[nodiscard]] std::uint64_t pack() const noexcept {
-    const auto field = [](int value, int idx) {
-      return (static_cast<std::uint64_t>(value) & kFailureFieldMask) << (idx * kFailureFieldBits);
-    };
-    return field(static_cast<int>(code), 0) | field(static_cast<int>(phase), 1) | field(peer_rank, 2) |
-           field(reporter_rank, 3);
-  }
-  [[nodiscard]] static Failure unpack(std::uint64_t packed) noexcept {
-    const auto field = [packed](int idx) {
-      return static_cast<int>((packed >> (idx * kFailureFieldBits)) & kFailureFieldMask);
-    };
-    return {static_cast<ErrorCode>(field(0)), static_cast<Phase>(field(1)), field(2), field(3)};
-  }
-};
-
-/// Start of rank 0's piece of the control region; its barrier follows.
-struct GroupImpl::GroupControl {
-  alignas(kCacheLineBytes) std::atomic<std::uint64_t> failure;  ///< the first failure anybody saw, packed; 0 = none
-  std::atomic<std::uint32_t> founded;                           ///< 1 when all ranks have attached
-  BarrierBlock barrier;
-};
-
-/// In every rank's piece, behind the room for GroupControl. Two posts and two gather slots: one is written again only
-/// after all ranks have passed the generation between, hence have read it.
-struct GroupImpl::RankControl {
-  alignas(kCacheLineBytes) std::atomic<std::uint32_t> state;
-  ProcessId process;  ///< written before `state`
-  alignas(kCacheLineBytes) std::array<CallPost, 2> posts;
-  std::array<std::array<std::byte, kGatherSlotBytes>, 2> gather_slots;
-};
-
 GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std::chrono::milliseconds timeout)
     : world_(std::move(world)), rank_(rank), num_ranks_(num_ranks), domains_(num_ranks), timeout_(timeout) {
   const std::int64_t spin_us = settings().spin_us();
@@ -96,25 +52,26 @@ GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std:
   spin_ = spin_us >= 0 ? std::chrono::microseconds(spin_us) : own_core ? kSpinWithOwnCore : kSpinOnSharedCore;
   look_interval_us_ = kLookIntervalUs * std::max(1, num_ranks / (num_cores * kLookersPerCore));
   const Complaint complaint = attempt([&] {
-    world_->found(rank, control_bytes(num_ranks), timeout_,
+    world_->found(rank, ControlView::reserved_bytes(num_ranks), timeout_,
                   [this](SymmetricRegion region) { attach(std::move(region)); });
   });
   if (complaint) {
     // Those that have attached wait for what rank 0 makes of it, and all must hear of the same failure.
     const int peer_rank = complaint->context().peer_rank;
-    if (control_ != nullptr) fail_founding(complaint->code(), peer_rank >= 0 ? peer_rank : rank_, complaint);
+    if (control_.num_ranks() != 0) fail_founding(complaint->code(), peer_rank >= 0 ? peer_rank : rank_, complaint);
     throw Error(*complaint);
   }
-  if (rank == 0) {
+  if (rank == world_->leader_of(rank)) {
     // pairs with wait_until_founded()
-    control_->founded.store(1, std::memory_order_release);
+    control_.group().founded.store(1, std::memory_order_release);
   } else {
     wait_until_founded();
   }
 }
 
 void GroupImpl::fail_founding(ErrorCode code, int peer_rank, const Complaint& complaint) {
-  const Failure agreed = agree_on({code, Phase::kCreate, peer_rank, rank_});
+  // Hosts tell each other of it in other ways then (HostsWorld::found).
+  const GroupFailure agreed = control_.decide({code, Phase::kCreate, peer_rank, rank_});
   depart();
   if (complaint && agreed.code == code && agreed.peer_rank == peer_rank) throw Error(*complaint);
   raise(agreed, nullptr);
@@ -124,10 +81,11 @@ void GroupImpl::wait_until_founded() {
   constexpr std::chrono::microseconds kPause{200};
   // Rank 0 waits for the others as long as this, and then says who was missing.
   const Clock::time_point deadline = Clock::now() + timeout_ + timeout_ / 4 + std::chrono::milliseconds(100);
-  while (control_->founded.load(std::memory_order_acquire) == 0) {
-    if (agreed_failure()) fail_founding(ErrorCode::kPeerLost, 0, std::nullopt);
-    if (is_lost(0)) fail_founding(ErrorCode::kPeerLost, 0, std::nullopt);
-    if (Clock::now() >= deadline) fail_founding(ErrorCode::kTimeout, 0, std::nullopt);
+  const int leader = world_->leader_of(rank_);
+  while (control_.group().founded.load(std::memory_order_acquire) == 0) {
+    if (agreed_failure()) fail_founding(ErrorCode::kPeerLost, leader, std::nullopt);
+    if (is_lost(leader)) fail_founding(ErrorCode::kPeerLost, leader, std::nullopt);
+    if (Clock::now() >= deadline) fail_founding(ErrorCode::kTimeout, leader, std::nullopt);
     std::this_thread::sleep_for(kPause);
   }
 }
@@ -135,27 +93,17 @@ void GroupImpl::wait_until_founded() {
 GroupImpl::~GroupImpl() { depart(); }
 
 void GroupImpl::attach(SymmetricRegion region) {
-  region.commit(0, control_bytes(num_ranks_));
-  control_region_ = std::move(region);
+  region.commit(0, ControlView::committed_bytes(rank_, num_ranks_));
   // The memory is zero-filled, which is the initial state of every atomic here.
-  control_ = std::launder(reinterpret_cast<GroupControl*>(control_region_.base(0)));
-  barrier_ = Barrier(&control_->barrier, rank_, num_ranks_);
+  control_ = ControlView(std::move(region), num_ranks_);
+  barrier_ = control_.barrier_of(rank_);
   rank_control(rank_).process = world_->own_process();
-  rank_control(rank_).state.store(kRankActive, std::memory_order_release);
+  rank_control(rank_).state.store(RankState::kActive, std::memory_order_release);
 }
 
-void GroupImpl::depart() noexcept { rank_control(rank_).state.store(kRankDeparted, std::memory_order_release); }
-
-std::int64_t GroupImpl::control_bytes(int num_ranks) noexcept {
-  constexpr std::int64_t kPageBytes = 4096;
-  const std::int64_t bytes = static_cast<std::int64_t>(sizeof(GroupControl) + sizeof(RankControl)) +
-                             static_cast<std::int64_t>(sizeof(PaddedCounter)) * num_ranks;
-  return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-}
-
-GroupImpl::RankControl& GroupImpl::rank_control(int rank) const noexcept {
-  const std::size_t offset = sizeof(GroupControl) + sizeof(PaddedCounter) * static_cast<std::size_t>(num_ranks_);
-  return *std::launder(reinterpret_cast<RankControl*>(control_region_.base(rank) + offset));
+void GroupImpl::depart() noexcept {
+  rank_control(rank_).state.store(RankState::kDeparted, std::memory_order_release);
+  world_->notify();
 }
 
 // ---- Steps ----------------------------------------------------------------------------------------------------------
@@ -174,7 +122,9 @@ Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
     std::copy(text.begin(), text.end(), post.message.begin());
     post.message[text.size()] = '\0';
   }
-  return barrier_.arrive();
+  (void)barrier_.arrive();
+  world_->notify();
+  return ticket;
 }
 
 Ticket GroupImpl::arrive(const Call& call) { return arrive(call, std::nullopt); }
@@ -291,7 +241,9 @@ void GroupImpl::gather_bytes(const Call& call, Phase phase, const GatherBuffers&
     const std::size_t chunk = complaint ? 0 : std::min(kGatherSlotBytes, buffers.num_bytes - done);
     const std::size_t slot = barrier_.next_ticket() & 1;
     if (chunk > 0) std::memcpy(rank_control(rank_).gather_slots[slot].data(), source + done, chunk);
-    (void)agree(call, phase, complaint);
+    Call step = call;
+    step.gathered_bytes = static_cast<std::int32_t>(chunk);
+    (void)agree(step, phase, complaint);
     for (int peer = 0; chunk > 0 && peer < num_ranks_; ++peer) {
       std::memcpy(target + static_cast<std::size_t>(peer) * buffers.num_bytes + done,
                   rank_control(peer).gather_slots[slot].data(), chunk);
@@ -305,22 +257,33 @@ void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
   constexpr std::int64_t kMinBytesToAsk = std::int64_t{64} << 20;
   const Call call{.kind = CallKind::kAskForMemory};
   const std::vector<std::int64_t> all = gather(call, phase, num_bytes);
-  const std::int64_t needed = std::accumulate(all.begin(), all.end(), std::int64_t{0}, add_saturating);
-  if (needed < kMinBytesToAsk) return;
-  const auto largest = std::max_element(all.begin(), all.end());
+  if (std::accumulate(all.begin(), all.end(), std::int64_t{0}, add_saturating) < kMinBytesToAsk) return;
   const std::vector<AvailableMemory> seen = gather(call, phase, available_memory());
-  const AvailableMemory& available = *std::min_element(
-      seen.begin(), seen.end(), [](const AvailableMemory& a, const AvailableMemory& b) { return a.bytes < b.bytes; });
-  if (available.bytes < 0) return;  // the kernel does not tell everywhere
-  const std::int64_t reserve = memory_reserve_bytes(available.bytes);
-  if (needed <= available.bytes - reserve) return;
+  for (int host = 0; host < num_hosts(); ++host) check_memory_of(host, all, seen, phase);
+}
+
+void GroupImpl::check_memory_of(int host, const std::vector<std::int64_t>& needed_by_rank,
+                                const std::vector<AvailableMemory>& seen, Phase phase) const {
+  std::int64_t needed = 0;
+  int num_here = 0;
+  std::size_t largest = 0;
+  const AvailableMemory* least = nullptr;
+  for (std::size_t rank = 0; rank < seen.size(); ++rank) {
+    if (host_of(static_cast<int>(rank)) != host) continue;
+    needed = add_saturating(needed, needed_by_rank[rank]);
+    if (num_here++ == 0 || needed_by_rank[rank] > needed_by_rank[largest]) largest = rank;
+    if (least == nullptr || seen[rank].bytes < least->bytes) least = &seen[rank];
+  }
+  if (least == nullptr || least->bytes < 0) return;  // the kernel does not tell everywhere
+  const std::int64_t reserve = memory_reserve_bytes(least->bytes);
+  if (needed <= least->bytes - reserve) return;
   throw AgreedError(
       ErrorCode::kOutOfMemory,
       fmt::format("{} bytes of memory are needed ({} by rank {}, the most of any of {} ranks), and {} of the {} bytes "
                   "of {} are available, less a reserve of {}; use fewer tokens, capacity sizing, a smaller capacity or "
                   "more memory; nothing was taken",
-                  needed, *largest, std::distance(all.begin(), largest), num_ranks_, available.bytes,
-                  available.limit_bytes, available.owner(), reserve),
+                  needed, needed_by_rank[largest], largest, num_here, least->bytes, least->limit_bytes, least->owner(),
+                  reserve),
       {.rank = rank_, .phase = phase});
 }
 
@@ -329,7 +292,8 @@ void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
 Watch GroupImpl::watch() const {
   // A rank that has arrived in the step's conclusion has said all it has to say elsewhere.
   const Ticket conclusion = barrier_.next_ticket();
-  return {.deadline = Clock::now() + timeout_ + (rank_ == 0 ? std::chrono::milliseconds(0) : timeout_ / 4),
+  return {.deadline = Clock::now() + timeout_ +
+                      (rank_ == world_->leader_of(rank_) ? std::chrono::milliseconds(0) : timeout_ / 4),
           .is_hopeless = [this, conclusion](int peer) {
             return agreed_failure() || is_lost(peer) || barrier_.has_arrived(peer, conclusion);
           }};
@@ -364,90 +328,16 @@ std::vector<UniqueFd> GroupImpl::exchange_fds(const UniqueFd& own) {
   return files;
 }
 
-// ---- Failures -------------------------------------------------------------------------------------------------------
+// ---- Waiting --------------------------------------------------------------------------------------------------------
 
-std::optional<GroupImpl::Failure> GroupImpl::agreed_failure() const noexcept {
-  const std::uint64_t packed = control_->failure.load(std::memory_order_acquire);
-  if (packed == 0) return std::nullopt;
-  return Failure::unpack(packed);
-}
-
-GroupImpl::Failure GroupImpl::agree_on(const Failure& failure) const noexcept {
-  std::uint64_t expected = 0;
-  // Only the first failure counts, so that every survivor names the same rank. pairs with agreed_failure()
-  if (control_->failure.compare_exchange_strong(expected, failure.pack(), std::memory_order_acq_rel)) return failure;
-  return Failure::unpack(expected);
-}
-
-void GroupImpl::raise(const Failure& failure, const MissingRows* missing_rows) const {
-  const std::int64_t rows = missing_rows != nullptr && *missing_rows ? (*missing_rows)(failure.peer_rank) : -1;
-  const std::string rows_text = rows >= 0 ? fmt::format("; {} rows from it are missing", rows) : std::string();
-  std::string text;
-  if (failure.code == ErrorCode::kAborted) {
-    text = fmt::format("{} has called abort(); the group is broken, start all ranks again",
-                       failure.peer_rank == rank_ ? "this rank" : fmt::format("rank {}", failure.peer_rank));
-  } else if (failure.peer_rank == rank_) {
-    text = fmt::format(
-        "this rank was given up by rank {}, which waited {} ms for it in {}; raise the timeout (EPISTLE_TIMEOUT_MS) if "
-        "it is only slow",
-        failure.reporter_rank, timeout_.count(), to_string(failure.phase));
-  } else if (failure.code == ErrorCode::kTimeout) {
-    text = fmt::format(
-        "rank {} did not arrive within {} ms{}; it is alive: look for a rank that makes other calls than the rest, or "
-        "raise the timeout (EPISTLE_TIMEOUT_MS)",
-        failure.peer_rank, timeout_.count(), rows_text);
-  } else if (failure.code != ErrorCode::kPeerLost) {
-    text = fmt::format("rank {} failed in {} ({}){}; the group is broken, start all ranks again", failure.peer_rank,
-                       to_string(failure.phase), to_string(failure.code), rows_text);
-  } else {
-    text = fmt::format("rank {} has exited or left the group{}; the group is broken, start all ranks again",
-                       failure.peer_rank, rows_text);
-  }
-  throw AgreedError(failure.code, text,
-                    {.rank = rank_, .peer_rank = failure.peer_rank, .phase = failure.phase, .missing_rows = rows});
-}
-
-bool GroupImpl::is_lost(int rank) const noexcept {
-  // pairs with the release in depart(): what the rank did before it went is visible
-  const RankControl& control = rank_control(rank);
-  if (control.state.load(std::memory_order_acquire) == kRankDeparted) return true;
-  return !world_->is_alive(rank, control.process);
-}
-
-GroupHealth GroupImpl::health() const noexcept {
-  if (const auto failure = agreed_failure()) return {failure->code, failure->peer_rank};
-  const int lost = find_lost_rank();
-  return lost < 0 ? GroupHealth{} : GroupHealth{ErrorCode::kPeerLost, lost};
-}
-
-std::vector<int> GroupImpl::lost_ranks() const {
-  std::vector<int> ranks;
-  for (int peer = 0; peer < num_ranks_; ++peer) {
-    if (peer != rank_ && is_lost(peer)) ranks.push_back(peer);
-  }
-  return ranks;
-}
-
-void GroupImpl::abort() noexcept { (void)agree_on({ErrorCode::kAborted, Phase::kNone, rank_, rank_}); }
-
-int GroupImpl::find_lost_rank() const noexcept {
-  for (int peer = 0; peer < num_ranks_; ++peer) {
-    if (peer != rank_ && is_lost(peer)) return peer;
-  }
-  return -1;
-}
-
-std::optional<GroupImpl::Failure> GroupImpl::look_for_lost_ranks(Ticket ticket, Phase phase,
-                                                                 int& next_look) const noexcept {
+std::optional<GroupFailure> GroupImpl::look_for_lost_ranks(Ticket ticket, Phase phase, int& next_look) const noexcept {
   for (int num_looks = 0, num_seen = 0; num_seen < num_ranks_ && num_looks < kPeersPerLook; ++num_seen) {
     const int peer = next_look;
     next_look = (next_look + 1) % num_ranks_;
     if (peer == rank_ || barrier_.has_arrived(peer, ticket)) continue;
     ++num_looks;
     // Look again after the death was seen: the peer may have arrived just before it went.
-    if (is_lost(peer) && !barrier_.has_arrived(peer, ticket)) {
-      return Failure{ErrorCode::kPeerLost, phase, peer, rank_};
-    }
+    if (is_lost(peer) && !barrier_.has_arrived(peer, ticket)) return loss_of(peer, phase);
   }
   return std::nullopt;
 }
@@ -461,11 +351,19 @@ void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* miss
   check_usable();
 }
 
+bool GroupImpl::uplink_stands_still(UplinkWatch& uplink, Clock::time_point now) const noexcept {
+  if (num_hosts() == 1 || world_->leader_of(rank_) == rank_) return false;
+  const std::uint32_t beats = control_.group().uplink_beats.load(std::memory_order_relaxed);
+  if (std::exchange(uplink.beats, beats) != beats) uplink.last_beat = now;
+  return now - uplink.last_beat > longest_silence(timeout_);
+}
+
 void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   const Clock::time_point start = Clock::now();
   const Clock::time_point deadline = start + timeout_;
   Clock::time_point next_look = start + std::chrono::microseconds(look_interval_us_);
   int next_peer = (rank_ + 1) % num_ranks_;
+  UplinkWatch uplink{.beats = 0, .last_beat = start};
   for (Clock::time_point now = start; !barrier_.passed(ticket); now = Clock::now()) {
     if (now - start < spin_ && now < next_look) {
       barrier_.spin(ticket);
@@ -480,21 +378,15 @@ void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* mis
       raise(*failure, barrier_.has_arrived(failure->peer_rank, ticket) ? nullptr : missing_rows);
     }
     if (const auto lost = look_for_lost_ranks(ticket, phase, next_peer)) raise(agree_on(*lost), missing_rows);
+    // Of other hosts nothing is heard then: it is the rank that leads here that is at fault, not those.
+    if (uplink_stands_still(uplink, now)) {
+      raise(agree_on({ErrorCode::kTimeout, phase, world_->leader_of(rank_), rank_}), missing_rows);
+    }
     if (now < deadline) continue;
     for (int peer = 0; peer < num_ranks_; ++peer) {
       if (!barrier_.has_arrived(peer, ticket)) raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
     }
   }
-}
-
-void GroupImpl::check_usable() const {
-  if (const auto failure = agreed_failure()) raise(*failure, nullptr);
-}
-
-bool GroupImpl::failed() const noexcept { return agreed_failure().has_value(); }
-
-void GroupImpl::fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows) {
-  raise(agree_on({code, phase, peer_rank, rank_}), missing_rows);
 }
 
 }  // namespace epistle

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -24,10 +25,12 @@
 #include "group/agreed_error.hpp"
 #include "group/barrier.hpp"
 #include "group/call_post.hpp"
+#include "group/control.hpp"
 #include "group/domain_link.hpp"
 #include "group/domains.hpp"
 #include "group/shared_memory.hpp"
 #include "group/world.hpp"
+#include "topology/memory.hpp"
 
 namespace epistle {
 
@@ -123,6 +126,13 @@ class GroupImpl {
   /// ask for at the same time. Throws kOutOfMemory, with the numbers, on all ranks.
   void ask_for_memory(std::int64_t num_bytes, Phase phase);
 
+  [[nodiscard]] int num_hosts() const noexcept { return world_->num_hosts(); }
+  /// Hosts are numbered by the lowest of their ranks. Ranks of one host have each other's regions.
+  [[nodiscard]] int host_of(int rank) const noexcept { return world_->host_of(rank); }
+
+  /// Of this host, towards the others; empty where there are none.
+  [[nodiscard]] std::string host_address() const { return world_->host_address(); }
+
   /// Regions that were created so far: the same on all ranks.
   [[nodiscard]] int num_regions() const noexcept { return num_regions_; }
 
@@ -155,9 +165,6 @@ class GroupImpl {
   void depart() noexcept;
 
  private:
-  struct Failure;
-  struct GroupControl;
-  struct RankControl;
   /// A step that the ranks do not agree on, while nobody here has waited for it.
   struct RefusedStep {
     Ticket ticket;
@@ -172,20 +179,29 @@ class GroupImpl {
   void gather_bytes(const Call& call, Phase phase, const GatherBuffers& buffers, const Complaint& complaint);
   void attach(SymmetricRegion region);
   void wait_until_founded();
+  void check_memory_of(int host, const std::vector<std::int64_t>& needed_by_rank,
+                       const std::vector<AvailableMemory>& seen, Phase phase) const;
   [[noreturn]] void fail_founding(ErrorCode code, int peer_rank, const Complaint& complaint);
-  [[nodiscard]] RankControl& rank_control(int rank) const noexcept;
+  [[nodiscard]] RankControl& rank_control(int rank) const noexcept { return control_.rank(rank); }
   [[nodiscard]] bool is_lost(int rank) const noexcept;
-  [[nodiscard]] std::optional<Failure> agreed_failure() const noexcept;
-  [[nodiscard]] Failure agree_on(const Failure& failure) const noexcept;
-  [[noreturn]] void raise(const Failure& failure, const MissingRows* missing_rows) const;
-  [[nodiscard]] std::optional<Failure> look_for_lost_ranks(Ticket ticket, Phase phase, int& next_look) const noexcept;
-  [[nodiscard]] static std::int64_t control_bytes(int num_ranks) noexcept;
+  [[nodiscard]] std::optional<GroupFailure> agreed_failure() const noexcept { return control_.failure(); }
+  [[nodiscard]] GroupFailure agree_on(const GroupFailure& failure) const noexcept;
+  [[nodiscard]] GroupFailure loss_of(int rank, Phase phase) const noexcept;
+  [[noreturn]] void raise(const GroupFailure& failure, const MissingRows* missing_rows) const;
+  [[nodiscard]] std::optional<GroupFailure> look_for_lost_ranks(Ticket ticket, Phase phase,
+                                                                int& next_look) const noexcept;
 
   Ticket arrive(const Call& call, const Complaint& complaint);
   /// Waits for a step on behalf of the next one, and keeps what was found for who calls wait().
   void settle_open_step();
   void throw_settled(Ticket ticket, Phase phase);
   void wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows);
+  /// What a waiting rank has seen of the uplink of its host.
+  struct UplinkWatch {
+    std::uint32_t beats = 0;
+    std::chrono::steady_clock::time_point last_beat;
+  };
+  [[nodiscard]] bool uplink_stands_still(UplinkWatch& uplink, std::chrono::steady_clock::time_point now) const noexcept;
   void wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows);
   void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
@@ -201,8 +217,7 @@ class GroupImpl {
   std::chrono::microseconds spin_;
   std::int64_t look_interval_us_;
   int num_regions_ = 0;
-  SymmetricRegion control_region_;
-  GroupControl* control_ = nullptr;
+  ControlView control_;
   Barrier barrier_;
   Ticket last_waited_ = 0;
   std::vector<RefusedStep> refused_steps_;

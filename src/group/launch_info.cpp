@@ -182,20 +182,42 @@ int require_number(const Launcher& launcher, const Names& names, std::int64_t be
                           names[0], launcher.name));
 }
 
-void check_one_host(const Launcher& launcher, int num_ranks) {
-  constexpr std::string_view kFix =
-      "ranks of a process group share the memory of one host; start the job with all its ranks on one host";
+bool spans_hosts(const Launcher& launcher, int num_ranks) {
   constexpr std::int64_t kIntEnd = std::int64_t{std::numeric_limits<int>::max()} + 1;
   const auto num_local = read_number(launcher, launcher.num_local_ranks, 1, kIntEnd);
-  if (num_local && *num_local != num_ranks) {
-    throw Error(ErrorCode::kUnsupported, fmt::format("{} started {} ranks, {} of them on this host: {}", launcher.name,
-                                                     num_ranks, *num_local, kFix));
-  }
   const auto num_hosts = read_number(launcher, launcher.num_hosts, 1, kIntEnd);
-  if (num_hosts && *num_hosts > 1) {
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("{} started {} ranks on {} hosts: {}", launcher.name, num_ranks, *num_hosts, kFix));
+  return (num_local && *num_local != num_ranks) || (num_hosts && *num_hosts > 1);
+}
+
+/// The first host of a list as Slurm writes it: "node[003-004,9],login" begins with "node003".
+std::string first_of_node_list(std::string_view list) {
+  const std::size_t bracket = list.find('[');
+  const std::size_t comma = list.find(',');
+  if (bracket == std::string_view::npos || comma < bracket) return std::string(list.substr(0, comma));
+  const std::size_t number_end = list.find_first_of("-,]", bracket);
+  const std::size_t close = list.find(']', bracket);
+  if (number_end == std::string_view::npos || close == std::string_view::npos) return {};
+  const std::string_view rest = list.substr(close + 1);
+  return fmt::format("{}{}{}", list.substr(0, bracket), list.substr(bracket + 1, number_end - bracket - 1),
+                     rest.substr(0, rest.find(',')));
+}
+
+/// Where ranks of several hosts meet. MASTER_PORT itself is torchrun's own.
+std::string meeting_address(const Launcher& launcher, int num_ranks) {
+  constexpr int kDefaultMasterPort = 29500;
+  constexpr int kPortEnd = 65535;
+  std::string host = value_or_empty({"MASTER_ADDR"});
+  if (host.empty()) host = first_of_node_list(value_or_empty({"SLURM_STEP_NODELIST", "SLURM_NODELIST"}));
+  if (host.empty()) {
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("{} started {} ranks on several hosts, and nothing says where they meet; set MASTER_ADDR to "
+                    "the name or the address of rank 0's host on all ranks (mpirun -x MASTER_ADDR=...)",
+                    launcher.name, num_ranks));
   }
+  const int master_port = read_number(launcher, {"MASTER_PORT"}, 1, kPortEnd).value_or(kDefaultMasterPort);
+  const bool is_number = host.find(':') != std::string::npos;
+  return is_number ? fmt::format("[{}]:{}", host, master_port + 1) : fmt::format("{}:{}", host, master_port + 1);
 }
 
 }  // namespace
@@ -214,10 +236,11 @@ LaunchInfo read_launch_info() {
   info.launcher = launcher->name;
   info.num_ranks = require_number(*launcher, launcher->num_ranks, 1, kIntEnd);
   info.rank = require_number(*launcher, launcher->rank, 0, info.num_ranks);
-  check_one_host(*launcher, info.num_ranks);
+  if (spans_hosts(*launcher, info.num_ranks)) info.address = meeting_address(*launcher, info.num_ranks);
   info.local_rank = read_number(*launcher, launcher->local_rank, 0, info.num_ranks).value_or(info.rank);
 
   std::string job = launcher->job();
+  if (job.empty() && !info.address.empty()) job = info.address;
   if (job.empty()) job = common_ancestor_key(find_variable(launcher->rank)->name);
   // The name keeps apart jobs of two launchers that number them alike.
   info.job = fmt::format("{}:{}", launcher->name, job);

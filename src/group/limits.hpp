@@ -1,27 +1,36 @@
 #pragma once
 
 #include <chrono>
+#include <span>
 
 #include "epistle/group.hpp"
 
 namespace epistle {
 
-/// Most ranks of a group on one host: every rank maps every other rank's memory, and a failure is packed with 16-bit
-/// rank numbers.
+/// Most ranks of a group on one host: every rank maps every other rank's memory.
 inline constexpr int kMaxRanks = 1024;
 
 /// Longest timeout, some 24 days; what is longer counts as this. Deadlines stay far from the ends of the clock.
 inline constexpr std::chrono::milliseconds kMaxTimeout{std::chrono::hours(24 * 24)};
 
+/// A host counts as silent after this part of the timeout: whoever waits for its ranks must hear of it before giving up
+/// others, whose news it holds back.
+[[nodiscard]] constexpr std::chrono::milliseconds longest_silence(std::chrono::milliseconds timeout) noexcept {
+  return timeout * 3 / 4;
+}
+
 /// Throws kInvalidArgument unless 1 <= num_ranks <= kMaxRanks.
 void check_num_ranks(int num_ranks);
+
+/// Of a group that may span hosts: a failure is packed with 24-bit rank numbers.
+void check_num_ranks_of_hosts(int num_ranks);
 
 /// The timeout that `options` ask for: the setting EPISTLE_TIMEOUT_MS where they name none.
 [[nodiscard]] std::chrono::milliseconds resolve_timeout(const GroupOptions& options);
 
 /// Ranks of a domain, from what GroupOptions::domain_size declares. 0: the setting EPISTLE_DOMAIN_SIZE; where that is 0
-/// too, what is found: all ranks of one host reach each other. Throws kInvalidArgument, with what was found, where the
-/// declaration does not fit.
-[[nodiscard]] int resolve_domain_size(int declared_size, int num_ranks);
+/// too, what is found: the largest blocks of ranks that lie on one host each (`host_of`, by rank), all of one size.
+/// Throws kInvalidArgument, with what was found, where the declaration does not fit.
+[[nodiscard]] int resolve_domain_size(int declared_size, std::span<const int> host_of);
 
 }  // namespace epistle

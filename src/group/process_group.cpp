@@ -1,108 +1,103 @@
-// Groups whose ranks are processes of one host.
-#include <cerrno>
-#include <cstring>
+// Groups whose ranks are processes, of one host or of several.
 #include <utility>
 #include <vector>
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
+#include "core/log.hpp"
+#include "core/settings.hpp"
 #include "group/group_impl.hpp"
 #include "group/limits.hpp"
-#include "group/rendezvous.hpp"
+#include "group/net/hosts_world.hpp"
+#include "group/process_world.hpp"
 
 namespace epistle {
 namespace {
 
-/// Every rank holds a lock on the byte of its number in the group's first file. The kernel lets go of it when the
-/// process ends, however it ends, and children do not inherit it. One descriptor serves for all ranks; a descriptor for
-/// each process would make as many as there are pairs.
-flock life_lock_of(int rank) noexcept {
-  flock lock{};
-  lock.l_type = F_WRLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = rank;
-  lock.l_len = 1;
-  return lock;
+// Ports that rank 0 may take where another program has the first.
+constexpr int kNumMeetingPorts = 16;
+
+MeetingPlace meeting_place(const std::string& address) {
+  MeetingPlace place{.where = parse_host_and_port(address), .num_ports = kNumMeetingPorts};
+  if (settings().network_port() == kAutomatic) return place;
+  return {.where = {place.where.host, static_cast<std::uint16_t>(settings().network_port())}, .num_ports = 1};
 }
 
-void hold_life_lock(int file, int rank) {
-  flock lock = life_lock_of(rank);
-  if (retry_interrupted([&] { return ::fcntl(file, F_SETLK, &lock); }) == 0) return;
-  throw Error(ErrorCode::kSystem, fmt::format("locking shared memory failed: {}", std::strerror(errno)));
+/// Whoever can guess the name of a job could speak for one of its ranks.
+void warn_of_guessable_secret(const HostTable& table, int rank) {
+  if (rank != 0 || table.num_hosts() == 1 || !settings().job_secret().empty()) return;
+  if (resolve(parse_host_and_port(table.hosts[0].address)).is_loopback()) return;
+  log_warn(
+      "ranks of other hosts are known by the name of the job only, which others may guess; set EPISTLE_JOB_SECRET to "
+      "the same random text on all ranks");
 }
 
-class ProcessWorld final : public World {
- public:
-  ProcessWorld(const LaunchInfo& info, std::chrono::milliseconds timeout)
-      : num_ranks_(info.num_ranks), rendezvous_(info.job, info.rank, info.num_ranks, timeout) {}
+void check_rank(int rank, int num_ranks) {
+  if (rank >= 0 && rank < num_ranks) return;
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("rank {} is not in [0, {}), the ranks of this job", rank, num_ranks));
+}
 
-  [[nodiscard]] GroupKind kind() const noexcept override { return GroupKind::kProcesses; }
-
-  void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
-             const std::function<void(SymmetricRegion)>& attach) override {
-    rendezvous_.found(
-        [&] { return create_shared_file(region_file_bytes(num_ranks_, reserved_bytes)); },
-        [&](UniqueFd file) {
-          first_region_ = {std::make_shared<RegionMapping>(std::move(file), num_ranks_, reserved_bytes), rank};
-          hold_life_lock(first_region_.fd(), rank);
-          attach(first_region_);
-        },
-        timeout);
-  }
-
-  [[nodiscard]] SymmetricRegion create_region(int rank, int /*region_idx*/, std::int64_t reserved_bytes,
-                                              const Watch& watch) override {
-    UniqueFd own;
-    const Complaint complaint = attempt([&] {
-      const std::int64_t file_bytes = region_file_bytes(num_ranks_, reserved_bytes);
-      if (rank == 0) own = create_shared_file(file_bytes);
-    });
-    UniqueFd file = rendezvous_.broadcast(own, rank == 0 ? complaint : std::nullopt, watch.deadline, watch.is_hopeless);
-    if (complaint) throw Error(*complaint);
-    return {std::make_shared<RegionMapping>(std::move(file), num_ranks_, reserved_bytes), rank};
-  }
-
-  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) override {
-    return rendezvous_.exchange(own, watch.deadline, watch.is_hopeless);
-  }
-
-  [[nodiscard]] ProcessId own_process() const noexcept override { return own_process_id(); }
-
-  [[nodiscard]] bool is_alive(int rank, const ProcessId& process) const noexcept override {
-    flock lock = life_lock_of(rank);
-    if (::fcntl(first_region_.fd(), F_GETLK, &lock) != 0 || lock.l_type != F_UNLCK) return true;
-    // A process loses its lock as well when it opens and closes the file again (through /proc/self/fd), and a process
-    // does not see its own.
-    return is_running(process);
-  }
-
- private:
-  int num_ranks_;
-  Rendezvous rendezvous_;
-  SymmetricRegion first_region_;
+/// What a rank joins with.
+struct Joining {
+  int rank;
+  int num_ranks;
+  std::chrono::milliseconds timeout;
+  int domain_size;  ///< as declared
 };
+
+Group make_group(std::shared_ptr<World> world, const Joining& joining) {
+  auto impl = std::make_shared<GroupImpl>(std::move(world), joining.rank, joining.num_ranks, joining.timeout);
+  impl->form_domains(joining.domain_size);
+  return Group(std::move(impl));
+}
+
+Group join_one_host(const std::string& job, const Joining& joining) {
+  check_num_ranks(joining.num_ranks);
+  return make_group(
+      std::make_shared<ProcessWorld>(job, joining.rank, all_ranks_here(joining.num_ranks), joining.timeout), joining);
+}
+
+Group join_met_hosts(MetHosts met, const Joining& joining) {
+  if (met.table.num_hosts() == 1) return join_one_host(met.table.job, joining);
+  return make_group(std::make_shared<HostsWorld>(std::move(met), joining.rank, joining.timeout), joining);
+}
 
 }  // namespace
 
 Group join_process_group(const GroupOptions& options) { return join_process_group(read_launch_info(), options); }
 
 Group join_process_group(const LaunchInfo& info, const GroupOptions& options) {
-  check_num_ranks(info.num_ranks);
-  if (info.rank < 0 || info.rank >= info.num_ranks) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("rank {} is not in [0, {}), the ranks of this job", info.rank, info.num_ranks));
-  }
   const std::chrono::milliseconds timeout = resolve_timeout(options);
-  auto world = std::make_shared<ProcessWorld>(info, timeout);
-  auto impl = std::make_shared<GroupImpl>(std::move(world), info.rank, info.num_ranks, timeout);
-  impl->form_domains(options.domain_size);
-  return Group(std::move(impl));
+  const Joining joining{
+      .rank = info.rank, .num_ranks = info.num_ranks, .timeout = timeout, .domain_size = options.domain_size};
+  if (info.address.empty()) {
+    check_num_ranks(info.num_ranks);
+    check_rank(info.rank, info.num_ranks);
+    return join_one_host(info.job, joining);
+  }
+  check_num_ranks_of_hosts(info.num_ranks);
+  check_rank(info.rank, info.num_ranks);
+  const std::string& secret = settings().job_secret().empty() ? info.job : settings().job_secret();
+  const std::unique_ptr<Gathering> gathering = gather_around_root(
+      meeting_place(info.address), secret, {.rank = info.rank, .num_ranks = info.num_ranks, .timeout = timeout});
+  MetHosts met =
+      meet_hosts(*gathering, {.rank = info.rank, .num_ranks = info.num_ranks, .job = info.job, .secret = secret});
+  warn_of_guessable_secret(met.table, info.rank);
+  return join_met_hosts(std::move(met), joining);
+}
+
+Group join_process_group(int rank, int num_ranks, const GatherTexts& gather, const GroupOptions& options) {
+  const std::chrono::milliseconds timeout = resolve_timeout(options);
+  check_num_ranks_of_hosts(num_ranks);
+  check_rank(rank, num_ranks);
+  const std::unique_ptr<Gathering> gathering = gather_by(gather, num_ranks);
+  return join_met_hosts(
+      meet_hosts(*gathering, {.rank = rank, .num_ranks = num_ranks, .job = {}, .secret = settings().job_secret()}),
+      {.rank = rank, .num_ranks = num_ranks, .timeout = timeout, .domain_size = options.domain_size});
 }
 
 }  // namespace epistle

@@ -72,10 +72,11 @@ std::int64_t region_file_bytes(int num_ranks, std::int64_t reserved_bytes) {
                           reserved_bytes, num_ranks, kMaxAddressBytes));
 }
 
-RegionMapping::RegionMapping(UniqueFd file, int num_ranks, std::int64_t reserved_bytes)
+RegionMapping::RegionMapping(UniqueFd file, RegionPieces pieces, std::int64_t reserved_bytes)
     : file_(std::move(file)),
+      pieces_(std::move(pieces)),
       reserved_bytes_(reserved_bytes),
-      file_bytes_(region_file_bytes(num_ranks, reserved_bytes)) {
+      file_bytes_(region_file_bytes(pieces_.count, reserved_bytes)) {
   struct stat status {};
   if (::fstat(file_.get(), &status) != 0) throw_system(ErrorCode::kSystem, "fstat failed", errno);
   const int seals = ::fcntl(file_.get(), F_GET_SEALS);
@@ -91,7 +92,7 @@ RegionMapping::RegionMapping(UniqueFd file, int num_ranks, std::int64_t reserved
     throw_system(ErrorCode::kOutOfMemory,
                  fmt::format("cannot map {} bytes of address space ({} for each of {} ranks); lower max_tokens or the "
                              "ranks, or raise the limit of 'ulimit -v'",
-                             file_bytes_, reserved_bytes, num_ranks),
+                             file_bytes_, reserved_bytes, pieces_.count),
                  errno);
   }
   base_ = static_cast<std::byte*>(address);
@@ -101,7 +102,7 @@ RegionMapping::~RegionMapping() { ::munmap(base_, static_cast<std::size_t>(file_
 
 void SymmetricRegion::commit(std::int64_t offset, std::int64_t num_bytes) const {
   if (num_bytes == 0) return;
-  const std::int64_t file_offset = rank_ * mapping_->reserved_bytes() + offset;
+  const std::int64_t file_offset = mapping_->file_offset(rank_) + offset;
   if (retry_interrupted([&] { return ::fallocate(fd(), 0, file_offset, num_bytes); }) != 0) {
     const int error = errno;
     throw Error(
@@ -129,7 +130,7 @@ void SymmetricRegion::hide(int begin, int end) const {
 }
 
 std::int64_t SymmetricRegion::resident_bytes() const {
-  const std::int64_t begin = rank_ * mapping_->reserved_bytes();
+  const std::int64_t begin = mapping_->file_offset(rank_);
   const std::int64_t end = begin + mapping_->reserved_bytes();
   std::int64_t num_bytes = 0;
   for (std::int64_t position = begin; position < end;) {

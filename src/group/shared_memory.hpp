@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "group/descriptor.hpp"
 
@@ -19,23 +20,38 @@ namespace epistle {
 /// Bytes of the file of a region. Throws kOutOfMemory where all pieces together are more than can be addressed.
 [[nodiscard]] std::int64_t region_file_bytes(int num_ranks, std::int64_t reserved_bytes);
 
-/// A region mapped into this process: `num_ranks` pieces, one behind the other.
+/// The ranks that have a piece in a region.
+struct RegionPieces {
+  int count = 1;
+  /// By rank: which piece is its, -1 = none (a rank of another host). Null: the piece of its number.
+  std::shared_ptr<const std::vector<int>> of_rank;
+
+  [[nodiscard]] int piece_of(int rank) const noexcept {
+    return of_rank ? (*of_rank)[static_cast<std::size_t>(rank)] : rank;
+  }
+};
+
+/// A region mapped into this process: the pieces of its ranks, one behind the other.
 class RegionMapping {
  public:
   /// Throws kSystem where `file` is not what create_shared_file makes for a region of this size (a truncated file would
   /// be a SIGBUS later), kOutOfMemory where it cannot be mapped.
-  RegionMapping(UniqueFd file, int num_ranks, std::int64_t reserved_bytes);
+  RegionMapping(UniqueFd file, RegionPieces pieces, std::int64_t reserved_bytes);
   ~RegionMapping();
   RegionMapping(const RegionMapping&) = delete;
   RegionMapping& operator=(const RegionMapping&) = delete;
 
-  [[nodiscard]] std::byte* base(int rank) const noexcept { return base_ + rank * reserved_bytes_; }
+  /// Of a rank that has a piece here.
+  [[nodiscard]] std::byte* base(int rank) const noexcept { return base_ + file_offset(rank); }
+  [[nodiscard]] bool has(int rank) const noexcept { return pieces_.piece_of(rank) >= 0; }
+  [[nodiscard]] std::int64_t file_offset(int rank) const noexcept { return pieces_.piece_of(rank) * reserved_bytes_; }
   [[nodiscard]] int fd() const noexcept { return file_.get(); }
   [[nodiscard]] std::int64_t reserved_bytes() const noexcept { return reserved_bytes_; }
   [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(file_bytes_ / reserved_bytes_); }
 
  private:
   UniqueFd file_;
+  RegionPieces pieces_;
   std::int64_t reserved_bytes_;  ///< of one piece
   std::int64_t file_bytes_;
   std::byte* base_ = nullptr;
@@ -48,7 +64,10 @@ class SymmetricRegion {
   SymmetricRegion(std::shared_ptr<RegionMapping> mapping, int rank) noexcept
       : mapping_(std::move(mapping)), rank_(rank) {}
 
+  /// Of a rank of this host.
   [[nodiscard]] std::byte* base(int rank) const noexcept { return mapping_->base(rank); }
+  /// False for ranks of other hosts.
+  [[nodiscard]] bool has(int rank) const noexcept { return mapping_->has(rank); }
   [[nodiscard]] std::byte* own() const noexcept { return mapping_->base(rank_); }
   [[nodiscard]] int fd() const noexcept { return mapping_->fd(); }
   /// The same region at other addresses. Throws kOutOfMemory, kSystem.
@@ -56,6 +75,8 @@ class SymmetricRegion {
   /// Makes the pieces of ranks [begin, end) unreachable at these addresses: who touches them gets SIGSEGV. Pieces must
   /// be whole pages. Throws kSystem.
   void hide(int begin, int end) const;
+  /// The view of another rank of the same region.
+  [[nodiscard]] SymmetricRegion as_rank(int rank) const noexcept { return {mapping_, rank}; }
   /// Keeps the region mapped.
   [[nodiscard]] std::shared_ptr<const void> share() const noexcept { return mapping_; }
 

@@ -66,7 +66,7 @@ class ThreadWorld final : public World {
 
   [[nodiscard]] std::shared_ptr<RegionMapping> map_region(std::int64_t reserved_bytes) const {
     return std::make_shared<RegionMapping>(create_shared_file(region_file_bytes(num_ranks_, reserved_bytes)),
-                                           num_ranks_, reserved_bytes);
+                                           RegionPieces{num_ranks_, nullptr}, reserved_bytes);
   }
 
   int num_ranks_;

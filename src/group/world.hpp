@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "epistle/types.hpp"
@@ -43,6 +44,20 @@ class World {
   /// A copy of every rank's descriptor, in rank order. Throws kUnsupported where the ranks share one process, and have
   /// no need of it.
   [[nodiscard]] virtual std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) = 0;
+
+  // ---- Hosts: one, unless a world says otherwise. -------------------------------------------------------------------
+
+  [[nodiscard]] virtual int num_hosts() const noexcept { return 1; }
+  /// Hosts are numbered by the lowest of their ranks.
+  [[nodiscard]] virtual int host_of(int /*rank*/) const noexcept { return 0; }
+  /// The rank that founds the group on the host of `rank` and speaks for that host.
+  [[nodiscard]] virtual int leader_of(int /*rank*/) const noexcept { return 0; }
+  /// Of this host, towards the others; empty where there are none.
+  [[nodiscard]] virtual std::string host_address() const { return {}; }
+  /// Whether the host of this process says which failure of the group counts.
+  [[nodiscard]] virtual bool decides_failures() const noexcept { return true; }
+  /// This rank has arrived in a step, left, or seen a failure: other hosts must hear of it. From any thread.
+  virtual void notify() noexcept {}
 
   [[nodiscard]] virtual ProcessId own_process() const noexcept = 0;
   /// False once `rank`, which has attached as `process`, can never arrive again because its process has ended.

@@ -19,7 +19,7 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kRanks = 4;
+constexpr int kDomainRanks = 4;
 
 /// The named scenarios, on four ranks in domains, summed by them.
 std::vector<NamedScenario> domain_scenarios(int domain_size) {
@@ -27,7 +27,7 @@ std::vector<NamedScenario> domain_scenarios(int domain_size) {
   for (const NamedScenario& named : named_scenarios()) {
     // Those that are there for an order of sums would be others' doubles.
     if (named.scenario.config.order == SumOrder::kDeepEpV2) continue;
-    Scenario scenario = with_ranks(named.scenario, kRanks);
+    Scenario scenario = with_ranks(named.scenario, kDomainRanks);
     scenario.domain_size = domain_size;
     scenario.config.order = SumOrder::kDomains;
     scenarios.push_back({named.name, scenario});
@@ -78,7 +78,7 @@ TEST_P(HybridDomains, GiveTheBitsOfTheReferenceOverProcesses) {
     }
     return 0;
   };
-  const std::vector<int> exits = run_process_ranks(kRanks, play, {.domain_size = GetParam()});
+  const std::vector<int> exits = run_process_ranks(kDomainRanks, play, {.domain_size = GetParam()});
   for (std::size_t rank = 0; rank < exits.size(); ++rank) EXPECT_EQ(exits[rank], 0) << "exit of rank " << rank;
 }
 
@@ -163,7 +163,7 @@ TEST(HybridDomains, TakeTheirOwnOrderWhereNoneIsNamed) {
     EXPECT_EQ(hybrid.config().order, SumOrder::kDomains);
     EXPECT_EQ(direct.config().order, SumOrder::kHierarchical);
   };
-  run_thread_ranks(kRanks, check, {.domain_size = 2});
+  run_thread_ranks(kDomainRanks, check, {.domain_size = 2});
 }
 
 TEST(HybridDomains, StayUsableAfterABadRequest) {
@@ -178,7 +178,7 @@ TEST(HybridDomains, StayUsableAfterABadRequest) {
     const Handle handle = dispatcher.prepare({.expert_ids = IdsView(good.data(), 1, 3)});
     EXPECT_EQ(handle.wait_stats().sent_rows, 3);
   };
-  run_thread_ranks(kRanks, check, {.domain_size = 2});
+  run_thread_ranks(kDomainRanks, check, {.domain_size = 2});
 }
 
 // ---- Bytes ----------------------------------------------------------------------------------------------------------
@@ -265,15 +265,15 @@ TEST(HybridBytes, OnTheNetworkAreOneRowAndOneHeaderPerTokenAndDomain) {
 TEST(HybridBytes, OfMemoryAreThoseThatTheInfoPredicts) {
   DispatcherConfig config = small_config();
   config.sizing = Capacity{.rows_per_rank = 160};
-  const MemoryPlan plan = find_dispatcher("hybrid").memory(config, kRanks, 2);
-  const MemoryPlan one_domain = find_dispatcher("hybrid").memory(config, kRanks);
+  const MemoryPlan plan = find_dispatcher("hybrid").memory(config, kDomainRanks, 2);
+  const MemoryPlan one_domain = find_dispatcher("hybrid").memory(config, kDomainRanks);
   EXPECT_GT(plan.initial_bytes(MemoryKind::kShared), one_domain.initial_bytes(MemoryKind::kShared));
   const auto check = [&](Group& group) {
     const Dispatcher dispatcher(group, "hybrid", config);
     EXPECT_EQ(dispatcher.shared_bytes(), plan.initial_bytes(MemoryKind::kShared));
     EXPECT_EQ(dispatcher.resident_bytes(), dispatcher.shared_bytes());
   };
-  run_thread_ranks(kRanks, check, {.domain_size = 2});
+  run_thread_ranks(kDomainRanks, check, {.domain_size = 2});
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ const std::vector<ThirdPartyRule>& third_party_rules() {
        {"src/topology", "src/gpu", "src/dispatch/cuda", "src/dispatch/registry", "src/measure", "apps", "examples"},
        {""},
        "only the rooms of the GPU see CUDA"},
+      {{"rdma/"}, {"src/fabric/ofi"}, {""}, "only the endpoint sees libfabric"},
   };
   return rules;
 }
@@ -166,6 +167,7 @@ const std::vector<Layer>& layers() {
       {"src/routing", {"epistle", "core", "topology", "routing"}, {}},
       {"src/layout", {"epistle", "core", "layout"}, {}},
       {"src/group", {"epistle", "core", "topology", "group"}, {}},
+      {"src/fabric", {"epistle", "core", "group", "fabric"}, {}},
       {"src/launch", {"epistle", "core", "topology", "group", "launch"}, {}},
       {"src/gpu", {"epistle", "core", "topology", "group", "gpu"}, {}},
       // What all dispatchers share knows none of them, and no device.
@@ -178,11 +180,11 @@ const std::vector<Layer>& layers() {
        {"dispatch/host/direct/", "dispatch/host/low_latency/", "dispatch/host/alltoall/", "dispatch/host/hybrid/",
         "dispatch/cuda/", "dispatch/registry/"}},
       {"src/dispatch/host/engine",
-       {"epistle", "core", "topology", "layout", "group", "dispatch"},
+       {"epistle", "core", "topology", "layout", "group", "fabric", "dispatch"},
        {"dispatch/host/direct/", "dispatch/host/low_latency/", "dispatch/host/alltoall/", "dispatch/host/hybrid/",
         "dispatch/cuda/", "dispatch/reference/", "dispatch/registry/", "dispatch/auto/"}},
       {"src/dispatch/host",
-       {"epistle", "core", "topology", "layout", "group", "dispatch"},
+       {"epistle", "core", "topology", "layout", "group", "fabric", "dispatch"},
        {"dispatch/cuda/", "dispatch/reference/", "dispatch/registry/"}},
       {"src/dispatch/cuda",
        {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"},
@@ -218,8 +220,8 @@ const std::vector<Layer>& layers() {
       // What C++ users see, how a rank leaves its group, and placements for engines.
       {"python/src", {"epistle", "group", "balance"}, {}},
       {"apps/epistle",
-       {"epistle", "core", "topology", "routing", "layout", "group", "launch", "gpu", "dispatch", "measure", "cost",
-        "select", "tune", "plan", "balance", "simulate", "migrate", "report"},
+       {"epistle", "core", "topology", "routing", "layout", "group", "fabric", "launch", "gpu", "dispatch", "measure",
+        "cost", "select", "tune", "plan", "balance", "simulate", "migrate", "report"},
        {}},
   };
   return table;

@@ -158,7 +158,7 @@ class TokenSum {
         total_(static_cast<std::size_t>(config.combine_hidden), 0.0F) {}
 
   [[nodiscard]] const std::vector<float>& run() {
-    if (config_.order == SumOrder::kDomains && num_domains() > 1) {
+    if (config_.order == SumOrder::kDomains && config_.domain_size > 0) {
       add_domains();
     } else if (config_.layout == OutputLayout::kTokenMajor) {
       add_token_rows(ranks_in_order(), total_);
@@ -198,10 +198,6 @@ class TokenSum {
     return ranks;
   }
 
-  [[nodiscard]] int num_domains() const {
-    return config_.domain_size > 0 ? partition_.num_ranks / config_.domain_size : 1;
-  }
-
   void add_rounded(const std::vector<float>& partial, std::vector<float>& sum) const {
     for (std::size_t idx = 0; idx < sum.size(); ++idx) {
       sum[idx] = sum[idx] + round_to(config_.combine_dtype, partial[idx]);
@@ -210,12 +206,12 @@ class TokenSum {
 
   /// Of every domain that has a rank of the token, the sum over its ranks.
   void add_domains() {
-    for (int domain = 0; domain < num_domains(); ++domain) {
-      std::vector<int> ranks;
-      for (const int rank : ranks_in_order()) {
-        if (rank / config_.domain_size == domain) ranks.push_back(rank);
-      }
-      if (ranks.empty()) continue;
+    const std::vector<int> all = ranks_in_order();  // ascending
+    for (auto first = all.begin(); first != all.end();) {
+      const int domain = *first / config_.domain_size;
+      const auto last = std::find_if(first, all.end(), [&](int rank) { return rank / config_.domain_size != domain; });
+      const std::vector<int> ranks(first, last);
+      first = last;
       std::vector<float> of_domain(total_.size(), 0.0F);
       config_.layout == OutputLayout::kTokenMajor ? add_token_rows(ranks, of_domain)
                                                   : add_partial_sums(ranks, of_domain);

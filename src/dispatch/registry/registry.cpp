@@ -36,6 +36,16 @@ const DispatcherInfo* look_up(std::string_view name, Device device) noexcept {
   return nullptr;
 }
 
+/// The dispatchers of this version put rows, counts and records into the memory of every rank.
+void check_one_host(const DispatcherInfo& info, const Group& group) {
+  if (group.num_hosts() == 1) return;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("the dispatcher '{}' needs ranks that reach each other's memory, and the {} ranks of this group "
+                  "are on {} hosts; form a group of the ranks of one host",
+                  info.name(), group.size(), group.num_hosts()));
+}
+
 }  // namespace
 
 void register_dispatcher(const DispatcherInfo& info) {
@@ -73,6 +83,7 @@ Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConf
     }
     const auto& functions = DispatcherInfo::Functions::of(info);
     if (functions.check != nullptr) functions.check(creation.config, options, group);
+    check_one_host(info, group);
   });
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.
   GroupImpl& impl = group.impl();

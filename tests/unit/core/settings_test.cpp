@@ -15,9 +15,11 @@
 namespace epistle {
 namespace {
 
-const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",   "EPISTLE_SPIN_US",     "EPISTLE_LOG",
-                                         "EPISTLE_STREAM_BYTES", "EPISTLE_DOMAIN_SIZE", "EPISTLE_SIMD",
-                                         "EPISTLE_CUDA_HEAP",    "EPISTLE_NCCL_LIBRARY"};
+const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",     "EPISTLE_SPIN_US",      "EPISTLE_LOG",
+                                         "EPISTLE_STREAM_BYTES",   "EPISTLE_DOMAIN_SIZE",  "EPISTLE_SIMD",
+                                         "EPISTLE_CUDA_HEAP",      "EPISTLE_NCCL_LIBRARY", "EPISTLE_INTERFACE",
+                                         "EPISTLE_PORT",           "EPISTLE_HOST_ID",      "EPISTLE_JOB_SECRET",
+                                         "EPISTLE_FABRIC_PROVIDER"};
 
 class SettingsTest : public ::testing::Test {
  protected:
@@ -70,6 +72,13 @@ TEST_F(SettingsTest, DefaultsStandWhereNothingIsSet) {
 TEST_F(SettingsTest, RegistryListsEverySetting) {
   ASSERT_EQ(settings().infos().size(), kNames.size());
   for (std::size_t i = 0; i < kNames.size(); ++i) EXPECT_EQ(settings().infos()[i].name, kNames[i]);
+}
+
+TEST_F(SettingsTest, SecretsAreReadAndNotShown) {
+  set("EPISTLE_JOB_SECRET", "open sesame");
+  EXPECT_EQ(settings().job_secret(), "open sesame");
+  EXPECT_EQ(info("EPISTLE_JOB_SECRET").origin, SettingOrigin::kEnvironment);
+  EXPECT_EQ(info("EPISTLE_JOB_SECRET").value, "(hidden)");
 }
 
 TEST_F(SettingsTest, EnvironmentWinsAndIsNamedAsOrigin) {

@@ -47,6 +47,8 @@ const std::vector<std::string> kAllVariables = {"EPISTLE_JOB",
                                                 "SLURM_STEP_ID",
                                                 "SLURM_STEPID",
                                                 "SLURM_NNODES",
+                                                "SLURM_NODELIST",
+                                                "SLURM_STEP_NODELIST",
                                                 "SLURM_STEP_NUM_NODES"};
 
 class LaunchInfoTest : public ::testing::Test {
@@ -266,25 +268,64 @@ TEST_F(LaunchInfoTest, MissingCountsNameTheVariable) {
   EXPECT_EQ(read_error().first, ErrorCode::kInvalidArgument);
 }
 
-TEST_F(LaunchInfoTest, SeveralHostsAreUnsupported) {
-  const std::vector<std::pair<Variables, std::pair<std::string, std::string>>> cases = {
-      {kTorchrun, {"LOCAL_WORLD_SIZE", "2"}},
-      {kOpenMpi, {"OMPI_COMM_WORLD_LOCAL_SIZE", "1"}},
-      {kHydra, {"MPI_LOCALNRANKS", "1"}},
-      {kSlurm, {"SLURM_STEP_NUM_NODES", "2"}}};
-  for (const auto& [variables, change] : cases) {
+const std::vector<std::pair<Variables, std::pair<std::string, std::string>>> kJobsOfSeveralHosts = {
+    {kTorchrun, {"LOCAL_WORLD_SIZE", "2"}},
+    {kOpenMpi, {"OMPI_COMM_WORLD_LOCAL_SIZE", "1"}},
+    {kHydra, {"MPI_LOCALNRANKS", "1"}},
+    {kSlurm, {"SLURM_STEP_NUM_NODES", "2"}}};
+
+TEST_F(LaunchInfoTest, SeveralHostsMeetBehindTheMasterPort) {
+  for (const auto& [variables, change] : kJobsOfSeveralHosts) {
+    set(variables);
+    EXPECT_EQ(read_launch_info().address, "") << change.first;
+    environment_.set(change.first, change.second);
+    environment_.set("MASTER_ADDR", "node7");
+    environment_.set("MASTER_PORT", "4000");
+    const LaunchInfo info = read_launch_info();
+    EXPECT_EQ(info.address, "node7:4001") << change.first;
+    EXPECT_FALSE(info.job.empty());
+  }
+  environment_.set("MASTER_ADDR", "fd00::7");
+  environment_.unset("MASTER_PORT");
+  EXPECT_EQ(read_launch_info().address, "[fd00::7]:29501");
+}
+
+TEST_F(LaunchInfoTest, JobOfSeveralHostsHasTheSameNameOnAll) {
+  // Hydra names no job; what started a rank is another process on every host.
+  set(kHydra);
+  add({{"MPI_LOCALNRANKS", "1"}, {"MASTER_ADDR", "node7"}});
+  EXPECT_EQ(read_launch_info().job, "pmi:node7:29501");
+}
+
+TEST_F(LaunchInfoTest, SeveralHostsWithoutAPlaceToMeetSayWhatToSet) {
+  for (const auto& [variables, change] : kJobsOfSeveralHosts) {
     set(variables);
     environment_.set(change.first, change.second);
+    environment_.unset("MASTER_ADDR");
     const auto [code, message] = read_error();
-    EXPECT_EQ(code, ErrorCode::kUnsupported) << change.first;
-    EXPECT_NE(message.find("one host"), std::string::npos) << message;
+    EXPECT_EQ(code, ErrorCode::kInvalidArgument) << change.first;
+    EXPECT_NE(message.find("set MASTER_ADDR"), std::string::npos) << message;
   }
   // The step counts, not the job around it.
   set(kSlurm);
   environment_.set("SLURM_NNODES", "4");
   EXPECT_EQ(read_error().first, ErrorCode::kOk);
   environment_.unset("SLURM_STEP_NUM_NODES");
-  EXPECT_EQ(read_error().first, ErrorCode::kUnsupported);
+  EXPECT_EQ(read_error().first, ErrorCode::kInvalidArgument);
+}
+
+TEST_F(LaunchInfoTest, SlurmTellsTheFirstNode) {
+  const Variables cases = {{"n1", "n1"},
+                           {"n1,n2", "n1"},
+                           {"n[3-5,9]", "n3"},
+                           {"gpu[007,009]", "gpu007"},
+                           {"rack[2-4]-a,login", "rack2-a"},
+                           {"login,gpu[1-2]", "login"}};
+  for (const auto& [list, first] : cases) {
+    set(kSlurm);
+    add({{"SLURM_STEP_NUM_NODES", "2"}, {"SLURM_STEP_NODELIST", list}});
+    EXPECT_EQ(read_launch_info().address, first + ":29501") << list;
+  }
 }
 
 }  // namespace

@@ -20,7 +20,6 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
       places_(context),
       expert_tokens_(static_cast<std::size_t>(config_.num_experts)) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
-  const auto experts = static_cast<std::size_t>(layout_.params().num_experts);
   wanted_.resize(ranks);
   count_views_.resize(ranks);
   last_token_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));

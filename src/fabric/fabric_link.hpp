@@ -1,0 +1,25 @@
+// A link to ranks of other domains over the network.
+#pragma once
+
+#include <memory>
+
+#include "fabric/fabric.hpp"
+#include "group/domain_link.hpp"
+#include "group/group_impl.hpp"
+
+namespace epistle {
+
+struct FabricLinkOptions {
+  FabricRequest request = {};
+  /// Signals wait until what was put before them has been delivered, also where the provider keeps the order. For
+  /// tests.
+  bool assume_unordered = false;
+};
+
+/// Collective over all ranks of the group; `region` is one of the group. Takes the provider that
+/// EPISTLE_FABRIC_PROVIDER names, at the address that the hosts are tied by. Throws the same code on all ranks.
+[[nodiscard]] std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region);
+[[nodiscard]] std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region,
+                                                           const FabricLinkOptions& options);
+
+}  // namespace epistle

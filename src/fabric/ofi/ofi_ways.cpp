@@ -1,0 +1,110 @@
+#include "fabric/ofi/ofi_ways.hpp"
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+
+#include "epistle/error.hpp"
+
+namespace epistle::ofi {
+namespace {
+
+// Of one host, or slower than tcp wherever that is: taken only where they are named.
+constexpr std::array<std::string_view, 6> kOnlyByName = {"shm", "udp", "sockets", "net", "sm2", "ofi_mrail"};
+
+std::string text_of(const char* text) { return text != nullptr ? text : ""; }
+
+std::string address_of(const fi_info& info) {
+  if (info.src_addr == nullptr) return {};
+  std::array<char, INET6_ADDRSTRLEN> text{};
+  const auto* const address = static_cast<const sockaddr*>(info.src_addr);
+  const void* bytes = nullptr;
+  if (info.addr_format == FI_SOCKADDR_IN || (info.addr_format == FI_SOCKADDR && address->sa_family == AF_INET)) {
+    bytes = &static_cast<const sockaddr_in*>(info.src_addr)->sin_addr;
+  } else if (info.addr_format == FI_SOCKADDR_IN6 ||
+             (info.addr_format == FI_SOCKADDR && address->sa_family == AF_INET6)) {
+    bytes = &static_cast<const sockaddr_in6*>(info.src_addr)->sin6_addr;
+  }
+  if (bytes == nullptr) return {};
+  const int family = info.addr_format == FI_SOCKADDR_IN ? AF_INET : address->sa_family;
+  return ::inet_ntop(family, bytes, text.data(), text.size()) != nullptr ? text.data() : "";
+}
+
+InfoList find_infos(const FabricRequest& request) {
+  const OfiApi& api = load_ofi();
+  InfoList hints = own_info(api.duplicate_info(nullptr));
+  if (hints == nullptr) throw Error(ErrorCode::kOutOfMemory, "libfabric has no memory for its hints");
+  hints->caps = FI_RMA | FI_WRITE | FI_REMOTE_WRITE;
+  hints->mode = FI_CONTEXT | FI_CONTEXT2;
+  hints->ep_attr->type = FI_EP_RDM;
+  hints->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
+  hints->domain_attr->resource_mgmt = FI_RM_ENABLED;
+  hints->tx_attr->op_flags = FI_DELIVERY_COMPLETE;
+  if (!request.provider.empty()) hints->fabric_attr->prov_name = ::strdup(request.provider.c_str());
+  fi_info* found = nullptr;
+  const int status = api.get_info(FI_VERSION(1, 14), nullptr, nullptr, 0, hints.get(), &found);
+  InfoList infos = own_info(found);
+  if (status != 0 && status != -FI_ENODATA) require(status, "fi_getinfo");
+  return infos;
+}
+
+bool is_taken(const FabricWay& way, const FabricRequest& request) {
+  const std::string_view name = std::string_view(way.provider).substr(0, way.provider.find(';'));
+  const bool only_by_name = std::find(kOnlyByName.begin(), kOnlyByName.end(), name) != kOnlyByName.end();
+  if (only_by_name && request.provider.empty()) return false;
+  // Cards of their own addresses, and those that sit beside the one that the hosts meet over.
+  if (way.address.empty() || request.address.empty() || name == "verbs") return true;
+  return way.address == request.address;
+}
+
+}  // namespace
+
+FabricWay way_of(const fi_info& info) {
+  const std::uint64_t order = info.tx_attr->msg_order;
+  return {.provider = text_of(info.fabric_attr->prov_name),
+          .fabric = text_of(info.fabric_attr->name),
+          .domain = text_of(info.domain_attr->name),
+          .address = address_of(info),
+          .is_ordered = ((order & FI_ORDER_WAW) != 0 || (order & FI_ORDER_RMA_WAW) != 0) &&
+                        info.ep_attr->max_order_waw_size >= info.ep_attr->max_msg_size,
+          .needs_local_keys = (info.domain_attr->mr_mode & FI_MR_LOCAL) != 0,
+          .reaches_gpu_memory = (info.caps & FI_HMEM) != 0};
+}
+
+InfoList choose_info(const FabricRequest& request) {
+  const InfoList infos = find_infos(request);
+  std::string found;
+  for (const fi_info* info = infos.get(); info != nullptr; info = info->next) {
+    const FabricWay way = way_of(*info);
+    if (is_taken(way, request)) return own_info(load_ofi().duplicate_info(info));
+    found += fmt::format("{}{} over {} ({})", found.empty() ? "" : ", ", way.provider, way.domain, way.address);
+  }
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("libfabric has no provider{} for one-sided writes{}; it has: {}; choose with "
+                          "EPISTLE_FABRIC_PROVIDER and EPISTLE_INTERFACE, or install one (fi_info lists them)",
+                          request.provider.empty() ? "" : " '" + request.provider + "'",
+                          request.address.empty() ? "" : " at " + request.address, found.empty() ? "none" : found));
+}
+
+}  // namespace epistle::ofi
+
+namespace epistle {
+
+std::vector<FabricWay> list_fabric_ways(const FabricRequest& request) {
+  std::vector<FabricWay> ways;
+  const ofi::InfoList infos = ofi::find_infos(request);
+  for (const fi_info* info = infos.get(); info != nullptr; info = info->next) ways.push_back(ofi::way_of(*info));
+  return ways;
+}
+
+FabricWay choose_fabric_way(const FabricRequest& request) { return ofi::way_of(*ofi::choose_info(request)); }
+
+}  // namespace epistle

@@ -1,0 +1,88 @@
+// What the ranks of a host share of their group: posts, gathered bytes, the barrier, and one failure. A piece for every
+// rank of the group, also where that rank is on another host: its piece is then a mirror, which the uplink keeps
+// (net/uplink.hpp).
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <utility>
+
+#include "epistle/error.hpp"
+
+#include "group/barrier.hpp"
+#include "group/call_post.hpp"
+#include "group/process_id.hpp"
+#include "group/shared_memory.hpp"
+
+namespace epistle {
+
+inline constexpr std::size_t kGatherSlotBytes = 4096;
+
+enum class RankState : std::uint32_t {
+  kAbsent,  ///< zero-filled memory
+  kActive,
+  kDeparted,    ///< has left the group, or has ended
+  kHostLost,    ///< the connection to its host has ended; the rank that leads there is named
+  kHostSilent,  ///< its host has not been heard of for long; may come back
+};
+
+/// Why a group is broken. Fits into one word, so that the first one wins.
+struct GroupFailure {
+  ErrorCode code = ErrorCode::kPeerLost;
+  Phase phase = Phase::kNone;
+  int peer_rank = -1;
+  int reporter_rank = -1;
+
+  [[nodiscard]] std::uint64_t pack() const noexcept;
+  [[nodiscard]] static GroupFailure unpack(std::uint64_t packed) noexcept;
+  friend bool operator==(const GroupFailure&, const GroupFailure&) = default;
+};
+
+/// In every rank's piece. Two posts and two gather slots: one is written again only after all ranks have passed the
+/// generation between, hence have read it.
+struct RankControl {
+  alignas(kCacheLineBytes) std::atomic<RankState> state;
+  ProcessId process;  ///< written before `state`
+  alignas(kCacheLineBytes) std::array<CallPost, 2> posts;
+  std::array<std::array<std::byte, kGatherSlotBytes>, 2> gather_slots;
+};
+
+/// Behind rank 0's RankControl; its barrier's counters follow.
+struct GroupControl {
+  alignas(kCacheLineBytes) std::atomic<std::uint64_t> failure;  ///< the first failure anybody saw, packed; 0 = none
+  /// The first failure that a rank of this host saw, packed, until the host of rank 0 has said which one counts.
+  std::atomic<std::uint64_t> report;
+  std::atomic<std::uint32_t> founded;       ///< 1 when all ranks have attached
+  std::atomic<std::uint32_t> uplink_gone;   ///< 1 when nobody passes reports on any more
+  std::atomic<std::uint32_t> uplink_beats;  ///< goes on as long as the uplink does
+  BarrierBlock barrier;
+};
+
+/// The region of a host, seen as what it holds.
+class ControlView {
+ public:
+  ControlView() = default;
+  ControlView(SymmetricRegion region, int num_ranks) noexcept : region_(std::move(region)), num_ranks_(num_ranks) {}
+
+  /// What a piece may take, and what is committed of the piece of `rank`: only rank 0's holds what all share.
+  [[nodiscard]] static std::int64_t reserved_bytes(int num_ranks) noexcept;
+  [[nodiscard]] static std::int64_t committed_bytes(int rank, int num_ranks) noexcept;
+
+  [[nodiscard]] RankControl& rank(int rank) const noexcept;
+  [[nodiscard]] GroupControl& group() const noexcept;
+  [[nodiscard]] Barrier barrier_of(int rank) const noexcept { return {&group().barrier, rank, num_ranks_}; }
+  [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
+
+  [[nodiscard]] std::optional<GroupFailure> failure() const noexcept;
+  /// Only the first failure counts, so that every survivor names the same rank. Returns that one.
+  GroupFailure decide(const GroupFailure& failure) const noexcept;
+
+ private:
+  SymmetricRegion region_;
+  int num_ranks_ = 0;
+};
+
+}  // namespace epistle

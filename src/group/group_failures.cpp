@@ -1,0 +1,127 @@
+// The part of a group that finds failures, agrees on one and throws it.
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "group/group_impl.hpp"
+
+namespace epistle {
+
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+// How often a rank that has reported a failure looks whether rank 0's host has answered.
+constexpr std::chrono::microseconds kVerdictPause{200};
+
+}  // namespace
+
+GroupFailure GroupImpl::agree_on(const GroupFailure& failure) const noexcept {
+  if (world_->decides_failures()) {
+    const GroupFailure agreed = control_.decide(failure);
+    world_->notify();
+    return agreed;
+  }
+  GroupControl& group = control_.group();
+  std::uint64_t none = 0;
+  // pairs with the uplink, which sends it to rank 0's host and puts the answer into `failure`
+  (void)group.report.compare_exchange_strong(none, failure.pack(), std::memory_order_acq_rel);
+  world_->notify();
+  const int leader = world_->leader_of(rank_);
+  const Clock::time_point deadline = Clock::now() + timeout_ / 4 + std::chrono::milliseconds(100);
+  while (!agreed_failure() && Clock::now() < deadline && group.uplink_gone.load(std::memory_order_acquire) == 0) {
+    if (leader != rank_ && is_lost(leader)) break;
+    std::this_thread::sleep_for(kVerdictPause);
+  }
+  // Where nobody has answered this host has to do without.
+  return control_.decide(failure);
+}
+
+void GroupImpl::raise(const GroupFailure& failure, const MissingRows* missing_rows) const {
+  const std::int64_t rows = missing_rows != nullptr && *missing_rows ? (*missing_rows)(failure.peer_rank) : -1;
+  const std::string rows_text = rows >= 0 ? fmt::format("; {} rows from it are missing", rows) : std::string();
+  std::string text;
+  if (failure.code == ErrorCode::kAborted) {
+    text = fmt::format("{} has called abort(); the group is broken, start all ranks again",
+                       failure.peer_rank == rank_ ? "this rank" : fmt::format("rank {}", failure.peer_rank));
+  } else if (failure.peer_rank == rank_) {
+    text = fmt::format(
+        "this rank was given up by rank {}, which waited {} ms for it in {}; raise the timeout (EPISTLE_TIMEOUT_MS) if "
+        "it is only slow",
+        failure.reporter_rank, timeout_.count(), to_string(failure.phase));
+  } else if (failure.code == ErrorCode::kTimeout &&
+             rank_control(failure.peer_rank).state.load(std::memory_order_acquire) == RankState::kHostSilent) {
+    text = fmt::format(
+        "the host of rank {} has not been heard of for most of {} ms{}: the network is cut, or the host is stopped or "
+        "gone; the group is broken, start all ranks again",
+        failure.peer_rank, timeout_.count(), rows_text);
+  } else if (failure.code == ErrorCode::kTimeout) {
+    text = fmt::format(
+        "rank {} did not arrive within {} ms{}; it is alive: look for a rank that makes other calls than the rest, or "
+        "raise the timeout (EPISTLE_TIMEOUT_MS)",
+        failure.peer_rank, timeout_.count(), rows_text);
+  } else if (failure.code != ErrorCode::kPeerLost) {
+    text = fmt::format("rank {} failed in {} ({}){}; the group is broken, start all ranks again", failure.peer_rank,
+                       to_string(failure.phase), to_string(failure.code), rows_text);
+  } else {
+    text = fmt::format("rank {} has exited or left the group{}; the group is broken, start all ranks again",
+                       failure.peer_rank, rows_text);
+  }
+  throw AgreedError(failure.code, text,
+                    {.rank = rank_, .peer_rank = failure.peer_rank, .phase = failure.phase, .missing_rows = rows});
+}
+
+bool GroupImpl::is_lost(int rank) const noexcept {
+  // pairs with the release in depart(), and in the uplink: what the rank did before it went is visible
+  const RankControl& control = rank_control(rank);
+  if (control.state.load(std::memory_order_acquire) >= RankState::kDeparted) return true;
+  return !world_->is_alive(rank, control.process);
+}
+
+GroupFailure GroupImpl::loss_of(int rank, Phase phase) const noexcept {
+  switch (rank_control(rank).state.load(std::memory_order_acquire)) {
+    case RankState::kHostLost:
+      return {ErrorCode::kPeerLost, phase, world_->leader_of(rank), rank_};
+    case RankState::kHostSilent:
+      return {ErrorCode::kTimeout, phase, world_->leader_of(rank), rank_};
+    default:
+      return {ErrorCode::kPeerLost, phase, rank, rank_};
+  }
+}
+
+GroupHealth GroupImpl::health() const noexcept {
+  if (const auto failure = agreed_failure()) return {failure->code, failure->peer_rank};
+  const int lost = find_lost_rank();
+  return lost < 0 ? GroupHealth{} : GroupHealth{ErrorCode::kPeerLost, lost};
+}
+
+std::vector<int> GroupImpl::lost_ranks() const {
+  std::vector<int> ranks;
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (peer != rank_ && is_lost(peer)) ranks.push_back(peer);
+  }
+  return ranks;
+}
+
+void GroupImpl::abort() noexcept { (void)agree_on({ErrorCode::kAborted, Phase::kNone, rank_, rank_}); }
+
+int GroupImpl::find_lost_rank() const noexcept {
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (peer != rank_ && is_lost(peer)) return peer;
+  }
+  return -1;
+}
+
+bool GroupImpl::failed() const noexcept { return agreed_failure().has_value(); }
+
+void GroupImpl::check_usable() const {
+  if (const auto failure = agreed_failure()) raise(*failure, nullptr);
+}
+
+void GroupImpl::fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows) {
+  raise(agree_on({code, phase, peer_rank, rank_}), missing_rows);
+}
+
+}  // namespace epistle

@@ -1,0 +1,159 @@
+#include "group/net/doorman.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include <poll.h>
+#include <sys/random.h>
+
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
+
+#include "group/net/stream.hpp"
+
+namespace epistle {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::uint32_t kDoorMagic = 0x45504e54;  // "EPNT"
+// Connections whose owner has not proved itself: the oldest has to go when there are more, and each when it takes
+// longer.
+constexpr std::size_t kMaxStrangersAtDoor = 256;
+constexpr std::chrono::seconds kMaxSilence{10};
+
+/// What the doorman answers.
+struct Challenge {
+  Nonce nonce{};
+  Digest proof{};
+};
+
+template <typename Value>
+std::string_view bytes_of(const Value& value) noexcept {
+  return {reinterpret_cast<const char*>(&value), sizeof(value)};
+}
+
+enum class Side : std::uint8_t { kDoorman, kVisitor };
+
+Digest proof_of(Side side, const Introduction& who, const Nonce& doorman_nonce, const std::string& secret) {
+  std::string text = side == Side::kDoorman ? "epistle doorman" : "epistle visitor";
+  text.append(bytes_of(who)).append(bytes_of(doorman_nonce));
+  return hmac_sha256(secret, text);
+}
+
+}  // namespace
+
+Nonce fresh_nonce() {
+  Nonce nonce{};
+  if (retry_interrupted([&] { return ::getrandom(nonce.data(), nonce.size(), 0); }) !=
+      static_cast<ssize_t>(nonce.size())) {
+    throw Error(ErrorCode::kSystem, fmt::format("getrandom failed: {}", std::strerror(errno)));
+  }
+  return nonce;
+}
+
+Doorman::Doorman(UniqueFd listener, std::string secret) : listener_(std::move(listener)), secret_(std::move(secret)) {}
+
+std::optional<Visitor> Doorman::next(Deadline deadline, const std::vector<int>& watched) {
+  for (;;) {
+    accept_all();
+    for (auto stranger = strangers_.begin(); stranger != strangers_.end();) {
+      stranger = hear(*stranger) ? strangers_.erase(stranger) : std::next(stranger);
+    }
+    if (!admitted_.empty()) {
+      Visitor visitor = std::move(admitted_.front());
+      admitted_.pop_front();
+      return visitor;
+    }
+    std::vector<pollfd> entries;
+    for (const int socket : watched) entries.push_back({socket, POLLIN, 0});
+    entries.push_back({listener_.get(), POLLIN, 0});
+    for (const Stranger& stranger : strangers_) entries.push_back({stranger.socket.get(), POLLIN, 0});
+    const int num_ready = ::poll(entries.data(), entries.size(), remaining_ms(deadline));
+    if (num_ready < 0 && errno != EINTR) {
+      throw Error(ErrorCode::kSystem, fmt::format("poll failed: {}", std::strerror(errno)));
+    }
+    const auto watched_end = entries.begin() + static_cast<std::ptrdiff_t>(watched.size());
+    const bool watched_ready =
+        std::any_of(entries.begin(), watched_end, [](const pollfd& entry) { return entry.revents != 0; });
+    if (num_ready > 0 && watched_ready) return std::nullopt;
+    if (num_ready <= 0 && Clock::now() >= deadline) return std::nullopt;
+  }
+}
+
+void Doorman::accept_all() {
+  for (;;) {
+    UniqueFd socket = accept_now(listener_.get());
+    if (!socket.valid()) {
+      const int error = errno;
+      if (error == EAGAIN || error == EWOULDBLOCK || error == EINTR || error == ECONNABORTED) return;
+      if (strangers_.empty()) {
+        throw Error(ErrorCode::kSystem,
+                    fmt::format("accept failed: {}{}", std::strerror(error), descriptor_hint(error)),
+                    {.phase = Phase::kRendezvous});
+      }
+      strangers_.pop_front();
+      continue;
+    }
+    send_without_delay(socket.get());
+    if (strangers_.size() == kMaxStrangersAtDoor) strangers_.pop_front();
+    strangers_.push_back({.socket = std::move(socket),
+                          .bytes = {},
+                          .has_introduced_itself = false,
+                          .who = {},
+                          .nonce = {},
+                          .since = Clock::now()});
+  }
+}
+
+bool Doorman::hear(Stranger& stranger) {
+  const std::size_t wanted = stranger.has_introduced_itself ? sizeof(Digest) : sizeof(Introduction);
+  const ChannelStatus status =
+      read_available(stranger.socket.get(), stranger.bytes, wanted - std::min(wanted, stranger.bytes.size()));
+  if (stranger.bytes.size() < wanted) {
+    return status == ChannelStatus::kClosed || Clock::now() - stranger.since > kMaxSilence;
+  }
+  return stranger.has_introduced_itself ? check_proof(stranger) : answer(stranger);
+}
+
+bool Doorman::answer(Stranger& stranger) {
+  std::memcpy(&stranger.who, stranger.bytes.data(), sizeof(stranger.who));
+  stranger.bytes.clear();
+  if (stranger.who.magic != kDoorMagic) return true;
+  stranger.has_introduced_itself = true;
+  stranger.nonce = fresh_nonce();
+  const Challenge challenge{stranger.nonce, proof_of(Side::kDoorman, stranger.who, stranger.nonce, secret_)};
+  std::string bytes(bytes_of(challenge));
+  // Fits into the empty buffer of a new connection.
+  return write_available(stranger.socket.get(), bytes) != ChannelStatus::kOk || !bytes.empty();
+}
+
+bool Doorman::check_proof(Stranger& stranger) {
+  Digest proof{};
+  std::memcpy(proof.data(), stranger.bytes.data(), proof.size());
+  const Digest expected = proof_of(Side::kVisitor, stranger.who, stranger.nonce, secret_);
+  if (equal_in_constant_time(proof, expected)) admitted_.push_back({std::move(stranger.socket), stranger.who});
+  return true;
+}
+
+ChannelStatus introduce(int socket, Introduction who, const std::string& secret, Deadline deadline) {
+  who.magic = kDoorMagic;
+  who.nonce = fresh_nonce();
+  send_without_delay(socket);
+  ChannelStatus status = send_bytes(socket, bytes_of(who), deadline);
+  if (status != ChannelStatus::kOk) return status;
+  std::string bytes;
+  status = receive_bytes(socket, sizeof(Challenge), bytes, deadline);
+  if (status != ChannelStatus::kOk) return status;
+  Challenge challenge;
+  std::memcpy(&challenge, bytes.data(), sizeof(challenge));
+  const Digest expected = proof_of(Side::kDoorman, who, challenge.nonce, secret);
+  if (!equal_in_constant_time(challenge.proof, expected)) return ChannelStatus::kMalformed;
+  return send_bytes(socket, bytes_of(proof_of(Side::kVisitor, who, challenge.nonce, secret)), deadline);
+}
+
+}  // namespace epistle

@@ -1,0 +1,37 @@
+// Ranks that are processes of several hosts.
+#pragma once
+
+#include <memory>
+
+#include "group/net/host_table.hpp"
+#include "group/net/uplink.hpp"
+#include "group/process_world.hpp"
+
+namespace epistle {
+
+class HostsWorld final : public ProcessWorld {
+ public:
+  /// Collective over the ranks of this host.
+  HostsWorld(MetHosts met, int rank, std::chrono::milliseconds timeout);
+
+  void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
+             const std::function<void(SymmetricRegion)>& attach) override;
+  /// Throws kUnsupported: descriptors do not travel between hosts.
+  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) override;
+
+  [[nodiscard]] int num_hosts() const noexcept override { return table_.num_hosts(); }
+  [[nodiscard]] int host_of(int rank) const noexcept override { return table_.host_of[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] int leader_of(int rank) const noexcept override { return table_.leader_of(rank); }
+  [[nodiscard]] std::string host_address() const override;
+  [[nodiscard]] bool decides_failures() const noexcept override { return host_of(rank_) == 0; }
+  void notify() noexcept override;
+
+ private:
+  HostTable table_;
+  UniqueFd listener_;
+  int rank_;
+  UniqueFd wake_;  ///< an event: the uplink of this host has something to tell
+  std::unique_ptr<Uplink> uplink_;
+};
+
+}  // namespace epistle
