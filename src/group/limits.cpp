@@ -85,4 +85,8 @@ int resolve_domain_size(int declared_size, std::span<const int> host_of) {
                           why_no_domain_size(size, host_of), fmt::join(fitting, ", ")));
 }
 
+int resolve_domain_size(int declared_size, int num_ranks) {
+  return resolve_domain_size(declared_size, std::vector<int>(static_cast<std::size_t>(num_ranks), 0));
+}
+
 }  // namespace epistle

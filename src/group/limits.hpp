@@ -32,5 +32,7 @@ void check_num_ranks_of_hosts(int num_ranks);
 /// too, what is found: the largest blocks of ranks that lie on one host each (`host_of`, by rank), all of one size.
 /// Throws kInvalidArgument, with what was found, where the declaration does not fit.
 [[nodiscard]] int resolve_domain_size(int declared_size, std::span<const int> host_of);
+/// The same of ranks that are all on one host.
+[[nodiscard]] int resolve_domain_size(int declared_size, int num_ranks);
 
 }  // namespace epistle

@@ -120,7 +120,7 @@ SymmetricRegion SymmetricRegion::map_again() const {
     const int error = errno;
     throw_system(ErrorCode::kSystem, fmt::format("cannot map shared memory again{}", descriptor_hint(error)), error);
   }
-  return {std::make_shared<RegionMapping>(std::move(file), mapping_->num_ranks(), mapping_->reserved_bytes()), rank_};
+  return {std::make_shared<RegionMapping>(std::move(file), mapping_->pieces(), mapping_->reserved_bytes()), rank_};
 }
 
 void SymmetricRegion::hide(int begin, int end) const {

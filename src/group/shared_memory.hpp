@@ -47,7 +47,7 @@ class RegionMapping {
   [[nodiscard]] std::int64_t file_offset(int rank) const noexcept { return pieces_.piece_of(rank) * reserved_bytes_; }
   [[nodiscard]] int fd() const noexcept { return file_.get(); }
   [[nodiscard]] std::int64_t reserved_bytes() const noexcept { return reserved_bytes_; }
-  [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(file_bytes_ / reserved_bytes_); }
+  [[nodiscard]] const RegionPieces& pieces() const noexcept { return pieces_; }
 
  private:
   UniqueFd file_;

@@ -60,6 +60,12 @@ UniqueFd listen_at_first_free(const MeetingPlace& place) {
 constexpr char kGatheredAnswer = 'g';
 constexpr char kFailedAnswer = 'f';
 
+std::string failed_answer(const Packet& packet) {
+  std::string answer(1, kFailedAnswer);
+  answer += text_of(packet);
+  return answer;
+}
+
 class RootGathering final : public Gathering {
  public:
   RootGathering(const MeetingPlace& place, const std::string& secret, const GatheringRank& rank)
@@ -83,7 +89,7 @@ class RootGathering final : public Gathering {
     if (broken && !failure_) {
       failure_ = failure_packet(PacketKind::kVerdict, broken->code(), 0, Phase::kRendezvous, broken->message());
     }
-    const std::string answer = failure_ ? kFailedAnswer + text_of(*failure_) : kGatheredAnswer + pack_texts(texts);
+    const std::string answer = failure_ ? failed_answer(*failure_) : kGatheredAnswer + pack_texts(texts);
     for (int peer = 1; peer < rank_.num_ranks; ++peer) tell(peer, answer);
     if (!failure_) return texts;
     say_farewell(answer);
@@ -122,14 +128,14 @@ class RootGathering final : public Gathering {
           fmt::format("rank {} came with {} ranks and protocol {}; expected {} ranks and protocol {}. Start all ranks "
                       "with the same program and size",
                       who.rank, who.num_ranks, who.version, rank_.num_ranks, kProtocolVersion));
-      (void)send_text(visitor.socket.get(), kFailedAnswer + text_of(*failure_), deadline_);
+      (void)send_text(visitor.socket.get(), failed_answer(*failure_), deadline_);
       return false;
     }
     UniqueFd& place = socket_of(who.rank);
     if (place.valid()) {
       const Packet refusal = failure_packet(PacketKind::kVerdict, ErrorCode::kInvalidArgument, 0, Phase::kRendezvous,
                                             fmt::format("rank {} came twice; the first is in", who.rank));
-      (void)send_text(visitor.socket.get(), kFailedAnswer + text_of(refusal), deadline_);
+      (void)send_text(visitor.socket.get(), failed_answer(refusal), deadline_);
       return false;
     }
     place = std::move(visitor.socket);
