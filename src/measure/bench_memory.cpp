@@ -127,8 +127,14 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
     // Dispatchers come one after the other: the largest counts. Contenders are there together.
     std::int64_t buffer_bytes = 0;
     const auto bytes_of = [&](const std::string& name) {
-      const BufferPlan plan = DispatcherInfo::Functions::of(find_dispatcher(name)).plan(config, request.num_ranks());
-      return plan.buffer_bytes(demand_of(plan, own, rows));
+      const auto& functions = DispatcherInfo::Functions::of(find_dispatcher(name));
+      const BufferPlan plan = functions.plan(config, request.num_ranks());
+      std::int64_t bytes = plan.buffer_bytes(demand_of(plan, own, rows));
+      if (functions.own_memory == nullptr) return bytes;
+      for (const MemorySection& section : functions.own_memory(config, request.num_ranks())) {
+        bytes += section.largest_bytes;
+      }
+      return bytes;
     };
     for (const std::string& name : spec.dispatchers) buffer_bytes = std::max(buffer_bytes, bytes_of(name));
     for (const Contender& one : spec.contenders) buffer_bytes += one.num_buffers * bytes_of(one.dispatcher);

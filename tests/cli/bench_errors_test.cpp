@@ -31,7 +31,7 @@ class BenchErrors : public ::testing::TestWithParam<std::string> {
 
 TEST_P(BenchErrors, WrongValues) {
   expect_errors(
-      {{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, low_latency, alltoall, hybrid, reference"},
+      {{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, low_latency, auto, alltoall, hybrid, reference"},
        {{"--dispatcher", "direct,alltoall,direct"}, 2, "'direct' twice"},
        {{"--dtype", "fp4"}, 2, "--dtype is 'fp4'; it takes bf16, fp16, fp32, fp8"},
        {{"--wire", "fp4"}, 2, "--wire is 'fp4'; it takes as-given, fp8, fp8-pow2, fp8-ue8m0"},

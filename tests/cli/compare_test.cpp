@@ -64,7 +64,7 @@ TEST(Compare, HashTellsRoutingsApart) {
 
 TEST(Compare, RunsOnProcesses) {
   const Record record = compare_record({"--tokens", "20,7", "--group", "processes", "--baseline", "alltoall"});
-  EXPECT_EQ(record.at("dispatchers").size(), 3U);
+  EXPECT_EQ(record.at("dispatchers").size(), 4U);
   EXPECT_EQ(record.at("comparisons").at(0).at("against"), "alltoall");
 }
 

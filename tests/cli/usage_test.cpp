@@ -66,8 +66,8 @@ TEST(Usage, WrongUsageIsOneLineAndExitCodeTwo) {
 
 TEST(Usage, UnknownCommandsAreNamedWithThoseThereAre) {
   const std::string commands =
-      "; the commands are run, bench, compare, tune, trace, balance, calibrate, doctor, models, plan, select, "
-      "settings; "
+      "; the commands are run, bench, compare, tune, trace, balance, calibrate, doctor, models, plan, simulate, "
+      "select, settings; "
       "see 'epistle --help'";
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"frobnicate"}, "unknown command 'frobnicate'" + commands},

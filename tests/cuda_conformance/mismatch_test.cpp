@@ -259,7 +259,7 @@ class CudaPairs : public OnGpu<::testing::TestWithParam<PairsParam>> {
 Mismatch play_pairs(Group& group, const std::string& dispatcher, const Scenario& scenario, const CudaOptions& options) {
   Rig rig(group, dispatcher, scenario, options);
   const SizingMode sizing = resolve_config(scenario.config, group.size()).sizing;
-  const bool one_call = dispatcher == "low_latency" && sizing == SizingMode::kCapacity;
+  const bool one_call = (dispatcher == "low_latency" || dispatcher == "auto") && sizing == SizingMode::kCapacity;
   const bool copies = options.mover == CudaMover::kCopyEngines;
   // With more ranks one of them differs from all others.
   const int odd_rank = group.size() - 1;

@@ -7,9 +7,13 @@
 
 namespace epistle::automatic {
 
-AutoDispatcher::AutoDispatcher(DispatcherIdentity identity, std::unique_ptr<DispatcherImpl> few,
-                               std::unique_ptr<DispatcherImpl> many, std::int64_t most_few)
-    : DispatcherImpl(std::move(identity)), few_(std::move(few)), many_(std::move(many)), most_few_(most_few) {}
+AutoDispatcher::AutoDispatcher(DispatcherIdentity identity, Part few, Part many, std::int64_t most_few)
+    : DispatcherImpl(std::move(identity)),
+      name_of_few_(few.name),
+      name_of_many_(many.name),
+      few_(std::move(few.dispatcher)),
+      many_(std::move(many.dispatcher)),
+      most_few_(most_few) {}
 
 // ---- Who takes a call -----------------------------------------------------------------------------------------------
 
@@ -117,11 +121,11 @@ std::int64_t AutoDispatcher::resident_bytes() const {
 
 std::string AutoDispatcher::describe_tuning(std::int64_t num_tokens) const {
   const DispatcherImpl& chosen = for_tokens(num_tokens);
-  const std::string_view name = chosen.identity().info->name();
-  const std::string line =
-      few_ == nullptr ? fmt::format("every call by {}", name)
-                      : fmt::format("calls of up to {} tokens by {}, larger ones by {}; {} tokens: {}", most_few_,
-                                    few_->identity().info->name(), many_->identity().info->name(), num_tokens, name);
+  const std::string_view name = &chosen == few_.get() ? name_of_few_ : name_of_many_;
+  const std::string line = few_ == nullptr
+                               ? fmt::format("every call by {}", name)
+                               : fmt::format("calls of up to {} tokens by {}, larger ones by {}; {} tokens: {}",
+                                             most_few_, name_of_few_, name_of_many_, num_tokens, name);
   return line + "\n" + chosen.describe_tuning(num_tokens);
 }
 

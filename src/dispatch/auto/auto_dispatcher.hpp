@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -14,9 +15,12 @@ namespace epistle::automatic {
 
 class AutoDispatcher final : public DispatcherImpl {
  public:
-  /// `few` takes the calls in which no rank has more than `most_few` tokens; null where there are none such.
-  AutoDispatcher(DispatcherIdentity identity, std::unique_ptr<DispatcherImpl> few, std::unique_ptr<DispatcherImpl> many,
-                 std::int64_t most_few);
+  struct Part {
+    std::string_view name;
+    std::unique_ptr<DispatcherImpl> dispatcher;
+  };
+  /// `few` takes the calls in which no rank has more than `most_few` tokens; without a dispatcher where there are none.
+  AutoDispatcher(DispatcherIdentity identity, Part few, Part many, std::int64_t most_few);
 
   [[nodiscard]] Handle prepare(const PrepareRequest& request, Stream stream) override;
   [[nodiscard]] Received dispatch(const DispatchRequest& request, Stream stream) override;
@@ -51,6 +55,8 @@ class AutoDispatcher final : public DispatcherImpl {
   [[nodiscard]] DispatcherImpl& for_handle(const std::shared_ptr<HandleState>& state) const noexcept;
   [[nodiscard]] DispatcherImpl& for_call(const DispatchRequest& request) const noexcept;
 
+  std::string_view name_of_few_;
+  std::string_view name_of_many_;
   std::unique_ptr<DispatcherImpl> few_;
   std::unique_ptr<DispatcherImpl> many_;
   std::int64_t most_few_;

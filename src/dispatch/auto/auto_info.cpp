@@ -66,21 +66,20 @@ void check_both(const ResolvedConfig& config, const DeviceOptions& options, cons
   }
 }
 
-std::unique_ptr<DispatcherImpl> create_part(const DispatcherInfo& info, const Creation& creation,
-                                            const ResolvedConfig& config) {
+/// Its errors speak of `auto`.
+AutoDispatcher::Part create_part(const DispatcherInfo& info, const Creation& creation, const ResolvedConfig& config) {
   Creation part = creation;
-  part.identity.info = &info;
   part.identity.config.max_tokens = config.max_tokens;
   part.config = config;
-  return Functions::of(info).create(part);
+  return {info.name(), Functions::of(info).create(part)};
 }
 
 template <typename On>
 std::unique_ptr<DispatcherImpl> create_both(const Creation& creation) {
   const auto config = config_of_few<On>(creation.config, creation.group->num_ranks());
-  std::unique_ptr<DispatcherImpl> few;
+  AutoDispatcher::Part few{On::few().name(), nullptr};
   if (config) few = create_part(On::few(), creation, *config);
-  auto many = create_part(On::many(), creation, creation.config);
+  AutoDispatcher::Part many = create_part(On::many(), creation, creation.config);
   return std::make_unique<AutoDispatcher>(creation.identity, std::move(few), std::move(many),
                                           config ? config->max_tokens : 0);
 }

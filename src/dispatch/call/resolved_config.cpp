@@ -249,7 +249,7 @@ ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks, int
   resolved.max_tokens = config.max_tokens;
   resolved.overflow = config.overflow;
   resolved.order = config.order.value_or(SumOrder::kHierarchical);
-  resolved.domain_size = domain_size > 0 ? domain_size : num_ranks;
+  resolved.domain_size = domain_size < num_ranks ? domain_size : 0;
   resolved.apply_weights = config.apply_weights;
   resolved.zero_padding = config.zero_padding;
   resolved.num_buffers = config.num_buffers;
@@ -263,7 +263,7 @@ ResolvedConfig resolve_config(const DispatcherConfig& config, int num_ranks, int
 LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks) {
   LayoutParams params;
   params.num_ranks = num_ranks;
-  params.domain_size = resolved.domain_size > 0 ? resolved.domain_size : num_ranks;
+  params.domain_size = resolved.ranks_of_domain(num_ranks);
   params.num_experts = resolved.num_columns(num_ranks);
   params.top_k = resolved.top_k;
   params.max_tokens = resolved.max_tokens;

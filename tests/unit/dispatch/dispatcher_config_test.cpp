@@ -167,7 +167,7 @@ INSTANTIATE_TEST_SUITE_P(All, BadConfig, ::testing::ValuesIn(bad_fields()),
 TEST(DispatcherConfigErrors, UnknownName) {
   expect_config_refused(create_with_bad_rank([](DispatcherConfig&) {}, {.name = "a-dispatcher-that-does-not-exist"}),
                         ErrorCode::kNotFound,
-                        {"a-dispatcher-that-does-not-exist", "direct low_latency alltoall hybrid reference"});
+                        {"a-dispatcher-that-does-not-exist", "direct low_latency auto alltoall hybrid reference"});
 }
 
 // ---- Ranks that differ ----------------------------------------------------------------------------------------------

@@ -144,7 +144,8 @@ TEST_P(MemoryPlans, LargestCallTakesWhatIsPlanned) {
     const bool is_largest = is_static() ? !has_blocks || group.rank() < kRanks - 1
                                         : group.rank() == 0 && std::get<0>(GetParam()) != "alltoall" &&
                                               std::get<1>(GetParam()) != OutputLayout::kExpertMajor;
-    if (is_largest) {
+    // Of the two that `auto` is made of, one has made its largest call.
+    if (is_largest && std::get<0>(GetParam()) != "auto") {
       EXPECT_EQ(subject.dispatcher().shared_bytes(), planned.largest_bytes(MemoryKind::kShared));
     }
   });

@@ -46,7 +46,7 @@ Sum sum_of(SumOrder order, OutputLayout layout, const std::vector<std::int32_t>&
   std::vector<std::int32_t> rank_of_position;
   for (const std::int32_t expert : experts) rank_of_position.push_back(expert / kExpertsPerRank);
   ResolvedConfig config = config_of(order, layout);
-  config.domain_size = domain_size;
+  config.domain_size = domain_size < kRanks ? domain_size : 0;
   combine_token(config, {.ranks = rank_of_position, .weights = weights, .dst_row = rows}, reader,
                 /*weighted=*/false, reinterpret_cast<std::byte*>(out.data()));
   sum.value = out[0];

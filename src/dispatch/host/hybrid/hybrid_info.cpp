@@ -54,13 +54,13 @@ Capabilities hybrid_capabilities() {
 }
 
 std::vector<MemorySection> link_memory(const ResolvedConfig& config, int num_ranks) {
-  if (config.domain_size == num_ranks) return {};
+  if (config.domain_size == 0) return {};
   const std::int64_t bytes = kSignalBytes * num_ranks;
   return {{.name = "signals of links", .kind = MemoryKind::kPrivate, .initial_bytes = bytes, .largest_bytes = bytes}};
 }
 
 std::optional<std::string> cannot_sum(const ResolvedConfig& config, int num_ranks) {
-  const int num_domains = num_ranks / config.domain_size;
+  const int num_domains = num_ranks / config.ranks_of_domain(num_ranks);
   if (num_domains == 1 || config.order == SumOrder::kDomains || config.combine_hidden == 0) return std::nullopt;
   return fmt::format(
       "dispatcher 'hybrid' on host: it sums inside a domain before rows cross to another, so over {} domains its order "
