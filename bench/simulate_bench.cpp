@@ -3,6 +3,7 @@
 // tokens grow and what memory the process took at most. Fails where an error is beyond 1% (ranks and domains of a
 // token) or 3% (busiest rank).
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include <sys/resource.h>
@@ -40,9 +42,11 @@ BenchOptions parse(int argc, char** argv) {
   for (int idx = 1; idx < argc; ++idx) {
     const std::string_view argument = argv[idx];
     if (argument == "--tokens" && idx + 1 < argc) {
-      options.num_tokens = std::atoll(argv[++idx]);
-      if (options.num_tokens < 1024) throw std::runtime_error("--tokens takes a number from 1024 on");
-    } else if (argument.starts_with("-")) {
+      const std::string_view text = argv[++idx];
+      const auto read = std::from_chars(text.data(), text.data() + text.size(), options.num_tokens);
+      const bool is_number = read.ec == std::errc() && read.ptr == text.data() + text.size();
+      if (!is_number || options.num_tokens < 1024) throw std::runtime_error("--tokens takes a number from 1024 on");
+    } else if (argument.starts_with('-')) {
       throw std::runtime_error(
           fmt::format("unknown argument {}; usage: bench_simulate [--tokens N] [TRACE...]", argument));
     } else {

@@ -135,8 +135,7 @@ class Simulation {
       targets_.clear();
       for (const std::int32_t expert : ids.subspan(begin, top_k)) {
         if (expert < 0) continue;
-        const ReplicaEntry& replica =
-            choice.choose({.expert = expert, .token_position = position, .src_rank = rank});
+        const ReplicaEntry& replica = choice.choose({.expert = expert, .token_position = position, .src_rank = rank});
         targets_.push_back(replica.rank);
         ++counts_[static_cast<std::size_t>(expert)];
         ++slot_rows_[static_cast<std::size_t>(replica.slot)];

@@ -28,8 +28,7 @@ const ReplicaEntry& SlotChoice::choose(const SlotQuestion& question) {
   const std::int32_t first = view.begin[question.expert];
   const std::int32_t num_replicas = view.begin[question.expert + 1] - first;
   if (num_replicas == 1) return table_.entry(first);
-  const ReplicaKey key{
-      .token_position = question.token_position, .expert = question.expert, .step_seed = rules_.step};
+  const ReplicaKey key{.token_position = question.token_position, .expert = question.expert, .step_seed = rules_.step};
   switch (rules_.choice) {
     case ReplicaChoice::kRoundRobin: {
       const std::int64_t turn = num_chosen_[static_cast<std::size_t>(question.expert)]++;
@@ -39,8 +38,7 @@ const ReplicaEntry& SlotChoice::choose(const SlotQuestion& question) {
       return table_.entry(take_exact(question.expert));
     case ReplicaChoice::kHash:
       if (rules_.prefers_near) {
-        return table_.entry(
-            choose_near_replica(view, key, question.src_rank, cluster_->domain_of(question.src_rank)));
+        return table_.entry(choose_near_replica(view, key, question.src_rank, cluster_->domain_of(question.src_rank)));
       }
       break;
     case ReplicaChoice::kSingle:

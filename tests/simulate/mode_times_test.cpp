@@ -27,7 +27,7 @@ TEST(ModeTimes, BytesAreThoseOfTheRows) {
   const StepResult step = run_step(request);
   const auto modes = modes_of(request);
   const double tokens = static_cast<double>(step.num_tokens);
-  const double fp8_row = 2048 + 4 * 2048 / 128;
+  const double fp8_row = 2048 + 4.0 * 2048 / 128;
   const double bf16_row = 2 * 2048;
   const ModeStep& per_expert = modes.at("deepep_low_latency");
   EXPECT_NEAR(moved(per_expert.dispatch), tokens * 4 * fp8_row, 1);
@@ -117,7 +117,7 @@ TEST(ModeTimes, AgreeWithThePlansClosedFormUnderEvenRouting) {
                             .top_k = 4,
                             .distinct_ranks = step.distinct_ranks,
                             .distinct_domains = 1,
-                            .row_bytes = 2048 + 4 * 2048 / 128,
+                            .row_bytes = 2048 + 4.0 * 2048 / 128,
                             .busiest_factor = 1};
   const ExchangeWork work = throughput_work(base, shape, direct.num_sms);
   const Forecast forecast =

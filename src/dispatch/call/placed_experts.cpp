@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -10,8 +11,8 @@
 
 namespace epistle {
 
-PlacedExperts::PlacedExperts(const Placement& placement, const ResolvedConfig& config, int num_ranks, int rank)
-    : placement_(placement),
+PlacedExperts::PlacedExperts(Placement placement, const ResolvedConfig& config, int num_ranks, int rank)
+    : placement_(std::move(placement)),
       rank_(rank),
       first_position_(epistle::first_position(config.max_tokens, rank)),
       expert_of_slot_(static_cast<std::size_t>(config.num_columns(num_ranks)), kNoExpert) {

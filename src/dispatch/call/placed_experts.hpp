@@ -22,7 +22,7 @@ class PlacedExperts {
   /// Experts are not placed.
   PlacedExperts() = default;
   /// `placement` fits `config` (see misfit()).
-  PlacedExperts(const Placement& placement, const ResolvedConfig& config, int num_ranks, int rank);
+  PlacedExperts(Placement placement, const ResolvedConfig& config, int num_ranks, int rank);
 
   [[nodiscard]] const Placement& placement() const noexcept { return placement_; }
   [[nodiscard]] bool is_trivial() const noexcept { return placement_.is_trivial(); }

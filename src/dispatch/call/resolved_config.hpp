@@ -38,7 +38,7 @@ struct ResolvedConfig {
   std::int32_t max_handles = 8;
   Placement placement;              ///< at first; trivial only where slots_per_rank is 0
   std::int32_t slots_per_rank = 0;  ///< of every rank, in use or not; 0: experts are not placed
-  std::int32_t domain_size = 0;  ///< of the group; 0 = all ranks are in one
+  std::int32_t domain_size = 0;     ///< of the group; 0 = all ranks are in one
 
   [[nodiscard]] std::int32_t ranks_of_domain(int num_ranks) const noexcept {
     return domain_size > 0 ? domain_size : num_ranks;

@@ -156,7 +156,8 @@ __device__ bool settle_books(const LineDispatchArgs& args, const CallContext& ca
 }
 
 template <bool kQuantises, bool kPlaced>
-__global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const __grid_constant__ LineDispatchArgs args) {
+__global__ void __launch_bounds__(kLineThreads, 1)
+    dispatch_lines_kernel(const __grid_constant__ LineDispatchArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ BlockState state;
   const std::uint32_t touch = touch_args(args);
