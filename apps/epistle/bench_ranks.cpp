@@ -138,7 +138,13 @@ int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const
     try {
       check_num_ranks(options, info);
       if (group.rank() == 0) options.targets.check();
-      plan = make_bench_plan(options, group.size(), GroupKind::kProcesses);
+      BenchOptions found = options;
+      // Of several hosts, what is found; and only what joins them can run.
+      if (group.num_hosts() > 1) {
+        found.domain_size = group.domain_size();
+        if (found.dispatchers.empty()) found.dispatchers = {"hybrid"};
+      }
+      plan = make_bench_plan(found, group.size(), GroupKind::kProcesses);
       require_device(plan);
     } catch (const Error& e) {
       error = e;

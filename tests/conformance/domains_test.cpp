@@ -21,20 +21,6 @@ namespace {
 
 constexpr int kDomainRanks = 4;
 
-/// The named scenarios, on four ranks in domains, summed by them.
-std::vector<NamedScenario> domain_scenarios(int domain_size) {
-  std::vector<NamedScenario> scenarios;
-  for (const NamedScenario& named : named_scenarios()) {
-    // Those that are there for an order of sums would be others' doubles.
-    if (named.scenario.config.order == SumOrder::kDeepEpV2) continue;
-    Scenario scenario = with_ranks(named.scenario, kDomainRanks);
-    scenario.domain_size = domain_size;
-    scenario.config.order = SumOrder::kDomains;
-    scenarios.push_back({named.name, scenario});
-  }
-  return scenarios;
-}
-
 std::vector<Mismatch> play_over_threads(const std::string& dispatcher, const Scenario& scenario,
                                         const SubjectOptions& options = {}) {
   std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
@@ -54,20 +40,20 @@ void expect_no_mismatch(const std::vector<Mismatch>& mismatches, const std::stri
 class HybridDomains : public ::testing::TestWithParam<int> {};
 
 TEST_P(HybridDomains, GiveTheBitsOfTheReferenceOverThreads) {
-  for (const NamedScenario& named : domain_scenarios(GetParam())) {
+  for (const NamedScenario& named : scenarios_in_domains(kDomainRanks, GetParam())) {
     expect_no_mismatch(play_over_threads("hybrid", named.scenario), named.name);
   }
 }
 
 TEST_P(HybridDomains, GiveTheSameInHalves) {
-  for (const NamedScenario& named : domain_scenarios(GetParam())) {
+  for (const NamedScenario& named : scenarios_in_domains(kDomainRanks, GetParam())) {
     if (named.name.find("Fp8") == std::string::npos) continue;
     expect_no_mismatch(play_over_threads("hybrid", named.scenario, {.split_halves = true}), named.name);
   }
 }
 
 TEST_P(HybridDomains, GiveTheBitsOfTheReferenceOverProcesses) {
-  const std::vector<NamedScenario> scenarios = domain_scenarios(GetParam());
+  const std::vector<NamedScenario> scenarios = scenarios_in_domains(kDomainRanks, GetParam());
   // One group for all: to start processes takes longer than most of the scenarios.
   const auto play = [&](Group& group) {
     for (const NamedScenario& named : scenarios) {

@@ -25,15 +25,6 @@ void require(bool condition, const std::string& what) {
   if (!condition) throw std::runtime_error(what);
 }
 
-/// Whether this machine has what the tests need; asked in a child, as providers start threads.
-bool has_fabric() {
-  static const bool has = [] {
-    ReportingChildren child({[](ChildReport&) { (void)choose_fabric_way({.provider = "tcp"}); }});
-    return child.wait(0) == 0 && !child.report(0).threw;
-  }();
-  return has;
-}
-
 /// What `source` puts to `destination`, in the first bytes of `bytes`.
 void fill(std::vector<std::byte>& bytes, int source, int destination, std::int64_t round, std::int64_t num_bytes) {
   const std::int64_t start = source * 31 + destination * 17 + round * 7;
@@ -93,7 +84,7 @@ void exchange(Group& group, const FabricLinkOptions& options, int num_rounds) {
 class FabricLinks : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!has_fabric()) GTEST_SKIP() << "libfabric's provider tcp is not there: install libfabric-dev and libfabric1";
+    if (const std::string lack = lack_of_fabric(); !lack.empty()) GTEST_SKIP() << lack;
   }
 };
 

@@ -1,4 +1,5 @@
-// Dispatchers that reach into the memory of every rank say so where they cannot.
+// Dispatchers on groups of several hosts: those that reach into the memory of every rank say that they cannot, and
+// `hybrid` goes by the network.
 #include <stdexcept>
 #include <string>
 
@@ -7,6 +8,8 @@
 #include "epistle/dispatcher.hpp"
 
 #include "hosts/host_ranks.hpp"
+#include "support/named_scenarios.hpp"
+#include "support/player.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -14,7 +17,7 @@ namespace {
 TEST(DispatchersOverHosts, AreRefusedOnAllRanksAndTheGroupGoesOn) {
   ReportingChildren children(host_ranks(make_hosts_job(2, 1), [](Group& group, ChildReport&) {
     for (const DispatcherInfo* info : dispatchers()) {
-      if (info->device() != Device::kHost) continue;
+      if (info->device() != Device::kHost || info->capabilities().joins_domains) continue;
       try {
         const Dispatcher dispatcher(group, info->name(), {.hidden = 64, .num_experts = 8, .top_k = 2, .max_tokens = 4});
         throw std::runtime_error(std::string(info->name()) + " was made");
@@ -24,6 +27,31 @@ TEST(DispatchersOverHosts, AreRefusedOnAllRanksAndTheGroupGoesOn) {
       }
     }
     group.barrier();
+  }));
+  expect_all_well(children);
+}
+
+// One group for all: hosts take longer to meet than most of the scenarios.
+TEST(HybridOverHosts, GivesTheBitsOfTheReference) {
+  if (const std::string lack = lack_of_fabric(); !lack.empty()) GTEST_SKIP() << lack;
+  constexpr int kRanksOfHost = 2;
+  for (const int domain_size : {1, kRanksOfHost}) {
+    HostsJob job = make_hosts_job(2, kRanksOfHost);
+    job.domain_size = domain_size;
+    ReportingChildren children(host_ranks(job, [&](Group& group, ChildReport&) {
+      if (group.domain_size() != domain_size) throw std::runtime_error("the group has other domains");
+      for (const NamedScenario& named : scenarios_in_domains(group.size(), domain_size)) {
+        const Mismatch mismatch = play_rank(group, "hybrid", named.scenario);
+        if (mismatch) throw std::runtime_error(named.name + ": " + *mismatch);
+      }
+    }));
+    expect_all_well(children);
+  }
+}
+
+TEST(DomainsOverHosts, AreThoseOfTheHostsUnlessDeclared) {
+  ReportingChildren children(host_ranks(make_hosts_job(2, 2), [](Group& group, ChildReport&) {
+    if (group.domain_size() != 2) throw std::runtime_error("domains of " + std::to_string(group.domain_size()));
   }));
   expect_all_well(children);
 }

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "core/settings.hpp"
+#include "fabric/fabric.hpp"
 #include "group/net/address.hpp"
 #include "group/net/stream.hpp"
 #include "support/process_ranks.hpp"
@@ -28,7 +29,7 @@ ReportingChildren::Body host_rank(const HostsJob& job, int rank, HostsBody body,
     reload_settings_for_testing();
     Group group =
         join_process_group({.rank = rank, .num_ranks = job.num_ranks(), .job = job.name, .address = job.address},
-                           {.timeout = job.timeout});
+                           {.timeout = job.timeout, .domain_size = job.domain_size});
     body(group, report);
   };
 }
@@ -37,6 +38,15 @@ std::vector<ReportingChildren::Body> host_ranks(const HostsJob& job, const Hosts
   std::vector<ReportingChildren::Body> bodies;
   for (int rank = 0; rank < job.num_ranks(); ++rank) bodies.push_back(host_rank(job, rank, body));
   return bodies;
+}
+
+std::string lack_of_fabric() {
+  // Asked in a child, as providers start threads.
+  static const bool has = [] {
+    ReportingChildren child({[](ChildReport&) { (void)choose_fabric_way({.provider = "tcp"}); }});
+    return child.wait(0) == 0 && !child.report(0).threw;
+  }();
+  return has ? "" : "libfabric's provider tcp is not there: install libfabric-dev and libfabric1";
 }
 
 void expect_all_well(ReportingChildren& children) {

@@ -18,6 +18,7 @@ struct HostsJob {
   std::string address;            ///< a port of loopback that nobody listens at
   std::vector<int> host_of = {};  ///< by rank
   std::chrono::milliseconds timeout{20'000};
+  int domain_size = 0;  ///< declared
 
   [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(host_of.size()); }
 };
@@ -31,6 +32,9 @@ using HostsBody = std::function<void(Group& group, ChildReport& report)>;
 [[nodiscard]] ReportingChildren::Body host_rank(const HostsJob& job, int rank, HostsBody body,
                                                 const std::string& secret = {});
 [[nodiscard]] std::vector<ReportingChildren::Body> host_ranks(const HostsJob& job, const HostsBody& body);
+
+/// What this machine has not that links between hosts need; empty where it has.
+[[nodiscard]] std::string lack_of_fabric();
 
 /// Expects that every child has come to its end without an error.
 void expect_all_well(ReportingChildren& children);

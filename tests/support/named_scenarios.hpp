@@ -370,4 +370,18 @@ inline Scenario with_ranks(Scenario scenario, int num_ranks) {
   return scenario;
 }
 
+/// The named scenarios, on `num_ranks` ranks in domains, summed by them.
+inline std::vector<NamedScenario> scenarios_in_domains(int num_ranks, int domain_size) {
+  std::vector<NamedScenario> scenarios;
+  for (const NamedScenario& named : named_scenarios()) {
+    // Those that are there for an order of sums would be others' doubles.
+    if (named.scenario.config.order == SumOrder::kDeepEpV2) continue;
+    Scenario scenario = with_ranks(named.scenario, num_ranks);
+    scenario.domain_size = domain_size;
+    scenario.config.order = SumOrder::kDomains;
+    scenarios.push_back({named.name, scenario});
+  }
+  return scenarios;
+}
+
 }  // namespace epistle::testing

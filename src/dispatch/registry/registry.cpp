@@ -36,13 +36,13 @@ const DispatcherInfo* look_up(std::string_view name, Device device) noexcept {
   return nullptr;
 }
 
-/// The dispatchers of this version put rows, counts and records into the memory of every rank.
+/// All but those that go by links put rows, counts and records into the memory of every rank.
 void check_one_host(const DispatcherInfo& info, const Group& group) {
-  if (group.num_hosts() == 1) return;
+  if (group.num_hosts() == 1 || info.capabilities().joins_domains) return;
   throw Error(
       ErrorCode::kUnsupported,
       fmt::format("the dispatcher '{}' needs ranks that reach each other's memory, and the {} ranks of this group "
-                  "are on {} hosts; form a group of the ranks of one host",
+                  "are on {} hosts; form a group of the ranks of one host, or take one that joins domains (hybrid)",
                   info.name(), group.size(), group.num_hosts()));
 }
 

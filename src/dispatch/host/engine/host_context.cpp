@@ -1,6 +1,7 @@
 #include "dispatch/host/engine/host_context.hpp"
 
 #include "core/settings.hpp"
+#include "fabric/fabric_link.hpp"
 #include "topology/machine.hpp"
 
 namespace epistle::host {
@@ -8,6 +9,12 @@ namespace {
 
 // Where the size of the last-level cache is not to be had.
 constexpr std::int64_t kDefaultLastLevelCacheBytes = 32 << 20;
+
+/// To the ranks of other domains: over the network where they are on other hosts.
+std::unique_ptr<DomainLink> open_link(GroupImpl& group, const BufferPlan& plan, const SymmetricRegion& region) {
+  if (!plan.crosses_domains()) return nullptr;
+  return group.num_hosts() > 1 ? make_fabric_link(group, region) : group.open_link(region);
+}
 
 }  // namespace
 
@@ -28,7 +35,7 @@ HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, 
       num_ranks(group_impl.num_ranks()),
       stream_bytes(options.stream_bytes >= 0 ? options.stream_bytes : streaming_threshold_bytes(num_ranks)),
       memory(group_impl, plan),
-      link(plan.crosses_domains() ? group_impl.open_link(memory.region()) : nullptr),
+      link(open_link(group_impl, plan, memory.region())),
       pool(options.num_workers),
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
       rank_of_expert(static_cast<std::size_t>(layout().params().num_experts)) {
