@@ -1,7 +1,9 @@
 // Dispatchers on groups of several hosts: those that reach into the memory of every rank say that they cannot, and
 // `hybrid` goes by the network.
+#include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -40,7 +42,11 @@ TEST(HybridOverHosts, GivesTheBitsOfTheReference) {
     job.domain_size = domain_size;
     ReportingChildren children(host_ranks(job, [&](Group& group, ChildReport&) {
       if (group.domain_size() != domain_size) throw std::runtime_error("the group has other domains");
-      for (const NamedScenario& named : scenarios_in_domains(group.size(), domain_size)) {
+      const std::vector<NamedScenario> scenarios = scenarios_in_domains(group.size(), domain_size);
+      // Domains of one rank pass nothing on: a part of the scenarios will do.
+      const std::size_t step = domain_size == 1 ? 4 : 1;
+      for (std::size_t idx = 0; idx < scenarios.size(); idx += step) {
+        const NamedScenario& named = scenarios[idx];
         const Mismatch mismatch = play_rank(group, "hybrid", named.scenario);
         if (mismatch) throw std::runtime_error(named.name + ": " + *mismatch);
       }

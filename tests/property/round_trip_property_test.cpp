@@ -145,8 +145,9 @@ void check_against_oracle(const std::string& dispatcher) {
 class RoundTripProperty : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(RoundTripProperty, MatchesTheOracle) {
-  const bool is_slow = GetParam() == "reference";
-  check_property(is_slow ? kNumRoundTrips / 2 : kNumRoundTrips, [] { check_against_oracle(GetParam()); });
+  // The oracle is slow; what `auto` does has been done by others.
+  const int share = GetParam() == "reference" ? 2 : GetParam() == "auto" ? 5 : 1;
+  check_property(kNumRoundTrips / share, [] { check_against_oracle(GetParam()); });
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RoundTripProperty, ::testing::ValuesIn(dispatcher_names()),

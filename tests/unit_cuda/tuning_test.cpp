@@ -141,7 +141,7 @@ TEST(TuningChoice, BlocksStayWithinShareAndBudget) {
 TEST(TuningChoice, BulkCopiesOnlyWhereTheGpuHasThemAndTheUserLetsThem) {
   for_each_query([](const TuningQuery& query) {
     const bool bulk = choose(query).bulk;
-    const bool can_bulk = query.compute_major >= kFirstMajorWithBulkCopies;
+    const bool can_bulk = query.compute_major >= kFirstMajorWithBulkCopies && query.row_bytes % kBulkCopyBytes == 0;
     if (!can_bulk || query.mover == CudaMover::kVector) {
       ASSERT_FALSE(bulk) << text_of(query);
     } else if (query.mover == CudaMover::kBulk) {
