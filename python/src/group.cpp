@@ -1,5 +1,7 @@
 #include <chrono>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -36,6 +38,25 @@ nb::list all_gather(Group& group, const nb::bytes& data) {
   return parts;
 }
 
+/// Texts of C++ are any bytes; what a caller gathers is text.
+std::string to_text(const std::string& bytes) {
+  return nb::cast<std::string>(nb::bytes(bytes.data(), bytes.size()).attr("hex")());
+}
+std::string from_text(const nb::handle& text) {
+  const nb::bytes bytes(nb::module_::import_("builtins").attr("bytes").attr("fromhex")(text));
+  return {bytes.c_str(), bytes.size()};
+}
+
+Group from_all_gather(int rank, int num_ranks, const nb::object& all_gather_of, std::optional<double> timeout) {
+  const GatherTexts gather = [&](const std::string& own) {
+    const nb::gil_scoped_acquire acquire;
+    std::vector<std::string> texts;
+    for (const nb::handle text : all_gather_of(to_text(own))) texts.push_back(from_text(text));
+    return texts;
+  };
+  return released([&] { return join_process_group(rank, num_ranks, gather, options_of(timeout)); });
+}
+
 nb::object bootstrap(const char* function, const nb::object& source, std::optional<double> timeout) {
   return package_attribute("epistle._bootstrap", function)(source, timeout);
 }
@@ -63,7 +84,7 @@ void bind_group(nb::module_& module) {
             return released([&] { return join_process_group(options_of(timeout)); });
           },
           nb::arg("timeout").none() = nb::none(),
-          "Joins the processes that `epistle run`, torchrun, Open MPI, PMI or Slurm has started, all on one host.")
+          "Joins the processes that `epistle run`, torchrun, Open MPI, PMI or Slurm has started.")
       .def_static(
           "join",
           [](int rank, int num_ranks, const std::string& job, std::optional<double> timeout) {
@@ -89,18 +110,17 @@ void bind_group(nb::module_& module) {
           nb::sig("def from_mpi(communicator: typing.Any, timeout: float | None = None) -> Group"),
           "Joins the ranks of an mpi4py communicator.")
       .def_static(
-          "from_all_gather",
-          [](int rank, int num_ranks, const nb::object& all_gather_of, std::optional<double> timeout) {
-            return package_attribute("epistle._bootstrap", "from_all_gather")(rank, num_ranks, all_gather_of, timeout);
-          },
-          nb::arg("rank"), nb::arg("num_ranks"), nb::arg("all_gather"), nb::arg("timeout").none() = nb::none(),
+          "from_all_gather", &from_all_gather, nb::arg("rank"), nb::arg("num_ranks"), nb::arg("all_gather"),
+          nb::arg("timeout").none() = nb::none(),
           nb::sig("def from_all_gather(rank: int, num_ranks: int, all_gather: "
                   "collections.abc.Callable[[str], collections.abc.Sequence[str]], timeout: float | None = None) -> "
                   "Group"),
           "Joins ranks that can gather one string of every rank: ``all_gather(text)`` gives those of all, in rank "
-          "order. It is called once.")
+          "order. It is called a few times. Ranks of several hosts are tied by TCP; set EPISTLE_JOB_SECRET there.")
       .def_prop_ro("rank", &Group::rank)
       .def_prop_ro("size", &Group::size)
+      .def_prop_ro("num_hosts", &Group::num_hosts, "Hosts that the ranks are on.")
+      .def_prop_ro("domain_size", &Group::domain_size, "Ranks of a domain, which reach each other by load and store.")
       .def_prop_ro(
           "kind", [](const Group& group) { return std::string(to_string(group.kind())); }, "threads or processes.")
       .def_prop_ro(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import subprocess
 import sys
 import threading
@@ -62,37 +63,54 @@ class Meeting:
         return all_gather
 
 
-def _join(rank: int, connection: multiprocessing.connection.Connection) -> None:
+def _join(rank: int, host: str, connection: multiprocessing.connection.Connection) -> None:
+    # Hosts that are played meet on loopback.
+    os.environ.update(EPISTLE_HOST_ID=host, EPISTLE_INTERFACE="lo")
+
     def all_gather(text: str) -> list[str]:
         connection.send(text)
         result: list[str] = connection.recv()
         return result
 
     group = epistle.Group.from_all_gather(rank, 2, all_gather)
-    connection.send((group.rank, group.kind, group.all_gather(bytes([rank]))))
+    connection.send((group.rank, group.num_hosts, group.domain_size, group.all_gather(bytes([rank]))))
     # The first to leave must not be taken for lost.
     group.barrier()
 
 
-def test_any_all_gather_joins_processes() -> None:
+@pytest.mark.parametrize("hosts", [("one", "one"), ("one", "another")])
+def test_any_all_gather_joins_processes(hosts: tuple[str, str]) -> None:
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(2)]
-    ranks = [context.Process(target=_join, args=(rank, pipes[rank][1])) for rank in range(2)]
+    ranks = [context.Process(target=_join, args=(rank, hosts[rank], pipes[rank][1])) for rank in range(2)]
     for rank in ranks:
         rank.start()
+    for _, theirs in pipes:
+        theirs.close()  # a rank that dies is heard of
     said = [ours.recv() for ours, _ in pipes]
-    for ours, _ in pipes:
-        ours.send(said)
-    assert [ours.recv() for ours, _ in pipes] == [(rank, "processes", [b"\0", b"\1"]) for rank in range(2)]
+    while isinstance(said[0], str):
+        for ours, _ in pipes:
+            ours.send(said)
+        said = [ours.recv() for ours, _ in pipes]
+    num_hosts = len(set(hosts))
+    assert said == [(rank, num_hosts, 2 // num_hosts, [b"\0", b"\1"]) for rank in range(2)]
     for rank in ranks:
         rank.join()
         assert rank.exitcode == 0
 
 
-def test_ranks_on_another_host_are_refused() -> None:
-    with pytest.raises(epistle.Error, match="another host") as error:
-        epistle.Group.from_all_gather(0, 2, lambda text: [text, '{"host": "elsewhere", "job": "x"}'])
-    assert error.value.code is epistle.ErrorCode.UNSUPPORTED
+def test_an_all_gather_of_too_few_is_named() -> None:
+    with pytest.raises(epistle.Error, match="1 of them for 2 ranks") as error:
+        epistle.Group.from_all_gather(0, 2, lambda text: [text])
+    assert error.value.code is epistle.ErrorCode.INVALID_ARGUMENT
+
+
+def test_what_an_all_gather_raises_comes_through() -> None:
+    def all_gather(text: str) -> list[str]:
+        raise ValueError("no network today")
+
+    with pytest.raises(ValueError, match="no network today"):
+        epistle.Group.from_all_gather(0, 2, all_gather)
 
 
 def test_mpi_communicators_are_asked_as_mpi4py_has_it() -> None:
