@@ -12,15 +12,7 @@ void DirectMover::send_rows(const MoveJob& job) {
     for (std::int64_t token = begin; token < end; ++token) {
       const auto t = static_cast<std::size_t>(token);
       if (handle.send_begin[t] == handle.send_begin[t + 1]) continue;
-      // All copies of one token in a row: it is read from memory once, and from the cache after that.
-      const WireRow sent = rows.at(token);
-      for (auto idx = static_cast<std::size_t>(handle.send_begin[t]);
-           idx < static_cast<std::size_t>(handle.send_begin[t + 1]); ++idx) {
-        const SendEntry& send = handle.sends[idx];
-        copy_row(sent.row, context_.section(send.dst_rank, job.target) + send.row * job.row_bytes,
-                 static_cast<std::size_t>(job.row_bytes), mode);
-        if (job.scale_bytes > 0) context_.received_scales(send.dst_rank, handle).put(send.row, sent.scales);
-      }
+      write_to_places(context_, job, handle, t, rows.at(token), mode);
     }
     store_fence();
   });

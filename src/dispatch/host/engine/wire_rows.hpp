@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/row_kernels.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
 
 namespace epistle::host {
@@ -36,5 +37,18 @@ class WireRows {
   const ResolvedConfig& config_;
   const MoveJob& job_;
 };
+
+/// Writes a row to the final places of the `idx`-th token of `table`, of whose handle the job is: it is read from
+/// memory once, and from the cache after that.
+inline void write_to_places(const HostContext& context, const MoveJob& job, const TokenTable& table, std::size_t idx,
+                            const WireRow& row, StoreMode mode) {
+  const auto end = static_cast<std::size_t>(table.send_begin[idx + 1]);
+  for (auto at = static_cast<std::size_t>(table.send_begin[idx]); at < end; ++at) {
+    const SendEntry& send = table.sends[at];
+    copy_row(row.row, context.section(send.dst_rank, job.target) + send.row * job.row_bytes,
+             static_cast<std::size_t>(job.row_bytes), mode);
+    if (job.scale_bytes > 0) context.received_scales(send.dst_rank, *job.handle).put(send.row, row.scales);
+  }
+}
 
 }  // namespace epistle::host

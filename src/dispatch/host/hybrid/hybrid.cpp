@@ -119,13 +119,7 @@ void HybridMover::forward(const MoveJob& job, int domain, const Chunk& chunk) {
       const auto entry = static_cast<std::size_t>(tokens[static_cast<std::size_t>(idx)]);
       const WireRow row = is_own ? own_rows.at(table.token_number(entry))
                                  : WireRow{rows + idx * job.row_bytes, scales + idx * job.scale_bytes};
-      for (auto at = static_cast<std::size_t>(table.send_begin[entry]);
-           at < static_cast<std::size_t>(table.send_begin[entry + 1]); ++at) {
-        const SendEntry& send = table.sends[at];
-        copy_row(row.row, context_.section(send.dst_rank, job.target) + send.row * job.row_bytes,
-                 static_cast<std::size_t>(job.row_bytes), mode);
-        if (job.scale_bytes > 0) context_.received_scales(send.dst_rank, handle).put(send.row, row.scales);
-      }
+      write_to_places(context_, job, table, entry, row, mode);
     }
     store_fence();
   });
