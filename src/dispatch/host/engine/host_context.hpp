@@ -51,9 +51,13 @@ struct HostContext {
     std::byte* control = memory.section(peer, BufferSection::kControl);
     return *reinterpret_cast<PublishedBuffers*>(control + published_buffers_offset(layout(), num_exchanges));
   }
-  /// The rank that serves an entry of the handle's table; the entry must have an expert.
-  [[nodiscard]] std::int32_t rank_of_entry(const HostHandle& handle, std::size_t entry) const noexcept {
-    return rank_of_expert[static_cast<std::size_t>(handle.expert_ids[entry])];
+  /// The rank that serves an entry of a table; the entry must have an expert.
+  [[nodiscard]] std::int32_t rank_of_entry(const TokenTable& table, std::size_t entry) const noexcept {
+    return rank_of_expert[static_cast<std::size_t>(table.expert_ids[entry])];
+  }
+  /// An expert output, where `peer` has it in the call under way.
+  [[nodiscard]] const std::byte* output_row(int peer, std::int32_t row) const noexcept {
+    return section(peer, BufferSection::kCombineRows) + row * layout().params().combine_row_bytes;
   }
   /// Whether a transfer of `num_bytes` should go past the caches.
   [[nodiscard]] StoreMode store_mode(std::int64_t num_bytes) const noexcept {

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "dispatch/host/engine/link_bytes.hpp"
+#include "dispatch/host/engine/sums.hpp"
 
 namespace epistle::host {
 namespace {
@@ -414,24 +415,10 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   const MissingRows missing = rows_back_of(*state);
   group_->wait(group_->arrive(step_of(call, kRowsSent)), Phase::kCombine, &missing);
   mover_->receive_sums(sums);
-  if (takes && !context_.plan.crosses_domains()) gather_weight_gradients(*state, request.grad_probs);
-  (void)group_->agree(step_of(call, kRowsRead), Phase::kCombine);
-}
-
-void HostEngine::gather_weight_gradients(const HostHandle& state, float* grad_probs) const {
-  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
-  const auto per_row = static_cast<std::size_t>(context_.layout().weights_per_row());
-  for (std::size_t idx = 0; idx < state.dst_row.size(); ++idx) {
-    const std::int32_t row = state.dst_row[idx];
-    if (row < 0) {
-      grad_probs[idx] = 0.0F;
-      continue;
-    }
-    const auto* gradients = reinterpret_cast<const float*>(
-        context_.section(context_.rank_of_entry(state, idx), BufferSection::kGradWeights));
-    const std::size_t column = context_.layout().token_major() ? idx % top_k : 0;
-    grad_probs[idx] = gradients[static_cast<std::size_t>(row) * per_row + column];
+  if (takes && !context_.plan.crosses_domains()) {
+    gather_weight_gradients(context_, *state, {.begin = 0, .end = state->dst_row.size()}, request.grad_probs);
   }
+  (void)group_->agree(step_of(call, kRowsRead), Phase::kCombine);
 }
 
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {

@@ -104,7 +104,6 @@ class HostEngine final : public DispatcherImpl {
   [[nodiscard]] MissingRows rows_back_of(const HostHandle& state) const;
   void stage_rows(const HostHandle& state, const ConstRows& rows, const RowBuffer& buffer);
   void zero_padding(const MoveJob& job) const;
-  void gather_weight_gradients(const HostHandle& state, float* grad_probs) const;
 
   std::shared_ptr<GroupImpl> group_;
   HostContext context_;

@@ -22,20 +22,20 @@ void check_host_options(const ResolvedConfig& config, const DeviceOptions& optio
 [[nodiscard]] std::unique_ptr<DispatcherImpl> create_host_engine(const Creation& creation, const PlanRules& rules,
                                                                  std::unique_ptr<RowMover> (*make_mover)(HostContext&));
 
-/// The functions of a dispatcher whose rows `Mover` moves, with the buffers of `Rules`.
-template <typename Mover, typename Rules, auto BestUpTo = nullptr>
+template <typename Mover>
+[[nodiscard]] std::unique_ptr<RowMover> make_mover(HostContext& context) {
+  return std::make_unique<Mover>(context);
+}
+
+/// The functions of a dispatcher whose rows `Mover` moves, with the buffers of `Rules`. `Make`: where another mover may
+/// take its place.
+template <typename Mover, typename Rules, auto Make = &make_mover<Mover>>
 [[nodiscard]] const DispatcherInfo::Functions& host_functions() {
   static const Rules rules;
   static constexpr DispatcherInfo::Functions kFunctions = {
       .plan = [](const ResolvedConfig& config, int num_ranks) { return plan_buffers(config, num_ranks, rules); },
-      .best_up_to = BestUpTo,
       .check = check_host_options,
-      .create =
-          [](const Creation& creation) {
-            return create_host_engine(creation, rules, [](HostContext& context) -> std::unique_ptr<RowMover> {
-              return std::make_unique<Mover>(context);
-            });
-          }};
+      .create = [](const Creation& creation) { return create_host_engine(creation, rules, Make); }};
   return kFunctions;
 }
 

@@ -32,7 +32,11 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
 
 void Preparation::finish(HostHandle& state, const Call& call) {
   GroupImpl& group = *context_->group;
-  if (context_->plan.crosses_domains()) gather_counts(state);
+  if (context_->plan.crosses_domains()) {
+    count_domain_pairs(state, own_announcement_.data() + layout_.counts_entries());
+    gather_counts(state);
+    keep_domain_pairs(state);
+  }
   // Whatever this rank needs memory of its own for is had before anything is written to a peer.
   const Complaint complaint = attempt([&] { plan(state); });
   // Whoever waits for records over a link would not hear of it.
@@ -82,17 +86,20 @@ void Preparation::exchange_records(HostHandle& state, const Call& call) {
   layout_.token_major() ? read_token_records(state) : read_row_records(state);
 }
 
-/// Where other domains are out of reach, counts go by way of the group; and with them how many tokens a domain sends
-/// the others.
-void Preparation::gather_counts(HostHandle& state) {
+/// Where other domains are out of reach, counts go by way of the group; and with them how many tokens a rank sends to
+/// each domain, which is counted already.
+void Preparation::gather_counts(const HostHandle& state) {
   const auto num_counts = static_cast<std::size_t>(layout_.counts_entries());
   const std::byte* const own = section(rank(), BufferSection::kControl) + layout_.counts_offset(state.handle_id);
   std::memcpy(own_announcement_.data(), own, num_counts * sizeof(std::int32_t));
-  count_domain_pairs(state, own_announcement_.data() + num_counts);
-  const std::size_t entries = own_announcement_.size();
-  context_->group->all_gather(own_announcement_.data(), entries * sizeof(std::int32_t), all_announcements_.data(),
-                              Phase::kLayout);
+  context_->group->all_gather(own_announcement_.data(), own_announcement_.size() * sizeof(std::int32_t),
+                              all_announcements_.data(), Phase::kLayout);
+}
+
+void Preparation::keep_domain_pairs(HostHandle& state) const {
   const Domains& domains = context_->domains();
+  const auto num_counts = static_cast<std::size_t>(layout_.counts_entries());
+  const std::size_t entries = own_announcement_.size();
   state.domain_pairs.clear();
   for (int domain = 0; domain < domains.count(); ++domain) {
     const auto peer = static_cast<std::size_t>(domains.rank_at(domain, domains.index_of(rank())));

@@ -48,7 +48,8 @@ class Preparation {
   template <typename Id>
   [[nodiscard]] Complaint read_ids(const PrepareRequest& request, HostHandle& state);
   void count_expert_tokens(const HostHandle& state) noexcept;
-  void gather_counts(HostHandle& state);
+  void gather_counts(const HostHandle& state);
+  void keep_domain_pairs(HostHandle& state) const;
   void count_domain_pairs(const HostHandle& state, std::int32_t* pairs) const;
   void plan(HostHandle& state);
   [[nodiscard]] CountsView<std::int32_t> own_counts(const HostHandle& state) const noexcept;

@@ -82,17 +82,29 @@ SumJob sum_job(const HostContext& context, const SumRequest& request, const Term
 
 void sum_rows_in_place(HostContext& context, const SumRequest& request) {
   const HostHandle& handle = *request.handle;
-  const std::int64_t row_bytes = context.layout().params().combine_row_bytes;
-  const auto row_at = [&](int rank, std::int32_t row) {
-    return context.section(rank, BufferSection::kCombineRows) + row * row_bytes;
-  };
   if (context.layout().token_major()) {
-    sum_token_rows(context, request,
-                   [&](std::size_t idx) { return row_at(handle.sends[idx].dst_rank, handle.sends[idx].row); });
+    sum_token_rows(context, request, [&](std::size_t idx) {
+      return context.output_row(handle.sends[idx].dst_rank, handle.sends[idx].row);
+    });
   } else {
     sum_expert_rows(context, request, [&](std::size_t entry) {
-      return row_at(context.rank_of_entry(handle, entry), handle.dst_row[entry]);
+      return context.output_row(context.rank_of_entry(handle, entry), handle.dst_row[entry]);
     });
+  }
+}
+
+void gather_weight_gradients(const HostContext& context, const TokenTable& table, const EntryRange& entries,
+                             float* out) {
+  const auto top_k = static_cast<std::size_t>(context.config.top_k);
+  const auto per_row = static_cast<std::size_t>(context.layout().weights_per_row());
+  for (std::size_t entry = entries.begin; entry < entries.end; ++entry, ++out) {
+    const std::int32_t row = table.dst_row[entry];
+    *out = 0.0F;
+    if (row < 0) continue;
+    const auto* gradients = reinterpret_cast<const float*>(
+        context.section(context.rank_of_entry(table, entry), BufferSection::kGradWeights));
+    const std::size_t column = context.layout().token_major() ? entry % top_k : 0;
+    *out = gradients[static_cast<std::size_t>(row) * per_row + column];
   }
 }
 

@@ -119,6 +119,16 @@ void sum_expert_rows(HostContext& context, const SumRequest& request, const Expe
 /// RowMover::receive_sums that reads rows where the experts left them, in the combine section of every rank.
 void sum_rows_in_place(HostContext& context, const SumRequest& request);
 
+/// Entries of a table: [begin, end).
+struct EntryRange {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+};
+
+/// What the ranks of the experts have given as gradients of these entries' weights; 0 for entries without a row.
+void gather_weight_gradients(const HostContext& context, const TokenTable& table, const EntryRange& entries,
+                             float* out);
+
 /// RowMover::apply_row_weights for rows that the row kernels can read.
 void apply_row_weights(HostContext& context, const RowWeightJob& job);
 

@@ -117,7 +117,7 @@ void TokenPlaces::write_row_records(const TokenTable& table, int src_rank) {
       const std::size_t entry = token * top_k + position;
       const std::int32_t row = table.dst_row[entry];
       if (row < 0) continue;
-      const std::int32_t dst_rank = context_->rank_of_expert[static_cast<std::size_t>(table.expert_ids[entry])];
+      const std::int32_t dst_rank = context_->rank_of_entry(table, entry);
       const auto dst = static_cast<std::size_t>(dst_rank);
       const bool has_next = last_token_to_rank_[dst] == static_cast<std::int64_t>(token);
       auto send = static_cast<std::size_t>(table.send_begin[token]);

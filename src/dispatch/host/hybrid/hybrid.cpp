@@ -7,35 +7,20 @@
 
 namespace epistle::host {
 
-HybridMover::Crossing::Crossing(HostContext& context)
-    : traffic(context),
-      exchange(context, traffic),
-      num_forwarded(static_cast<std::size_t>(context.domains().count()), 0) {}
-
 HybridMover::HybridMover(HostContext& context)
     : context_(context),
       direct_(context),
-      crossing_(context.plan.crosses_domains() ? std::make_unique<Crossing>(context) : nullptr) {}
-
-std::int64_t HybridMover::network_bytes() const noexcept {
-  return crossing_ != nullptr ? crossing_->traffic.sent_bytes() : 0;
-}
-
-void HybridMover::exchange_records(HostHandle& handle) { crossing_->exchange.run(handle); }
-
-void HybridMover::reserve(HostHandle& handle) {
-  if (crossing_ != nullptr) crossing_->exchange.reserve(handle);
-}
+      traffic_(context),
+      exchange_(context, traffic_),
+      num_forwarded_(static_cast<std::size_t>(context.domains().count()), 0) {}
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 void HybridMover::send_rows(const MoveJob& job) {
-  if (crossing_ == nullptr) return direct_.send_rows(job);
-  const LinkTraffic& traffic = crossing_->traffic;
-  const int num_domains = traffic.domains().count();
-  const int own = traffic.own_domain();
+  const int num_domains = traffic_.domains().count();
+  const int own = traffic_.own_domain();
   const DomainRoutes& routes = routes_of(*job.handle);
-  std::fill(crossing_->num_forwarded.begin(), crossing_->num_forwarded.end(), 0);
+  std::fill(num_forwarded_.begin(), num_forwarded_.end(), 0);
   bool has_more = true;
   for (std::int64_t idx = 0; has_more; ++idx) {
     has_more = false;
@@ -55,12 +40,11 @@ void HybridMover::send_rows(const MoveJob& job) {
 }
 
 void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk) {
-  LinkTraffic& traffic = crossing_->traffic;
   const HostHandle& handle = *job.handle;
-  const int num_domains = traffic.domains().count();
+  const int num_domains = traffic_.domains().count();
   const std::vector<std::int32_t>& tokens = routes_of(handle).sent[static_cast<std::size_t>(domain)];
-  const std::int64_t first = first_sent(handle, num_domains, traffic.own_domain(), domain) + chunk.begin;
-  const std::int64_t first_there = first_received(handle, num_domains, traffic.own_domain(), domain) + chunk.begin;
+  const std::int64_t first = first_sent(handle, num_domains, traffic_.own_domain(), domain) + chunk.begin;
+  const std::int64_t first_there = first_received(handle, num_domains, traffic_.own_domain(), domain) + chunk.begin;
   std::byte* const rows = context_.own_section(BufferSection::kSendRows) + first * job.row_bytes;
   std::byte* const scales = context_.own_section(BufferSection::kSendScales) + first * job.scale_bytes;
   const WireRows wire_rows(context_, job);
@@ -71,18 +55,18 @@ void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk)
                       scales + idx * job.scale_bytes, StoreMode::kCached);
     }
   });
-  traffic.put(
+  traffic_.put(
       {.domain = domain, .from_row = first, .to_row = first_there, .num_rows = num_rows, .row_bytes = job.row_bytes});
   if (job.scale_bytes > 0) {
-    traffic.put({.domain = domain,
-                 .from = BufferSection::kSendScales,
-                 .to = BufferSection::kStageScales,
-                 .from_row = first,
-                 .to_row = first_there,
-                 .num_rows = num_rows,
-                 .row_bytes = job.scale_bytes});
+    traffic_.put({.domain = domain,
+                  .from = BufferSection::kSendScales,
+                  .to = BufferSection::kStageScales,
+                  .from_row = first,
+                  .to_row = first_there,
+                  .num_rows = num_rows,
+                  .row_bytes = job.scale_bytes});
   }
-  traffic.signal(domain);
+  traffic_.signal(domain);
 }
 
 Chunks HybridMover::chunks_to_forward(const MoveJob& job, int domain) const noexcept {
@@ -92,24 +76,22 @@ Chunks HybridMover::chunks_to_forward(const MoveJob& job, int domain) const noex
 
 /// Those chunks of a domain that are there.
 void HybridMover::forward_arrived(const MoveJob& job, int domain) {
-  LinkTraffic& traffic = crossing_->traffic;
   const Chunks chunks = chunks_to_forward(job, domain);
-  std::int64_t& num_forwarded = crossing_->num_forwarded[static_cast<std::size_t>(domain)];
-  while (num_forwarded < chunks.count() && traffic.arrived(domain) > 0) {
+  std::int64_t& num_forwarded = num_forwarded_[static_cast<std::size_t>(domain)];
+  while (num_forwarded < chunks.count() && traffic_.arrived(domain) > 0) {
     forward(job, domain, chunks.at(num_forwarded));
-    traffic.take(domain, 1);
+    traffic_.take(domain, 1);
     ++num_forwarded;
   }
 }
 
 /// Passes rows that came from a domain on to the ranks of this one.
 void HybridMover::forward(const MoveJob& job, int domain, const Chunk& chunk) {
-  const LinkTraffic& traffic = crossing_->traffic;
   const HostHandle& handle = *job.handle;
-  const bool is_own = domain == traffic.own_domain();
+  const bool is_own = domain == traffic_.own_domain();
   const TokenTable& table = routes_of(handle).tables[static_cast<std::size_t>(domain)];
   const std::vector<std::int32_t>& tokens = routes_of(handle).received[static_cast<std::size_t>(domain)];
-  const std::int64_t first = first_received(handle, traffic.domains().count(), domain, traffic.own_domain());
+  const std::int64_t first = first_received(handle, traffic_.domains().count(), domain, traffic_.own_domain());
   const std::byte* const rows = context_.own_section(BufferSection::kStageRows) + first * job.row_bytes;
   const std::byte* const scales = context_.own_section(BufferSection::kStageScales) + first * job.scale_bytes;
   const WireRows own_rows(context_, job);
@@ -126,19 +108,17 @@ void HybridMover::forward(const MoveJob& job, int domain, const Chunk& chunk) {
 }
 
 void HybridMover::receive_rows(const MoveJob& job) {
-  if (crossing_ == nullptr) return direct_.receive_rows(job);
-  LinkTraffic& traffic = crossing_->traffic;
-  const int num_domains = traffic.domains().count();
+  const int num_domains = traffic_.domains().count();
   for (int step = 1; step < num_domains; ++step) {
     // Those that began with this domain first.
-    const int domain = (traffic.own_domain() + num_domains - step) % num_domains;
+    const int domain = (traffic_.own_domain() + num_domains - step) % num_domains;
     const std::int64_t num_chunks = chunks_to_forward(job, domain).count();
-    while (crossing_->num_forwarded[static_cast<std::size_t>(domain)] < num_chunks) {
-      traffic.wait_for(domain, 1, job.phase);
+    while (num_forwarded_[static_cast<std::size_t>(domain)] < num_chunks) {
+      traffic_.wait_for(domain, 1, job.phase);
       forward_arrived(job, domain);
     }
   }
-  traffic.flush(job.phase);
+  traffic_.flush(job.phase);
   // The rows of this rank are there when all of its domain have passed theirs on.
   (void)context_.group->agree(job.forwarded, job.phase);
   direct_.receive_rows(job);
@@ -147,11 +127,9 @@ void HybridMover::receive_rows(const MoveJob& job) {
 // ---- Combine --------------------------------------------------------------------------------------------------------
 
 void HybridMover::receive_sums(const SumRequest& request) {
-  if (crossing_ == nullptr) return sum_rows_in_place(context_, request);
-  LinkTraffic& traffic = crossing_->traffic;
   const HostHandle& handle = *request.handle;
-  const int num_domains = traffic.domains().count();
-  const int own = traffic.own_domain();
+  const int num_domains = traffic_.domains().count();
+  const int own = traffic_.own_domain();
   for (int step = 1; step < num_domains; ++step) return_sums(request, (own + step) % num_domains);
   const auto num_own = static_cast<std::int64_t>(routes_of(handle).received[static_cast<std::size_t>(own)].size());
   sum_pairs(request, own, {.begin = 0, .end = num_own},
@@ -162,20 +140,19 @@ void HybridMover::receive_sums(const SumRequest& request) {
     const int domain = (own + num_domains - step) % num_domains;
     const auto num_rows = static_cast<std::int64_t>(routes_of(handle).sent[static_cast<std::size_t>(domain)].size());
     const std::int64_t num_chunks = Chunks(num_rows, context_.layout().params().combine_row_bytes).count();
-    traffic.wait_for(domain, num_chunks, Phase::kCombine);
-    traffic.take(domain, num_chunks);
+    traffic_.wait_for(domain, num_chunks, Phase::kCombine);
+    traffic_.take(domain, num_chunks);
   }
   sum_domains(request);
   if (request.grad_probs != nullptr) place_gradients(request);
-  traffic.flush(Phase::kCombine);
+  traffic_.flush(Phase::kCombine);
 }
 
 /// The sums of a domain's tokens over the ranks of this one, chunk by chunk.
 void HybridMover::return_sums(const SumRequest& request, int domain) {
-  LinkTraffic& traffic = crossing_->traffic;
   const HostHandle& handle = *request.handle;
-  const int num_domains = traffic.domains().count();
-  const int own = traffic.own_domain();
+  const int num_domains = traffic_.domains().count();
+  const int own = traffic_.own_domain();
   const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   const std::int64_t gradient_bytes = context_.config.top_k * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t first = first_received(handle, num_domains, domain, own);
@@ -191,14 +168,14 @@ void HybridMover::return_sums(const SumRequest& request, int domain) {
                           .to_row = first_there + chunk.begin,
                           .num_rows = chunk.end - chunk.begin,
                           .row_bytes = row_bytes};
-    traffic.put(sums);
+    traffic_.put(sums);
     if (request.brings_gradients) {
       sums.from = BufferSection::kSendScales;
       sums.to = BufferSection::kStageScales;
       sums.row_bytes = gradient_bytes;
-      traffic.put(sums);
+      traffic_.put(sums);
     }
-    traffic.signal(domain);
+    traffic_.signal(domain);
   }
 }
 
@@ -211,13 +188,11 @@ void HybridMover::sum_pairs(const SumRequest& request, int domain, const Chunk& 
   std::byte* const sums = context_.own_section(target.rows) + target.first_pair * row_bytes;
   auto* const gradients = reinterpret_cast<float*>(context_.own_section(target.gradients)) +
                           target.first_pair * static_cast<std::int64_t>(top_k);
-  const auto row_at = [&](int rank, std::int32_t row) {
-    return context_.section(rank, BufferSection::kCombineRows) + row * row_bytes;
+  const auto row_of_send = [&](std::size_t at) {
+    return context_.output_row(table.sends[at].dst_rank, table.sends[at].row);
   };
-  const auto row_of_send = [&](std::size_t at) { return row_at(table.sends[at].dst_rank, table.sends[at].row); };
   const auto row_of_entry = [&](std::size_t entry) {
-    const auto expert = static_cast<std::size_t>(table.expert_ids[entry]);
-    return row_at(context_.rank_of_expert[expert], table.dst_row[entry]);
+    return context_.output_row(context_.rank_of_entry(table, entry), table.dst_row[entry]);
   };
   context_.pool.parallel_for(chunk.end - chunk.begin, [&](std::int64_t begin, std::int64_t end) {
     TermList& list = TermList::of_thread();
@@ -236,25 +211,11 @@ void HybridMover::sum_pairs(const SumRequest& request, int domain, const Chunk& 
                 .num_bytes = static_cast<std::size_t>(row_bytes),
                 .mode = StoreMode::kCached});
       if (request.brings_gradients) {
-        gather_gradients(table, entry, gradients + idx * static_cast<std::int64_t>(top_k));
+        gather_weight_gradients(context_, table, {.begin = entry * top_k, .end = (entry + 1) * top_k},
+                                gradients + idx * static_cast<std::int64_t>(top_k));
       }
     }
   });
-}
-
-void HybridMover::gather_gradients(const TokenTable& table, std::size_t idx, float* gradients) const {
-  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
-  const auto per_row = static_cast<std::size_t>(context_.layout().weights_per_row());
-  for (std::size_t position = 0; position < top_k; ++position) {
-    const std::size_t entry = idx * top_k + position;
-    const std::int32_t row = table.dst_row[entry];
-    gradients[position] = 0.0F;
-    if (row < 0) continue;
-    const int rank = context_.rank_of_expert[static_cast<std::size_t>(table.expert_ids[entry])];
-    const auto* of_rank = reinterpret_cast<const float*>(context_.section(rank, BufferSection::kGradWeights));
-    const std::size_t column = context_.layout().token_major() ? position : 0;
-    gradients[position] = of_rank[static_cast<std::size_t>(row) * per_row + column];
-  }
 }
 
 /// The last step: what every domain has for a token.

@@ -1,11 +1,10 @@
 // `hybrid`: each slow link is crossed once per (token, domain). A rank sends one copy of a row to its peer in every
 // domain that has experts of the token: the rank of the same index there, which passes it on to each rank that needs
 // it. On the way back the peer sums the expert outputs of its domain, and one row per (token, domain) returns. In a
-// group of one domain it is `direct`.
+// group of one domain it is the mover of `direct` that does the work.
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "dispatch/host/direct/direct.hpp"
@@ -22,9 +21,9 @@ class HybridMover final : public RowMover {
  public:
   explicit HybridMover(HostContext& context);
 
-  [[nodiscard]] std::int64_t network_bytes() const noexcept override;
-  void exchange_records(HostHandle& handle) override;
-  void reserve(HostHandle& handle) override;
+  [[nodiscard]] std::int64_t network_bytes() const noexcept override { return traffic_.sent_bytes(); }
+  void exchange_records(HostHandle& handle) override { exchange_.run(handle); }
+  void reserve(HostHandle& handle) override { exchange_.reserve(handle); }
   void send_rows(const MoveJob& job) override;
   void receive_rows(const MoveJob& job) override;
   void send_sums(const SumRequest& /*request*/) override {}
@@ -32,14 +31,6 @@ class HybridMover final : public RowMover {
   void apply_row_weights(const RowWeightJob& job) override { host::apply_row_weights(context_, job); }
 
  private:
-  /// What crosses domains, where there are several.
-  struct Crossing {
-    explicit Crossing(HostContext& context);
-    LinkTraffic traffic;
-    RouteExchange exchange;
-    std::vector<std::int64_t> num_forwarded;  ///< [num_domains] chunks of the dispatch under way
-  };
-
   [[nodiscard]] static const DomainRoutes& routes_of(const HostHandle& handle) noexcept {
     return static_cast<const DomainRoutes&>(*handle.mover_state);
   }
@@ -55,14 +46,15 @@ class HybridMover final : public RowMover {
     std::int64_t first_pair;
   };
   void sum_pairs(const SumRequest& request, int domain, const Chunk& chunk, const PairSums& target);
-  void gather_gradients(const TokenTable& table, std::size_t idx, float* gradients) const;
   void return_sums(const SumRequest& request, int domain);
   void sum_domains(const SumRequest& request);
   void place_gradients(const SumRequest& request) const;
 
   HostContext& context_;
   DirectMover direct_;
-  std::unique_ptr<Crossing> crossing_;
+  LinkTraffic traffic_;
+  RouteExchange exchange_;
+  std::vector<std::int64_t> num_forwarded_;  ///< [num_domains] chunks of the dispatch under way
 };
 
 }  // namespace epistle::host

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "dispatch/host/direct/direct.hpp"
 #include "dispatch/host/engine/host_functions.hpp"
 #include "dispatch/host/hybrid/hybrid.hpp"
 
@@ -68,11 +69,16 @@ std::optional<std::string> cannot_sum(const ResolvedConfig& config, int num_rank
       num_domains, to_string(SumOrder::kDomains), to_string(config.order));
 }
 
+/// Within one domain nothing crosses.
+std::unique_ptr<RowMover> make_hybrid(HostContext& context) {
+  return context.plan.crosses_domains() ? make_mover<HybridMover>(context) : make_mover<DirectMover>(context);
+}
+
 }  // namespace
 
 const DispatcherInfo& hybrid_info() {
   static const DispatcherInfo::Functions functions = [] {
-    DispatcherInfo::Functions made = host_functions<HybridMover, HybridRules>();
+    DispatcherInfo::Functions made = host_functions<HybridMover, HybridRules, &make_hybrid>();
     made.cannot_serve = cannot_sum;
     made.own_memory = link_memory;
     return made;

@@ -27,7 +27,8 @@ RouteExchange::RouteExchange(HostContext& context, LinkTraffic& traffic)
       places_(context),
       top_k_(static_cast<std::size_t>(context.config.top_k)),
       pairs_to_rank_(static_cast<std::size_t>(context.num_ranks)),
-      dropped_of_expert_(static_cast<std::size_t>(context.layout().params().num_experts)) {}
+      dropped_of_expert_(static_cast<std::size_t>(context.layout().params().num_experts)),
+      next_pair_(static_cast<std::size_t>(context.domains().count())) {}
 
 void RouteExchange::reserve(HostHandle& handle) const {
   const int num_domains = traffic_.domains().count();
@@ -167,9 +168,11 @@ void RouteExchange::receive_records(const HostHandle& handle, int domain, TokenT
   }
 }
 
-void RouteExchange::list_pairs(const HostHandle& handle, DomainRoutes& routes) const {
+void RouteExchange::list_pairs(const HostHandle& handle, DomainRoutes& routes) {
   const Domains& domains = traffic_.domains();
-  const int own = traffic_.own_domain();
+  for (int domain = 0; domain < domains.count(); ++domain) {
+    next_pair_[static_cast<std::size_t>(domain)] = first_sent(handle, domains.count(), traffic_.own_domain(), domain);
+  }
   for (std::vector<std::int32_t>& tokens : routes.sent) tokens.clear();
   routes.pair_of.clear();
   routes.domain_of_pair.clear();
@@ -182,11 +185,10 @@ void RouteExchange::list_pairs(const HostHandle& handle, DomainRoutes& routes) c
       const bool has_row =
           std::any_of(begin, end, [&](const SendEntry& send) { return domains.domain_of(send.dst_rank) == domain; });
       if (!has_row) continue;
-      std::vector<std::int32_t>& sent = routes.sent[static_cast<std::size_t>(domain)];
-      const std::int64_t first = first_sent(handle, domains.count(), own, domain);
-      routes.pair_of.push_back(static_cast<std::int32_t>(first + static_cast<std::int64_t>(sent.size())));
+      const auto idx = static_cast<std::size_t>(domain);
+      routes.pair_of.push_back(static_cast<std::int32_t>(next_pair_[idx]++));
       routes.domain_of_pair.push_back(domain);
-      sent.push_back(static_cast<std::int32_t>(token));
+      routes.sent[idx].push_back(static_cast<std::int32_t>(token));
     }
   }
   routes.pair_begin.push_back(static_cast<std::int32_t>(routes.pair_of.size()));

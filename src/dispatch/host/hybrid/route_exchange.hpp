@@ -25,7 +25,7 @@ class RouteExchange {
   void pack_records(const HostHandle& handle, int domain, std::int64_t first_record);
   void keep_own(const HostHandle& handle, TokenTable& table) const;
   void receive_records(const HostHandle& handle, int domain, TokenTable& table);
-  void list_pairs(const HostHandle& handle, DomainRoutes& routes) const;
+  void list_pairs(const HostHandle& handle, DomainRoutes& routes);
   /// Whether a token has an expert in a domain.
   [[nodiscard]] bool goes_to(const HostHandle& handle, std::size_t token, int domain) const noexcept;
   [[nodiscard]] std::int32_t id_in_domain(const HostHandle& handle, std::size_t entry, int domain) const noexcept;
@@ -36,6 +36,7 @@ class RouteExchange {
   std::size_t top_k_;
   std::vector<std::int32_t> pairs_to_rank_;      ///< scratch
   std::vector<std::int32_t> dropped_of_expert_;  ///< scratch
+  std::vector<std::int64_t> next_pair_;          ///< [num_domains] scratch
 };
 
 /// Pairs that this rank's peer in domain `source` sends to domain `destination`; numbers of pairs begin at these.
