@@ -175,7 +175,7 @@ class FabricLink final : public DomainLink {
       if (now < next_look) continue;
       next_look = now + kLookForLost;
       group_->check_usable();
-      if (const int lost = group_->find_lost_rank(); lost >= 0) group_->fail(ErrorCode::kPeerLost, Phase::kNone, lost);
+      group_->fail_if_lost(Phase::kNone);
       if (now - start > group_->timeout()) group_->fail(ErrorCode::kTimeout, Phase::kNone, target.peer);
     }
   }

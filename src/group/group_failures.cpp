@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "group/group_impl.hpp"
+#include "group/limits.hpp"
 
 namespace epistle {
 
@@ -30,7 +31,7 @@ GroupFailure GroupImpl::agree_on(const GroupFailure& failure) const noexcept {
   (void)group.report.compare_exchange_strong(none, failure.pack(), std::memory_order_acq_rel);
   world_->notify();
   const int leader = world_->leader_of(rank_);
-  const Clock::time_point deadline = Clock::now() + timeout_ / 4 + std::chrono::milliseconds(100);
+  const Clock::time_point deadline = Clock::now() + patience_behind_root(timeout_);
   while (!agreed_failure() && Clock::now() < deadline && group.uplink_gone.load(std::memory_order_acquire) == 0) {
     if (leader != rank_ && is_lost(leader)) break;
     std::this_thread::sleep_for(kVerdictPause);
@@ -94,7 +95,9 @@ GroupFailure GroupImpl::loss_of(int rank, Phase phase) const noexcept {
 GroupHealth GroupImpl::health() const noexcept {
   if (const auto failure = agreed_failure()) return {failure->code, failure->peer_rank};
   const int lost = find_lost_rank();
-  return lost < 0 ? GroupHealth{} : GroupHealth{ErrorCode::kPeerLost, lost};
+  if (lost < 0) return {};
+  const GroupFailure loss = loss_of(lost, Phase::kNone);
+  return {loss.code, loss.peer_rank};
 }
 
 std::vector<int> GroupImpl::lost_ranks() const {
@@ -118,6 +121,10 @@ bool GroupImpl::failed() const noexcept { return agreed_failure().has_value(); }
 
 void GroupImpl::check_usable() const {
   if (const auto failure = agreed_failure()) raise(*failure, nullptr);
+}
+
+void GroupImpl::fail_if_lost(Phase phase, const MissingRows* missing_rows) {
+  if (const int lost = find_lost_rank(); lost >= 0) raise(agree_on(loss_of(lost, phase)), missing_rows);
 }
 
 void GroupImpl::fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows) {

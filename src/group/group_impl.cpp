@@ -80,7 +80,7 @@ void GroupImpl::fail_founding(ErrorCode code, int peer_rank, const Complaint& co
 void GroupImpl::wait_until_founded() {
   constexpr std::chrono::microseconds kPause{200};
   // Rank 0 waits for the others as long as this, and then says who was missing.
-  const Clock::time_point deadline = Clock::now() + timeout_ + timeout_ / 4 + std::chrono::milliseconds(100);
+  const Clock::time_point deadline = Clock::now() + timeout_ + patience_behind_root(timeout_);
   const int leader = world_->leader_of(rank_);
   while (control_.group().founded.load(std::memory_order_acquire) == 0) {
     if (agreed_failure()) fail_founding(ErrorCode::kPeerLost, leader, std::nullopt);

@@ -147,6 +147,8 @@ class GroupImpl {
   /// failure. That is the first one anybody reported, so it may name another rank than `peer_rank`, which is a rank of
   /// the group.
   [[noreturn]] void fail(ErrorCode code, Phase phase, int peer_rank, const MissingRows* missing_rows = nullptr);
+  /// The same where a rank is lost, of itself or with its host.
+  void fail_if_lost(Phase phase, const MissingRows* missing_rows = nullptr);
 
   /// A rank other than this one that has left the group or whose process has ended; -1 = none. What that rank did
   /// before it went may still be on its way to the caller: look for it once more before calling fail().

@@ -19,6 +19,11 @@ inline constexpr std::chrono::milliseconds kMaxTimeout{std::chrono::hours(24 * 2
   return timeout * 3 / 4;
 }
 
+/// Rank 0 waits first and names the rank at fault; a little patience lets that answer arrive.
+[[nodiscard]] constexpr std::chrono::milliseconds patience_behind_root(std::chrono::milliseconds timeout) noexcept {
+  return timeout / 4 + std::chrono::milliseconds(100);
+}
+
 /// Throws kInvalidArgument unless 1 <= num_ranks <= kMaxRanks.
 void check_num_ranks(int num_ranks);
 

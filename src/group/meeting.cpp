@@ -16,6 +16,7 @@
 
 #include "core/complaint.hpp"
 #include "group/fd_channel.hpp"
+#include "group/limits.hpp"
 #include "group/meeting_address.hpp"
 #include "group/rendezvous_packet.hpp"
 
@@ -286,7 +287,7 @@ class Visit {
         timeout_(timeout),
         deadline_(Clock::now() + timeout),
         // Rank 0 waits first and names the rank at fault; a little patience lets that answer arrive.
-        patience_{.deadline = deadline_ + timeout / 4 + std::chrono::milliseconds(100)} {
+        patience_{.deadline = deadline_ + patience_behind_root(timeout)} {
     hello_.kind = PacketKind::kHello;
     hello_.rank = rank;
     hello_.num_ranks = num_ranks;

@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "group/limits.hpp"
 #include "group/meeting.hpp"
 #include "group/rendezvous_packet.hpp"
 
@@ -17,9 +18,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Rank 0 waits first and names the rank at fault; a little patience lets that answer arrive.
 Deadline deadline_behind_root(std::chrono::milliseconds timeout) {
-  return Clock::now() + timeout + timeout / 4 + std::chrono::milliseconds(100);
+  return Clock::now() + timeout + patience_behind_root(timeout);
 }
 
 UniqueFd duplicate_or_throw(const UniqueFd& file) {

@@ -13,6 +13,7 @@
 
 #include "core/complaint.hpp"
 #include "core/settings.hpp"
+#include "group/limits.hpp"
 #include "group/net/doorman.hpp"
 #include "group/net/stream.hpp"
 #include "group/net/texts.hpp"
@@ -128,7 +129,7 @@ class RootGathering final : public Gathering {
           fmt::format("rank {} came with {} ranks and protocol {}; expected {} ranks and protocol {}. Start all ranks "
                       "with the same program and size",
                       who.rank, who.num_ranks, who.version, rank_.num_ranks, kProtocolVersion));
-      (void)send_text(visitor.socket.get(), failed_answer(*failure_), deadline_);
+      dismiss(visitor, failed_answer(*failure_), deadline_);
       return false;
     }
     UniqueFd& place = socket_of(who.rank);
@@ -188,16 +189,20 @@ class RootGathering final : public Gathering {
     was_told_[static_cast<std::size_t>(peer)] = true;
   }
 
+  /// Whoever goes has been told why: nobody stays for it any more.
+  void dismiss(const Visitor& visitor, const std::string& answer, Deadline end) {
+    (void)send_text(visitor.socket.get(), answer, end);
+    const int rank = visitor.who.rank;
+    if (rank >= 1 && rank < rank_.num_ranks) was_told_[static_cast<std::size_t>(rank)] = true;
+  }
+
   void say_farewell(const std::string& answer) {
     const Deadline end = std::min(deadline_, Clock::now() + kStayForLate);
     while (Clock::now() < end && std::count(was_told_.begin() + 1, was_told_.end(), false) > 0) {
       const Complaint broken = attempt([&] {
         const std::optional<Visitor> late = doorman_.next(end);
         if (!late) return;
-        (void)send_text(late->socket.get(), answer, end);
-        if (late->who.rank >= 1 && late->who.rank < rank_.num_ranks) {
-          was_told_[static_cast<std::size_t>(late->who.rank)] = true;
-        }
+        dismiss(*late, answer, end);
       });
       if (broken) return;
     }
@@ -218,8 +223,7 @@ class PeerGathering final : public Gathering {
       : rank_(rank), socket_(find_root(place, secret, Clock::now() + rank.timeout)) {}
 
   [[nodiscard]] std::vector<std::string> all_gather(const std::string& own) override {
-    // Rank 0 waits first and names the rank at fault; a little patience lets that answer arrive.
-    const Deadline patience = Clock::now() + rank_.timeout + rank_.timeout / 4 + std::chrono::milliseconds(100);
+    const Deadline patience = Clock::now() + rank_.timeout + patience_behind_root(rank_.timeout);
     std::string answer;
     ChannelStatus status = send_text(socket_.get(), own, patience);
     // Rank 0 may have said why before it closed.

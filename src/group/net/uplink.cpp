@@ -274,7 +274,13 @@ void Uplink::tell_failures() {
   const std::uint64_t report = control_.group().report.load(std::memory_order_acquire);
   if (report == 0) return;
   if (!root_is_reachable()) {
-    (void)control_.decide(GroupFailure::unpack(report));
+    // Every host decides for itself, and all come to what they have lost alike.
+    GroupFailure own = GroupFailure::unpack(report);
+    if (own.code != ErrorCode::kAborted) {
+      own.code = links_[0].is_open() ? ErrorCode::kTimeout : ErrorCode::kPeerLost;
+      own.peer_rank = 0;
+    }
+    (void)control_.decide(own);
     return;
   }
   if (std::exchange(told_failure_, true)) return;
@@ -305,7 +311,9 @@ bool Uplink::has_finished() const {
   if (control_.failure()) return true;
   for (const int rank : table_.hosts[static_cast<std::size_t>(host_)].ranks) {
     const Ticket told = told_arrival_[static_cast<std::size_t>(rank)];
-    if (!barriers_[static_cast<std::size_t>(rank)].passed(told)) return false;
+    const Barrier& barrier = barriers_[static_cast<std::size_t>(rank)];
+    // A rank marks its arrival behind the passing: of a step that has passed here the others have yet to hear.
+    if (!barrier.passed(told) || barrier.passed(told + 1)) return false;
   }
   return true;
 }

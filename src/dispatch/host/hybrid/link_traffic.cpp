@@ -66,9 +66,8 @@ void LinkTraffic::wait(Phase phase, int domain, const IsDone& is_done) {
     if (now < next_look) continue;
     next_look = now + kLookInterval;
     context_.group->check_usable();
-    const int lost = context_.group->find_lost_rank();
     // Look again after the death was seen: what the rank has sent may have arrived just before it went.
-    if (lost >= 0 && !is_done()) context_.group->fail(ErrorCode::kPeerLost, phase, lost);
+    if (context_.group->find_lost_rank() >= 0 && !is_done()) context_.group->fail_if_lost(phase);
     if (now - start < context_.group->timeout() || is_done()) continue;
     // Whoever is waited for; a flush waits for whichever peer takes nothing.
     const int late = domain >= 0 ? domain : (own_domain() + 1) % domains().count();
