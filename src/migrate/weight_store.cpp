@@ -133,13 +133,25 @@ void agree_on_same(GroupImpl& group, const Call& call, std::uint64_t digest, con
       {.rank = group.rank(), .peer_rank = peer, .phase = Phase::kCreate});
 }
 
+/// Weights are read where the other ranks have them.
+void check_one_host(const GroupImpl& group) {
+  if (group.num_hosts() == 1) return;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("weights move between ranks that share memory, and the {} ranks of this group are on {} hosts; "
+                  "form a group of the ranks of one host",
+                  group.num_ranks(), group.num_hosts()));
+}
+
 }  // namespace
 
 class WeightStore::Impl {
  public:
   Impl(std::shared_ptr<GroupImpl> group, const WeightStoreConfig& config) : group_(std::move(group)), config_(config) {
-    agree_on_same(*group_, kCreateStore, digest_of(config), "configuration of the weights",
-                  attempt([&] { check_config(config, group_->num_ranks()); }));
+    agree_on_same(*group_, kCreateStore, digest_of(config), "configuration of the weights", attempt([&] {
+      check_config(config, group_->num_ranks());
+      check_one_host(*group_);
+    }));
     cluster_ = cluster_of(config);
     stride_ = whole_pages(config.expert_bytes);
     const std::int32_t most = *std::max_element(cluster_.slots_of_rank.begin(), cluster_.slots_of_rank.end());
@@ -147,8 +159,7 @@ class WeightStore::Impl {
     const std::int64_t own_bytes = bytes_of(cluster_.slots_of_rank[static_cast<std::size_t>(group_->rank())]);
     group_->ask_for_memory(own_bytes, Phase::kCreate);
     group_->take_together(kCreateStore, Phase::kCreate, [&] { region_.commit(0, own_bytes); });
-    wanted_ = table_of(config.slot_experts);
-    take(Places::from(wanted_));
+    take(Places::from(table_of(config.slot_experts)));
   }
 
   ~Impl() {
@@ -185,7 +196,7 @@ class WeightStore::Impl {
 
   bool advance() {
     if (!is_active()) return false;
-    if (group_failed()) {
+    if (group_->failed()) {
       settle();
       group_->check_usable();
     }
@@ -247,7 +258,6 @@ class WeightStore::Impl {
     return region_.base(rank) + whole_pages(sizeof(Control)) + place * stride_;
   }
   [[nodiscard]] bool is_active() const noexcept { return state_ == MigrationState::kCopying; }
-  [[nodiscard]] bool group_failed() const noexcept { return group_->failed(); }
 
   void take(Places places) {
     places_ = std::move(places);
@@ -338,7 +348,6 @@ class WeightStore::Impl {
   std::shared_ptr<GroupImpl> group_;
   WeightStoreConfig config_;
   balance::Cluster cluster_;
-  balance::SlotTable wanted_;
   std::int64_t stride_ = 0;  ///< from place to place
   SymmetricRegion region_;
   Places places_;
