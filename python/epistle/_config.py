@@ -110,7 +110,8 @@ class DispatcherConfig:
     sizing: Exact | Capacity = Exact()
     overflow: str = "error"
     """error, or drop: what does not fit is left out and counted."""
-    order: SumOrder | str = SumOrder.HIERARCHICAL
+    order: SumOrder | str | None = None
+    """None: the dispatcher's own."""
     apply_weights: bool = True
     """combine multiplies by the routing weights."""
     zero_padding: bool = True

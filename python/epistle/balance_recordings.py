@@ -1,4 +1,4 @@
-"""Reads what the recorders of SGLang and vLLM write: expert loads in files of Torch's, with Torch or without."""
+"""Reads what the recorders of SGLang and vLLM write: expert loads in files of Torch's, without Torch."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ _DTYPES = {
     "CharStorage": "<i1",
     "ByteStorage": "<u1",
     "BoolStorage": "?",
+    "BFloat16Storage": "<u2",  # which NumPy has not: widened when it is read
 }
 
 
@@ -66,7 +67,10 @@ class _Unpickler(pickle.Unpickler):
         kind, storage, key = pid[:3]
         if kind != "storage" or not isinstance(storage, _Storage):
             raise RecordingError("it holds something that is no tensor's storage")
-        return np.frombuffer(self._archive.read(f"{self._prefix}/data/{key}"), dtype=_DTYPES[storage.name])
+        values = np.frombuffer(self._archive.read(f"{self._prefix}/data/{key}"), dtype=_DTYPES[storage.name])
+        if storage.name == "BFloat16Storage":
+            return (values.astype("<u4") << 16).view("<f4")
+        return values
 
 
 def _rebuild_tensor(
@@ -84,12 +88,6 @@ def _rebuild_tensor(
 
 def _load(path: pathlib.Path) -> typing.Any:
     try:
-        import torch
-    except ImportError:
-        pass
-    else:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(names) != 1:
@@ -97,7 +95,7 @@ def _load(path: pathlib.Path) -> typing.Any:
             return _Unpickler(archive, names[0].removesuffix("/data.pkl")).load()
     except zipfile.BadZipFile:
         raise RecordingError(
-            "it is no file of torch.save, or of a Torch before 1.6; install torch to read it"
+            "it is no file of torch.save, or of a Torch before 1.6; save it anew with a later one"
         ) from None
     except pickle.UnpicklingError as error:
         raise RecordingError(f"it is damaged: {error}") from None

@@ -86,12 +86,14 @@ DispatcherConfig read_config(const nb::handle& config) {
                           .layout = read_layout(config.attr("layout")),
                           .sizing = read_sizing(config.attr("sizing")),
                           .overflow = parse_enum("overflow", config.attr("overflow"), OverflowPolicy::kDrop),
-                          .order = parse_enum("order", config.attr("order"), SumOrder::kDomains),
                           .apply_weights = get<bool>(config, "apply_weights"),
                           .zero_padding = get<bool>(config, "zero_padding"),
                           .num_buffers = get<std::int32_t>(config, "num_buffers"),
                           .max_handles = get<std::int32_t>(config, "max_handles"),
                           .placement = read_placement(config.attr("placement"))};
+  if (const nb::object order = config.attr("order"); !order.is_none()) {
+    result.order = parse_enum("order", order, SumOrder::kDomains);
+  }
   if (const nb::object output = config.attr("expert_output"); !output.is_none()) {
     result.expert_output = parse_enum("expert_output", output, DType::kRaw);
   }

@@ -245,6 +245,16 @@ def test_loads_of_recorders(tmp_path: pathlib.Path, recorded: object, capsys: py
     assert json.loads(capsys.readouterr().out) == {"loads": (2 * np.array(TOTAL)).tolist(), "ranks": 2}
 
 
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "float16", "bfloat16"])
+def test_files_of_torch_are_read_as_torch_reads_them(tmp_path: pathlib.Path, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    counts = torch.from_numpy(COUNTS).to(getattr(torch, dtype))
+    name = str(tmp_path / "r.pt")
+    # A view whose storage is longer, and laid out otherwise.
+    torch.save({"rank": 0, "logical_count": torch.cat([counts, counts]).transpose(1, 2)[:2].transpose(1, 2)}, name)
+    assert balance_recordings.read_recording(name).tolist() == TOTAL
+
+
 def test_slots_are_mapped_to_experts(tmp_path: pathlib.Path) -> None:
     physical = np.array([[5, 6, 7, 8]], dtype=np.int64)
     name = save_like_torch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import typing
 
 import torch
@@ -15,8 +14,10 @@ from epistle.deep_ep._routes import (
     Dispatchers,
     Payload,
     align_up,
+    gather_numbers,
     largest,
     options_for,
+    rank_starts,
     ranks_of,
 )
 
@@ -314,9 +315,6 @@ class NormalCalls:
     def _gather_counts(self, num_tokens_per_expert: torch.Tensor) -> list[int]:
         """Rows of every local expert, from what all ranks send."""
         sent = num_tokens_per_expert.tolist()
-        packed = self._group.all_gather(struct.pack(f"{len(sent)}q", *sent))
-        totals = [
-            sum(column) for column in zip(*(struct.unpack(f"{len(sent)}q", part) for part in packed), strict=True)
-        ]
-        num_local = len(sent) // self._group.size
-        return totals[self._group.rank * num_local : (self._group.rank + 1) * num_local]
+        totals = [sum(column) for column in zip(*gather_numbers(self._group, sent), strict=True)]
+        starts = rank_starts(len(sent), self._group.size)
+        return totals[starts[self._group.rank] : starts[self._group.rank + 1]]

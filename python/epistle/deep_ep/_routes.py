@@ -10,6 +10,9 @@ import torch
 
 import epistle
 
+if typing.TYPE_CHECKING:
+    from collections.abc import Sequence
+
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _SCALE_BLOCK = 128
 # Handles that may live at once: micro-batches times layers of a training step.
@@ -25,11 +28,15 @@ def join(group: typing.Any, comm: typing.Any = None) -> epistle.Group:
     return epistle.Group.from_torch(group)
 
 
+def gather_numbers(group: epistle.Group, values: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of every rank, as many on each. Collective."""
+    layout = f"{len(values)}q"
+    return [struct.unpack(layout, part) for part in group.all_gather(struct.pack(layout, *values))]
+
+
 def largest_of(group: epistle.Group, *values: int) -> list[int]:
     """Each over the ranks. Collective."""
-    layout = f"{len(values)}q"
-    parts = [struct.unpack(layout, part) for part in group.all_gather(struct.pack(layout, *values))]
-    return [max(column) for column in zip(*parts, strict=True)]
+    return [max(column) for column in zip(*gather_numbers(group, values), strict=True)]
 
 
 def largest(group: epistle.Group, value: int) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 import typing
 
 import torch
 
 from epistle import deep_ep
+from epistle.deep_ep._routes import gather_numbers, rank_starts
 from epistle.engines._bases import base_class, complete, construct
 
 TRIED_WITH = "TensorRT-LLM of September 2026, against its abstract class; not run inside it"
@@ -52,9 +52,7 @@ class _Communication:
         if local_statistic_tensor is None:
             return None
         local = local_statistic_tensor.to("cpu", torch.int64).tolist()
-        layout = f"{len(local)}q"
-        parts = self._buffer._group.all_gather(struct.pack(layout, *local))
-        gathered = torch.tensor([struct.unpack(layout, part) for part in parts])
+        gathered = torch.tensor(gather_numbers(self._buffer._group, local))
         self._statistics = gathered.to(local_statistic_tensor)
         return self._statistics
 
@@ -84,7 +82,7 @@ class _Communication:
             topk_weights=None if weights is None else weights.float(),
         )
         rows, scales = received if isinstance(received, tuple) else (received, None)
-        first = self._num_slots // self._buffer.group_size * self._buffer.rank
+        first = rank_starts(self._num_slots, self._buffer.group_size)[self._buffer.rank]
         global_slots = torch.where(local < 0, self._num_slots, local + first).to(token_selected_slots.dtype)
         if recv_weights is not None and weights is not None:
             recv_weights = recv_weights.to(weights.dtype)
