@@ -59,23 +59,30 @@ struct UnquantisedPart {
   }
 };
 
+/// The larger of two bf16 elements, twice; leaves NaNs out.
+__device__ inline std::uint32_t larger_pair(std::uint32_t a, std::uint32_t b) {
+  const __nv_bfloat162 larger =
+      __hmax2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const std::uint32_t*>(&larger);
+}
+
 /// Quantises the `num_elements` elements of a part, at most kQuantisedElements. One warp.
 __device__ inline void quantise(const UnquantisedPart& part, int num_elements, bool powers_of_two, QuantisedPart& out) {
   constexpr int kElements = UnquantisedPart::kElements;
   constexpr int kLanes = UnquantisedPart::kLanes;
   static_assert(kWarpSize / kLanes == kQuantisedBlocks + 1, "the last lanes hold no block");
-  float largest = 0.0F;
+  std::uint32_t largest_pair = 0;
 #pragma unroll
   for (const uint4& vector : part.v) {
-    float values[kElements];
-    Bf16Format::unpack(vector, values);
-#pragma unroll
-    for (const float value : values) largest = fmaxf(largest, fabsf(value));  // leaves NaNs out
+    for (const std::uint32_t word : {vector.x, vector.y, vector.z, vector.w}) {
+      largest_pair = larger_pair(largest_pair, word & 0x7fff7fffU);
+    }
   }
 #pragma unroll
   for (int step = 1; step < kLanes; step *= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, step));
+    largest_pair = larger_pair(largest_pair, __shfl_xor_sync(kFullWarp, largest_pair, step));
   }
+  const float largest = fmaxf(__uint_as_float(largest_pair << 16), __uint_as_float(largest_pair & 0xffff0000U));
   const fp8::BlockScale scale = fp8::scale_of_block(largest, powers_of_two);
   const int block = lane_id() / kLanes;
   if (block < kQuantisedBlocks) {

@@ -77,15 +77,28 @@ struct CallStart {
   std::int32_t buffer = 0;               ///< of this rank; see call_words.hpp
 };
 
-/// The next call of this rank: every block of its kernel makes the same. False when an earlier one has failed. Reads
-/// past the L1 cache, because a prepare that this kernel overlaps may have ended its call just before.
+/// What the next call of this rank needs from memory. Reads past the L1 cache, because a prepare that this kernel
+/// overlaps may have ended its call just before.
+struct NextCall {
+  std::uint32_t failed;
+  std::uint32_t prepared;
+  std::uint64_t completed;
+
+  /// Asks for it: nothing waits before finish(), so that a kernel can ask for what else it needs.
+  __device__ NextCall(const DeviceGroup& group, const CallStart& start)
+      : failed(__ldcg(&group.local->failed)),
+        prepared(start.handle != nullptr ? __ldcg(&start.handle->prepared) : 0),
+        completed(__ldcg(&group.local->epoch)) {}
+
+  /// The next call: every block of its kernel makes the same. False when an earlier one has failed.
+  __device__ bool finish(const DeviceGroup& group, const CallStart& start, CallContext& call) const {
+    const auto epoch = static_cast<std::uint32_t>(completed + 1);
+    call = {&group, epoch, call_word(epoch, start.call, prepared, start.buffer), start.phase};
+    return failed == 0;
+  }
+};
 __device__ inline bool next_call(const DeviceGroup& group, const CallStart& start, CallContext& call) {
-  // All loads before any is looked at: a kernel's first waits for memory are part of every call's time.
-  const std::uint32_t failed = __ldcg(&group.local->failed);
-  const std::uint32_t prepared = start.handle != nullptr ? __ldcg(&start.handle->prepared) : 0;
-  const auto epoch = static_cast<std::uint32_t>(__ldcg(&group.local->epoch) + 1);
-  call = {&group, epoch, call_word(epoch, start.call, prepared, start.buffer), start.phase};
-  return failed == 0;
+  return NextCall(group, start).finish(group, start, call);
 }
 
 __device__ inline std::uint32_t* work_queue(const CallContext& call, WorkQueue queue) {
@@ -110,10 +123,12 @@ __device__ inline bool has_failed(const DeviceGroup& group) {
 }
 
 /// Where the announcement of `source` stands in the control section of `rank`.
-__device__ inline std::uint64_t* ready_flag(const CallContext& call, int rank, int source) {
-  const DeviceGroup& group = *call.group;
+__device__ inline std::uint64_t* ready_flag(const DeviceGroup& group, std::uint32_t epoch, int rank, int source) {
   return group.control_at<std::uint64_t>(rank, group.control.ready_offset()) +
-         static_cast<int>(call.epoch & 1U) * group.num_ranks + source;
+         static_cast<int>(epoch & 1U) * group.num_ranks + source;
+}
+__device__ inline std::uint64_t* ready_flag(const CallContext& call, int rank, int source) {
+  return ready_flag(*call.group, call.epoch, rank, source);
 }
 __device__ inline const std::uint64_t* ready_flag(const CallContext& call, int source) {
   return ready_flag(call, call.group->rank, source);
@@ -243,13 +258,18 @@ __device__ inline void announce_early(const CallContext& call, std::int32_t buff
   }
 }
 
-/// Tells every rank that this one has started the call. By the first threads of one block. Needs no fence: what this
-/// rank did before, it did in kernels that have ended.
-__device__ inline void announce(const CallContext& call) {
-  const DeviceGroup& group = *call.group;
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    store_relaxed(ready_flag(call, peer, group.rank), call.announced);
+/// Tells every rank that this one has started the call. By `num_threads` threads of one block. Needs no fence: what
+/// this rank did before, it did in kernels that have ended. `group`: that of the call, where the kernel has it at hand;
+/// every look through a pointer to a kernel's arguments is a wait for memory.
+__device__ inline void announce(const DeviceGroup& group, const CallContext& call, int thread, int num_threads) {
+#pragma unroll 1
+  for (int peer = thread; peer < group.num_ranks; peer += num_threads) {
+    store_relaxed(ready_flag(group, call.epoch, peer, group.rank), call.announced);
   }
+}
+/// The same by the whole block.
+__device__ inline void announce(const CallContext& call) {
+  announce(*call.group, call, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
 }
 
 /// Where the blocks of a source say in this rank's control section that they are done.
@@ -332,16 +352,18 @@ __device__ inline bool is_last_block(std::uint32_t* counter) {
   return last;
 }
 
-/// Empties the work queues of the next call.
-__device__ inline void clear_queues(const CallContext& call) {
-  for (std::uint32_t& taken : call.group->local->queues[(call.epoch + 1) & 1U]) taken = 0;
+/// Empties the work queues of the call behind that of an epoch.
+__device__ inline void clear_queues(LocalState& local, std::uint32_t epoch) {
+  for (std::uint32_t& taken : local.queues[(epoch + 1) & 1U]) taken = 0;
 }
+__device__ inline void clear_queues(const CallContext& call) { clear_queues(*call.group->local, call.epoch); }
 
 /// The call is complete for the next kernel. By one thread, when every block of this one has read the epoch.
-__device__ inline void finish_epoch(const CallContext& call) {
-  clear_queues(call);
-  call.group->local->epoch = call.epoch;
+__device__ inline void finish_epoch(LocalState& local, std::uint32_t epoch) {
+  clear_queues(local, epoch);
+  local.epoch = epoch;
 }
+__device__ inline void finish_epoch(const CallContext& call) { finish_epoch(*call.group->local, call.epoch); }
 
 /// True in the last block that comes here, and there in one thread only.
 __device__ inline bool leaves_last(const DeviceGroup& group, int thread = 0) {
@@ -353,9 +375,10 @@ __device__ inline bool leaves_last(const DeviceGroup& group, int thread = 0) {
 
 /// Ends the call of this kernel, at the last of its blocks that comes here. Every block does, after it has read the
 /// epoch; `thread` sees to it, and waits for memory.
-__device__ inline void leave_call(const CallContext& call, int thread = 0) {
-  if (leaves_last(*call.group, thread)) finish_epoch(call);
+__device__ inline void leave_call(const DeviceGroup& group, const CallContext& call, int thread) {
+  if (leaves_last(group, thread)) finish_epoch(*group.local, call.epoch);
 }
+__device__ inline void leave_call(const CallContext& call) { leave_call(*call.group, call, 0); }
 
 /// Tells the host that the ranks did not agree on a call, once where both halves find it. By one thread, with all
 /// announcements there. What the host has not looked at yet stays.

@@ -13,11 +13,12 @@ struct BlockShare {
   int count;
 };
 
+__device__ inline CallStart sum_call_start(const SumArgs& args) {
+  return {.call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
+}
 /// False where the call is not to be made. By a kernel that has waited for the one before it.
 __device__ inline bool next_sum_call(const SumArgs& args, CallContext& call) {
-  const CallStart start{
-      .call = args.call, .phase = Phase::kCombine, .handle = args.handle.totals, .buffer = args.buffer};
-  return next_call(args.group, start, call);
+  return next_call(args.group, sum_call_start(args), call);
 }
 /// The same, after that wait.
 __device__ inline bool begin_sum(const SumArgs& args, CallContext& call) {

@@ -260,10 +260,16 @@ std::shared_ptr<CudaHandleState> CudaEngine::acquire_handle() {
     if (handle->checked) return handle;
     if (oldest == nullptr || handle->prepare_id < oldest->prepare_id) oldest = handle;
   }
-  if (oldest == nullptr || is_capturing()) {
+  if (oldest == nullptr || (is_capturing() && !oldest->is_complete() && !oldest->has_passed_on_device())) {
     throw complain(ErrorCode::kInvalidArgument, Phase::kLayout, all_handles_in_use(context_.config.max_handles));
   }
-  if (!oldest->finished) wait_for_summary(*oldest);
+  if (!oldest->finished) {
+    if (is_capturing()) {
+      oldest->finish();
+    } else {
+      wait_for_summary(*oldest);
+    }
+  }
   check_summary(*oldest);
   return oldest;
 }

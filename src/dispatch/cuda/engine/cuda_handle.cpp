@@ -11,6 +11,21 @@
 #include "gpu/private_stream.hpp"
 
 namespace epistle::cuda {
+namespace {
+
+/// Lets this thread ask the device while it captures a stream: of another stream, which is no part of the graph.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { check_cuda(cudaThreadExchangeStreamCaptureMode(&mode_), "setting a capture mode"); }
+  ~RelaxedCapture() { static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+}  // namespace
 
 CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int rank)
     : layout_(layout), device_(device), rank_(rank), ranks_(layout.params().num_ranks) {
@@ -20,8 +35,8 @@ CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int r
     carve_handle(carver, layout, arrays);
     if (!placing) memory_ = allocate_on(device, carver.num_bytes());
   }
-  pinned_ = PinnedMemory(summary_bytes(ranks_));
-  summary = reinterpret_cast<Summary*>(pinned_.get());
+  pinned_ = PinnedMemory(kProbeBytes + summary_bytes(ranks_));
+  summary = reinterpret_cast<Summary*>(pinned_.get() + kProbeBytes);
   pairs.reserve(static_cast<std::size_t>(ranks_) * static_cast<std::size_t>(ranks_));
 }
 
@@ -71,8 +86,21 @@ bool CudaHandleState::has_passed() const noexcept {
   return std::atomic_ref<std::uint64_t>(summary->passed_id).load(std::memory_order_acquire) == prepare_id;
 }
 
+bool CudaHandleState::has_passed_on_device() {
+  if (!routed) return false;
+  const DeviceGuard guard(device_);
+  const RelaxedCapture relaxed;
+  cudaStream_t stream = private_stream(device_);
+  auto* seen = reinterpret_cast<std::uint64_t*>(pinned_.get());
+  check_cuda(cudaMemcpyAsync(seen, &arrays.summary->passed_id, sizeof(*seen), cudaMemcpyDeviceToHost, stream),
+             "looking whether the counts of a handle are there");
+  check_cuda(cudaStreamSynchronize(stream), "looking whether the counts of a handle are there");
+  return *seen == prepare_id;
+}
+
 void CudaHandleState::fetch_summary() {
   const DeviceGuard guard(device_);
+  const RelaxedCapture relaxed;
   cudaStream_t stream = private_stream(device_);
   // Not the ids, which the device may be writing again.
   constexpr std::size_t kBegin = offsetof(Summary, finding);
@@ -85,7 +113,7 @@ void CudaHandleState::fetch_summary() {
 
 void CudaHandleState::finish() {
   finished = true;
-  if (has_passed()) fetch_summary();
+  if (routed) fetch_summary();
   stats = RoutingStats{.num_tokens = summary->num_tokens};
   const std::int32_t* matrix = pair_matrix();
   pairs.assign(matrix, matrix + static_cast<std::ptrdiff_t>(ranks_) * ranks_);
@@ -124,7 +152,7 @@ void CudaHandleState::wait_for_counts() {
 
 bool CudaHandleState::counts_are_known() {
   if (is_settled()) return true;
-  if (!reader_ || !is_complete()) return false;
+  if (!reader_ || (!is_complete() && !has_passed_on_device())) return false;
   reader_(*this, false);
   return true;
 }

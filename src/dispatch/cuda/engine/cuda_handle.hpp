@@ -33,8 +33,10 @@ class CudaHandleState final : public HandleState {
   [[nodiscard]] bool is_complete() const noexcept;
   /// True when it is in host memory.
   [[nodiscard]] bool has_summary() const noexcept;
-  /// True when it has found nothing, and kept its numbers.
+  /// True when it has found nothing, has kept its numbers, and has told so, which combine does.
   [[nodiscard]] bool has_passed() const noexcept;
+  /// The same where nobody has told yet: asks the device, which takes some microseconds but waits for no kernel.
+  [[nodiscard]] bool has_passed_on_device();
   /// Takes stats and output from the summary, wherever it is.
   void finish();
 

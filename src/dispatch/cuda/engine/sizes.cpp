@@ -107,7 +107,7 @@ std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_rank
   carve_handle(carver, DispatchLayout(to_layout_params(config, num_ranks)), arrays);
   const std::int64_t handle_bytes = carver.num_bytes() * config.max_handles;
   const std::int64_t pinned_bytes =
-      static_cast<std::int64_t>(sizeof(HostControl)) + summary_bytes(num_ranks) * config.max_handles;
+      static_cast<std::int64_t>(sizeof(HostControl)) + (kProbeBytes + summary_bytes(num_ranks)) * config.max_handles;
   BufferCarver quantised(nullptr);
   std::byte* rows = nullptr;
   std::byte* scales = nullptr;

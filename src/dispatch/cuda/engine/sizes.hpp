@@ -44,6 +44,8 @@ void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArra
 void carve_placement(BufferCarver& carver, const ResolvedConfig& config, int num_ranks, SlotTables& tables) noexcept;
 /// Room for the rows of a call and their scales, where rows become fp8 on their way.
 void carve_quantised(BufferCarver& carver, const ResolvedConfig& config, std::byte*& rows, std::byte*& scales) noexcept;
+/// Pinned memory of a handle, before its summary, into which the host copies what it wants to see of the device's.
+inline constexpr std::int64_t kProbeBytes = 16;
 /// Host memory in which the device tells of one handle.
 [[nodiscard]] std::int64_t summary_bytes(int num_ranks) noexcept;
 /// What a rank takes besides its buffers.

@@ -11,7 +11,8 @@
 namespace epistle::cuda {
 namespace {
 
-/// Warps of a block that read the routing and wait for counts, while the others send rows.
+/// Warps of a block that are the first to read the routing, and wait for counts, while the others quantise and send
+/// rows.
 constexpr int kKeeperWarps = 6;
 constexpr int kSenderWarps = kLineWarps - kKeeperWarps;
 constexpr int kKeeperBarrier = 1;
@@ -76,57 +77,82 @@ __device__ void write_pairs(const PrepareArgs& args, const LineTables& t, Summar
   }
 }
 
-/// What the handle and the host are told of the call as a whole; by the warps of `team`, at least four, each something
-/// else. Not inlined, as it is called from two places.
-__device__ __noinline__ void keep_books(const LineDispatchArgs& args, const CallContext call, std::byte* memory,
-                                        const Books books, const Exchange exchange, const Team team) {
+/// The numbers of a call as a whole, for the host and for later calls; by one thread.
+__device__ void write_numbers(const PrepareArgs& args, const LineTables& t, const Received& mine,
+                              std::int32_t content_rows, std::int64_t remote) {
+  Summary& summary = *args.handle.summary;
+  args.handle.totals->content_rows = content_rows;
+  summary.content_rows = content_rows;
+  summary.num_rows = mine.num_rows;
+  summary.padding_rows = mine.num_rows - content_rows;
+  summary.sent_remote_assignments = remote;
+  summary.dropped_by_this_rank = 0;
+  summary.dropped_here = 0;
+  summary.dropped_in_group = 0;
+  summary.num_tokens = *t.all.routed;
+  summary.peer = -1;
+  summary.finding = static_cast<std::uint32_t>(Finding::kNone);
+}
+
+/// What the handle and the host are told of a call that all ranks go into; by the whole block, each warp something
+/// else, and nobody waits for it.
+__device__ void keep_books(const LineDispatchArgs& args, const CallContext& call, const LineTables& t,
+                           const Books& books) {
+  const PrepareArgs& routing = args.routing;
+  const int ranks = routing.group.num_ranks;
+  Exchange exchange{};
+  exchange.refusing_rank = -1;
+  exchange.overflow_rank = -1;
+  const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  constexpr int kTotalsWarp = 0;
+  constexpr int kSummaryWarp = 1;
+  constexpr int kOthers = 2 * kWarpSize;
+  if (warp == kTotalsWarp) {
+    write_totals(routing, call, t.all, exchange, received(routing, t.all, exchange));
+  } else if (warp == kSummaryWarp) {
+    write_pairs(routing, t, *routing.handle.summary);
+    const Received mine = received(routing, t.all, exchange);
+    if (lane_id() == 0) {
+      write_numbers(routing, t, mine, routing.layout.token_major() ? mine.num_pairs : books.content, books.remote);
+    }
+    __syncwarp();
+    // Nothing of it crosses to the host before somebody asks, or combine tells (LineCombineArgs::passed_id): a kernel
+    // waits for what it writes there.
+    if (lane_id() == 0) {
+      fence_device();
+      *static_cast<volatile std::uint64_t*>(&routing.handle.summary->passed_id) = routing.prepare_id;
+    }
+  } else {
+    const Team others{static_cast<int>(threadIdx.x) - kOthers, kLineThreads - kOthers, 0};
+    write_expert_counts(routing, t, t.all.out_rows[routing.group.rank], others);
+#pragma unroll 1
+    for (int e = others.thread; e < routing.group.control.num_experts; e += others.count) {
+      count_expert_tokens(routing, e, t.routing.count(expert_column(ranks, e)));
+    }
+  }
+}
+
+/// The same of a call in which nothing is received, as the ranks do not agree, or one has refused its input. Rare.
+__device__ __noinline__ void keep_refusal(const LineDispatchArgs& args, const CallContext call, std::byte* memory,
+                                          const Books books, const Exchange exchange) {
   const PrepareArgs& routing = args.routing;
   const LineTables t = tables_of(routing, memory);
   Summary& summary = *routing.handle.summary;
-  const bool token_major = routing.layout.token_major();
-  const int warp = team.thread / kWarpSize;
+  const Received mine = received(routing, t.all, exchange);
+  const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
   if (warp == 0) {
-    const Received mine = received(routing, t.all, exchange);
     write_totals(routing, call, t.all, exchange, mine);
-    if (lane_id() == 0) {
-      const std::int32_t content_rows = token_major ? mine.num_pairs : exchange.refused ? 0 : books.content;
-      routing.handle.totals->content_rows = content_rows;
-      summary.content_rows = content_rows;
-      summary.num_rows = mine.num_rows;
-      summary.padding_rows = mine.num_rows - content_rows;
-    }
-  } else if (warp == 1) {
     write_pairs(routing, t, summary);
-  } else if (warp == 2) {
     if (lane_id() == 0) {
-      summary.sent_remote_assignments = exchange.remote_assignments;
-      summary.dropped_by_this_rank = 0;
-      summary.dropped_here = 0;
-      summary.dropped_in_group = 0;
-      summary.num_tokens = *t.all.routed;
-      summary.peer = -1;
-      summary.finding = static_cast<std::uint32_t>(Finding::kNone);
-      if (exchange.refused) find_fault(routing, call, exchange, summary);
-    }
-  } else {
-    constexpr int kOthers = 3 * kWarpSize;
-    const Team others{team.thread - kOthers, team.count - kOthers, team.barrier};
-    write_expert_counts(routing, t, t.all.out_rows[routing.group.rank], others);
-#pragma unroll 1
-    for (int e = others.thread; e < routing.group.control.num_experts && !exchange.refused; e += others.count) {
-      count_expert_tokens(routing, e, t.routing.count(expert_column(routing.group.num_ranks, e)));
+      write_numbers(routing, t, mine, 0, books.remote);
+      find_fault(routing, call, exchange, summary);
     }
   }
-  team.meet();
-  if (team.thread != 0) return;
-  if (!exchange.refused) {
-    // Nothing of it has to cross to the host before somebody asks, and no write there is waited for.
-    fence_device();
-    *static_cast<volatile std::uint64_t*>(&routing.summary->passed_id) = routing.prepare_id;
-  } else {
-    tell_finding(routing, summary);
-    publish_summary(routing);
-  }
+  write_expert_counts(routing, t, t.all.out_rows[routing.group.rank], whole_block());
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  tell_finding(routing, summary);
+  publish_summary(routing);
 }
 
 /// What the warps of a block have in common.
@@ -137,21 +163,18 @@ struct BlockState {
   volatile std::uint32_t touched;
 };
 
-/// The block that keeps the books waits for all counts, and tells of them as soon as they are there.
-__device__ bool settle_books(const LineDispatchArgs& args, const CallContext& call, LineTables& t, std::byte* memory,
-                             bool refused, const Team& team, BlockState& state) {
-  const PrepareArgs& routing = args.routing;
-  const bool ok = await_books(routing, call, args.lines, t, refused, team, state.refusing_rank, state.books);
-  team.meet();
-  place_sources(routing, t, true, team);
-  team.meet();
-  if (team.thread == 0) state.placed = 1;
+/// The block that keeps the books waits for all counts, and tells of them as soon as they are there. All of it.
+__device__ bool settle_books(const LineDispatchArgs& args, const CallContext& call, const LineTables& t, bool refused,
+                             BlockState& state) {
+  const bool ok = await_books(args.routing, call, args.lines, t, refused, state.refusing_rank, state.books);
+  __syncthreads();
+  if (threadIdx.x < kWarpSize) {
+    const int ranks = args.routing.group.num_ranks;
+    place_pairs(t, ranks, [&](int source) { return t.all.tokens[source * ranks + args.routing.group.rank]; });
+  }
   if (state.books.trouble != 0) return ok;
-  Exchange exchange{};
-  exchange.refusing_rank = -1;
-  exchange.overflow_rank = -1;
-  exchange.remote_assignments = state.books.remote;
-  keep_books(args, call, memory, state.books, exchange, team);
+  keep_books(args, call, t, state.books);
+  if (args.routing.layout.params().layout == OutputLayout::kExpertBlocks) describe_block_padding(args.routing, t);
   return ok;
 }
 
@@ -190,46 +213,44 @@ __global__ void __launch_bounds__(kLineThreads, 1)
       state.books = Books{};
       state.placed = 0;
     }
-    keepers.meet();
   }
+  __syncthreads();
   wait_for_start(group);
   if (args.next_starts_early) let_next_kernel_start();
+  const CallStart start{.call = routing.call, .phase = Phase::kLayout, .buffer = args.buffer};
+  const NextCall next(group, start);
   EarlyRouting early;
-  if (!sends) early.load(routing, args.lines, keepers);
+  // The others help with what is more than an entry for each of their threads.
+  const Team readers{sends ? keepers.count + senders.thread : keepers.thread, kLineThreads, 0};
+  early.load(routing, args.lines, readers);
   typename LineSender<kQuantises>::Given given{};
   typename LineSender<kQuantises>::RowChunk data{};
   if (sends_rows) sender.load(sending.idx, given);
-  if (!next_call(group, {.call = routing.call, .phase = Phase::kLayout, .buffer = args.buffer}, call)) return;
-  if (keeps_books && has_send) announce(call);
-  bool bad = false;
-  if (!sends) {
-    bad = read_routing<kPlaced>(routing, args.lines, t, early, keepers);
-    if (keeps_books && keepers.thread == 0) *t.all.routed = early.num_routed(routing);
-  } else if (sends_rows) {
-    sender.make(given, sending.idx, data);
-  }
+  if (!next.finish(group, start, call)) return;
+  if (sends_rows) sender.make(given, sending.idx, data);
+  const bool bad = read_routing<kPlaced>(routing, args.lines, t, early, readers);
+  if (keeps_books && readers.thread == 0) *t.all.routed = early.num_routed(routing);
   if (lane_id() == 0) state.touched = touch;
   // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
   const bool refused = __syncthreads_or(bad) != 0;
   bool ok = true;
-  if (sends) {
-    if (has_send) {
-      tell_line_counts(call, args.lines, t, refused, senders);
-      if (sends_rows && !refused) sender.run(sending, data, given);
-    }
-    if (keeps_books && has_receive) ok = settle_books(args, call, t, shared, refused, senders, state);
-  } else if (has_receive && !keeps_books) {
-    const bool with_experts = !routing.layout.token_major();
-    ok = await_tables(call, args.lines, t, refused, with_experts, keepers, state.refusing_rank);
-    keepers.meet();
-    place_sources(routing, t, with_experts, keepers);
+  if (keeps_books && has_send && !sends) announce(group, call, keepers.thread, keepers.count);
+  if (sends && has_send) {
+    tell_line_counts(group, call, args.lines, t, refused, senders);
+    if (sends_rows && !refused) sender.run(sending, data, given);
+  }
+  if (has_receive && keeps_books) {
+    ok = settle_books(args, call, t, refused, state);
+  } else if (has_receive && !sends) {
+    ok = place_received(routing, call, args.lines, t, refused, keepers, state.refusing_rank);
+    // Nearly: a block whose warps still watch meets in a moment.
     if (keepers.thread == 0) state.placed = 1;
   }
   if (!has_receive) return;
   typename LineReceiver<kQuantises>::Unit first;
-  if (moves_rows) receiver.watch(receiving.idx, state.placed, first);
+  if (moves_rows && !keeps_books) receiver.watch(receiving.idx, state.placed, first);
   const bool disagreed = __syncthreads_and(ok) == 0;
-  leave_call(call, kLineThreads - 1);
+  leave_call(group, call, kLineThreads - 1);
   if (disagreed) {
     // Either a wait was given up, or all ranks see that they disagree: then the routing is a void one.
     const bool agreed = settle(call);
@@ -246,12 +267,13 @@ __global__ void __launch_bounds__(kLineThreads, 1)
     LinePadding{args, t, receiving}.run();
   }
   if (!keeps_books || !nothing) return;
+  if (routing.layout.params().layout == OutputLayout::kExpertBlocks) describe_block_padding(routing, t);
   Exchange exchange{};
   exchange.disagreed = disagreed;
   exchange.refusing_rank = refuser;
   exchange.overflow_rank = -1;
   exchange.refused = true;
-  keep_books(args, call, shared, state.books, exchange, whole_block());
+  keep_refusal(args, call, shared, state.books, exchange);
   if (disagreed) abandon_call(call, false);  // the summary tells the host
 }
 

@@ -7,7 +7,10 @@ namespace epistle::cuda {
 // Each in the file of its kernel.
 const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept;
 std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept;
-const void* line_combine_kernel_address(DType dtype, bool aligned) noexcept;
+const void* combine_experts_address(DType dtype, bool aligned) noexcept;
+const void* combine_ranks_address(DType dtype, bool aligned, bool token_rows) noexcept;
+cudaError_t launch_combine_experts(const LineCombineArgs& args, bool aligned, cudaStream_t stream);
+cudaError_t launch_combine_ranks(const LineCombineArgs& args, bool aligned, cudaStream_t stream);
 const void* line_complete_kernel_address() noexcept;
 std::int64_t line_complete_shared_bytes(const DispatchLayout& layout) noexcept;
 
@@ -18,9 +21,11 @@ std::int64_t line_shared_bytes(const DispatchLayout& layout) noexcept {
 cudaError_t load_line_kernels(const LinePlan& lines) {
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
     for (const bool aligned : {false, true}) {
-      cudaFuncAttributes attributes;
-      const cudaError_t error = cudaFuncGetAttributes(&attributes, line_combine_kernel_address(dtype, aligned));
-      if (error != cudaSuccess) return error;
+      for (const void* kernel : {combine_experts_address(dtype, aligned), combine_ranks_address(dtype, aligned, false),
+                                 combine_ranks_address(dtype, aligned, true)}) {
+        const cudaError_t error = allow_all_shared_memory(kernel);
+        if (error != cudaSuccess) return error;
+      }
     }
   }
   if (!lines.routes) return cudaSuccess;
@@ -29,6 +34,16 @@ cudaError_t load_line_kernels(const LinePlan& lines) {
     if (error != cudaSuccess) return error;
   }
   return allow_all_shared_memory(line_complete_kernel_address());
+}
+
+cudaError_t launch_line_combine(const LineCombineArgs& args, cudaStream_t stream) {
+  const SumArgs& sum = args.sum;
+  const std::uint64_t bits = reinterpret_cast<std::uint64_t>(sum.rows) | reinterpret_cast<std::uint64_t>(sum.out) |
+                             static_cast<std::uint64_t>(sum.out_stride) |
+                             static_cast<std::uint64_t>(args.lines.combine_row_bytes);
+  const bool aligned = bits % kUnitBytes == 0;
+  return sum.layout.can_combine_per_rank() ? launch_combine_ranks(args, aligned, stream)
+                                           : launch_combine_experts(args, aligned, stream);
 }
 
 }  // namespace epistle::cuda

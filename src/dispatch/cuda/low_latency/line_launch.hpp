@@ -28,6 +28,9 @@ struct LineCombineArgs {
   SumArgs sum;
   LinePlan lines;
   bool next_starts_early = false;
+  /// The host is told that the dispatch of the handle has passed (Summary::passed_id); null: it knows.
+  std::uint64_t* passed_id = nullptr;
+  std::uint64_t prepare_id = 0;
 };
 
 /// Gives the rows of a routing their places at their ranks, which a dispatch by lines leaves open.

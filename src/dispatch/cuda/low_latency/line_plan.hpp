@@ -129,7 +129,8 @@ struct LinePlan {
   std::int32_t row_chunks = 0;
   std::int32_t scale_chunks = 0;  ///< of scales that travel as they are given
   std::int32_t combine_chunks = 0;
-  std::int32_t dispatch_parts = 0;  ///< what of a dispatched row warps move, each by itself: header, row, scales
+  std::int32_t dispatch_parts =
+      0;  ///< what of a dispatched row is for a warp each: header, chunks of row and scales, the handle
   std::uint32_t slot_bytes = 0;
   std::uint32_t combine_slot_bytes = 0;
   std::int64_t counts_bytes =
@@ -146,7 +147,7 @@ struct LinePlan {
     row_chunks = chunks_of(row_lines);
     scale_chunks = chunks_of(scale_lines);
     combine_chunks = chunks_of(combine_lines);
-    dispatch_parts = 1 + row_chunks + scale_chunks;
+    dispatch_parts = 1 + row_chunks + scale_chunks + 1;
     slot_bytes = static_cast<std::uint32_t>((header_lines + row_lines + scale_lines) * kLineBytes);
     combine_slot_bytes = static_cast<std::uint32_t>(combine_lines * kLineBytes);
     counts_bytes = (std::int64_t{num_ranks} * num_columns * 8 + kLineBytes - 1) / kLineBytes * kLineBytes;
@@ -197,7 +198,7 @@ struct LinePlan {
 
 /// Words of 32 bits before the three arrays of a header.
 inline constexpr std::int32_t kHeaderStart = 2;
-/// The header of a row: its token, the place of the receiver among the token's sends, and by top-k position the local
+/// The header of a row: its token, a word that means nothing, and by top-k position the local
 /// expert (-1: not there), the row's place among those of this source and expert, and the weight.
 [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t header_words(std::int32_t top_k) noexcept {
   return kHeaderStart + 3 * top_k;

@@ -19,7 +19,7 @@ struct WarpScratch {
     alignas(16) std::byte chunk[Chunk::kBytes];
   };
   std::uint32_t header[(kHeaderStart + 3 * kMaxLineTopK + 31) / 32 * 32];
-  uint4 head[kWarpSize];  ///< a received header's lines
+  alignas(16) std::int32_t rows[kWarpSize];  ///< that a received row goes to
 };
 
 struct LineTables {
@@ -173,9 +173,8 @@ __device__ inline std::uint64_t* line_counts(const DeviceGroup& group, const Lin
 inline constexpr int kFewRanks = 8;
 
 /// Tells every rank what this one has counted; each of the blocks that do so its share of the columns.
-__device__ inline void tell_line_counts(const CallContext& call, const LinePlan& lines, const LineTables& t,
-                                        bool refused, const Team& team) {
-  const DeviceGroup& group = *call.group;
+__device__ inline void tell_line_counts(const DeviceGroup& group, const CallContext& call, const LinePlan& lines,
+                                        const LineTables& t, bool refused, const Team& team) {
   const auto num_blocks = static_cast<int>(gridDim.x);
   const bool alone = group.num_ranks <= kFewRanks;
   const int share = alone ? num_blocks - 1 - static_cast<int>(blockIdx.x) : static_cast<int>(blockIdx.x);
@@ -221,61 +220,135 @@ __device__ inline std::int32_t await_line_count(const CallContext& call, int sou
   return static_cast<std::int32_t>(word);
 }
 
-/// Counts of all ranks, as far as this one needs them to place what it receives; `with_experts`: of its experts too.
-/// `refusing_rank` (shared by the block) becomes the first rank that refused its input, if there is one. False in a
-/// thread that has given up a wait.
-__device__ inline bool await_tables(const CallContext& call, const LinePlan& lines, const LineTables& t, bool refused,
-                                    bool with_experts, const Team& team, int& refusing_rank) {
-  constexpr int kLoads = 3;  // on their way at once
-  const DeviceGroup& group = *call.group;
+/// What all ranks have counted in one column, source by source: `see(source, value)`.
+template <typename See>
+__device__ inline void await_column(const DeviceGroup& group, const CallContext& call, const LinePlan& lines,
+                                    const LineTables& t, bool refused, int column, bool& ok, const See& see) {
+  constexpr int kLoads = 4;  // on their way at once
   const int ranks = group.num_ranks;
-  const int first_expert = expert_column(ranks, t.all.first[group.rank]);
-  // Of each source: whether it refused, its tokens for each rank, what it has for the experts here.
-  const int per_source = 1 + ranks + (with_experts ? t.num_local : 0);
-  const int count = ranks * per_source;
-  const float inverse = __frcp_rn(static_cast<float>(per_source));
-  bool ok = true;
 #pragma unroll 1
-  for (int begin = team.thread; begin < count; begin += kLoads * team.count) {
-    std::uint64_t words[kLoads];
-    const std::uint64_t* places[kLoads];
-    int sources[kLoads];
-    int columns[kLoads];
+  for (int first = 0; first < ranks; first += kLoads) {
+    std::uint64_t words[kLoads] = {};
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
-      const int i = begin + j * team.count;
-      // Exact, as in RankFinder.
-      const auto source = static_cast<int>((static_cast<float>(i) + 0.5F) * inverse);
-      const int idx = i - source * per_source;
-      sources[j] = i < count ? source : -1;
-      columns[j] = idx == 0 ? t.routing.num_columns : idx <= ranks ? idx - 1 : first_expert + idx - 1 - ranks;
-      words[j] = 0;
-      places[j] = line_counts(group, lines, call.epoch, group.rank, source) + columns[j];
-      if (i < count && source != group.rank) words[j] = load_relaxed(places[j]);
+      const int source = first + j;
+      if (source >= ranks || source == group.rank) continue;
+      words[j] = load_relaxed(line_counts(group, lines, call.epoch, group.rank, source) + column);
     }
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
-      const int source = sources[j];
-      const int column = columns[j];
-      if (source < 0) continue;
-      const bool is_status = column == t.routing.num_columns;
+      const int source = first + j;
+      if (source >= ranks) continue;
       std::int32_t value = 0;
       if (source != group.rank) {
-        value = await_line_count(call, source, places[j], words[j], ok);
-      } else if (is_status) {
+        value = await_line_count(call, source, line_counts(group, lines, call.epoch, group.rank, source) + column,
+                                 words[j], ok);
+      } else if (column == t.routing.num_columns) {
         value = refused ? 1 : 0;
       } else if (!refused) {
         value = t.routing.count(column);
       }
-      if (is_status) {
-        if (value != 0) atomicMin(&refusing_rank, source);
-      } else if (column < ranks) {
-        t.all.tokens[source * ranks + column] = value;
-      } else {
-        t.begin[source * t.num_local + column - first_expert] = value;
-      }
+      see(source, value);
     }
   }
+}
+
+/// Adds up where the rows of one expert here begin, source by source. In blocks that is known at once; elsewhere they
+/// also begin behind those of the experts before it (place_behind()).
+struct ExpertPlaces {
+  const LineTables& t;
+  int local;
+  std::int32_t begin;
+  std::int32_t total = 0;
+
+  __device__ ExpertPlaces(const DispatchLayout& layout, const LineTables& tables, int local_expert)
+      : t(tables),
+        local(local_expert),
+        begin(layout.params().layout == OutputLayout::kExpertBlocks
+                  ? local_expert * static_cast<std::int32_t>(layout.params().capacity_rows)
+                  : 0) {}
+  __device__ void add(int source, std::int32_t count) {
+    t.begin[source * t.num_local + local] = begin + total;
+    total += count;
+  }
+  __device__ void keep(int expert) const {
+    t.all.total[expert] = total;
+    t.all.group[expert] = begin;
+  }
+};
+
+/// The rest of it, with the totals of all experts here there.
+__device__ inline void place_behind(const PrepareArgs& args, const LineTables& t, const Team& team) {
+  const DispatchLayout& layout = args.layout;
+  if (layout.params().layout != OutputLayout::kExpertMajor) return;
+  const int ranks = args.group.num_ranks;
+  const int first_expert = t.all.first[args.group.rank];
+  team.meet();
+  if (team.thread < kWarpSize) static_cast<void>(place_groups(layout, t.all, args.group.rank));
+  team.meet();
+#pragma unroll 1
+  for (int i = team.thread; i < ranks * t.num_local; i += team.count) {
+    const auto source = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(t.num_local));
+    t.begin[i] += t.all.group[first_expert + i - source * t.num_local];
+  }
+}
+
+/// Where the rows of every source begin among all that this rank receives; by one warp. `count_of(source)`: how many.
+template <typename CountOf>
+__device__ inline void place_pairs(const LineTables& t, int ranks, const CountOf& count_of) {
+  std::int32_t behind = 0;
+#pragma unroll 1
+  for (int first = 0; first <= ranks; first += kWarpSize) {
+    const int source = first + lane_id();
+    const std::int32_t count = source < ranks ? count_of(source) : 0;
+    std::int32_t end = count;
+#pragma unroll
+    for (int step = 1; step < kWarpSize; step *= 2) {
+      const std::int32_t before = __shfl_up_sync(kFullWarp, end, step);
+      if (lane_id() >= step) end += before;
+    }
+    if (source <= ranks) t.pair_begin[source] = behind + end - count;
+    behind += __shfl_sync(kFullWarp, end, kWarpSize - 1);
+  }
+}
+
+/// Waits for the counts of all ranks, as far as this one needs them to know where what it receives lies, and for
+/// whether they refused: `refusing_rank` (shared by the block) becomes the first that did, if there is one. False in a
+/// thread that has given up a wait.
+__device__ inline bool place_received(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
+                                      const LineTables& t, bool refused, const Team& team, int& refusing_rank) {
+  const DeviceGroup& group = args.group;
+  const int first_expert = t.all.first[group.rank];
+  const bool with_experts = !args.layout.token_major();
+  bool ok = true;
+  // The last warp sees to the sources, the others to the experts.
+  const int num_experts_threads = team.count - kWarpSize;
+  if (team.thread >= num_experts_threads) {
+    place_pairs(t, group.num_ranks, [&](int source) {
+      const std::uint64_t* counts = line_counts(group, lines, call.epoch, group.rank, source);
+      const int columns[] = {t.routing.num_columns, group.rank};
+      std::int32_t values[] = {refused ? 1 : 0, 0};
+      std::uint64_t words[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) words[i] = source != group.rank ? load_relaxed(counts + columns[i]) : 0;
+      if (!refused && source == group.rank) values[1] = t.routing.count(group.rank);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (source != group.rank) values[i] = await_line_count(call, source, counts + columns[i], words[i], ok);
+      }
+      if (values[0] != 0) atomicMin(&refusing_rank, source);
+      return values[1];
+    });
+  } else {
+#pragma unroll 1
+    for (int local = team.thread; local < t.num_local && with_experts; local += num_experts_threads) {
+      ExpertPlaces places(args.layout, t, local);
+      await_column(group, call, lines, t, refused, expert_column(group.num_ranks, first_expert + local), ok,
+                   [&](int source, std::int32_t value) { places.add(source, value); });
+      places.keep(first_expert + local);
+    }
+  }
+  place_behind(args, t, team);
   return ok;
 }
 
@@ -286,105 +359,69 @@ struct Books {
   int trouble;  ///< not 0: a rank refused its input, is in another call, or does not come
 };
 
-/// The same with all counts, which the handle keeps; and whether all ranks are in this call.
+/// The same with all counts, which the handle keeps; and whether all ranks are in this call. By the whole block.
 __device__ inline bool await_books(const PrepareArgs& args, const CallContext& call, const LinePlan& lines,
-                                   const LineTables& t, bool refused, const Team& team, int& refusing_rank,
-                                   Books& books) {
+                                   const LineTables& t, bool refused, int& refusing_rank, Books& books) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
-  const int first_expert = expert_column(ranks, t.all.first[group.rank]);
   const int num_columns = t.routing.num_columns;
+  const int first_expert = t.all.first[group.rank];
   bool ok = true;
   bool trouble = false;
   int remote = 0;
   int content = 0;
 #pragma unroll 1
-  for (int source = 0; source < ranks; ++source) {
-    const std::uint64_t* counts = line_counts(group, lines, call.epoch, group.rank, source);
-#pragma unroll 1
-    for (int column = team.thread; column <= num_columns; column += team.count) {
-      std::int32_t value = 0;
-      if (source != group.rank) {
-        value = await_line_count(call, source, counts + column, load_relaxed(counts + column), ok);
-      } else if (!refused && column < num_columns) {
-        value = t.routing.count(column);
-      }
+  for (int column = static_cast<int>(threadIdx.x); column <= num_columns; column += kLineThreads) {
+    const int local = column - expert_column(ranks, first_expert);
+    const bool is_local = local >= 0 && local < t.num_local && column < num_columns;
+    ExpertPlaces places(args.layout, t, is_local ? local : 0);
+    await_column(group, call, lines, t, refused, column, ok, [&](int source, std::int32_t value) {
       if (column == num_columns) {
-        if (source == group.rank && refused) value = 1;
-        if (value != 0) atomicMin(&refusing_rank, source);
-        trouble = trouble || value != 0;
-        continue;
+        if (value == 0) return;
+        atomicMin(&refusing_rank, source);
+        trouble = true;
+        return;
       }
       args.handle.counts[source * num_columns + column] = value;
-      const bool is_local = column >= first_expert && column < first_expert + t.num_local;
-      if (column < ranks) t.all.tokens[source * ranks + column] = value;
-      if (is_local) {
-        t.begin[source * t.num_local + column - first_expert] = value;
-        content += value;
+      if (column < ranks) {
+        t.all.tokens[source * ranks + column] = value;
+      } else if (is_local) {
+        places.add(source, value);
+      } else if (source == group.rank) {
+        remote += value;
       }
-      if (source == group.rank && column >= ranks && !is_local) remote += value;
-    }
+    });
+    if (!is_local) continue;
+    places.keep(first_expert + local);
+    content += places.total;
   }
-  for (int peer = team.thread; peer < ranks; peer += team.count) ok = starts_same_call(call, peer) && ok;
+  for (int peer = static_cast<int>(threadIdx.x); peer < ranks; peer += kLineThreads) {
+    ok = starts_same_call(call, peer) && ok;
+  }
   remote = __reduce_add_sync(kFullWarp, remote);
   content = __reduce_add_sync(kFullWarp, content);
-  if (lane_id() == 0) {
+  if (lane_id() == 0 && (remote | content) != 0) {
     atomicAdd(&books.remote, remote);
     atomicAdd(&books.content, content);
   }
   if (trouble || !ok) books.trouble = 1;
+  place_behind(args, t, whole_block());
   return ok;
 }
 
-/// Where everything begins that this rank receives, from the counts in the tables.
-__device__ inline void place_sources(const PrepareArgs& args, LineTables& t, bool with_experts, const Team& team) {
-  const DispatchLayout& layout = args.layout;
-  const int ranks = args.group.num_ranks;
-  const int rank = args.group.rank;
-  const int first_expert = t.all.first[rank];
-  const bool blocks = layout.params().layout == OutputLayout::kExpertBlocks;
-  // Rows of an expert begin behind those of the experts before it, which is known at once of blocks.
-  const auto capacity = static_cast<std::int32_t>(layout.params().capacity_rows);
-#pragma unroll 1
-  for (int e = team.thread; e < t.num_local && with_experts; e += team.count) {
-    std::int32_t row = blocks ? e * capacity : 0;
-    if (blocks) t.all.group[first_expert + e] = row;
-    std::int32_t total = 0;
-#pragma unroll 1
-    for (int s = 0; s < ranks; ++s) {
-      std::int32_t& begin = t.begin[s * t.num_local + e];
-      const std::int32_t count = begin;
-      begin = row + total;
-      total += count;
-    }
-    t.all.total[first_expert + e] = total;
-  }
-#pragma unroll 1
-  for (int r = team.thread; r <= ranks; r += team.count) {
-    std::int32_t begin = 0;
-#pragma unroll 1
-    for (int s = 0; s < r; ++s) begin += t.all.tokens[s * ranks + rank];
-    t.pair_begin[r] = begin;
-  }
-  if (layout.params().layout != OutputLayout::kExpertMajor) return;
-  team.meet();
-  if (team.thread < kWarpSize) static_cast<void>(place_groups(layout, t.all, rank));
-  team.meet();
-#pragma unroll 1
-  for (int i = team.thread; i < ranks * t.num_local; i += team.count) {
-    const auto source = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(t.num_local));
-    t.begin[i] += t.all.group[first_expert + i - source * t.num_local];
-  }
-}
-
-/// The same where nothing is received, whatever the counts say; by the whole block.
+/// Where everything lies where nothing is received, whatever the counts say; by the whole block.
 __device__ __noinline__ inline void place_nothing(const PrepareArgs& args, std::byte* memory) {
-  LineTables t = tables_of(args, memory);
+  const LineTables t = tables_of(args, memory);
   const int ranks = args.group.num_ranks;
+  const int first_expert = t.all.first[args.group.rank];
   for (int i = static_cast<int>(threadIdx.x); i < ranks * ranks; i += kLineThreads) t.all.tokens[i] = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < ranks * t.num_local; i += kLineThreads) t.begin[i] = 0;
-  __syncthreads();
-  place_sources(args, t, true, whole_block());
+  for (int local = static_cast<int>(threadIdx.x); local < t.num_local; local += kLineThreads) {
+    ExpertPlaces places(args.layout, t, local);
+    for (int source = 0; source < ranks; ++source) places.add(source, 0);
+    places.keep(first_expert + local);
+  }
+  for (int r = static_cast<int>(threadIdx.x); r <= ranks; r += kLineThreads) t.pair_begin[r] = 0;
+  place_behind(args, t, whole_block());
   __syncthreads();
 }
 

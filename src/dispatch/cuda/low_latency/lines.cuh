@@ -48,118 +48,134 @@ struct BlockPacking {
   __device__ static int num_bytes(int lane) { return lane == kFlagLane ? 0 : kUnitBytes; }
 };
 
-/// The part of a chunk that a lane holds in one of its vectors.
+/// A number that the compiler must keep: it would rather work out again what it knows of a lane, which takes longer
+/// than what is done with it.
+__device__ inline int kept(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
+/// Which parts of a chunk a lane holds, one in each of its vectors.
 template <class Packing>
-struct LinePart {
-  int line;       ///< of the chunk
-  int offset;     ///< of its payload in the chunk's bytes
-  int num_bytes;  ///< of payload
+struct LaneParts {
+  /// From the part in one vector to that in the next.
+  static constexpr int kStep = kLinesAtOnce / Packing::kLinesPerGroup * Packing::kUnitsPerGroup * kUnitBytes;
+
+  int at;         ///< of the lane among the bytes of the lines that a warp moves at once
+  int first;      ///< of the first part's payload, in the chunk's bytes
+  int line;       ///< of the first part, in the chunk
+  int num_bytes;  ///< of payload in each
   bool has_flag;  ///< behind it
 
-  __device__ explicit LinePart(int vector) {
-    line = vector * kLinesAtOnce + lane_id() / kLineLanes;
-    const int lane = lane_id() % kLineLanes;
-    has_flag = lane == kFlagLane;
-    offset = Packing::offset(line, lane);
-    num_bytes = Packing::num_bytes(lane);
+  __device__ LaneParts() {
+    const int lane = lane_id();
+    at = kept(lane * kUnitBytes);
+    line = kept(lane / kLineLanes);
+    first = kept(Packing::offset(lane / kLineLanes, lane % kLineLanes));
+    num_bytes = kept(Packing::num_bytes(lane % kLineLanes));
+    has_flag = num_bytes != kUnitBytes;
   }
+  [[nodiscard]] __device__ int line_of(int vector) const { return line + vector * kLinesAtOnce; }
+  [[nodiscard]] __device__ int offset(int vector) const { return first + vector * kStep; }
   /// Of a chunk of which only so many bytes are there.
-  [[nodiscard]] __device__ bool is_in(int chunk_bytes) const { return num_bytes > 0 && offset < chunk_bytes; }
+  [[nodiscard]] __device__ bool is_in(int vector, int chunk_bytes) const {
+    return num_bytes > 0 && offset(vector) < chunk_bytes;
+  }
 };
 
 /// A chunk of a row in the registers of a warp.
 template <class Packing>
 struct ChunkOf {
-  using Part = LinePart<Packing>;
+  using Parts = LaneParts<Packing>;
   static constexpr int kVectors = kChunkLines / kLinesAtOnce;
   static constexpr int kBytes = kChunkLines / Packing::kLinesPerGroup * Packing::kUnitsPerGroup * kUnitBytes;
 
   uint4 v[kVectors];
 
   /// Takes the chunk's bytes from `row`, `num_bytes` of them; the rest is zero.
-  __device__ void load(const std::byte* row, int num_bytes, bool aligned) {
+  __device__ void load(const Parts& parts, const std::byte* row, int num_bytes, bool aligned) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const Part part(i);
       v[i] = make_uint4(0, 0, 0, 0);
-      if (!part.is_in(num_bytes)) continue;
+      if (!parts.is_in(i, num_bytes)) continue;
       if (!aligned) {
-        v[i] = load_bytes(row + part.offset, min(part.num_bytes, num_bytes - part.offset));
-      } else if (part.has_flag) {
-        const uint2 half = __ldcg(reinterpret_cast<const uint2*>(row + part.offset));
+        v[i] = load_bytes(row + parts.offset(i), min(parts.num_bytes, num_bytes - parts.offset(i)));
+      } else if (parts.has_flag) {
+        const uint2 half = __ldcg(reinterpret_cast<const uint2*>(row + parts.offset(i)));
         v[i] = make_uint4(half.x, half.y, 0, 0);
       } else {
-        v[i] = load_vector(row + part.offset);
+        v[i] = load_vector(row + parts.offset(i));
       }
     }
   }
   /// The same, from shared memory; what is behind the chunk's bytes is of no meaning.
-  __device__ void load_shared(const std::byte* chunk, int num_bytes) {
+  __device__ void load_shared(const Parts& parts, const std::byte* chunk, int num_bytes) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const Part part(i);
       v[i] = make_uint4(0, 0, 0, 0);
-      if (!part.is_in(num_bytes)) continue;
-      if (part.has_flag) {
-        const uint2 half = *reinterpret_cast<const uint2*>(chunk + part.offset);
+      if (!parts.is_in(i, num_bytes)) continue;
+      if (parts.has_flag) {
+        const uint2 half = *reinterpret_cast<const uint2*>(chunk + parts.offset(i));
         v[i] = make_uint4(half.x, half.y, 0, 0);
       } else {
-        v[i] = *reinterpret_cast<const uint4*>(chunk + part.offset);
+        v[i] = *reinterpret_cast<const uint4*>(chunk + parts.offset(i));
       }
     }
   }
   /// The payload goes to `row`.
-  __device__ void store(std::byte* row, int num_bytes, bool aligned) const {
+  __device__ void store(const Parts& parts, std::byte* row, int num_bytes, bool aligned) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const Part part(i);
-      if (!part.is_in(num_bytes)) continue;
+      if (!parts.is_in(i, num_bytes)) continue;
       if (!aligned) {
-        store_bytes(row + part.offset, min(part.num_bytes, num_bytes - part.offset), v[i]);
-      } else if (part.has_flag) {
-        *reinterpret_cast<uint2*>(row + part.offset) = make_uint2(v[i].x, v[i].y);
+        store_bytes(row + parts.offset(i), min(parts.num_bytes, num_bytes - parts.offset(i)), v[i]);
+      } else if (parts.has_flag) {
+        *reinterpret_cast<uint2*>(row + parts.offset(i)) = make_uint2(v[i].x, v[i].y);
       } else {
-        store_vector(row + part.offset, v[i]);
+        store_vector(row + parts.offset(i), v[i]);
       }
     }
   }
   /// Zeros in place of flags, and of what lies behind the chunk's bytes.
-  __device__ void clear_behind(int num_bytes) {
+  __device__ void clear_behind(const Parts& parts, int num_bytes) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const Part part(i);
-      if (!part.is_in(num_bytes)) v[i] = make_uint4(0, 0, 0, 0);
-      if (part.has_flag) v[i].z = v[i].w = 0;
+      if (!parts.is_in(i, num_bytes)) v[i] = make_uint4(0, 0, 0, 0);
+      if (parts.has_flag) v[i].z = v[i].w = 0;
     }
   }
   /// Sends the first `num_lines` of its lines.
-  __device__ void send(std::byte* lines, int num_lines, uint2 flag) const {
+  __device__ void send(const Parts& parts, std::byte* lines, int num_lines, uint2 flag) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const Part part(i);
-      if (part.line >= num_lines) continue;
+      if (parts.line_of(i) >= num_lines) continue;
       uint4 out = v[i];
-      if (part.has_flag) {
+      if (parts.has_flag) {
         out.z = flag.x;
         out.w = flag.y;
       }
-      store_line_vector(lines + (i * kWarpSize + lane_id()) * kUnitBytes, out);
+      store_line_vector(lines + i * kWarpSize * kUnitBytes + parts.at, out);
     }
   }
-  /// One look at the lines; true in a lane that misses none of its flags.
-  __device__ bool look(const std::byte* lines, int num_lines, uint2 flag) {
+  /// Asks for the lines.
+  __device__ void ask(const Parts& parts, const std::byte* lines, int num_lines) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (parts.line_of(i) < num_lines) v[i] = load_line_vector(lines + i * kWarpSize * kUnitBytes + parts.at);
+    }
+  }
+  /// True in a lane that misses none of its flags in what was asked for.
+  [[nodiscard]] __device__ bool is_there(const Parts& parts, int num_lines, uint2 flag) const {
     bool there = true;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const Part part(i);
-      if (part.line < num_lines) v[i] = load_line_vector(lines + (i * kWarpSize + lane_id()) * kUnitBytes);
-    }
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const Part part(i);
-      if (part.has_flag && part.line < num_lines) there = there && v[i].z == flag.x && v[i].w == flag.y;
+      if (parts.has_flag && parts.line_of(i) < num_lines) there = there && v[i].z == flag.x && v[i].w == flag.y;
     }
     return there;
+  }
+  __device__ bool look(const Parts& parts, const std::byte* lines, int num_lines, uint2 flag) {
+    ask(parts, lines, num_lines);
+    return is_there(parts, num_lines, flag);
   }
 };
 
@@ -194,7 +210,8 @@ __device__ inline int lines_in_chunk(int row_lines, int chunk) {
 }
 template <class ChunkType>
 __device__ inline int bytes_in_chunk(std::int64_t row_bytes, int chunk) {
-  return static_cast<int>(min(std::int64_t{ChunkType::kBytes}, row_bytes - std::int64_t{chunk} * ChunkType::kBytes));
+  // A row has fewer than 2^16 chunks.
+  return min(ChunkType::kBytes, static_cast<int>(row_bytes) - chunk * ChunkType::kBytes);
 }
 
 }  // namespace epistle::cuda

@@ -99,6 +99,10 @@ void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args
   LineCombineArgs lines{.sum = args, .lines = lines_};
   lines.sum.tuning.num_blocks = num_blocks(tokens_to_move(handle) * lines_.combine_chunks * 2 + kUnitsPerBlock);
   lines.next_starts_early = may_overlap(lines.sum.tuning.num_blocks);
+  if (handle.routed) {
+    lines.passed_id = &handle.summary->passed_id;
+    lines.prepare_id = handle.prepare_id;
+  }
   check_cuda(launch_line_combine(lines, context_.stream), "launching combine");
 }
 

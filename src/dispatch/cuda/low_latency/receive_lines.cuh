@@ -15,14 +15,16 @@ struct LineReceiver {
   const CallContext& call;
   const LineTables& t;
   WarpScratch& scratch;
+  typename RowChunk::Parts parts = {};
 
   [[nodiscard]] __device__ const PrepareArgs& routing() const { return args.routing; }
   [[nodiscard]] __device__ const DeviceGroup& group() const { return args.routing.group; }
   [[nodiscard]] __device__ const DispatchLayout& layout() const { return args.routing.layout; }
 
-  /// A part of a row, as far as it has come.
+  /// A part of a row, as far as it has come, and the header of its row.
   struct Unit {
     RowChunk data;
+    uint4 head = {};
     bool there = false;
   };
 
@@ -31,7 +33,7 @@ struct LineReceiver {
     const Part part = part_of(unit);
     if (part.idx >= args.lines.max_tokens) return;
     do {
-      first.there = __all_sync(kFullWarp, look(part, first.data)) != 0;
+      first.there = __all_sync(kFullWarp, look(part, first)) != 0;
     } while (!first.there && __any_sync(kFullWarp, placed != 0) == 0);
   }
 
@@ -42,21 +44,30 @@ struct LineReceiver {
 #pragma unroll 1
     for (int s = 0; s < ranks; ++s) longest = max(longest, t.pair_begin[s + 1] - t.pair_begin[s]);
     const int count = longest * ranks * args.lines.dispatch_parts;
+    Part part = part_of(worker.idx);
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
-      const Part part = part_of(unit);
-      if (part.idx < t.pair_begin[part.source + 1] - t.pair_begin[part.source]) {
-        if (!current.there && !poll_lines(call, part.source, [&] { return look(part, current.data); })) return;
-        open_header();
+      const bool is_row = is_wanted(part);
+      if (is_row && !current.there && !poll_lines(call, part.source, [&] { return look(part, current); })) return;
+      // The next one is on its way while this one is taken to its places.
+      const Part next = part_of(unit + worker.count);
+      Unit coming;
+      const bool asks = unit + worker.count < count && is_wanted(next);
+      if (asks) ask(next, coming);
+      if (is_row) {
+        open_header(current.head);
         take(part, current.data);
         __syncwarp();
       }
-      current.there = false;
+      coming.there = asks && __all_sync(kFullWarp, is_there(next, coming)) != 0;
+      current = coming;
+      part = next;
     }
   }
 
  private:
-  /// Which part of which row: the header (`chunk` -1), a chunk of the row, or of its scales.
+  /// Which part of which row: the header (`chunk` -1), a chunk of the row, or of its scales; or what is kept of this
+  /// rank's own tokens (the last).
   struct Part {
     int source;
     int idx;  ///< of the row among the source's
@@ -65,7 +76,7 @@ struct LineReceiver {
   /// The rows of this rank that a received row goes to: a lane for every top-k position.
   struct Places {
     std::int32_t row = -1;
-    unsigned mask = 0;  ///< lanes that have one
+    unsigned mask = 0;  ///< lanes that have one; their rows stand in scratch.rows, one behind the other
   };
 
   [[nodiscard]] __device__ Part part_of(int unit) const {
@@ -78,39 +89,52 @@ struct LineReceiver {
     return {source, idx, unit - row * parts - 1};
   }
 
-  /// One look at a part, and at the header of its row, which is kept; true in a lane that misses nothing.
-  __device__ bool look(const Part& part, RowChunk& data) const {
+  /// There is such a row, and the part has something to do.
+  [[nodiscard]] __device__ bool is_wanted(const Part& part) const {
+    return part.idx < t.pair_begin[part.source + 1] - t.pair_begin[part.source] &&
+           (part.chunk < args.lines.dispatch_parts - 2 || part.source == group().rank);
+  }
+  [[nodiscard]] __device__ bool in_header() const { return parts.line < args.lines.header_lines; }
+
+  /// The lines of a part, in those of its row; none of a header, which every part has beside its own.
+  struct PartLines {
+    int first;
+    int count;
+  };
+  [[nodiscard]] __device__ PartLines lines_of_part(const Part& part) const {
     const LinePlan& lines = args.lines;
-    const uint2 flag = line_flag(call.epoch);
+    if (part.chunk < 0 || part.chunk == lines.dispatch_parts - 2) return {0, 0};
+    // Chunks of scales, as those of rows, are kChunkLines at most.
+    const bool in_row = part.chunk < lines.row_chunks;
+    const int chunk = in_row ? part.chunk : part.chunk - lines.row_chunks;
+    return {lines.header_lines + (in_row ? 0 : lines.row_lines) + chunk * kChunkLines,
+            lines_in_chunk(in_row ? lines.row_lines : lines.scale_lines, chunk)};
+  }
+  /// Asks for a part and for the header of its row.
+  __device__ void ask(const Part& part, Unit& unit) const {
     const std::byte* slot = group().section(group().rank, BufferSection::kDispatchLines) +
-                            lines.slot_offset(call.epoch, part.source, part.idx);
-    const bool in_header = lane_id() / kLineLanes < lines.header_lines;
-    uint4 head = make_uint4(0, 0, 0, 0);
-    if (in_header) head = load_line_vector(slot + lane_id() * kUnitBytes);
-    bool there = true;
-    if (part.chunk >= 0) {
-      // Chunks of scales, as those of rows, are four vectors at most.
-      const bool in_row = part.chunk < lines.row_chunks;
-      const int chunk = in_row ? part.chunk : part.chunk - lines.row_chunks;
-      const int first_line = lines.header_lines + (in_row ? 0 : lines.row_lines) + chunk * kChunkLines;
-      there = data.look(slot + first_line * kLineBytes,
-                        lines_in_chunk(in_row ? lines.row_lines : lines.scale_lines, chunk), flag);
-    }
-    if (in_header) {
-      const bool has_flag = lane_id() % kLineLanes == kFlagLane;
-      there = there && (!has_flag || (head.z == flag.x && head.w == flag.y));
-      *reinterpret_cast<uint4*>(scratch.head + lane_id()) = head;
-    }
-    return there;
+                            args.lines.slot_offset(call.epoch, part.source, part.idx);
+    if (in_header()) unit.head = load_line_vector(slot + parts.at);
+    const PartLines at = lines_of_part(part);
+    unit.data.ask(parts, slot + at.first * kLineBytes, at.count);
+  }
+  /// True in a lane that misses nothing of what was asked for.
+  [[nodiscard]] __device__ bool is_there(const Part& part, const Unit& unit) const {
+    const uint2 flag = line_flag(call.epoch);
+    const bool has_flag = in_header() && lane_id() % kLineLanes == kFlagLane;
+    return unit.data.is_there(parts, lines_of_part(part).count, flag) &&
+           (!has_flag || (unit.head.z == flag.x && unit.head.w == flag.y));
+  }
+  __device__ bool look(const Part& part, Unit& unit) const {
+    ask(part, unit);
+    return is_there(part, unit);
   }
 
-  /// The words of the header that was looked at last: without the flags.
-  __device__ void open_header() const {
-    __syncwarp();
+  /// The words of a header, without the flags, to where all lanes can read them.
+  __device__ void open_header(const uint4& head) const {
     const int line = lane_id() / kLineLanes;
-    const uint4 head = *reinterpret_cast<const uint4*>(scratch.head + lane_id());
     auto* words = scratch.header + line * static_cast<int>(kLinePayloadBytes / 4) + lane_id() % kLineLanes * 4;
-    if (line < args.lines.header_lines) {
+    if (in_header()) {
       reinterpret_cast<uint2*>(words)[0] = make_uint2(head.x, head.y);
       if (lane_id() % kLineLanes != kFlagLane) reinterpret_cast<uint2*>(words)[1] = make_uint2(head.z, head.w);
     }
@@ -126,6 +150,8 @@ struct LineReceiver {
     } else if (part.chunk < lines.row_chunks) {
       store_row(places, data, part.chunk);
       if constexpr (kQuantises) store_block_scales(places, data, part.chunk);
+    } else if (part.chunk == lines.dispatch_parts - 2) {
+      describe_own(part.idx, places);
     } else {
       if constexpr (!kQuantises) store_scales(places, data, part.chunk - lines.row_chunks);
     }
@@ -142,109 +168,173 @@ struct LineReceiver {
       if (expert >= 0) places.row = t.begin[source * t.num_local + expert] + place;
     }
     places.mask = __ballot_sync(kFullWarp, places.row >= 0);
+    if (places.row >= 0) scratch.rows[__popc(places.mask & ((1U << lane_id()) - 1))] = places.row;
+    __syncwarp();
     return places;
   }
 
+  /// Calls store(row) for every row, four of which are known at once.
   template <typename Store>
-  __device__ static void for_each_row(const Places& places, const Store& store) {
+  __device__ void for_each_row(const Places& places, const Store& store) const {
+    constexpr int kAtOnce = 4;
+    const int count = __popc(places.mask);
 #pragma unroll 1
-    for (unsigned left = places.mask; left != 0; left &= left - 1) {
-      store(__shfl_sync(kFullWarp, places.row, __ffs(static_cast<int>(left)) - 1));
+    for (int first = 0; first < count; first += kAtOnce) {
+      const int4 rows = *reinterpret_cast<const int4*>(scratch.rows + first);
+      const std::int32_t row[kAtOnce] = {rows.x, rows.y, rows.z, rows.w};
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i < count) store(row[i]);
+      }
     }
   }
 
   __device__ void store_row(const Places& places, const RowChunk& data, int chunk) const {
-    std::byte* rows = group().section(group().rank, BufferSection::kReceiveRows, args.buffer);
-    const int num_bytes = bytes_in_chunk<RowChunk>(args.lines.row_bytes, chunk);
-    const bool aligned = args.lines.row_bytes % kUnitBytes == 0;
-    for_each_row(places, [&](std::int32_t row) {
-      data.store(rows + wide_product(row, args.lines.row_bytes) + chunk * RowChunk::kBytes, num_bytes, aligned);
-    });
+    std::byte* rows =
+        group().section(group().rank, BufferSection::kReceiveRows, args.buffer) + chunk * RowChunk::kBytes;
+    const std::int64_t row_bytes = args.lines.row_bytes;
+    const int num_bytes = bytes_in_chunk<RowChunk>(row_bytes, chunk);
+    if (row_bytes % kUnitBytes != 0) {
+      for_each_row(places,
+                   [&](std::int32_t row) { data.store(parts, rows + wide_product(row, row_bytes), num_bytes, false); });
+      return;
+    }
+    for_each_row(places,
+                 [&](std::int32_t row) { data.store(parts, rows + wide_product(row, row_bytes), num_bytes, true); });
   }
   __device__ void store_scales(const Places& places, const Chunk& data, int chunk) const {
     std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
     const std::int64_t scale_bytes = args.lines.scale_bytes;
     const int num_bytes = bytes_in_chunk<Chunk>(scale_bytes, chunk);
     for_each_row(places, [&](std::int32_t row) {
-      data.store(scales + wide_product(row, scale_bytes) + chunk * Chunk::kBytes, num_bytes,
+      data.store(parts, scales + wide_product(row, scale_bytes) + chunk * Chunk::kBytes, num_bytes,
                  scale_bytes % kUnitBytes == 0);
     });
   }
-  /// The scales of a chunk's blocks, each with the flag lane of a line: fp32 words, or exponent bytes. The last chunk's
-  /// warp also fills up the row of scales. (Scales of low_latency are in the order of rows.)
+  /// The scales of a chunk's blocks, each with the flag lane of a line: fp32 words, or exponent bytes; eight lanes for
+  /// every row. The last chunk's warp also fills up the row of scales. (Scales of low_latency are in the order of
+  /// rows.)
   __device__ void store_block_scales(const Places& places, const BlockChunk& data, int chunk) const {
+    static_assert(BlockChunk::kVectors == 2 && kChunkLines == kLineLanes);
     const LinePlan& lines = args.lines;
     std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
     const bool words = lines.scale_format == ScaleFormat::kFp32;
     const int num_scales = static_cast<int>(fp8::num_scales(lines.row_bytes));
+    const int line = lane_id() % kLineLanes;
+    const int flag_lane = line % kLinesAtOnce * kLineLanes + kFlagLane;
+    const std::uint32_t low = __shfl_sync(kFullWarp, data.v[0].x, flag_lane);
+    const std::uint32_t high = __shfl_sync(kFullWarp, data.v[1].x, flag_lane);
+    const std::uint32_t value = line < kLinesAtOnce ? low : high;
+    const int scale = chunk * kQuantisedBlocks + line;
+    const bool has_scale = line < kQuantisedBlocks && scale < num_scales;
     const bool fills = !words && chunk == lines.row_chunks - 1;
-    const int fill = num_scales + lane_id();
-    for_each_row(places, [&](std::int32_t row) {
-      std::byte* row_scales = scales + wide_product(row, lines.scale_bytes);
-#pragma unroll
-      for (int i = 0; i < BlockChunk::kVectors; ++i) {
-        const BlockChunk::Part part(i);
-        const int scale = chunk * kQuantisedBlocks + part.line;
-        if (!part.has_flag || part.line >= kQuantisedBlocks || scale >= num_scales) continue;
-        if (words) {
-          reinterpret_cast<std::uint32_t*>(row_scales)[scale] = data.v[i].x;
-        } else {
-          row_scales[scale] = static_cast<std::byte>(data.v[i].x);
-        }
+    const int count = __popc(places.mask);
+#pragma unroll 1
+    for (int i = lane_id() / kLineLanes; i < count; i += kLinesAtOnce) {
+      std::byte* row_scales = scales + wide_product(scratch.rows[i], lines.scale_bytes);
+      if (has_scale && words) {
+        reinterpret_cast<std::uint32_t*>(row_scales)[scale] = value;
+      } else if (has_scale) {
+        row_scales[scale] = static_cast<std::byte>(value);
       }
-      if (fills && fill < lines.scale_bytes) row_scales[fill] = std::byte{0};
-    });
+      if (!fills) continue;
+      for (int fill = num_scales + line; fill < lines.scale_bytes; fill += kLineLanes) row_scales[fill] = std::byte{0};
+    }
   }
 
-  /// What the handle knows of a received row.
+  /// What the handle knows of a received row. (Numbers of 32 bits: there are no more than 2^31 elements.)
   __device__ void describe(int source, int idx, const Places& places) const {
     const HandleArrays& handle = routing().handle;
     const int top_k = handle.top_k;
     const int lane = lane_id();
-    const std::int64_t pair = t.pair_begin[source] + idx;
+    const auto pair = static_cast<std::uint32_t>(t.pair_begin[source] + idx);
     const auto token = static_cast<std::int32_t>(scratch.header[0]);
-    const int in_top_k = lane < top_k ? lane : 0;
-    const auto expert = static_cast<std::int32_t>(scratch.header[kHeaderStart + in_top_k]);
-    const std::uint32_t weight = scratch.header[kHeaderStart + 2 * top_k + in_top_k];
-    const bool token_major = layout().token_major();
-    if (token_major) {
-      if (lane < top_k) {
-        handle.local_expert_ids[pair * top_k + lane] = expert;
-        handle.row_weights[pair * top_k + lane] = __uint_as_float(weight);
+    const bool is_position = lane < top_k;
+    std::int32_t expert = -1;
+    std::uint32_t weight = 0;
+    if (is_position) {
+      expert = static_cast<std::int32_t>(scratch.header[kHeaderStart + lane]);
+      weight = scratch.header[kHeaderStart + 2 * top_k + lane];
+    }
+    if (layout().token_major()) {
+      const std::uint32_t first = pair * static_cast<std::uint32_t>(top_k);
+      if (is_position) {
+        handle.local_expert_ids[first + lane] = expert;
+        handle.row_weights[first + lane] = __uint_as_float(weight);
       }
       if (lane == 0) {
         handle.src_rank[pair] = source;
         handle.src_token[pair] = token;
       }
-    } else {
-      auto* record = reinterpret_cast<std::uint32_t*>(handle.pair_records + pair * layout().pair_record_bytes());
-      if (lane < top_k) {
-        record[2 + lane] = static_cast<std::uint32_t>(places.row);
-        record[2 + top_k + lane] = weight;
-      }
-      if (lane < 2) record[lane] = lane == 0 ? static_cast<std::uint32_t>(source) : static_cast<std::uint32_t>(token);
-      if (places.row >= 0) {
-        handle.src_rank[places.row] = source;
-        handle.src_token[places.row] = token;
-        handle.row_expert[places.row] = expert;
-        handle.row_weights[places.row] = __uint_as_float(weight);
-      }
+      return;
     }
-    if (source != group().rank) return;
-    // This rank's own tokens: where combine finds their rows here.
-    const std::int32_t own_row = token_major ? static_cast<std::int32_t>(pair) : places.row;
-    if (lane < top_k && expert >= 0) handle.dst_row[std::int64_t{token} * top_k + lane] = own_row;
+    auto* record =
+        reinterpret_cast<std::uint32_t*>(handle.pair_records + wide_product(pair, layout().pair_record_bytes()));
+    if (is_position) {
+      record[2 + lane] = static_cast<std::uint32_t>(places.row);
+      record[2 + top_k + lane] = weight;
+    }
+    if (lane < 2) record[lane] = static_cast<std::uint32_t>(lane == 0 ? source : token);
+    if (places.row >= 0) {
+      const auto row = static_cast<std::uint32_t>(places.row);
+      handle.src_rank[row] = source;
+      handle.src_token[row] = token;
+      handle.row_expert[row] = expert;
+      handle.row_weights[row] = __uint_as_float(weight);
+    }
+  }
+
+  /// This rank's own tokens: where combine finds their rows here.
+  __device__ void describe_own(int idx, const Places& places) const {
+    const HandleArrays& handle = routing().handle;
+    const int top_k = handle.top_k;
+    const int lane = lane_id();
+    const std::int32_t pair = t.pair_begin[group().rank] + idx;
+    const auto token = scratch.header[0];
+    const TokenRanks ranks(t.routing, token, top_k, layout().params().order);
+    const bool token_major = layout().token_major();
+    if (ranks.rank == group().rank) {
+      handle.dst_row[token * static_cast<unsigned>(top_k) + lane] = token_major ? pair : places.row;
+    }
     const std::int32_t first_row =
-        token_major ? own_row : __shfl_sync(kFullWarp, places.row, __ffs(static_cast<int>(places.mask)) - 1);
-    if (lane == 0) {
-      SendPlace& send = handle.sends[std::int64_t{token} * handle.sends_per_token + scratch.header[1]];
+        token_major ? pair : __shfl_sync(kFullWarp, places.row, __ffs(static_cast<int>(places.mask)) - 1);
+    if (ranks.is_leader() && ranks.rank == group().rank) {
+      SendPlace& send = handle.sends[token * static_cast<unsigned>(handle.sends_per_token) + ranks.slot];
       send.row = first_row;
-      send.pair = static_cast<std::int32_t>(pair);
+      send.pair = pair;
     }
   }
 };
 
-/// Rows of the output that nothing has come for: described as padding, and zeroed where the caller asks for it.
+/// Describes the padding of blocks, which stay where they are: only what was not padding after the last dispatch of the
+/// handle. By a whole block.
+__device__ inline void describe_block_padding(const PrepareArgs& args, const LineTables& t) {
+  const auto capacity = static_cast<std::int32_t>(args.layout.params().capacity_rows);
+  const int first_expert = t.all.first[args.group.rank];
+#pragma unroll 1
+  for (int first = 0; first < t.num_local; first += kLineThreads) {
+    const int local = first + static_cast<int>(threadIdx.x);
+    std::int32_t begin = 0;
+    std::int32_t end = 0;
+    if (local < t.num_local) {
+      std::int32_t& clean_rows = args.handle.clean_rows[local];
+      const std::int32_t before = clean_rows;
+      const std::int32_t after = capacity - t.all.total[first_expert + local];
+      clean_rows = after;
+      begin = local * capacity + capacity - after;
+      end = (local + 1) * capacity - before;
+    }
+#pragma unroll 1
+    for (unsigned left = __ballot_sync(kFullWarp, begin < end); left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      describe_padding(args, __shfl_sync(kFullWarp, begin, lane), __shfl_sync(kFullWarp, end, lane), lane_id(),
+                       kWarpSize);
+    }
+  }
+}
+
+/// Rows of the output that nothing has come for: described as padding (those of blocks: see above), and zeroed where
+/// the caller asks for it.
 struct LinePadding {
   const LineDispatchArgs& args;
   const LineTables& t;
@@ -261,12 +351,12 @@ struct LinePadding {
       zero(num_pairs, num_rows);
       return;
     }
+    if (args.zero_padding) zero_groups();
+    if (layout().params().layout == OutputLayout::kExpertBlocks) return;
 #pragma unroll 1
     for (int first = worker.idx * kWarpSize; first < t.num_local; first += worker.count * kWarpSize) {
       describe_groups(first);
     }
-    if (args.zero_padding) zero_groups();
-    if (layout().params().layout == OutputLayout::kExpertBlocks) return;
     const std::int32_t last_end = t.num_local > 0 ? group_end(t.num_local - 1) : 0;
     zero(last_end, num_rows);
     describe(last_end, num_rows, worker.idx * kWarpSize + lane_id(), worker.count * kWarpSize);
@@ -282,21 +372,9 @@ struct LinePadding {
   }
   /// The padding of 32 groups: each lane finds out what is to be described of one, all describe it.
   __device__ void describe_groups(int first_local) const {
-    const bool blocks = layout().params().layout == OutputLayout::kExpertBlocks;
     const int local = first_local + lane_id();
-    std::int32_t begin = 0;
-    std::int32_t end = 0;
-    if (local < t.num_local) {
-      begin = content_end(local);
-      end = group_end(local);
-      if (blocks) {
-        // Blocks stay where they are: what was padding after the last dispatch is described.
-        std::int32_t& clean_rows = args.routing.handle.clean_rows[local];
-        const std::int32_t clean_begin = end - clean_rows;
-        clean_rows = end - begin;
-        end = clean_begin;
-      }
-    }
+    const std::int32_t begin = local < t.num_local ? content_end(local) : 0;
+    const std::int32_t end = local < t.num_local ? group_end(local) : 0;
 #pragma unroll 1
     for (unsigned left = __ballot_sync(kFullWarp, begin < end); left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;

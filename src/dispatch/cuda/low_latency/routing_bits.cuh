@@ -56,6 +56,9 @@ struct RoutingBits {
   __device__ void clear(const Team& team) {
     for (int i = team.thread; i < num_columns * stride; i += team.count) bits[i] = 0;
   }
+  [[nodiscard]] __device__ bool has(int column, int token) const {
+    return (bits[column * stride + token / 32] >> (token & 31) & 1U) != 0;
+  }
   /// Tokens of a column.
   [[nodiscard]] __device__ int count(int column) const {
     int count = 0;

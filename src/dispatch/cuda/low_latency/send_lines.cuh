@@ -24,6 +24,7 @@ struct LineSender {
   const CallContext& call;
   const LineTables& t;
   WarpScratch& scratch;
+  typename RowChunk::Parts parts_of_lane = {};
 
   [[nodiscard]] __device__ const PrepareArgs& routing() const { return args.routing; }
   [[nodiscard]] __device__ const DeviceGroup& group() const { return args.routing.group; }
@@ -40,19 +41,25 @@ struct LineSender {
     const int parts = lines.dispatch_parts;
     const auto token = args.lines.by_parts.quotient(unit);
     const int chunk = unit - token * parts - 1;
-    if (token >= static_cast<int>(routing().handle.num_tokens) || chunk >= lines.row_chunks) return;
-    if (chunk < 0) {
+    if (token >= static_cast<int>(routing().handle.num_tokens)) return;
+    if (chunk < 0 || chunk == parts - 2) {
       given.weight = 1.0F;
       if (routing().weights != nullptr && lane_id() < routing().handle.top_k) {
         given.weight = routing().weights[token * routing().weight_stride + lane_id()];
       }
       return;
     }
+    if (chunk >= lines.row_chunks) return;
     const bool aligned = common_width(reinterpret_cast<std::uint64_t>(args.rows),
                                       static_cast<std::uint64_t>(args.strides.row), 0) == kVectorBytes;
     constexpr std::int64_t kGivenBytes = kQuantises ? kQuantisedElements * 2 : RowChunk::kBytes;
-    given.chunk.load(args.rows + token * args.strides.row + chunk * kGivenBytes,
-                     bytes_in_chunk<RowChunk>(lines.row_bytes, chunk), aligned);
+    const std::byte* from = args.rows + token * args.strides.row + chunk * kGivenBytes;
+    const int num_bytes = bytes_in_chunk<RowChunk>(lines.row_bytes, chunk);
+    if constexpr (kQuantises) {
+      given.chunk.load(from, num_bytes, aligned);
+    } else {
+      given.chunk.load(parts_of_lane, from, num_bytes, aligned);
+    }
   }
 
   /// A unit's chunk of a row as it travels; of no meaning where the unit is none.
@@ -62,10 +69,10 @@ struct LineSender {
       const int parts = lines.dispatch_parts;
       const auto token = args.lines.by_parts.quotient(unit);
       const int chunk = unit - token * parts - 1;
-      if (token >= static_cast<int>(routing().handle.num_tokens) || chunk < 0) return;
+      if (token >= static_cast<int>(routing().handle.num_tokens) || chunk < 0 || chunk >= lines.row_chunks) return;
       const int num_bytes = bytes_in_chunk<RowChunk>(lines.row_bytes, chunk);
       quantise(given.chunk, num_bytes, lines.powers_of_two, scratch.quantised);
-      data.load_shared(scratch.quantised.elements, num_bytes);
+      data.load_shared(parts_of_lane, scratch.quantised.elements, num_bytes);
       add_scales(data);
       __syncwarp();
     } else {
@@ -86,6 +93,8 @@ struct LineSender {
       const int chunk = unit - token * parts - 1;
       if (chunk < 0) {
         send_headers(token, weight);
+      } else if (chunk == parts - 2) {
+        write_token(token, weight);
       } else if (chunk < args.lines.row_chunks) {
         send_row_chunk(token, chunk, data);
       } else {
@@ -104,7 +113,7 @@ struct LineSender {
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
       const auto token = args.lines.by_parts.quotient(unit);
-      if (unit != token * parts) continue;
+      if (unit != token * parts + parts - 1) continue;
       if (lane_id() < handle.sends_per_token) {
         handle.sends[std::int64_t{token} * handle.sends_per_token + lane_id()] = SendPlace{-1, -1, -1, -1};
       }
@@ -113,32 +122,33 @@ struct LineSender {
   }
 
  private:
-  [[nodiscard]] __device__ TokenRanks ranks_of(int token) const {
-    return {t.routing, token, routing().handle.top_k, routing().layout.params().order};
-  }
-  [[nodiscard]] __device__ std::int32_t pair_of(const TokenRanks& ranks, int token) const {
-    return ranks.is_leader() ? t.routing.before(ranks.rank, token) : -1;
-  }
-
-  /// Calls send_to(leader, slot) for every rank of the token.
+  /// Calls send_to(rank, slot) for every rank of the token.
   template <typename Send>
-  __device__ void for_each_rank(const TokenRanks& ranks, std::int32_t pair, const Send& send_to) const {
+  __device__ void for_each_rank(int token, const Send& send_to) const {
+    const int ranks = group().num_ranks;
+    const std::int64_t own_slots = group().section_offset[static_cast<int>(BufferSection::kDispatchLines)] +
+                                   args.lines.slot_offset(call.epoch, group().rank, 0);
 #pragma unroll 1
-    for (unsigned left = ranks.leaders; left != 0; left &= left - 1) {
-      const int leader = __ffs(static_cast<int>(left)) - 1;
-      const int dst = __shfl_sync(kFullWarp, ranks.rank, leader);
-      const std::int32_t at = __shfl_sync(kFullWarp, pair, leader);
-      send_to(leader, group().section(dst, BufferSection::kDispatchLines) +
-                          args.lines.slot_offset(call.epoch, group().rank, at));
+    for (int first = 0; first < ranks; first += kWarpSize) {
+      const int rank = first + lane_id();
+      const bool goes = rank < ranks && t.routing.has(rank, token);
+      const std::int32_t pair = goes ? t.routing.before(rank, token) : -1;
+#pragma unroll 1
+      for (unsigned left = __ballot_sync(kFullWarp, goes); left != 0; left &= left - 1) {
+        const int lane = __ffs(static_cast<int>(left)) - 1;
+        const auto at = static_cast<std::uint32_t>(__shfl_sync(kFullWarp, pair, lane));
+        send_to(first + lane, group().base[first + lane] + own_slots + wide_product(at, args.lines.slot_bytes));
+      }
     }
   }
 
   __device__ void send_row_chunk(int token, int chunk, const RowChunk& data) const {
     const LinePlan& lines = args.lines;
-    const TokenRanks ranks = ranks_of(token);
-    for_each_rank(ranks, pair_of(ranks, token), [&](int /*leader*/, std::byte* slot) {
-      data.send(slot + (lines.header_lines + chunk * kChunkLines) * kLineBytes, lines_in_chunk(lines.row_lines, chunk),
-                line_flag(call.epoch));
+    const int first_line = lines.header_lines + chunk * kChunkLines;
+    const int num_lines = lines_in_chunk(lines.row_lines, chunk);
+    const uint2 flag = line_flag(call.epoch);
+    for_each_rank(token, [&](int /*rank*/, std::byte* slot) {
+      data.send(parts_of_lane, slot + first_line * static_cast<int>(kLineBytes), num_lines, flag);
     });
   }
 
@@ -146,9 +156,8 @@ struct LineSender {
   __device__ void add_scales(BlockChunk& data) const {
 #pragma unroll
     for (int i = 0; i < BlockChunk::kVectors; ++i) {
-      const BlockChunk::Part part(i);
-      if (!part.has_flag) continue;
-      const std::uint32_t bits = scratch.quantised.scales[part.line];
+      if (!parts_of_lane.has_flag) continue;
+      const std::uint32_t bits = scratch.quantised.scales[parts_of_lane.line_of(i)];
       data.v[i].x = args.lines.scale_format == ScaleFormat::kFp32 ? bits : bits >> fp8::kMantissaBits;
     }
   }
@@ -166,65 +175,62 @@ struct LineSender {
     }
     __syncwarp();
     Chunk data;
-    data.load_shared(scratch.chunk, num_bytes);
+    const Chunk::Parts scale_parts;
+    data.load_shared(scale_parts, scratch.chunk, num_bytes);
     __syncwarp();
-    const TokenRanks ranks = ranks_of(token);
-    for_each_rank(ranks, pair_of(ranks, token), [&](int /*leader*/, std::byte* slot) {
-      data.send(slot + (lines.header_lines + lines.row_lines + chunk * kChunkLines) * kLineBytes,
+    for_each_rank(token, [&](int /*rank*/, std::byte* slot) {
+      data.send(scale_parts, slot + (lines.header_lines + lines.row_lines + chunk * kChunkLines) * kLineBytes,
                 lines_in_chunk(lines.scale_lines, chunk), line_flag(call.epoch));
     });
   }
 
+  /// What the receivers must know of a row.
   __device__ void send_headers(int token, float weight) const {
-    const TokenRanks ranks = ranks_of(token);
-    const std::int32_t pair = pair_of(ranks, token);
-    // The place among its expert's rows is the same whichever rank is told.
-    std::int32_t place = 0;
-    if (ranks.expert >= 0 && !routing().layout.token_major()) {
-      place = t.routing.before(expert_column(group().num_ranks, ranks.expert), token);
-    }
-    for_each_rank(ranks, pair,
-                  [&](int leader, std::byte* slot) { send_header(token, leader, ranks, place, weight, slot); });
-    // Nobody waits for what the handle knows.
-    write_token(token, ranks, pair, weight);
-  }
-
-  /// What the receiver must know of a row.
-  __device__ void send_header(int token, int leader, const TokenRanks& ranks, std::int32_t place, float weight,
-                              std::byte* slot) const {
     const int top_k = routing().handle.top_k;
     const int lane = lane_id();
-    const int dst = __shfl_sync(kFullWarp, ranks.rank, leader);
-    const int dst_slot = __shfl_sync(kFullWarp, ranks.slot, leader);
-    std::uint32_t* words = scratch.header;
+    std::int32_t expert = kNoExpert;
+    int rank = -1;
     if (lane < top_k) {
-      const bool there = ranks.rank == dst;
-      const int first = t.all.first[dst];
-      words[kHeaderStart + lane] = there ? static_cast<std::uint32_t>(ranks.expert - first) : ~0U;
+      expert = t.routing.entries[token * top_k + lane];
+      if (expert >= 0) rank = t.routing.ranks[token * top_k + lane];
+    }
+    std::uint32_t* words = scratch.header;
+    if (lane == 0) words[0] = static_cast<std::uint32_t>(token);
+    if (lane < top_k) {
+      // The place among its expert's rows is the same whichever rank is told.
+      std::int32_t place = 0;
+      if (expert >= 0 && !routing().layout.token_major()) {
+        place = t.routing.before(expert_column(group().num_ranks, expert), token);
+      }
       words[kHeaderStart + top_k + lane] = static_cast<std::uint32_t>(place);
-      words[kHeaderStart + 2 * top_k + lane] = there ? __float_as_uint(weight) : 0U;
     }
-    if (lane == 0) {
-      words[0] = static_cast<std::uint32_t>(token);
-      words[1] = static_cast<std::uint32_t>(dst_slot);
-    }
-    __syncwarp();
     const int line = lane / kLineLanes;
     const int in_line = lane % kLineLanes;
-    if (line < args.lines.header_lines) {
-      const int word = line * static_cast<int>(kLinePayloadBytes / 4) + in_line * 4;
-      const auto* pairs = reinterpret_cast<const uint2*>(words + word);
-      const uint2 low = pairs[0];
-      const uint2 high = in_line == kFlagLane ? line_flag(call.epoch) : pairs[1];
-      store_line_vector(slot + lane * kUnitBytes, make_uint4(low.x, low.y, high.x, high.y));
-    }
-    __syncwarp();
+    const auto* mine =
+        reinterpret_cast<const uint2*>(words + line * static_cast<int>(kLinePayloadBytes / 4) + in_line * 4);
+    const uint2 flag = line_flag(call.epoch);
+    for_each_rank(token, [&](int dst, std::byte* slot) {
+      if (lane < top_k) {
+        const bool there = rank == dst;
+        words[kHeaderStart + lane] = there ? static_cast<std::uint32_t>(expert - t.all.first[dst]) : ~0U;
+        words[kHeaderStart + 2 * top_k + lane] = there ? __float_as_uint(weight) : 0U;
+      }
+      __syncwarp();
+      if (line < args.lines.header_lines) {
+        const uint2 low = mine[0];
+        const uint2 high = in_line == kFlagLane ? flag : mine[1];
+        store_line_vector(slot + lane * kUnitBytes, make_uint4(low.x, low.y, high.x, high.y));
+      }
+      __syncwarp();
+    });
   }
 
   /// What the handle knows of a token of this rank. Rows at other ranks are not known here (see LineCompleteArgs);
   /// those at this rank are told by whoever receives them.
-  __device__ void write_token(int token, const TokenRanks& ranks, std::int32_t pair, float weight) const {
+  __device__ void write_token(int token, float weight) const {
     const HandleArrays& handle = routing().handle;
+    const TokenRanks ranks(t.routing, token, handle.top_k, routing().layout.params().order);
+    const std::int32_t pair = ranks.is_leader() ? t.routing.before(ranks.rank, token) : -1;
     const int lane = lane_id();
     const int top_k = handle.top_k;
     const float rank_weight = ranks.rank_weight(weight, top_k);
