@@ -5,6 +5,8 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include "exchange.hpp"
+
 namespace epistle::python {
 namespace {
 
@@ -90,12 +92,33 @@ nb::object call_package(const char* function, const nb::object& self) {
   return package_attribute("epistle._arrays", function)(self);
 }
 
+/// As a tensor of Torch. Where its type has no table of functions yet, or does not take the array, by a capsule.
+nb::object to_torch(const nb::object& self) {
+  // Not initialised by their declaration: importing Torch may let other threads run, which would wait for it.
+  static const dlpack::ExchangeApi* api = nullptr;
+  static bool is_known = false;
+  if (!is_known) {
+    api = exchange_of_type(package_attribute("torch", "Tensor"));
+    is_known = true;
+  }
+  if (api != nullptr) {
+    nb::object tensor = make_exchange(*api, nb::cast<const Array&>(self));
+    if (tensor.is_valid()) return tensor;
+  }
+  return call_package("to_torch", self);
+}
+
 std::string describe(const Array& array) {
   const auto shape = nb::cast<std::string>(nb::repr(to_tuple(array.shape)));
   return "<epistle.Array " + array.dtype + " " + shape + " on " + std::string(to_string(array.place.device)) + ">";
 }
 
 }  // namespace
+
+ElementCode code_of(const Array& array) {
+  const TypeRow& row = row_of(array);
+  return {.dlpack_code = row.dlpack_code, .bits = static_cast<std::uint8_t>(8 * row.bytes)};
+}
 
 Array make_array(const void* data, std::string dtype, ArrayShape shape, Place place, nb::object owner) {
   Array array{.data = const_cast<void*>(data),
@@ -192,9 +215,7 @@ void bind_array(nb::module_& module) {
           "numpy", [](const nb::object& self) { return call_package("to_numpy", self); },
           nb::sig("def numpy(self) -> typing.Any"),
           "As a NumPy array, without a copy. bf16 and fp8 need the package ml_dtypes; see bits().")
-      .def(
-          "torch", [](const nb::object& self) { return call_package("to_torch", self); },
-          nb::sig("def torch(self) -> typing.Any"), "As a tensor of Torch, without a copy.");
+      .def("torch", &to_torch, nb::sig("def torch(self) -> typing.Any"), "As a tensor of Torch, without a copy.");
 }
 
 }  // namespace epistle::python

@@ -29,6 +29,13 @@ struct ArrayShape {
   std::vector<std::int64_t> strides = {};  ///< empty: one behind the other
 };
 
+/// Of the elements, as DLPack has them.
+struct ElementCode {
+  std::uint8_t dlpack_code;
+  std::uint8_t bits;
+};
+[[nodiscard]] ElementCode code_of(const Array& array);
+
 [[nodiscard]] Array make_array(const void* data, std::string dtype, ArrayShape shape, Place place, nb::object owner);
 /// Of a request for rows: [num_rows, hidden].
 [[nodiscard]] Array make_array(const Rows& rows, Place place, nb::object owner);

@@ -24,10 +24,15 @@ void bind_info(nb::module_& module);
 void bind_received(nb::module_& module);
 void bind_dispatcher(nb::module_& module);
 
+namespace dlpack {
+struct ExchangeApi;
+}
+
 /// What Python holds of a dispatcher.
 struct PyDispatcher {
   nb::object group;
   Dispatcher dispatcher;
+  const dlpack::ExchangeApi* library = nullptr;  ///< of the tensors of its last call, which a receive half goes by
 
   ~PyDispatcher();
   [[nodiscard]] bool on_cuda() const noexcept { return dispatcher.info().device() == Device::kCuda; }

@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.hpp"
+#include "exchange.hpp"
 #include "tensor.hpp"
 
 namespace epistle::python {
@@ -20,11 +21,15 @@ TensorReader reader_of(const PyDispatcher& self) {
 }
 
 /// The stream of a call: as given (an integer, or an object of Torch's or CuPy's), or the current one of the library
-/// that `tensor` belongs to.
-Stream stream_of(const PyDispatcher& self, const nb::handle& given, const nb::handle& tensor) {
+/// that its tensors belong to; that of the call before where there are none (`reader` is null).
+Stream stream_of(PyDispatcher& self, const nb::handle& given, const nb::handle& tensor, const TensorReader* reader) {
   if (!self.on_cuda() && given.is_none()) return {};
-  const nb::object found =
-      package_attribute("epistle._streams", "resolve")(given, tensor, self.dispatcher.device_ordinal());
+  if (reader != nullptr) self.library = reader->library();
+  const int ordinal = self.dispatcher.device_ordinal();
+  if (given.is_none() && self.library != nullptr) {
+    return static_cast<CUstream_st*>(current_stream(*self.library, ordinal));
+  }
+  const nb::object found = package_attribute("epistle._streams", "resolve")(given, tensor, ordinal);
   return reinterpret_cast<CUstream_st*>(nb::cast<std::uintptr_t>(found));
 }
 
@@ -73,7 +78,7 @@ PyHandle prepare(const nb::object& self, const nb::object& expert_ids, const nb:
   TensorReader reader = reader_of(dispatcher);
   PrepareRequest request{.num_sms = num_sms};
   read_routing(reader, {expert_ids, weights, num_tokens, most_tokens}, request);
-  const Stream on = stream_of(dispatcher, stream, expert_ids);
+  const Stream on = stream_of(dispatcher, stream, expert_ids, &reader);
   return {self, make_call(
                     reader, request, [](PrepareRequest& bad) { spoil_ids(bad.expert_ids); },
                     [&] { return dispatcher.dispatcher.prepare(request, on); })};
@@ -98,7 +103,7 @@ auto with_dispatch_request(const nb::object& self, const DispatchArguments& give
   }
   request.tokens = reader.rows("tokens", given.tokens, input);
   request.scales = reader.scales("scales", given.scales, input);
-  const Stream on = stream_of(dispatcher, given.stream, given.tokens);
+  const Stream on = stream_of(dispatcher, given.stream, given.tokens, &reader);
   return make_call(
       reader, request,
       [](DispatchRequest& bad) {
@@ -136,7 +141,7 @@ Pending take(const nb::object& pending) { return std::move(nb::cast<PyPending&>(
 
 PyReceived dispatch_receive(const nb::object& self, const nb::object& pending, const nb::object& stream) {
   PyDispatcher& dispatcher = get(self);
-  const Stream on = stream_of(dispatcher, stream, nb::none());
+  const Stream on = stream_of(dispatcher, stream, nb::none(), nullptr);
   Pending open = take(pending);
   const nb::gil_scoped_release release;
   Received received = dispatcher.dispatcher.dispatch_receive(std::move(open), on);
@@ -162,7 +167,7 @@ auto with_combine_request(const nb::object& self, const CombineArguments& given,
   request.rows = reader.rows("rows", given.rows, output);
   request.out = reader.writable_rows("out", given.out, output);
   request.weights = reader.weights("weights", given.weights, request.out.num_rows, config.top_k);
-  const Stream on = stream_of(dispatcher, given.stream, given.out);
+  const Stream on = stream_of(dispatcher, given.stream, given.out, &reader);
   return make_call(
       reader, request,
       [](CombineRequest& bad) {
@@ -189,7 +194,7 @@ PyPending combine_send(const nb::object& self, const nb::object& out, const nb::
 
 void combine_receive(const nb::object& self, const nb::object& pending, const nb::object& stream) {
   PyDispatcher& dispatcher = get(self);
-  const Stream on = stream_of(dispatcher, stream, nb::none());
+  const Stream on = stream_of(dispatcher, stream, nb::none(), nullptr);
   Pending open = take(pending);
   const nb::gil_scoped_release release;
   dispatcher.dispatcher.combine_receive(std::move(open), on);
@@ -221,7 +226,7 @@ void dispatch_backward(const nb::object& self, const nb::object& handle, const n
       reader.floats("grad_weights", grad_weights, num_row_weights(dispatcher, request.handle), false);
   request.grad_probs = reader.floats("grad_probs", grad_probs,
                                      request.grad_tokens.num_rows * dispatcher.dispatcher.config().top_k, true);
-  const Stream on = stream_of(dispatcher, stream, grad_tokens);
+  const Stream on = stream_of(dispatcher, stream, grad_tokens, &reader);
   make_call(
       reader, request, [](DispatchBackwardRequest& bad) { bad.grad_rows.num_rows = kRefused; },
       [&] { dispatcher.dispatcher.dispatch_backward(request, on); });
@@ -237,7 +242,7 @@ PyReceived combine_backward(const nb::object& self, const nb::object& handle, co
   request.grad_out = reader.rows("grad_out", grad_out, type);
   request.saved_rows = reader.rows("saved_rows", saved_rows, type);
   request.grad_weights = reader.floats("grad_weights", grad_weights, num_row_weights(dispatcher, request.handle), true);
-  const Stream on = stream_of(dispatcher, stream, grad_out);
+  const Stream on = stream_of(dispatcher, stream, grad_out, &reader);
   return {self, make_call(
                     reader, request, [](CombineBackwardRequest& bad) { bad.grad_out.num_rows = kRefused; },
                     [&] { return dispatcher.dispatcher.combine_backward(request, on); })};

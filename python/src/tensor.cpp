@@ -1,6 +1,8 @@
 #include "tensor.hpp"
 
-#include <cstring>
+#include <algorithm>
+#include <cstddef>
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -8,6 +10,8 @@
 #include <nanobind/stl/string.h>
 
 #include "epistle/error.hpp"
+
+#include "exchange.hpp"
 
 namespace epistle::python {
 namespace {
@@ -26,17 +30,22 @@ Protocol find_protocol(const nb::handle& object) {
   return Protocol::kNone;
 }
 
-/// The types seen so far that can be relied on for all their objects: of Torch and NumPy.
-Protocol protocol_of(const nb::handle& object) {
-  static std::unordered_map<PyObject*, Protocol> known;  // keeps its types for good; under the GIL
+struct KnownType {
+  Protocol protocol = Protocol::kNone;
+  const dlpack::ExchangeApi* api = nullptr;  ///< asked first, where there is one
+};
+
+/// Types that can be relied on for all their objects, those of Torch and NumPy, are remembered.
+KnownType type_of(const nb::handle& object) {
+  static std::unordered_map<PyObject*, KnownType> known;  // keeps its types for good; under the GIL
   PyObject* const type = object.type().ptr();
   if (const auto found = known.find(type); found != known.end()) return found->second;
-  const Protocol protocol = find_protocol(object);
-  if (protocol == Protocol::kTorch || protocol == Protocol::kArrayInterface) {
+  const KnownType result{.protocol = find_protocol(object), .api = exchange_of_type(object.type())};
+  if (result.api != nullptr || result.protocol == Protocol::kTorch || result.protocol == Protocol::kArrayInterface) {
     nb::borrow(type).inc_ref();
-    known.emplace(type, protocol);
+    known.emplace(type, result);
   }
-  return protocol;
+  return result;
 }
 
 struct NamedType {
@@ -135,6 +144,41 @@ Tensor read_interface(const nb::handle& object, const char* attribute, bool on_c
   return tensor;
 }
 
+/// As Torch and NumPy would call a type.
+std::string name_of(dlpack::DataType type) {
+  constexpr std::array<const char*, 7> kFamilies = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  if (type.lanes != 1) return "vectors of " + std::to_string(type.lanes) + " elements";
+  if (type.code == dlpack::kFloat8E4m3fn) return "float8_e4m3fn";
+  if (type.code >= kFamilies.size()) return "a type of " + std::to_string(type.bits) + " bits";
+  return kFamilies[type.code] + std::to_string(type.bits);
+}
+
+void set_type(Tensor& tensor, dlpack::DataType type) {
+  tensor.element_bytes = type.bits / 8;
+  tensor.type_name = name_of(type);
+  tensor.type = type_of_name(tensor.type_name, tensor.element_bytes).type;
+}
+
+/// None where its library refuses, as Torch does for types that DLPack does not know.
+std::optional<Tensor> read_by_exchange(const nb::handle& object, const dlpack::ExchangeApi& api) {
+  const std::optional<dlpack::Tensor> view = read_exchange(api, object);
+  if (!view) return std::nullopt;
+  Tensor tensor;
+  tensor.num_dimensions = static_cast<std::size_t>(view->num_dimensions);
+  std::int64_t dense = 1;
+  for (std::size_t idx = std::min(tensor.num_dimensions, kMaxDimensions); idx-- > 0;) {
+    tensor.shape[idx] = view->shape[idx];
+    tensor.strides[idx] = view->strides != nullptr ? view->strides[idx] : dense;
+    dense *= view->shape[idx];
+  }
+  set_type(tensor, view->dtype);
+  tensor.data = static_cast<std::byte*>(view->data) + view->byte_offset;
+  tensor.on_cuda = view->device.type == dlpack::kCuda;
+  tensor.ordinal = view->device.id;
+  tensor.api = &api;
+  return tensor;
+}
+
 Tensor read_dlpack(const nb::handle& object) {
   const auto array = nb::cast<nb::ndarray<nb::ro>>(object);
   Tensor tensor;
@@ -144,27 +188,7 @@ Tensor read_dlpack(const nb::handle& object) {
     tensor.strides[idx] = array.stride(idx);
   }
   const nb::dlpack::dtype type = array.dtype();
-  constexpr std::uint8_t kFloat8E4m3fn = 10;  // DLPack 1.1
-  tensor.element_bytes = type.bits / 8;
-  const auto is = [&](nb::dlpack::dtype_code code, int bits) {
-    return type.code == static_cast<std::uint8_t>(code) && type.bits == bits && type.lanes == 1;
-  };
-  if (is(nb::dlpack::dtype_code::Bfloat, 16)) {
-    tensor.type_name = "bfloat16";
-  } else if (is(nb::dlpack::dtype_code::Float, 16)) {
-    tensor.type_name = "float16";
-  } else if (is(nb::dlpack::dtype_code::Float, 32)) {
-    tensor.type_name = "float32";
-  } else if (is(nb::dlpack::dtype_code::Int, 32)) {
-    tensor.type_name = "int32";
-  } else if (is(nb::dlpack::dtype_code::Int, 64)) {
-    tensor.type_name = "int64";
-  } else if (type.code == kFloat8E4m3fn) {
-    tensor.type_name = "float8_e4m3fn";
-  } else {
-    tensor.type_name = "a type of " + std::to_string(type.bits) + " bits";
-  }
-  tensor.type = type_of_name(tensor.type_name, tensor.element_bytes).type;
+  set_type(tensor, {.code = type.code, .bits = type.bits, .lanes = type.lanes});
   tensor.data = const_cast<void*>(array.data());
   tensor.read_only = true;  // DLPack says so only of late, and a caller's output is never JAX's
   tensor.on_cuda = array.device_type() == nb::device::cuda::value;
@@ -176,7 +200,11 @@ Tensor read_dlpack(const nb::handle& object) {
 }  // namespace
 
 Tensor read_tensor(const nb::handle& object) {
-  switch (protocol_of(object)) {
+  const KnownType type = type_of(object);
+  if (type.api != nullptr) {
+    if (const std::optional<Tensor> tensor = read_by_exchange(object, *type.api)) return *tensor;
+  }
+  switch (type.protocol) {
     case Protocol::kTorch:
       return read_torch(object);
     case Protocol::kCudaInterface:
@@ -238,6 +266,7 @@ bool TensorReader::read(std::string_view name, const nb::handle& object, std::si
   } catch (const std::exception& error) {
     return complain(name, std::string("cannot be read: ") + error.what());
   }
+  if (tensor.on_cuda && library_ == nullptr) library_ = tensor.api;
   if (tensor.keep.is_valid()) keep_[num_kept_++ % keep_.size()] = tensor.keep;
   const bool any = num_dimensions == kAnyDimensions && tensor.num_dimensions <= kMaxDimensions;
   if (!any && tensor.num_dimensions != num_dimensions) {

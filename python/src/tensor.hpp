@@ -16,6 +16,10 @@ namespace epistle::python {
 
 namespace nb = nanobind;
 
+namespace dlpack {
+struct ExchangeApi;
+}
+
 /// What an element is. Types of which Epistle only knows the size are kOther.
 enum class ElementType : std::uint8_t { kBf16, kFp16, kFp32, kFp8E4m3, kInt32, kInt64, kOther };
 
@@ -32,7 +36,8 @@ struct Tensor {
   bool on_cuda = false;
   int ordinal = 0;  ///< of its GPU
   bool read_only = false;
-  nb::object keep = {};  ///< what must live while the view is used, besides the tensor itself
+  const dlpack::ExchangeApi* api = nullptr;  ///< of its library, where it has one
+  nb::object keep = {};                      ///< what must live while the view is used, besides the tensor itself
 };
 
 /// Throws TypeError for what is no tensor.
@@ -51,6 +56,9 @@ class TensorReader {
   explicit TensorReader(TensorPlace place) : place_(place) {}
 
   [[nodiscard]] const std::string& complaint() const noexcept { return complaint_; }
+
+  /// Of the first tensor on a GPU, where it has a table for exchange.
+  [[nodiscard]] const dlpack::ExchangeApi* library() const noexcept { return library_; }
 
   /// None gives empty views.
   [[nodiscard]] ConstRows rows(std::string_view name, const nb::handle& object, DType dtype);
@@ -73,6 +81,7 @@ class TensorReader {
   [[nodiscard]] bool complain(std::string_view name, const std::string& text);
 
   TensorPlace place_;
+  const dlpack::ExchangeApi* library_ = nullptr;
   std::string complaint_;
   // What keeps exported tensors alive until the call has been made: a call has no more of them.
   std::array<nb::object, 8> keep_;

@@ -118,6 +118,40 @@ TEST(GpuCheck, EveryRecordOfThePagesIsMeasured) {
   }
 }
 
+TEST(GpuCheck, MoreRanksMeasureTheSameRowsAndAreSkippedWithoutTheirGpus) {
+  if (!has_python()) GTEST_SKIP() << "python3 is not installed";
+  const TempDir dir;
+  write_machine(dir, 2);
+  const CommandResult result = check_gpu(dir, {"--quick", "--ranks", "8"});
+  EXPECT_EQ(result.exit_code, 0) << result.describe();
+  const Json summary = Json::parse(read_file(dir.file("out/summary.json")));
+  for (const char* const name : {"ep8-token-major-bf16-24sms", "ep8-token-major-bf16-12sms", "ep8-expert-major-bf16",
+                                 "ep8-decode-expert-blocks-128", "ep8-compare-128", "ep8-tune-4096", "ep8-soak-replays",
+                                 "memcheck-processes", "conformance-processes"}) {
+    EXPECT_EQ(step_named(summary, name).at("reason"), "needs 8 GPUs, there is 2") << name;
+  }
+  for (const Json& step : summary.at("steps")) EXPECT_NE(step.at("name"), "token-major-bf16");
+}
+
+TEST(GpuCheck, VirtualRanksShareOneGpuOrTwo) {
+  if (!has_python()) GTEST_SKIP() << "python3 is not installed";
+  const TempDir dir;
+  write_machine(dir, 2);
+  // Both see what they may: one GPU, or all.
+  write_program(
+      dir, "build/apps/epistle/epistle",
+      "for target; do :; done\n"
+      "echo \"{\\\"tool\\\": \\\"epistle bench\\\", \\\"commit\\\": \\\"$CUDA_VISIBLE_DEVICES $*\\\"}\" > \"$target\"");
+  const CommandResult result = check_gpu(
+      dir, {"--quick", "--ranks", "4", "--virtual", "--only", "virtual-1-ep4-compare-128,virtual-2-ep4-compare-128"});
+  EXPECT_EQ(result.exit_code, 0) << result.describe();
+  const auto ran = [&](const std::string& name) {
+    return Json::parse(read_file(dir.file("out/" + name + ".json"))).at("commit").get<std::string>();
+  };
+  EXPECT_TRUE(ran("virtual-1-ep4-compare-128").starts_with("0 compare --device cuda --ranks 4 --group threads "));
+  EXPECT_TRUE(ran("virtual-2-ep4-compare-128").starts_with(" compare --device cuda --ranks 4 --group threads "));
+}
+
 TEST(GpuCheck, WrongUse) {
   for (const std::vector<std::string>& arguments :
        std::vector<std::vector<std::string>>{{},
@@ -125,7 +159,9 @@ TEST(GpuCheck, WrongUse) {
                                              {"a", "--fast"},
                                              {"a", "--prebuilt"},
                                              {"a", "--prebuilt", "no/such/folder"},
-                                             {"a", "--deep-ep"}}) {
+                                             {"a", "--deep-ep"},
+                                             {"a", "--ranks"},
+                                             {"a", "--ranks", "3"}}) {
     std::vector<std::string> command = {kScripts + "gpu-check"};
     command.insert(command.end(), arguments.begin(), arguments.end());
     const CommandResult result = run_command(command);

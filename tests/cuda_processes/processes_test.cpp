@@ -1,5 +1,6 @@
 // One process per GPU. A program of its own, because CUDA does not survive a fork: nothing here may start it in the
 // process that forks.
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <tuple>
@@ -17,7 +18,12 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kNumRanks = 2;
+// As many as EPISTLE_TEST_RANKS says (scripts/gpu-check --ranks), each with a GPU.
+int num_ranks_asked() {
+  const char* const asked = std::getenv("EPISTLE_TEST_RANKS");
+  return asked == nullptr ? 2 : std::stoi(asked);
+}
+const int kNumRanks = num_ranks_asked();
 
 using ProcessParam = std::tuple<std::string, bool>;
 

@@ -17,6 +17,18 @@ def need(module, name):
     return getattr(module, name)
 
 
+class BlockPackage:
+    """A package that gives every expert a block of rows, of which counts say how many are there, and whose combine
+    multiplies by the weights. `dispatch` returns (blocks, counts, ...)."""
+
+    per_expert = True
+    weighted = True
+
+    def received_rows(self, state):
+        blocks, counts = state[:2]
+        return self.world.torch.cat([blocks[expert][:count] for expert, count in enumerate(counts.tolist())])
+
+
 class DeepEp:
     modules = ("deep_ep",)
     names = ("Buffer",)
@@ -70,11 +82,9 @@ class Uccl(DeepEp):
         super().__init__(world, wrapper)
 
 
-class DeepEpLowLatency:
+class DeepEpLowLatency(BlockPackage):
     modules = ("deep_ep",)
     names = ("Buffer",)
-    per_expert = True
-    weighted = True
 
     def __init__(self, world, module):
         self.world = world
@@ -95,9 +105,6 @@ class DeepEpLowLatency:
             rows, ids, self.world.max_tokens, self.world.num_experts, use_fp8=False
         )
         return received, counts, handle
-
-    def received_rows(self, state):
-        return packed_rows(self.world, state[0], state[1])
 
     def combine(self, state, ids, weights):
         return self.buffer.low_latency_combine(state[0], ids, weights, state[2])[0]
@@ -175,17 +182,16 @@ class HybridEp:
 
 
 class NcclEp:
-    """The low-latency algorithm of nccl-extensions: blocks of rows for every expert, weights applied by combine."""
+    """nccl-extensions, in the algorithm and layout that subclasses name: `layout`, `group_config`, `make_outputs` and
+    `bind`, which makes descriptors."""
 
     modules = ("nccl.ep", "transformer_engine.pytorch.ep")
     names = ()
-    per_expert = True
-    weighted = True
+    infos_with_handle = False  # where the counts are told: with the routing, or by dispatch
 
     def __init__(self, world, module):
         if module.__name__ != "nccl.ep":
             raise Untried("NCCL EP is only there inside of Transformer Engine; install nccl-extensions to try it alone")
-        torch = world.torch
         self.world = world
         self.ep = module
         interop = importlib.import_module("nccl.ep.interop.torch")
@@ -193,42 +199,40 @@ class NcclEp:
         self.group = module.Group.create(
             self.comm,
             module.GroupConfig(
-                algorithm=module.Algorithm.LOW_LATENCY,
                 num_experts=world.num_experts,
                 max_dispatch_tokens_per_rank=world.max_tokens,
                 max_token_bytes=world.hidden * 2,
+                **self.group_config(),
             ),
         )
-        shape = (world.num_local_experts, world.size * world.max_tokens, world.hidden)
-        self.received = torch.empty(shape, dtype=torch.bfloat16, device=world.device)
-        self.counts = torch.zeros((world.num_local_experts,), dtype=torch.int32, device=world.device)
-        self.out = torch.empty((world.num_tokens, world.hidden), dtype=torch.bfloat16, device=world.device)
+        self.make_outputs()
+        self.out = self.empty((world.num_tokens, world.hidden), world.torch.bfloat16)
         self.handle = None
         self.bound = None  # what the descriptors were made of
 
-    def _bind(self, rows, ids, weights):
+    def empty(self, shape, dtype):
+        return self.world.torch.empty(shape, dtype=dtype, device=self.world.device)
+
+    def _route(self, rows, ids, weights):
         """Descriptors are made once: their making would be timed, and no engine makes them anew for each layer."""
-        ep = self.ep
-        self.bound = (rows, ids, weights)
-        self.ids = ep.Tensor(ids)
-        self.dispatch_in = ep.DispatchInputs(tokens=ep.Tensor(rows))
-        self.dispatch_out = ep.DispatchOutputs(tokens=ep.Tensor(self.received))
-        self.layout = ep.LayoutInfo(expert_counters=ep.Tensor(self.counts))
-        self.combine_in = ep.CombineInputs(tokens=ep.Tensor(self.received))
-        self.combine_out = ep.CombineOutputs(tokens=ep.Tensor(self.out), topk_weights=ep.Tensor(weights))
-        self.handle = self.group.create_handle(ep.Layout.EXPERT_MAJOR, self.ids, stream=self.world.stream())
+        is_new = self.bound is None or self.bound[0] is not rows
+        if is_new:
+            if self.handle is not None:
+                self.handle.destroy()
+            self.bound = (rows, ids, weights)
+            self.ids = self.ep.Tensor(ids)
+            self.bind(rows, weights)
+        told = {"stream": self.world.stream(), **({"layout_info": self.infos} if self.infos_with_handle else {})}
+        if is_new:
+            self.handle = self.group.create_handle(self.layout(), self.ids, **told)
+        else:
+            self.handle.update(self.ids, **told)
 
     def dispatch(self, rows, ids, weights):
-        stream = self.world.stream()
-        if self.bound is None or self.bound[0] is not rows:
-            self._bind(rows, ids, weights)
-        else:
-            self.handle.update(self.ids, stream=stream)
-        self.handle.dispatch(self.dispatch_in, self.dispatch_out, layout_info=self.layout, stream=stream)
+        self._route(rows, ids, weights)
+        with_dispatch = {} if self.infos_with_handle else {"layout_info": self.infos}
+        self.handle.dispatch(self.dispatch_in, self.dispatch_out, stream=self.world.stream(), **with_dispatch)
         return self.received, self.counts
-
-    def received_rows(self, state):
-        return packed_rows(self.world, state[0], state[1])
 
     def combine(self, state, ids, weights):
         self.handle.combine(self.combine_in, self.combine_out, stream=self.world.stream())
@@ -240,65 +244,69 @@ class NcclEp:
         self.group.destroy()
 
 
+class NcclEpLowLatency(BlockPackage, NcclEp):
+    """Its algorithm for few tokens: blocks of rows for every expert, weights applied by combine."""
+
+    def layout(self):
+        return self.ep.Layout.EXPERT_MAJOR
+
+    def group_config(self):
+        return {"algorithm": self.ep.Algorithm.LOW_LATENCY}
+
+    def make_outputs(self):
+        world, torch = self.world, self.world.torch
+        blocks = (world.num_local_experts, world.size * world.max_tokens, world.hidden)
+        self.received = self.empty(blocks, torch.bfloat16)
+        self.counts = self.empty((world.num_local_experts,), torch.int32).zero_()
+
+    def bind(self, rows, weights):
+        ep = self.ep
+        self.infos = ep.LayoutInfo(expert_counters=ep.Tensor(self.counts))
+        self.dispatch_in = ep.DispatchInputs(tokens=ep.Tensor(rows))
+        self.dispatch_out = ep.DispatchOutputs(tokens=ep.Tensor(self.received))
+        self.combine_in = ep.CombineInputs(tokens=ep.Tensor(self.received))
+        self.combine_out = ep.CombineOutputs(tokens=ep.Tensor(self.out), topk_weights=ep.Tensor(weights))
+
+
 class NcclEpHighThroughput(NcclEp):
     """Its other algorithm: each row once for a rank, one after another, and sums without weights."""
 
     per_expert = False
     weighted = False
+    infos_with_handle = True
 
-    def __init__(self, world, module):
-        if module.__name__ != "nccl.ep":
-            raise Untried("NCCL EP is only there inside of Transformer Engine; install nccl-extensions to try it alone")
-        torch = world.torch
-        self.world = world
-        self.ep = module
-        interop = importlib.import_module("nccl.ep.interop.torch")
-        self.comm = interop.get_nccl_comm_from_group(world.group)
-        num_slots = world.size * world.max_tokens
-        self.group = module.Group.create(
-            self.comm,
-            module.GroupConfig(
-                algorithm=module.Algorithm.HIGH_THROUGHPUT,
-                num_experts=world.num_experts,
-                max_dispatch_tokens_per_rank=world.max_tokens,
-                max_recv_tokens_per_rank=num_slots,
-                max_token_bytes=world.hidden * 2,
-                num_topk=world.top_k,
-            ),
-        )
-        on_device = {"device": world.device}
-        self.received = torch.empty((num_slots, world.hidden), dtype=torch.bfloat16, **on_device)
-        self.received_weights = torch.empty((num_slots, world.top_k), dtype=torch.float32, **on_device)
-        self.received_ids = torch.empty((num_slots, world.top_k), dtype=torch.int64, **on_device)
-        self.counts = torch.zeros((1,), dtype=torch.int32, **on_device)
-        self.out = torch.empty((world.num_tokens, world.hidden), dtype=torch.bfloat16, **on_device)
-        self.handle = None
-        self.bound = None
+    def layout(self):
+        return self.ep.Layout.FLAT
 
-    def _bind(self, rows, ids, weights):
+    def _num_slots(self):
+        return self.world.size * self.world.max_tokens
+
+    def group_config(self):
+        return {
+            "algorithm": self.ep.Algorithm.HIGH_THROUGHPUT,
+            "max_recv_tokens_per_rank": self._num_slots(),
+            "num_topk": self.world.top_k,
+        }
+
+    def make_outputs(self):
+        world, torch = self.world, self.world.torch
+        per_slot = (self._num_slots(), world.top_k)
+        self.received = self.empty((self._num_slots(), world.hidden), torch.bfloat16)
+        self.received_weights = self.empty(per_slot, torch.float32)
+        self.received_ids = self.empty(per_slot, torch.int64)
+        self.counts = self.empty((1,), torch.int32).zero_()
+
+    def bind(self, rows, weights):
         ep = self.ep
-        self.bound = (rows, ids, weights)
-        self.ids = ep.Tensor(ids)
+        self.infos = ep.LayoutInfo(recv_total_counter=ep.Tensor(self.counts))
         self.dispatch_in = ep.DispatchInputs(tokens=ep.Tensor(rows), topk_weights=ep.Tensor(weights))
         self.dispatch_out = ep.DispatchOutputs(
             tokens=ep.Tensor(self.received),
             topk_weights=ep.Tensor(self.received_weights),
             topk_idx=ep.Tensor(self.received_ids),
         )
-        self.layout = ep.LayoutInfo(recv_total_counter=ep.Tensor(self.counts))
         self.combine_in = ep.CombineInputs(tokens=ep.Tensor(self.received))
         self.combine_out = ep.CombineOutputs(tokens=ep.Tensor(self.out))
-        stream = self.world.stream()
-        self.handle = self.group.create_handle(ep.Layout.FLAT, self.ids, layout_info=self.layout, stream=stream)
-
-    def dispatch(self, rows, ids, weights):
-        stream = self.world.stream()
-        if self.bound is None or self.bound[0] is not rows:
-            self._bind(rows, ids, weights)
-        else:
-            self.handle.update(self.ids, layout_info=self.layout, stream=stream)
-        self.handle.dispatch(self.dispatch_in, self.dispatch_out, stream=stream)
-        return self.received, self.counts
 
     def received_rows(self, state):
         return state[0][: state[1].tolist()[0]]
@@ -391,20 +399,12 @@ class Mori:
         pass
 
 
-class Nixl:
+class Nixl(BlockPackage):
     modules = ("nixl_ep",)
     names = ("Buffer",)
-    per_expert = True
-    weighted = True
 
     def __init__(self, world, module):
         raise Untried("its ranks are added one by one by an engine that runs NIXL's agents")
-
-
-def packed_rows(world, blocks, counts):
-    """The rows that are there of a block for every expert."""
-    parts = [blocks[expert][:count] for expert, count in enumerate(counts.tolist())]
-    return world.torch.cat(parts)
 
 
 PACKAGES = {
@@ -412,7 +412,7 @@ PACKAGES = {
     "deepep-low-latency": DeepEpLowLatency,
     "deepep-v2": DeepEpElastic,
     "hybridep": HybridEp,
-    "ncclep": NcclEp,
+    "ncclep": NcclEpLowLatency,
     "ncclep-high-throughput": NcclEpHighThroughput,
     "flashinfer": FlashInferOneSided,
     "mori": Mori,

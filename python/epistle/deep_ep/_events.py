@@ -33,7 +33,7 @@ class EventOverlap:
     def __init__(self, event: EventHandle | None = None, extra_tensors: Iterable[typing.Any] | None = None) -> None:
         self.event = event
         self.extra_tensors = extra_tensors
-        self._after_wait: list[Callable[[], typing.Any]] = []
+        self._after_wait: tuple[Callable[[], typing.Any], ...] = ()
 
     def current_stream_wait(self, release_handle: bool = False) -> None:
         if self.event is not None:
@@ -41,12 +41,12 @@ class EventOverlap:
         if release_handle:
             self.event = None
             self.extra_tensors = None
-        hooks, self._after_wait = self._after_wait, []
+        hooks, self._after_wait = self._after_wait, ()
         for hook in hooks:
             hook()
 
     def register_hook_after_wait(self, hook: Callable[[], typing.Any]) -> None:
-        self._after_wait.append(hook)
+        self._after_wait = (*self._after_wait, hook)
 
     def __call__(self, release_handle: bool = False) -> None:
         self.current_stream_wait(release_handle)

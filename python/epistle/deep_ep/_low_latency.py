@@ -167,42 +167,52 @@ class LowLatencyCalls:
                 "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
         _check_hooks(async_finish, return_recv_hook)
-        sizes = (x.shape[1], topk_idx.shape[1], num_max_dispatch_tokens_per_rank, num_experts)
-        line = self._next_line(x.device, sizes, (use_fp8, round_scale, use_ue8m0))
+        hidden = x.shape[1]
+        sizes = (hidden, topk_idx.shape[1], num_max_dispatch_tokens_per_rank, num_experts)
+        line = self._next_line(x.get_device(), sizes, (use_fp8, round_scale, use_ue8m0))
         dispatcher = line.dispatcher
-        if x.is_cuda:  # routing and rows travel in one step
+        pending: epistle.Pending | None = None
+        if not return_recv_hook:  # in one step, which is less than two for the host and for a GPU
+            received = dispatcher.dispatch(x, expert_ids=topk_idx)
+        elif x.is_cuda:  # routing and rows travel together
             pending = dispatcher.dispatch_send(x, expert_ids=topk_idx)
+            received = pending.received()
         else:
             pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
-        ahead = pending.received()
-        routed = ahead.handle
+            received = pending.received()
+        routed = received.handle
         places = line.places
         if places is None:
             blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
-            places = line.places = _Places.of(ahead, blocks)
+            places = line.places = _Places.of(received, blocks)
+        received.release()
         handle = LowLatencyHandle(
-            line, (num_max_dispatch_tokens_per_rank, x.shape[1], num_experts), self._group.size, places.outputs
+            line, (num_max_dispatch_tokens_per_rank, hidden, num_experts), self._group.size, places.outputs
         )
         recv_x: typing.Any = places.rows
         fill_scales: Callable[[], object] = _nothing
         if places.scales is not None:
             recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
             recv_x = (places.rows, recv_scales)
-        recv_count = routed.expert_counts.torch()
-        ahead.release()
+        recv_count: torch.Tensor = routed.expert_counts.torch()
 
-        def receive(kept: tuple[torch.Tensor, ...] = (x, topk_idx)) -> None:
-            del kept  # read by the receive half as well
-            dispatcher.dispatch_receive(pending).release()
+        def finish_receiving() -> None:
             fill_scales()
             handle.handle = routed
             if cumulative_local_expert_recv_stats is not None:
                 cumulative_local_expert_recv_stats.add_(recv_count)
 
-        if return_recv_hook:
-            return recv_x, recv_count, handle, EventOverlap(), receive
-        receive()
-        return recv_x, recv_count, handle, finish(async_finish), None
+        if pending is None:
+            finish_receiving()
+            return recv_x, recv_count, handle, finish(async_finish), None
+        sent = pending
+
+        def receive(kept: tuple[torch.Tensor, ...] = (x, topk_idx)) -> None:
+            del kept  # read by the receive half as well
+            dispatcher.dispatch_receive(sent).release()
+            finish_receiving()
+
+        return recv_x, recv_count, handle, EventOverlap(), receive
 
     def low_latency_combine(
         self,
@@ -235,16 +245,17 @@ class LowLatencyCalls:
             weighted, weights = dispatcher.prepare(topk_idx, topk_weights), None
         rows = handle.outputs if zero_copy else x
         result = x.new_empty((topk_idx.shape[0], x.shape[-1])) if out is None else out
-        pending = dispatcher.combine_send(result, rows=rows.view(-1, rows.shape[-1]), handle=weighted, weights=weights)
+        rows = rows.view(-1, rows.shape[-1])
+        if not return_recv_hook:
+            dispatcher.combine(result, rows=rows, handle=weighted, weights=weights)
+            return result, finish(async_finish), None
+        pending = dispatcher.combine_send(result, rows=rows, handle=weighted, weights=weights)
 
         def receive(kept: tuple[torch.Tensor | None, ...] = (rows, weights)) -> None:
             del kept  # read by the receive half as well
             dispatcher.combine_receive(pending)
 
-        if return_recv_hook:
-            return result, EventOverlap(), receive
-        receive()
-        return result, finish(async_finish), None
+        return result, EventOverlap(), receive
 
     def get_next_low_latency_combine_buffer(self, handle: LowLatencyHandle) -> torch.Tensor:
         """bf16 [experts, R*M, hidden]: rows written here are not copied by low_latency_combine(zero_copy=True)."""
@@ -268,12 +279,13 @@ class LowLatencyCalls:
         """No rank is masked."""
 
     def _next_line(
-        self, device: torch.device, sizes: tuple[int, int, int, int], quantisation: tuple[bool, bool, bool]
+        self, ordinal: int, sizes: tuple[int, int, int, int], quantisation: tuple[bool, bool, bool]
     ) -> _Line:
-        key = (device, sizes, quantisation)
+        """``ordinal``: of the GPU, -1 for the CPU."""
+        key = (ordinal, sizes, quantisation)
         lines = self._low_latency.get(key)
         if lines is None:
-            options = epistle.Cuda(device=device.index) if device.type == "cuda" else epistle.Host()
+            options = epistle.Cuda(device=ordinal) if ordinal >= 0 else epistle.Host()
             lines = self._low_latency[key] = self._make_lines(_Shape(options, *sizes, *quantisation))
         turn = self._num_low_latency % NUM_OUTSTANDING
         self._num_low_latency += 1
