@@ -29,6 +29,8 @@ constexpr int kPeersPerLook = 32;
 // step by not sleeping.
 constexpr std::chrono::microseconds kSpinWithOwnCore{100};
 constexpr std::chrono::microseconds kSpinOnSharedCore{1};
+// Ranks that are in step come within a microsecond; a pause takes up to 60 ns of that.
+constexpr int kLooksWithoutPause = 400;
 
 /// A rank that ran out of something is no refusal of an input: the others give the same code.
 ErrorCode code_for_peers(ErrorCode code) noexcept {
@@ -348,7 +350,11 @@ std::optional<GroupFailure> GroupImpl::look_for_lost_ranks(Ticket ticket, Phase 
 
 void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
   // Where the ranks are in step, reading the clock would take as long as waiting.
-  if (spin_ > kSpinOnSharedCore) barrier_.spin(ticket);
+  if (spin_ > kSpinOnSharedCore) {
+    for (int look = 0; look < kLooksWithoutPause && !barrier_.passed(ticket); ++look) {
+    }
+    barrier_.spin(ticket);
+  }
   if (!barrier_.passed(ticket)) wait_and_look(ticket, phase, missing_rows);
   last_waited_ = ticket;
   // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
