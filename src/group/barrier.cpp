@@ -12,6 +12,15 @@ namespace epistle {
 namespace {
 constexpr std::int64_t kMicrosPerSecond = 1'000'000;
 constexpr std::int64_t kNanosPerMicro = 1'000;
+
+constexpr std::uint64_t kOneArrival = std::uint64_t{1} << kArrivalWordBits;
+
+/// `arrived` with one more rank, which says `word`.
+std::uint64_t with_arrival(std::uint64_t arrived, ArrivalWord word) noexcept {
+  const std::uint64_t num_arrived = arrived / kOneArrival;
+  const bool agrees = num_arrived == 0 || arrived % kOneArrival == word;
+  return (num_arrived + 1) * kOneArrival + (agrees ? word : 0);
+}
 }  // namespace
 
 // The futexes are not "private": ranks may be processes.
@@ -26,19 +35,26 @@ void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept {
   ::syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-Ticket Barrier::arrive() noexcept {
+Ticket Barrier::arrive(ArrivalWord word) noexcept {
   ++awaited_;
-  // acq_rel: the last arrival gathers what all others released here, and hands it on through `generation`.
-  const std::uint32_t before = block_->num_arrived.value.fetch_add(1, std::memory_order_acq_rel);
-  if (before + 1 == static_cast<std::uint32_t>(num_ranks_)) {
-    // Nobody arrives again before the generation moves on, so the counter can be reset first.
-    block_->num_arrived.value.store(0, std::memory_order_relaxed);
+  // Guessed rather than read, so that the line comes here once, to be written. acq_rel: the last arrival gathers what
+  // all others released here, and hands it on through `generation`.
+  std::uint64_t before = 0;
+  while (!block_->arrived.value.compare_exchange_weak(before, with_arrival(before, word), std::memory_order_acq_rel,
+                                                      std::memory_order_relaxed)) {
+  }
+  const std::uint64_t arrived = with_arrival(before, word);
+  if (arrived / kOneArrival == static_cast<std::uint64_t>(num_ranks_)) {
+    // Nobody arrives again before the generation moves on, so this can be reset first.
+    block_->arrived.value.store(0, std::memory_order_relaxed);
+    const bool unanimous = arrived % kOneArrival != 0;
+    block_->generation.unanimous.store(unanimous ? awaited_ : awaited_ - 1, std::memory_order_relaxed);
     // seq_cst: pairs with sleep(), where the number of sleepers is raised before the generation is read again. One of
     // the two sides sees the other, so no sleeper is missed.
     block_->generation.value.fetch_add(1, std::memory_order_seq_cst);
     if (block_->num_sleepers.value.load(std::memory_order_seq_cst) != 0) futex_wake_all(block_->generation.value);
   }
-  // For diagnosis only (has_arrived); the order of data is carried by num_arrived and generation. Stored last: a rank
+  // For diagnosis only (has_arrived); the order of data is carried by arrived and generation. Stored last: a rank
   // that dies anywhere above is seen as missing, and a barrier that all ranks have marked has passed.
   block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
   return awaited_;

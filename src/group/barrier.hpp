@@ -1,5 +1,6 @@
 // A split barrier in shared memory: arrive, do something else, wait. Waiting ranks spin briefly and then sleep on a
-// futex, so that more ranks than cores work well.
+// futex, so that more ranks than cores work well. Ranks say something as they arrive, and the barrier tells whether all
+// have said the same: that costs no cache line more than the barrier itself does.
 #pragma once
 
 #include <atomic>
@@ -15,10 +16,24 @@ struct alignas(kCacheLineBytes) PaddedCounter {
 };
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free, "counters are shared between processes");
 
+/// What a rank says as it arrives; 0 = nothing that others could be compared with.
+using ArrivalWord = std::uint64_t;
+inline constexpr int kArrivalWordBits = 52;
+
 /// Lies in zero-initialised shared memory; followed there by one PaddedCounter per rank.
 struct BarrierBlock {
-  PaddedCounter num_arrived;   ///< ranks that arrived in the current generation
-  PaddedCounter generation;    ///< completed generations; ranks sleep on it
+  /// Ranks that arrived in the current generation, above what all of them have said; 0 there once two differ.
+  struct alignas(kCacheLineBytes) Arrived {
+    std::atomic<std::uint64_t> value;
+  };
+  struct alignas(kCacheLineBytes) Generation {
+    std::atomic<std::uint32_t> value;      ///< completed generations; ranks sleep on it
+    std::atomic<std::uint32_t> unanimous;  ///< equals `value` where all said the same in the last one
+  };
+  static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "counters are shared between processes");
+
+  Arrived arrived;
+  Generation generation;
   PaddedCounter num_sleepers;  ///< ranks that sleep or are about to
 
   [[nodiscard]] PaddedCounter* arrivals() noexcept { return reinterpret_cast<PaddedCounter*>(this + 1); }
@@ -54,8 +69,16 @@ class Barrier {
   /// The generation that the next arrive() is of.
   [[nodiscard]] Ticket next_ticket() const noexcept { return awaited_ + 1; }
 
-  /// Everything this rank wrote before is visible to every rank whose wait for this generation has returned.
-  Ticket arrive() noexcept;
+  /// Everything this rank wrote before is visible to every rank whose wait for this generation has returned. `word` is
+  /// below 2^kArrivalWordBits.
+  Ticket arrive(ArrivalWord word = 0) noexcept;
+
+  /// Whether all ranks said the same, and something, in the generation of `ticket`. Known from when it has passed until
+  /// this rank arrives again; false later.
+  [[nodiscard]] bool was_unanimous(Ticket ticket) const noexcept {
+    // Written before the generation that passed() has acquired; and no later one ends without this rank.
+    return block_->generation.unanimous.load(std::memory_order_relaxed) == ticket;
+  }
 
   /// True when all ranks have arrived in the generation of `ticket`.
   [[nodiscard]] bool passed(Ticket ticket) const noexcept {

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "group/barrier.hpp"
+
 namespace epistle {
 namespace {
 
@@ -26,12 +28,39 @@ constexpr std::array<std::string_view, 18> kNames = {"nothing",
                                                      "create a weight store",
                                                      "begin a migration"};
 
+// Of a call in a word. Handles are counted: the first 2^30 of a dispatcher fit, calls with later ones take the longer
+// way.
+constexpr int kKindBits = 5;
+constexpr int kStepBits = 3;
+constexpr int kBufferBits = 4;
+constexpr int kSubjectBits = 10;
+constexpr int kDetailBits = 30;
+static_assert(kKindBits + kStepBits + kBufferBits + kSubjectBits + kDetailBits == kArrivalWordBits);
+static_assert(kNames.size() <= std::size_t{1} << kKindBits);
+
 std::string_view name_of(CallKind kind) noexcept {
   const auto idx = static_cast<std::size_t>(kind);
   return idx < kNames.size() ? kNames[idx] : "an unknown call";
 }
 
 }  // namespace
+
+std::uint64_t Call::in_a_word() const noexcept {
+  if (value != kAnyValue) return 0;
+  std::uint64_t word = 0;
+  bool fits = true;
+  const auto append = [&](std::uint64_t field, int num_bits) {
+    fits = fits && field >> num_bits == 0;
+    word = word << num_bits | field;
+  };
+  // A negative one does not fit. What was gathered is left out: nobody compares it.
+  append(static_cast<std::uint64_t>(kind), kKindBits);
+  append(static_cast<std::uint64_t>(step), kStepBits);
+  append(static_cast<std::uint64_t>(buffer), kBufferBits);
+  append(subject, kSubjectBits);
+  append(detail, kDetailBits);
+  return fits ? word : 0;
+}
 
 std::string Call::describe() const {
   if (subject != 0) {

@@ -46,6 +46,10 @@ struct Call {
   std::int32_t gathered_bytes = 0;  ///< what the rank has put into its gather slot for this step
   std::int64_t value = kAnyValue;   ///< calls of dispatchers: 1 = gradients of the weights are given, 0 = they are not
 
+  /// Equal for two calls only where these are equal, buffers included; 0 where it does not fit, or where the ranks have
+  /// a value to agree on. For the barrier, which tells whether all ranks have come with the same.
+  [[nodiscard]] std::uint64_t in_a_word() const noexcept;
+
   /// "prepare (dispatcher 1, handle 2)".
   [[nodiscard]] std::string describe() const;
 };

@@ -62,7 +62,9 @@ void Preparation::count_expert_tokens(const HostHandle& state) noexcept {
   for (std::size_t column = 0; column < own.rows_to_expert.size(); ++column) {
     if (own.rows_to_expert[column] == 0) continue;
     const std::size_t expert = placed_.is_trivial() ? column : static_cast<std::size_t>(expert_of_slot[column]);
-    expert_tokens_[expert].fetch_add(own.rows_to_expert[column], std::memory_order_relaxed);
+    // Only this thread writes: adding in one go would lock the line, for each of many experts.
+    std::atomic<std::int64_t>& tokens = expert_tokens_[expert];
+    tokens.store(tokens.load(std::memory_order_relaxed) + own.rows_to_expert[column], std::memory_order_relaxed);
   }
 }
 
