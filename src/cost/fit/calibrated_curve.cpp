@@ -171,7 +171,7 @@ double CalibratedCurve::width_of(const LogForecast& forecast) const {
 }
 
 /// Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs, another
-/// width, another version or GPU at every level; and every seventh row, for what was seen.
+/// width, another version or GPU at every level; and every seventh row, three times, for what was seen.
 std::vector<CalibratedCurve::Fold> CalibratedCurve::make_folds() const {
   std::vector<Fold> folds;
   const std::size_t num_quantities = family_->quantities.size();
@@ -196,9 +196,11 @@ std::vector<CalibratedCurve::Fold> CalibratedCurve::make_folds() const {
     });
   }
   constexpr std::size_t kSplits = 7;
-  Fold some{.is_out = {}, .quantity = num_quantities};
-  for (std::size_t row = 0; row < observations_.size(); ++row) some.is_out.push_back(row % kSplits == kSplits / 2);
-  folds.push_back(std::move(some));
+  for (const std::size_t first : {1U, 3U, 5U}) {
+    Fold some{.is_out = {}, .quantity = num_quantities};
+    for (std::size_t row = 0; row < observations_.size(); ++row) some.is_out.push_back(row % kSplits == first);
+    folds.push_back(std::move(some));
+  }
   return folds;
 }
 
