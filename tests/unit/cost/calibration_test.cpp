@@ -184,6 +184,7 @@ TEST(BenchRecord, GivesDispatchAndCombine) {
   EXPECT_EQ(row_bytes(R"("as-given")"), 2 * 7168);
   EXPECT_EQ(row_bytes("null"), 2 * 7168);
   EXPECT_EQ(row_bytes(R"("fp8")"), 7168 + 4 * 7168 / 128);
+  EXPECT_EQ(row_bytes(R"("fp8-ue8m0")"), 7168 + 4 * 7168 / 128);
   EXPECT_THROW((void)parse_bench_record("{}", "r.json"), Error);
   EXPECT_THROW((void)parse_bench_record("[", "r.json"), Error);
 }
