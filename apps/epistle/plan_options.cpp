@@ -12,6 +12,7 @@
 #include "epistle/trace.hpp"
 
 #include "choice_option.hpp"
+#include "cluster_option.hpp"
 #include "core/reject.hpp"
 #include "cost/exchange_counts.hpp"
 #include "cost/successive_draws.hpp"
@@ -102,7 +103,7 @@ PlanRequest make_plan_request(const PlanOptions& options) {
   using std::pair;
   PlanRequest request;
   request.model = read_plan_model(options.model);
-  request.cluster = options.cluster.ends_with(".json") ? read_cluster(options.cluster) : find_cluster(options.cluster);
+  request.cluster = cluster_of_option(options.cluster);
   request.workload = choose("--workload", options.workload,
                             std::array{pair<std::string_view, Workload>{"prefill", Workload::kPrefill},
                                        pair<std::string_view, Workload>{"decode", Workload::kDecode},

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "cost/switch_reduction.hpp"
 #include "report/format.hpp"
 #include "report/table.hpp"
 
@@ -81,7 +82,10 @@ std::string render_terms(const Plan& plan) {
                    term.curve.empty() ? "closed form" : term.curve});
   }
   if (plan.hidden_us > 0) table.add_row({"overlap", "-" + format_us(plan.hidden_us), "-", "-", "-", "-"});
-  table.add_row({"layer", format_us(plan.layer_us), "-", std::string(to_string(plan.binding)), "-", "-"});
+  table.add_row({"layer", format_us(plan.layer_us),
+                 format_interval(plan.layer_us * plan.step_low_us / plan.step_us,
+                                 plan.layer_us * plan.step_high_us / plan.step_us),
+                 std::string(to_string(plan.binding)), "-", "-"});
   return table.render();
 }
 
@@ -97,8 +101,40 @@ std::string render_memory(const MemoryLedger& memory) {
   return table.render();
 }
 
+bool switches_add(const PlanRequest& request) { return request.cluster.value(ClusterField::kInNetworkReduction) > 0; }
+
+/// What leaves a GPU in combine, with switches that add and without.
+SwitchReduction reduction_of(const PlanRequest& request, const Plan& plan) {
+  constexpr double kBf16Bytes = 2;
+  return switch_reduction(plan.choice.num_ranks, plan.counts.distinct_ranks, tokens_per_call(request, plan.choice),
+                          kBf16Bytes * request.model.routed_hidden);
+}
+
+std::string render_reduction(const PlanRequest& request, const Plan& plan) {
+  const std::int32_t ranks = plan.choice.num_ranks;
+  if (ranks == 1 || ranks > request.cluster.gpus_per_domain()) return {};
+  if (!switches_add(request)) return "\nIn-network reduction: the links of this cluster do not add.\n";
+  const SwitchReduction reduction = reduction_of(request, plan);
+  return fmt::format(
+      "\nIn-network reduction of combine {} at EP {}: switches would read {:.2f} MB of every GPU (each row of the "
+      "other "
+      "{} ranks), plain writes send {:.2f} MB (a token's {:.2f} ranks): {:.2f} times as much.\n",
+      reduction.pays() ? "pays" : "does not pay", ranks, reduction.served_bytes / 1e6, ranks - 1,
+      reduction.written_bytes / 1e6, plan.counts.distinct_ranks, reduction.factor());
+}
+
+Json reduction_json(const PlanRequest& request, const Plan& plan) {
+  const SwitchReduction reduction = reduction_of(request, plan);
+  return {{"available", switches_add(request)},
+          {"ep", plan.choice.num_ranks},
+          {"distinct_ranks", plan.counts.distinct_ranks},
+          {"written_bytes", reduction.written_bytes},
+          {"served_bytes", reduction.served_bytes},
+          {"pays", switches_add(request) && plan.choice.num_ranks > 1 && reduction.pays()}};
+}
+
 std::string render_rest(const PlanReport& report) {
-  std::string text;
+  std::string text = render_reduction(*report.request, report.plans.front());
   if (!report.crossovers.empty()) {
     text += "\nFastest exchange by tokens per rank:\n";
     for (const CrossoverPoint& point : report.crossovers) {
@@ -170,9 +206,11 @@ Json plan_json(const Plan& plan) {
           {"step_low_us", plan.step_low_us},
           {"step_high_us", plan.step_high_us},
           {"tokens_per_s_per_gpu", plan.tokens_per_s_per_gpu},
-          {"busiest_rank_factor", plan.busiest_factor},
+          {"busiest_rank_factor", plan.counts.busiest_factor},
           {"binding", to_string(plan.binding)},
           {"layer_us", plan.layer_us},
+          {"layer_low_us", plan.layer_us * plan.step_low_us / plan.step_us},
+          {"layer_high_us", plan.layer_us * plan.step_high_us / plan.step_us},
           {"overlap_hides_us", plan.hidden_us},
           {"terms", terms},
           {"memory", memory_json(plan.memory)}};
@@ -234,6 +272,7 @@ Json plan_report_json(const PlanReport& report) {
     flips.push_back(
         {{"assumption", flip.assumption}, {"best", flip.best}, {"step_us", flip.step_us}, {"flips", flip.flips}});
   }
+  const bool has_best = !report.plans.empty() && is_feasible(report.plans.front());
   Json flip_map = Json::array();
   for (const FlipCell& cell : report.flip_map) {
     flip_map.push_back({{"tokens_factor", cell.tokens_factor},
@@ -264,6 +303,7 @@ Json plan_report_json(const PlanReport& report) {
           {"flip_map", flip_map},
           {"crossovers", crossovers},
           {"sms", sms},
+          {"in_network_reduction", has_best ? reduction_json(request, report.plans.front()) : Json()},
           {"next_measurements", measurements}};
 }
 

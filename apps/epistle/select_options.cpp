@@ -9,6 +9,7 @@
 
 #include "epistle/error.hpp"
 
+#include "cluster_option.hpp"
 #include "core/whole_file.hpp"
 #include "json_text.hpp"
 #include "number_options.hpp"
@@ -38,12 +39,6 @@ std::optional<Version> read_version(const std::string& option, const std::string
   const auto version = parse_version(text);
   if (!version) throw CLI::ValidationError(option, fmt::format("'{}' is no version such as 0.20", shortened(text)));
   return version;
-}
-
-/// A preset by name, or a file: what has a folder or an ending in its name.
-Cluster read_hardware(const std::string& name) {
-  const bool file = name.find('/') != std::string::npos || name.ends_with(".json");
-  return file ? read_cluster(name) : find_cluster(name);
 }
 
 /// This machine, by its driver: the preset of its GPU, with the GPUs that reach each other.
@@ -151,7 +146,7 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
 SelectQuery make_select_query(const SelectOptions& options) {
   if (options.ep == 0) throw CLI::ValidationError("--ep", "is missing; give the expert-parallel degree");
   SelectQuery query;
-  query.cluster = options.hardware.empty() ? local_hardware() : read_hardware(options.hardware);
+  query.cluster = options.hardware.empty() ? local_hardware() : cluster_of_option(options.hardware);
   query.ep = static_cast<std::int32_t>(options.ep);
   if (!options.model.empty()) query.model = find_select_model(options.model);
   if (options.hidden > 0) query.model.hidden = options.hidden;
@@ -181,7 +176,7 @@ SelectQuery make_select_query(const SelectOptions& options) {
 
 check::CheckOptions make_check_options(const SelectOptions& options) {
   check::CheckOptions check;
-  if (!options.hardware.empty()) check.cluster = read_hardware(options.hardware);
+  if (!options.hardware.empty()) check.cluster = cluster_of_option(options.hardware);
   check.megatron = read_version("--megatron-version", options.megatron_version);
   check.vllm = read_version("--vllm-version", options.vllm_version);
   check.sglang = read_version("--sglang-version", options.sglang_version);

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "choice_option.hpp"
+#include "cluster_option.hpp"
 #include "core/json_field.hpp"
 #include "core/reject.hpp"
 #include "json_option.hpp"
@@ -150,7 +151,7 @@ simulate::SimulateRequest make_simulate_request(const SimulateOptions& options) 
   constexpr const char* kDefaultModel = "qwen3-235b-a22b";
   const PlanModel model = read_plan_model(options.model.empty() ? kDefaultModel : options.model);
   simulate::SimulateRequest request;
-  request.cluster = options.cluster.ends_with(".json") ? read_cluster(options.cluster) : find_cluster(options.cluster);
+  request.cluster = cluster_of_option(options.cluster);
   const std::int32_t num_ranks = options.num_ranks > 0 ? options.num_ranks : request.cluster.gpus_per_domain();
   request.tokens = make_token_rules(options, model, num_ranks);
   if (options.tokens_per_rank * num_ranks > kMaxStepTokens) {

@@ -334,7 +334,7 @@ Plan evaluate_plan(const PlanRequest& request, const Calibration& calibration, c
   Plan plan;
   plan.choice = choice;
   plan.terms = evaluator.terms();
-  plan.busiest_factor = facts.counts.busiest_factor;
+  plan.counts = facts.counts;
   if (request.workload == Workload::kTraining) add_backward(plan.terms);
   set_layer_time(plan, request.cluster);
   const PlanModel& model = request.model;

@@ -61,6 +61,13 @@ struct MemoryLedger {
   }
 };
 
+/// What follows from routing and the number of ranks alone.
+struct RoutingCounts {
+  double distinct_ranks = 1;    ///< of a token, on average
+  double distinct_domains = 1;  ///< likewise
+  double busiest_factor = 1;    ///< rows of the busiest rank over those of the average one
+};
+
 struct Plan {
   PlanChoice choice;
   std::vector<PlanTerm> terms;  ///< of one layer with experts
@@ -71,17 +78,10 @@ struct Plan {
   double step_high_us = 0;
   double tokens_per_gpu = 0;  ///< of a step
   double tokens_per_s_per_gpu = 0;
-  double busiest_factor = 1;
+  RoutingCounts counts;  ///< of its ranks, in one layer
   Binding binding = Binding::kLatency;
   MemoryLedger memory;
   std::vector<std::string> refusals;  ///< why it cannot be; empty = feasible
-};
-
-/// What follows from routing and the number of ranks alone.
-struct RoutingCounts {
-  double distinct_ranks = 1;    ///< of a token, on average
-  double distinct_domains = 1;  ///< likewise
-  double busiest_factor = 1;    ///< rows of the busiest rank over those of the average one
 };
 
 /// Experts in contiguous blocks. Copies of experts change the busiest rank only. `inclusion` is that of the request.

@@ -108,10 +108,6 @@ void for_each_choice(const PlanRequest& request, Visit visit) {
   }
 }
 
-RoutingCounts counts_of_choice(const PlanRequest& request, const PlanChoice& choice) {
-  return routing_counts(request, expert_inclusion(request), choice.num_ranks, choice.num_redundant);
-}
-
 double score(const PlanRequest& request, const Plan& plan) {
   return request.objective == Objective::kLatency ? plan.step_us : -plan.tokens_per_s_per_gpu;
 }
@@ -219,7 +215,6 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
                                             const Plan& best) {
   std::vector<CrossoverPoint> points;
   if (best.choice.mode == nullptr) return points;
-  const RoutingCounts counts = counts_of_choice(request, best.choice);
   constexpr int kMostTokens = 8192;
   for (int count = 1; count <= kMostTokens; count *= 2) {
     const double tokens = count;
@@ -232,7 +227,7 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
       choice.mode = mode;
       choice.two_batches = false;
       choice.num_sms = mode->sms.empty() ? 0 : static_cast<std::int32_t>(mode->sms.back());
-      const PlanFacts facts = plan_facts(changed, choice, counts);
+      const PlanFacts facts = plan_facts(changed, choice, best.counts);
       const Plan plan = evaluate_plan(changed, calibration, choice, facts);
       if (facts.buffers.refusal || (mode->max_tokens > 0 && tokens > mode->max_tokens) ||
           (mode->one_domain && choice.num_ranks > request.cluster.gpus_per_domain())) {
@@ -250,8 +245,7 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
 std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& calibration, const Plan& best) {
   std::vector<SmPoint> points;
   if (best.choice.mode == nullptr || best.choice.mode->kind != ExchangeKind::kThroughput) return points;
-  const RoutingCounts counts = counts_of_choice(request, best.choice);
-  const PlanFacts facts = plan_facts(request, best.choice, counts);
+  const PlanFacts facts = plan_facts(request, best.choice, best.counts);
   for (const std::int32_t sms : {4, 8, 16, 24, 32, 64}) {
     if (sms > request.cluster.num_sms()) continue;
     PlanChoice choice = best.choice;

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cost/exchange_counts.hpp"
-#include "cost/pair_counts.hpp"
+#include "cost/recorded_sets.hpp"
 #include "cost/successive_draws.hpp"
 
 namespace epistle::simulate {
@@ -43,8 +43,8 @@ double busiest_factor(const std::vector<double>& inclusion, const std::vector<st
   return expected_busiest_factor(means, variances, num_tokens);
 }
 
-ClosedForms forms_of_pairs(const PairCounts& pairs, std::span<const std::int32_t> labels,
-                           const std::vector<std::int32_t>& ranks, const RankGrid& grid, double num_tokens) {
+ClosedForms forms_of_sets(const RecordedSets& sets, std::span<const std::int32_t> labels,
+                          const std::vector<std::int32_t>& ranks, const RankGrid& grid, double num_tokens) {
   std::vector<std::int32_t> recorded_ranks;
   std::vector<std::int32_t> recorded_domains;
   for (const std::int32_t label : labels) {
@@ -52,9 +52,9 @@ ClosedForms forms_of_pairs(const PairCounts& pairs, std::span<const std::int32_t
     recorded_domains.push_back(grid.domain_of(recorded_ranks.back()));
   }
   ClosedForms forms;
-  forms.distinct_ranks = pairs.expected_distinct_groups(recorded_ranks, grid.num_ranks);
-  forms.distinct_domains = pairs.expected_distinct_groups(recorded_domains, grid.num_domains());
-  forms.busiest_rank_factor = busiest_factor(pairs.inclusion(), recorded_ranks, grid.num_ranks, num_tokens);
+  forms.distinct_ranks = sets.expected_distinct_groups(recorded_ranks, grid.num_ranks);
+  forms.distinct_domains = sets.expected_distinct_groups(recorded_domains, grid.num_domains());
+  forms.busiest_rank_factor = busiest_factor(sets.inclusion(), recorded_ranks, grid.num_ranks, num_tokens);
   return forms;
 }
 
@@ -66,7 +66,9 @@ std::optional<ClosedForms> closed_forms(const TokenSource& source, const TokenRu
   if (ranks.empty()) return std::nullopt;
   const double num_tokens = static_cast<double>(rules.tokens_per_rank) * grid.num_ranks;
   ClosedForms forms;
-  if (source.pairs() != nullptr) return forms_of_pairs(*source.pairs(), source.labels(), ranks, grid, num_tokens);
+  if (source.recorded() != nullptr) {
+    return forms_of_sets(*source.recorded(), source.labels(), ranks, grid, num_tokens);
+  }
   if (const auto popularity = source.popularity()) {
     std::vector<std::int32_t> domains;
     for (const std::int32_t rank : ranks) domains.push_back(grid.domain_of(rank));

@@ -244,41 +244,6 @@ class Exchange {
   std::vector<double> network_in_;
 };
 
-GemmLoad time_gemms(const ModeRules& rules, const TrafficCounter& traffic, std::span<const ExpertRows> expert_rows) {
-  const GemmShape shape{.global_tokens = static_cast<double>(traffic.num_tokens()),
-                        .num_ranks = static_cast<double>(expert_rows.size()),
-                        .num_experts = rules.num_experts,
-                        .top_k = rules.top_k,
-                        .hidden = rules.hidden,
-                        .expert_ffn = rules.expert_ffn,
-                        .busiest_factor = 1.0,
-                        .type = rules.precision};
-  const CalibratedCurve& curve =
-      rules.calibration->curves().at(fmt::format("gemm {}", epistle::to_string(rules.precision)));
-  const GemmTerms terms = gemm_terms(curve.constants_at({}));
-  GemmWork slowest;
-  GemmLoad load;
-  double slowest_us = -1.0;
-  double sum_us = 0.0;
-  for (std::size_t rank = 0; rank < expert_rows.size(); ++rank) {
-    GemmWork work = gemm_work(*rules.cluster, shape);
-    work.rows = expert_rows[rank].rows;
-    work.active_experts = expert_rows[rank].active_experts;
-    const double us = gemm_time(work, terms).total_us;
-    sum_us += us;
-    if (us <= slowest_us) continue;
-    slowest_us = us;
-    slowest = work;
-    load.slowest_rank = static_cast<std::int32_t>(rank);
-  }
-  const Forecast forecast = curve.predict(gemm_observation(shape, slowest));
-  load.us = forecast.us;
-  load.low_us = forecast.low_us;
-  load.high_us = forecast.high_us;
-  load.mean_us = sum_us / static_cast<double>(expert_rows.size()) * forecast.us / slowest_us;
-  return load;
-}
-
 std::optional<std::string> find_refusal(const ModeRules& rules, const ExchangeMode& mode, const RankGrid& grid) {
   if (mode.one_domain && grid.num_domains() > 1) {
     return fmt::format("{} stays inside a domain of {} GPUs", mode.name, grid.ranks_per_domain);
@@ -333,8 +298,43 @@ std::string_view to_string(LinkKind kind) noexcept {
   return "domain link out";
 }
 
+GemmLoad time_gemms(const ModeRules& rules, std::int64_t num_tokens, std::span<const ExpertRows> expert_rows) {
+  const GemmShape shape{.global_tokens = static_cast<double>(num_tokens),
+                        .num_ranks = static_cast<double>(expert_rows.size()),
+                        .num_experts = rules.num_experts,
+                        .top_k = rules.top_k,
+                        .hidden = rules.hidden,
+                        .expert_ffn = rules.expert_ffn,
+                        .busiest_factor = 1.0,
+                        .type = rules.precision};
+  const CalibratedCurve& curve =
+      rules.calibration->curves().at(fmt::format("gemm {}", epistle::to_string(rules.precision)));
+  const GemmTerms terms = gemm_terms(curve.constants_at({}));
+  GemmWork slowest;
+  GemmLoad load;
+  double slowest_us = -1.0;
+  double sum_us = 0.0;
+  for (std::size_t rank = 0; rank < expert_rows.size(); ++rank) {
+    GemmWork work = gemm_work(*rules.cluster, shape);
+    work.rows = expert_rows[rank].rows;
+    work.active_experts = expert_rows[rank].active_experts;
+    const double us = gemm_time(work, terms).total_us;
+    sum_us += us;
+    if (us <= slowest_us) continue;
+    slowest_us = us;
+    slowest = work;
+    load.slowest_rank = static_cast<std::int32_t>(rank);
+  }
+  const Forecast forecast = curve.predict(gemm_observation(shape, slowest));
+  load.us = forecast.us;
+  load.low_us = forecast.low_us;
+  load.high_us = forecast.high_us;
+  load.mean_us = sum_us / static_cast<double>(expert_rows.size()) * forecast.us / slowest_us;
+  return load;
+}
+
 ModeStep time_mode(const ModeRules& rules, const ExchangeMode& mode, const TrafficCounter& traffic,
-                   std::span<const ExpertRows> expert_rows) {
+                   const GemmLoad& gemms) {
   ModeStep step;
   step.mode = &mode;
   step.refusal = find_refusal(rules, mode, traffic.grid());
@@ -342,7 +342,7 @@ ModeStep time_mode(const ModeRules& rules, const ExchangeMode& mode, const Traff
   step.num_sms = Exchange::chosen_sms(rules, mode);
   step.dispatch = Exchange(rules, mode, traffic, true).load();
   step.combine = Exchange(rules, mode, traffic, false).load();
-  step.gemm = time_gemms(rules, traffic, expert_rows);
+  step.gemm = gemms;
   set_layer(step);
   return step;
 }

@@ -81,8 +81,11 @@ struct ModeRules {
   std::int32_t num_sms = 0;  ///< of the exchange where a mode can choose; 0 = the most of its choices
 };
 
-/// `expert_rows` [num_ranks].
+/// Grouped GEMMs of a step, whatever mode brings the rows; `expert_rows` [num_ranks].
+[[nodiscard]] GemmLoad time_gemms(const ModeRules& rules, std::int64_t num_tokens,
+                                  std::span<const ExpertRows> expert_rows);
+
 [[nodiscard]] ModeStep time_mode(const ModeRules& rules, const ExchangeMode& mode, const TrafficCounter& traffic,
-                                 std::span<const ExpertRows> expert_rows);
+                                 const GemmLoad& gemms);
 
 }  // namespace epistle::simulate

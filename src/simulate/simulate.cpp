@@ -191,7 +191,8 @@ class Simulation {
                           .tokens_per_rank = static_cast<double>(request_.tokens.tokens_per_rank),
                           .precision = request_.precision,
                           .num_sms = request_.num_sms};
-    for (const ExchangeMode* const mode : modes_) step.modes.push_back(time_mode(rules, *mode, traffic_, rows));
+    const GemmLoad gemms = time_gemms(rules, step.num_tokens, rows);
+    for (const ExchangeMode* const mode : modes_) step.modes.push_back(time_mode(rules, *mode, traffic_, gemms));
   }
 
   const SimulateRequest& request_;

@@ -11,7 +11,6 @@
 #include "epistle/trace.hpp"
 
 #include "core/reject.hpp"
-#include "cost/successive_draws.hpp"
 #include "routing/philox.hpp"
 #include "routing/popularity.hpp"
 
@@ -57,11 +56,10 @@ void TokenSource::read_trace() {
   };
   adopt("num_experts", rules_.num_experts, trace_.num_experts);
   adopt("top_k", rules_.top_k, trace_.top_k);
-  if (trace_.num_experts > PairCounts::kMaxExperts) return;
-  pairs_.emplace(trace_.num_experts, trace_.top_k);
+  recorded_.emplace(trace_.num_experts, trace_.top_k);
   const auto top_k = static_cast<std::size_t>(trace_.top_k);
   for (std::size_t begin = 0; begin < trace_.expert_ids.size(); begin += top_k) {
-    pairs_->add_token(std::span(trace_.expert_ids).subspan(begin, top_k));
+    recorded_->add_token(std::span(trace_.expert_ids).subspan(begin, top_k));
   }
 }
 
@@ -120,6 +118,7 @@ std::optional<std::vector<double>> TokenSource::popularity() const {
   std::vector<double> shares;
   switch (rules_.routing.kind) {
     case RoutingKind::kBalanced:
+    case RoutingKind::kTrace:
       return std::nullopt;
     case RoutingKind::kForcedRandom:
       if (limits_groups()) return std::nullopt;
@@ -133,14 +132,6 @@ std::optional<std::vector<double>> TokenSource::popularity() const {
     case RoutingKind::kLognormal:
       shares = to_doubles(lognormal_popularity(rules_.num_experts, rules_.routing.parameter, rules_.seed));
       break;
-    case RoutingKind::kTrace: {
-      std::vector<double> inclusion(label_.size(), 0.0);
-      for (const std::int32_t id : trace_.expert_ids) {
-        if (id >= 0) inclusion[static_cast<std::size_t>(id)] += 1.0 / static_cast<double>(trace_.num_tokens);
-      }
-      shares = popularity_of_inclusion(inclusion);
-      break;
-    }
   }
   std::vector<double> labelled(shares.size());
   for (std::size_t expert = 0; expert < shares.size(); ++expert) {

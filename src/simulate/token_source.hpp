@@ -8,7 +8,7 @@
 
 #include "epistle/routing.hpp"
 
-#include "cost/pair_counts.hpp"
+#include "cost/recorded_sets.hpp"
 
 namespace epistle::simulate {
 
@@ -41,10 +41,10 @@ class TokenSource {
   [[nodiscard]] std::span<const std::int32_t> ids(std::int32_t rank);
 
   /// Popularity of every expert in this step, from which tokens are drawn one expert after the other; all ones for
-  /// uniform routing. Of a trace what its histogram says. None where tokens are not drawn like that (balanced, groups).
+  /// uniform routing. None where tokens are not drawn like that (balanced, groups, traces).
   [[nodiscard]] std::optional<std::vector<double>> popularity() const;
-  /// Pairs of a trace whose experts are few enough to count them; null otherwise.
-  [[nodiscard]] const PairCounts* pairs() const noexcept { return pairs_ ? &*pairs_ : nullptr; }
+  /// Which experts the tokens of a trace use together; null where the routing is no trace.
+  [[nodiscard]] const RecordedSets* recorded() const noexcept { return recorded_ ? &*recorded_ : nullptr; }
   /// [num_experts]; whose place each expert of the generator, or of the trace, has taken in this step.
   [[nodiscard]] std::span<const std::int32_t> labels() const noexcept { return label_; }
   /// Whether the router's groups limit what a token gets.
@@ -56,7 +56,7 @@ class TokenSource {
 
   TokenRules rules_;
   std::int64_t step_ = 0;
-  std::optional<PairCounts> pairs_;
+  std::optional<RecordedSets> recorded_;
   RoutingTable trace_;               // the layer; empty unless the routing is a trace
   std::vector<std::int32_t> label_;  // [num_experts]; whose place an expert has taken
   std::vector<std::int32_t> ids_;

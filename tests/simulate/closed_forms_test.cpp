@@ -12,7 +12,7 @@
 #include "epistle/routing.hpp"
 
 #include "cost/exchange_counts.hpp"
-#include "cost/pair_counts.hpp"
+#include "cost/recorded_sets.hpp"
 #include "cost/successive_draws.hpp"
 #include "simulate/requests_for_tests.hpp"
 #include "support/temp_dir.hpp"
@@ -54,9 +54,11 @@ INSTANTIATE_TEST_SUITE_P(Routings, ClosedFormsOf,
                            return name;
                          });
 
-TEST(ClosedForms, HoldForATraceByItsHistogram) {
-  const RoutingTable table =
-      generate_routing(RoutingSpec::parse("zipf:0.9"), {.num_tokens = 8192, .num_experts = 64, .top_k = 6, .seed = 5});
+TEST(ClosedForms, HoldForATraceWhoseExpertsAreUsedInCompany) {
+  // Every token's experts lie in two groups of eight: a histogram would say that it goes to twice as many ranks.
+  const RoutingTable table = generate_routing(
+      RoutingSpec::parse("forced-random"),
+      {.num_tokens = 8192, .num_experts = 64, .top_k = 6, .num_groups = 8, .groups_per_token = 2, .seed = 5});
   std::string ids;
   for (std::size_t at = 0; at < table.expert_ids.size(); ++at) {
     ids +=
@@ -66,7 +68,7 @@ TEST(ClosedForms, HoldForATraceByItsHistogram) {
   const std::string trace = dir.write(
       "trace.jsonl",
       fmt::format(R"({{"layer": 0, "num_experts": 64, "top_k": 6, "num_tokens": 8192, "expert_ids": [{}]}})", ids));
-  for (const std::int32_t ranks : {4, 32}) {
+  for (const std::int32_t ranks : {4, 8, 32}) {
     const SmallShape shape{
         .routing = "trace:" + trace, .num_ranks = ranks, .tokens_per_rank = 8192 / ranks, .num_experts = 0, .top_k = 0};
     expect_close(run_step(small_request(shape)));
@@ -99,22 +101,36 @@ TEST(SuccessiveDraws, PopularityOfAHistogramLeadsBackToIt) {
   for (std::size_t expert = 0; expert < inclusion.size(); ++expert) EXPECT_NEAR(again[expert], inclusion[expert], 1e-5);
 }
 
-TEST(PairCounts, KnowWhichExpertsAreUsedTogether) {
-  PairCounts pairs(4, 2);
+TEST(RecordedSets, KnowWhichExpertsAreUsedTogether) {
+  RecordedSets sets(4, 2);
   for (int round = 0; round < 50; ++round) {
-    pairs.add_token(std::vector<std::int32_t>{0, 1});
-    pairs.add_token(std::vector<std::int32_t>{2, 3});
+    sets.add_token(std::vector<std::int32_t>{0, 1});
+    sets.add_token(std::vector<std::int32_t>{2, 3});
   }
-  EXPECT_EQ(pairs.inclusion(), std::vector<double>(4, 0.5));
-  EXPECT_NEAR(pairs.expected_distinct_groups(std::vector<std::int32_t>{0, 0, 1, 1}, 2), 1.0, 0.01);
-  EXPECT_NEAR(pairs.expected_distinct_groups(std::vector<std::int32_t>{0, 1, 0, 1}, 2), 2.0, 0.01);
-  EXPECT_EQ(pairs.expected_distinct_groups(std::vector<std::int32_t>(4, 0), 1), 1.0);
-  EXPECT_NEAR(pairs.expected_distinct_groups(std::vector<std::int32_t>{0, 1, 2, 3}, 5), 2.0, 1e-6);
+  EXPECT_EQ(sets.inclusion(), std::vector<double>(4, 0.5));
+  EXPECT_EQ(sets.expected_distinct_groups(std::vector<std::int32_t>{0, 0, 1, 1}, 2), 1.0);
+  EXPECT_EQ(sets.expected_distinct_groups(std::vector<std::int32_t>{0, 1, 0, 1}, 2), 2.0);
+  EXPECT_EQ(sets.expected_distinct_groups(std::vector<std::int32_t>(4, 0), 1), 1.0);
+  EXPECT_EQ(sets.expected_distinct_groups(std::vector<std::int32_t>{0, 1, 2, 3}, 5), 2.0);
   // A token that lost an expert, and one that lost both.
-  pairs.add_token(std::vector<std::int32_t>{0, kNoExpert});
-  pairs.add_token(std::vector<std::int32_t>{kNoExpert, kNoExpert});
-  EXPECT_NEAR(pairs.inclusion()[0], 51.0 / 102, 1e-12);
-  EXPECT_THROW((void)PairCounts(PairCounts::kMaxExperts + 1, 2), Error);
+  sets.add_token(std::vector<std::int32_t>{0, kNoExpert});
+  sets.add_token(std::vector<std::int32_t>{kNoExpert, kNoExpert});
+  EXPECT_NEAR(sets.inclusion()[0], 51.0 / 102, 1e-12);
+  EXPECT_NEAR(sets.expected_distinct_groups(std::vector<std::int32_t>{0, 1, 2, 3}, 4), 201.0 / 102, 1e-12);
+  EXPECT_THROW(sets.add_token(std::vector<std::int32_t>{0}), Error);
+  EXPECT_THROW((void)sets.expected_distinct_groups(std::vector<std::int32_t>{0, 1}, 2), Error);
+}
+
+TEST(RecordedSets, KeepABoundedNumberSpreadOverAllTokens) {
+  // The first half of the tokens stays on one of two ranks, the other uses both.
+  RecordedSets sets(4, 2);
+  constexpr int kTokens = 300001;
+  for (int token = 0; token < kTokens; ++token) {
+    sets.add_token(token < kTokens / 2 ? std::vector<std::int32_t>{0, 1} : std::vector<std::int32_t>{0, 2});
+  }
+  EXPECT_EQ(sets.num_tokens(), kTokens);
+  EXPECT_NEAR(sets.expected_distinct_groups(std::vector<std::int32_t>{0, 0, 1, 1}, 2), 1.5, 1e-3);
+  EXPECT_NEAR(sets.inclusion()[2], 0.5, 1e-5);
 }
 
 TEST(BusiestRank, OfFewTokensIsBusierByChance) {

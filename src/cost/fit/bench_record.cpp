@@ -73,8 +73,11 @@ class RecordReader {
     const double hidden = config_.at("hidden").get<double>();
     const double top_k = config_.at("top_k").get<double>();
     const double experts = config_.at("num_experts").get<double>();
-    const bool fp8 =
-        phase == "dispatch" && (config_.at("dtype") == "fp8" || !config_.value("wire", RecordJson()).is_null());
+    const auto wire = config_.find("wire");
+    // "fp8" and what says of its scales; "as-given" otherwise.
+    const bool becomes_fp8 =
+        wire != config_.end() && wire->is_string() && wire->get_ref<const std::string&>().starts_with("fp8");
+    const bool fp8 = phase == "dispatch" && (config_.at("dtype") == "fp8" || becomes_fp8);
     const double row_bytes = fp8 ? hidden + 4 * hidden / 128 : 2 * hidden;
     const double distinct = expected_distinct_groups(experts, top_k, ranks_);
     ExchangeWork work = throughput_work(exchange_base(cluster_, ranks_, cluster_.gpus_per_domain()),

@@ -12,10 +12,15 @@ namespace epistle {
 namespace {
 
 constexpr double kSigmasOf90Percent = 1.645;
+constexpr double kSigmasOfSettings = 1.94;  // Student's t of six degrees of freedom: few groups set the field's scales
+// Without any measurement: priors were fitted together, to times of the same libraries, and so miss by less than the
+// factors say which each may take where measurements pull at it.
+constexpr double kPriorSigmas = 0.6;
 constexpr double kFitNoise = 0.08;        // relative, of a measurement and of the curve: outliers lie beyond
 constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left where data tell a constant
 constexpr double kPoolSigma = 0.4;        // of a constant between a library and its relatives
 constexpr double kFixedSigma = 1e-4;      // of a constant that is held
+constexpr double kSlopeStep = 1e-3;       // of a constant's logarithm
 constexpr std::size_t kMinLibraryRows = 3;
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
@@ -88,20 +93,42 @@ const FitResult& CalibratedCurve::node_of(const std::vector<std::string>& path) 
   return nodes_.at({});
 }
 
+/// What constants may still be wrong by is part of the field: what no measurement tells widens intervals where it
+/// matters, and errors that measurements of one kind share do not look like many.
+CalibratedCurve::Linearised CalibratedCurve::linearise(const Observation& wanted) const {
+  const std::vector<double>& values = node_of(wanted.point.path).log_values;
+  const double base = log_curve(wanted, values);
+  Linearised result{.point = wanted.point, .log_us = base};
+  std::vector<double> moved = values;
+  for (std::size_t idx = 0; idx < values.size(); ++idx) {
+    const ConstantPrior& prior = family_->constants[idx];
+    if (prior.factor <= 1.0) continue;
+    moved[idx] = values[idx] + kSlopeStep;
+    const double slope = (log_curve(wanted, moved) - base) / kSlopeStep;
+    moved[idx] = values[idx];
+    const double sigma = std::log(prior.factor);
+    result.point.slopes.push_back(slope * sigma);
+    result.point.pool_slopes.push_back(slope * std::min(sigma, kPoolSigma));
+  }
+  return result;
+}
+
 void CalibratedCurve::fit_field() {
   std::vector<FieldPoint> points;
   std::vector<double> residuals;
   for (const Observation& observation : observations_) {
-    points.push_back(observation.point);
-    residuals.push_back(std::log(observation.us) - log_curve(observation, node_of(observation.point.path).log_values));
+    Linearised place = linearise(observation);
+    points.push_back(std::move(place.point));
+    residuals.push_back(std::log(observation.us) - place.log_us);
   }
   field_ = ResidualField(std::move(points), std::move(residuals), family_->scales);
 }
 
 CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wanted) const {
-  const FieldValue residual = field_.at(wanted.point);
+  const Linearised place = linearise(wanted);
+  const FieldValue residual = field_.at(place.point);
   LogForecast forecast;
-  forecast.log_us = log_curve(wanted, node_of(wanted.point.path).log_values) + residual.mean;
+  forecast.log_us = place.log_us + residual.mean;
   forecast.sigma = residual.sigma;
   forecast.novelty = Novelty::kLibrary;
   const auto varied = static_cast<std::ptrdiff_t>(family_->num_varied);
@@ -143,23 +170,20 @@ double CalibratedCurve::width_of(const LogForecast& forecast) const {
   return width > 0.0 ? width : any;
 }
 
-void CalibratedCurve::set_widths() {
-  if (observations_.empty()) return;
-  // Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs,
-  // another width, another version or GPU at every level; and every seventh row, for what was seen.
-  std::vector<std::vector<bool>> folds;
-  std::vector<std::size_t> quantity_of_fold;  // that a fold leaves a value of out; num_quantities = none
+/// Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs, another
+/// width, another version or GPU at every level; and every seventh row, three times, for what was seen.
+std::vector<CalibratedCurve::Fold> CalibratedCurve::make_folds() const {
+  std::vector<Fold> folds;
   const std::size_t num_quantities = family_->quantities.size();
   const auto add_folds = [&](std::size_t quantity, const auto& key_of) {
-    std::map<decltype(key_of(observations_[0])), std::size_t> groups;
-    for (const Observation& observation : observations_) ++groups[key_of(observation)];
-    if (groups.size() < 2) return;
-    for (const auto& [key, count] : groups) {
-      std::vector<bool> fold;
-      for (const Observation& observation : observations_) fold.push_back(key_of(observation) == key);
-      folds.push_back(std::move(fold));
-      quantity_of_fold.push_back(quantity);
+    std::map<decltype(key_of(observations_[0])), std::vector<bool>> groups;
+    for (std::size_t row = 0; row < observations_.size(); ++row) {
+      std::vector<bool>& is_out = groups[key_of(observations_[row])];
+      is_out.resize(observations_.size());
+      is_out[row] = true;
     }
+    if (groups.size() < 2) return;
+    for (auto& [key, is_out] : groups) folds.push_back({.is_out = std::move(is_out), .quantity = quantity});
   };
   for (std::size_t quantity = family_->num_varied; quantity < num_quantities; ++quantity) {
     add_folds(quantity, [quantity](const Observation& observation) { return observation.point.position[quantity]; });
@@ -172,48 +196,62 @@ void CalibratedCurve::set_widths() {
     });
   }
   constexpr std::size_t kSplits = 7;
-  std::vector<bool> some;
-  for (std::size_t row = 0; row < observations_.size(); ++row) some.push_back(row % kSplits == kSplits / 2);
-  folds.push_back(std::move(some));
-  quantity_of_fold.push_back(num_quantities);
+  for (const std::size_t first : {1U, 3U, 5U}) {
+    Fold some{.is_out = {}, .quantity = num_quantities};
+    for (std::size_t row = 0; row < observations_.size(); ++row) some.is_out.push_back(row % kSplits == first);
+    folds.push_back(std::move(some));
+  }
+  return folds;
+}
 
-  // Neither the easiest nor the hardest group sets the width: one that leaves next to nothing to fit would make all
-  // intervals useless.
+/// Errors of forecasts of what a fold leaves out, in sigmas, by how new it is to the rest.
+std::array<std::vector<double>, kNumNovelties> CalibratedCurve::errors_of(const Fold& fold) const {
+  std::array<std::vector<double>, kNumNovelties> errors;
+  std::vector<Observation> kept;
+  for (std::size_t row = 0; row < observations_.size(); ++row) {
+    if (!fold.is_out[row]) kept.push_back(observations_[row]);
+  }
+  if (kept.empty()) return errors;
+  const CalibratedCurve without(*family_, std::move(kept), Unsized{});
+  for (std::size_t row = 0; row < observations_.size(); ++row) {
+    if (!fold.is_out[row]) continue;
+    const LogForecast forecast = without.log_forecast(observations_[row]);
+    const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us);
+    errors[static_cast<std::size_t>(forecast.novelty)].push_back(error / forecast.sigma);
+  }
+  return errors;
+}
+
+void CalibratedCurve::set_widths() {
+  if (observations_.empty()) {
+    widths_.fill(kPriorSigmas * kSigmasOf90Percent);
+    return;
+  }
+  // Neither the easiest nor the hardest group sets a width.
   constexpr double kHardShare = 0.6;
   constexpr std::size_t kEnough = 5;
+  const std::size_t num_quantities = family_->quantities.size();
   std::array<std::vector<double>, kNumNovelties> fold_widths;
   std::vector<std::vector<double>> quantity_widths(num_quantities + 1);
-  for (std::size_t idx = 0; idx < folds.size(); ++idx) {
-    const std::vector<bool>& fold = folds[idx];
-    std::vector<Observation> kept;
-    for (std::size_t row = 0; row < fold.size(); ++row) {
-      if (!fold[row]) kept.push_back(observations_[row]);
-    }
-    if (kept.empty()) continue;
-    const CalibratedCurve without(*family_, std::move(kept), Unsized{});
-    std::array<std::vector<double>, kNumNovelties> errors;
-    for (std::size_t row = 0; row < fold.size(); ++row) {
-      if (!fold[row]) continue;
-      const LogForecast forecast = without.log_forecast(observations_[row]);
-      const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us);
-      errors[static_cast<std::size_t>(forecast.novelty)].push_back(error / forecast.sigma);
-    }
+  for (const Fold& fold : make_folds()) {
+    const auto errors = errors_of(fold);
     for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
       if (errors[novelty].size() >= kEnough) fold_widths[novelty].push_back(quantile(errors[novelty], 0.9));
     }
     const std::vector<double>& settings = errors[static_cast<std::size_t>(Novelty::kSetting)];
-    if (settings.size() >= kEnough) quantity_widths[quantity_of_fold[idx]].push_back(quantile(settings, 0.9));
+    if (settings.size() >= kEnough) quantity_widths[fold.quantity].push_back(quantile(settings, 0.9));
   }
+  // Where groups were left out of few, what is left is so unsure that errors look small in its sigmas: only where a
+  // group shows that theory says too little does it widen intervals. What was measured has many rows to go by.
+  constexpr std::array<double, kNumNovelties> kLeast = {0.0, kSigmasOfSettings, kSigmasOf90Percent};
   for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
-    if (!fold_widths[novelty].empty()) {
-      widths_[novelty] = quantile(fold_widths[novelty], kHardShare);
-    } else if (novelty > 0) {
-      widths_[novelty] = std::max(widths_[novelty], widths_[novelty - 1]);
-    }
+    if (!fold_widths[novelty].empty()) widths_[novelty] = quantile(fold_widths[novelty], kHardShare);
+    widths_[novelty] = std::max(widths_[novelty], kLeast[novelty]);
   }
   setting_widths_.assign(num_quantities, 0.0);
   for (std::size_t quantity = 0; quantity < num_quantities; ++quantity) {
-    if (!quantity_widths[quantity].empty()) setting_widths_[quantity] = quantile(quantity_widths[quantity], kHardShare);
+    if (quantity_widths[quantity].empty()) continue;
+    setting_widths_[quantity] = std::max(quantile(quantity_widths[quantity], kHardShare), kSigmasOfSettings);
   }
 }
 

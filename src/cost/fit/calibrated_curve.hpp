@@ -95,12 +95,24 @@ class CalibratedCurve {
     Novelty novelty = Novelty::kSeen;
     std::vector<bool> is_new;  ///< [quantities]; kSetting: those whose value this library has not shown
   };
+  /// The fitted curve at a place, and how it moves with its constants.
+  struct Linearised {
+    FieldPoint point;
+    double log_us = 0;
+  };
+  struct Fold {
+    std::vector<bool> is_out;  ///< [observations]
+    std::size_t quantity = 0;  ///< that it leaves a value of out; the number of quantities = none
+  };
   [[nodiscard]] double width_of(const LogForecast& forecast) const;
   void fit_nodes();
   void fit_field();
   void set_widths();
+  [[nodiscard]] std::vector<Fold> make_folds() const;
+  [[nodiscard]] std::array<std::vector<double>, kNumNovelties> errors_of(const Fold& fold) const;
   [[nodiscard]] LogForecast log_forecast(const Observation& wanted) const;
   [[nodiscard]] double log_curve(const Observation& wanted, std::span<const double> log_values) const;
+  [[nodiscard]] Linearised linearise(const Observation& wanted) const;
   [[nodiscard]] const FitResult& node_of(const std::vector<std::string>& path) const;
 
   const CurveFamily* family_;

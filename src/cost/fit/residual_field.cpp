@@ -24,8 +24,10 @@ constexpr std::size_t kMaxPointsForScales = 160;
 struct FieldPairs {
   std::size_t count = 0;
   std::size_t num_quantities = 0;
-  std::vector<double> squares;  // pair-major, per quantity
-  std::vector<std::size_t> levels;
+  std::vector<double> squares{};  // pair-major, per quantity
+  std::vector<std::size_t> levels{};
+  std::vector<double> constants{};  // what doubt of constants gives both
+  std::vector<double> pooled{};     // the same of those of their library
 };
 
 double smooth_correlation(double distance) noexcept {
@@ -43,24 +45,40 @@ double shared_variance(const FieldScales& scales, std::size_t levels) noexcept {
   return variance;
 }
 
+double dot(const std::vector<double>& a, const std::vector<double>& b) noexcept {
+  double sum = 0.0;
+  for (std::size_t idx = 0; idx < std::min(a.size(), b.size()); ++idx) sum += a[idx] * b[idx];
+  return sum;
+}
+
+/// Of the constants of a library and its relatives: what all share, and a part of its own at every level.
+double constants_covariance(const FieldScales& scales, const FieldPoint& a, const FieldPoint& b) {
+  const double levels = static_cast<double>(shared_levels(a.path, b.path));
+  return dot(a.slopes, b.slopes) + scales.pool_share * scales.pool_share * levels * dot(a.pool_slopes, b.pool_slopes);
+}
+
 double covariance(const FieldScales& scales, const FieldPoint& a, const FieldPoint& b) {
   double square = 0.0;
   for (std::size_t idx = 0; idx < scales.lengths.size(); ++idx) {
     const double distance = (a.position[idx] - b.position[idx]) / scales.lengths[idx];
     square += distance * distance;
   }
-  return shared_variance(scales, shared_levels(a.path, b.path)) * smooth_correlation(std::sqrt(square));
+  return shared_variance(scales, shared_levels(a.path, b.path)) * smooth_correlation(std::sqrt(square)) +
+         constants_covariance(scales, a, b);
 }
 
 FieldPairs make_pairs(const std::vector<FieldPoint>& points, std::size_t num_quantities) {
-  FieldPairs pairs{.count = points.size(), .num_quantities = num_quantities, .squares = {}, .levels = {}};
+  FieldPairs pairs{.count = points.size(), .num_quantities = num_quantities};
   for (std::size_t a = 0; a < points.size(); ++a) {
     for (std::size_t b = 0; b <= a; ++b) {
       for (std::size_t idx = 0; idx < num_quantities; ++idx) {
         const double distance = points[a].position[idx] - points[b].position[idx];
         pairs.squares.push_back(distance * distance);
       }
-      pairs.levels.push_back(shared_levels(points[a].path, points[b].path));
+      const std::size_t levels = shared_levels(points[a].path, points[b].path);
+      pairs.levels.push_back(levels);
+      pairs.constants.push_back(dot(points[a].slopes, points[b].slopes));
+      pairs.pooled.push_back(static_cast<double>(levels) * dot(points[a].pool_slopes, points[b].pool_slopes));
     }
   }
   return pairs;
@@ -85,7 +103,8 @@ double misfit(const FieldPairs& pairs, const std::vector<double>& residuals, con
         square += pairs.squares[pair * pairs.num_quantities + idx] * inverse_squares[idx];
       }
       const double level_variance = shared[std::min(pairs.levels[pair], shared.size() - 1)];
-      matrix[a * n + b] = level_variance * smooth_correlation(std::sqrt(square));
+      matrix[a * n + b] = level_variance * smooth_correlation(std::sqrt(square)) + pairs.constants[pair] +
+                          scales.pool_share * scales.pool_share * pairs.pooled[pair];
     }
     matrix[a * n + a] += scales.noise_sigma * scales.noise_sigma;
   }
@@ -105,6 +124,7 @@ double misfit(const FieldPairs& pairs, const std::vector<double>& residuals, con
     wander(scales.level_sigmas[idx], start.level_sigmas[idx]);
   }
   wander(scales.noise_sigma, start.noise_sigma);
+  wander(scales.pool_share, start.pool_share);
   return result;
 }
 
@@ -126,6 +146,7 @@ FieldScales likeliest_scales(const std::vector<FieldPoint>& points, const std::v
     for (double& length : best.lengths) all.push_back(&length);
     for (double& sigma : best.level_sigmas) all.push_back(&sigma);
     all.push_back(&best.noise_sigma);
+    all.push_back(&best.pool_share);
     for (double* const scale : all) {
       for (const double step : {factor, 1.0 / factor}) {
         const double before = *scale;
@@ -170,7 +191,8 @@ void ResidualField::solve() {
 
 FieldValue ResidualField::at(const FieldPoint& point) const {
   const std::size_t n = points_.size();
-  const double own = shared_variance(scales_, scales_.level_sigmas.size());
+  const double own =
+      shared_variance(scales_, scales_.level_sigmas.size()) + constants_covariance(scales_, point, point);
   const double noise = scales_.noise_sigma * scales_.noise_sigma;
   std::vector<double> column(n);
   FieldValue value;

@@ -1,6 +1,7 @@
-// What the constants of a curve leave unexplained, as a smooth random field over the logarithms of the shape: near a
-// measurement it corrects the curve, far from all it says how far off the curve may be. Observations of one library
-// share more of it than those of two (partial pooling).
+// What a fitted curve leaves unexplained: a smooth random field over the logarithms of the shape, and what the curve's
+// constants may still be wrong by. Near a measurement it corrects the curve; far from all, and where only constants
+// matter that no measurement tells, it says how far off the curve may be. Observations of one library share more of
+// both than those of two (partial pooling).
 #pragma once
 
 #include <cstddef>
@@ -13,6 +14,10 @@ namespace epistle {
 struct FieldPoint {
   std::vector<std::string> path;  ///< whose measurement it is, the broadest name first
   std::vector<double> position;   ///< in doublings of the quantities of the shape
+  /// By how much the logarithm of the curve moves where a constant moves by one standard deviation of its prior: of all
+  /// libraries together, and of one against its relatives. Empty = no constant is in doubt.
+  std::vector<double> slopes{};
+  std::vector<double> pool_slopes{};
 };
 
 /// Names that two paths share from the start.
@@ -22,6 +27,7 @@ struct FieldScales {
   std::vector<double> lengths;       ///< doublings over which the residual keeps its sign, per quantity
   std::vector<double> level_sigmas;  ///< share of each level of the path, level 0 = all observations
   double noise_sigma = 0.05;         ///< of one measurement
+  double pool_share = 1.0;           ///< of pool_slopes
 };
 
 struct FieldValue {

@@ -118,6 +118,21 @@ TEST(Calibration, FarForecastsAreLessSure) {
   EXPECT_GT(spread(1024), spread(32));
 }
 
+TEST(Calibration, IsUnsureOfWhatNoMeasurementTells) {
+  // All inside a domain: what leaving it costs is a prior, and a forecast across domains says so.
+  const MeasurementTable inside = parse_measurements(made_table({8}), "inside.csv");
+  const MeasurementTable both = parse_measurements(made_table({8, 64}), "both.csv");
+  const MeasurementTable wanted = parse_measurements(made_table({32}), "wanted.csv");
+  const auto spread = [&](const MeasurementTable& fit) {
+    const Calibration calibration({&fit, 1});
+    const Forecast forecast = calibration.predict(wanted.times[6].curve, wanted.times[6].observation);
+    return forecast.high_us / forecast.low_us;
+  };
+  EXPECT_GT(spread(inside), 1.3 * spread(both));
+  const TableErrors errors = evaluate(Calibration({&inside, 1}), wanted);
+  EXPECT_GE(errors.coverage_90, 0.75);
+}
+
 TEST(MeasurementTable, ErrorsNameFileLineAndColumn) {
   const std::string header = kLowLatencyHeader;
   EXPECT_NE(table_error(header + "h100_sxm,1,8,1,7168,8,256,x,1,1\n").find("t.csv:2: tokens_per_rank is 'x'"),
@@ -161,6 +176,15 @@ TEST(BenchRecord, GivesDispatchAndCombine) {
   ASSERT_EQ(table.times.size(), 1U);
   EXPECT_EQ(table.times[0].curve, "direct dispatch");
   EXPECT_EQ(table.times[0].observation.point.path.at(0), "h200-hgx");
+  // Rows that travel as given are of two bytes, those that become fp8 on their way of one and their scales.
+  const auto row_bytes = [&](const std::string& wire) {
+    const std::string other = record.substr(0, 12) + R"("wire": )" + wire + ", " + record.substr(12);
+    return std::get<ExchangeWork>(parse_bench_record(other, "r.json").times.at(0).observation.work).row_bytes;
+  };
+  EXPECT_EQ(row_bytes(R"("as-given")"), 2 * 7168);
+  EXPECT_EQ(row_bytes("null"), 2 * 7168);
+  EXPECT_EQ(row_bytes(R"("fp8")"), 7168 + 4 * 7168 / 128);
+  EXPECT_EQ(row_bytes(R"("fp8-ue8m0")"), 7168 + 4 * 7168 / 128);
   EXPECT_THROW((void)parse_bench_record("{}", "r.json"), Error);
   EXPECT_THROW((void)parse_bench_record("[", "r.json"), Error);
 }

@@ -1,10 +1,12 @@
 #include "cost/curves.hpp"
 
+#include <array>
 #include <cmath>
 
 #include <gtest/gtest.h>
 
 #include "cost/fit/families.hpp"
+#include "cost/switch_reduction.hpp"
 #include "cost/work.hpp"
 
 namespace epistle::test {
@@ -72,6 +74,21 @@ TEST(Curves, TimesGrowWithWorkAndShrinkWithRates) {
     work.network_bytes_per_us *= 2;
     EXPECT_LE(exchange_time(work, terms).total_us, many_us);
   }
+}
+
+TEST(SwitchReduction, PaysOnlyWhereTokensGoToAlmostAllRanks) {
+  // Top 8 of 256 experts: 3.6 of 4 ranks, 5.3 of 8, 6.5 of 16.
+  for (const auto& [ranks, distinct, factor] :
+       {std::array{4.0, 3.62, 1.1}, std::array{8.0, 5.29, 1.51}, std::array{16.0, 6.45, 2.48}}) {
+    const SwitchReduction reduction = switch_reduction(ranks, distinct, 128, 2 * 7168);
+    EXPECT_NEAR(reduction.factor(), factor, 0.02);
+    EXPECT_FALSE(reduction.pays());
+    EXPECT_NEAR(reduction.served_bytes, (ranks - 1) * 128 * 2 * 7168, 1e-6);
+  }
+  // A tensor that every rank has a part of, as under tensor parallelism: as many bytes, and the switch adds.
+  EXPECT_NEAR(switch_reduction(8, 8, 128, 2).factor(), 1.0, 1e-12);
+  EXPECT_TRUE(switch_reduction(8, 8, 128, 2).pays());
+  EXPECT_TRUE(switch_reduction(2, 1.995, 128, 2).pays());
 }
 
 TEST(Curves, SmallGroupedGemmsReadWeightsLargeOnesCompute) {
