@@ -223,7 +223,7 @@ RatioInterval p99_ratio(const std::vector<std::vector<double>>& above, const std
   if (num_segments == 0) return {};
   std::vector<std::size_t> drawn(num_segments);
   std::iota(drawn.begin(), drawn.end(), std::size_t{0});
-  RatioInterval interval{.ratio = tail_of(above, drawn) / tail_of(below, drawn)};
+  RatioInterval interval{.ratio = tail_of(above, drawn) / tail_of(below, drawn), .num_segments = num_segments};
   PhiloxStream stream{1, RandomAddress{}};
   std::vector<double> ratios;
   for (int draw = 0; draw < kNumDraws; ++draw) {
@@ -242,6 +242,8 @@ RatioInterval noise_of(const SegmentTimes& times) {
 }
 
 std::string_view verdict_on(const RatioInterval& interval) noexcept {
+  constexpr std::size_t kMinSegments = 20;
+  if (interval.num_segments < kMinSegments) return "too few calls";
   if (interval.high <= kP99Goal) return "yes";
   if (interval.low > kP99Goal) return "no";
   return interval.ratio <= kP99Goal ? "yes, within noise" : "no, within noise";

@@ -1,6 +1,7 @@
 // Steps of ranks that dispatch while weights move, and while they do not, in turns within one run.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -34,6 +35,7 @@ struct RatioInterval {
   double ratio = 0.0;
   double low = 0.0;
   double high = 0.0;
+  std::size_t num_segments = 0;
 };
 
 /// Of the 99th percentile of all of `above` over that of all of `below`. Whole segments are drawn, each `above` with

@@ -11,7 +11,7 @@ namespace {
 
 // All sets of hot experts are gone through: 3^12 pairs of a set and a part of it.
 constexpr std::size_t kMaxHot = 12;
-constexpr int kNumHalvings = 24;
+constexpr int kNumHalvings = 20;  // of the total: to a millionth of it
 
 class Components {
  public:
@@ -32,6 +32,7 @@ class Components {
   /// False where no placement keeps all ranks at or below `largest`.
   [[nodiscard]] bool is_possible(double largest) const {
     std::vector<Hot> hot;
+    std::int64_t alone = 0;  // slots that they take, each in a component of its own
     for (auto load = ascending_.rbegin(); load != ascending_.rend(); ++load) {
       const auto its_load = static_cast<double>(*load);
       const Need need = need_of({.load = its_load, .num_hot = 1, .max_components = 1}, largest);
@@ -39,7 +40,9 @@ class Components {
       constexpr double kTight = 0.02;
       if (hot.size() == kMaxHot || (need.extra_slots == 0 && need.room > kTight * largest)) break;
       hot.push_back({.load = its_load, .room = need.room});
+      alone += need.extra_slots;
     }
+    if (alone <= num_extra_) return true;
     // Those that have least room to spare come last: least_extra() looks at what they take together.
     std::stable_sort(hot.begin(), hot.end(), [](const Hot& a, const Hot& b) { return a.room > b.room; });
     return least_extra(hot, largest) <= num_extra_;
