@@ -1,5 +1,5 @@
 // The balancer on one core: what it reaches, beside its goals. `bench_balance [TRACE...]` prints one table; recorded
-// traces add the rows that need them.
+// traces add the rows that need them. Rows that need GPUs say which command measures them.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -16,6 +16,7 @@
 #include "balance/planner.hpp"
 #include "balance/prefetch.hpp"
 #include "balance/replay.hpp"
+#include "migration_steps.hpp"
 #include "report/table.hpp"
 #include "routing/philox.hpp"
 #include "routing/trace_reader.hpp"
@@ -79,7 +80,10 @@ double time_us(Work work, int num_runs = kNumRuns) {
 class Report {
  public:
   void add(const std::string& what, const std::string& reached, const std::string& goal, bool is_met) {
-    table_.add_row({what, reached, goal, is_met ? "yes" : "no"});
+    add(what, reached, goal, std::string(is_met ? "yes" : "no"));
+  }
+  void add(const std::string& what, const std::string& reached, const std::string& goal, const std::string& verdict) {
+    table_.add_row({what, reached, goal, verdict});
   }
   void print() const { std::fputs(table_.render().c_str(), stdout); }
 
@@ -95,13 +99,14 @@ struct FreshCase {
   double parameter;
   double goal;
   double max_ms;  // 0 = no goal
+  std::int32_t num_candidates = 1;
 };
 
 void bench_fresh(Report& report) {
   const FreshCase cases[] = {
       {"from nothing, 32 ranks, lognormal 0.6", 32, 1, lognormal, 0.6, 0.993, 2.0},
       {"from nothing, 32 ranks, zipf 1.0", 32, 1, zipf, 1.0, 0.996, 2.0},
-      {"from nothing, 72 ranks, zipf 1.0", 72, 1, zipf, 1.0, 0.90, 0.0},
+      {"from nothing, 72 ranks, zipf 1.0", 72, 1, zipf, 1.0, 0.90, 0.0, 64},
       {"from nothing, 72 ranks, lognormal 0.6", 72, 1, lognormal, 0.6, 0.998, 0.0},
       {"hierarchical, 32 ranks, 4 nodes, zipf 1.0", 32, 4, zipf, 1.0, 0.95, 0.0},
   };
@@ -112,6 +117,7 @@ void bench_fresh(Report& report) {
       requests[layer].cluster = Cluster::even(bench.num_ranks, 288, bench.num_domains);
       requests[layer].num_groups = bench.num_domains > 1 ? 8 : 0;
       requests[layer].expert_bytes = kExpertBytes;
+      requests[layer].num_candidates = bench.num_candidates;
     }
     double balancedness = 0.0;
     double bound = 0.0;
@@ -126,7 +132,7 @@ void bench_fresh(Report& report) {
             foreign += plan.foreign_share / kNumLayers;
           }
         },
-        bench.max_ms > 0.0 ? kNumRuns : 2);
+        bench.max_ms > 0.0 ? kNumRuns : 1);
     std::string reached = fmt::format("{:.4f} (bound {:.4f}), {:.2f} ms", balancedness, bound, us / 1000.0);
     if (bench.num_domains > 1) {
       // From contiguous blocks of experts, as they are before the first plan.
@@ -139,8 +145,10 @@ void bench_fresh(Report& report) {
                              static_cast<double>(bytes) / 1e9);
     }
     const bool is_fast = bench.max_ms <= 0.0 || us <= 1000.0 * bench.max_ms;
+    // Where the bound is below the goal no placement reaches the goal: the bound takes its place.
     report.add(bench.name, reached,
-               bench.max_ms > 0.0 ? fmt::format("{}, {} ms", bench.goal, bench.max_ms) : fmt::format("{}", bench.goal),
+               fmt::format("{}{}{}", bench.goal, bound < bench.goal ? " or the bound" : "",
+                           bench.max_ms > 0.0 ? fmt::format(", {} ms", bench.max_ms) : ""),
                balancedness >= std::min(bench.goal, bound) && is_fast);
   }
 }
@@ -236,27 +244,92 @@ void bench_prefetch(Report& report) {
   }
 }
 
-void bench_traces(Report& report, const std::vector<std::string>& paths) {
+constexpr balance::Policy kTracePolicies[] = {balance::Policy::kEplb, balance::Policy::kIncremental,
+                                              balance::Policy::kPerBatch};
+
+/// Balancedness of each of kTracePolicies, mean over layers.
+struct TraceScore {
   double sums[3] = {};
   int num_layers = 0;
-  for (const std::string& path : paths) {
-    read_trace_layers(path, [&](TraceLayer&& layer) {
-      balance::ReplayRules rules;
-      rules.plan.cluster = Cluster::even(8, 80);
-      rules.plan.num_candidates = 64;
-      const balance::Policy policies[] = {balance::Policy::kEplb, balance::Policy::kIncremental,
-                                          balance::Policy::kPerBatch};
-      for (std::size_t idx = 0; idx < 3; ++idx) {
-        sums[idx] += balance::replay(layer.table, layer.layer, policies[idx], rules).balancedness;
-      }
-      ++num_layers;
-    });
+
+  void add(const RoutingTable& table, std::int32_t layer) {
+    balance::ReplayRules rules;
+    rules.plan.cluster = Cluster::even(8, 80);
+    rules.plan.num_candidates = 64;
+    for (std::size_t idx = 0; idx < 3; ++idx) {
+      sums[idx] += balance::replay(table, layer, kTracePolicies[idx], rules).balancedness;
+    }
+    ++num_layers;
   }
-  if (num_layers == 0) return;
-  for (double& sum : sums) sum /= num_layers;
-  report.add("traces, EPLB, replicas in turn", fmt::format("{:.4f}", sums[0]), "-", true);
-  report.add("traces, hash with quotas of the window", fmt::format("{:.4f}", sums[1]), "0.95", sums[1] >= 0.95);
-  report.add("traces, quotas of the batch", fmt::format("{:.4f}", sums[2]), "0.99", sums[2] >= 0.99);
+  void add(const TraceScore& other) {
+    for (std::size_t idx = 0; idx < 3; ++idx) sums[idx] += other.sums[idx];
+    num_layers += other.num_layers;
+  }
+  void print(Report& report, const std::string& what, bool has_goals) const {
+    if (num_layers == 0) return;
+    const double hash = sums[1] / num_layers;
+    const double exact = sums[2] / num_layers;
+    report.add(what + ", EPLB, replicas in turn", fmt::format("{:.4f}", sums[0] / num_layers), "-", std::string("-"));
+    report.add(what + ", hash with quotas of the window", fmt::format("{:.4f}", hash), has_goals ? "0.95" : "-",
+               has_goals ? (hash >= 0.95 ? "yes" : "no") : std::string("-"));
+    report.add(what + ", quotas of the batch", fmt::format("{:.4f}", exact), has_goals ? "0.99" : "-",
+               has_goals ? (exact >= 0.99 ? "yes" : "no") : std::string("-"));
+  }
+};
+
+/// As many tokens of each, the first one's before: planned on one domain, scored on another.
+RoutingTable one_after_another(const RoutingTable& first, const RoutingTable& second) {
+  RoutingTable both = first;
+  both.num_tokens = 2 * std::min(first.num_tokens, second.num_tokens);
+  const auto half = static_cast<std::ptrdiff_t>(both.num_tokens / 2 * first.top_k);
+  both.weights.clear();
+  both.expert_ids.assign(first.expert_ids.begin(), first.expert_ids.begin() + half);
+  both.expert_ids.insert(both.expert_ids.end(), second.expert_ids.begin(), second.expert_ids.begin() + half);
+  return both;
+}
+
+void bench_traces(Report& report, const std::vector<std::string>& paths) {
+  std::vector<std::vector<TraceLayer>> traces;
+  TraceScore all;
+  for (const std::string& path : paths) {
+    TraceScore score;
+    std::vector<TraceLayer>& layers = traces.emplace_back();
+    read_trace_layers(path, [&](TraceLayer&& layer) {
+      score.add(layer.table, layer.layer);
+      layers.push_back(std::move(layer));
+    });
+    score.print(report, path.substr(path.rfind('/') + 1), false);
+    all.add(score);
+  }
+  all.print(report, "all traces", true);
+  TraceScore across;
+  for (std::size_t from = 0; from < traces.size(); ++from) {
+    for (std::size_t to = 0; to < traces.size(); ++to) {
+      for (std::size_t idx = 0; from != to && idx < std::min(traces[from].size(), traces[to].size()); ++idx) {
+        const RoutingTable& before = traces[from][idx].table;
+        const RoutingTable& after = traces[to][idx].table;
+        if (before.num_experts != after.num_experts || before.top_k != after.top_k) continue;
+        across.add(one_after_another(before, after), traces[from][idx].layer);
+      }
+    }
+  }
+  across.print(report, "planned on one trace, scored on another", false);
+}
+
+void bench_migration(Report& report) {
+  constexpr double kSeconds = 5.0;
+  const SegmentTimes times = measure_migration(CopyMode::kBetweenSteps, kSeconds);
+  const RatioInterval interval = p99_ratio(times.moving_us, times.quiet_us);
+  report.add("p99 of dispatch during a migration, host",
+             fmt::format("{:.3f} ({:.3f} to {:.3f}); {} migrations", interval.ratio, interval.low, interval.high,
+                         times.num_migrations),
+             fmt::format("{:.2f}", kP99Goal), std::string(verdict_on(interval)));
+}
+
+void name_what_needs_gpus(Report& report) {
+  report.add("dispatch with placement against without, 2 GPUs",
+             "epistle bench --device cuda --ranks 2 --tokens 4096 [--placement replicas:16]", "1.01",
+             std::string("not run here"));
 }
 
 }  // namespace
@@ -269,5 +342,7 @@ int main(int argc, char** argv) {
   epistle::bench::bench_batch(report);
   epistle::bench::bench_prefetch(report);
   epistle::bench::bench_traces(report, {argv + 1, argv + argc});
+  epistle::bench::bench_migration(report);
+  epistle::bench::name_what_needs_gpus(report);
   report.print();
 }

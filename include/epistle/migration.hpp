@@ -38,6 +38,9 @@ struct WeightStoreConfig {
   std::int64_t max_bytes_per_s = 0;       ///< into one rank; 0 = no limit
   /// The copying thread runs only where a core has nothing else to do. Otherwise as other threads do.
   bool low_priority = true;
+  /// Above 0: no thread, and advance() copies so much before it looks whether to switch. So nothing competes with a
+  /// step, on machines that have no core to spare as well; advance() takes as long as the copy (1 MiB: some 0.1 ms).
+  std::int64_t bytes_per_advance = 0;
 };
 
 enum class MigrationState : std::int32_t {
@@ -84,8 +87,9 @@ class EPISTLE_API WeightStore {
   bool begin(const std::vector<std::vector<std::int32_t>>& slot_experts);
 
   /// Between two steps, at the same places on all ranks: makes the next placement the one in force when all ranks have
-  /// all its weights. Waits for nothing; true when the placement has changed. After a failure of the group it throws
-  /// that, having done what settle() does. Between the last copy and the switch lie two collective steps of the group.
+  /// all its weights. Waits for nothing, and copies only with bytes_per_advance; true when the placement has changed.
+  /// After a failure of the group it throws that, having done what settle() does. Between the last copy and the switch
+  /// lie two collective steps of the group.
   bool advance();
 
   /// Ends the migration unless its round is decided already; false where it is, or none runs. One rank is enough: the

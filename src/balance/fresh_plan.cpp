@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "balance/local_search.hpp"
+#include "balance/window_search.hpp"
 #include "layout/replica_hash.hpp"
 
 namespace epistle::balance {
@@ -170,7 +171,7 @@ std::vector<double> quotas_of(const SharedPack& pack, std::span<const std::int64
 }
 
 SharedPack plan_for_windows(std::span<const std::int64_t> loads, const std::vector<std::vector<double>>& windows,
-                            std::span<const std::int32_t> slots_of_rank, std::int32_t num_candidates,
+                            std::span<const std::int32_t> slots_of_rank, const WindowRules& window_rules,
                             const FreshRules& rules) {
   const std::vector<std::vector<double>> parts = parts_of(windows);
   SharedPack best = plan_flat(loads, slots_of_rank, rules);
@@ -179,7 +180,7 @@ SharedPack plan_for_windows(std::span<const std::int64_t> loads, const std::vect
   best = share_best(std::move(best.table), loads);
   double best_score = score(best, loads, parts);
   std::vector<std::int64_t> best_loads(loads.begin(), loads.end());
-  for (std::int32_t candidate = 1; candidate < num_candidates; ++candidate) {
+  for (std::int32_t candidate = 1; candidate < window_rules.num_candidates; ++candidate) {
     // From the best so far: it keeps what has helped.
     std::vector<std::int64_t> varied = vary(best_loads, deviations, static_cast<std::uint64_t>(candidate));
     SharedPack pack = share_best(pack_even(varied, slots_of_rank), loads);
@@ -189,7 +190,10 @@ SharedPack plan_for_windows(std::span<const std::int64_t> loads, const std::vect
     best_score = its_score;
     best_loads = std::move(varied);
   }
-  return best;
+  if (!window_rules.counts_tokens) return best;
+  const WindowSearchRules search{.half_life = window_rules.half_life};
+  SharedPack found = search_scenarios(std::move(best), loads, draw_scenarios(loads, parts, search), search.max_rounds);
+  return share_best(std::move(found.table), loads);
 }
 
 SharedPack plan_flat(std::span<const std::int64_t> loads, std::span<const std::int32_t> slots_of_rank,
@@ -205,6 +209,21 @@ SharedPack plan_flat(std::span<const std::int64_t> loads, std::span<const std::i
     return improve(pack, loads, rules);
   }
   return improve({.table = pack_even(loads, slots_of_rank), .share = {}}, loads, rules);
+}
+
+SharedPack plan_thoroughly(std::span<const std::int64_t> loads, std::span<const std::int32_t> slots_of_rank,
+                           const FreshRules& rules) {
+  constexpr std::int32_t kMaxRounds = 6;
+  SharedPack plan = plan_flat(loads, slots_of_rank, rules);
+  const std::int64_t total = sum_of(loads);
+  const auto num_holders = static_cast<std::int64_t>(
+      std::count_if(slots_of_rank.begin(), slots_of_rank.end(), [](std::int32_t slots) { return slots > 0; }));
+  if (total == 0 || largest_rank_load(plan) <= with_tolerance(total / num_holders, rules.tolerance)) return plan;
+  std::vector<double> parts(loads.begin(), loads.end());
+  for (double& part : parts) part /= static_cast<double>(total);
+  SharedPack found = search_scenarios(plan, loads, {parts}, kMaxRounds);
+  found = improve(share_best(std::move(found.table), loads), loads, rules);
+  return largest_rank_load(found) < largest_rank_load(plan) ? found : plan;
 }
 
 std::vector<std::int32_t> choose_homes(std::span<const std::int64_t> loads, const Cluster& cluster,

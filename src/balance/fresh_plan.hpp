@@ -34,10 +34,20 @@ struct FreshRules {
 [[nodiscard]] SharedPack plan_flat(std::span<const std::int64_t> loads, std::span<const std::int32_t> slots_of_rank,
                                    const FreshRules& rules);
 
-/// Of `num_candidates` placements for loads much like these the one with the best mean balancedness over `windows`.
+/// The same; where some rank stays above the mean, experts change places until that helps no more.
+[[nodiscard]] SharedPack plan_thoroughly(std::span<const std::int64_t> loads,
+                                         std::span<const std::int32_t> slots_of_rank, const FreshRules& rules);
+
+struct WindowRules {
+  std::int32_t num_candidates = 1;
+  double half_life = 0.0;     ///< in windows
+  bool counts_tokens = true;  ///< windows are of tokens, the batch's loads vary as they do
+};
+/// Of `num_candidates` placements for loads much like these the one with the best mean balancedness over `windows`;
+/// then experts change places for loads that may come (window_search.hpp).
 [[nodiscard]] SharedPack plan_for_windows(std::span<const std::int64_t> loads,
                                           const std::vector<std::vector<double>>& windows,
-                                          std::span<const std::int32_t> slots_of_rank, std::int32_t num_candidates,
+                                          std::span<const std::int32_t> slots_of_rank, const WindowRules& window_rules,
                                           const FreshRules& rules);
 
 /// Keeps the experts of a group in one domain, and lets a domain that has too little help with the hottest experts of

@@ -6,6 +6,7 @@
 #include <functional>
 #include <numeric>
 
+#include "balance/component_bound.hpp"
 #include "balance/pack.hpp"
 
 namespace epistle::balance {
@@ -62,7 +63,7 @@ double placement_bound(const std::vector<std::int64_t>& loads, const Cluster& cl
   // Of the hottest h experts all replicas lie on some k ranks. Slots there that hold neither them nor a replica more of
   // another expert hold whole experts, at least the coolest ones. Of replicas more than one there are `num_extra`.
   const auto num_extra = static_cast<std::int64_t>(cluster.num_slots()) - static_cast<std::int64_t>(num_experts);
-  double largest = mean;
+  double largest = std::max(mean, component_bound(loads, cluster));
   for (std::size_t hot = 1; hot <= std::min(num_experts, slots.size()); ++hot) {
     double least = 0.0;
     std::int64_t num_slots = 0;

@@ -106,8 +106,13 @@ class Planner {
     if (request_->split == Split::kEven) return share_evenly(pack_even(loads_, cluster.slots_of_rank), loads_);
     if (keeps_groups()) return plan_by_domain(loads_, cluster, request_->num_groups, rules);
     if (request_->num_candidates > 1 && request_->windows.size() > 1) {
-      return plan_for_windows(loads_, request_->windows, cluster.slots_of_rank, request_->num_candidates, rules);
+      return plan_for_windows(loads_, request_->windows, cluster.slots_of_rank,
+                              {.num_candidates = request_->num_candidates,
+                               .half_life = request_->half_life,
+                               .counts_tokens = request_->objective == Objective::kTokens},
+                              rules);
     }
+    if (request_->num_candidates > 1) return plan_thoroughly(loads_, cluster.slots_of_rank, rules);
     return plan_flat(loads_, cluster.slots_of_rank, rules);
   }
 

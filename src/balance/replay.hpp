@@ -42,7 +42,7 @@ struct ReplayRules {
   PlanRequest plan;
   PlanOn plan_on = PlanOn::kFirstHalf;
   std::int64_t batch_tokens = 2048;
-  std::int64_t window_tokens = 256;  ///< what is planned on, in windows of about so many tokens
+  std::int64_t window_tokens = 128;  ///< what is planned on, in windows of about so many tokens
   /// What was seen so long ago counts half; 0 = all alike; -1 = as what was seen tells (forecast.hpp).
   std::int64_t half_life_tokens = -1;
   std::int32_t prefetch_per_rank = 0;  ///< spare slots of every rank for kPerBatch

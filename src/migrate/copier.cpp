@@ -46,10 +46,32 @@ void Copier::start(Rounds rounds, const CopyRules& rules, Callbacks callbacks) {
   num_allowed_ = 1;
   is_stopping_ = false;
   bytes_copied_ = 0;
-  thread_ = std::thread([this, rounds = std::move(rounds), rules, callbacks = std::move(callbacks)] {
-    if (rules.low_priority) take_low_priority();
-    run(rounds, rules, callbacks);
+  Work work;
+  work.rounds = std::move(rounds);
+  work.rules = rules;
+  work.callbacks = std::move(callbacks);
+  if (!rules.has_thread) {
+    work_ = std::move(work);
+    return;
+  }
+  thread_ = std::thread([this, work = std::move(work)]() mutable {
+    if (work.rules.low_priority) take_low_priority();
+    run(work);
   });
+}
+
+void Copier::copy_some(std::int64_t max_bytes) {
+  if (work_.rules.has_thread) return;
+  std::int64_t left = max_bytes;
+  while (!is_stopping_ && work_.round_idx < work_.rounds.size() &&
+         work_.round_idx < num_allowed_.load(std::memory_order_acquire)) {
+    if (work_.job_idx == work_.rounds[work_.round_idx].size()) {
+      finish_round(work_);
+      continue;
+    }
+    if (left == 0) return;
+    left -= copy_chunk(work_, left);
+  }
 }
 
 void Copier::go_on() noexcept {
@@ -79,24 +101,37 @@ bool Copier::wait_for_round(std::size_t round_idx) const noexcept {
   return !is_stopping_;
 }
 
-void Copier::run(const Rounds& rounds, const CopyRules& rules, const Callbacks& callbacks) {
-  for (std::size_t round_idx = 0; round_idx < rounds.size(); ++round_idx) {
-    if (!wait_for_round(round_idx)) return;
-    Pace pace(rules.max_bytes_per_s);
-    bool is_first = true;
-    for (const CopyJob& job : rounds[round_idx]) {
-      for (std::int64_t done = 0; done < job.num_bytes;) {
-        if (is_stopping_) return;
-        const std::int64_t chunk = std::min(rules.chunk_bytes, job.num_bytes - done);
-        std::memcpy(job.destination + done, job.source + done, static_cast<std::size_t>(chunk));
-        done += chunk;
-        bytes_copied_.fetch_add(chunk, std::memory_order_relaxed);
-        if (std::exchange(is_first, false)) callbacks.on_first_chunk(round_idx);
-        pace.wait(chunk);
-      }
+/// Of the job at hand; returns how much.
+std::int64_t Copier::copy_chunk(Work& work, std::int64_t max_bytes) {
+  const CopyJob& job = work.rounds[work.round_idx][work.job_idx];
+  const std::int64_t chunk = std::min({work.rules.chunk_bytes, job.num_bytes - work.done, max_bytes});
+  std::memcpy(job.destination + work.done, job.source + work.done, static_cast<std::size_t>(chunk));
+  work.done += chunk;
+  if (work.done == job.num_bytes) {
+    ++work.job_idx;
+    work.done = 0;
+  }
+  bytes_copied_.fetch_add(chunk, std::memory_order_relaxed);
+  if (std::exchange(work.is_first, false)) work.callbacks.on_first_chunk(work.round_idx);
+  return chunk;
+}
+
+void Copier::finish_round(Work& work) const {
+  if (std::exchange(work.is_first, true)) work.callbacks.on_first_chunk(work.round_idx);
+  work.callbacks.on_copied(work.round_idx);
+  ++work.round_idx;
+  work.job_idx = 0;
+}
+
+void Copier::run(Work& work) {
+  while (work.round_idx < work.rounds.size()) {
+    if (!wait_for_round(work.round_idx)) return;
+    Pace pace(work.rules.max_bytes_per_s);
+    while (work.job_idx < work.rounds[work.round_idx].size()) {
+      if (is_stopping_) return;
+      pace.wait(copy_chunk(work, work.rules.chunk_bytes));
     }
-    if (is_first) callbacks.on_first_chunk(round_idx);
-    callbacks.on_copied(round_idx);
+    finish_round(work);
   }
 }
 

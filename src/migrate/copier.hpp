@@ -1,4 +1,5 @@
-// The thread that copies weights in the background, in bounded chunks. It is there while a migration runs.
+// Copies weights in bounded chunks: a thread in the background, which is there while a migration runs, or whoever calls
+// copy_some() between two steps.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@ struct CopyRules {
   std::int64_t chunk_bytes = 0;
   std::int64_t max_bytes_per_s = 0;  ///< 0 = no limit
   bool low_priority = true;
+  bool has_thread = true;  ///< otherwise copy_some() does it
 };
 
 struct CopyJob {
@@ -37,6 +39,8 @@ class Copier {
 
   /// Begins with the first round, once what went before has stopped.
   void start(Rounds rounds, const CopyRules& rules, Callbacks callbacks);
+  /// Without a thread: copies at most `max_bytes` of the round that is allowed, and returns.
+  void copy_some(std::int64_t max_bytes);
   /// The next round may be copied. Does not wait.
   void go_on() noexcept;
   /// Copying ends after the chunk at hand. Does not wait.
@@ -47,7 +51,19 @@ class Copier {
   [[nodiscard]] std::int64_t bytes_copied() const noexcept { return bytes_copied_.load(std::memory_order_relaxed); }
 
  private:
-  void run(const Rounds& rounds, const CopyRules& rules, const Callbacks& callbacks);
+  /// What is to be copied, and how far it is.
+  struct Work {
+    Rounds rounds;
+    CopyRules rules;
+    Callbacks callbacks;
+    std::size_t round_idx = 0;
+    std::size_t job_idx = 0;
+    std::int64_t done = 0;  ///< of the job
+    bool is_first = true;   ///< no chunk of the round has been copied
+  };
+  void run(Work& work);
+  [[nodiscard]] std::int64_t copy_chunk(Work& work, std::int64_t max_bytes);
+  void finish_round(Work& work) const;
   [[nodiscard]] bool wait_for_round(std::size_t round_idx) const noexcept;
 
   // No lock: the thread, of low priority, could be made to wait while it holds one that a step needs.
@@ -55,6 +71,7 @@ class Copier {
   std::atomic<bool> is_stopping_{false};
   std::atomic<std::int64_t> bytes_copied_{0};
   std::thread thread_;
+  Work work_;  // without a thread
 };
 
 }  // namespace epistle::migrate

@@ -102,6 +102,12 @@ void check_config(const WeightStoreConfig& config, int num_ranks) {
   if (config.max_bytes_per_s < 0) {
     reject(fmt::format("{} bytes per second, expected 0 (no limit) or more", config.max_bytes_per_s));
   }
+  if (config.bytes_per_advance < 0) {
+    reject(fmt::format("{} bytes per advance, expected 0 (a thread copies) or more", config.bytes_per_advance));
+  }
+  if (config.bytes_per_advance > 0 && config.max_bytes_per_s > 0) {
+    reject("bytes_per_advance and max_bytes_per_s are both given; the rate is that of a thread, so give one of them");
+  }
   const std::int64_t max_places =
       *std::max_element(cluster.slots_of_rank.begin(), cluster.slots_of_rank.end()) + std::int64_t{config.spare_slots};
   if (config.expert_bytes < 1 || config.expert_bytes > kMaxStoreBytes / max_places) {
@@ -200,6 +206,7 @@ class WeightStore::Impl {
       settle();
       group_->check_usable();
     }
+    if (config_.bytes_per_advance > 0) copier_.copy_some(config_.bytes_per_advance);
     if (group_->rank() == 0) announce();
     Control& shared = control(0);
     if (shared.verdict(round_) == Verdict::kStay) {
@@ -304,7 +311,8 @@ class WeightStore::Impl {
     copier_.start(std::move(jobs),
                   {.chunk_bytes = config_.chunk_bytes,
                    .max_bytes_per_s = config_.max_bytes_per_s,
-                   .low_priority = config_.low_priority},
+                   .low_priority = config_.low_priority,
+                   .has_thread = config_.bytes_per_advance == 0},
                   {.on_first_chunk =
                        [number](std::size_t round_idx) { migrate::reach(migrate::Stage::kCopying, number(round_idx)); },
                    .on_copied =

@@ -52,13 +52,14 @@ void kill_here(Stage stage, std::uint32_t round) {
   if (stage == killed_at && round == killed_in) ::raise(SIGKILL);
 }
 
-void play_migration(Group& group, Survivor& survivor) {
+void play_migration(Group& group, std::int64_t bytes_per_advance, Survivor& survivor) {
   WeightStoreConfig config;
   config.num_experts = kMigrationExperts;
   config.expert_bytes = 40'000;
   config.slot_experts = kSlotsBefore;
   config.chunk_bytes = 4096;
   config.low_priority = false;
+  config.bytes_per_advance = bytes_per_advance;
   WeightStore store(group, config);
   test::fill_weights(store, group.rank());
   try {
@@ -92,6 +93,8 @@ TEST_P(MigrationKill, SurvivorsKeepOnePlacementAndItsWeights) {
   const auto [stage_idx, round, victim] = GetParam();
   const auto stage = static_cast<Stage>(stage_idx);
   SharedArray<Survivor> survivors(kMigrationRanks);
+  // Copied by a thread, or by the ranks themselves: by turns, so that each way meets every stage.
+  const std::int64_t bytes_per_advance = (stage_idx + round + victim) % 2 == 0 ? 0 : 7000;
   const std::vector<int> exits =
       run_process_ranks(kMigrationRanks,
                         [&, stage = stage, round = round, victim = victim](Group& group) {
@@ -100,7 +103,7 @@ TEST_P(MigrationKill, SurvivorsKeepOnePlacementAndItsWeights) {
                             killed_in = static_cast<std::uint32_t>(round);
                             migrate::set_stage_hook(&kill_here);
                           }
-                          play_migration(group, survivors[static_cast<std::size_t>(group.rank())]);
+                          play_migration(group, bytes_per_advance, survivors[static_cast<std::size_t>(group.rank())]);
                           return 0;
                         },
                         {.timeout = kMigrationTimeout});

@@ -121,6 +121,30 @@ TEST(WeightStore, AdvanceDoesNotWaitForARankThatIsSlow) {
   });
 }
 
+TEST(WeightStore, AdvanceCopiesWhatItMayWhereThereIsNoThread) {
+  run_thread_ranks(kNumRanks, [&](Group& group) {
+    WeightStoreConfig config = small_config();
+    config.bytes_per_advance = 1500;
+    WeightStore store(group, config);
+    fill_weights(store, group.rank());
+    for (std::uint64_t seed = 40; seed < 50; ++seed) {
+      ASSERT_TRUE(store.begin(other_placement(seed)));
+      std::int64_t before = store.status().bytes_copied;
+      EXPECT_EQ(before, 0);
+      while (store.status().state == MigrationState::kCopying) {
+        (void)store.advance();
+        const std::int64_t copied = store.status().bytes_copied;
+        EXPECT_LE(copied - before, config.bytes_per_advance);
+        before = copied;
+        expect_right_weights(store, group.rank());
+        group.barrier();
+      }
+      EXPECT_EQ(store.status().state, MigrationState::kDone);
+      EXPECT_EQ(store.status().bytes_copied, store.status().bytes_into_rank);
+    }
+  });
+}
+
 TEST(WeightStore, OneRankCancelsForAll) {
   run_thread_ranks(kNumRanks, [&](Group& group) {
     WeightStoreConfig config = small_config();
@@ -207,6 +231,12 @@ TEST(WeightStore, RefusesConfigurationsThatMakeNoSense) {
       {"one spare", [](WeightStoreConfig& config) { config.spare_slots = 1; }},
       {"no chunk", [](WeightStoreConfig& config) { config.chunk_bytes = 0; }},
       {"a rate below zero", [](WeightStoreConfig& config) { config.max_bytes_per_s = -1; }},
+      {"an advance below zero", [](WeightStoreConfig& config) { config.bytes_per_advance = -1; }},
+      {"a rate without a thread",
+       [](WeightStoreConfig& config) {
+         config.bytes_per_advance = 1;
+         config.max_bytes_per_s = 1;
+       }},
       {"an expert without a slot", [](WeightStoreConfig& config) { config.num_experts = kNumExperts + 1; }},
       {"an expert twice",
        [](WeightStoreConfig& config) {
