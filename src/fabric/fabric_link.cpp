@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 
 #include "core/complaint.hpp"
 #include "core/settings.hpp"
+#include "fabric/rails.hpp"
 #include "group/agreed_error.hpp"
 
 namespace epistle {
@@ -112,7 +114,7 @@ class FabricLink final : public DomainLink {
 
   void signal(int peer) override {
     ++peer_at(peer).num_signals;
-    send_signals(peer);
+    of_group([&] { send_signals(peer); });
   }
 
   [[nodiscard]] std::uint64_t signals_from(int peer) override {
@@ -123,12 +125,8 @@ class FabricLink final : public DomainLink {
   }
 
   [[nodiscard]] bool try_flush() override {
-    try {
-      send_all_signals();
-      return waiting_peers_.empty() && endpoint_->num_under_way() == 0;
-    } catch (const Error& error) {
-      throw in_group(error);
-    }
+    send_all_signals();
+    return of_group([&] { return waiting_peers_.empty() && endpoint_->num_under_way() == 0; });
   }
 
  private:
@@ -164,11 +162,7 @@ class FabricLink final : public DomainLink {
     const Clock::time_point start = Clock::now();
     Clock::time_point next_look = start + kLookForLost;
     for (;;) {
-      try {
-        if (endpoint_->try_put(target, source, num_bytes, epoch)) return;
-      } catch (const Error& error) {
-        throw in_group(error);
-      }
+      if (of_group([&] { return endpoint_->try_put(target, source, num_bytes, epoch); })) return;
       send_all_signals();
       std::this_thread::yield();
       const Clock::time_point now = Clock::now();
@@ -215,18 +209,21 @@ class FabricLink final : public DomainLink {
   }
 
   void send_all_signals() {
-    try {
+    of_group([&] {
       for (const int rank : std::exchange(waiting_peers_, {})) send_signals(rank);
-    } catch (const Error& error) {
-      throw in_group(error);
-    }
+    });
   }
 
-  /// Peers of the endpoint are ranks of the group.
-  [[nodiscard]] Error in_group(const Error& error) const {
-    Error::Context context = error.context();
-    context.rank = group_->rank();
-    return {error.code(), std::string(error.message()), context};
+  /// What the endpoint throws is told of this rank: its peers are ranks of the group.
+  template <typename Work>
+  std::invoke_result_t<const Work&> of_group(const Work& work) const {
+    try {
+      return work();
+    } catch (const Error& error) {
+      Error::Context context = error.context();
+      context.rank = group_->rank();
+      throw Error(error.code(), std::string(error.message()), context);
+    }
   }
 
   GroupImpl* group_;
@@ -242,9 +239,17 @@ class FabricLink final : public DomainLink {
 
 }  // namespace
 
+FabricRequest fabric_request(const GroupImpl& group) {
+  int rail = 0;
+  for (int rank = 0; rank < group.rank(); ++rank) rail += group.host_of(rank) == group.host_of(group.rank()) ? 1 : 0;
+  return {.provider = settings().fabric_provider(),
+          .address = group.host_address(),
+          .nics = parse_nics(settings().fabric_nics()),
+          .rail = rail};
+}
+
 std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region) {
-  return make_fabric_link(group, std::move(region),
-                          {.request = {.provider = settings().fabric_provider(), .address = group.host_address()}});
+  return make_fabric_link(group, std::move(region), {.request = fabric_request(group)});
 }
 
 std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region,
