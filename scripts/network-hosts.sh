@@ -174,7 +174,7 @@ wait_ready() {
   local rank tries
   for rank in "${!pids[@]}"; do
     for ((tries = 0; tries < 200; tries++)); do
-      grep -q ready "$folder/rank$rank" && break
+      grep -qs ready "$folder/rank$rank" && break
       sleep 0.1
     done
   done
