@@ -274,7 +274,8 @@ expect_bytes() {
   printf '  %s\n' "$(tail -n 1 "$folder/rank0" | cut -c 1-600)"
 }
 
-# expect_hybrid_ahead WHAT RANKS_PER_HOST OPTION...: of alltoall, by nearly the ratio of their network bytes.
+# expect_hybrid_ahead WHAT RANKS_PER_HOST OPTION...: of alltoall, by nearly the ratio of their network bytes. The quickest of
+# the iterations counts for both: others may use the machine meanwhile.
 expect_hybrid_ahead() {
   local what="$1" verdict
   shift
@@ -292,10 +293,10 @@ told, is_ahead = [], True
 for phase in ("dispatch", "combine"):
     hybrid, alltoall = results["hybrid", phase], results["alltoall", phase]
     ratio = alltoall["network_bytes"] / hybrid["network_bytes"]
-    faster = alltoall["median_us"] / hybrid["median_us"]
+    faster = alltoall["min_us"] / hybrid["min_us"]
     is_ahead = is_ahead and ratio > 1 and faster >= 0.9 * ratio
-    told.append(f"{phase} {faster:.2f} times as fast with 1/{ratio:.2f} of the network bytes ({hybrid['median_us'] / 1e3:.1f} and "
-                f"{alltoall['median_us'] / 1e3:.1f} ms)")
+    told.append(f"{phase} {faster:.2f} times as fast with 1/{ratio:.2f} of the network bytes ({hybrid['min_us'] / 1e3:.1f} and "
+                f"{alltoall['min_us'] / 1e3:.1f} ms)")
 print("; ".join(told))
 sys.exit(0 if is_ahead else 1)
 PYTHON

@@ -74,14 +74,15 @@ void require_pmix(pmix_status_t status, const char* what) {
 /// that leaves without a word for one that has failed, and a server may not let one in twice.
 class PmixClient {
  public:
-  PmixClient() { require_pmix(pmix().init(&self_, nullptr, 0), "PMIx_Init"); }
-  ~PmixClient() { (void)pmix().finalize(nullptr, 0); }
+  PmixClient() : finalize_(pmix().finalize) { require_pmix(pmix().init(&self_, nullptr, 0), "PMIx_Init"); }
+  ~PmixClient() { (void)finalize_(nullptr, 0); }
   PmixClient(const PmixClient&) = delete;
   PmixClient& operator=(const PmixClient&) = delete;
 
   [[nodiscard]] const pmix_proc_t& self() const noexcept { return self_; }
 
  private:
+  decltype(PmixApi::finalize) finalize_;
   pmix_proc_t self_{};
 };
 
@@ -136,16 +137,23 @@ void pass_fence(const PmixRank& rank) {
   require_pmix(end->status, "PMIx_Fence_nb");
 }
 
+/// Of what the library has allocated.
+struct FreedByC {
+  void operator()(void* memory) const noexcept { std::free(memory); }  // NOLINT(cppcoreguidelines-no-malloc)
+};
+
 std::string text_of_rank(int rank, const std::string& key) {
   pmix_proc_t who = pmix_client().self();
   who.rank = static_cast<pmix_rank_t>(rank);
-  pmix_value_t* value = nullptr;
-  require_pmix(pmix().get(&who, key.c_str(), nullptr, 0, &value), "PMIx_Get");
-  std::string text;
-  if (value->type == PMIX_BYTE_OBJECT) text.assign(value->data.bo.bytes, value->data.bo.size);
-  if (value->type == PMIX_BYTE_OBJECT) std::free(value->data.bo.bytes);
-  std::free(value);
-  return text;
+  pmix_value_t* found = nullptr;
+  require_pmix(pmix().get(&who, key.c_str(), nullptr, 0, &found), "PMIx_Get");
+  const std::unique_ptr<pmix_value_t, FreedByC> value(found);
+  if (value->type != PMIX_BYTE_OBJECT) {
+    throw Error(ErrorCode::kSystem, fmt::format("rank {} put something else than a text to PMIx", rank),
+                {.peer_rank = rank, .phase = Phase::kRendezvous});
+  }
+  const std::unique_ptr<char, FreedByC> bytes(value->data.bo.bytes);
+  return {bytes.get(), value->data.bo.size};
 }
 
 /// Every gathering of a process has a name of its own; all ranks gather in the same order.
