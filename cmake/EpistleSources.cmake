@@ -1,8 +1,8 @@
-# epistle_find_sources(VARIABLE folder [CUDA] [NCCL] [FABRIC]): the sources of the library below the folder src, relative to it, as
-# the build has the CUDA device, NCCL and libfabric or not. The CUDA device is in folders of its own; files named without_*.cpp
+# epistle_find_sources(VARIABLE folder [CUDA] [NCCL] [FABRIC] [PMIX]): the sources of the library below the folder src, relative to it, as
+# the build has the CUDA device, NCCL, libfabric and PMIx or not. The CUDA device is in folders of its own; files named without_*.cpp
 # stand in for it. What a dispatcher says of itself, and how large it is, is known without a GPU. Only relative paths are matched: the folders that a clone lies in may have these names, too.
 function(epistle_find_sources variable folder)
-  cmake_parse_arguments(ARG "CUDA;NCCL;FABRIC" "" "" ${ARGN})
+  cmake_parse_arguments(ARG "CUDA;NCCL;FABRIC;PMIX" "" "" ${ARGN})
   if(CMAKE_SCRIPT_MODE_FILE)
     file(GLOB_RECURSE sources RELATIVE "${folder}" "${folder}/*.cpp" "${folder}/*.cu")
   else()
@@ -24,6 +24,11 @@ function(epistle_find_sources variable folder)
     list(FILTER sources EXCLUDE REGEX "(^|/)without_fabric\\.cpp$")
   else()
     list(FILTER sources EXCLUDE REGEX "^fabric/ofi/")
+  endif()
+  if(ARG_PMIX)
+    list(FILTER sources EXCLUDE REGEX "(^|/)without_pmix\\.cpp$")
+  else()
+    list(FILTER sources EXCLUDE REGEX "^group/net/pmix/")
   endif()
   list(APPEND sources ${infos})
   list(REMOVE_DUPLICATES sources)

@@ -150,7 +150,7 @@ void add_chain_option(CLI::App& command, BenchOptions& options, const std::strin
 
 void add_bench_options(CLI::App& command, BenchOptions& options) {
   add_run_options(command, options,
-                  "direct,alltoall; over several domains hybrid,alltoall, over hosts hybrid; with --device cuda: "
+                  "direct,alltoall; over several domains or hosts hybrid,alltoall; with --device cuda: "
                   "direct; --list names "
                   "them");
   add_profile_option(command, options,

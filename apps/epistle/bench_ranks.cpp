@@ -139,10 +139,10 @@ int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const
       check_num_ranks(options, info);
       if (group.rank() == 0) options.targets.check();
       BenchOptions found = options;
-      // Of several hosts, what is found; and only what joins them can run.
+      // Of several hosts, what is found; and only what joins them runs by default.
       if (group.num_hosts() > 1) {
         found.domain_size = group.domain_size();
-        if (found.dispatchers.empty()) found.dispatchers = {"hybrid"};
+        if (found.dispatchers.empty()) found.dispatchers = {"hybrid", "alltoall"};
       }
       plan = make_bench_plan(found, group.size(), GroupKind::kProcesses);
       require_device(plan);

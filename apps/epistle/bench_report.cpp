@@ -105,25 +105,44 @@ std::string gpu_lines(const BenchPlan& plan, const CudaRun& run) {
   return text;
 }
 
+/// What the network carries, and which rank takes which card.
+std::string network_line(const BenchResult& result) {
+  if (!result.network) return {};
+  std::string ways;
+  const std::vector<std::string>& transports = result.network->transports;
+  for (std::size_t rank = 0; rank < transports.size(); ++rank) {
+    const bool is_new = std::find(transports.begin(), transports.begin() + static_cast<std::ptrdiff_t>(rank),
+                                  transports[rank]) == transports.begin() + static_cast<std::ptrdiff_t>(rank);
+    if (is_new) ways += fmt::format("{}{}", ways.empty() ? "" : "; ", transports[rank]);
+  }
+  return fmt::format("network limit per rank, all ranks at once, measured in this run: {} by {}\n",
+                     format_rate(result.network->bytes_per_s), ways);
+}
+
 /// Where ranks are in several domains: what each class of links carries.
 std::string render_links_table(const BenchPlan& plan, const BenchResult& result) {
   if (plan.resolved.domain_size == 0) return {};
-  Table table({{"dispatcher", Align::kLeft},
-               {"phase", Align::kLeft},
-               {"own bytes", Align::kRight},
-               {"domain bytes", Align::kRight},
-               {"network bytes", Align::kRight},
-               {"network rate", Align::kRight}});
+  std::vector<Column> columns = {{"dispatcher", Align::kLeft},     {"phase", Align::kLeft},
+                                 {"own bytes", Align::kRight},     {"domain bytes", Align::kRight},
+                                 {"network bytes", Align::kRight}, {"network rate", Align::kRight}};
+  if (result.network) columns.push_back({"of the network limit", Align::kRight});
+  Table table(columns);
   for (const PhaseResult& phase : result.phases) {
     const LinkBytes& bytes = phase.link_bytes;
-    table.add_row({phase.dispatcher, std::string(to_string(phase.phase)), format_bytes(bytes.own),
-                   format_bytes(bytes.domain), format_bytes(bytes.network),
-                   format_rate(bytes_per_s(bytes.network, phase.time_us.median))});
+    std::vector<std::string> cells = {phase.dispatcher,
+                                      std::string(to_string(phase.phase)),
+                                      format_bytes(bytes.own),
+                                      format_bytes(bytes.domain),
+                                      format_bytes(bytes.network),
+                                      format_rate(bytes_per_s(bytes.network, phase.time_us.median))};
+    if (result.network) cells.push_back(format_percent(phase.network_fraction));
+    table.add_row(cells);
   }
   return table.render() + fmt::format(
                               "{} domains of {} ranks. Bytes are per rank (means), as the layout predicts: what "
-                              "is done for a rank's tokens, headers included.\n\n",
-                              plan.num_ranks / plan.resolved.domain_size, plan.resolved.domain_size);
+                              "is done for a rank's tokens, headers included.\n{}\n",
+                              plan.num_ranks / plan.resolved.domain_size, plan.resolved.domain_size,
+                              network_line(result));
 }
 
 std::string load_lines(const BenchPlan& plan, const BenchResult& result) {
@@ -220,6 +239,7 @@ Json bench_json(const BenchPlan& plan, const BenchResult& result) {
                        {"versions", versions_json(fingerprint)},
                        {"limit_bytes_per_s", result.cuda ? result.cuda->limit.bytes_per_s() : result.limit.bytes_per_s},
                        {"limit", limit_json(result)},
+                       {"network", network_json(result)},
                        {"load", load_json(plan, result)},
                        {"buffers", buffers},
                        {"results", phases_json(result)},

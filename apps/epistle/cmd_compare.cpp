@@ -192,7 +192,7 @@ void add_compare_command(CLI::App& app, int& exit_code) {
   command->add_option("FILE", options->stored.files, "Records to put beside each other, instead of a run")
       ->type_name("");
   add_run_options(*command, options->bench,
-                  "all of the device but reference; hybrid over several domains only, over hosts alone");
+                  "all of the device but reference; hybrid over several domains only; over hosts hybrid,alltoall");
   add_chain_option(
       *command, options->bench,
       fmt::format("Pairs of dispatch (with expert ids) and combine in a chain, with no host wait in between "

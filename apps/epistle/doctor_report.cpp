@@ -10,6 +10,7 @@
 
 #include "core/complaint.hpp"
 #include "core/settings.hpp"
+#include "fabric/rails.hpp"
 #include "report/format.hpp"
 #include "report/table.hpp"
 #include "topology/machine.hpp"
@@ -98,7 +99,11 @@ Json fabric_json(const FabricProbe& fabric) {
                     {"keeps_order", way.is_ordered},
                     {"gpu_memory", way.reaches_gpu_memory}});
   }
-  return {{"library", fabric.library}, {"chosen", fabric.chosen}, {"missing", fabric.missing}, {"ways", ways}};
+  return {{"library", fabric.library},
+          {"chosen", fabric.chosen},
+          {"nics", fabric.nics},
+          {"missing", fabric.missing},
+          {"ways", ways}};
 }
 
 Json nic_json(const std::vector<NicPort>& nics) {
@@ -240,12 +245,14 @@ std::string render_doctor(const DoctorReport& report) {
 }
 
 FabricProbe probe_fabric() {
-  FabricProbe probe{.library = describe_fabric_library(), .ways = {}, .chosen = {}, .missing = {}};
-  const FabricRequest request{.provider = settings().fabric_provider()};
+  FabricProbe probe{.library = describe_fabric_library(), .ways = {}, .nics = {}, .chosen = {}, .missing = {}};
   const Complaint complaint = attempt([&] {
+    const FabricRequest request{.provider = settings().fabric_provider(), .nics = parse_nics(settings().fabric_nics())};
     probe.ways = list_fabric_ways(request);
-    const FabricWay way = choose_fabric_way(request);
-    probe.chosen = fmt::format("{} over {}", way.provider, way.domain);
+    (void)choose_fabric_way(request);
+    for (const std::size_t rail : list_rails(probe.ways, request)) probe.nics.push_back(probe.ways[rail].domain);
+    probe.chosen = fmt::format("{} over {}", probe.ways[list_rails(probe.ways, request).front()].provider,
+                               fmt::join(probe.nics, ", "));
   });
   if (complaint) probe.missing = complaint->message();
   return probe;

@@ -17,9 +17,10 @@ namespace epistle::cli {
 /// What rows could travel by between hosts.
 struct FabricProbe {
   std::string library;
-  std::vector<FabricWay> ways;  ///< the first of libfabric goes first
-  std::string chosen;           ///< the provider that a group of several hosts takes; empty = none
-  std::string missing;          ///< why there is none
+  std::vector<FabricWay> ways;    ///< the first of libfabric goes first
+  std::vector<std::string> nics;  ///< cards that ranks of a host take in turn
+  std::string chosen;             ///< the provider that a group of several hosts takes, and the cards; empty = none
+  std::string missing;            ///< why there is none
 };
 
 [[nodiscard]] FabricProbe probe_fabric();

@@ -190,6 +190,11 @@ Json limit_json(const BenchResult& result) {
   return result.cuda ? link_json(result.cuda->limit) : copy_json(result.limit);
 }
 
+Json network_json(const BenchResult& result) {
+  if (!result.network) return nullptr;
+  return {{"limit_bytes_per_s", result.network->bytes_per_s}, {"transports", result.network->transports}};
+}
+
 Json load_json(const BenchPlan& plan, const BenchResult& result) {
   return {{"rows_max_over_mean", result.load.rows_max_over_mean},
           {"assignments_max_over_mean", result.load.assignments_max_over_mean},
@@ -202,23 +207,25 @@ Json load_json(const BenchPlan& plan, const BenchResult& result) {
 Json phases_json(const BenchResult& result) {
   Json results = Json::array();
   for (const PhaseResult& phase : result.phases) {
-    results.push_back({{"dispatcher", phase.dispatcher},
-                       {"phase", to_string(phase.phase)},
-                       {"median_us", phase.time_us.median},
-                       {"p10_us", phase.time_us.p10},
-                       {"p90_us", phase.time_us.p90},
-                       {"p99_us", phase.time_us.p99},
-                       {"min_us", phase.time_us.min},
-                       {"max_us", phase.time_us.max},
-                       {"algorithm_bytes", phase.algorithm_bytes},
-                       {"wire_bytes", phase.wire_bytes},
-                       {"own_bytes", phase.link_bytes.own},
-                       {"domain_bytes", phase.link_bytes.domain},
-                       {"network_bytes", phase.link_bytes.network},
-                       {"moved_bytes", phase.moved_bytes},
-                       {"algorithm_bytes_per_s", bytes_per_s(phase.algorithm_bytes, phase.time_us.median)},
-                       {"wire_bytes_per_s", bytes_per_s(phase.wire_bytes, phase.time_us.median)},
-                       {result.cuda ? "link_fraction" : "limit_fraction", phase.limit_fraction}});
+    Json entry = {{"dispatcher", phase.dispatcher},
+                  {"phase", to_string(phase.phase)},
+                  {"median_us", phase.time_us.median},
+                  {"p10_us", phase.time_us.p10},
+                  {"p90_us", phase.time_us.p90},
+                  {"p99_us", phase.time_us.p99},
+                  {"min_us", phase.time_us.min},
+                  {"max_us", phase.time_us.max},
+                  {"algorithm_bytes", phase.algorithm_bytes},
+                  {"wire_bytes", phase.wire_bytes},
+                  {"own_bytes", phase.link_bytes.own},
+                  {"domain_bytes", phase.link_bytes.domain},
+                  {"network_bytes", phase.link_bytes.network},
+                  {"moved_bytes", phase.moved_bytes},
+                  {"algorithm_bytes_per_s", bytes_per_s(phase.algorithm_bytes, phase.time_us.median)},
+                  {"wire_bytes_per_s", bytes_per_s(phase.wire_bytes, phase.time_us.median)},
+                  {result.cuda ? "link_fraction" : "limit_fraction", phase.limit_fraction}};
+    if (result.network) entry["network_fraction"] = phase.network_fraction;
+    results.push_back(std::move(entry));
   }
   return results;
 }

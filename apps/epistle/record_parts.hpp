@@ -29,6 +29,8 @@ namespace epistle::cli {
 [[nodiscard]] Json gpu_json(const BenchResult& result);
 [[nodiscard]] Json versions_json(const Fingerprint& fingerprint);
 [[nodiscard]] Json limit_json(const BenchResult& result);
+/// null in a group of one host.
+[[nodiscard]] Json network_json(const BenchResult& result);
 [[nodiscard]] Json load_json(const BenchPlan& plan, const BenchResult& result);
 /// One object per dispatcher and phase.
 [[nodiscard]] Json phases_json(const BenchResult& result);

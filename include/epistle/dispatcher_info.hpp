@@ -30,6 +30,7 @@ struct Capabilities {
   bool late_weights = false;        ///< CombineRequest::weights: for rows of experts in flat order
   bool placement = false;           ///< others than the trivial one
   bool joins_domains = false;       ///< a row crosses to another domain once per (token, domain)
+  bool joins_hosts = false;         ///< serves groups over several hosts
   bool agrees_on_host = false;      ///< every call waits for the other ranks on the host
   bool one_rank_per_gpu = false;
   std::int32_t max_ranks = 0;           ///< 0 = any number

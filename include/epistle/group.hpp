@@ -85,7 +85,7 @@ struct LaunchInfo {
   std::string job = {};       ///< names the rendezvous; equal on all ranks of a job, different between jobs
   std::string launcher = {};  ///< which variables it was read from: epistle, torchrun, openmpi, pmi, slurm
   /// Where ranks of several hosts meet, "host:port": rank 0 listens there, or at one of the 15 ports behind it where
-  /// that is taken (EPISTLE_PORT names another, alone). Empty: all ranks are on this host.
+  /// that is taken (EPISTLE_PORT names another). "pmix": by the launcher's PMIx server. Empty: all are on this host.
   std::string address = {};
 };
 
@@ -93,8 +93,8 @@ struct LaunchInfo {
 [[nodiscard]] EPISTLE_API bool is_launched() noexcept;
 
 /// Reads the launcher's variables: `epistle run`; torchrun (RANK, WORLD_SIZE, LOCAL_RANK); Open MPI; PMI (MPICH, Intel
-/// MPI); Slurm. Where the job spans several hosts, `address` comes from MASTER_ADDR and MASTER_PORT, under Slurm from
-/// the list of its nodes where these are not set. Throws kNotFound where there are no such variables, kInvalidArgument
+/// MPI); Slurm. Where the job spans several hosts, `address` comes from MASTER_ADDR and MASTER_PORT; where these are
+/// not set, from PMIx or Slurm's list of nodes. Throws kNotFound where there are no such variables, kInvalidArgument
 /// where they are malformed or do not say where to meet.
 [[nodiscard]] EPISTLE_API LaunchInfo read_launch_info();
 

@@ -51,7 +51,7 @@ struct SettingDefinition {
   std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, TextKind, SecretKind> kind;
 };
 
-constexpr std::array<SettingDefinition, 13> kDefinitions = {{
+constexpr std::array<SettingDefinition, 14> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
@@ -78,6 +78,9 @@ constexpr std::array<SettingDefinition, 13> kDefinitions = {{
      SecretKind{&SettingValues::job_secret}},
     {"EPISTLE_FABRIC_PROVIDER", "", "the provider of libfabric that rows travel by; empty = libfabric's choice",
      TextKind{&SettingValues::fabric_provider, "tcp, verbs, efa, shm or another provider of libfabric"}},
+    {"EPISTLE_FABRIC_NICS", "",
+     "network cards that rows travel by, in turn for the ranks of a host; empty = that of EPISTLE_INTERFACE, or all",
+     TextKind{&SettingValues::fabric_nics, "names or addresses of cards, separated by commas"}},
 }};
 
 constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,

@@ -50,6 +50,7 @@ struct SettingValues {
   std::string host_id;
   std::string job_secret;
   std::string fabric_provider;
+  std::string fabric_nics;
 };
 
 /// A snapshot of all settings; never changes once made.
@@ -82,6 +83,8 @@ class Settings {
   [[nodiscard]] const std::string& job_secret() const noexcept { return values_.job_secret; }
   /// The provider of libfabric that rows travel by; empty = libfabric's choice.
   [[nodiscard]] const std::string& fabric_provider() const noexcept { return values_.fabric_provider; }
+  /// Names of the network cards that rows travel by, separated by commas; empty = that of the interface, or all.
+  [[nodiscard]] const std::string& fabric_nics() const noexcept { return values_.fabric_nics; }
 
   /// Every setting, in the order of the registry.
   [[nodiscard]] const std::vector<SettingInfo>& infos() const noexcept { return infos_; }

@@ -24,9 +24,11 @@ struct FabricWay {
 };
 
 struct FabricRequest {
-  std::string provider = {};   ///< as EPISTLE_FABRIC_PROVIDER names it; empty = the first that crosses hosts
-  std::string address = {};    ///< of this host, towards the others; empty = any
-  bool stage_sources = false;  ///< as if the provider wanted keys of sources; for tests
+  std::string provider = {};           ///< as EPISTLE_FABRIC_PROVIDER names it; empty = the first that crosses hosts
+  std::string address = {};            ///< of this host, towards the others; empty = any
+  std::vector<std::string> nics = {};  ///< names or addresses of cards; empty = that of the address, or all (see rails)
+  int rail = 0;                        ///< which of the cards, counted round: the rank's index on its host
+  bool stage_sources = false;          ///< as if the provider wanted keys of sources; for tests
 };
 
 /// "libfabric 1.17", or why there is none.

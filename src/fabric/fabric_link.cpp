@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 
 #include "core/complaint.hpp"
 #include "core/settings.hpp"
+#include "fabric/rails.hpp"
 #include "group/agreed_error.hpp"
 
 namespace epistle {
@@ -45,9 +47,14 @@ struct Peer {
   FabricKey signals;
   std::uint64_t num_signals = 0;   ///< asked for
   std::uint64_t sent_signals = 0;  ///< written there, or under way
-  bool signal_under_way = false;
+  int num_under_way = 0;           ///< signals since the last time when none was, each written from a place of its own
   std::uint64_t oldest_epoch = 0;  ///< puts before it have been delivered
 };
+
+// Signals to a peer that may be under way together where the provider keeps their order. What tells that one has been
+// delivered comes back behind all that the peer is sending: one at a time, the peer would learn of a chunk only when
+// its own were through.
+constexpr int kMaxSignalsUnderWay = 32;
 
 // Signals have an epoch of their own: that of a put is the number of signals before it, modulo this.
 constexpr std::uint32_t kSignalEpoch = ~std::uint32_t{0};
@@ -62,7 +69,7 @@ class FabricLink final : public DomainLink {
       : group_(&group),
         region_(std::move(region)),
         incoming_(static_cast<std::size_t>(group.num_ranks()), 0),
-        outgoing_(static_cast<std::size_t>(group.num_ranks()), 0),
+        outgoing_(static_cast<std::size_t>(group.num_ranks()) * kMaxSignalsUnderWay, 0),
         peers_(static_cast<std::size_t>(group.num_ranks())) {
     const Call call{.kind = CallKind::kCreateRegion};
     EndpointCard card;
@@ -75,8 +82,8 @@ class FabricLink final : public DomainLink {
       }
       std::copy(address.begin(), address.end(), card.address.begin());
       card.address_bytes = static_cast<std::int32_t>(address.size());
-      card.signals = endpoint_->expose(incoming_.data(), bytes_of_signals());
-      (void)endpoint_->expose(outgoing_.data(), bytes_of_signals());
+      card.signals = endpoint_->expose(incoming_.data(), bytes_of(incoming_));
+      (void)endpoint_->expose(outgoing_.data(), bytes_of(outgoing_));
     });
     const std::vector<EndpointCard> cards = group.gather(call, Phase::kCreate, card, complaint);
     keeps_order_ = endpoint_->way().is_ordered && !options.assume_unordered;
@@ -112,7 +119,7 @@ class FabricLink final : public DomainLink {
 
   void signal(int peer) override {
     ++peer_at(peer).num_signals;
-    send_signals(peer);
+    of_group([&] { send_signals(peer); });
   }
 
   [[nodiscard]] std::uint64_t signals_from(int peer) override {
@@ -123,20 +130,16 @@ class FabricLink final : public DomainLink {
   }
 
   [[nodiscard]] bool try_flush() override {
-    try {
-      send_all_signals();
-      return waiting_peers_.empty() && endpoint_->num_under_way() == 0;
-    } catch (const Error& error) {
-      throw in_group(error);
-    }
+    send_all_signals();
+    return of_group([&] { return waiting_peers_.empty() && endpoint_->num_under_way() == 0; });
   }
 
  private:
   // A multiple of what is staged at a time, small enough that other peers get their turn.
   static constexpr std::int64_t kMaxPartBytes = std::int64_t{1} << 20;
 
-  [[nodiscard]] std::int64_t bytes_of_signals() const noexcept {
-    return static_cast<std::int64_t>(incoming_.size() * sizeof(incoming_[0]));
+  [[nodiscard]] static std::int64_t bytes_of(const std::vector<std::uint64_t>& signals) noexcept {
+    return static_cast<std::int64_t>(signals.size() * sizeof(signals[0]));
   }
   [[nodiscard]] Peer& peer_at(int peer) noexcept { return peers_[static_cast<std::size_t>(peer)]; }
 
@@ -164,11 +167,7 @@ class FabricLink final : public DomainLink {
     const Clock::time_point start = Clock::now();
     Clock::time_point next_look = start + kLookForLost;
     for (;;) {
-      try {
-        if (endpoint_->try_put(target, source, num_bytes, epoch)) return;
-      } catch (const Error& error) {
-        throw in_group(error);
-      }
+      if (of_group([&] { return endpoint_->try_put(target, source, num_bytes, epoch); })) return;
       send_all_signals();
       std::this_thread::yield();
       const Clock::time_point now = Clock::now();
@@ -183,9 +182,10 @@ class FabricLink final : public DomainLink {
   /// Writes how many signals there have been, as far as what was put before them is there.
   void send_signals(int rank) {
     Peer& peer = peer_at(rank);
-    if (peer.signal_under_way) {
+    const int most = keeps_order_ ? kMaxSignalsUnderWay : 1;
+    if (peer.num_under_way == most) {
       if (endpoint_->num_under_way(rank, kSignalEpoch) > 0) return wait_for(rank);
-      peer.signal_under_way = false;
+      peer.num_under_way = 0;
     }
     std::uint64_t ready = peer.num_signals;
     if (!keeps_order_) {
@@ -195,13 +195,13 @@ class FabricLink final : public DomainLink {
       ready = peer.oldest_epoch;
     }
     if (ready > peer.sent_signals) {
-      std::uint64_t& value = outgoing_[static_cast<std::size_t>(rank)];
+      std::uint64_t& value = outgoing_[static_cast<std::size_t>(rank * kMaxSignalsUnderWay + peer.num_under_way)];
       value = ready;
       const auto offset = static_cast<std::int64_t>(sizeof(value)) * group_->rank();
       if (endpoint_->try_put({.peer = rank, .key = peer.signals, .offset = offset}, &value, sizeof(value),
                              kSignalEpoch)) {
         peer.sent_signals = ready;
-        peer.signal_under_way = true;
+        ++peer.num_under_way;
       }
     }
     if (peer.sent_signals < peer.num_signals) wait_for(rank);
@@ -215,25 +215,28 @@ class FabricLink final : public DomainLink {
   }
 
   void send_all_signals() {
-    try {
+    of_group([&] {
       for (const int rank : std::exchange(waiting_peers_, {})) send_signals(rank);
-    } catch (const Error& error) {
-      throw in_group(error);
-    }
+    });
   }
 
-  /// Peers of the endpoint are ranks of the group.
-  [[nodiscard]] Error in_group(const Error& error) const {
-    Error::Context context = error.context();
-    context.rank = group_->rank();
-    return {error.code(), std::string(error.message()), context};
+  /// What the endpoint throws is told of this rank: its peers are ranks of the group.
+  template <typename Work>
+  std::invoke_result_t<const Work&> of_group(const Work& work) const {
+    try {
+      return work();
+    } catch (const Error& error) {
+      Error::Context context = error.context();
+      context.rank = group_->rank();
+      throw Error(error.code(), std::string(error.message()), context);
+    }
   }
 
   GroupImpl* group_;
   SymmetricRegion region_;
   // Before the endpoint, whose peers write there until it is closed.
   std::vector<std::uint64_t> incoming_;  ///< by rank: how many signals it has sent, as it writes it
-  std::vector<std::uint64_t> outgoing_;  ///< by rank: what is being written there
+  std::vector<std::uint64_t> outgoing_;  ///< by rank: what is being written there, kMaxSignalsUnderWay places of each
   std::unique_ptr<FabricEndpoint> endpoint_;
   std::vector<Peer> peers_;
   std::vector<int> waiting_peers_;  ///< that have not been sent all signals
@@ -242,9 +245,17 @@ class FabricLink final : public DomainLink {
 
 }  // namespace
 
+FabricRequest fabric_request(const GroupImpl& group) {
+  int rail = 0;
+  for (int rank = 0; rank < group.rank(); ++rank) rail += group.host_of(rank) == group.host_of(group.rank()) ? 1 : 0;
+  return {.provider = settings().fabric_provider(),
+          .address = group.host_address(),
+          .nics = parse_nics(settings().fabric_nics()),
+          .rail = rail};
+}
+
 std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region) {
-  return make_fabric_link(group, std::move(region),
-                          {.request = {.provider = settings().fabric_provider(), .address = group.host_address()}});
+  return make_fabric_link(group, std::move(region), {.request = fabric_request(group)});
 }
 
 std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region,

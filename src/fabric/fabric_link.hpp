@@ -16,8 +16,11 @@ struct FabricLinkOptions {
   bool assume_unordered = false;
 };
 
-/// Collective over all ranks of the group; `region` is one of the group. Takes the provider that
-/// EPISTLE_FABRIC_PROVIDER names, at the address that the hosts are tied by. Throws the same code on all ranks.
+/// What a rank asks libfabric for: the provider that EPISTLE_FABRIC_PROVIDER names, over the card of its index on its
+/// host among those that EPISTLE_FABRIC_NICS names, or at the address that the hosts are tied by.
+[[nodiscard]] FabricRequest fabric_request(const GroupImpl& group);
+
+/// Collective over all ranks of the group; `region` is one of the group. Throws the same code on all ranks.
 [[nodiscard]] std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region);
 [[nodiscard]] std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region,
                                                            const FabricLinkOptions& options);

@@ -12,6 +12,7 @@
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
+#include "group/net/pmix_gathering.hpp"
 #include "topology/process_tree.hpp"
 
 namespace epistle {
@@ -202,18 +203,22 @@ std::string first_of_node_list(std::string_view list) {
                      rest.substr(0, rest.find(',')));
 }
 
-/// Where ranks of several hosts meet. MASTER_PORT itself is torchrun's own.
-std::string meeting_address(const Launcher& launcher, int num_ranks) {
+/// Where ranks of several hosts meet: where the user says, by the launcher's server, or on the first host of its list.
+/// MASTER_PORT itself is torchrun's own.
+std::string meeting_address(const Launcher& launcher, int rank, int num_ranks) {
   constexpr int kDefaultMasterPort = 29500;
   constexpr int kPortEnd = 65535;
   std::string host = value_or_empty({"MASTER_ADDR"});
+  if (host.empty() && has_pmix_server(rank)) return kPmixMeeting;
   if (host.empty()) host = first_of_node_list(value_or_empty({"SLURM_STEP_NODELIST", "SLURM_NODELIST"}));
   if (host.empty()) {
     throw Error(
         ErrorCode::kInvalidArgument,
-        fmt::format("{} started {} ranks on several hosts, and nothing says where they meet; set MASTER_ADDR to "
-                    "the name or the address of rank 0's host on all ranks (mpirun -x MASTER_ADDR=...)",
-                    launcher.name, num_ranks));
+        fmt::format(
+            "{} started {} ranks on several hosts, and nothing says where they meet; set MASTER_ADDR to "
+            "the name or the address of rank 0's host on all ranks (mpirun -x MASTER_ADDR=...), or let a launcher "
+            "with PMIx start them (mpirun of Open MPI, srun --mpi=pmix) and build with libpmix-dev",
+            launcher.name, num_ranks));
   }
   const int master_port = read_number(launcher, {"MASTER_PORT"}, 1, kPortEnd).value_or(kDefaultMasterPort);
   const bool is_number = host.find(':') != std::string::npos;
@@ -236,7 +241,7 @@ LaunchInfo read_launch_info() {
   info.launcher = launcher->name;
   info.num_ranks = require_number(*launcher, launcher->num_ranks, 1, kIntEnd);
   info.rank = require_number(*launcher, launcher->rank, 0, info.num_ranks);
-  if (spans_hosts(*launcher, info.num_ranks)) info.address = meeting_address(*launcher, info.num_ranks);
+  if (spans_hosts(*launcher, info.num_ranks)) info.address = meeting_address(*launcher, info.rank, info.num_ranks);
   info.local_rank = read_number(*launcher, launcher->local_rank, 0, info.num_ranks).value_or(info.rank);
 
   std::string job = launcher->job();

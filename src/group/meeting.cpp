@@ -12,7 +12,6 @@
 #include <sys/socket.h>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "core/complaint.hpp"
 #include "group/fd_channel.hpp"
@@ -95,21 +94,13 @@ class Meeting {
       look_at_strangers();
       accept_all();
     }
-    if (num_joined_ < num_ranks_ && Clock::now() >= deadline) give_up_waiting();
+    if (num_joined_ < num_ranks_ && Clock::now() >= deadline) name_absent();
   }
 
-  void give_up_waiting() {
-    std::vector<int> absent;
-    for (int peer = 1; peer < num_ranks_; ++peer) {
-      if (!sockets_[static_cast<std::size_t>(peer)].valid()) absent.push_back(peer);
-    }
-    const std::size_t num_named = std::min<std::size_t>(absent.size(), 8);
-    fail(ErrorCode::kTimeout, absent.front(),
-         fmt::format("rank {} did not join the group within {} ms: {} of {} ranks joined within {} ms; absent: {}{}. "
-                     "Were all ranks started, on this host?",
-                     absent.front(), timeout_.count(), num_joined_, num_ranks_, timeout_.count(),
-                     fmt::join(absent.begin(), absent.begin() + static_cast<std::ptrdiff_t>(num_named), ", "),
-                     absent.size() > num_named ? ", ..." : ""));
+  void name_absent() {
+    if (failure_) return;
+    failure_ = absence_packet(sockets_, timeout_, fmt::format("within {} ms", timeout_.count()),
+                              "Were all ranks started, on this host?");
   }
 
   /// Ranks that have joined have nothing to say, unless they fail or end.

@@ -12,6 +12,7 @@
 #include "group/group_impl.hpp"
 #include "group/limits.hpp"
 #include "group/net/hosts_world.hpp"
+#include "group/net/pmix_gathering.hpp"
 #include "group/process_world.hpp"
 
 namespace epistle {
@@ -81,6 +82,10 @@ Group join_process_group(const LaunchInfo& info, const GroupOptions& options) {
   }
   check_num_ranks_of_hosts(info.num_ranks);
   check_rank(info.rank, info.num_ranks);
+  if (info.address == kPmixMeeting) {
+    const PmixRank rank{.rank = info.rank, .num_ranks = info.num_ranks, .timeout = timeout};
+    return join_process_group(info.rank, info.num_ranks, gather_by_pmix(rank), options);
+  }
   const std::string& secret = settings().job_secret().empty() ? info.job : settings().job_secret();
   const std::unique_ptr<Gathering> gathering = gather_around_root(
       meeting_place(info.address), secret, {.rank = info.rank, .num_ranks = info.num_ranks, .timeout = timeout});

@@ -1,9 +1,11 @@
 #include "group/rendezvous_packet.hpp"
 
 #include <algorithm>
-#include <string_view>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "core/object_bytes.hpp"
 
 namespace epistle {
 
@@ -42,6 +44,28 @@ Packet silence_packet(ChannelStatus status, int rank, Phase phase, std::chrono::
                             fmt::format("rank {} exited while {}; start all ranks again", rank,
                                         meeting ? "the ranks met" : "shared memory was exchanged"));
   }
+}
+
+Packet absence_packet(const std::vector<UniqueFd>& sockets, std::chrono::milliseconds timeout, std::string_view place,
+                      std::string_view advice) {
+  constexpr std::size_t kMaxNamed = 8;
+  std::vector<int> absent;
+  for (std::size_t peer = 1; peer < sockets.size(); ++peer) {
+    if (!sockets[peer].valid()) absent.push_back(static_cast<int>(peer));
+  }
+  const auto named_end = absent.begin() + static_cast<std::ptrdiff_t>(std::min(absent.size(), kMaxNamed));
+  return failure_packet(
+      PacketKind::kVerdict, ErrorCode::kTimeout, absent.front(), Phase::kRendezvous,
+      fmt::format("rank {} did not join the group within {} ms: {} of {} ranks joined {}; absent: "
+                  "{}{}. {}",
+                  absent.front(), timeout.count(), sockets.size() - absent.size(), sockets.size(), place,
+                  fmt::join(absent.begin(), named_end, ", "), absent.size() > kMaxNamed ? ", ..." : "", advice));
+}
+
+std::optional<Packet> packet_of(std::string_view bytes) {
+  std::optional<Packet> packet = object_of<Packet>(bytes);
+  if (packet) packet->text.back() = '\0';
+  return packet;
 }
 
 }  // namespace epistle

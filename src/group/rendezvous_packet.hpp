@@ -4,7 +4,10 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "epistle/error.hpp"
 
@@ -45,5 +48,13 @@ struct Packet {
 
 /// The failure of a rank that did not send (or take) what it should have.
 [[nodiscard]] Packet silence_packet(ChannelStatus status, int rank, Phase phase, std::chrono::milliseconds timeout);
+
+/// The failure of a meeting that ranks have not come to: those without a socket, by rank, rank 0 left out. `place` says
+/// where or within what time the others came, `advice` what to look at.
+[[nodiscard]] Packet absence_packet(const std::vector<UniqueFd>& sockets, std::chrono::milliseconds timeout,
+                                    std::string_view place, std::string_view advice);
+
+/// A packet that came over a network as text, which is closed wherever it ends; nothing where it is none.
+[[nodiscard]] std::optional<Packet> packet_of(std::string_view bytes);
 
 }  // namespace epistle

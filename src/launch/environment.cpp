@@ -2,19 +2,17 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstdlib>
-#include <cstring>
 #include <string_view>
 
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "epistle/error.hpp"
+
+#include "core/random_bytes.hpp"
 
 namespace epistle {
 namespace {
@@ -57,12 +55,8 @@ bool is_executable_file(const std::string& path) {
 }  // namespace
 
 std::string make_job_id() {
-  std::array<unsigned char, 16> bytes{};
-  if (::getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
-    throw Error(ErrorCode::kSystem,
-                fmt::format("getrandom gave no {} bytes for a job name: {}", bytes.size(), std::strerror(errno)));
-  }
-  return fmt::format("{:02x}", fmt::join(bytes, ""));
+  constexpr std::size_t kNameBytes = 16;
+  return random_hex(kNameBytes);
 }
 
 std::string find_program(const std::string& name) {

@@ -22,6 +22,8 @@ bool PlanRules::combines_per_rank(const DispatchLayout& layout) const noexcept {
 
 bool PlanRules::crosses_domains(const DispatchLayout& /*layout*/) const noexcept { return false; }
 
+bool PlanRules::uses_links(const DispatchLayout& layout) const noexcept { return crosses_domains(layout); }
+
 SectionBytes PlanRules::content_bytes(const DispatchLayout& layout, const RowDemand& demand) const noexcept {
   const LayoutParams& params = layout.params();
   SectionBytes bytes;
@@ -62,7 +64,8 @@ BufferPlan::BufferPlan(const PlanRules& rules, const LayoutParams& params, const
       initial_demand_(rules.initial_demand(layout_)),
       sends_per_expert_(rules.sends_per_expert(layout_)),
       combines_per_rank_(rules.combines_per_rank(layout_)),
-      crosses_domains_(rules.crosses_domains(layout_)) {
+      crosses_domains_(rules.crosses_domains(layout_)),
+      uses_links_(rules.uses_links(layout_)) {
   const SectionBytes largest = section_bytes(max_demand_);
   for (const BufferSection section : kBufferSections) {
     const std::int32_t copies = section_copies(section);

@@ -59,8 +59,10 @@ class PlanRules {
   /// True when combine brings back one row per (token, rank) instead of one per (token, expert).
   [[nodiscard]] virtual bool combines_per_rank(const DispatchLayout& layout) const noexcept;
 
-  /// True when no rank reaches into the memory of another domain: rows cross once per (token, domain).
+  /// True when rows cross to another domain once per (token, domain).
   [[nodiscard]] virtual bool crosses_domains(const DispatchLayout& layout) const noexcept;
+  /// True when no rank reaches into the memory of another domain: it is put there by a link.
+  [[nodiscard]] virtual bool uses_links(const DispatchLayout& layout) const noexcept;
 
   /// What is in one copy of every section but kControl, which is the engine's.
   [[nodiscard]] virtual SectionBytes content_bytes(const DispatchLayout& layout,
@@ -109,6 +111,7 @@ class BufferPlan {
   [[nodiscard]] bool sends_per_expert() const noexcept { return sends_per_expert_; }
   [[nodiscard]] bool combines_per_rank() const noexcept { return combines_per_rank_; }
   [[nodiscard]] bool crosses_domains() const noexcept { return crosses_domains_; }
+  [[nodiscard]] bool uses_links() const noexcept { return uses_links_; }
   /// True when the experts' ranks sum over a token's experts before the rows travel.
   [[nodiscard]] bool returns_partial_sums() const noexcept { return combines_per_rank_ && !layout_.token_major(); }
 
@@ -125,6 +128,7 @@ class BufferPlan {
   bool sends_per_expert_ = false;
   bool combines_per_rank_ = false;
   bool crosses_domains_ = false;
+  bool uses_links_ = false;
 };
 
 }  // namespace epistle

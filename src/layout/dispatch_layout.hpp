@@ -44,6 +44,7 @@ class ExpertPartition {
 struct LayoutParams {
   std::int32_t num_ranks = 1;
   std::int32_t domain_size = 0;  ///< ranks of a domain; 0 = all ranks are in one
+  bool spans_hosts = false;      ///< ranks of other domains may be out of reach
   /// Whose rows lie together: experts, or slots where experts are placed. Then an "expert" is a slot wherever rows have
   /// places, and ids are slots from where they are read.
   std::int32_t num_experts = 0;

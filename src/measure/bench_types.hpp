@@ -88,6 +88,7 @@ struct PhaseResult {
   /// kHost: moved bytes of all ranks per time, over the copy limit. kCuda: wire bytes of a rank per time, over the link
   /// limit.
   double limit_fraction = 0.0;
+  double network_fraction = 0.0;  ///< groups over hosts: network bytes of a rank per time, over the network limit
 };
 
 /// Pairs of calls in a row: a dispatch that brings its expert ids, so that the routing is read anew, and the combine of
@@ -126,6 +127,12 @@ struct Unavailable {
   std::string reason;
 };
 
+/// What a rank puts to a rank of another host per second, all ranks at once and each to another one, and by what.
+struct NetworkLimit {
+  double bytes_per_s = 0.0;
+  std::vector<std::string> transports;  ///< [num_ranks] provider and card
+};
+
 /// What one rank can store per second, all ranks storing at once, 16 bytes at a time: the yardstick of the wire rates.
 struct LinkLimit {
   std::string kind;  ///< "peer stores", or "local stores" where ranks share a GPU or there is only one
@@ -152,8 +159,9 @@ struct CudaRun {
 };
 
 struct BenchResult {
-  CopyLimit limit;              ///< kHost
-  std::optional<CudaRun> cuda;  ///< kCuda
+  CopyLimit limit;                      ///< kHost
+  std::optional<CudaRun> cuda;          ///< kCuda
+  std::optional<NetworkLimit> network;  ///< kHost, groups over several hosts
   std::vector<PhaseResult> phases;
   std::vector<PairTimes> chains;
   std::vector<PairTimes> replays;  ///< kCuda

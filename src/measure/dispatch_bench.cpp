@@ -16,6 +16,7 @@
 #include "measure/bench_inputs.hpp"
 #include "measure/clock.hpp"
 #include "measure/compute_load.hpp"
+#include "measure/network_limit.hpp"
 #include "measure/received_data.hpp"
 #include "measure/slowest_rank.hpp"
 #include "measure/span_timer.hpp"
@@ -127,7 +128,15 @@ BenchResult DispatchBench::run() {
   }
   BenchResult& result = collector_.result();
   result.limit = probe_->limit();
+  if (group_.num_hosts() > 1) {
+    report({.task = "network limit"});
+    result.network = measure_network_limit(group_);
+  }
   for (PhaseResult& phase : result.phases) {
+    if (result.network) {
+      const double network_bytes_per_us = static_cast<double>(phase.link_bytes.network) / phase.time_us.median;
+      phase.network_fraction = network_bytes_per_us * kMicrosPerSecond / result.network->bytes_per_s;
+    }
     const double moved_by_all = static_cast<double>(phase.moved_bytes) * group_.size();
     const double bytes_per_s = moved_by_all / (phase.time_us.median / kMicrosPerSecond);
     phase.limit_fraction = result.limit.bytes_per_s > 0.0 ? bytes_per_s / result.limit.bytes_per_s : 0.0;

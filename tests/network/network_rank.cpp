@@ -5,6 +5,10 @@
 //   network_rank paced N        the same, a millisecond apart
 //   network_rank endless        barriers until one fails; the failure is the result
 //   network_rank link MIB       puts MIB MiB to every rank of other hosts and checks what came; the rate
+//   network_rank bytes TOKENS   what hybrid puts on the network for so many tokens per rank, against what it should
+//   network_rank timeline TOKENS   when the parts of a dispatch of hybrid were done; scripts/hybrid-timeline draws it
+//   network_rank soak N         N random round trips of hybrid and alltoall, every bit compared
+//   network_rank form           nothing but to form the group: how long that took, and the memory of a rank
 //   network_rank rate MIB       rank 0 sends MIB MiB to the first rank of another host over plain TCP; the rate
 #include <algorithm>
 #include <chrono>
@@ -25,6 +29,7 @@
 #include "group/group_impl.hpp"
 #include "group/net/address.hpp"
 #include "group/net/stream.hpp"
+#include "network/network_modes.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -157,6 +162,13 @@ Json run_mode(Group& group, const std::string& mode, std::int64_t number) {
   if (mode == "endless") run_endless(group);
   if (mode == "link") return run_link(group, number * kMib);
   if (mode == "rate") return run_rate(group, number * kMib);
+  if (mode == "bytes") return count_bytes(group, number);
+  if (mode == "timeline") return record_timeline(group, number);
+  if (mode == "soak") return soak(group, number);
+  if (mode == "form") {
+    group.barrier();
+    return memory_of_rank();
+  }
   return Json::object();
 }
 
@@ -192,10 +204,11 @@ int run(const std::string& mode, std::int64_t number) {
 }  // namespace epistle::testing
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> modes = {"steps", "paced", "endless", "link", "rate"};
+  const std::vector<std::string> modes = {"steps", "paced", "endless", "link",    "rate",
+                                          "bytes", "soak",  "form",    "timeline"};
   const std::string mode = argc > 1 ? argv[1] : "";
   if (std::find(modes.begin(), modes.end(), mode) == modes.end()) {
-    std::cerr << "usage: network_rank steps|paced|link|rate N, or network_rank endless\n";
+    std::cerr << "usage: network_rank steps|paced|link|rate|bytes|soak|timeline N, or network_rank endless|form\n";
     return 2;
   }
   return epistle::testing::run(mode, argc > 2 ? std::atoll(argv[2]) : 0);

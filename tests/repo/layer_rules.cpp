@@ -28,6 +28,7 @@ const std::vector<ThirdPartyRule>& third_party_rules() {
        {""},
        "only the rooms of the GPU see CUDA"},
       {{"rdma/"}, {"src/fabric/ofi"}, {""}, "only the endpoint sees libfabric"},
+      {{"pmix"}, {"src/group/net/pmix"}, {""}, "only the gathering by PMIx sees its header"},
   };
   return rules;
 }
@@ -195,7 +196,9 @@ const std::vector<Layer>& layers() {
        {"dispatch/reference/", "dispatch/registry/"}},
       // The top room of dispatch: it knows them all.
       {"src/dispatch/registry", {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"}, {}},
-      {"src/measure", {"epistle", "core", "topology", "routing", "layout", "group", "gpu", "dispatch", "measure"}, {}},
+      {"src/measure",
+       {"epistle", "core", "topology", "routing", "layout", "group", "fabric", "gpu", "dispatch", "measure"},
+       {}},
       {"src/cost", {"epistle", "core", "topology", "routing", "layout", "group", "dispatch", "measure", "cost"}, gpu},
       // The decisions share a row: none may use another, and none may see CUDA.
       {"src/select",

@@ -264,6 +264,7 @@ LayoutParams to_layout_params(const ResolvedConfig& resolved, int num_ranks) {
   LayoutParams params;
   params.num_ranks = num_ranks;
   params.domain_size = resolved.ranks_of_domain(num_ranks);
+  params.spans_hosts = resolved.spans_hosts;
   params.num_experts = resolved.num_columns(num_ranks);
   params.top_k = resolved.top_k;
   params.max_tokens = resolved.max_tokens;

@@ -39,6 +39,7 @@ struct ResolvedConfig {
   Placement placement;              ///< at first; trivial only where slots_per_rank is 0
   std::int32_t slots_per_rank = 0;  ///< of every rank, in use or not; 0: experts are not placed
   std::int32_t domain_size = 0;     ///< of the group; 0 = all ranks are in one
+  bool spans_hosts = false;         ///< the group does
 
   [[nodiscard]] std::int32_t ranks_of_domain(int num_ranks) const noexcept {
     return domain_size > 0 ? domain_size : num_ranks;

@@ -36,14 +36,15 @@ const DispatcherInfo* look_up(std::string_view name, Device device) noexcept {
   return nullptr;
 }
 
-/// All but those that go by links put rows, counts and records into the memory of every rank.
+/// Those that do not go by links put rows, counts and records into the memory of every rank.
 void check_one_host(const DispatcherInfo& info, const Group& group) {
-  if (group.num_hosts() == 1 || info.capabilities().joins_domains) return;
+  if (group.num_hosts() == 1 || info.capabilities().joins_hosts) return;
   throw Error(
       ErrorCode::kUnsupported,
-      fmt::format("the dispatcher '{}' needs ranks that reach each other's memory, and the {} ranks of this group "
-                  "are on {} hosts; form a group of the ranks of one host, or take one that joins domains (hybrid)",
-                  info.name(), group.size(), group.num_hosts()));
+      fmt::format(
+          "the dispatcher '{}' needs ranks that reach each other's memory, and the {} ranks of this group "
+          "are on {} hosts; form a group of the ranks of one host, or take one that joins hosts (hybrid, alltoall)",
+          info.name(), group.size(), group.num_hosts()));
 }
 
 }  // namespace
@@ -78,6 +79,7 @@ Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConf
     creation.identity.info = &info;
     creation.identity.config = with_order_of(info.capabilities(), config);
     creation.config = resolve_config(creation.identity.config, group.size(), group.domain_size());
+    creation.config.spans_hosts = group.num_hosts() > 1;
     if (const auto reason = info.cannot_serve(creation.identity.config, group.size(), group.domain_size())) {
       throw Error(ErrorCode::kUnsupported, *reason);
     }

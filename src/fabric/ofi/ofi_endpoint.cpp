@@ -12,7 +12,6 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -24,6 +23,7 @@
 
 #include "epistle/error.hpp"
 
+#include "core/random_bytes.hpp"
 #include "fabric/fabric.hpp"
 #include "fabric/ofi/ofi_library.hpp"
 #include "fabric/ofi/ofi_ways.hpp"
@@ -129,11 +129,25 @@ class OfiEndpoint final : public FabricEndpoint {
                              std::uint32_t epoch) override {
     const std::lock_guard lock(mutex_);
     throw_error();
-    if (free_writes_.empty()) move_on();
-    const bool staged = way_.needs_local_keys && find_region(source, num_bytes) == nullptr;
-    if (free_writes_.empty() || (staged && free_slots_.empty())) return false;
-    if (staged && num_bytes > kStageSlotBytes) return put_in_parts(target, source, num_bytes, epoch);
-    return put_now(target, source, num_bytes, epoch, staged);
+    Source from{.data = static_cast<const std::byte*>(source), .num_bytes = num_bytes, .registered = nullptr};
+    if (way_.needs_local_keys) from.registered = find_region(source, num_bytes);
+    from.is_staged = way_.needs_local_keys && from.registered == nullptr;
+    const std::int64_t num_parts = from.is_staged ? (num_bytes + kStageSlotBytes - 1) / kStageSlotBytes : 1;
+    if (from.is_staged && num_parts > kNumStageSlots) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("a put of {} bytes is more than the {} that can be staged at a time", num_bytes,
+                              kStageSlotBytes * kNumStageSlots));
+    }
+    const auto has_room = [&] {
+      const auto room = from.is_staged ? std::min(free_slots_.size(), free_writes_.size()) : free_writes_.size();
+      return static_cast<std::int64_t>(room) >= std::min<std::int64_t>(num_parts, most_parts());
+    };
+    if (!has_room()) {
+      move_on();
+      throw_error();
+      if (!has_room()) return false;
+    }
+    return num_parts > 1 ? put_in_parts(target, from, epoch) : put_now(target, from, epoch);
   }
 
   [[nodiscard]] std::int64_t num_under_way(int peer, std::uint32_t epoch) override {
@@ -165,6 +179,19 @@ class OfiEndpoint final : public FabricEndpoint {
     std::int64_t num_bytes;
     Owned<fid_mr> handle;
   };
+
+  /// What a put writes from.
+  struct Source {
+    const std::byte* data;
+    std::int64_t num_bytes;
+    fid_mr* registered;      ///< null where it is not, or need not be
+    bool is_staged = false;  ///< goes by way of the stage
+  };
+
+  /// Parts of a put that can be under way at once, at most.
+  [[nodiscard]] std::int64_t most_parts() const noexcept {
+    return std::min<std::int64_t>(kNumStageSlots, static_cast<std::int64_t>(writes_.size()));
+  }
 
   void open_queue() {
     fi_cq_attr attributes{};
@@ -200,7 +227,7 @@ class OfiEndpoint final : public FabricEndpoint {
 
   void make_stage() {
     stage_.resize(static_cast<std::size_t>(kStageSlotBytes * kNumStageSlots));
-    (void)register_memory(stage_.data(), static_cast<std::int64_t>(stage_.size()), FI_WRITE);
+    stage_region_ = register_memory(stage_.data(), static_cast<std::int64_t>(stage_.size()), FI_WRITE);
     for (int slot = 0; slot < kNumStageSlots; ++slot) free_slots_.push_back(slot);
   }
 
@@ -208,7 +235,7 @@ class OfiEndpoint final : public FabricEndpoint {
     // Who does not know the key cannot write: it is not to be guessed where this side chooses it.
     std::uint64_t key = 0;
     if ((info_->domain_attr->mr_mode & FI_MR_PROV_KEY) == 0) {
-      if (::getrandom(&key, std::min(sizeof(key), info_->domain_attr->mr_key_size), 0) < 0) key = regions_.size() + 1;
+      fill_random(&key, std::min(sizeof(key), info_->domain_attr->mr_key_size));
     }
     fid_mr* region = nullptr;
     require(fi_mr_reg(domain_.get(), data, static_cast<std::size_t>(num_bytes), access, 0, key, 0, &region, nullptr),
@@ -223,30 +250,24 @@ class OfiEndpoint final : public FabricEndpoint {
   }
 
   /// Null where the source is not registered.
-  [[nodiscard]] const Region* find_region(const void* source, std::int64_t num_bytes) const {
+  [[nodiscard]] fid_mr* find_region(const void* source, std::int64_t num_bytes) const {
     const auto* const begin = static_cast<const std::byte*>(source);
     const auto found = std::find_if(regions_.begin(), regions_.end(), [&](const Region& region) {
       return begin >= region.data && begin + num_bytes <= region.data + region.num_bytes;
     });
-    return found == regions_.end() ? nullptr : &*found;
+    return found == regions_.end() ? nullptr : found->handle.get();
   }
 
-  /// All of it or, where the stage has no room for all, nothing.
-  bool put_in_parts(const FabricTarget& target, const void* source, std::int64_t num_bytes, std::uint32_t epoch) {
-    const std::int64_t num_parts = (num_bytes + kStageSlotBytes - 1) / kStageSlotBytes;
-    const auto room = static_cast<std::int64_t>(std::min(free_slots_.size(), free_writes_.size()));
-    if (num_parts > room) {
-      if (num_parts <= kNumStageSlots) return false;
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("a put of {} bytes is more than the {} that can be staged at a time", num_bytes,
-                              kStageSlotBytes * kNumStageSlots));
-    }
-    for (std::int64_t done = 0; done < num_bytes;) {
-      const std::int64_t part = std::min(kStageSlotBytes, num_bytes - done);
+  /// All of it.
+  bool put_in_parts(const FabricTarget& target, const Source& source, std::uint32_t epoch) {
+    for (std::int64_t done = 0; done < source.num_bytes;) {
+      Source part = source;
+      part.data += done;
+      part.num_bytes = std::min(kStageSlotBytes, source.num_bytes - done);
       FabricTarget next = target;
       next.offset += done;
-      if (put_now(next, static_cast<const std::byte*>(source) + done, part, epoch, true)) {
-        done += part;
+      if (!free_writes_.empty() && !free_slots_.empty() && put_now(next, part, epoch)) {
+        done += part.num_bytes;
       } else {
         move_on();
         throw_error();
@@ -255,22 +276,22 @@ class OfiEndpoint final : public FabricEndpoint {
     return true;
   }
 
-  bool put_now(const FabricTarget& target, const void* source, std::int64_t num_bytes, std::uint32_t epoch,
-               bool staged) {
+  bool put_now(const FabricTarget& target, const Source& source, std::uint32_t epoch) {
     Write* const write = free_writes_.back();
     write->peer = target.peer;
     write->epoch = epoch;
-    write->stage_slot = staged ? free_slots_.back() : -1;
-    if (staged) {
+    write->stage_slot = source.is_staged ? free_slots_.back() : -1;
+    const std::byte* data = source.data;
+    if (source.is_staged) {
       std::byte* const slot = stage_.data() + write->stage_slot * kStageSlotBytes;
-      std::memcpy(slot, source, static_cast<std::size_t>(num_bytes));
-      source = slot;
+      std::memcpy(slot, data, static_cast<std::size_t>(source.num_bytes));
+      data = slot;
     }
-    const iovec local{const_cast<void*>(source), static_cast<std::size_t>(num_bytes)};
-    const Region* const region = way_.needs_local_keys ? find_region(source, num_bytes) : nullptr;
-    void* descriptor = region != nullptr ? fi_mr_desc(region->handle.get()) : nullptr;
+    const iovec local{const_cast<std::byte*>(data), static_cast<std::size_t>(source.num_bytes)};
+    fid_mr* const registered = source.is_staged ? stage_region_ : source.registered;
+    void* descriptor = registered != nullptr ? fi_mr_desc(registered) : nullptr;
     const fi_rma_iov remote{target.key.base + static_cast<std::uint64_t>(target.offset),
-                            static_cast<std::size_t>(num_bytes), target.key.key};
+                            static_cast<std::size_t>(source.num_bytes), target.key.key};
     fi_msg_rma message{};
     message.msg_iov = &local;
     message.desc = &descriptor;
@@ -289,7 +310,7 @@ class OfiEndpoint final : public FabricEndpoint {
       throw_error();
     }
     free_writes_.pop_back();
-    if (staged) free_slots_.pop_back();
+    if (source.is_staged) free_slots_.pop_back();
     ++under_way_[static_cast<std::size_t>(target.peer)][epoch];
     return true;
   }
@@ -379,6 +400,7 @@ class OfiEndpoint final : public FabricEndpoint {
   std::vector<Write> writes_;
   std::vector<Write*> free_writes_;
   std::vector<std::byte> stage_;
+  fid_mr* stage_region_ = nullptr;
   std::vector<int> free_slots_;
   TransportError error_;
   UniqueFd wake_;

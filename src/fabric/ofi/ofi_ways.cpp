@@ -1,8 +1,8 @@
 #include "fabric/ofi/ofi_ways.hpp"
 
-#include <algorithm>
 #include <array>
-#include <string_view>
+#include <string>
+#include <vector>
 
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -14,11 +14,10 @@
 
 #include "epistle/error.hpp"
 
+#include "fabric/rails.hpp"
+
 namespace epistle::ofi {
 namespace {
-
-// Of one host, or slower than tcp wherever that is: taken only where they are named.
-constexpr std::array<std::string_view, 6> kOnlyByName = {"shm", "udp", "sockets", "net", "sm2", "ofi_mrail"};
 
 std::string text_of(const char* text) { return text != nullptr ? text : ""; }
 
@@ -56,15 +55,6 @@ InfoList find_infos(const FabricRequest& request) {
   return infos;
 }
 
-bool is_taken(const FabricWay& way, const FabricRequest& request) {
-  const std::string_view name = std::string_view(way.provider).substr(0, way.provider.find(';'));
-  const bool only_by_name = std::find(kOnlyByName.begin(), kOnlyByName.end(), name) != kOnlyByName.end();
-  if (only_by_name && request.provider.empty()) return false;
-  // Cards of their own addresses, and those that sit beside the one that the hosts meet over.
-  if (way.address.empty() || request.address.empty() || name == "verbs") return true;
-  return way.address == request.address;
-}
-
 }  // namespace
 
 FabricWay way_of(const fi_info& info) {
@@ -81,17 +71,13 @@ FabricWay way_of(const fi_info& info) {
 
 InfoList choose_info(const FabricRequest& request) {
   const InfoList infos = find_infos(request);
-  std::string found;
+  std::vector<const fi_info*> entries;
+  std::vector<FabricWay> ways;
   for (const fi_info* info = infos.get(); info != nullptr; info = info->next) {
-    const FabricWay way = way_of(*info);
-    if (is_taken(way, request)) return own_info(load_ofi().duplicate_info(info));
-    found += fmt::format("{}{} over {} ({})", found.empty() ? "" : ", ", way.provider, way.domain, way.address);
+    entries.push_back(info);
+    ways.push_back(way_of(*info));
   }
-  throw Error(ErrorCode::kUnsupported,
-              fmt::format("libfabric has no provider{} for one-sided writes{}; it has: {}; choose with "
-                          "EPISTLE_FABRIC_PROVIDER and EPISTLE_INTERFACE, or install one (fi_info lists them)",
-                          request.provider.empty() ? "" : " '" + request.provider + "'",
-                          request.address.empty() ? "" : " at " + request.address, found.empty() ? "none" : found));
+  return own_info(load_ofi().duplicate_info(entries[choose_rail(ways, request)]));
 }
 
 }  // namespace epistle::ofi

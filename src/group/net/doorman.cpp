@@ -3,16 +3,16 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <string_view>
 #include <utility>
 
 #include <poll.h>
-#include <sys/random.h>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 
+#include "core/object_bytes.hpp"
+#include "core/random_bytes.hpp"
 #include "group/net/stream.hpp"
 
 namespace epistle {
@@ -32,16 +32,11 @@ struct Challenge {
   Digest proof{};
 };
 
-template <typename Value>
-std::string_view bytes_of(const Value& value) noexcept {
-  return {reinterpret_cast<const char*>(&value), sizeof(value)};
-}
-
 enum class Side : std::uint8_t { kDoorman, kVisitor };
 
 Digest proof_of(Side side, const Introduction& who, const Nonce& doorman_nonce, const std::string& secret) {
   std::string text = side == Side::kDoorman ? "epistle doorman" : "epistle visitor";
-  text.append(bytes_of(who)).append(bytes_of(doorman_nonce));
+  text.append(object_bytes(who)).append(object_bytes(doorman_nonce));
   return hmac_sha256(secret, text);
 }
 
@@ -49,10 +44,7 @@ Digest proof_of(Side side, const Introduction& who, const Nonce& doorman_nonce, 
 
 Nonce fresh_nonce() {
   Nonce nonce{};
-  if (retry_interrupted([&] { return ::getrandom(nonce.data(), nonce.size(), 0); }) !=
-      static_cast<ssize_t>(nonce.size())) {
-    throw Error(ErrorCode::kSystem, fmt::format("getrandom failed: {}", std::strerror(errno)));
-  }
+  fill_random(nonce.data(), nonce.size());
   return nonce;
 }
 
@@ -127,7 +119,7 @@ bool Doorman::answer(Stranger& stranger) {
   stranger.has_introduced_itself = true;
   stranger.nonce = fresh_nonce();
   const Challenge challenge{stranger.nonce, proof_of(Side::kDoorman, stranger.who, stranger.nonce, secret_)};
-  std::string bytes(bytes_of(challenge));
+  std::string bytes(object_bytes(challenge));
   // Fits into the empty buffer of a new connection.
   return write_available(stranger.socket.get(), bytes) != ChannelStatus::kOk || !bytes.empty();
 }
@@ -144,7 +136,7 @@ ChannelStatus introduce(int socket, Introduction who, const std::string& secret,
   who.magic = kDoorMagic;
   who.nonce = fresh_nonce();
   send_without_delay(socket);
-  ChannelStatus status = send_bytes(socket, bytes_of(who), deadline);
+  ChannelStatus status = send_bytes(socket, object_bytes(who), deadline);
   if (status != ChannelStatus::kOk) return status;
   std::string bytes;
   status = receive_bytes(socket, sizeof(Challenge), bytes, deadline);
@@ -153,7 +145,7 @@ ChannelStatus introduce(int socket, Introduction who, const std::string& secret,
   std::memcpy(&challenge, bytes.data(), sizeof(challenge));
   const Digest expected = proof_of(Side::kDoorman, who, challenge.nonce, secret);
   if (!equal_in_constant_time(challenge.proof, expected)) return ChannelStatus::kMalformed;
-  return send_bytes(socket, bytes_of(proof_of(Side::kVisitor, who, challenge.nonce, secret)), deadline);
+  return send_bytes(socket, object_bytes(proof_of(Side::kVisitor, who, challenge.nonce, secret)), deadline);
 }
 
 }  // namespace epistle

@@ -7,11 +7,11 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "epistle/error.hpp"
 
 #include "core/complaint.hpp"
+#include "core/object_bytes.hpp"
 #include "core/settings.hpp"
 #include "group/limits.hpp"
 #include "group/net/doorman.hpp"
@@ -30,11 +30,6 @@ constexpr std::chrono::milliseconds kTryAgain{20};
 constexpr std::chrono::milliseconds kMaxVisit{5000};
 // How long rank 0, having failed, stays for ranks that have not come yet.
 constexpr std::chrono::milliseconds kStayForLate{2000};
-
-template <typename Value>
-std::string text_of(const Value& value) {
-  return {reinterpret_cast<const char*>(&value), sizeof(value)};
-}
 
 /// Of a rank whose socket does not do what it should.
 Packet silence_of(ChannelStatus status, int rank, std::chrono::milliseconds timeout) {
@@ -63,7 +58,7 @@ constexpr char kFailedAnswer = 'f';
 
 std::string failed_answer(const Packet& packet) {
   std::string answer(1, kFailedAnswer);
-  answer += text_of(packet);
+  answer += object_bytes(packet);
   return answer;
 }
 
@@ -166,19 +161,9 @@ class RootGathering final : public Gathering {
   }
 
   void name_absent() {
-    std::vector<int> absent;
-    for (int peer = 1; peer < rank_.num_ranks; ++peer) {
-      if (!socket_of(peer).valid()) absent.push_back(peer);
-    }
-    const std::size_t num_named = std::min<std::size_t>(absent.size(), 8);
-    failure_ = failure_packet(
-        PacketKind::kVerdict, ErrorCode::kTimeout, absent.front(), Phase::kRendezvous,
-        fmt::format("rank {} did not join the group within {} ms: {} of {} ranks joined at {}; absent: {}{}. Were all "
-                    "ranks started, with the same EPISTLE_JOB_SECRET, and does the network let them through?",
-                    absent.front(), rank_.timeout.count(), rank_.num_ranks - static_cast<int>(absent.size()),
-                    rank_.num_ranks, epistle::own_address(doorman_.listener()).to_text(),
-                    fmt::join(absent.begin(), absent.begin() + static_cast<std::ptrdiff_t>(num_named), ", "),
-                    absent.size() > num_named ? ", ..." : ""));
+    failure_ = absence_packet(
+        sockets_, rank_.timeout, fmt::format("at {}", epistle::own_address(doorman_.listener()).to_text()),
+        "Were all ranks started, with the same EPISTLE_JOB_SECRET, and does the network let them through?");
   }
 
   /// Best effort: who cannot be told finds out by itself.
@@ -232,11 +217,8 @@ class PeerGathering final : public Gathering {
       status = status == ChannelStatus::kOk ? heard : status;
       throw error_of(silence_of(status, 0, rank_.timeout), rank_.rank);
     }
-    if (!answer.empty() && answer.front() == kFailedAnswer && answer.size() == 1 + sizeof(Packet)) {
-      Packet failure;
-      std::memcpy(&failure, answer.data() + 1, sizeof(failure));
-      failure.text.back() = '\0';
-      throw error_of(failure, rank_.rank);
+    if (!answer.empty() && answer.front() == kFailedAnswer) {
+      if (const auto failure = packet_of(std::string_view(answer).substr(1))) throw error_of(*failure, rank_.rank);
     }
     std::optional<std::vector<std::string>> texts;
     if (!answer.empty() && answer.front() == kGatheredAnswer) {

@@ -4,13 +4,13 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
-#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 
+#include "core/object_bytes.hpp"
 #include "group/net/doorman.hpp"
 #include "group/net/stream.hpp"
 #include "group/rendezvous_packet.hpp"
@@ -62,17 +62,8 @@ std::optional<std::size_t> host_of_visitor(const HostTable& table, int host, con
   return static_cast<std::size_t>(other);
 }
 
-/// Of packets that came over a network: text is closed wherever it ends.
-std::optional<Packet> packet_of(const std::string& text) {
-  Packet packet;
-  if (text.size() != sizeof(packet)) return std::nullopt;
-  std::memcpy(&packet, text.data(), sizeof(packet));
-  packet.text.back() = '\0';
-  return packet;
-}
-
 ChannelStatus send_packet(int socket, const Packet& packet, Deadline deadline) {
-  return send_text(socket, {reinterpret_cast<const char*>(&packet), sizeof(packet)}, deadline);
+  return send_text(socket, object_bytes(packet), deadline);
 }
 
 Packet receive_packet(const UniqueFd& link, int sender, std::chrono::milliseconds timeout, Deadline deadline) {

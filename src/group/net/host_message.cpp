@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/object_bytes.hpp"
+
 namespace epistle {
 namespace {
 
@@ -15,14 +17,9 @@ struct ArrivalHead {
   Call call;
 };
 
-template <typename Value>
-std::string_view view_of(const Value& value) noexcept {
-  return {reinterpret_cast<const char*>(&value), sizeof(value)};
-}
-
 }  // namespace
 
-void append_message(std::string& bytes, const HostMessageHead& head) { bytes.append(view_of(head)); }
+void append_message(std::string& bytes, const HostMessageHead& head) { bytes.append(object_bytes(head)); }
 
 void append_arrival(std::string& bytes, const RankControl& control, int rank, Ticket ticket) {
   const std::size_t slot = ticket & 1;
@@ -38,7 +35,7 @@ void append_arrival(std::string& bytes, const RankControl& control, int rank, Ti
                          .ticket = ticket,
                          .num_bytes = static_cast<std::uint32_t>(sizeof(arrival)) + arrival.message_bytes +
                                       arrival.gathered_bytes});
-  bytes.append(view_of(arrival));
+  bytes.append(object_bytes(arrival));
   bytes.append(post.message.data(), arrival.message_bytes);
   bytes.append(reinterpret_cast<const char*>(control.gather_slots[slot].data()), arrival.gathered_bytes);
 }

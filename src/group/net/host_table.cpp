@@ -15,10 +15,10 @@
 #include "epistle/error.hpp"
 
 #include "core/complaint.hpp"
+#include "core/random_bytes.hpp"
 #include "core/settings.hpp"
 #include "core/whole_file.hpp"
 #include "group/limits.hpp"
-#include "group/net/doorman.hpp"
 #include "group/net/stream.hpp"
 #include "group/net/texts.hpp"
 #include "group/rendezvous_packet.hpp"
@@ -49,16 +49,12 @@ std::string host_name() {
   return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
 }
 
-std::string in_hex(const Nonce& nonce) {
-  std::string text;
-  for (const std::byte byte : nonce) text += fmt::format("{:02x}", static_cast<unsigned>(byte));
-  return text;
-}
-
 HostCard card_of(const HostMeeting& meeting) {
+  constexpr std::size_t kNameBytes = 16;
+  constexpr std::size_t kSecretBytes = 32;
   HostCard card{.key = own_host_key(), .name = host_name(), .job = {}, .secret = {}};
-  if (meeting.rank == 0 && meeting.job.empty()) card.job = "gathered:" + in_hex(fresh_nonce());
-  if (meeting.rank == 0 && meeting.secret.empty()) card.secret = in_hex(fresh_nonce()) + in_hex(fresh_nonce());
+  if (meeting.rank == 0 && meeting.job.empty()) card.job = "gathered:" + random_hex(kNameBytes);
+  if (meeting.rank == 0 && meeting.secret.empty()) card.secret = random_hex(kSecretBytes);
   return card;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -12,6 +13,8 @@
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
+
+#include "core/object_bytes.hpp"
 
 namespace epistle {
 namespace {
@@ -40,7 +43,24 @@ bool wait_for(int socket, short events, Deadline deadline) noexcept {
   }
 }
 
+UniqueFd connected_to_another(UniqueFd socket) noexcept {
+  if (!is_its_own_peer(socket.get())) return socket;
+  socket.reset();
+  errno = ECONNREFUSED;
+  return {};
+}
+
 }  // namespace
+
+bool is_its_own_peer(int socket) noexcept {
+  sockaddr_storage own{};
+  sockaddr_storage peer{};
+  socklen_t own_size = sizeof(own);
+  socklen_t peer_size = sizeof(peer);
+  return ::getsockname(socket, reinterpret_cast<sockaddr*>(&own), &own_size) == 0 &&
+         ::getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &peer_size) == 0 && own_size == peer_size &&
+         std::memcmp(&own, &peer, own_size) == 0;
+}
 
 UniqueFd listen_at(const SocketAddress& address) {
   UniqueFd socket = open_stream(address.family());
@@ -63,7 +83,7 @@ UniqueFd listen_at(const SocketAddress& address) {
 
 UniqueFd connect_to(const SocketAddress& address, Deadline deadline) {
   UniqueFd socket = open_stream(address.family());
-  if (::connect(socket.get(), address.get(), address.size()) == 0) return socket;
+  if (::connect(socket.get(), address.get(), address.size()) == 0) return connected_to_another(std::move(socket));
   if (errno != EINPROGRESS && errno != EINTR) return {};
   if (!wait_for(socket.get(), POLLOUT, deadline)) {
     errno = ETIMEDOUT;
@@ -74,7 +94,7 @@ UniqueFd connect_to(const SocketAddress& address, Deadline deadline) {
   (void)::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size);
   errno = error;
   if (error != 0) return {};
-  return socket;
+  return connected_to_another(std::move(socket));
 }
 
 UniqueFd accept_now(int listener) {
@@ -141,7 +161,7 @@ ChannelStatus receive_bytes(int socket, std::size_t num_bytes, std::string& byte
 
 ChannelStatus send_text(int socket, std::string_view text, Deadline deadline) {
   const std::uint64_t num_bytes = text.size();
-  std::string framed(reinterpret_cast<const char*>(&num_bytes), sizeof(num_bytes));
+  std::string framed(object_bytes(num_bytes));
   return send_bytes(socket, framed.append(text), deadline);
 }
 

@@ -15,6 +15,10 @@ namespace epistle {
 /// A socket that listens. Throws kSystem, or kInvalidArgument where the address is in use.
 [[nodiscard]] UniqueFd listen_at(const SocketAddress& address);
 
+/// Where nobody listens at a port of those that the system gives away, a socket that wants to go there may be given
+/// that very port, and is then connected to itself. connect_to() takes it for one that was refused.
+[[nodiscard]] bool is_its_own_peer(int socket) noexcept;
+
 /// A connected socket, or none: with errno set where nobody is there, the way is barred, or the deadline has come.
 [[nodiscard]] UniqueFd connect_to(const SocketAddress& address, Deadline deadline);
 

@@ -3,13 +3,15 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/object_bytes.hpp"
+
 namespace epistle {
 
 std::string pack_texts(const std::vector<std::string>& texts) {
   std::string packed;
   for (const std::string& text : texts) {
     const std::uint64_t num_bytes = text.size();
-    packed.append(reinterpret_cast<const char*>(&num_bytes), sizeof(num_bytes)).append(text);
+    packed.append(object_bytes(num_bytes)).append(text);
   }
   return packed;
 }

@@ -1,5 +1,5 @@
 // Waiting for what comes over a link: it ends with the chunk, with the loss of a rank, or in time.
-#include "dispatch/host/hybrid/link_traffic.hpp"
+#include "dispatch/host/engine/link_traffic.hpp"
 
 #include <atomic>
 #include <chrono>

@@ -8,6 +8,7 @@
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
+#include "group/net/pmix_gathering.hpp"
 #include "support/environment.hpp"
 
 namespace epistle {
@@ -31,6 +32,7 @@ const std::vector<std::string> kAllVariables = {"EPISTLE_JOB",
                                                 "OMPI_COMM_WORLD_LOCAL_SIZE",
                                                 "OMPI_MCA_ess_base_jobid",
                                                 "PMIX_NAMESPACE",
+                                                "PMIX_RANK",
                                                 "PMI_RANK",
                                                 "PMI_SIZE",
                                                 "PMI_JOBID",
@@ -295,6 +297,23 @@ TEST_F(LaunchInfoTest, JobOfSeveralHostsHasTheSameNameOnAll) {
   set(kHydra);
   add({{"MPI_LOCALNRANKS", "1"}, {"MASTER_ADDR", "node7"}});
   EXPECT_EQ(read_launch_info().job, "pmi:node7:29501");
+}
+
+TEST_F(LaunchInfoTest, RanksOfALauncherWithPmixNeedNoAddress) {
+  const bool is_built = lack_of_pmix().find("this build has no PMIx") == std::string::npos;
+  set(kOpenMpi);
+  add({{"OMPI_COMM_WORLD_LOCAL_SIZE", "1"}, {"PMIX_RANK", "2"}});
+  if (is_built) {
+    EXPECT_EQ(read_launch_info().address, "pmix");
+  } else {
+    EXPECT_EQ(read_error().first, ErrorCode::kInvalidArgument);
+  }
+  // What the user says goes first; variables of another launcher's server do not count.
+  environment_.set("MASTER_ADDR", "node7");
+  EXPECT_EQ(read_launch_info().address, "node7:29501");
+  environment_.unset("MASTER_ADDR");
+  environment_.set("PMIX_RANK", "1");
+  EXPECT_EQ(read_error().first, ErrorCode::kInvalidArgument);
 }
 
 TEST_F(LaunchInfoTest, SeveralHostsWithoutAPlaceToMeetSayWhatToSet) {

@@ -3,31 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dispatch/host/alltoall/row_runs.hpp"
 #include "dispatch/host/engine/sums.hpp"
 #include "dispatch/host/engine/wire_rows.hpp"
 
 namespace epistle::host {
 
-// ---- Where rows lie in the packed buffers ---------------------------------------------------------------------------
-// A send buffer holds the columns (destination ranks, or experts) in ascending order, in each the rows by token. What a
-// rank receives of one source it keeps together, sources in ascending order.
-
-AllToAllMover::Segment AllToAllMover::packed_segment(const HostHandle& handle, int src, int dst) const {
-  const ExpertPartition partition = context_.layout().partition();
-  const int first = context_.layout().token_major() ? dst : partition.first_expert(dst);
-  const int num_columns = context_.layout().token_major() ? 1 : partition.num_local_experts(dst);
-  Segment segment;
-  for (int column = 0; column < first; ++column) segment.begin += handle.tables.num_kept(src, column);
-  for (int column = first; column < first + num_columns; ++column) {
-    segment.num_rows += handle.tables.num_kept(src, column);
-  }
-  return segment;
-}
-
-std::int64_t AllToAllMover::pairs_before(const HostHandle& handle, int src, int dst) const {
-  std::int64_t num_pairs = 0;
-  for (int before = 0; before < src; ++before) num_pairs += handle.num_pairs(before, dst);
-  return num_pairs;
+AllToAllMover::AllToAllMover(HostContext& context) : context_(context) {
+  if (context.plan.uses_links()) linked_.emplace(context);
 }
 
 void AllToAllMover::compute_packed_begins(const HostHandle& handle) {
@@ -45,6 +28,11 @@ void AllToAllMover::reserve(HostHandle& handle) {
   pair_begin_.reserve(static_cast<std::size_t>(context_.num_ranks));
   handle.pair_of_send.reserve(static_cast<std::size_t>(handle.demand.send_pairs));
   handle.pair_rows.reserve(static_cast<std::size_t>(handle.demand.receive_pairs));
+}
+
+void AllToAllMover::exchange_records(HostHandle& handle) {
+  compute_packed_begins(handle);
+  linked_->exchange_records(handle, packed_begin_);
 }
 
 void AllToAllMover::plan(HostHandle& handle) {
@@ -77,8 +65,7 @@ void AllToAllMover::send_rows(const MoveJob& job) {
   std::byte* const scales = context_.own_section(BufferSection::kSendScales);
   const WireRows wire_rows(context_, job);
   const auto pack = [&](const WireRow& sent, std::int32_t column, std::int32_t row) {
-    const std::int64_t packed =
-        packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(context_.rank, column);
+    const std::int64_t packed = packed_row(handle, column, row);
     copy_row(sent.row, rows + packed * job.row_bytes, static_cast<std::size_t>(job.row_bytes), mode);
     if (job.scale_bytes == 0) return;
     std::memcpy(scales + packed * job.scale_bytes, sent.scales, static_cast<std::size_t>(job.scale_bytes));
@@ -100,68 +87,66 @@ void AllToAllMover::send_rows(const MoveJob& job) {
     }
     store_fence();
   });
+  if (!linked_) return;
+  const PackedRows packed_rows(context_.layout(), handle);
+  const LinkedExchange::RouteTo route_to = [&](int dst) {
+    return LinkedExchange::Route{.rows = packed_rows.sent(context_.rank, dst),
+                                 .target_begin = packed_rows.received_begin(context_.rank, dst)};
+  };
+  linked_->put({.row_bytes = job.row_bytes}, route_to);
+  if (job.scale_bytes > 0) {
+    linked_->put({.from = BufferSection::kSendScales, .to = BufferSection::kStageScales, .row_bytes = job.scale_bytes},
+                 route_to);
+  }
+  linked_->tell(route_to);
 }
 
 void AllToAllMover::receive_rows(const MoveJob& job) {
   const HostHandle& handle = *job.handle;
-  if (context_.layout().token_major()) {
-    // Sources in ascending order, each by token: already the output's order.
-    pull(handle, BufferSection::kSendRows, job.target, job.row_bytes);
+  const PackedRows rows(context_.layout(), handle);
+  const SegmentFrom from_peer = [&](int src) { return rows.sent(src, context_.rank); };
+  // Sources in ascending order, each by token: of token rows that is the output's order.
+  const bool goes_to_output = context_.layout().token_major() && !linked_;
+  if (linked_) {
+    linked_->wait(from_peer, job.phase);
   } else {
-    pull(handle, BufferSection::kSendRows, BufferSection::kStageRows, job.row_bytes);
-    copy_chunks(ChunkOrder::kByExpert, context_.own_section(BufferSection::kStageRows),
-                context_.own_section(job.target), handle, job.row_bytes);
+    pull({BufferSection::kSendRows, goes_to_output ? job.target : BufferSection::kStageRows, job.row_bytes}, from_peer,
+         handle.demand.receive_rows);
+  }
+  if (!goes_to_output) {
+    copy_runs(RunOrder::kAsOutput, context_.own_section(BufferSection::kStageRows), context_.own_section(job.target),
+              handle, job.row_bytes);
   }
   if (job.scale_bytes > 0) receive_scales(handle, job.scale_bytes);
 }
 
-/// The all-to-all-v: this rank's segment of every send buffer, sources one behind the other.
-void AllToAllMover::pull(const HostHandle& handle, BufferSection from, BufferSection to, std::int64_t row_bytes) {
-  const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
+/// The all-to-all-v: this rank's segment of every buffer, ranks one behind the other.
+void AllToAllMover::pull(const LinkedExchange::Part& part, const SegmentFrom& segment_from,
+                         std::int64_t num_rows_of_all) {
+  const StoreMode mode = context_.store_mode(num_rows_of_all * part.row_bytes);
   std::int64_t received = 0;
-  for (int src = 0; src < context_.num_ranks; ++src) {
-    const Segment segment = packed_segment(handle, src, context_.rank);
-    context_.copy_block({.source = context_.section(src, from) + segment.begin * row_bytes,
-                         .target = context_.own_section(to) + received * row_bytes,
+  for (int peer = 0; peer < context_.num_ranks; ++peer) {
+    const Segment segment = segment_from(peer);
+    context_.copy_block({.source = context_.section(peer, part.from) + segment.begin * part.row_bytes,
+                         .target = context_.own_section(part.to) + received * part.row_bytes,
                          .num_rows = segment.num_rows,
-                         .row_bytes = row_bytes,
+                         .row_bytes = part.row_bytes,
                          .mode = mode});
     received += segment.num_rows;
   }
 }
 
-namespace {
-
-/// Calls `visit(staged_begin, output_begin, num_rows)` for the runs of rows that stay together between the received
-/// order (by source, expert) and the output (by expert, source).
-template <typename Visit>
-void for_each_chunk(const DispatchLayout& layout, const HostHandle& handle, int rank, const Visit& visit) {
-  const int first_expert = layout.partition().first_expert(rank);
-  const int num_local = layout.partition().num_local_experts(rank);
-  std::int64_t staged = 0;
-  for (int src = 0; src < layout.params().num_ranks; ++src) {
-    for (int expert = first_expert; expert < first_expert + num_local; ++expert) {
-      const std::int64_t num_rows = handle.tables.num_kept(src, expert);
-      visit(staged, std::int64_t{handle.tables.row_begin(src, expert)}, num_rows);
-      staged += num_rows;
-    }
-  }
-}
-
-}  // namespace
-
-void AllToAllMover::copy_chunks(ChunkOrder to, const std::byte* source, std::byte* target, const HostHandle& handle,
-                                std::int64_t row_bytes) {
+void AllToAllMover::copy_runs(RunOrder to, const std::byte* source, std::byte* target, const HostHandle& handle,
+                              std::int64_t row_bytes) {
   const StoreMode mode = context_.store_mode(handle.demand.receive_rows * row_bytes);
-  for_each_chunk(context_.layout(), handle, context_.rank,
-                 [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-                   const bool sorts = to == ChunkOrder::kByExpert;
-                   context_.copy_block({.source = source + (sorts ? staged : output) * row_bytes,
-                                        .target = target + (sorts ? output : staged) * row_bytes,
-                                        .num_rows = num_rows,
-                                        .row_bytes = row_bytes,
-                                        .mode = mode});
-                 });
+  for_each_run(context_.layout(), handle, context_.rank, [&](const RowRun& run) {
+    const bool sorts = to == RunOrder::kAsOutput;
+    context_.copy_block({.source = source + (sorts ? run.received_begin : run.output_begin) * row_bytes,
+                         .target = target + (sorts ? run.output_begin : run.received_begin) * row_bytes,
+                         .num_rows = run.num_rows,
+                         .row_bytes = row_bytes,
+                         .mode = mode});
+  });
 }
 
 void AllToAllMover::receive_scales(const HostHandle& handle, std::int64_t scale_bytes) {
@@ -171,33 +156,81 @@ void AllToAllMover::receive_scales(const HostHandle& handle, std::int64_t scale_
       for (std::int64_t idx = begin; idx < end; ++idx) scales.put(first_row + idx, source + idx * scale_bytes);
     });
   };
-  if (context_.layout().token_major()) {
+  const PackedRows rows(context_.layout(), handle);
+  if (context_.layout().token_major() && !linked_) {
     std::int64_t received = 0;
     for (int src = 0; src < context_.num_ranks; ++src) {
-      const Segment segment = packed_segment(handle, src, context_.rank);
+      const Segment segment = rows.sent(src, context_.rank);
       put(context_.section(src, BufferSection::kSendScales) + segment.begin * scale_bytes, received, segment.num_rows);
       received += segment.num_rows;
     }
     return;
   }
-  pull(handle, BufferSection::kSendScales, BufferSection::kStageScales, scale_bytes);
+  if (!linked_) {
+    pull(
+        {BufferSection::kSendScales, BufferSection::kStageScales, scale_bytes},
+        [&](int src) { return rows.sent(src, context_.rank); }, handle.demand.receive_rows);
+  }
   const std::byte* const staged_scales = context_.own_section(BufferSection::kStageScales);
-  for_each_chunk(context_.layout(), handle, context_.rank,
-                 [&](std::int64_t staged, std::int64_t output, std::int64_t num_rows) {
-                   put(staged_scales + staged * scale_bytes, output, num_rows);
-                 });
+  for_each_run(context_.layout(), handle, context_.rank, [&](const RowRun& run) {
+    put(staged_scales + run.received_begin * scale_bytes, run.output_begin, run.num_rows);
+  });
 }
 
 // ---- Combine --------------------------------------------------------------------------------------------------------
 
 void AllToAllMover::send_sums(const SumRequest& request) {
-  if (context_.layout().token_major()) return;  // the combine rows are in the order in which they are sent
+  const HostHandle& handle = *request.handle;
+  const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
+  // Token rows are in the order in which they are sent.
+  const bool is_packed = context_.layout().token_major();
   if (sends_partial_sums()) {
     sum_pairs(request);
-  } else {
-    copy_chunks(ChunkOrder::kBySource, context_.own_section(BufferSection::kCombineRows),
-                context_.own_section(BufferSection::kSendRows), *request.handle,
-                context_.layout().params().combine_row_bytes);
+  } else if (!is_packed) {
+    copy_runs(RunOrder::kAsReceived, context_.own_section(BufferSection::kCombineRows),
+              context_.own_section(BufferSection::kSendRows), handle, row_bytes);
+  }
+  if (!linked_) return;
+  const PackedRows rows(context_.layout(), handle);
+  const LinkedExchange::RouteTo rows_to = [&](int src) {
+    return LinkedExchange::Route{.rows = rows.returned(src, context_.rank),
+                                 .target_begin = rows.brought_begin(src, context_.rank)};
+  };
+  const LinkedExchange::RouteTo sums_to = [&](int src) {
+    return LinkedExchange::Route{.rows = rows.returned_sums(src, context_.rank),
+                                 .target_begin = rows.brought_sums_begin(src, context_.rank)};
+  };
+  linked_->put({.from = returned_section(), .row_bytes = row_bytes}, sends_partial_sums() ? sums_to : rows_to);
+  if (request.brings_gradients) send_gradients(handle, rows_to);
+  linked_->tell(rows_to);
+}
+
+/// Gradients of the weights, of every row.
+void AllToAllMover::send_gradients(const HostHandle& handle, const LinkedExchange::RouteTo& rows_to) {
+  const bool is_packed = context_.layout().token_major();
+  const std::int64_t row_bytes = gradient_bytes();
+  if (!is_packed) {
+    copy_runs(RunOrder::kAsReceived, context_.own_section(BufferSection::kGradWeights),
+              context_.own_section(BufferSection::kSendScales), handle, row_bytes);
+  }
+  linked_->put({.from = is_packed ? BufferSection::kGradWeights : BufferSection::kSendScales,
+                .to = BufferSection::kStageScales,
+                .row_bytes = row_bytes},
+               rows_to);
+}
+
+void AllToAllMover::place_gradients(const SumRequest& request) const {
+  const HostHandle& handle = *request.handle;
+  const auto top_k = static_cast<std::size_t>(context_.config.top_k);
+  const auto per_row = context_.layout().weights_per_row();
+  const auto* const staged = reinterpret_cast<const float*>(context_.own_section(BufferSection::kStageScales));
+  for (std::size_t entry = 0; entry < handle.dst_row.size(); ++entry) {
+    request.grad_probs[entry] = 0.0F;
+    if (handle.dst_row[entry] < 0) continue;
+    const bool token_major = context_.layout().token_major();
+    const std::int32_t column = token_major ? context_.rank_of_entry(handle, entry) : handle.expert_ids[entry];
+    const auto within_row = static_cast<std::int64_t>(token_major ? entry % top_k : 0);
+    request.grad_probs[entry] = staged[packed_row(handle, column, handle.dst_row[entry]) * per_row + within_row];
   }
 }
 
@@ -229,45 +262,30 @@ void AllToAllMover::sum_pairs(const SumRequest& request) {
   });
 }
 
-/// The all-to-all-v of combine: what every rank has for this one, ranks one behind the other.
-void AllToAllMover::pull_back(const HostHandle& handle, std::int64_t row_bytes) {
-  const StoreMode mode = context_.store_mode(handle.demand.send_rows * row_bytes);
-  std::int64_t received = 0;
-  for (int dst = 0; dst < context_.num_ranks; ++dst) {
-    std::int64_t num_rows = packed_segment(handle, context_.rank, dst).num_rows;
-    std::int64_t first = 0;
-    BufferSection from = BufferSection::kSendRows;
-    if (context_.layout().token_major()) {
-      from = BufferSection::kCombineRows;
-      first = handle.tables.row_begin(context_.rank, dst);
-    } else if (sends_partial_sums()) {
-      num_rows = handle.num_pairs(context_.rank, dst);
-      first = pairs_before(handle, context_.rank, dst);
-    } else {
-      for (int src = 0; src < context_.rank; ++src) first += packed_segment(handle, src, dst).num_rows;
-    }
-    context_.copy_block({.source = context_.section(dst, from) + first * row_bytes,
-                         .target = context_.own_section(BufferSection::kStageRows) + received * row_bytes,
-                         .num_rows = num_rows,
-                         .row_bytes = row_bytes,
-                         .mode = mode});
-    received += num_rows;
+void AllToAllMover::bring_back(const HostHandle& handle, std::int64_t row_bytes) {
+  const PackedRows rows(context_.layout(), handle);
+  if (linked_) {
+    linked_->wait([&](int dst) { return rows.returned(context_.rank, dst); }, Phase::kCombine);
+    return;
   }
+  pull(
+      {returned_section(), BufferSection::kStageRows, row_bytes},
+      [&](int dst) {
+        return sends_partial_sums() ? rows.returned_sums(context_.rank, dst) : rows.returned(context_.rank, dst);
+      },
+      handle.demand.send_rows);
 }
 
 void AllToAllMover::receive_sums(const SumRequest& request) {
   const HostHandle& handle = *request.handle;
   const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
-  pull_back(handle, row_bytes);
+  bring_back(handle, row_bytes);
   const std::byte* staged = context_.own_section(BufferSection::kStageRows);
   compute_packed_begins(handle);
-  const auto packed_row = [&](std::int32_t column, std::int32_t row) {
-    return packed_begin_[static_cast<std::size_t>(column)] + row - handle.tables.row_begin(context_.rank, column);
-  };
   if (context_.layout().token_major()) {
     sum_token_rows(context_, request, [&](std::size_t idx) {
       const SendEntry& send = handle.sends[idx];
-      return staged + packed_row(send.dst_rank, send.row) * row_bytes;
+      return staged + packed_row(handle, send.dst_rank, send.row) * row_bytes;
     });
   } else if (sends_partial_sums()) {
     std::int32_t begin = 0;
@@ -284,9 +302,10 @@ void AllToAllMover::receive_sums(const SumRequest& request) {
     });
   } else {
     sum_expert_rows(context_, request, [&](std::size_t entry) {
-      return staged + packed_row(handle.expert_ids[entry], handle.dst_row[entry]) * row_bytes;
+      return staged + packed_row(handle, handle.expert_ids[entry], handle.dst_row[entry]) * row_bytes;
     });
   }
+  if (linked_ && request.grad_probs != nullptr) place_gradients(request);
 }
 
 void AllToAllMover::apply_row_weights(const RowWeightJob& job) { host::apply_row_weights(context_, job); }

@@ -12,7 +12,7 @@ constexpr std::int64_t kDefaultLastLevelCacheBytes = 32 << 20;
 
 /// To the ranks of other domains: over the network where they are on other hosts.
 std::unique_ptr<DomainLink> open_link(GroupImpl& group, const BufferPlan& plan, const SymmetricRegion& region) {
-  if (!plan.crosses_domains()) return nullptr;
+  if (!plan.uses_links()) return nullptr;
   return group.num_hosts() > 1 ? make_fabric_link(group, region) : group.open_link(region);
 }
 

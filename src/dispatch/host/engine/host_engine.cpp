@@ -415,7 +415,7 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   const MissingRows missing = rows_back_of(*state);
   group_->wait(group_->arrive(step_of(call, kRowsSent)), Phase::kCombine, &missing);
   mover_->receive_sums(sums);
-  if (takes && !context_.plan.crosses_domains()) {
+  if (takes && !context_.plan.uses_links()) {
     gather_weight_gradients(context_, *state, {.begin = 0, .end = state->dst_row.size()}, request.grad_probs);
   }
   (void)group_->agree(step_of(call, kRowsRead), Phase::kCombine);

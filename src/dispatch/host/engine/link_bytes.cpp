@@ -64,6 +64,10 @@ WireBytes link_bytes_of(const HostContext& context, const HostHandle& handle, co
     bytes.dispatch_links = direct_links(context, handle, context.plan.sends_per_expert(), sent_bytes);
     const bool back_per_expert = !context.plan.combines_per_rank() && !context.layout().token_major();
     bytes.combine_links = direct_links(context, handle, back_per_expert, params.combine_row_bytes);
+    if (context.plan.uses_links()) {
+      const std::int64_t record_bytes = context.layout().record_bytes();
+      bytes.header_bytes = direct_links(context, handle, context.plan.sends_per_expert(), record_bytes).network;
+    }
     return bytes;
   }
   WireBytes bytes{.dispatch_links = forwarded_links(context, handle, sent_bytes),

@@ -24,23 +24,23 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
   count_views_.resize(ranks);
   last_token_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
   last_token_to_rank_.resize(ranks);
-  if (!context.plan.crosses_domains()) return;
-  const auto entries = static_cast<std::size_t>(layout_.counts_entries() + layout_.num_domains());
+  if (!context.plan.uses_links()) return;
+  const std::int64_t num_pairs = context.plan.crosses_domains() ? layout_.num_domains() : 0;
+  const auto entries = static_cast<std::size_t>(layout_.counts_entries() + num_pairs);
   own_announcement_.resize(entries);
   all_announcements_.resize(entries * ranks);
 }
 
 void Preparation::finish(HostHandle& state, const Call& call) {
   GroupImpl& group = *context_->group;
-  if (context_->plan.crosses_domains()) {
-    count_domain_pairs(state, own_announcement_.data() + layout_.counts_entries());
-    gather_counts(state);
-    keep_domain_pairs(state);
-  }
+  const bool by_domain = context_->plan.crosses_domains();
+  if (by_domain) count_domain_pairs(state, own_announcement_.data() + layout_.counts_entries());
+  if (context_->plan.uses_links()) gather_counts(state);
+  if (by_domain) keep_domain_pairs(state);
   // Whatever this rank needs memory of its own for is had before anything is written to a peer.
   const Complaint complaint = attempt([&] { plan(state); });
   // Whoever waits for records over a link would not hear of it.
-  if (complaint || context_->plan.crosses_domains()) (void)group.agree(call, Phase::kLayout, complaint);
+  if (complaint || context_->plan.uses_links()) (void)group.agree(call, Phase::kLayout, complaint);
   // Peers write into this rank's records and rows, so these must be committed before anyone goes on.
   context_->grow(wanted_, call, Phase::kLayout);
 
@@ -77,7 +77,7 @@ std::vector<std::int64_t> Preparation::expert_tokens() const {
 
 /// Every rank tells the others what it sends them, and what it had to drop.
 void Preparation::exchange_records(HostHandle& state, const Call& call) {
-  if (context_->plan.crosses_domains()) {
+  if (context_->plan.uses_links()) {
     mover_->exchange_records(state);
     gather_counts(state);  // nobody has all of them before all have written their records
   } else {
@@ -131,7 +131,7 @@ void Preparation::count_domain_pairs(const HostHandle& state, std::int32_t* pair
 void Preparation::plan(HostHandle& state) {
   for (int peer = 0; peer < num_ranks(); ++peer) {
     const auto idx = static_cast<std::size_t>(peer);
-    const auto* entries = context_->plan.crosses_domains()
+    const auto* entries = context_->plan.uses_links()
                               ? &all_announcements_[idx * own_announcement_.size()]
                               : reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
                                                                       layout_.counts_offset(state.handle_id));

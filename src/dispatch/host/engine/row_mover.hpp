@@ -40,7 +40,7 @@ struct SumRequest {
   bool weighted = false;
   std::byte* out = nullptr;  ///< [num_tokens], out_stride bytes from one to the next
   std::int64_t out_stride = 0;
-  /// Movers that cross domains: gradients of the weights go back with the rows, to grad_probs where it is not null.
+  /// Movers that use links: gradients of the weights go back with the rows, to grad_probs where it is not null.
   bool brings_gradients = false;
   float* grad_probs = nullptr;  ///< [num_tokens, top_k]
 };
@@ -69,8 +69,9 @@ class RowMover {
   /// Bytes put on links to other domains so far.
   [[nodiscard]] virtual std::int64_t network_bytes() const noexcept { return 0; }
 
-  /// Movers that cross domains (see PlanRules): brings the records of all rows for this rank's domain to where they
-  /// belong, by way of its rank of this rank's index. The handle's table is filled in, and all memory is there.
+  /// Movers that use links (see PlanRules): brings the records of all rows to where they belong, those that cross to
+  /// this rank's domain once per (token, domain) by way of this rank. The handle's table is filled in, and all memory
+  /// is there.
   virtual void exchange_records(HostHandle& handle) { static_cast<void>(handle); }
   /// Makes room in `handle` for what plan() puts there, when the counts are known.
   virtual void reserve(HostHandle& handle) { static_cast<void>(handle); }

@@ -77,12 +77,24 @@ void TokenPlaces::place(const LayoutTables& tables, int src_rank, TokenTable& ta
 // ---- Records: what a receiver must know of its rows -----------------------------------------------------------------
 
 void TokenPlaces::write_records(const TokenTable& table, int src_rank) {
-  layout_.token_major() ? write_token_records(table, src_rank) : write_row_records(table, src_rank);
+  const std::int64_t record_bytes = layout_.record_bytes();
+  write_all(table, src_rank, [this, record_bytes](int dst_rank, std::int32_t /*column*/, std::int32_t row) {
+    return context_->memory.section(dst_rank, BufferSection::kRecords) + row * record_bytes;
+  });
 }
 
-void TokenPlaces::write_token_records(const TokenTable& table, int src_rank) {
+void TokenPlaces::write_records(const TokenTable& table, int src_rank, const RecordPlace& place) {
+  write_all(table, src_rank, place);
+}
+
+template <typename Place>
+void TokenPlaces::write_all(const TokenTable& table, int src_rank, const Place& place) {
+  layout_.token_major() ? write_token_records(table, src_rank, place) : write_row_records(table, src_rank, place);
+}
+
+template <typename Place>
+void TokenPlaces::write_token_records(const TokenTable& table, int src_rank, const Place& place) {
   const std::size_t top_k = top_k_;
-  const std::int64_t record_bytes = layout_.record_bytes();
   for (std::size_t token = 0; token + 1 < table.send_begin.size(); ++token) {
     const std::int32_t* ids = &table.expert_ids[token * top_k];
     const float* weights = &table.weights[token * top_k];
@@ -93,7 +105,7 @@ void TokenPlaces::write_token_records(const TokenTable& table, int src_rank) {
     for (auto idx = static_cast<std::size_t>(table.send_begin[token]);
          idx < static_cast<std::size_t>(table.send_begin[token + 1]); ++idx) {
       const SendEntry& send = table.sends[idx];
-      std::byte* record = context_->memory.section(send.dst_rank, BufferSection::kRecords) + send.row * record_bytes;
+      std::byte* record = place(send.dst_rank, send.dst_rank, send.row);
       const TokenRecordHeader header{.src_rank = src_rank, .src_token = table.token_number(token)};
       std::memcpy(record, &header, sizeof(header));
       auto* record_ids = reinterpret_cast<std::int32_t*>(record + sizeof(header));
@@ -108,7 +120,8 @@ void TokenPlaces::write_token_records(const TokenTable& table, int src_rank) {
   }
 }
 
-void TokenPlaces::write_row_records(const TokenTable& table, int src_rank) {
+template <typename Place>
+void TokenPlaces::write_row_records(const TokenTable& table, int src_rank, const Place& place) {
   const std::size_t top_k = top_k_;
   std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
   for (std::size_t token = 0; token + 1 < table.send_begin.size(); ++token) {
@@ -122,13 +135,13 @@ void TokenPlaces::write_row_records(const TokenTable& table, int src_rank) {
       const bool has_next = last_token_to_rank_[dst] == static_cast<std::int64_t>(token);
       auto send = static_cast<std::size_t>(table.send_begin[token]);
       while (table.sends[send].dst_rank != dst_rank) ++send;
-      auto* records = reinterpret_cast<RowRecord*>(context_->memory.section(dst_rank, BufferSection::kRecords));
-      records[row] = RowRecord{.src_rank = src_rank,
-                               .src_token = table.token_number(token),
-                               .topk_idx = static_cast<std::int32_t>(position),
-                               .primary_row = table.sends[send].row,
-                               .next_row = has_next ? next_row_[dst] : -1,
-                               .weight = table.weights[entry]};
+      const RowRecord record{.src_rank = src_rank,
+                             .src_token = table.token_number(token),
+                             .topk_idx = static_cast<std::int32_t>(position),
+                             .primary_row = table.sends[send].row,
+                             .next_row = has_next ? next_row_[dst] : -1,
+                             .weight = table.weights[entry]};
+      std::memcpy(place(dst_rank, table.expert_ids[entry], row), &record, sizeof(record));
       last_token_to_rank_[dst] = static_cast<std::int64_t>(token);
       next_row_[dst] = row;
     }

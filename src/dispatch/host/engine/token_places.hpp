@@ -1,7 +1,9 @@
 // From a table of experts to places: which row every assignment gets, and what a receiver is told of its rows.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -28,12 +30,20 @@ class TokenPlaces {
   /// table had less room before.
   void place(const LayoutTables& tables, int src_rank, TokenTable& table, PlaceCounts& counts);
 
+  /// Where the record of a row of a rank is written; `column`: what its layout has rows by, the rank or the expert.
+  using RecordPlace = std::function<std::byte*(int dst_rank, std::int32_t column, std::int32_t row)>;
+
   /// Writes records of all rows of a table to where they are received.
   void write_records(const TokenTable& table, int src_rank);
+  void write_records(const TokenTable& table, int src_rank, const RecordPlace& place);
 
  private:
-  void write_token_records(const TokenTable& table, int src_rank);
-  void write_row_records(const TokenTable& table, int src_rank);
+  template <typename Place>
+  void write_all(const TokenTable& table, int src_rank, const Place& place);
+  template <typename Place>
+  void write_token_records(const TokenTable& table, int src_rank, const Place& place);
+  template <typename Place>
+  void write_row_records(const TokenTable& table, int src_rank, const Place& place);
 
   HostContext* context_;
   const DispatchLayout& layout_;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "dispatch/host/engine/sums.hpp"
+#include "dispatch/host/engine/timeline.hpp"
 
 namespace epistle::host {
 
@@ -12,7 +13,8 @@ HybridMover::HybridMover(HostContext& context)
       direct_(context),
       traffic_(context),
       exchange_(context, traffic_),
-      num_forwarded_(static_cast<std::size_t>(context.domains().count()), 0) {}
+      num_forwarded_(static_cast<std::size_t>(context.domains().count()), 0),
+      num_seen_(static_cast<std::size_t>(context.domains().count()), 0) {}
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
@@ -21,6 +23,7 @@ void HybridMover::send_rows(const MoveJob& job) {
   const int own = traffic_.own_domain();
   const DomainRoutes& routes = routes_of(*job.handle);
   std::fill(num_forwarded_.begin(), num_forwarded_.end(), 0);
+  std::fill(num_seen_.begin(), num_seen_.end(), 0);
   bool has_more = true;
   for (std::int64_t idx = 0; has_more; ++idx) {
     has_more = false;
@@ -29,12 +32,16 @@ void HybridMover::send_rows(const MoveJob& job) {
       const int domain = (own + step) % num_domains;
       const auto num_rows = static_cast<std::int64_t>(routes.sent[static_cast<std::size_t>(domain)].size());
       const Chunks chunks(num_rows, job.row_bytes);
-      if (idx < chunks.count()) send_chunk(job, domain, chunks.at(idx));
+      if (idx < chunks.count()) {
+        const TimelineSpan span(TimelineWork::kPack, domain, idx);
+        send_chunk(job, domain, chunks.at(idx));
+      }
       has_more = has_more || idx + 1 < chunks.count();
     }
     for (int step = 1; step < num_domains; ++step) forward_arrived(job, (own + step) % num_domains);
   }
   // While the last chunks are on their way.
+  const TimelineSpan span(TimelineWork::kOwn, own, 0);
   const auto num_own = static_cast<std::int64_t>(routes.received[static_cast<std::size_t>(own)].size());
   forward(job, own, {.begin = 0, .end = num_own});
 }
@@ -42,6 +49,7 @@ void HybridMover::send_rows(const MoveJob& job) {
 void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk) {
   const HostHandle& handle = *job.handle;
   const int num_domains = traffic_.domains().count();
+  const int peer = traffic_.peer_in(domain);
   const std::vector<std::int32_t>& tokens = routes_of(handle).sent[static_cast<std::size_t>(domain)];
   const std::int64_t first = first_sent(handle, num_domains, traffic_.own_domain(), domain) + chunk.begin;
   const std::int64_t first_there = first_received(handle, num_domains, traffic_.own_domain(), domain) + chunk.begin;
@@ -56,9 +64,9 @@ void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk)
     }
   });
   traffic_.put(
-      {.domain = domain, .from_row = first, .to_row = first_there, .num_rows = num_rows, .row_bytes = job.row_bytes});
+      {.peer = peer, .from_row = first, .to_row = first_there, .num_rows = num_rows, .row_bytes = job.row_bytes});
   if (job.scale_bytes > 0) {
-    traffic_.put({.domain = domain,
+    traffic_.put({.peer = peer,
                   .from = BufferSection::kSendScales,
                   .to = BufferSection::kStageScales,
                   .from_row = first,
@@ -66,7 +74,7 @@ void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk)
                   .num_rows = num_rows,
                   .row_bytes = job.scale_bytes});
   }
-  traffic_.signal(domain);
+  traffic_.signal(peer);
 }
 
 Chunks HybridMover::chunks_to_forward(const MoveJob& job, int domain) const noexcept {
@@ -77,12 +85,22 @@ Chunks HybridMover::chunks_to_forward(const MoveJob& job, int domain) const noex
 /// Those chunks of a domain that are there.
 void HybridMover::forward_arrived(const MoveJob& job, int domain) {
   const Chunks chunks = chunks_to_forward(job, domain);
+  const int peer = traffic_.peer_in(domain);
   std::int64_t& num_forwarded = num_forwarded_[static_cast<std::size_t>(domain)];
-  while (num_forwarded < chunks.count() && traffic_.arrived(domain) > 0) {
+  if (timeline_of_thread() != nullptr && num_forwarded < chunks.count()) note_arrivals(domain, peer);
+  while (num_forwarded < chunks.count() && traffic_.arrived(peer) > 0) {
+    const TimelineSpan span(TimelineWork::kForward, domain, num_forwarded);
     forward(job, domain, chunks.at(num_forwarded));
-    traffic_.take(domain, 1);
+    traffic_.take(peer, 1);
     ++num_forwarded;
   }
+}
+
+/// For a timeline: those chunks that have come since somebody looked.
+void HybridMover::note_arrivals(int domain, int peer) {
+  std::int64_t& num_seen = num_seen_[static_cast<std::size_t>(domain)];
+  const std::int64_t num_arrived = num_forwarded_[static_cast<std::size_t>(domain)] + traffic_.arrived(peer);
+  for (; num_seen < num_arrived; ++num_seen) const TimelineSpan now(TimelineWork::kArrived, domain, num_seen);
 }
 
 /// Passes rows that came from a domain on to the ranks of this one.
@@ -114,13 +132,14 @@ void HybridMover::receive_rows(const MoveJob& job) {
     const int domain = (traffic_.own_domain() + num_domains - step) % num_domains;
     const std::int64_t num_chunks = chunks_to_forward(job, domain).count();
     while (num_forwarded_[static_cast<std::size_t>(domain)] < num_chunks) {
-      traffic_.wait_for(domain, 1, job.phase);
+      traffic_.wait_for(traffic_.peer_in(domain), 1, job.phase);
       forward_arrived(job, domain);
     }
   }
   traffic_.flush(job.phase);
   // The rows of this rank are there when all of its domain have passed theirs on.
   (void)context_.group->agree(job.forwarded, job.phase);
+  const TimelineSpan span(TimelineWork::kReceive, traffic_.own_domain(), 0);
   direct_.receive_rows(job);
 }
 
@@ -140,8 +159,8 @@ void HybridMover::receive_sums(const SumRequest& request) {
     const int domain = (own + num_domains - step) % num_domains;
     const auto num_rows = static_cast<std::int64_t>(routes_of(handle).sent[static_cast<std::size_t>(domain)].size());
     const std::int64_t num_chunks = Chunks(num_rows, context_.layout().params().combine_row_bytes).count();
-    traffic_.wait_for(domain, num_chunks, Phase::kCombine);
-    traffic_.take(domain, num_chunks);
+    traffic_.wait_for(traffic_.peer_in(domain), num_chunks, Phase::kCombine);
+    traffic_.take(traffic_.peer_in(domain), num_chunks);
   }
   sum_domains(request);
   if (request.grad_probs != nullptr) place_gradients(request);
@@ -163,7 +182,7 @@ void HybridMover::return_sums(const SumRequest& request, int domain) {
     const Chunk chunk = chunks.at(idx);
     sum_pairs(request, domain, chunk,
               {.rows = BufferSection::kSendRows, .gradients = BufferSection::kSendScales, .first_pair = first});
-    LinkTraffic::Put sums{.domain = domain,
+    LinkTraffic::Put sums{.peer = traffic_.peer_in(domain),
                           .from_row = first + chunk.begin,
                           .to_row = first_there + chunk.begin,
                           .num_rows = chunk.end - chunk.begin,
@@ -175,7 +194,7 @@ void HybridMover::return_sums(const SumRequest& request, int domain) {
       sums.row_bytes = gradient_bytes;
       traffic_.put(sums);
     }
-    traffic_.signal(domain);
+    traffic_.signal(traffic_.peer_in(domain));
   }
 }
 

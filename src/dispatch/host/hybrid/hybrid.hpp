@@ -9,10 +9,10 @@
 
 #include "dispatch/host/direct/direct.hpp"
 #include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/host/engine/link_traffic.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
 #include "dispatch/host/engine/wire_rows.hpp"
 #include "dispatch/host/hybrid/domain_routes.hpp"
-#include "dispatch/host/hybrid/link_traffic.hpp"
 #include "dispatch/host/hybrid/route_exchange.hpp"
 
 namespace epistle::host {
@@ -37,6 +37,7 @@ class HybridMover final : public RowMover {
   [[nodiscard]] Chunks chunks_to_forward(const MoveJob& job, int domain) const noexcept;
   void send_chunk(const MoveJob& job, int domain, const Chunk& chunk);
   void forward_arrived(const MoveJob& job, int domain);
+  void note_arrivals(int domain, int peer);
   void forward(const MoveJob& job, int domain, const Chunk& chunk);
 
   /// Sums of a domain's pairs, by the number of the pair in `rows`; likewise their gradients in `gradients`.
@@ -55,6 +56,7 @@ class HybridMover final : public RowMover {
   LinkTraffic traffic_;
   RouteExchange exchange_;
   std::vector<std::int64_t> num_forwarded_;  ///< [num_domains] chunks of the dispatch under way
+  std::vector<std::int64_t> num_seen_;       ///< [num_domains] of them, for a timeline: that were seen to be here
 };
 
 }  // namespace epistle::host

@@ -48,6 +48,7 @@ class HybridRules final : public HostRules {
 Capabilities hybrid_capabilities() {
   Capabilities can = host_capabilities();
   can.joins_domains = true;
+  can.joins_hosts = true;
   // Its own order first.
   const auto own = std::find(can.orders.begin(), can.orders.end(), SumOrder::kDomains);
   std::rotate(can.orders.begin(), own, own + 1);

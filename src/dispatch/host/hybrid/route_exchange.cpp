@@ -110,12 +110,13 @@ void RouteExchange::send_records(const HostHandle& handle) {
     if (num_records == 0) continue;
     const std::int64_t first = first_sent(handle, num_domains, own, domain);
     pack_records(handle, domain, first);
-    traffic_.put({.domain = domain,
+    const int peer = traffic_.peer_in(domain);
+    traffic_.put({.peer = peer,
                   .from_row = first,
                   .to_row = first_received(handle, num_domains, own, domain),
                   .num_rows = num_records,
                   .row_bytes = context_.layout().pair_record_bytes()});
-    traffic_.signal(domain);
+    traffic_.signal(peer);
   }
 }
 
@@ -152,8 +153,8 @@ void RouteExchange::receive_records(const HostHandle& handle, int domain, TokenT
   const int own = traffic_.own_domain();
   const std::int32_t num_records = num_domain_pairs(handle, num_domains, domain, own);
   if (num_records == 0) return;
-  traffic_.wait_for(domain, 1, Phase::kLayout);
-  traffic_.take(domain, 1);
+  traffic_.wait_for(traffic_.peer_in(domain), 1, Phase::kLayout);
+  traffic_.take(traffic_.peer_in(domain), 1);
   const std::int64_t record_bytes = context_.layout().pair_record_bytes();
   const std::byte* record =
       context_.own_section(BufferSection::kStageRows) + first_received(handle, num_domains, domain, own) * record_bytes;

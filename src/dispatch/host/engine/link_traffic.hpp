@@ -1,5 +1,5 @@
-// What goes over the link in one transfer: rows in chunks, each followed by a signal, so that the other end works on
-// one chunk while the next is on its way.
+// What goes over links in one transfer: rows, in chunks where the other end works on one while the next is on its way,
+// each followed by a signal.
 #pragma once
 
 #include <cstdint>
@@ -28,50 +28,50 @@ class Chunks {
   std::int64_t chunk_rows_;
 };
 
-/// This rank's end of the links to its peers, and how far it has heard from each.
+/// This rank's end of the links to ranks of other domains, and how far it has heard from each.
 class LinkTraffic {
  public:
   explicit LinkTraffic(HostContext& context);
 
   [[nodiscard]] const Domains& domains() const noexcept { return context_.domains(); }
   [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(context_.rank); }
-  /// This rank's peer in a domain.
+  /// The rank of this one's index in a domain.
   [[nodiscard]] int peer_in(int domain) const noexcept {
     return domains().rank_at(domain, domains().index_of(context_.rank));
   }
   [[nodiscard]] std::int64_t sent_bytes() const noexcept { return context_.link->sent_bytes(); }
 
   struct Put {
-    int domain = 0;
+    int peer = 0;
     BufferSection from = BufferSection::kSendRows;  ///< of this rank
-    BufferSection to = BufferSection::kStageRows;   ///< of its peer there
+    BufferSection to = BufferSection::kStageRows;   ///< of the peer
     std::int64_t from_row = 0;
     std::int64_t to_row = 0;
     std::int64_t num_rows = 0;
     std::int64_t row_bytes = 0;
   };
   void put(const Put& what);
-  void signal(int domain) { context_.link->signal(peer_in(domain)); }
+  void signal(int peer) { context_.link->signal(peer); }
 
-  /// Chunks of the transfer under way that have arrived from a domain; those taken before are left out.
-  [[nodiscard]] std::int64_t arrived(int domain);
+  /// Chunks of the transfer under way that have arrived from a peer; those taken before are left out.
+  [[nodiscard]] std::int64_t arrived(int peer);
   /// Marks them as taken.
-  void take(int domain, std::int64_t num_chunks) noexcept {
-    taken_[static_cast<std::size_t>(domain)] += static_cast<std::uint64_t>(num_chunks);
+  void take(int peer, std::int64_t num_chunks) noexcept {
+    taken_[static_cast<std::size_t>(peer)] += static_cast<std::uint64_t>(num_chunks);
   }
 
   /// Waits until at least `num_chunks` have arrived; breaks the group where the peer is lost or late.
-  void wait_for(int domain, std::int64_t num_chunks, Phase phase);
+  void wait_for(int peer, std::int64_t num_chunks, Phase phase);
   /// Waits until all that was put has been delivered.
   void flush(Phase phase);
 
  private:
-  /// Waits until `is_done` says so. `domain`: whom that is up to; -1 = somebody.
+  /// Waits until `is_done` says so. `peer`: whom that is up to; -1 = somebody.
   template <typename IsDone>
-  void wait(Phase phase, int domain, const IsDone& is_done);
+  void wait(Phase phase, int peer, const IsDone& is_done);
 
   HostContext& context_;
-  std::vector<std::uint64_t> taken_;  ///< [num_domains] signals that have been used, of all transfers
+  std::vector<std::uint64_t> taken_;  ///< [num_ranks] signals that have been used, of all transfers
 };
 
 }  // namespace epistle::host

@@ -1,4 +1,4 @@
-#include "dispatch/host/hybrid/link_traffic.hpp"
+#include "dispatch/host/engine/link_traffic.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -31,21 +31,21 @@ Chunk Chunks::at(std::int64_t idx) const noexcept {
 }
 
 LinkTraffic::LinkTraffic(HostContext& context)
-    : context_(context), taken_(static_cast<std::size_t>(context.domains().count()), 0) {}
+    : context_(context), taken_(static_cast<std::size_t>(context.num_ranks), 0) {}
 
 void LinkTraffic::put(const Put& what) {
   const std::int64_t target = context_.plan.section_offset(what.to) + what.to_row * what.row_bytes;
-  context_.link->put(peer_in(what.domain), target, context_.own_section(what.from) + what.from_row * what.row_bytes,
+  context_.link->put(what.peer, target, context_.own_section(what.from) + what.from_row * what.row_bytes,
                      what.num_rows * what.row_bytes);
 }
 
-std::int64_t LinkTraffic::arrived(int domain) {
-  const std::uint64_t signals = context_.link->signals_from(peer_in(domain));
-  return static_cast<std::int64_t>(signals - taken_[static_cast<std::size_t>(domain)]);
+std::int64_t LinkTraffic::arrived(int peer) {
+  const std::uint64_t signals = context_.link->signals_from(peer);
+  return static_cast<std::int64_t>(signals - taken_[static_cast<std::size_t>(peer)]);
 }
 
-void LinkTraffic::wait_for(int domain, std::int64_t num_chunks, Phase phase) {
-  wait(phase, domain, [&] { return arrived(domain) >= num_chunks; });
+void LinkTraffic::wait_for(int peer, std::int64_t num_chunks, Phase phase) {
+  wait(phase, peer, [&] { return arrived(peer) >= num_chunks; });
 }
 
 void LinkTraffic::flush(Phase phase) {
@@ -53,7 +53,7 @@ void LinkTraffic::flush(Phase phase) {
 }
 
 template <typename IsDone>
-void LinkTraffic::wait(Phase phase, int domain, const IsDone& is_done) {
+void LinkTraffic::wait(Phase phase, int peer, const IsDone& is_done) {
   const Clock::time_point start = Clock::now();
   Clock::time_point next_look = start + kLookInterval;
   while (!is_done()) {
@@ -70,8 +70,8 @@ void LinkTraffic::wait(Phase phase, int domain, const IsDone& is_done) {
     if (context_.group->find_lost_rank() >= 0 && !is_done()) context_.group->fail_if_lost(phase);
     if (now - start < context_.group->timeout() || is_done()) continue;
     // Whoever is waited for; a flush waits for whichever peer takes nothing.
-    const int late = domain >= 0 ? domain : (own_domain() + 1) % domains().count();
-    context_.group->fail(ErrorCode::kTimeout, phase, peer_in(late));
+    const int late = peer >= 0 ? peer : peer_in((own_domain() + 1) % domains().count());
+    context_.group->fail(ErrorCode::kTimeout, phase, late);
   }
 }
 

@@ -1,0 +1,473 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # who sources it sets what is not set here
+# Hosts as network namespaces, ranks in them, and what is expected of these: for scripts/network-check, which sources it
+# and sets `program` (tests/network_rank), `epistle` (the command) and `keep`.
+
+num_passed=0
+num_failed=0
+num_skipped=0
+pass() { num_passed=$((num_passed + 1)); printf 'passed: %s\n' "$*"; }
+fail() { num_failed=$((num_failed + 1)); printf 'failed: %s\n' "$*"; }
+skip() { num_skipped=$((num_skipped + 1)); printf 'skipped: %s\n' "$*"; }
+finish() {
+  printf '%d passed, %d failed, %d skipped\n' "$num_passed" "$num_failed" "$num_skipped"
+  [ "$num_failed" -eq 0 ]
+  exit
+}
+
+# ---- Hosts ------------------------------------------------------------------------------------------------------------
+# Names carry this script's process id, so that two runs do not meet.
+tag="ep$$"
+folder="$(mktemp -d)"
+num_hosts=0
+pids=()
+host() { printf '%s-%s' "$tag" "$1"; }
+address_of_run=$(($$ % 200))
+address() { printf '10.231.%d.%d' "$address_of_run" "$(($1 + 1))"; }
+
+remove_hosts() {
+  local idx rank
+  for rank in "${!pids[@]}"; do
+    kill -KILL "${pids[rank]}" 2>/dev/null || true
+    wait "${pids[rank]}" 2>/dev/null || true
+  done
+  pids=()
+  for ((idx = 0; idx < num_hosts; idx++)); do
+    ip netns pids "$(host "$idx")" 2>/dev/null | xargs -r kill -KILL 2>/dev/null || true
+    # Connections to a host that has vanished keep a namespace for minutes; its cable goes now.
+    ip link del "$tag-v$idx" 2>/dev/null || true
+    ip link del "$tag-w$idx" 2>/dev/null || true
+    ip netns del "$(host "$idx")" 2>/dev/null || true
+    rm -rf "/etc/netns/$(host "$idx")"
+  done
+  ip link del "$tag-br" 2>/dev/null || true
+  ip link del "$tag-br1" 2>/dev/null || true
+  num_hosts=0
+}
+# shellcheck disable=SC2317  # called by the trap
+clean_up() {
+  local status=$?
+  if $keep; then
+    say "kept: $num_hosts namespaces $tag-*, and what the ranks said in $folder"
+  else
+    remove_hosts
+    rm -rf "$folder"
+  fi
+  exit "$status"
+}
+trap clean_up EXIT
+
+# make_hosts N: N namespaces, each with an interface eth0 on one bridge.
+make_hosts() {
+  local idx name
+  ip link add "$tag-br" type bridge && ip link set "$tag-br" up || return 1
+  for ((idx = 0; idx < $1; idx++)); do
+    name="$(host "$idx")"
+    ip netns add "$name" || return 1
+    num_hosts=$((idx + 1))
+    ip link add "$tag-v$idx" type veth peer name eth0 netns "$name" || return 1
+    ip link set "$tag-v$idx" master "$tag-br" up || return 1
+    ip -n "$name" addr add "$(address "$idx")/24" dev eth0 || return 1
+    ip -n "$name" link set eth0 up || return 1
+    ip -n "$name" link set lo up || return 1
+  done
+}
+
+# add_rails: every host gets a second card, eth1, on a bridge of their own.
+add_rails() {
+  local idx name
+  ip link add "$tag-br1" type bridge && ip link set "$tag-br1" up || return 1
+  for ((idx = 0; idx < num_hosts; idx++)); do
+    name="$(host "$idx")"
+    ip link add "$tag-w$idx" type veth peer name eth1 netns "$name" || return 1
+    ip link set "$tag-w$idx" master "$tag-br1" up || return 1
+    ip -n "$name" addr add "10.232.${address_of_run}.$((idx + 1))/24" dev eth1 || return 1
+    ip -n "$name" link set eth1 up || return 1
+    # Ranks of different index speak to each other, too: from one card to the other.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    ip netns exec "$name" sh -c 'for card in all eth0 eth1; do echo 0 >/proc/sys/net/ipv4/conf/$card/rp_filter; done' || return 1
+  done
+}
+
+# limit_rate MBIT: of every host's interface, in the direction away from it.
+limit_rate() {
+  local idx
+  for ((idx = 0; idx < num_hosts; idx++)); do
+    ip netns exec "$(host "$idx")" tc qdisc replace dev eth0 root tbf rate "${1}mbit" burst 256kb latency 50ms || return 1
+  done
+}
+
+# ---- Ranks ------------------------------------------------------------------------------------------------------------
+port=29500
+
+# start_rank HOST RANK RANKS_PER_HOST NUM_RANKS ARGUMENT...: as torchrun starts it. Variables may be set before the call.
+start_rank() {
+  local on="$1" rank="$2" per_host="$3" num_ranks="$4"
+  shift 4
+  ip netns exec "$(host "$on")" env RANK="$rank" WORLD_SIZE="$num_ranks" LOCAL_RANK=$((rank % per_host)) \
+    LOCAL_WORLD_SIZE="$per_host" MASTER_ADDR="$(address 0)" MASTER_PORT="$port" TORCHELASTIC_RUN_ID="$tag" \
+    EPISTLE_JOB_SECRET="${secret:-secret of $tag}" EPISTLE_TIMEOUT_MS="${timeout_ms:-20000}" \
+    "$program" "$@" >"$folder/rank$rank" 2>"$folder/rank$rank.err" &
+  pids[rank]=$!
+}
+
+# start_ranks RANKS_PER_HOST ARGUMENT...: on all hosts.
+start_ranks() {
+  local per_host="$1" rank num_ranks
+  shift
+  num_ranks=$((per_host * num_hosts))
+  pids=()
+  rm -f "$folder"/rank*
+  port=$((port + 20))
+  for ((rank = 0; rank < num_ranks; rank++)); do start_rank $((rank / per_host)) "$rank" "$per_host" "$num_ranks" "$@"; done
+}
+
+# wait_ranks [RANK_LEFT_OUT...]: for their ends; what they said is in files.
+wait_ranks() {
+  local rank
+  for rank in "${!pids[@]}"; do
+    case " $* " in *" $rank "*) continue ;; esac
+    # A rank that was killed is no news.
+    wait "${pids[rank]}" 2>/dev/null || true
+  done
+}
+
+# field RANK NAME: of the last line that a rank has printed.
+field() { tail -n 1 "$folder/rank$1" | python3 -c "import json, sys; print(json.load(sys.stdin).get('$2', ''))" 2>/dev/null || echo '?'; }
+
+show_ranks() {
+  local rank
+  for rank in "${!pids[@]}"; do
+    printf '  rank %s: %s %s\n' "$rank" "$(tail -n 1 "$folder/rank$rank")" "$(tail -n 1 "$folder/rank$rank.err")"
+  done
+}
+
+# expect_ok WHAT: every rank has come to a good end.
+expect_ok() {
+  local rank all=true
+  wait_ranks
+  for rank in "${!pids[@]}"; do [ "$(field "$rank" ok)" = True ] || all=false; done
+  if $all; then pass "$1"; else fail "$1"; show_ranks; fi
+}
+
+# expect_named WHAT PEER CODES LIMIT_S RANK_LEFT_OUT...: all others name the rank, in time, with one code.
+expect_named() {
+  local what="$1" peer="$2" codes="$3" limit="$4" rank code took first='' all=true
+  shift 4
+  wait_ranks "$@"
+  took=$((SECONDS - broken_at))
+  for rank in "${!pids[@]}"; do
+    case " $* " in *" $rank "*) continue ;; esac
+    code="$(field "$rank" code | tr ' ' _)"
+    [ -n "$first" ] || first="$code"
+    [[ " $codes " == *" $code "* ]] && [ "$code" = "$first" ] && [ "$(field "$rank" peer_rank)" = "$peer" ] || all=false
+  done
+  if $all && [ "$took" -le "$limit" ]; then
+    pass "$what: all name rank $peer ($first) within $took s"
+  else
+    fail "$what ($took s, at most $limit)"
+    show_ranks
+  fi
+}
+
+wait_ready() {
+  local rank tries
+  for rank in "${!pids[@]}"; do
+    for ((tries = 0; tries < 200; tries++)); do
+      grep -qs ready "$folder/rank$rank" && break
+      sleep 0.1
+    done
+  done
+}
+
+has_fabric() { ldconfig -p | grep -q 'libfabric\.so\.1'; }
+
+# expect_share WHAT RATE LIMIT FRACTION BY: a rate against what plain TCP moves in one direction, both in bytes per second.
+expect_share() {
+  local what="$1" rate="$2" limit="$3" fraction="$4" by="$5" share
+  share="$(python3 -c "print(round(float('$rate') / float('$limit'), 3))" 2>/dev/null || echo 0)"
+  if python3 -c "import sys; sys.exit(0 if float('$share') >= $fraction else 1)"; then
+    pass "$what: $rate bytes/s by $by, $limit by plain TCP, share $share (at least $fraction)"
+  else
+    fail "$what: $rate bytes/s by $by, $limit by plain TCP, share $share (at least $fraction)"
+    show_ranks
+  fi
+}
+
+# measure_tcp MIB: what plain TCP moves in one direction, in bytes per second, into `measured`.
+measure_tcp() {
+  start_ranks 1 rate "$1"
+  wait_ranks
+  measured="$(field 0 bytes_per_s)"
+}
+
+# expect_rate WHAT MIB FRACTION: bytes by libfabric.
+expect_rate() {
+  measure_tcp "$2"
+  start_ranks 1 link "$2"
+  wait_ranks
+  expect_share "$1" "$(field 0 bytes_per_s)" "$measured" "$3" "$(field 0 transport)"
+}
+
+# run_bench DISPATCHERS RANKS_PER_HOST OPTION...: rows by dispatchers, which every rank checks bit for bit; its record is
+# $folder/bench.json.
+run_bench() {
+  local dispatchers="$1" per_host="$2"
+  shift 2
+  rm -f "$folder/bench.json"
+  program="$epistle" start_ranks "$per_host" bench --dispatcher "$dispatchers" --quiet --json "$folder/bench.json" "$@"
+  wait_ranks
+}
+
+# measure_dispatch DISPATCHER RANKS_PER_HOST OPTION...: the network bytes per second of a host in a dispatch, into `measured`.
+# Fails, with the reason in a file, where something is wrong.
+measure_dispatch() {
+  run_bench "$@"
+  measured="$(python3 - "$folder/bench.json" "$2" "$num_hosts" 2>"$folder/reason" <<'PYTHON'
+import json
+import sys
+path, per_host, num_hosts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with open(path) as file:
+    record = json.load(file)
+if not record["verified"] or record["config"]["domains"] != num_hosts:
+    sys.exit(f"verified: {record['verified']}, domains: {record['config']['domains']} of {num_hosts} hosts")
+result = next(result for result in record["results"] if result["phase"] == "dispatch")
+if result["network_bytes"] <= 0:
+    sys.exit("nothing crossed the network")
+print(int(per_host * result["network_bytes"] / result["median_us"] * 1e6))
+PYTHON
+  )"
+}
+
+has_command_built() {
+  [ -x "$epistle" ] && return
+  skip "$1: $epistle is not built"
+  return 1
+}
+
+# expect_bits WHAT DISPATCHER RANKS_PER_HOST OPTION...
+expect_bits() {
+  local what="$1"
+  shift
+  has_command_built "$what" || return 0
+  if measure_dispatch "$@"; then
+    pass "$what: every bit is the reference's; $measured network bytes/s of a host in a dispatch"
+  else
+    fail "$what: $(tail -n 1 "$folder/reason")"
+    show_ranks
+  fi
+}
+
+# expect_refused WHAT DISPATCHER: with a reason that says what to take instead.
+expect_refused() {
+  local what="$1" reason
+  has_command_built "$what" || return 0
+  run_bench "$2" 2 --hidden 64 --experts 8 --top-k 2 --tokens 4 --iters 1
+  reason="$(grep -h "needs ranks that reach each other's memory" "$folder"/rank*.err | head -n 1)"
+  if [ -n "$reason" ] && [ ! -e "$folder/bench.json" ]; then pass "$what: $reason"; else fail "$what"; show_ranks; fi
+}
+
+# expect_bytes WHAT RANKS_PER_HOST TOKENS: of hybrid, against what the routing asks for; the rank fails beyond 1%.
+expect_bytes() {
+  start_ranks "$2" bytes "$3"
+  expect_ok "$1 are those of (token, domain) pairs within 1%"
+  printf '  %s\n' "$(tail -n 1 "$folder/rank0" | cut -c 1-600)"
+}
+
+# expect_hybrid_ahead WHAT RANKS_PER_HOST OPTION...: of alltoall, by nearly the ratio of their network bytes. The quickest of
+# the iterations counts for both: others may use the machine meanwhile.
+expect_hybrid_ahead() {
+  local what="$1" verdict
+  shift
+  has_command_built "$what" || return 0
+  run_bench hybrid,alltoall "$@"
+  verdict="$(python3 - "$folder/bench.json" 2>&1 <<'PYTHON'
+import json
+import sys
+with open(sys.argv[1]) as file:
+    record = json.load(file)
+if not record["verified"]:
+    sys.exit("the bits are not the reference's")
+results = {(result["dispatcher"], result["phase"]): result for result in record["results"]}
+told, is_ahead = [], True
+for phase in ("dispatch", "combine"):
+    hybrid, alltoall = results["hybrid", phase], results["alltoall", phase]
+    ratio = alltoall["network_bytes"] / hybrid["network_bytes"]
+    faster = alltoall["min_us"] / hybrid["min_us"]
+    is_ahead = is_ahead and ratio > 1 and faster >= 0.9 * ratio
+    told.append(f"{phase} {faster:.2f} times as fast with 1/{ratio:.2f} of the network bytes ({hybrid['min_us'] / 1e3:.1f} and "
+                f"{alltoall['min_us'] / 1e3:.1f} ms)")
+print("; ".join(told))
+sys.exit(0 if is_ahead else 1)
+PYTHON
+  )" && pass "$what: hybrid against alltoall: $verdict" && return
+  fail "$what: hybrid against alltoall: $(printf '%s' "$verdict" | tail -n 1)"
+  show_ranks
+}
+
+# expect_rails MIB: ranks of one index take the card of one index, and both cards carry their bytes.
+expect_rails() {
+  local what="2 hosts x 2 ranks, two cards each: ranks take them in turn" rank wrong=
+  if ! add_rails 2>"$folder/reason"; then
+    skip "$what: hosts cannot have a second card here ($(tail -n 1 "$folder/reason"))"
+    return
+  fi
+  EPISTLE_FABRIC_NICS=eth0,eth1 start_ranks 2 link "$1"
+  wait_ranks
+  for rank in "${!pids[@]}"; do
+    [ "$(field "$rank" ok)" = True ] || wrong+="rank $rank is not well; "
+    [[ "$(field "$rank" transport)" == *"over eth$((rank % 2)) "* ]] || wrong+="rank $rank takes $(field "$rank" transport); "
+  done
+  for rank in 0 1; do
+    [ "$(ip netns exec "$(host 0)" cat "/sys/class/net/eth$rank/statistics/tx_bytes")" -gt $(($1 << 20)) ] ||
+      wrong+="less than $1 MiB by eth$rank; "
+  done
+  if [ -z "$wrong" ]; then
+    pass "$what: $(field 0 transport), $(field 1 transport); every byte is right"
+  else
+    fail "$what: $wrong"
+    show_ranks
+  fi
+}
+
+# expect_counted WHAT NUM_RANKS: so many ranks have said that all is well, in whichever file.
+expect_counted() {
+  local num_well
+  wait_ranks
+  num_well="$(cat "$folder"/rank* | grep -c '"ok":true' || true)"
+  if [ "$num_well" = "$2" ]; then pass "$1"; else fail "$1: $num_well of $2 ranks are well"; show_ranks; fi
+}
+
+# expect_torchrun STEPS: two nodes of it.
+expect_torchrun() {
+  local node
+  if [ -z "$torchrun" ]; then
+    skip "torchrun over two hosts: there is none on PATH; --torchrun names one"
+    return
+  fi
+  pids=()
+  rm -f "$folder"/rank*
+  port=$((port + 20))
+  for node in 0 1; do
+    ip netns exec "$(host "$node")" env EPISTLE_JOB_SECRET="$tag" OMP_NUM_THREADS=1 "$torchrun" --nnodes 2 \
+      --node-rank "$node" --nproc-per-node 2 --master-addr "$(address 0)" --master-port "$port" --no-python \
+      "$program" steps "$1" >"$folder/rank$node" 2>"$folder/rank$node.err" &
+    pids[node]=$!
+  done
+  expect_counted "torchrun over two hosts: 2 nodes x 2 ranks, $1 barriers and gatherings" 4
+}
+
+# name_hosts: every host has a name of its own, which all know.
+name_hosts() {
+  local idx known
+  known="127.0.0.1 localhost"$'\n'
+  for ((idx = 0; idx < num_hosts; idx++)); do known+="$(address "$idx") $(host "$idx")"$'\n'; done
+  for ((idx = 0; idx < num_hosts; idx++)); do
+    mkdir -p "/etc/netns/$(host "$idx")" && printf '%s' "$known" >"/etc/netns/$(host "$idx")/hosts" || return 1
+  done
+}
+
+# expect_mpirun STEPS: it starts its daemon on the other host by a program in the place of ssh; ranks meet by its PMIx server,
+# then at MASTER_ADDR.
+expect_mpirun() {
+  local way options
+  if ! command -v mpirun >/dev/null; then
+    skip "mpirun over two hosts: it is not installed (the package openmpi-bin)"
+    return
+  fi
+  if ! name_hosts 2>"$folder/reason"; then
+    skip "mpirun over two hosts: hosts cannot have names here ($(tail -n 1 "$folder/reason"))"
+    return
+  fi
+  cat >"$folder/agent" <<'SHELL'
+#!/usr/bin/env bash
+# Runs a command on a host, as ssh does: agent HOST COMMAND...
+on="$1"
+shift
+exec ip netns exec "$on" unshare --uts bash -c 'hostname "$0" && exec sh -c "$*"' "$on" "$@"
+SHELL
+  chmod +x "$folder/agent"
+  for way in PMIx MASTER_ADDR; do
+    options=()
+    [ "$way" = PMIx ] || options=(-x "MASTER_ADDR=$(address 0)")
+    if [ "$way" = PMIx ] && ! grep -q -a libpmix.so "$program"; then
+      skip "mpirun over two hosts, ranks meet by PMIx: built without it (the package libpmix-dev)"
+      continue
+    fi
+    pids=()
+    rm -f "$folder"/rank*
+    "$folder/agent" "$(host 0)" env -u MASTER_ADDR mpirun --allow-run-as-root --oversubscribe -np 4 \
+      --host "$(host 0):2,$(host 1):2" --mca plm_rsh_agent "$folder/agent" --mca oob_tcp_if_include eth0 \
+      "${options[@]}" "$program" steps "$1" >"$folder/rank0" 2>"$folder/rank0.err" &
+    pids[0]=$!
+    expect_counted "mpirun over two hosts: 2 x 2 ranks meet by $way, $1 barriers and gatherings" 4
+  done
+}
+
+# expect_large_group RANKS LIMIT_S: processes that form a group; the slowest counts.
+expect_large_group() {
+  local what="a group of $1 process ranks on $num_hosts host(s)" verdict
+  if [ "$num_hosts" = 1 ] && ! has_command_built "$what"; then return 0; fi
+  timeout_ms=120000
+  if [ "$num_hosts" = 1 ]; then
+    rm -f "$folder"/rank*
+    pids=()
+    ip netns exec "$(host 0)" env EPISTLE_TIMEOUT_MS="$timeout_ms" "$epistle" run -n "$1" -- "$program" form \
+      >"$folder/rank0" 2>"$folder/rank0.err" &
+    pids[0]=$!
+  else
+    start_ranks $(($1 / num_hosts)) form
+  fi
+  unset timeout_ms
+  wait_ranks
+  verdict="$(cat "$folder"/rank* | python3 -c '
+import json
+import sys
+num_ranks, limit_s = int(sys.argv[1]), float(sys.argv[2])
+lines = [line[line.index("{"):] for line in sys.stdin if "\"ok\":true" in line]
+ranks = [json.loads(line) for line in lines]
+slowest_s = max((rank["joined_s"] for rank in ranks), default=0)
+private, shared = (max((rank[kind] for rank in ranks), default=0) for kind in ("private_kib", "shared_kib"))
+print(f"{len(ranks)} formed it within {slowest_s:.1f} s; a rank has at most {private} KiB of its own and {shared} KiB of shared memory")
+sys.exit(0 if len(ranks) == num_ranks and slowest_s < limit_s else 1)' "$1" "$2")" && pass "$what: $verdict" && return
+  fail "$what (at most $2 s): $verdict"
+  show_ranks | head -n 8
+}
+
+# expect_soak TRIPS RANKS_PER_HOST: while one rank or another stands still for up to .3 s.
+expect_soak() {
+  local staller
+  timeout_ms=60000 start_ranks "$2" soak "$1"
+  python3 - "${pids[@]}" <<'PYTHON' &
+import os
+import random
+import signal
+import sys
+import time
+random.seed(7)
+pids = [int(pid) for pid in sys.argv[1:]]
+try:
+    while True:
+        pid = random.choice(pids)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(random.uniform(0, 0.3))
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(random.uniform(0, 1))
+except ProcessLookupError:
+    pass
+PYTHON
+  staller=$!
+  expect_ok "$num_hosts hosts x $2 ranks: $1 random round trips while ranks stand still at random"
+  printf '  %s\n' "$(tail -n 1 "$folder/rank0" | cut -c 1-400)"
+  wait "$staller" || true
+}
+
+# expect_hybrid_rate WHAT FRACTION RANKS_PER_HOST OPTION...: network bytes of a host in a dispatch.
+expect_hybrid_rate() {
+  local what="$1" fraction="$2" limit
+  shift 2
+  measure_tcp 64
+  limit="$measured"
+  measure_dispatch hybrid "$@" || measured=0
+  expect_share "$what" "$measured" "$limit" "$fraction" "a dispatch"
+}
