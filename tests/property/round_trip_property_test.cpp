@@ -23,7 +23,7 @@ namespace {
 // Elements (rows of all ranks times their length) of one scenario: bounds its time. The rows are drawn first and the
 // row size is cut to what is left.
 constexpr std::int64_t kMaxElements = kInstrumented ? 20'000 : 100'000;
-constexpr int kNumRoundTrips = kInstrumented ? 600 : 3000;
+constexpr int kNumRoundTrips = kInstrumented ? 200 : 3000;
 
 /// Elements of a row: the shortest, the 2880 of gpt-oss, or any number that makes a multiple of 16 bytes.
 std::int64_t any_row_elements(DType dtype, std::int64_t max_elements) {
