@@ -16,6 +16,7 @@
 #include "epistle/migration.hpp"
 #include "epistle/routing.hpp"
 
+#include "cost/fit/quantile.hpp"
 #include "report/format.hpp"
 #include "report/table.hpp"
 
@@ -40,13 +41,6 @@ struct Times {
   std::int64_t bytes_moved = 0;
   std::int64_t num_migrations = 0;
 };
-
-double quantile(std::vector<double> values, double part) {
-  if (values.empty()) return 0.0;
-  const auto place = static_cast<std::size_t>(part * static_cast<double>(values.size() - 1));
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(place), values.end());
-  return values[place];
-}
 
 /// Experts in blocks, and with neighbours exchanged across the border: half of them move.
 SlotExperts placement_of(bool exchanged) {
