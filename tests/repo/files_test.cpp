@@ -132,7 +132,7 @@ TEST(Files, OneHeaderAloneLooksAtWhatABuildHas) {
   const auto selects = [](const SourceFile& file) { return file.has_extension({".hpp", ".cuh"}); };
   const auto violations = check_tree(selects, [&has](const SourceFile& file) -> std::vector<std::string> {
     if (file.path == "src/dispatch/call/build_parts.hpp") return {};
-    for (const std::string part : {has + "CUDA", has + "NCCL", std::string("build_parts.hpp")}) {
+    for (const std::string& part : {has + "CUDA", has + "NCCL", std::string("build_parts.hpp")}) {
       if (file.text.find(part) != std::string::npos) return {file.path + ": " + part + " belongs into a .cpp file"};
     }
     return {};
