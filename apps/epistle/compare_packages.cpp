@@ -41,13 +41,9 @@ void append(std::vector<double>& target, const std::vector<double>& more) {
   target.insert(target.end(), more.begin(), more.end());
 }
 
-Json phase_json(const std::string& name, const char* phase, const std::vector<double>& samples_us) {
-  const Summary time_us = summarize(samples_us);
-  return {{"dispatcher", name},      {"phase", phase},        {"median_us", time_us.median},
-          {"p10_us", time_us.p10},   {"p90_us", time_us.p90}, {"p99_us", time_us.p99},
-          {"min_us", time_us.min},   {"max_us", time_us.max}, {"algorithm_bytes", 0},
-          {"wire_bytes", 0},         {"moved_bytes", 0},      {"algorithm_bytes_per_s", 0.0},
-          {"wire_bytes_per_s", 0.0}, {"limit_fraction", 0.0}};
+/// What bytes travel is known of the package alone.
+PhaseResult phase_of(const std::string& name, BenchPhase phase, const std::vector<double>& samples_us) {
+  return {.dispatcher = name, .phase = phase, .time_us = summarize(samples_us), .link_bytes = {}};
 }
 
 }  // namespace
@@ -100,6 +96,7 @@ void PackageBlocks::run(Progress& progress) {
 }
 
 void PackageBlocks::add_to(Json& document) const {
+  const bool on_cuda = plan_.spec.device == Device::kCuda;
   for (const Package& package : packages_) {
     if (!package.unavailable.empty()) {
       document["dispatchers"].push_back(
@@ -126,8 +123,10 @@ void PackageBlocks::add_to(Json& document) const {
            {"routing_hash", package.last.routing_hash},
            {"checked", "received rows bit by bit, sums within 8 units of the last place of bf16"},
            {"kernels", package.last.kernels}}}});
-    document["results"].push_back(phase_json(package.name, "dispatch", package.times.dispatch_us));
-    document["results"].push_back(phase_json(package.name, "combine", package.times.combine_us));
+    document["results"].push_back(
+        phase_json(phase_of(package.name, BenchPhase::kDispatch, package.times.dispatch_us), on_cuda));
+    document["results"].push_back(
+        phase_json(phase_of(package.name, BenchPhase::kCombine, package.times.combine_us), on_cuda));
   }
 }
 

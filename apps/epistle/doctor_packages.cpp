@@ -46,20 +46,6 @@ except Exception:
 print("\n" + json.dumps(answer))
 )";
 
-/// The answer in the last line, or nothing.
-Json last_line(const std::string& text) {
-  const std::size_t end = text.find_last_not_of("\r\n ");
-  if (end == std::string::npos) return {};
-  const std::size_t begin = text.rfind('\n', end);
-  const Json answer = Json::parse(text.substr(begin == std::string::npos ? 0 : begin + 1, end - begin), nullptr, false);
-  return answer.is_object() ? answer : Json();
-}
-
-std::string text_of(const Json& answer, const char* name) {
-  const auto found = answer.find(name);
-  return found != answer.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
-
 /// What to do about the first level that was not shown.
 std::string fix_of(std::string_view backend, const ProbeResult& result) {
   if (!result.imported.value_or(false)) return std::string(find_backend(backend).fix);
@@ -115,15 +101,15 @@ PythonVersions probe_python(const std::string& python, std::chrono::milliseconds
   PythonVersions versions;
   if (python.empty()) return versions;
   const BoundedRun run = run_bounded({python, "-c", std::string(kVersions)}, limit);
-  const Json answer = last_line(run.out);
+  const Json answer = object_in_last_line(run.out);
   if (!run.succeeded() || answer.is_null()) {
     versions.missing = fmt::format("{} {}", python, run.describe());
     return versions;
   }
-  versions.python = text_of(answer, "python");
-  versions.torch = text_of(answer, "torch");
-  versions.torch_cuda = text_of(answer, "cuda");
-  versions.torch_nccl = text_of(answer, "nccl");
+  versions.python = text_at(answer, "python");
+  versions.torch = text_at(answer, "torch");
+  versions.torch_cuda = text_at(answer, "cuda");
+  versions.torch_nccl = text_at(answer, "nccl");
   return versions;
 }
 

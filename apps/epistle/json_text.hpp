@@ -15,4 +15,25 @@ using Json = nlohmann::ordered_json;
   return document.dump(kIndent, ' ', false, Json::error_handler_t::replace);
 }
 
+/// A field that is a string; empty where there is none of that name.
+[[nodiscard]] inline std::string text_at(const Json& object, const char* name) {
+  const auto found = object.find(name);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
+/// The last line of a program's output that is not empty.
+[[nodiscard]] inline std::string last_line_of(const std::string& text) {
+  const std::size_t end = text.find_last_not_of("\r\n ");
+  if (end == std::string::npos) return {};
+  const std::size_t begin = text.rfind('\n', end);
+  const std::size_t start = begin == std::string::npos ? 0 : begin + 1;
+  return text.substr(start, end - start + 1);
+}
+
+/// The object that a program has printed last; null where that is none.
+[[nodiscard]] inline Json object_in_last_line(const std::string& text) {
+  const Json answer = Json::parse(last_line_of(text), nullptr, false);
+  return answer.is_object() ? answer : Json();
+}
+
 }  // namespace epistle::cli

@@ -52,19 +52,6 @@ struct RankReport {
   std::string last_words = {};  ///< that it wrote to standard error
 };
 
-std::string text_at(const Json& object, const char* name) {
-  const auto found = object.find(name);
-  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
-
-std::string last_line_of(const std::string& text) {
-  const std::size_t end = text.find_last_not_of("\r\n ");
-  if (end == std::string::npos) return {};
-  const std::size_t begin = text.rfind('\n', end);
-  const std::size_t start = begin == std::string::npos ? 0 : begin + 1;
-  return text.substr(start, end - start + 1);
-}
-
 void take_line(const Json& line, RankReport& report) {
   if (line.contains("begin")) report.begun = text_at(line, "begin");
   if (line.contains("reached")) report.reached.push_back(text_at(line, "reached"));
@@ -228,13 +215,11 @@ void write_job(const ProbeJob& job, const TempFolder& folder) {
 
 /// How the processes of the ranks ended, in the last line.
 Json read_ends(const BoundedRun& run) {
-  const Json answer = Json::parse(last_line_of(run.out), nullptr, false);
+  const Json answer = object_in_last_line(run.out);
   return answer.is_object() ? answer.value("ranks", Json()) : Json();
 }
 
 }  // namespace
-
-std::span<const std::string_view> package_names() noexcept { return kPackageNames; }
 
 bool is_package(std::string_view name) noexcept {
   return std::find(kPackageNames.begin(), kPackageNames.end(), name) != kPackageNames.end();

@@ -18,7 +18,7 @@ namespace epistle::cli {
 
 /// What a package is asked to do.
 struct ProbeJob {
-  std::string package;  ///< as package_names() has it
+  std::string package;  ///< one that is_package() knows
   std::string python;   ///< the interpreter
   bool on_gpu = true;
   std::int64_t hidden = 0;
@@ -51,8 +51,7 @@ struct ProbeResult {
   PackageTimes times = {};
 };
 
-/// Those that the probe knows how to call: "deepep", "ncclep", ...
-[[nodiscard]] std::span<const std::string_view> package_names() noexcept;
+/// Whether the probe knows how to call it: "deepep", "ncclep", ...
 [[nodiscard]] bool is_package(std::string_view name) noexcept;
 
 /// Throws kSystem where no process can be started or no file written.

@@ -204,26 +204,30 @@ Json load_json(const BenchPlan& plan, const BenchResult& result) {
           {"experts", experts_json(plan.tables)}};
 }
 
+Json phase_json(const PhaseResult& phase, bool on_cuda) {
+  return {{"dispatcher", phase.dispatcher},
+          {"phase", to_string(phase.phase)},
+          {"median_us", phase.time_us.median},
+          {"p10_us", phase.time_us.p10},
+          {"p90_us", phase.time_us.p90},
+          {"p99_us", phase.time_us.p99},
+          {"min_us", phase.time_us.min},
+          {"max_us", phase.time_us.max},
+          {"algorithm_bytes", phase.algorithm_bytes},
+          {"wire_bytes", phase.wire_bytes},
+          {"own_bytes", phase.link_bytes.own},
+          {"domain_bytes", phase.link_bytes.domain},
+          {"network_bytes", phase.link_bytes.network},
+          {"moved_bytes", phase.moved_bytes},
+          {"algorithm_bytes_per_s", bytes_per_s(phase.algorithm_bytes, phase.time_us.median)},
+          {"wire_bytes_per_s", bytes_per_s(phase.wire_bytes, phase.time_us.median)},
+          {on_cuda ? "link_fraction" : "limit_fraction", phase.limit_fraction}};
+}
+
 Json phases_json(const BenchResult& result) {
   Json results = Json::array();
   for (const PhaseResult& phase : result.phases) {
-    Json entry = {{"dispatcher", phase.dispatcher},
-                  {"phase", to_string(phase.phase)},
-                  {"median_us", phase.time_us.median},
-                  {"p10_us", phase.time_us.p10},
-                  {"p90_us", phase.time_us.p90},
-                  {"p99_us", phase.time_us.p99},
-                  {"min_us", phase.time_us.min},
-                  {"max_us", phase.time_us.max},
-                  {"algorithm_bytes", phase.algorithm_bytes},
-                  {"wire_bytes", phase.wire_bytes},
-                  {"own_bytes", phase.link_bytes.own},
-                  {"domain_bytes", phase.link_bytes.domain},
-                  {"network_bytes", phase.link_bytes.network},
-                  {"moved_bytes", phase.moved_bytes},
-                  {"algorithm_bytes_per_s", bytes_per_s(phase.algorithm_bytes, phase.time_us.median)},
-                  {"wire_bytes_per_s", bytes_per_s(phase.wire_bytes, phase.time_us.median)},
-                  {result.cuda ? "link_fraction" : "limit_fraction", phase.limit_fraction}};
+    Json entry = phase_json(phase, result.cuda.has_value());
     if (result.network) entry["network_fraction"] = phase.network_fraction;
     results.push_back(std::move(entry));
   }

@@ -32,6 +32,8 @@ namespace epistle::cli {
 /// null in a group of one host.
 [[nodiscard]] Json network_json(const BenchResult& result);
 [[nodiscard]] Json load_json(const BenchPlan& plan, const BenchResult& result);
+/// `on_cuda` names what the limit is one of: the links, or copies on the host.
+[[nodiscard]] Json phase_json(const PhaseResult& phase, bool on_cuda);
 /// One object per dispatcher and phase.
 [[nodiscard]] Json phases_json(const BenchResult& result);
 

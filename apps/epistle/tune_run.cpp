@@ -258,7 +258,7 @@ ProfileSettings default_settings(const BenchPlan& plan) {
   return {.dispatcher = first.dispatcher,
           .host = first.host,
           .cuda = first.cuda,
-          .num_buffers = std::max(first.num_buffers, plan.spec.num_in_flight)};
+          .num_buffers = num_buffers_of(first, plan.spec)};
 }
 
 TuneResult run_tune(Group& group, const BenchPlan& plan, const BenchOptions& options, TunePolicy policy,

@@ -28,38 +28,39 @@ inline constexpr std::uint32_t kFp32Nan = 0x7fc00000;
   return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+inline constexpr std::uint32_t kFp16Rebias = std::uint32_t{127 - 15} << 23;  // exponents of fp32 over those of fp16
+inline constexpr int kFp16DroppedBits = 13;                                  // of fp32's mantissa
+
 [[nodiscard]] inline float fp16_to_fp32(std::uint16_t bits) noexcept {
-  constexpr int kExponentBias = 15;
-  constexpr int kMantissaBits = 10;
-  const int exponent = (bits >> kMantissaBits) & 0x1f;
+  constexpr float kSubnormal = 1.0F / 16777216.0F;  // 2^-24
+  const int exponent = (bits >> 10) & 0x1f;
   const int mantissa = bits & 0x3ff;
   float magnitude = 0.0F;
   if (exponent == 0x1f) {
     magnitude = mantissa == 0 ? INFINITY : std::bit_cast<float>(kFp32Nan);
   } else if (exponent == 0) {
-    magnitude = std::ldexp(static_cast<float>(mantissa), 1 - kExponentBias - kMantissaBits);
+    magnitude = static_cast<float>(mantissa) * kSubnormal;
   } else {
-    magnitude = std::ldexp(static_cast<float>(mantissa + 0x400), exponent - kExponentBias - kMantissaBits);
+    magnitude = std::bit_cast<float>((static_cast<std::uint32_t>(bits & 0x7fff) << kFp16DroppedBits) + kFp16Rebias);
   }
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
 [[nodiscard]] inline std::uint16_t fp32_to_fp16(float value) noexcept {
   if (std::isnan(value)) return kFp16Nan;
-  constexpr double kSmallestNormal = 6.103515625e-05;  // 2^-14
-  constexpr double kSubnormalsPerUnit = 16777216.0;    // 2^24: subnormals are multiples of 2^-24
-  constexpr double kFirstOverflow = 65520.0;           // halfway between the largest value and 2^16
+  constexpr float kSmallestNormal = 6.103515625e-05F;  // 2^-14
+  constexpr float kSubnormalsPerUnit = 16777216.0F;    // 2^24: subnormals are multiples of 2^-24
+  constexpr float kFirstOverflow = 65520.0F;           // halfway between the largest value and 2^16
   const auto sign = static_cast<std::uint16_t>(std::signbit(value) ? 0x8000 : 0);
-  const double magnitude = std::fabs(static_cast<double>(value));
+  const float magnitude = std::fabs(value);
   if (magnitude >= kFirstOverflow) return static_cast<std::uint16_t>(sign | 0x7c00);
   if (magnitude < kSmallestNormal) {
     // A result of 0x400 is the smallest normal value, in the same encoding.
     return static_cast<std::uint16_t>(sign | static_cast<int>(std::nearbyint(magnitude * kSubnormalsPerUnit)));
   }
-  int exponent = 0;
-  const double fraction = std::frexp(magnitude, &exponent);                  // in [0.5, 1)
-  const int mantissa = static_cast<int>(std::nearbyint(fraction * 2048.0));  // 11 bits; 2048 carries into the exponent
-  return static_cast<std::uint16_t>(sign | (((exponent + 14) << 10) + (mantissa - 1024)));
+  // As for bf16; what is rounded up beyond the mantissa carries into the exponent.
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(magnitude) - kFp16Rebias;
+  return static_cast<std::uint16_t>(sign | ((bits + 0xfff + ((bits >> kFp16DroppedBits) & 1)) >> kFp16DroppedBits));
 }
 
 /// e4m3 (no infinities, NaN = all ones): 4 exponent bits, bias 7, 3 mantissa bits.

@@ -137,7 +137,7 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
       return bytes;
     };
     for (const std::string& name : spec.dispatchers) buffer_bytes = std::max(buffer_bytes, bytes_of(name));
-    for (const Contender& one : spec.contenders) buffer_bytes += one.num_buffers * bytes_of(one.dispatcher);
+    for (const Contender& one : spec.contenders) buffer_bytes += num_buffers_of(one, spec) * bytes_of(one.dispatcher);
     // The copy limit works on as much as a dispatch reads and writes.
     const std::int64_t copied_bytes = (num_tokens + rows) * row_bytes;
     total_bytes += buffer_bytes + copied_bytes + (spec.stage_combine ? rows * params.combine_row_bytes : 0);

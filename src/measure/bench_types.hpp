@@ -64,6 +64,11 @@ struct BenchSpec {
   std::shared_ptr<const Expectation> expectation;
 };
 
+/// Buffers that a contender is made with: one for every request under way, and no fewer than it asks for.
+[[nodiscard]] inline std::int32_t num_buffers_of(const Contender& contender, const BenchSpec& spec) {
+  return std::max(contender.num_buffers, spec.num_in_flight);
+}
+
 enum class BenchPhase : std::int32_t {
   kLayout,    ///< prepare
   kDispatch,  ///< with a handle that was prepared before

@@ -216,7 +216,7 @@ Trial DispatchBench::start(const Contender& contender) {
   const std::string preparing = fmt::format("preparing {}", contender.name);
   report({.task = preparing});
   DispatcherConfig config = spec_.config;
-  config.num_buffers = std::max(contender.num_buffers, spec_.num_in_flight);
+  config.num_buffers = num_buffers_of(contender, spec_);
   config.max_handles += spec_.num_in_flight;
   Trial trial{.name = contender.name,
               .dispatcher = Dispatcher(group_, contender.dispatcher, config, contender.host),

@@ -1,7 +1,6 @@
 #include "measure/package_oracle.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <set>
@@ -10,24 +9,14 @@
 
 #include <fmt/format.h>
 
+#include "core/numeric.hpp"
+#include "layout/replica_hash.hpp"
+
 namespace epistle {
 namespace {
 
 constexpr double kTolerance = 8.0 / 256.0;          // units of bf16's last place that CollectiveX allows a combine
 constexpr std::uint64_t kMix = 0x9e3779b97f4a7c15;  // SplitMix64
-
-std::uint64_t mixed(std::uint64_t value) noexcept {
-  value = (value ^ (value >> 30U)) * 0xbf58476d1ce4e5b9;
-  value = (value ^ (value >> 27U)) * 0x94d049bb133111eb;
-  return value ^ (value >> 31U);
-}
-
-float from_bf16(std::uint16_t bits) noexcept { return std::bit_cast<float>(std::uint32_t{bits} << 16U); }
-
-/// The 16 bits of a whole number of at most 8 bits, which bf16 holds exactly.
-std::uint16_t to_bf16(int value) noexcept {
-  return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(value)) >> 16U);
-}
 
 std::string_view row_at(std::span<const std::uint16_t> rows, std::int64_t row, std::int64_t hidden) noexcept {
   const auto part = rows.subspan(static_cast<std::size_t>(row * hidden), static_cast<std::size_t>(hidden));
@@ -66,10 +55,11 @@ double factor_of(const PackageRun& run, const RoutingTable& table, std::int64_t 
 std::vector<std::uint16_t> package_rows(std::uint64_t seed, int rank, std::int64_t num_tokens, std::int64_t hidden) {
   constexpr int kNumValues = 15;  // -7 to 7
   std::vector<std::uint16_t> rows(static_cast<std::size_t>(num_tokens * hidden));
-  std::uint64_t state = mixed(seed * kMix + static_cast<std::uint64_t>(rank));
+  std::uint64_t state = mix_bits(seed * kMix + static_cast<std::uint64_t>(rank));
   for (std::uint16_t& element : rows) {
     state += kMix;
-    element = to_bf16(static_cast<int>(mixed(state) % kNumValues) - kNumValues / 2);
+    element =
+        numeric::fp32_to_bf16(static_cast<float>(static_cast<int>(mix_bits(state) % kNumValues) - kNumValues / 2));
   }
   return rows;
 }
@@ -113,8 +103,8 @@ std::string check_package_sums(const PackageRun& run, int rank, std::span<const 
   for (std::size_t at = 0; at < sums.size(); ++at) {
     const auto token = static_cast<std::int64_t>(at) / run.hidden;
     if (static_cast<std::int64_t>(at) % run.hidden == 0) factor = factor_of(run, table, token);
-    const double wanted = factor * static_cast<double>(from_bf16(rows[at]));
-    const auto got = static_cast<double>(from_bf16(sums[at]));
+    const double wanted = factor * static_cast<double>(numeric::bf16_to_fp32(rows[at]));
+    const auto got = static_cast<double>(numeric::bf16_to_fp32(sums[at]));
     // Written so that a NaN is a difference.
     if (std::fabs(got - wanted) <= kTolerance * std::fabs(wanted)) continue;
     return fmt::format("combine gave rank {} {} at element {} of token {}; it must be {}", rank, got,

@@ -2,14 +2,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include "epistle/dispatcher.hpp"
 #include "epistle/routing.hpp"
+
+#include "support/round_trip.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -86,17 +88,6 @@ std::int64_t most_few(const Dispatcher& dispatcher) {
   return most;
 }
 
-std::string error_of(const std::function<void()>& call, ErrorCode expected) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), expected) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
-}
-
 TEST(Auto, BatchesOfAllSizesInTurnGiveTheSameBits) {
   run_thread_ranks(kNumRanks, [](Group& group) {
     Dispatcher dispatcher(group, "auto", auto_config());
@@ -138,8 +129,10 @@ TEST(Auto, RankWithMoreTokensThanItSaysIsRefusedOnAll) {
     Dispatcher dispatcher(group, "auto", auto_config());
     Batch batch(group, group.rank() == 2 ? 6 : 5, 1);
     const ErrorCode expected = group.rank() == 2 ? ErrorCode::kInvalidArgument : ErrorCode::kPeerRejected;
-    const std::string text = error_of([&] { static_cast<void>(dispatcher.dispatch(batch.request(5))); }, expected);
-    EXPECT_NE(text.find("most_tokens"), std::string::npos) << text;
+    const Outcome refused = outcome_of([&] { static_cast<void>(dispatcher.dispatch(batch.request(5))); });
+    ASSERT_TRUE(refused);
+    EXPECT_EQ(refused->code(), expected) << refused->what();
+    EXPECT_NE(std::string_view(refused->what()).find("most_tokens"), std::string_view::npos) << refused->what();
     Batch good(group, 5, 1);
     EXPECT_FALSE(round_trip(dispatcher, good, 5).empty());
   });
@@ -150,7 +143,9 @@ TEST(Auto, RanksThatSayDifferentNumbersAreToldApart) {
     Dispatcher dispatcher(group, "auto", auto_config());
     Batch batch(group, 2, 1);
     const std::int64_t most = group.rank() == 0 ? kMaxTokens : 2;
-    error_of([&] { static_cast<void>(dispatcher.dispatch(batch.request(most))); }, ErrorCode::kShapeMismatch);
+    const Outcome refused = outcome_of([&] { static_cast<void>(dispatcher.dispatch(batch.request(most))); });
+    ASSERT_TRUE(refused);
+    EXPECT_EQ(refused->code(), ErrorCode::kShapeMismatch) << refused->what();
     EXPECT_FALSE(round_trip(dispatcher, batch, 2).empty());
   });
 }

@@ -21,16 +21,6 @@ namespace {
 
 constexpr int kDomainRanks = 4;
 
-std::vector<Mismatch> play_over_threads(const std::string& dispatcher, const Scenario& scenario,
-                                        const SubjectOptions& options = {}) {
-  std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
-  const auto play = [&](Group& group) {
-    mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, scenario, options);
-  };
-  run_thread_ranks(scenario.num_ranks(), play, {.domain_size = scenario.domain_size});
-  return mismatches;
-}
-
 void expect_no_mismatch(const std::vector<Mismatch>& mismatches, const std::string& what) {
   for (std::size_t rank = 0; rank < mismatches.size(); ++rank) {
     EXPECT_FALSE(mismatches[rank].has_value()) << what << ", rank " << rank << ": " << *mismatches[rank];

@@ -20,10 +20,7 @@ class RoundTrip : public ::testing::TestWithParam<std::tuple<std::string, NamedS
 TEST_P(RoundTrip, OverThreads) {
   const std::string& dispatcher = std::get<0>(GetParam());
   const NamedScenario& named = std::get<1>(GetParam());
-  std::vector<Mismatch> mismatches(named.scenario.tokens_per_rank.size());
-  run_thread_ranks(static_cast<int>(mismatches.size()), [&](Group& group) {
-    mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, named.scenario);
-  });
+  const std::vector<Mismatch> mismatches = play_over_threads(dispatcher, named.scenario);
   for (std::size_t rank = 0; rank < mismatches.size(); ++rank) {
     EXPECT_FALSE(mismatches[rank].has_value()) << "rank " << rank << ": " << *mismatches[rank];
   }

@@ -23,7 +23,7 @@ namespace {
 // Elements (rows of all ranks times their length) of one scenario: bounds its time. The rows are drawn first and the
 // row size is cut to what is left.
 constexpr std::int64_t kMaxElements = kInstrumented ? 20'000 : 100'000;
-constexpr int kNumRoundTrips = kInstrumented ? 600 : 3000;
+constexpr int kNumRoundTrips = kInstrumented ? 200 : 3000;
 
 /// Elements of a row: the shortest, the 2880 of gpt-oss, or any number that makes a multiple of 16 bytes.
 std::int64_t any_row_elements(DType dtype, std::int64_t max_elements) {
@@ -131,12 +131,7 @@ void check_against_oracle(const std::string& dispatcher) {
   const bool over_domains = *rc::gen::weightedElement<bool>({{2, false}, {1, true}});
   if (over_domains || find_dispatcher(dispatcher).capabilities().joins_domains) spread_over_domains(scenario);
   RC_LOG() << dispatcher << ": " << to_text(scenario) << std::endl;
-  std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
-  run_thread_ranks(static_cast<int>(mismatches.size()),
-                   [&](Group& group) {
-                     mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, scenario);
-                   },
-                   {.domain_size = scenario.domain_size});
+  const std::vector<Mismatch> mismatches = play_over_threads(dispatcher, scenario);
   for (std::size_t rank = 0; rank < mismatches.size(); ++rank) {
     if (mismatches[rank]) RC_FAIL(fmt::format("rank {}: {}", rank, *mismatches[rank]));
   }

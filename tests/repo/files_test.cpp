@@ -125,6 +125,21 @@ TEST(Files, ScriptsAreExecutableByTheirFirstLine) {
   }
 }
 
+// Objects that know nothing of CUDA serve a build with it and one without (cmake/EpistleHostObjects.cmake), which looks
+// into sources, not into what they include.
+TEST(Files, OneHeaderAloneLooksAtWhatABuildHas) {
+  const std::string has = std::string("EPISTLE_") + "HAS_";
+  const auto selects = [](const SourceFile& file) { return file.has_extension({".hpp", ".cuh"}); };
+  const auto violations = check_tree(selects, [&has](const SourceFile& file) -> std::vector<std::string> {
+    if (file.path == "src/dispatch/call/build_parts.hpp") return {};
+    for (const std::string& part : {has + "CUDA", has + "NCCL", std::string("build_parts.hpp")}) {
+      if (file.text.find(part) != std::string::npos) return {file.path + ": " + part + " belongs into a .cpp file"};
+    }
+    return {};
+  });
+  EXPECT_TRUE(violations.empty()) << join_lines(violations);
+}
+
 // The checkers themselves.
 
 TEST(FileChecker, FindsLongFiles) {

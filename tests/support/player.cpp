@@ -225,4 +225,14 @@ Mismatch play_rank(Group& group, const std::string& dispatcher, const Scenario& 
   return Player(subject, scenario).run();
 }
 
+std::vector<Mismatch> play_over_threads(const std::string& dispatcher, const Scenario& scenario,
+                                        const SubjectOptions& options) {
+  std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
+  const auto play = [&](Group& group) {
+    mismatches[static_cast<std::size_t>(group.rank())] = play_rank(group, dispatcher, scenario, options);
+  };
+  run_thread_ranks(scenario.num_ranks(), play, {.domain_size = scenario.domain_size});
+  return mismatches;
+}
+
 }  // namespace epistle::testing

@@ -84,4 +84,8 @@ void place_for_round(Subject& subject, const Round& round, int idx);
 [[nodiscard]] Mismatch play_rank(Group& group, const std::string& dispatcher, const Scenario& scenario,
                                  const SubjectOptions& options = {});
 
+/// The same on every rank of a group of threads, in the scenario's domains; what each rank found.
+[[nodiscard]] std::vector<Mismatch> play_over_threads(const std::string& dispatcher, const Scenario& scenario,
+                                                      const SubjectOptions& options = {});
+
 }  // namespace epistle::testing

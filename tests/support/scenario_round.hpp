@@ -16,7 +16,7 @@ namespace epistle::testing {
 
 /// Values that sums must carry through: infinities, NaN, subnormals, the largest and the smallest.
 inline float odd_value(std::uint64_t bits) {
-  constexpr float kValues[] = {INFINITY, -INFINITY, NAN, 1e-40F, -1e-40F, 3e38F, -0.0F, 6e-8F};
+  static constexpr float kValues[] = {INFINITY, -INFINITY, NAN, 1e-40F, -1e-40F, 3e38F, -0.0F, 6e-8F};
   return kValues[bits % 8];
 }
 

@@ -63,7 +63,7 @@ void CudaBench::run_alone(const Contender& contender) {
 std::unique_ptr<CudaTrial> CudaBench::make_trial(const Contender& contender) {
   report({.task = fmt::format("preparing {}", contender.name)});
   DispatcherConfig config = spec_.config;
-  config.num_buffers = std::max(contender.num_buffers, spec_.num_in_flight);
+  config.num_buffers = num_buffers_of(contender, spec_);
   config.max_handles += spec_.num_chained_pairs;  // every pair of a chain has one, so that none is waited for
   return std::make_unique<CudaTrial>(contender.name, Dispatcher(group_, contender.dispatcher, config, contender.cuda),
                                      spec_, config.num_buffers);

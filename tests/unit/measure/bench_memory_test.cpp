@@ -87,6 +87,22 @@ TEST(BenchMemory, OfGpusOnlyCopiesOfTheOutputsCount) {
   EXPECT_GT(on_cuda, num_assignments * spec.config.hidden * 2 * 2);
 }
 
+TEST(BenchMemory, RequestsUnderWayHaveBuffersOfTheirOwn) {
+  BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, SizingMode::kExact);
+  const std::vector<RoutingTable> tables = make_tables(spec);
+  const std::int64_t one_buffer = committed_bytes(spec, tables);
+  spec.contenders = {{.name = "direct", .dispatcher = "direct"}};
+  spec.dispatchers.clear();
+  const auto estimate = [&](std::int32_t num_in_flight, std::int32_t num_buffers) {
+    spec.num_in_flight = num_in_flight;
+    spec.contenders.front().num_buffers = num_buffers;
+    return estimate_bench_bytes(spec, tables, {.tokens_per_rank = equal_tokens(spec, kBenchRanks)});
+  };
+  EXPECT_EQ(estimate(3, 1), estimate(1, 3));
+  EXPECT_EQ(estimate(2, 3), estimate(1, 3));
+  EXPECT_GT(estimate(3, 1), estimate(1, 1) + one_buffer);
+}
+
 TEST(BenchMemory, ProcessesHaveTablesOfTheirOwn) {
   const BenchSpec spec = make_spec("direct", OutputLayout::kTokenMajor, SizingMode::kExact);
   const std::int64_t threads =
