@@ -23,6 +23,10 @@ constexpr std::int32_t kRowsRead = 2;
 constexpr std::int32_t kPlacementMade = 1;
 constexpr std::int32_t kRowsForwarded = 3;
 
+constexpr const char* kPlacementsDiffer =
+    "ranks have different placements in force, since one of them was masked out while one was set; call set_placement "
+    "with a newer one on all ranks";
+
 Call step_of(Call call, std::int32_t step) noexcept {
   call.step = step;
   return call;
@@ -58,6 +62,7 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       context_(*group_, config, rules, options),
       number_(static_cast<std::uint64_t>(group_->num_regions())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)),
+      mask_version_(group_->mask_version()),
       mover_(make_mover(context_)),
       preparation_(context_, *mover_),
       buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
@@ -65,6 +70,35 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {
   if (config.places_experts())
     preparation_.place_experts({config.placement, config, context_.num_ranks, context_.rank});
+}
+
+void HostEngine::renew() {
+  if (context_.plan.crosses_domains()) {
+    throw Error(
+        ErrorCode::kUnsupported,
+        fmt::format("dispatcher '{}' passes rows on by ranks of other domains, and cannot go on after the mask of "
+                    "the group has changed; use direct or alltoall, or one domain",
+                    identity().info->name()),
+        {.rank = context_.rank});
+  }
+  // A rank that is left out may still be writing where it was told to before; and a failure may have left some ranks a
+  // call ahead of others. So nothing that was shared is used again.
+  open_ = {};
+  buffers_ = {};
+  handles_ = {};
+  dispatcher_id_ = next_dispatcher_id.fetch_add(1, std::memory_order_relaxed);
+  num_prepared_ = 0;
+  last_handle_id_ = 0;
+  std::fill(promised_of_.begin(), promised_of_.end(), PublishedBuffers::kNone);
+  context_.renew();
+  buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
+  compare_placements();
+  mask_version_ = group_->mask_version();
+}
+
+void HostEngine::compare_placements() {
+  differing_generation_ =
+      context_.config.places_experts() ? newest_where_placements_differ(*group_, placement(), number_) : std::nullopt;
 }
 
 Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {
@@ -123,7 +157,9 @@ void HostEngine::learn_of_buffers(const HostHandle& state) {
   if (!mover_->sends_unagreed()) return;
   last_handle_id_ = state.handle_id;
   for (int peer = 0; peer < context_.num_ranks; ++peer) {
-    const PublishedBuffers& told = context_.published_buffers(peer);
+    // Who is masked out stands in nobody's way.
+    const PublishedBuffers told =
+        group_->is_masked(peer) ? PublishedBuffers{.used = 0, .promised = 0} : context_.published_buffers(peer);
     context_.buffer_of[static_cast<std::size_t>(peer)] = told.used;
     promised_of_[static_cast<std::size_t>(peer)] = told.promised;
   }
@@ -151,6 +187,7 @@ Complaint HostEngine::read_routing(const PrepareRequest& request, Stream stream,
     if (Complaint found = check.device_options(stream, request.num_sms, Phase::kLayout)) return found;
     if (Complaint found = check.nothing_open(open_call_name(), Phase::kLayout)) return found;
     if (Complaint found = check.routing(request)) return found;
+    if (differing_generation_) return check.complain(ErrorCode::kShapeMismatch, Phase::kLayout, kPlacementsDiffer);
     state = handles_.acquire(context_.config.max_handles);
     if (state == nullptr) {
       return check.complain(ErrorCode::kInvalidArgument, Phase::kLayout,
@@ -171,7 +208,7 @@ void HostEngine::finish_routing(HostHandle& state, const Call& call) {
 }
 
 Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
-  group_->check_usable();  // others may still read what this rank published last
+  begin_call();  // others may still read what this rank published last
   std::shared_ptr<HostHandle> state;
   const Complaint complaint = read_routing(request, stream, state);
   Call call = call_of(CallKind::kPrepare, nullptr, nullptr);
@@ -184,24 +221,28 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
 }
 
 void HostEngine::set_placement(const Placement& placement, Stream stream) {
-  group_->check_usable();
+  begin_call();
   Complaint complaint = checks().device_options(stream, 0, Phase::kLayout);
   if (!complaint) complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
   PlacedExperts placed;
-  agree_on_placement(
-      *group_, {.config = context_.config, .current = this->placement(), .next = placement, .dispatcher = number_},
-      complaint);
+  agree_on_placement(*group_,
+                     {.config = context_.config,
+                      .generation = differing_generation_.value_or(this->placement().generation()),
+                      .next = placement,
+                      .dispatcher = number_},
+                     complaint);
   (void)group_->agree(step_of(call_of(CallKind::kSetPlacement, nullptr, nullptr), kPlacementMade), Phase::kLayout,
                       attempt([&] {
                         placed = {placement, context_.config, context_.num_ranks, context_.rank};
                       }));
   preparation_.place_experts(std::move(placed));
+  differing_generation_.reset();
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
-  group_->check_usable();
+  begin_call();
   const LayoutParams& params = context_.layout().params();
   OpenCall call;
   // Static shapes: nobody waits for counts, so rows have no places yet and are laid out where they are.
@@ -268,6 +309,7 @@ Pending HostEngine::dispatch_send(const DispatchRequest& request, Stream stream)
 }
 
 void HostEngine::close(Pending& pending, CallKind kind) {
+  follow_mask();
   const bool is_open = open_.announced.kind == kind && pending.valid() && CallAccess::number(pending) == open_.number &&
                        CallAccess::state(pending) == open_.handle;
   if (is_open) return;
@@ -327,7 +369,7 @@ void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows, cons
 }
 
 HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Stream stream) {
-  group_->check_usable();
+  begin_call();
   const ConstRows rows = rows_of(request);
   OpenCall call;
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
@@ -379,6 +421,7 @@ void HostEngine::combine_receive(Pending pending, Stream /*stream*/) {
 // ---- Backward -------------------------------------------------------------------------------------------------------
 
 void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Stream stream) {
+  begin_call();
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   const std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   std::shared_ptr<RowBuffer> buffer;
@@ -422,6 +465,7 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
 }
 
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
+  begin_call();
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   Complaint no_buffer;
@@ -461,7 +505,7 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
 
 Health HostEngine::poll() const noexcept { return health_of(group_->health()); }
 
-std::vector<int> HostEngine::suspects() const { return suspects_of(*group_); }
+std::vector<int> HostEngine::suspects() const { return group_->suspects(); }
 
 WireBytes HostEngine::wire_bytes(const Handle& handle) const {
   const RoutingStats& stats = handle.wait_stats();
