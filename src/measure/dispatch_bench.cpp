@@ -128,7 +128,7 @@ BenchResult DispatchBench::run() {
   BenchResult& result = collector_.result();
   result.limit = probe_->limit();
   for (PhaseResult& phase : result.phases) {
-    const double moved_by_all = static_cast<double>(phase.moved_bytes) * group_.size();
+    const double moved_by_all = static_cast<double>(phase.moved_bytes) * collector_.num_ranks();
     const double bytes_per_s = moved_by_all / (phase.time_us.median / kMicrosPerSecond);
     phase.limit_fraction = result.limit.bytes_per_s > 0.0 ? bytes_per_s / result.limit.bytes_per_s : 0.0;
   }
@@ -230,7 +230,8 @@ void DispatchBench::start_limit(const Handle& handle) {
   report({.task = "copy limit"});
   const std::int64_t row_bytes = params_.row_bytes + params_.scale_bytes;
   const std::int64_t working_set_bytes =
-      collector_.sum_over_ranks((table_.num_tokens + handle.wait_stats().output_rows) * row_bytes) / group_.size();
+      collector_.sum_over_ranks((table_.num_tokens + handle.wait_stats().output_rows) * row_bytes) /
+      collector_.num_ranks();
   probe_.emplace(group_,
                  CopyLimitOptions{.working_set_bytes = working_set_bytes, .num_workers = spec_.host.num_workers});
 }
