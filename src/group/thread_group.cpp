@@ -81,7 +81,7 @@ bool is_secondary(const std::exception_ptr& error) {
     std::rethrow_exception(error);
   } catch (const Error& e) {
     return e.code() == ErrorCode::kPeerLost || e.code() == ErrorCode::kPeerRejected ||
-           e.code() == ErrorCode::kTimeout || e.code() == ErrorCode::kAborted;
+           e.code() == ErrorCode::kTimeout || e.code() == ErrorCode::kAborted || e.code() == ErrorCode::kMaskedOut;
   } catch (...) {
     return false;
   }

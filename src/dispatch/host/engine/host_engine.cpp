@@ -61,44 +61,23 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       group_(std::move(group)),
       context_(*group_, config, rules, options),
       number_(static_cast<std::uint64_t>(group_->num_regions())),
-      dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)),
+      dispatcher_id_(new_dispatcher_id()),
       mask_version_(group_->mask_version()),
       mover_(make_mover(context_)),
       preparation_(context_, *mover_),
-      buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
+      buffers_(make_buffers()),
       wanted_(static_cast<std::size_t>(context_.num_ranks)),
       promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {
   if (config.places_experts())
     preparation_.place_experts({config.placement, config, context_.num_ranks, context_.rank});
 }
 
-void HostEngine::renew() {
-  if (context_.plan.crosses_domains()) {
-    throw Error(
-        ErrorCode::kUnsupported,
-        fmt::format("dispatcher '{}' passes rows on by ranks of other domains, and cannot go on after the mask of "
-                    "the group has changed; use direct or alltoall, or one domain",
-                    identity().info->name()),
-        {.rank = context_.rank});
-  }
-  // A rank that is left out may still be writing where it was told to before; and a failure may have left some ranks a
-  // call ahead of others. So nothing that was shared is used again.
-  open_ = {};
-  buffers_ = {};
-  handles_ = {};
-  dispatcher_id_ = next_dispatcher_id.fetch_add(1, std::memory_order_relaxed);
-  num_prepared_ = 0;
-  last_handle_id_ = 0;
-  std::fill(promised_of_.begin(), promised_of_.end(), PublishedBuffers::kNone);
-  context_.renew();
-  buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
-  compare_placements();
-  mask_version_ = group_->mask_version();
+std::uint64_t HostEngine::new_dispatcher_id() noexcept {
+  return next_dispatcher_id.fetch_add(1, std::memory_order_relaxed);
 }
 
-void HostEngine::compare_placements() {
-  differing_generation_ =
-      context_.config.places_experts() ? newest_where_placements_differ(*group_, placement(), number_) : std::nullopt;
+RowBufferPool HostEngine::make_buffers() const {
+  return {context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); }};
 }
 
 Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {

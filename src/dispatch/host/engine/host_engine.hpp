@@ -81,6 +81,8 @@ class HostEngine final : public DispatcherImpl {
       renew();
   }
   void renew();
+  [[nodiscard]] static std::uint64_t new_dispatcher_id() noexcept;
+  [[nodiscard]] RowBufferPool make_buffers() const;
   /// Collective, where ranks may have been left out while a placement was set.
   void compare_placements();
 
