@@ -196,6 +196,8 @@ TEST_P(Masks, TellARankThatItIsLeftOutAndLetItComeBack) {
           Received held = subject.dispatch(inputs.dispatch(old));
           const ReceivedCopy before = subject.read(held);
           for (int idx = 0; idx < 2; ++idx) {
+            // Otherwise the rank may be told before it has seen the end of its last call.
+            meeting.wait();
             if (rank != kOut) {
               group.set_mask({kOut});
               EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(rest, 2 * idx)));
@@ -332,6 +334,7 @@ TEST(MaskChange, RefusesPlacementsThatDiffer) {
           EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(scenario, 0)));
           Scenario rest = scenario;
           rest.masked = {kOut};
+          meeting.wait();
           if (group.rank() != kOut) {
             group.set_mask({kOut});
             EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(rest, 0)));
