@@ -164,6 +164,9 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
              "capacity");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
+  add_numbers(
+      command, "--mask", options.masked, {1, kMaxRanks - 1},
+      "Mask these ranks out: the others go on without their tokens and their experts. Host device; rank 0 stays");
 }
 
 std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options) {
@@ -207,6 +210,7 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--no-verify", text(options.no_verify)},
           {"--no-bind", text(options.no_bind)},
           {"--stage-combine", text(options.stage_combine)},
+          {"--mask", fmt::format("{}", fmt::join(options.masked, ","))},
           {"--profile", options.profile},
           {"--policy", options.policy},
           {"--gemm", text(options.gemm)},

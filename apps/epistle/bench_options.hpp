@@ -58,6 +58,7 @@ struct BenchOptions {
   bool no_verify = false;
   bool no_bind = false;
   bool stage_combine = false;
+  std::vector<std::int64_t> masked;  ///< ranks that the group goes on without
   std::string profile;
   std::string policy = "throughput";  ///< of tune
   bool gemm = false;                  ///< of tune

@@ -339,12 +339,29 @@ void drop_beyond_capacity(const CapacityOptions& capacity, BenchPlan& plan) {
   }
 }
 
+/// The ranks of --mask, ascending.
+std::vector<int> masked_ranks(const BenchOptions& options, int num_ranks) {
+  std::vector<int> masked(options.masked.begin(), options.masked.end());
+  std::sort(masked.begin(), masked.end());
+  masked.erase(std::unique(masked.begin(), masked.end()), masked.end());
+  if (masked.empty() || masked.back() < num_ranks) return masked;
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("--mask names rank {}; there are {} ranks, and those from 1 to {} can be masked out",
+                          masked.back(), num_ranks, num_ranks - 1));
+}
+
 /// What a dispatcher cannot do is told before any rank starts.
 void check_capabilities(const BenchPlan& plan) {
   for (const std::string& name : plan.spec.dispatchers) {
     const auto reason =
         find_dispatcher(name, plan.spec.device).cannot_serve(plan.spec.config, plan.num_ranks, plan.spec.domain_size);
     if (reason) throw Error(ErrorCode::kUnsupported, fmt::format("--dispatcher {}: {}", name, *reason));
+    if (plan.masked.empty() || find_dispatcher(name, plan.spec.device).capabilities().masks) continue;
+    throw Error(
+        ErrorCode::kUnsupported,
+        fmt::format("--dispatcher {}: on {} it waits for all ranks, and --mask leaves some out; leave --mask out, "
+                    "or take --device host",
+                    name, to_string(plan.spec.device)));
   }
 }
 
@@ -445,6 +462,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.placement = options.placement;
   if (!plan.placement.empty()) config.placement = read_placement(plan.placement, config.num_experts, num_ranks);
   plan.resolved = resolve_config(config, num_ranks, plan.spec.domain_size);
+  plan.masked = masked_ranks(options, num_ranks);
   if (options.compares) {
     choose_contenders(plan);
     plan.spec.dispatchers.clear();
@@ -457,7 +475,8 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
 
 void add_expectation(const BenchOptions& options, BenchPlan& plan) {
   if (options.no_verify) return;
-  plan.spec.expectation = std::make_shared<const Expectation>(plan.resolved, plan.tables);
+  plan.spec.expectation =
+      std::make_shared<const Expectation>(plan.resolved, plan.tables, reference::RoutingStep{.masked = plan.masked});
 }
 
 }  // namespace epistle::cli

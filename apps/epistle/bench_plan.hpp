@@ -24,7 +24,8 @@ struct BenchPlan {
   int num_ranks = 1;
   GroupKind group = GroupKind::kThreads;
   std::vector<std::int64_t> tokens_per_rank;
-  std::string model;  ///< canonical name; empty = custom shape
+  std::vector<int> masked;  ///< ranks that the group goes on without, ascending
+  std::string model;        ///< canonical name; empty = custom shape
   RoutingSpec routing;
   std::string placement;                 ///< as it was given; empty = the trivial one
   std::int32_t trace_layer = -1;         ///< -1 = the first of the trace

@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::size_t kMessageBytes = 2048;
 constexpr std::size_t kValueBytes = 256;
-constexpr std::size_t kMaxOptions = 41;
+constexpr std::size_t kMaxOptions = 42;
 constexpr std::uint64_t kHashFactor = 31;
 
 /// What a rank tells the others before the run: enough to see whether all is well.

@@ -1,4 +1,5 @@
 // epistle bench: dispatch and combine among ranks, verified and timed.
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -44,6 +45,10 @@ constexpr const char* kBenchFooter =
 
 /// One rank's part. Rank 0 speaks for all.
 int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options, Progress& progress) {
+  if (!plan.masked.empty()) {
+    if (std::find(plan.masked.begin(), plan.masked.end(), group.rank()) != plan.masked.end()) return kExitOk;
+    group.set_mask(plan.masked);
+  }
   const BenchResult result = run_planned(group, plan, progress);
   const bool failed = plan.spec.expectation != nullptr && !result.verified;
   if (group.rank() == 0) {

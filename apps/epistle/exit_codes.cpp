@@ -21,6 +21,7 @@ int exit_code_for(ErrorCode code) noexcept {
     case ErrorCode::kPeerLost:
     case ErrorCode::kTimeout:
     case ErrorCode::kAborted:
+    case ErrorCode::kMaskedOut:
       return kExitPeerLost;
     case ErrorCode::kUnsupported:
     case ErrorCode::kOutOfMemory:

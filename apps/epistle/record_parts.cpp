@@ -139,6 +139,7 @@ Json config_json(const BenchPlan& plan) {
           {"ranks", plan.num_ranks},
           {"tokens", config.max_tokens},
           {"tokens_per_rank", plan.tokens_per_rank},
+          {"masked", plan.masked},
           {"workers", on_cuda ? Json(nullptr) : Json(plan.spec.host.num_workers)},
           {"sms", on_cuda && cuda.num_sms > 0 ? Json(cuda.num_sms) : Json(nullptr)},
           {"mover", on_cuda ? Json(to_string(cuda.mover)) : Json(nullptr)},

@@ -29,6 +29,9 @@
 //
 // "flat" over expert rows does not depend on the number of ranks. "deepep_v2" is the order of DeepEP V2's combine.
 //
+// Assignments to experts of ranks that are masked out (Group::set_mask) are left out as dropped ones are; the weights
+// of the others stay as they are.
+//
 // Without weights the products are left out (no multiplication). A token without experts gives +0. A NaN that a sum or
 // a product yields is stored as the quiet NaN of its type with no other bits set (bf16 7fc0, fp16 7e00, fp32 7fc00000).
 //
@@ -238,6 +241,9 @@ class EPISTLE_API Dispatcher {
   /// dispatcher was created: what load is measured from. Routings that were refused do not count. May be called from
   /// any thread; waits for no call, so on CUDA those that are still to run are not in it.
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const;
+
+  /// The same of the tokens that were lost because the ranks of their experts are masked out (Group::set_mask).
+  [[nodiscard]] std::vector<std::int64_t> lost_tokens() const;
 
   /// Waits until all calls so far are done, then throws what they have found. A peer that is lost shows here within the
   /// group's timeout. The host has nothing to wait for.

@@ -29,6 +29,7 @@ enum class ErrorCode : std::int32_t {
   kSystem,              ///< an operating system call failed
   kVerificationFailed,  ///< an output bit differs from the reference
   kAborted,             ///< a rank has called Dispatcher::abort
+  kMaskedOut,           ///< the other ranks go on without this one (Group::set_mask)
 };
 
 /// The step of a collective call in which a failure was seen.

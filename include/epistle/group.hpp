@@ -29,7 +29,8 @@ struct GroupOptions {
 /// One rank's membership of an EP group. Collective calls must be made by every rank in the same order; a rank's own
 /// calls come from one thread at a time. After a kPeerLost or kTimeout error the group is broken: every later
 /// collective call throws the same error at once. After any other error nothing was sent and the group can be used on:
-/// ranks that make different calls at once all throw kShapeMismatch, one that cannot take part is named on all.
+/// ranks that make different calls at once all throw kShapeMismatch, one that cannot take part is named on all. A
+/// broken group can go on without the ranks at fault: set_mask.
 class EPISTLE_API Group {
  public:
   explicit Group(std::shared_ptr<GroupImpl> impl);
@@ -59,6 +60,28 @@ class EPISTLE_API Group {
   /// Gathers `num_bytes` (equal on all ranks, any size) of every rank, in rank order, into `output`
   /// (size() * num_bytes bytes).
   void all_gather(const void* input, std::size_t num_bytes, void* output);
+
+  /// From here on the group goes on without `ranks`, which are all that are left out; none: all take part. Collective
+  /// over the ranks that take part: they give the same ranks, between two calls, also where the group is broken, which
+  /// it is no longer then. Nobody waits for the others, nor reads what they do: dispatchers leave out their tokens and
+  /// their experts (RoutingStats::lost_by_this_rank), and all_gather gives zeros in their place. What they may still
+  /// write cannot reach anybody: the first call of every dispatcher takes memory anew, and refuses handles that were
+  /// prepared before (kHandleMismatch); rows that were received before stay as they are.
+  /// A rank that is left out throws kMaskedOut in every call, at once or when it wakes. It can take part again, where
+  /// it lives: when all that are to take part, itself among them, set a mask without it. Throws kPeerLost or kTimeout
+  /// naming a rank that was to take part and has gone or did not come, kShapeMismatch where ranks give different masks,
+  /// kMaskedOut where others have set another one meanwhile, kInvalidArgument, kUnsupported in groups over several
+  /// hosts. The mask in force stays then, and a group that was broken is.
+  void set_mask(const std::vector<int>& ranks);
+  /// set_mask of none.
+  void clear_mask() { set_mask({}); }
+  /// The ranks that are left out, ascending.
+  [[nodiscard]] std::vector<int> masked() const;
+  [[nodiscard]] bool is_masked(int rank) const noexcept;
+  /// The ranks that the group is broken for, or will be: the one that a call has named, or all that have gone, in
+  /// ascending order. None: all is well as far as this rank knows. Waits for nothing, and may be called from any
+  /// thread.
+  [[nodiscard]] std::vector<int> suspects() const;
 
   /// For dispatchers; not part of the stable API.
   [[nodiscard]] GroupImpl& impl() const noexcept { return *impl_; }

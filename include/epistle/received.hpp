@@ -28,6 +28,9 @@ struct RoutingStats {
   std::int64_t dropped_by_this_rank = 0;  ///< this rank's own assignments that did not fit somewhere
   std::int64_t dropped_here = 0;          ///< assignments to this rank's experts that did not fit
   std::int64_t dropped_in_group = 0;      ///< over all ranks
+  /// This rank's assignments to experts of ranks that are masked out (Group::set_mask). They go nowhere, count nowhere
+  /// else, and sums run over the rest.
+  std::int64_t lost_by_this_rank = 0;
 };
 
 /// What the rows are that a rank receives. Pointers are memory of the dispatcher's device and live as long as the

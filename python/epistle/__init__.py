@@ -50,6 +50,7 @@ from epistle._core import (
 )
 from epistle._core import version as __version__
 from epistle._errors import Error, ErrorCode, Phase
+from epistle._masks import go_on_without
 from epistle._threads import run_threads
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "dispatchers",
     "find_dispatcher",
     "generate_routing",
+    "go_on_without",
     "is_launched",
     "run_threads",
 ]

@@ -156,6 +156,8 @@ class RoutingStats:
     dropped_by_this_rank: int
     dropped_here: int
     dropped_in_group: int
+    lost_by_this_rank: int
+    """Assignments of this rank to experts of ranks that are masked out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Capabilities:
     device_token_count: bool
     late_weights: bool
     placement: bool
+    masks: bool
     agrees_on_host: bool
     one_rank_per_gpu: bool
     max_ranks: int

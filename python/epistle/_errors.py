@@ -24,6 +24,7 @@ class ErrorCode(str, enum.Enum):
     SYSTEM = "system error"
     VERIFICATION_FAILED = "verification failed"
     ABORTED = "aborted"
+    MASKED_OUT = "masked out"
 
 
 class Phase(str, enum.Enum):

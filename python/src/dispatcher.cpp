@@ -386,6 +386,9 @@ void bind_dispatcher(nb::module_& module) {
           "suspects", [](const PyDispatcher& self) { return self.dispatcher.suspects(); },
           "The ranks that poll() speaks of.")
       .def(
+          "lost_tokens", [](const PyDispatcher& self) { return self.dispatcher.lost_tokens(); },
+          "How many tokens of this rank every expert would have been given whose rank is masked out, so far.")
+      .def(
           "abort", [](PyDispatcher& self) { self.dispatcher.abort(); },
           "Ends every wait, on all ranks: their calls raise. From any thread.")
       .def(

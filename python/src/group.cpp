@@ -130,6 +130,16 @@ void bind_group(nb::module_& module) {
            "Returns when every rank has called it.")
       .def("all_gather", &all_gather, nb::arg("data"), nb::sig("def all_gather(self, data: bytes) -> list[bytes]"),
            "Bytes of every rank, equally many on all, in rank order.")
+      .def("set_mask", &Group::set_mask, nb::arg("ranks"), nb::call_guard<nb::gil_scoped_release>(),
+           "From here on the group goes on without ``ranks``, which are all that are left out. Collective over the "
+           "ranks "
+           "that stay, which give the same, also where the group is broken. Handles from before are refused. See "
+           "epistle.go_on_without.")
+      .def("clear_mask", &Group::clear_mask, nb::call_guard<nb::gil_scoped_release>(),
+           "set_mask of none: ranks that were left out take part again; they call it as well.")
+      .def_prop_ro("masked", &Group::masked, "The ranks that are left out, ascending.")
+      .def("suspects", &Group::suspects,
+           "The ranks that the group is broken for, or will be, as far as this rank knows. Never waits.")
       .def(
           "leave", [](Group& group) { group.impl().depart(); },
           "Tells the other ranks that this one is gone: what waits for it throws a lost peer at once. It makes no more "

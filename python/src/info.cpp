@@ -43,6 +43,7 @@ nb::object capabilities_of(const DispatcherInfo& info) {
   fields["device_token_count"] = can.device_token_count;
   fields["late_weights"] = can.late_weights;
   fields["placement"] = can.placement;
+  fields["masks"] = can.masks;
   fields["agrees_on_host"] = can.agrees_on_host;
   fields["one_rank_per_gpu"] = can.one_rank_per_gpu;
   fields["max_ranks"] = can.max_ranks;

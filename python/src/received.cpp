@@ -11,7 +11,7 @@ nb::object stats_object(const RoutingStats& stats) {
   return package_attribute("epistle._config", "RoutingStats")(
       stats.num_tokens, stats.sent_rows, stats.sent_remote_rows, stats.received_rows, stats.received_remote_rows,
       stats.sent_remote_assignments, stats.output_rows, stats.padding_rows, stats.dropped_by_this_rank,
-      stats.dropped_here, stats.dropped_in_group);
+      stats.dropped_here, stats.dropped_in_group, stats.lost_by_this_rank);
 }
 
 /// What the descriptions of a handle and of a lease have alike. `owner` keeps the memory; None where there is no such

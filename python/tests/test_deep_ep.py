@@ -330,11 +330,37 @@ def test_what_is_not_there_says_what_to_use() -> None:
         deep_ep.Config(20, 8, 8)
     with pytest.raises(ValueError, match="exclude"):
         buffer.low_latency_dispatch(given.x, given.ids, 32, EXPERTS, async_finish=True, return_recv_hook=True)
-    with pytest.raises(NotImplementedError, match="mask"):
-        buffer.low_latency_update_mask_buffer(0, mask=True)
     status = torch.empty(1, dtype=torch.int32)
     buffer.low_latency_query_mask_buffer(status)
     assert status.tolist() == [0]
+
+
+def test_low_latency_goes_on_without_masked_ranks() -> None:
+    """All bits of what is left: experts that weigh nothing give the sums of the tokens' other experts."""
+
+    def play(group: epistle.Group) -> None:
+        buffer = deep_ep.Buffer(group)
+        given = Inputs(group.rank)
+        status = torch.full((group.size,), -1, dtype=torch.int32)
+        buffer.low_latency_dispatch(given.x, given.ids, TOKENS, EXPERTS, use_fp8=False)
+        if group.rank == 1:
+            return
+        buffer.low_latency_update_mask_buffer(1, mask=True)
+        buffer.low_latency_query_mask_buffer(status)
+        assert status.tolist() == [0, 1, 0, 0]
+        rows, counts, handle, _, _ = buffer.low_latency_dispatch(given.x, given.ids, TOKENS, EXPERTS, use_fp8=False)
+        combined, _, _ = buffer.low_latency_combine(rows, given.ids, given.weights, handle)
+        share = EXPERTS // group.size
+        is_left = (given.ids >= 0) & (given.ids // share != 1)
+        weight = (given.weights * is_left).sum(1, keepdim=True)
+        assert calc_diff(combined, (given.x.float() * weight).bfloat16()) < 1e-5
+        assert counts.sum() > 0
+        group.barrier()
+        buffer.low_latency_clean_mask_buffer()  # rank 1 is gone, and stays masked
+        buffer.low_latency_query_mask_buffer(status)
+        assert status.tolist() == [0, 1, 0, 0]
+
+    epistle.run_threads(4, play, timeout=30)
 
 
 def test_sizes_and_configurations_are_given_for_any_number_of_ranks() -> None:

@@ -211,12 +211,14 @@ def test_vllms_manager_and_steps() -> None:
         )
         assert_near(output, given.expected)
 
-        assert not manager.support_fault_tolerance
+        assert manager.support_fault_tolerance
         assert manager.query_active_mask().tolist() == [0] * RANKS and not manager.query_fault()
         group.barrier()  # a rank that ends counts as lost
         manager.clean_buffers()
-        with pytest.raises(NotImplementedError, match="survivors"):
+        if group.rank != 1:
             manager.update_mask(1, True)
+            assert manager.query_active_mask().tolist() == [int(rank == 1) for rank in range(RANKS)]
+            assert manager.query_fault()
         manager.destroy()
 
     epistle.run_threads(RANKS, play, timeout=30)

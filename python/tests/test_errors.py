@@ -93,6 +93,38 @@ def test_abort_from_another_thread() -> None:
     epistle.run_threads(2, play, timeout=20)
 
 
+def test_survivors_go_on_without_a_rank_and_it_comes_back() -> None:
+    rank_may_come_back = threading.Event()
+
+    def play(group: epistle.Group) -> None:
+        moe = epistle.Dispatcher(group, "direct", config())
+        ids, weights = routing(group.rank, group.size)
+        tokens = small_integers((TOKENS, HIDDEN), group.rank)
+        before = moe.prepare(ids, weights)
+        assert before.wait_stats().lost_by_this_rank == 0
+        if group.rank == 1:
+            rank_may_come_back.wait(20)
+            with pytest.raises(epistle.Error) as error:
+                group.barrier()
+            assert error.value.code is epistle.ErrorCode.MASKED_OUT
+        else:
+            assert epistle.go_on_without(group, [1]) == group.masked == [1] and group.suspects() == []
+            handle = moe.prepare(ids, weights)
+            lost = int((ids // (len(moe.lost_tokens()) // group.size) == 1).sum())
+            assert handle.wait_stats().lost_by_this_rank == sum(moe.lost_tokens()) == lost
+            received = moe.dispatch(tokens, handle=handle)
+            assert 1 not in set(np.asarray(received.src_rank).tolist())
+            with pytest.raises(epistle.Error) as error:
+                moe.dispatch(tokens, handle=before)
+            assert error.value.code is epistle.ErrorCode.HANDLE_MISMATCH
+            rank_may_come_back.set()
+        group.clear_mask()
+        assert group.masked == [] and moe.poll() == "ok"
+        assert moe.prepare(ids, weights).wait_stats().lost_by_this_rank == 0
+
+    epistle.run_threads(4, play, timeout=20)
+
+
 def test_errors_can_be_sent_to_another_process() -> None:
     error = epistle.Error("text", epistle.ErrorCode.TIMEOUT, rank=1, peer_rank=2, phase=epistle.Phase.COMBINE)
     copy = pickle.loads(pickle.dumps(error))

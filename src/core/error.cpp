@@ -48,6 +48,8 @@ std::string_view to_string(ErrorCode code) noexcept {
       return "system error";
     case ErrorCode::kAborted:
       return "aborted";
+    case ErrorCode::kMaskedOut:
+      return "masked out";
     case ErrorCode::kVerificationFailed:
       return "verification failed";
   }

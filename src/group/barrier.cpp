@@ -37,6 +37,15 @@ void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept {
 
 Ticket Barrier::arrive(ArrivalWord word) noexcept {
   ++awaited_;
+  if (mask_ == nullptr) count_arrival(word);
+  // Without a mask for diagnosis only (has_arrived); the order of data is carried by arrived and generation. Stored
+  // last: a rank that dies anywhere above is seen as missing, and a barrier that all ranks have marked has passed.
+  block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
+  if (mask_ != nullptr) tell_of_arrival();
+  return awaited_;
+}
+
+void Barrier::count_arrival(ArrivalWord word) noexcept {
   // Guessed rather than read, so that the line comes here once, to be written. acq_rel: the last arrival gathers what
   // all others released here, and hands it on through `generation`.
   std::uint64_t before = 0;
@@ -54,10 +63,20 @@ Ticket Barrier::arrive(ArrivalWord word) noexcept {
     block_->generation.value.fetch_add(1, std::memory_order_seq_cst);
     if (block_->num_sleepers.value.load(std::memory_order_seq_cst) != 0) futex_wake_all(block_->generation.value);
   }
-  // For diagnosis only (has_arrived); the order of data is carried by arrived and generation. Stored last: a rank
-  // that dies anywhere above is seen as missing, and a barrier that all ranks have marked has passed.
-  block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
-  return awaited_;
+}
+
+void Barrier::tell_of_arrival() noexcept {
+  // seq_cst: pairs with sleep(), as in count_arrival()
+  block_->num_events.value.fetch_add(1, std::memory_order_seq_cst);
+  if (block_->num_sleepers.value.load(std::memory_order_seq_cst) != 0) futex_wake_all(block_->num_events.value);
+}
+
+bool Barrier::members_have_arrived(Ticket ticket) const noexcept {
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    // pairs with the release in arrive()
+    if (!mask_->has(peer) && !has_arrived(peer, ticket)) return false;
+  }
+  return true;
 }
 
 void Barrier::spin(Ticket ticket) const noexcept {
@@ -67,10 +86,9 @@ void Barrier::spin(Ticket ticket) const noexcept {
 
 void Barrier::sleep(Ticket ticket, std::int64_t max_wait_us) noexcept {
   block_->num_sleepers.value.fetch_add(1, std::memory_order_seq_cst);
-  const std::uint32_t generation = block_->generation.value.load(std::memory_order_seq_cst);
-  if (static_cast<std::int32_t>(generation - ticket) < 0) {
-    futex_wait(block_->generation.value, generation, max_wait_us);
-  }
+  const std::atomic<std::uint32_t>& word = mask_ != nullptr ? block_->num_events.value : block_->generation.value;
+  const std::uint32_t seen = word.load(std::memory_order_seq_cst);
+  if (!passed(ticket)) futex_wait(word, seen, max_wait_us);
   block_->num_sleepers.value.fetch_sub(1, std::memory_order_relaxed);
 }
 

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "group/rank_mask.hpp"
+
 namespace epistle {
 
 inline constexpr std::size_t kCacheLineBytes = 64;
@@ -35,6 +37,7 @@ struct BarrierBlock {
   Arrived arrived;
   Generation generation;
   PaddedCounter num_sleepers;  ///< ranks that sleep or are about to
+  PaddedCounter num_events;    ///< goes on with every arrival, where ranks are left out
 
   [[nodiscard]] PaddedCounter* arrivals() noexcept { return reinterpret_cast<PaddedCounter*>(this + 1); }
 
@@ -61,6 +64,10 @@ inline void spin_pause() noexcept {
 using Ticket = std::uint32_t;
 
 /// One rank's end of a barrier. Ranks pass it in the same order; a rank waits before it arrives again.
+///
+/// Once ranks have been left out (restart), everybody looks at the arrivals of all others in place of the counters: a
+/// rank that was left out in the middle of something may still count itself whenever it wakes, and nobody may be
+/// misled.
 class Barrier {
  public:
   Barrier() = default;
@@ -76,12 +83,21 @@ class Barrier {
   /// Whether all ranks said the same, and something, in the generation of `ticket`. Known from when it has passed until
   /// this rank arrives again; false later.
   [[nodiscard]] bool was_unanimous(Ticket ticket) const noexcept {
-    // Written before the generation that passed() has acquired; and no later one ends without this rank.
-    return block_->generation.unanimous.load(std::memory_order_relaxed) == ticket;
+    // Written before the generation that passed() has acquired; and no later one ends without this rank. With a mask
+    // nobody counts, but for ranks that were left out.
+    return mask_ == nullptr && block_->generation.unanimous.load(std::memory_order_relaxed) == ticket;
+  }
+
+  /// From here on only ranks that are not in `mask`, which outlives the barrier, are waited for, and the generation
+  /// that was last passed counts as `passed`, which no member's was above. All members do so alike.
+  void restart(const RankMask* mask, Ticket passed) noexcept {
+    mask_ = mask;
+    awaited_ = passed;
   }
 
   /// True when all ranks have arrived in the generation of `ticket`.
   [[nodiscard]] bool passed(Ticket ticket) const noexcept {
+    if (mask_ != nullptr) return members_have_arrived(ticket);
     // pairs with the release of the last arrival in arrive()
     const std::uint32_t generation = block_->generation.value.load(std::memory_order_acquire);
     return static_cast<std::int32_t>(generation - ticket) >= 0;
@@ -99,10 +115,15 @@ class Barrier {
   void sleep(Ticket ticket, std::int64_t max_wait_us) noexcept;
 
  private:
+  [[nodiscard]] bool members_have_arrived(Ticket ticket) const noexcept;
+  void count_arrival(ArrivalWord word) noexcept;
+  void tell_of_arrival() noexcept;
+
   BarrierBlock* block_ = nullptr;
   int rank_ = 0;
   int num_ranks_ = 1;
   Ticket awaited_ = 0;
+  const RankMask* mask_ = nullptr;  ///< null until ranks have been left out
 };
 
 }  // namespace epistle

@@ -35,10 +35,29 @@ struct GroupFailure {
   Phase phase = Phase::kNone;
   int peer_rank = -1;
   int reporter_rank = -1;
+  /// How often the mask of the group was changed before. Whoever is left out finds another number than its own, and can
+  /// report nothing.
+  std::uint16_t mask_number = 0;
 
   [[nodiscard]] std::uint64_t pack() const noexcept;
   [[nodiscard]] static GroupFailure unpack(std::uint64_t packed) noexcept;
   friend bool operator==(const GroupFailure&, const GroupFailure&) = default;
+};
+
+/// The same word of a group that is not broken: who led the last change of the mask. 0 = it was never changed.
+[[nodiscard]] std::uint64_t quiet_word(std::uint16_t mask_number, int leader) noexcept;
+
+/// What a rank says while the mask is changed (GroupImpl::set_mask). A retry may overwrite it while others read.
+struct MaskPost {
+  std::atomic<std::uint64_t> proposal;  ///< attempt << 32 | number of the mask; 0 = none
+  std::atomic<std::uint64_t> digest;    ///< of the ranks to be left out
+  std::atomic<std::uint32_t> ticket;    ///< the rank's last step
+  std::atomic<std::uint32_t> num_regions;
+  // By who leads the change, before it counts:
+  std::atomic<std::uint64_t> agreed_digest;
+  std::atomic<std::uint32_t> agreed_ticket;
+  std::atomic<std::uint32_t> agreed_regions;
+  std::atomic<std::uint32_t> agreed_number;  ///< of the mask; written last, when it does count
 };
 
 /// In every rank's piece. Two posts and two gather slots: one is written again only after all ranks have passed the
@@ -48,11 +67,13 @@ struct RankControl {
   ProcessId process;  ///< written before `state`
   alignas(kCacheLineBytes) std::array<CallPost, 2> posts;
   std::array<std::array<std::byte, kGatherSlotBytes>, 2> gather_slots;
+  alignas(kCacheLineBytes) std::array<MaskPost, 2> mask_posts;  ///< by the number of the mask, in turn
 };
 
 /// Behind rank 0's RankControl; its barrier's counters follow.
 struct GroupControl {
-  alignas(kCacheLineBytes) std::atomic<std::uint64_t> failure;  ///< the first failure anybody saw, packed; 0 = none
+  alignas(kCacheLineBytes)
+      std::atomic<std::uint64_t> failure;  ///< the first failure anybody saw, packed; else quiet_word()
   /// The first failure that a rank of this host saw, packed, until the host of rank 0 has said which one counts.
   std::atomic<std::uint64_t> report;
   std::atomic<std::uint32_t> founded;       ///< 1 when all ranks have attached
@@ -76,9 +97,10 @@ class ControlView {
   [[nodiscard]] Barrier barrier_of(int rank) const noexcept { return {&group().barrier, rank, num_ranks_}; }
   [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
 
-  [[nodiscard]] std::optional<GroupFailure> failure() const noexcept;
+  /// What the word of the group says where that is not `quiet`.
+  [[nodiscard]] std::optional<GroupFailure> failure(std::uint64_t quiet = 0) const noexcept;
   /// Only the first failure counts, so that every survivor names the same rank. Returns that one.
-  GroupFailure decide(const GroupFailure& failure) const noexcept;
+  GroupFailure decide(const GroupFailure& failure, std::uint64_t quiet = 0) const noexcept;
 
  private:
   SymmetricRegion region_;

@@ -21,6 +21,10 @@ int Group::domain_of(int rank) const noexcept { return impl_->domains().domain_o
 int Group::index_in_domain(int rank) const noexcept { return impl_->domains().index_of(rank); }
 int Group::num_hosts() const noexcept { return impl_->num_hosts(); }
 int Group::host_of(int rank) const noexcept { return impl_->host_of(rank); }
+void Group::set_mask(const std::vector<int>& ranks) { impl_->set_mask(ranks); }
+std::vector<int> Group::masked() const { return impl_->masked_ranks(); }
+bool Group::is_masked(int rank) const noexcept { return impl_->is_masked(rank); }
+std::vector<int> Group::suspects() const { return impl_->suspects(); }
 void Group::barrier() { impl_->barrier(); }
 void Group::all_gather(const void* input, std::size_t num_bytes, void* output) {
   impl_->all_gather(input, num_bytes, output);

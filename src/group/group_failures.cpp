@@ -21,7 +21,7 @@ constexpr std::chrono::microseconds kVerdictPause{200};
 
 GroupFailure GroupImpl::agree_on(const GroupFailure& failure) const noexcept {
   if (world_->decides_failures()) {
-    const GroupFailure agreed = control_.decide(failure);
+    const GroupFailure agreed = decide(failure);
     world_->notify();
     return agreed;
   }
@@ -37,7 +37,26 @@ GroupFailure GroupImpl::agree_on(const GroupFailure& failure) const noexcept {
     std::this_thread::sleep_for(kVerdictPause);
   }
   // Where nobody has answered this host has to do without.
-  return control_.decide(failure);
+  return decide(failure);
+}
+
+GroupFailure GroupImpl::decide(GroupFailure failure) const noexcept {
+  const std::uint64_t quiet = mask_version();
+  failure.mask_number = GroupFailure::unpack(quiet).mask_number;
+  return seen_from_here(control_.decide(failure, quiet));
+}
+
+std::optional<GroupFailure> GroupImpl::agreed_failure() const noexcept {
+  const std::optional<GroupFailure> failure = control_.failure(mask_version());
+  if (!failure) return std::nullopt;
+  return seen_from_here(*failure);
+}
+
+/// What a group says under another mask than this rank's is no business of this rank's.
+GroupFailure GroupImpl::seen_from_here(const GroupFailure& failure) const noexcept {
+  const bool is_known = failure.mask_number == GroupFailure::unpack(mask_version()).mask_number;
+  if (is_known && failure.code != ErrorCode::kOk) return failure;
+  return {ErrorCode::kMaskedOut, Phase::kNone, rank_, rank_, failure.mask_number};
 }
 
 void GroupImpl::raise(const GroupFailure& failure, const MissingRows* missing_rows) const {
@@ -47,6 +66,10 @@ void GroupImpl::raise(const GroupFailure& failure, const MissingRows* missing_ro
   if (failure.code == ErrorCode::kAborted) {
     text = fmt::format("{} has called abort(); the group is broken, start all ranks again",
                        failure.peer_rank == rank_ ? "this rank" : fmt::format("rank {}", failure.peer_rank));
+  } else if (failure.code == ErrorCode::kMaskedOut) {
+    text =
+        "the other ranks go on without this one, or have set a mask that this one does not know; nothing that it does "
+        "reaches them: to take part again all have to call set_mask with the same ranks, this one not among them";
   } else if (failure.peer_rank == rank_) {
     text = fmt::format(
         "this rank was given up by rank {}, which waited {} ms for it in {}; raise the timeout (EPISTLE_TIMEOUT_MS) if "
@@ -60,15 +83,18 @@ void GroupImpl::raise(const GroupFailure& failure, const MissingRows* missing_ro
         failure.peer_rank, timeout_.count(), rows_text);
   } else if (failure.code == ErrorCode::kTimeout) {
     text = fmt::format(
-        "rank {} did not arrive within {} ms{}; it is alive: look for a rank that makes other calls than the rest, or "
-        "raise the timeout (EPISTLE_TIMEOUT_MS)",
+        "rank {} did not arrive within {} ms{}; it is alive: look for a rank that makes other calls than the rest, "
+        "raise "
+        "the timeout (EPISTLE_TIMEOUT_MS), or go on without it (set_mask)",
         failure.peer_rank, timeout_.count(), rows_text);
   } else if (failure.code != ErrorCode::kPeerLost) {
     text = fmt::format("rank {} failed in {} ({}){}; the group is broken, start all ranks again", failure.peer_rank,
                        to_string(failure.phase), to_string(failure.code), rows_text);
   } else {
-    text = fmt::format("rank {} has exited or left the group{}; the group is broken, start all ranks again",
-                       failure.peer_rank, rows_text);
+    text = fmt::format(
+        "rank {} has exited or left the group{}; the group is broken: go on without it (set_mask), or "
+        "start all ranks again",
+        failure.peer_rank, rows_text);
   }
   throw AgreedError(failure.code, text,
                     {.rank = rank_, .peer_rank = failure.peer_rank, .phase = failure.phase, .missing_rows = rows});
@@ -103,16 +129,25 @@ GroupHealth GroupImpl::health() const noexcept {
 std::vector<int> GroupImpl::lost_ranks() const {
   std::vector<int> ranks;
   for (int peer = 0; peer < num_ranks_; ++peer) {
-    if (peer != rank_ && is_lost(peer)) ranks.push_back(peer);
+    if (peer != rank_ && !is_masked(peer) && is_lost(peer)) ranks.push_back(peer);
   }
   return ranks;
+}
+
+std::vector<int> GroupImpl::suspects() const {
+  const GroupHealth found = health();
+  if (found.code == ErrorCode::kPeerLost) {
+    std::vector<int> lost = lost_ranks();
+    if (!lost.empty()) return lost;
+  }
+  return found.peer_rank < 0 ? std::vector<int>{} : std::vector<int>{found.peer_rank};
 }
 
 void GroupImpl::abort() noexcept { (void)agree_on({ErrorCode::kAborted, Phase::kNone, rank_, rank_}); }
 
 int GroupImpl::find_lost_rank() const noexcept {
   for (int peer = 0; peer < num_ranks_; ++peer) {
-    if (peer != rank_ && is_lost(peer)) return peer;
+    if (peer != rank_ && !is_masked(peer) && is_lost(peer)) return peer;
   }
   return -1;
 }

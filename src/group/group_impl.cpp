@@ -47,7 +47,12 @@ std::int64_t add_saturating(std::int64_t a, std::int64_t b) noexcept {
 }  // namespace
 
 GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std::chrono::milliseconds timeout)
-    : world_(std::move(world)), rank_(rank), num_ranks_(num_ranks), domains_(num_ranks), timeout_(timeout) {
+    : world_(std::move(world)),
+      rank_(rank),
+      num_ranks_(num_ranks),
+      domains_(num_ranks),
+      timeout_(timeout),
+      mask_(num_ranks) {
   const std::int64_t spin_us = settings().spin_us();
   const int num_cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const bool own_core = num_ranks <= num_cores;
@@ -73,7 +78,7 @@ GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std:
 
 void GroupImpl::fail_founding(ErrorCode code, int peer_rank, const Complaint& complaint) {
   // Hosts tell each other of it in other ways then (HostsWorld::found).
-  const GroupFailure agreed = control_.decide({code, Phase::kCreate, peer_rank, rank_});
+  const GroupFailure agreed = decide({code, Phase::kCreate, peer_rank, rank_});
   depart();
   if (complaint && agreed.code == code && agreed.peer_rank == peer_rank) throw Error(*complaint);
   raise(agreed, nullptr);
@@ -168,6 +173,7 @@ std::int64_t GroupImpl::agree(const Call& call, Phase phase, const Complaint& co
 }
 
 std::int32_t GroupImpl::announced_buffer(int peer) const noexcept {
+  if (is_masked(peer)) return 0;
   const int teller = barrier_.was_unanimous(last_waited_) ? rank_ : peer;
   return rank_control(teller).posts[last_waited_ & 1].call.buffer;
 }
@@ -175,6 +181,7 @@ std::int32_t GroupImpl::announced_buffer(int peer) const noexcept {
 void GroupImpl::throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const {
   int refuser = -1;
   for (int peer = num_ranks_ - 1; peer >= 0; --peer) {
+    if (is_masked(peer)) continue;
     const CallPost& post = rank_control(peer).posts[ticket & 1];
     if (post.status == ErrorCode::kOk) continue;
     // The first that refuses of itself; the first of all where every one blames another.
@@ -200,19 +207,21 @@ std::int64_t GroupImpl::compare_posts(Ticket ticket, Phase phase, const Complain
   if (barrier_.was_unanimous(ticket)) return kAnyValue;
   throw_refusals(ticket, phase, complaint);
   const auto post_of = [&](int rank) -> const CallPost& { return rank_control(rank).posts[ticket & 1]; };
-  // Compared with rank 0 rather than with this rank, so that all ranks come to the same verdict.
-  const CallPost& first = post_of(0);
+  // Compared with the first rank rather than with this one, so that all ranks come to the same verdict.
+  const CallPost& first = post_of(first_member());
   std::int64_t agreed_value = kAnyValue;
   for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (is_masked(peer)) continue;
     const CallPost& other = post_of(peer);
     const Error::Context context{.rank = rank_, .peer_rank = peer, .phase = phase};
     if (other.call.kind != first.call.kind || other.call.subject != first.call.subject ||
         other.call.detail != first.call.detail || other.call.step != first.call.step) {
-      throw AgreedError(ErrorCode::kShapeMismatch,
-                        fmt::format("rank 0 calls {}, rank {} calls {}; all ranks must make the same calls in the same "
-                                    "order; nothing was sent",
-                                    first.call.describe(), peer, other.call.describe()),
-                        context);
+      throw AgreedError(
+          ErrorCode::kShapeMismatch,
+          fmt::format("rank {} calls {}, rank {} calls {}; all ranks must make the same calls in the same "
+                      "order; nothing was sent",
+                      first_member(), first.call.describe(), peer, other.call.describe()),
+          context);
     }
     if (agreed_value == kAnyValue) agreed_value = other.call.value;
     if (other.call.value == kAnyValue || other.call.value == agreed_value) continue;
@@ -251,8 +260,12 @@ void GroupImpl::gather_bytes(const Call& call, Phase phase, const GatherBuffers&
     step.gathered_bytes = static_cast<std::int32_t>(chunk);
     (void)agree(step, phase, complaint);
     for (int peer = 0; chunk > 0 && peer < num_ranks_; ++peer) {
-      std::memcpy(target + static_cast<std::size_t>(peer) * buffers.num_bytes + done,
-                  rank_control(peer).gather_slots[slot].data(), chunk);
+      std::byte* const part = target + static_cast<std::size_t>(peer) * buffers.num_bytes + done;
+      if (is_masked(peer)) {
+        std::memset(part, 0, chunk);
+      } else {
+        std::memcpy(part, rank_control(peer).gather_slots[slot].data(), chunk);
+      }
     }
     done += chunk;
   } while (done < buffers.num_bytes);
@@ -262,7 +275,8 @@ void GroupImpl::ask_for_memory(std::int64_t num_bytes, Phase phase) {
   // Reading what is available takes longer than a small call.
   constexpr std::int64_t kMinBytesToAsk = std::int64_t{64} << 20;
   const Call call{.kind = CallKind::kAskForMemory};
-  const std::vector<std::int64_t> all = gather(call, phase, num_bytes);
+  std::vector<std::int64_t> all = gather(call, phase, num_bytes);
+  for (const int masked : masked_ranks()) all[static_cast<std::size_t>(masked)] = 0;
   if (std::accumulate(all.begin(), all.end(), std::int64_t{0}, add_saturating) < kMinBytesToAsk) return;
   const std::vector<AvailableMemory> seen = gather(call, phase, available_memory());
   for (int host = 0; host < num_hosts(); ++host) check_memory_of(host, all, seen, phase);
@@ -300,6 +314,7 @@ Watch GroupImpl::watch() const {
   const Ticket conclusion = barrier_.next_ticket();
   return {.deadline = Clock::now() + timeout_ +
                       (rank_ == world_->leader_of(rank_) ? std::chrono::milliseconds(0) : timeout_ / 4),
+          .num_members = mask_.num_members(),
           .is_hopeless = [this, conclusion](int peer) {
             return agreed_failure() || is_lost(peer) || barrier_.has_arrived(peer, conclusion);
           }};
@@ -318,6 +333,7 @@ SymmetricRegion GroupImpl::create_region(std::int64_t reserved_bytes) {
   (void)agree(call, Phase::kCreate);
   SymmetricRegion region;
   const int region_idx = num_regions_++;
+  if (fetches_descriptors()) return create_region_of_members(reserved_bytes);
   const Complaint complaint =
       attempt([&] { region = world_->create_region(rank_, region_idx, reserved_bytes, watch()); });
   conclude(call, complaint);
@@ -326,6 +342,7 @@ SymmetricRegion GroupImpl::create_region(std::int64_t reserved_bytes) {
 
 std::vector<UniqueFd> GroupImpl::exchange_fds(const UniqueFd& own) {
   const Call call{.kind = CallKind::kExchangeDescriptors};
+  if (fetches_descriptors()) return fetch_descriptors(own, std::nullopt);
   if (world_->kind() != GroupKind::kThreads) (void)agree(call, Phase::kCreate);
   std::vector<UniqueFd> files;
   const Complaint complaint = attempt([&] { files = world_->exchange_fds(own, watch()); });
@@ -340,7 +357,7 @@ std::optional<GroupFailure> GroupImpl::look_for_lost_ranks(Ticket ticket, Phase 
   for (int num_looks = 0, num_seen = 0; num_seen < num_ranks_ && num_looks < kPeersPerLook; ++num_seen) {
     const int peer = next_look;
     next_look = (next_look + 1) % num_ranks_;
-    if (peer == rank_ || barrier_.has_arrived(peer, ticket)) continue;
+    if (peer == rank_ || is_masked(peer) || barrier_.has_arrived(peer, ticket)) continue;
     ++num_looks;
     // Look again after the death was seen: the peer may have arrived just before it went.
     if (is_lost(peer) && !barrier_.has_arrived(peer, ticket)) return loss_of(peer, phase);
@@ -394,7 +411,8 @@ void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* mis
     }
     if (now < deadline) continue;
     for (int peer = 0; peer < num_ranks_; ++peer) {
-      if (!barrier_.has_arrived(peer, ticket)) raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
+      if (is_masked(peer) || barrier_.has_arrived(peer, ticket)) continue;
+      raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
     }
   }
 }

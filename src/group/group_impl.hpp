@@ -28,6 +28,7 @@
 #include "group/control.hpp"
 #include "group/domain_link.hpp"
 #include "group/domains.hpp"
+#include "group/rank_mask.hpp"
 #include "group/shared_memory.hpp"
 #include "group/world.hpp"
 #include "topology/memory.hpp"
@@ -101,13 +102,16 @@ class GroupImpl {
   void barrier(Phase phase = Phase::kBarrier);
   void all_gather(const void* input, std::size_t num_bytes, void* output, Phase phase = Phase::kBarrier);
   /// What every rank has found on its own, by rank, once all have come here without a complaint; otherwise all throw,
-  /// as in agree().
+  /// as in agree(). Ranks that are masked out have found what the first of the others has.
   template <typename Facts>
   [[nodiscard]] std::vector<Facts> gather(const Call& call, Phase phase, const Facts& own,
                                           const Complaint& complaint = std::nullopt) {
     static_assert(std::is_trivially_copyable_v<Facts>);
     std::vector<Facts> all(static_cast<std::size_t>(num_ranks_));
     gather_bytes(call, phase, {.input = &own, .num_bytes = sizeof(own), .output = all.data()}, complaint);
+    for (int peer = 0; peer < num_ranks_; ++peer) {
+      if (is_masked(peer)) all[static_cast<std::size_t>(peer)] = all[static_cast<std::size_t>(first_member())];
+    }
     return all;
   }
 
@@ -136,6 +140,19 @@ class GroupImpl {
   /// Regions that were created so far: the same on all ranks.
   [[nodiscard]] int num_regions() const noexcept { return num_regions_; }
 
+  // ---- Masks
+  // ----------------------------------------------------------------------------------------------------------
+
+  /// See Group::set_mask(). What was made before the mask changed is to be made anew: regions, for a rank that is
+  /// masked out may still write there; counts of calls, for a failure leaves some ranks one call ahead of others.
+  void set_mask(std::vector<int> masked);
+  [[nodiscard]] bool is_masked(int rank) const noexcept { return mask_.has(rank); }
+  [[nodiscard]] std::vector<int> masked_ranks() const { return mask_.ranks(); }
+  /// The lowest rank that is not masked out.
+  [[nodiscard]] int first_member() const noexcept { return mask_.first_member(); }
+  /// Another number after every change; 0 before the first.
+  [[nodiscard]] std::uint64_t mask_version() const noexcept { return quiet_.load(std::memory_order_relaxed); }
+
   // ---- Failures -----------------------------------------------------------------------------------------------------
 
   /// Throws the group's failure if it is broken.
@@ -159,6 +176,8 @@ class GroupImpl {
 
   /// All ranks that are lost, this one left out.
   [[nodiscard]] std::vector<int> lost_ranks() const;
+  /// The ranks that health() speaks of: the one at fault, or all that are lost.
+  [[nodiscard]] std::vector<int> suspects() const;
 
   /// Breaks the group on purpose: every wait of every rank ends with kAborted, which names this rank. From any thread.
   void abort() noexcept;
@@ -186,7 +205,9 @@ class GroupImpl {
   [[noreturn]] void fail_founding(ErrorCode code, int peer_rank, const Complaint& complaint);
   [[nodiscard]] RankControl& rank_control(int rank) const noexcept { return control_.rank(rank); }
   [[nodiscard]] bool is_lost(int rank) const noexcept;
-  [[nodiscard]] std::optional<GroupFailure> agreed_failure() const noexcept { return control_.failure(); }
+  [[nodiscard]] std::optional<GroupFailure> agreed_failure() const noexcept;
+  [[nodiscard]] GroupFailure seen_from_here(const GroupFailure& failure) const noexcept;
+  [[nodiscard]] GroupFailure decide(GroupFailure failure) const noexcept;
   [[nodiscard]] GroupFailure agree_on(const GroupFailure& failure) const noexcept;
   [[nodiscard]] GroupFailure loss_of(int rank, Phase phase) const noexcept;
   [[noreturn]] void raise(const GroupFailure& failure, const MissingRows* missing_rows) const;
@@ -209,6 +230,22 @@ class GroupImpl {
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
   /// The end of a step that every rank took alone: all have come through it, or all throw.
   void conclude(const Call& call, const Complaint& complaint);
+  /// Where ranks meet no more, since those that they met at may be masked out.
+  [[nodiscard]] bool fetches_descriptors() const noexcept {
+    return mask_version() != 0 && world_->kind() != GroupKind::kThreads;
+  }
+  [[nodiscard]] SymmetricRegion create_region_of_members(std::int64_t reserved_bytes);
+  [[nodiscard]] std::vector<UniqueFd> fetch_descriptors(const UniqueFd& own, const Complaint& complaint);
+  struct MaskChange;
+  [[nodiscard]] std::uint16_t mask_number_of_group() const noexcept;
+  void propose(MaskChange& change) noexcept;
+  void withdraw(const MaskChange& change) noexcept;
+  [[nodiscard]] bool all_propose(const MaskChange& change) const noexcept;
+  [[nodiscard]] bool commit(const MaskChange& change) noexcept;
+  [[nodiscard]] bool await_mask(const MaskChange& change);
+  [[nodiscard]] int find_differing(const MaskChange& change) const noexcept;
+  [[noreturn]] void throw_missing(const MaskChange& change, int differing) const;
+  void adopt(const MaskChange& change) noexcept;
   [[nodiscard]] Watch watch() const;
 
   std::shared_ptr<World> world_;
@@ -220,6 +257,9 @@ class GroupImpl {
   std::int64_t look_interval_us_;
   int num_regions_ = 0;
   ControlView control_;
+  RankMask mask_;
+  std::atomic<std::uint64_t> quiet_{0};  ///< quiet_word() of the mask that this rank knows
+  std::uint32_t num_mask_attempts_ = 0;
   Barrier barrier_;
   Ticket last_waited_ = 0;
   std::vector<RefusedStep> refused_steps_;

@@ -21,7 +21,7 @@ void check_num_ranks(int num_ranks) {
 }
 
 void check_num_ranks_of_hosts(int num_ranks) {
-  constexpr int kMaxRanksOfHosts = (1 << 24) - 1;
+  constexpr int kMaxRanksOfHosts = (1 << 20) - 1;
   if (num_ranks >= 1 && num_ranks <= kMaxRanksOfHosts) return;
   throw Error(ErrorCode::kInvalidArgument,
               fmt::format("a group has 1 to {} ranks; {} were asked for", kMaxRanksOfHosts, num_ranks));

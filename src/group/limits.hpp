@@ -27,7 +27,7 @@ inline constexpr std::chrono::milliseconds kMaxTimeout{std::chrono::hours(24 * 2
 /// Throws kInvalidArgument unless 1 <= num_ranks <= kMaxRanks.
 void check_num_ranks(int num_ranks);
 
-/// Of a group that may span hosts: a failure is packed with 24-bit rank numbers.
+/// Of a group that may span hosts: a failure is packed with 20-bit rank numbers.
 void check_num_ranks_of_hosts(int num_ranks);
 
 /// The timeout that `options` ask for: the setting EPISTLE_TIMEOUT_MS where they name none.

@@ -1,8 +1,10 @@
 #include "group/process_id.hpp"
 
 #include <array>
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstring>
 #include <optional>
 #include <string_view>
 
@@ -10,7 +12,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "group/descriptor.hpp"
+#include <fmt/format.h>
+
+#include "epistle/error.hpp"
 
 namespace epistle {
 namespace {
@@ -54,6 +58,18 @@ std::uint64_t own_pid_namespace() noexcept {
 ProcessId own_process_id() noexcept {
   const auto stat = read_stat(::getpid());
   return {::getpid(), own_pid_namespace(), stat ? stat->start_time : 0};
+}
+
+UniqueFd fetch_descriptor(const ProcessId& process, int fd) {
+  const std::string path = fmt::format("/proc/{}/fd/{}", process.pid, fd);
+  UniqueFd file = own_descriptor(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  if (file.valid()) return file;
+  const int error = errno;
+  throw Error(
+      ErrorCode::kSystem,
+      fmt::format("cannot open {}: {}{}; ranks that go on without others need /proc of one PID namespace, and to "
+                  "be processes of one user",
+                  path, std::strerror(error), descriptor_hint(error)));
 }
 
 bool is_running(const ProcessId& process) noexcept {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "group/descriptor.hpp"
+
 namespace epistle {
 
 /// Lies in shared memory. All zero: a rank of a thread group.
@@ -15,6 +17,10 @@ struct ProcessId {
 };
 
 [[nodiscard]] ProcessId own_process_id() noexcept;
+
+/// A descriptor of its own of what `fd` is in another process of the same user, which keeps it open meanwhile. Throws
+/// kSystem.
+[[nodiscard]] UniqueFd fetch_descriptor(const ProcessId& process, int fd);
 
 /// False where the process has ended, or is in another PID namespace.
 [[nodiscard]] bool is_running(const ProcessId& process) noexcept;

@@ -95,12 +95,20 @@ SymmetricRegion ProcessWorld::create_region(int rank, int /*region_idx*/, std::i
   UniqueFd file = in_group_numbers(
       [&] { return rendezvous_.broadcast(own, leads ? complaint : std::nullopt, watch.deadline, is_hopeless); });
   if (complaint) throw Error(*complaint);
-  return {std::make_shared<RegionMapping>(std::move(file), RegionPieces{ranks_.count(), ranks_.place}, reserved_bytes),
-          rank};
+  return map_region_file(rank, std::move(file), reserved_bytes);
 }
 
 std::vector<UniqueFd> ProcessWorld::exchange_fds(const UniqueFd& own, const Watch& watch) {
   return rendezvous_.exchange(own, watch.deadline, watch.is_hopeless);
+}
+
+UniqueFd ProcessWorld::create_region_file(std::int64_t reserved_bytes) const {
+  return create_shared_file(region_file_bytes(ranks_.count(), reserved_bytes));
+}
+
+SymmetricRegion ProcessWorld::map_region_file(int rank, UniqueFd file, std::int64_t reserved_bytes) const {
+  return {std::make_shared<RegionMapping>(std::move(file), RegionPieces{ranks_.count(), ranks_.place}, reserved_bytes),
+          rank};
 }
 
 ProcessId ProcessWorld::own_process() const noexcept { return own_process_id(); }

@@ -40,6 +40,8 @@ class ProcessWorld : public World {
   [[nodiscard]] SymmetricRegion create_region(int rank, int region_idx, std::int64_t reserved_bytes,
                                               const Watch& watch) override;
   [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) override;
+  [[nodiscard]] UniqueFd create_region_file(std::int64_t reserved_bytes) const override;
+  [[nodiscard]] SymmetricRegion map_region_file(int rank, UniqueFd file, std::int64_t reserved_bytes) const override;
   [[nodiscard]] ProcessId own_process() const noexcept override;
   [[nodiscard]] bool is_alive(int rank, const ProcessId& process) const noexcept override;
 

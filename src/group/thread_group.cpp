@@ -34,7 +34,7 @@ class ThreadWorld final : public World {
 
   // No rank has to wait: whoever comes first maps the region for all, or finds that it cannot be had.
   [[nodiscard]] SymmetricRegion create_region(int rank, int region_idx, std::int64_t reserved_bytes,
-                                              const Watch& /*watch*/) override {
+                                              const Watch& watch) override {
     const std::lock_guard lock(mutex_);
     const auto idx = static_cast<std::size_t>(region_idx);
     if (regions_.size() <= idx) regions_.resize(idx + 1);
@@ -42,7 +42,7 @@ class ThreadWorld final : public World {
     if (region.num_joined == 0) region.complaint = attempt([&] { region.mapping = map_region(reserved_bytes); });
     SymmetricRegion view(region.mapping, rank);
     // The last rank to join leaves the mapping to the views, so that it goes when they do.
-    if (++region.num_joined == num_ranks_) region.mapping.reset();
+    if (++region.num_joined == watch.num_members) region.mapping.reset();
     if (region.complaint) throw Error(*region.complaint);
     return view;
   }
@@ -81,7 +81,7 @@ bool is_secondary(const std::exception_ptr& error) {
     std::rethrow_exception(error);
   } catch (const Error& e) {
     return e.code() == ErrorCode::kPeerLost || e.code() == ErrorCode::kPeerRejected ||
-           e.code() == ErrorCode::kTimeout || e.code() == ErrorCode::kAborted;
+           e.code() == ErrorCode::kTimeout || e.code() == ErrorCode::kAborted || e.code() == ErrorCode::kMaskedOut;
   } catch (...) {
     return false;
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "epistle/error.hpp"
 #include "epistle/types.hpp"
 
 #include "group/fd_channel.hpp"
@@ -18,6 +19,7 @@ namespace epistle {
 /// What a rank that waits for another outside of the group's steps has to keep in mind.
 struct Watch {
   Deadline deadline;
+  int num_members = 1;  ///< ranks that take part
   /// True when `peer_rank` will send nothing any more: the group has failed, or that rank is lost or is past this step.
   std::function<bool(int peer_rank)> is_hopeless;
 };
@@ -45,6 +47,17 @@ class World {
   /// no need of it.
   [[nodiscard]] virtual std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) = 0;
 
+  // Where ranks are masked out, descriptors are not handed out any more but fetched: ranks are processes of one host
+  // then.
+
+  /// The file of a region; for one of the ranks that will share it.
+  [[nodiscard]] virtual UniqueFd create_region_file(std::int64_t /*reserved_bytes*/) const { throw_no_files(); }
+  /// `rank`'s view of the region in such a file.
+  [[nodiscard]] virtual SymmetricRegion map_region_file(int /*rank*/, UniqueFd /*file*/,
+                                                        std::int64_t /*reserved_bytes*/) const {
+    throw_no_files();
+  }
+
   // ---- Hosts: one, unless a world says otherwise. -------------------------------------------------------------------
 
   [[nodiscard]] virtual int num_hosts() const noexcept { return 1; }
@@ -62,6 +75,11 @@ class World {
   [[nodiscard]] virtual ProcessId own_process() const noexcept = 0;
   /// False once `rank`, which has attached as `process`, can never arrive again because its process has ended.
   [[nodiscard]] virtual bool is_alive(int rank, const ProcessId& process) const noexcept = 0;
+
+ private:
+  [[noreturn]] static void throw_no_files() {
+    throw Error(ErrorCode::kUnsupported, "ranks of one process share its regions; there are no files of them to fetch");
+  }
 };
 
 }  // namespace epistle

@@ -111,7 +111,10 @@ void PhaseTimes::record(BenchPhase phase, std::int32_t iteration, double time_us
   if (iteration >= num_warmups_) times_us_[static_cast<std::size_t>(phase)].push_back(time_us);
 }
 
-BenchCollector::BenchCollector(Group& group, bool verifies) : group_(group) { result_.verified = verifies; }
+BenchCollector::BenchCollector(Group& group, bool verifies)
+    : group_(group), num_ranks_(group.size() - static_cast<int>(group.masked().size())) {
+  result_.verified = verifies;
+}
 
 std::int64_t BenchCollector::sum_over_ranks(std::int64_t value) const {
   std::int64_t sum = 0;
@@ -130,7 +133,7 @@ void BenchCollector::add_load(const RoutingStats& stats, std::span<const std::in
   const auto max_over_mean = [this](std::int64_t value) {
     const std::int64_t sum = sum_over_ranks(value);
     const std::int64_t max = max_over_ranks(value);
-    return sum > 0 ? static_cast<double>(max) * group_.size() / static_cast<double>(sum) : 0.0;
+    return sum > 0 ? static_cast<double>(max) * num_ranks_ / static_cast<double>(sum) : 0.0;
   };
   result_.load = {.rows_max_over_mean = max_over_mean(stats.received_rows),
                   .assignments_max_over_mean = max_over_mean(own_assignments),
@@ -147,12 +150,12 @@ void BenchCollector::add_phases(std::string_view dispatcher, std::span<const Ben
     result.dispatcher = dispatcher;
     result.phase = phase;
     result.time_us = summarize(times.of(phase));
-    result.algorithm_bytes = sum_over_ranks(bytes.algorithm) / group_.size();
-    result.wire_bytes = sum_over_ranks(bytes.wire) / group_.size();
-    result.link_bytes = {.own = sum_over_ranks(bytes.links.own) / group_.size(),
-                         .domain = sum_over_ranks(bytes.links.domain) / group_.size(),
-                         .network = sum_over_ranks(bytes.links.network) / group_.size()};
-    result.moved_bytes = sum_over_ranks(bytes.moved) / group_.size();
+    result.algorithm_bytes = sum_over_ranks(bytes.algorithm) / num_ranks_;
+    result.wire_bytes = sum_over_ranks(bytes.wire) / num_ranks_;
+    result.link_bytes = {.own = sum_over_ranks(bytes.links.own) / num_ranks_,
+                         .domain = sum_over_ranks(bytes.links.domain) / num_ranks_,
+                         .network = sum_over_ranks(bytes.links.network) / num_ranks_};
+    result.moved_bytes = sum_over_ranks(bytes.moved) / num_ranks_;
     result_.phases.push_back(std::move(result));
   }
 }

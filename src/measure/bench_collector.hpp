@@ -61,6 +61,8 @@ class BenchCollector {
   BenchCollector(Group& group, bool verifies);
 
   [[nodiscard]] std::int64_t sum_over_ranks(std::int64_t value) const;
+  /// Of those that take part.
+  [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
   [[nodiscard]] std::int64_t max_over_ranks(std::int64_t value) const;
 
   /// `expert_counts` in host memory.
@@ -76,6 +78,7 @@ class BenchCollector {
 
  private:
   Group& group_;
+  int num_ranks_;  ///< that take part
   BenchResult result_;
 };
 

@@ -137,7 +137,7 @@ BenchResult DispatchBench::run() {
       const double network_bytes_per_us = static_cast<double>(phase.link_bytes.network) / phase.time_us.median;
       phase.network_fraction = network_bytes_per_us * kMicrosPerSecond / result.network->bytes_per_s;
     }
-    const double moved_by_all = static_cast<double>(phase.moved_bytes) * group_.size();
+    const double moved_by_all = static_cast<double>(phase.moved_bytes) * collector_.num_ranks();
     const double bytes_per_s = moved_by_all / (phase.time_us.median / kMicrosPerSecond);
     phase.limit_fraction = result.limit.bytes_per_s > 0.0 ? bytes_per_s / result.limit.bytes_per_s : 0.0;
   }
@@ -239,7 +239,8 @@ void DispatchBench::start_limit(const Handle& handle) {
   report({.task = "copy limit"});
   const std::int64_t row_bytes = params_.row_bytes + params_.scale_bytes;
   const std::int64_t working_set_bytes =
-      collector_.sum_over_ranks((table_.num_tokens + handle.wait_stats().output_rows) * row_bytes) / group_.size();
+      collector_.sum_over_ranks((table_.num_tokens + handle.wait_stats().output_rows) * row_bytes) /
+      collector_.num_ranks();
   probe_.emplace(group_,
                  CopyLimitOptions{.working_set_bytes = working_set_bytes, .num_workers = spec_.host.num_workers});
 }

@@ -153,7 +153,8 @@ void check_one_host(const GroupImpl& group) {
 
 class WeightStore::Impl {
  public:
-  Impl(std::shared_ptr<GroupImpl> group, const WeightStoreConfig& config) : group_(std::move(group)), config_(config) {
+  Impl(std::shared_ptr<GroupImpl> group, const WeightStoreConfig& config)
+      : group_(std::move(group)), mask_version_(group_->mask_version()), config_(config) {
     agree_on_same(*group_, kCreateStore, digest_of(config), "configuration of the weights", attempt([&] {
       check_config(config, group_->num_ranks());
       check_one_host(*group_);
@@ -189,6 +190,7 @@ class WeightStore::Impl {
   bool begin(const SlotExperts& slot_experts) {
     if (is_active() && control(0).verdict(round_) == Verdict::kStay) end(MigrationState::kCancelled);
     const Complaint complaint = attempt([&] {
+      check_mask();
       if (is_active()) reject("a migration runs already; call advance() until it is done, or cancel() it");
       check_table(slot_experts, config_.num_experts, cluster_);
     });
@@ -198,6 +200,15 @@ class WeightStore::Impl {
     if (!complaint) copier_.stop();
     agree_on_same(*group_, kBegin, digest.value(), "placement to migrate to", complaint);
     return start(table_of(slot_experts));
+  }
+
+  void check_mask() const {
+    if (group_->mask_version() == mask_version_) return;
+    throw Error(
+        ErrorCode::kUnsupported,
+        "the mask of the group was changed after these weights were shared, and not all ranks may have them any "
+        "more; make another store and fill it",
+        {.rank = group_->rank()});
   }
 
   bool advance() {
@@ -354,6 +365,7 @@ class WeightStore::Impl {
   }
 
   std::shared_ptr<GroupImpl> group_;
+  std::uint64_t mask_version_;  ///< of the group as the weights were shared
   WeightStoreConfig config_;
   balance::Cluster cluster_;
   std::int64_t stride_ = 0;  ///< from place to place

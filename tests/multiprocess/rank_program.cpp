@@ -10,7 +10,6 @@
 #include "support/scenario_round.hpp"
 
 namespace epistle::testing {
-namespace {
 
 Scenario scenario_of_failures() {
   Scenario scenario;
@@ -18,6 +17,8 @@ Scenario scenario_of_failures() {
   scenario.tokens_per_rank = {20, 40, 15, 7};
   return scenario;
 }
+
+namespace {
 
 /// Rows that `source` sends to `destination`: tokens with an expert there.
 std::int64_t num_pairs(const Round& round, int source, int destination) {
@@ -42,21 +43,26 @@ struct LeaveEarly {};
 
 class RankProgram {
  public:
-  RankProgram(const Failure& failure, const LaunchInfo& info, ChildReport& report)
-      : failure_(failure), info_(info), report_(report) {}
+  RankProgram(const Failure& failure, int rank, ChildReport& report)
+      : failure_(failure), rank_(rank), report_(report) {}
 
-  void run(std::chrono::milliseconds timeout) {
+  void run(const LaunchInfo& info, std::chrono::milliseconds timeout) {
+    Group group = join_process_group(info, {.timeout = timeout});
+    call(Step::kCreate);
+    Dispatcher dispatcher(group, failure_.dispatcher, scenario_of_failures().config);
+    make_calls(dispatcher);
+    group.barrier();
+  }
+
+  void make_calls(Dispatcher& dispatcher) {
     const Round round(scenario_of_failures(), 0);
-    const RoutingTable& table = round.table(info_.rank);
+    const RoutingTable& table = round.table(rank_);
     const ResolvedConfig& config = round.config();
     std::unique_ptr<FaultingBuffer> buffer;
-    Group group = join_process_group(info_, {.timeout = timeout});
-    call(Step::kCreate);
-    Dispatcher dispatcher(group, failure_.dispatcher, round.scenario().config);
     call(Step::kLayout);
     const Handle handle = dispatcher.prepare({.expert_ids = table.ids(), .weights = table.probs()});
     call(Step::kDispatchSend);
-    auto payload = round.payload(info_.rank);
+    auto payload = round.payload(rank_);
     Pending pending = dispatcher.dispatch_send({.handle = handle,
                                                 .tokens = {.data = failing_at(Step::kInsideDispatch, payload, buffer),
                                                            .num_rows = table.num_tokens,
@@ -65,7 +71,7 @@ class RankProgram {
     call(Step::kDispatchReceive);
     const Received received = dispatcher.dispatch_receive(std::move(pending));
     call(Step::kCombineSend);
-    auto values = round.values(1, info_.rank, received.num_rows());
+    auto values = round.values(1, rank_, received.num_rows());
     std::vector<std::byte> out(static_cast<std::size_t>(table.num_tokens * round.output_row_bytes()));
     Rows rows = received.expert_outputs();
     rows.data = failing_at(Step::kInsideCombine, values, buffer);
@@ -78,13 +84,12 @@ class RankProgram {
     call(Step::kCombineReceive);
     dispatcher.combine_receive(std::move(pending));
     report_.progress = kEverythingDone;
-    group.barrier();
   }
 
  private:
   static constexpr int kEverythingDone = 100;
 
-  [[nodiscard]] bool fails_at(Step step) const { return info_.rank == failure_.victim && step == failure_.step; }
+  [[nodiscard]] bool fails_at(Step step) const { return rank_ == failure_.victim && step == failure_.step; }
 
   void call(Step step) {
     report_.progress = static_cast<int>(step);
@@ -101,7 +106,7 @@ class RankProgram {
   }
 
   const Failure& failure_;
-  const LaunchInfo& info_;
+  int rank_;
   ChildReport& report_;
 };
 
@@ -160,10 +165,14 @@ std::int64_t missing_rows_of(const Failure& failure, int rank) {
   }
 }
 
+void make_failing_calls(const Failure& failure, int rank, Dispatcher& dispatcher, ChildReport& report) {
+  RankProgram(failure, rank, report).make_calls(dispatcher);
+}
+
 void play_rank_of(const Failure& failure, const LaunchInfo& info, std::chrono::milliseconds timeout,
                   ChildReport& report) {
   try {
-    RankProgram(failure, info, report).run(timeout);
+    RankProgram(failure, info.rank, report).run(info, timeout);
   } catch (const LeaveEarly&) {
   }
 }

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <string>
 
+#include "epistle/dispatcher.hpp"
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
 #include "multiprocess/fault.hpp"
 #include "multiprocess/reporting_children.hpp"
+#include "support/scenario.hpp"
 
 namespace epistle::testing {
 
@@ -43,6 +45,12 @@ struct Failure {
   Fault fault;
   int victim;
 };
+
+/// What the ranks bring to their calls.
+[[nodiscard]] Scenario scenario_of_failures();
+
+/// Makes every call of a round trip once on a dispatcher that was made for that, and fails as told: kKill or kStop.
+void make_failing_calls(const Failure& failure, int rank, Dispatcher& dispatcher, ChildReport& report);
 
 /// The call (a step that is no "inside") that must fail for the victim itself when it goes on.
 [[nodiscard]] Step failing_call_of(Step step);

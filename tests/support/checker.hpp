@@ -36,7 +36,8 @@ class Checker {
  public:
   explicit Checker(const Round& round)
       : round_(round),
-        expectation_(round.config(), round.effective_tables(), {&round.placement(), round.step_seed()}) {}
+        expectation_(round.config(), round.effective_tables(),
+                     {&round.placement(), round.step_seed(), round.scenario().masked}) {}
 
   [[nodiscard]] const Round& round() const { return round_; }
   [[nodiscard]] const Expectation& expectation() const { return expectation_; }

@@ -93,7 +93,11 @@ namespace {
 /// Plays one rank's part in a scenario.
 class Player {
  public:
-  Player(Subject& subject, const Scenario& scenario) : subject_(subject), scenario_(scenario) {}
+  Player(Subject& subject, const Scenario& scenario)
+      : subject_(subject),
+        scenario_(scenario),
+        expert_tokens_(subject.dispatcher().expert_tokens()),
+        lost_tokens_(subject.dispatcher().lost_tokens()) {}
 
   /// In every round: prepare; dispatch and combine, repeated with the same handle; both in one call; both backward
   /// passes. Then once more with the first handle. With several buffers the rows of a round are held, and stay as they
@@ -147,15 +151,26 @@ class Player {
 
   /// Every round prepares its routing twice.
   [[nodiscard]] Mismatch check_expert_tokens(const Checker& checker) {
-    expert_tokens_.resize(static_cast<std::size_t>(checker.round().config().num_experts));
-    for (const std::int32_t expert : checker.table(rank()).expert_ids) {
-      if (expert != kNoExpert) expert_tokens_[static_cast<std::size_t>(expert)] += 2;
+    const std::vector<std::int32_t>& ids = checker.table(rank()).expert_ids;
+    for (std::size_t entry = 0; entry < ids.size(); ++entry) {
+      if (ids[entry] == kNoExpert) continue;
+      (is_lost(checker, entry) ? lost_tokens_ : expert_tokens_)[static_cast<std::size_t>(ids[entry])] += 2;
     }
-    const std::vector<std::int64_t> counted = subject_.dispatcher().expert_tokens();
-    EPISTLE_RETURN_MISMATCH(expect_equal(counted.size(), expert_tokens_.size(), "experts of expert_tokens"));
+    EPISTLE_RETURN_MISMATCH(check_counters(subject_.dispatcher().expert_tokens(), expert_tokens_, "expert_tokens"));
+    return check_counters(subject_.dispatcher().lost_tokens(), lost_tokens_, "lost_tokens");
+  }
+
+  /// The expert of the entry is on a rank that is masked out.
+  [[nodiscard]] bool is_lost(const Checker& checker, std::size_t entry) const {
+    return checker.layout(rank()).slots[entry] == reference::kNowhere;
+  }
+
+  [[nodiscard]] static Mismatch check_counters(const std::vector<std::int64_t>& counted,
+                                               const std::vector<std::int64_t>& expected, const std::string& what) {
+    EPISTLE_RETURN_MISMATCH(expect_equal(counted.size(), expected.size(), "experts of " + what));
     for (std::size_t expert = 0; expert < counted.size(); ++expert) {
       EPISTLE_RETURN_MISMATCH(
-          expect_equal(counted[expert], expert_tokens_[expert], fmt::format("expert_tokens of expert {}", expert)));
+          expect_equal(counted[expert], expected[expert], fmt::format("{} of expert {}", what, expert)));
     }
     return std::nullopt;
   }
@@ -177,6 +192,12 @@ class Player {
     std::int64_t num_dropped = 0;
     for (const std::int32_t dropped : checker.layout(rank()).expert_dropped) num_dropped += dropped;
     EPISTLE_RETURN_MISMATCH(expect_equal(stats.dropped_here, num_dropped, "dropped_here"));
+    std::int64_t num_lost = 0;
+    const std::vector<std::int32_t>& ids = checker.table(rank()).expert_ids;
+    for (std::size_t entry = 0; entry < ids.size(); ++entry) {
+      if (ids[entry] != kNoExpert && is_lost(checker, entry)) ++num_lost;
+    }
+    EPISTLE_RETURN_MISMATCH(expect_equal(stats.lost_by_this_rank, num_lost, "lost_by_this_rank"));
     const RoutingStats* const known = handle.try_stats();
     if (known == nullptr) return "try_stats does not know what wait_stats has told";
     return expect_equal(known->dropped_here, num_dropped, "dropped_here of try_stats");
@@ -207,6 +228,7 @@ class Player {
   const Scenario& scenario_;
   std::vector<Handle> handles_;
   std::vector<std::int64_t> expert_tokens_;
+  std::vector<std::int64_t> lost_tokens_;
   Received held_;
   std::unique_ptr<ReceivedCopy> held_copy_;
 };
@@ -219,10 +241,12 @@ SubjectOptions with_workers(SubjectOptions options, const Scenario& scenario) {
 
 }  // namespace
 
+Mismatch play_on(Subject& subject, const Scenario& scenario) { return Player(subject, scenario).run(); }
+
 Mismatch play_rank(Group& group, const std::string& dispatcher, const Scenario& scenario,
                    const SubjectOptions& options) {
   Subject subject(group, dispatcher, scenario.config, with_workers(options, scenario));
-  return Player(subject, scenario).run();
+  return play_on(subject, scenario);
 }
 
 std::vector<Mismatch> play_over_threads(const std::string& dispatcher, const Scenario& scenario,

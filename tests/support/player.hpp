@@ -80,6 +80,9 @@ void place_for_round(Subject& subject, const Round& round, int idx);
 [[nodiscard]] Mismatch check_combine(Subject& subject, const Checker& checker, const RankInputs& inputs,
                                      const Received& received, Round::ValueStream stream, bool stage);
 
+/// Collective: plays the scenario on a dispatcher that exists already.
+[[nodiscard]] Mismatch play_on(Subject& subject, const Scenario& scenario);
+
 /// Collective: creates a dispatcher and plays the scenario on it.
 [[nodiscard]] Mismatch play_rank(Group& group, const std::string& dispatcher, const Scenario& scenario,
                                  const SubjectOptions& options = {});

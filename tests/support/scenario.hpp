@@ -27,6 +27,7 @@ struct Scenario {
   std::uint64_t placement_seed = 0;             ///< of what place_experts() has drawn; 0 = experts are not placed
   bool placed_later = false;                    ///< the first round has the trivial placement
   std::vector<Placement> next_placements = {};  ///< set before the second round, the third, ...
+  std::vector<int> masked = {};                 ///< ranks that the group goes on without
   bool seed_in_memory = false;                  ///< step_seed_at is given, not step_seed
 
   [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(tokens_per_rank.size()); }

@@ -264,19 +264,29 @@ class LowLatencyCalls:
     # ---- Lost ranks ----
 
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
-        if mask:
-            raise lacking(
-                f"mask (of rank {rank_to_mask})",
-                "a lost rank is an epistle.Error on all survivors; make a new buffer of them",
-            )
+        """Collective over the ranks that stay, or come back. Ranks that turn out to be lost are masked as well."""
+        self._check_masks()
+        wanted = set(self._group.masked)
+        changed = wanted | {rank_to_mask} if mask else wanted - {rank_to_mask}
+        if changed != wanted:
+            epistle.go_on_without(self._group, changed)
 
     def low_latency_query_mask_buffer(self, mask_status: torch.Tensor) -> None:
-        """int32 [R]: 1 where a rank is lost."""
-        lost = self._dispatchers.suspects()
+        """int32 [R]: 1 where a rank is masked or lost. Waits for nothing."""
+        lost = {*self._group.masked, *self._dispatchers.suspects()}
         mask_status.copy_(torch.tensor([int(rank in lost) for rank in range(self._group.size)], dtype=torch.int32))
 
     def low_latency_clean_mask_buffer(self) -> None:
-        """No rank is masked."""
+        """Ranks that were masked take part again, but for those that are gone or do not call this."""
+        if self._group.masked:
+            epistle.go_on_without(self._group, ())
+
+    def _check_masks(self) -> None:
+        if not self._dispatchers.can_mask():
+            raise lacking(
+                "a mask where rows lie in GPU memory",
+                "a lost rank is an epistle.Error on all survivors; make a new buffer of them",
+            )
 
     def _next_line(
         self, ordinal: int, sizes: tuple[int, int, int, int], quantisation: tuple[bool, bool, bool]

@@ -173,6 +173,10 @@ class Dispatchers:
     def suspects(self) -> set[int]:
         return {rank for _, dispatcher in self._made.values() for rank in dispatcher.suspects()}
 
+    def can_mask(self) -> bool:
+        """Whether all that were made go on when ranks are masked out."""
+        return all(dispatcher.info.capabilities.masks for _, dispatcher in self._made.values())
+
     def clear(self) -> None:
         self._made.clear()
 

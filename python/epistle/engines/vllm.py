@@ -10,6 +10,7 @@ import typing
 
 import torch
 
+import epistle
 from epistle import deep_ep
 from epistle.engines._bases import accepted, base_class, complete, construct
 
@@ -64,15 +65,16 @@ class _Manager:
 
     @property
     def support_fault_tolerance(self) -> bool:
-        """False: a lost rank is told of, and survivors go on with new buffers; ranks cannot be masked."""
-        return False
+        """Whether ranks can be masked: not where rows lie in GPU memory. There a lost rank is told of, and survivors go
+        on with new buffers."""
+        return bool(self._buffers) and all(buffer._dispatchers.can_mask() for buffer in self._buffers.values())
 
     def query_active_mask(self) -> torch.Tensor:
         """int32 [ranks]: 1 where a rank is lost, as far as this rank knows. Waits for nothing."""
         size = self.cpu_group.size if isinstance(self.cpu_group.size, int) else self.cpu_group.size()
         mask = torch.zeros(size, dtype=torch.int32)
         for buffer in self._buffers.values():
-            for rank in buffer._dispatchers.suspects():
+            for rank in {*buffer._group.masked, *buffer._dispatchers.suspects()}:
                 mask[rank] = 1
         return mask
 
@@ -87,9 +89,17 @@ class _Manager:
         self._known_mask = self.query_active_mask()
 
     def update_mask(self, rank: int, masked: bool = True) -> None:
-        raise NotImplementedError(
-            f"rank {rank} cannot be {'masked' if masked else 'unmasked'}; make a new group and manager of the survivors"
-        )
+        """Collective over the ranks that stay, or come back."""
+        if not self.support_fault_tolerance:
+            raise NotImplementedError(
+                f"rank {rank} cannot be {'masked' if masked else 'unmasked'} where rows lie in GPU memory; make a new "
+                "group and manager of the survivors"
+            )
+        for buffer in self._buffers.values():
+            known = set(buffer._group.masked)
+            wanted = known | {rank} if masked else known - {rank}
+            if wanted != known:
+                epistle.go_on_without(buffer._group, wanted)
 
 
 class _PrepareFinalize:

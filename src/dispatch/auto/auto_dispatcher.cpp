@@ -6,6 +6,14 @@
 #include <fmt/format.h>
 
 namespace epistle::automatic {
+namespace {
+
+std::vector<std::int64_t> sum_of(std::vector<std::int64_t> tokens, const std::vector<std::int64_t>& others) {
+  std::transform(tokens.begin(), tokens.end(), others.begin(), tokens.begin(), std::plus<>());
+  return tokens;
+}
+
+}  // namespace
 
 AutoDispatcher::AutoDispatcher(DispatcherIdentity identity, Part few, Part many, std::int64_t most_few)
     : DispatcherImpl(std::move(identity)),
@@ -83,11 +91,11 @@ void AutoDispatcher::set_placement(const Placement& placement, Stream stream) {
 }
 
 std::vector<std::int64_t> AutoDispatcher::expert_tokens() const {
-  std::vector<std::int64_t> tokens = many_->expert_tokens();
-  if (few_ == nullptr) return tokens;
-  const std::vector<std::int64_t> of_few = few_->expert_tokens();
-  std::transform(tokens.begin(), tokens.end(), of_few.begin(), tokens.begin(), std::plus<>());
-  return tokens;
+  return few_ != nullptr ? sum_of(many_->expert_tokens(), few_->expert_tokens()) : many_->expert_tokens();
+}
+
+std::vector<std::int64_t> AutoDispatcher::lost_tokens() const {
+  return few_ != nullptr ? sum_of(many_->lost_tokens(), few_->lost_tokens()) : many_->lost_tokens();
 }
 
 // ---- Questions ------------------------------------------------------------------------------------------------------

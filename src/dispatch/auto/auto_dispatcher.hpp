@@ -35,6 +35,7 @@ class AutoDispatcher final : public DispatcherImpl {
   void set_placement(const Placement& placement, Stream stream) override;
   [[nodiscard]] const Placement& placement() const noexcept override { return many_->placement(); }
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override;
+  [[nodiscard]] std::vector<std::int64_t> lost_tokens() const override;
   [[nodiscard]] bool owns(const HandleState& state) const noexcept override;
 
   void wait() override;

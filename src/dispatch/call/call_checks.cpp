@@ -14,7 +14,10 @@ Complaint CallChecks::handle(const HandleState* state, bool own, std::string_vie
   if (!own) {
     return complain(
         ErrorCode::kHandleMismatch, phase,
-        fmt::format("the handle was prepared by another dispatcher than this one ({}); prepare it here", info.name()));
+        fmt::format(
+            "the handle was prepared by another dispatcher than this one ({}), or before the mask of the group was "
+            "changed; prepare it here, now",
+            info.name()));
   }
   return nothing_open(open_call, phase);
 }

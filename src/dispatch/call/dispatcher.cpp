@@ -48,15 +48,6 @@ Health health_of(const GroupHealth& health) noexcept {
   }
 }
 
-std::vector<int> suspects_of(const GroupImpl& group) {
-  const GroupHealth health = group.health();
-  if (health.code == ErrorCode::kPeerLost) {
-    std::vector<int> lost = group.lost_ranks();
-    if (!lost.empty()) return lost;
-  }
-  return health.peer_rank < 0 ? std::vector<int>{} : std::vector<int>{health.peer_rank};
-}
-
 WireBytes wire_bytes_of(const BufferPlan& plan, const RoutingStats& stats) noexcept {
   const LayoutParams& params = plan.layout().params();
   const std::int64_t dispatched = plan.sends_per_expert() ? stats.sent_remote_assignments : stats.sent_remote_rows;
@@ -96,6 +87,7 @@ Received Dispatcher::combine_backward(const CombineBackwardRequest& request, Str
 void Dispatcher::set_placement(const Placement& placement, Stream stream) { impl_->set_placement(placement, stream); }
 const Placement& Dispatcher::placement() const noexcept { return impl_->placement(); }
 std::vector<std::int64_t> Dispatcher::expert_tokens() const { return impl_->expert_tokens(); }
+std::vector<std::int64_t> Dispatcher::lost_tokens() const { return impl_->lost_tokens(); }
 void Dispatcher::wait() { impl_->wait(); }
 Health Dispatcher::poll() const noexcept { return impl_->poll(); }
 std::vector<int> Dispatcher::suspects() const { return impl_->suspects(); }

@@ -71,8 +71,6 @@ struct ScaleStrides {
 
 /// What poll() says of a group.
 [[nodiscard]] Health health_of(const GroupHealth& health) noexcept;
-/// The ranks it speaks of: the one at fault, or all that are lost.
-[[nodiscard]] std::vector<int> suspects_of(const GroupImpl& group);
 
 /// What one dispatch and one combine of a dispatcher put on the wire.
 [[nodiscard]] WireBytes wire_bytes_of(const BufferPlan& plan, const RoutingStats& stats) noexcept;
@@ -101,6 +99,10 @@ class DispatcherImpl {
   virtual void set_placement(const Placement& placement, Stream stream) = 0;
   [[nodiscard]] virtual const Placement& placement() const noexcept = 0;
   [[nodiscard]] virtual std::vector<std::int64_t> expert_tokens() const = 0;
+  /// Where no rank can be masked out nothing is lost.
+  [[nodiscard]] virtual std::vector<std::int64_t> lost_tokens() const {
+    return std::vector<std::int64_t>(static_cast<std::size_t>(identity_.config.num_experts), 0);
+  }
 
   virtual void wait() = 0;
   [[nodiscard]] virtual Health poll() const noexcept = 0;

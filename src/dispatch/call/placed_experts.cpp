@@ -1,5 +1,6 @@
 #include "dispatch/call/placed_experts.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <string>
 #include <utility>
@@ -114,9 +115,9 @@ Complaint find_fault(const PlacementChange& change, int num_ranks) {
                     num_ranks));
   }
   if (Complaint complaint = misfit(change.next, change.config, num_ranks)) return complaint;
-  if (change.next.generation() > change.current.generation()) return std::nullopt;
+  if (change.next.generation() > change.generation) return std::nullopt;
   return complain(fmt::format("the placement has generation {}, the one in force {}; a newer one is greater",
-                              change.next.generation(), change.current.generation()));
+                              change.next.generation(), change.generation));
 }
 
 }  // namespace
@@ -129,15 +130,30 @@ void agree_on_placement(GroupImpl& group, const PlacementChange& change, const C
     if (posts[peer] == posts[0]) continue;
     throw AgreedError(
         ErrorCode::kShapeMismatch,
-        fmt::format("set_placement: rank 0 has generation {} (hash {:016x}), rank {} has generation {} (hash {:016x}); "
-                    "all ranks must give the same placement",
-                    posts[0].generation, posts[0].hash, peer, posts[peer].generation, posts[peer].hash),
+        fmt::format(
+            "set_placement: rank {} has generation {} (hash {:016x}), rank {} has generation {} (hash {:016x}); "
+            "all ranks must give the same placement",
+            group.first_member(), posts[0].generation, posts[0].hash, peer, posts[peer].generation, posts[peer].hash),
         {.rank = group.rank(), .peer_rank = static_cast<int>(peer), .phase = Phase::kLayout});
   }
   // The same placement over the same one, so what is wrong with it is wrong on all ranks.
   if (const Complaint fault = find_fault(change, group.num_ranks())) {
     throw AgreedError(fault->code(), std::string(fault->message()), {.rank = group.rank(), .phase = Phase::kLayout});
   }
+}
+
+std::optional<std::uint64_t> newest_where_placements_differ(GroupImpl& group, const Placement& placement,
+                                                            std::uint64_t dispatcher) {
+  const PlacementPost own{placement.generation(), fingerprint(placement)};
+  const std::vector<PlacementPost> posts =
+      group.gather({.kind = CallKind::kSetPlacement, .subject = dispatcher}, Phase::kLayout, own);
+  std::uint64_t newest = 0;
+  bool differ = false;
+  for (const PlacementPost& post : posts) {
+    newest = std::max(newest, post.generation);
+    differ = differ || !(post == posts[0]);
+  }
+  return differ ? std::optional(newest) : std::nullopt;
 }
 
 }  // namespace epistle

@@ -72,12 +72,16 @@ class PlacedExperts {
 /// What a placement is to follow.
 struct PlacementChange {
   const ResolvedConfig& config;
-  const Placement& current;
+  std::uint64_t generation;  ///< of the one in force
   const Placement& next;
   std::uint64_t dispatcher = 0;  ///< its number, equal on all ranks
 };
 /// Collective, the step of Dispatcher::set_placement() in which the ranks agree: throws as that does. `complaint` is
 /// this rank's own, found before.
 void agree_on_placement(GroupImpl& group, const PlacementChange& change, const Complaint& complaint);
+
+/// Collective: the newest generation in force on any rank, where not all have the same placement.
+[[nodiscard]] std::optional<std::uint64_t> newest_where_placements_differ(GroupImpl& group, const Placement& placement,
+                                                                          std::uint64_t dispatcher);
 
 }  // namespace epistle

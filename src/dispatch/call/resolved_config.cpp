@@ -305,8 +305,8 @@ void agree_on_config(GroupImpl& group, const ResolvedConfig& config, const Dispa
       };
       throw AgreedError(
           ErrorCode::kShapeMismatch,
-          fmt::format("{} differs: rank 0 has {}, rank {} has {}; all ranks must give the same configuration",
-                      field_name, text_of(0), peer, text_of(peer)),
+          fmt::format("{} differs: rank {} has {}, rank {} has {}; all ranks must give the same configuration",
+                      field_name, group.first_member(), text_of(0), peer, text_of(peer)),
           {.rank = group.rank(), .peer_rank = static_cast<int>(peer), .phase = Phase::kCreate});
     }
   }

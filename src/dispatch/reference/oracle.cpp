@@ -24,17 +24,21 @@ using SlotTables = std::vector<std::vector<SlotRef>>;
 
 SlotTables slots_of(const ResolvedConfig& config, std::span<const RoutingTable> tables, const RoutingStep& step) {
   const Placement* placement = step.placement != nullptr ? step.placement : &config.placement;
+  const auto is_masked = [&step](int rank) {
+    return std::find(step.masked.begin(), step.masked.end(), rank) != step.masked.end();
+  };
   SlotTables all;
   for (std::size_t src = 0; src < tables.size(); ++src) {
     const RoutingTable& table = tables[src];
     std::vector<SlotRef>& slots = all.emplace_back(static_cast<std::size_t>(table.num_tokens * table.top_k), kNowhere);
     for (std::size_t entry = 0; entry < slots.size(); ++entry) {
       const std::int32_t expert = table.expert_ids[entry];
-      if (expert == kNoExpert) continue;
+      if (expert == kNoExpert || is_masked(static_cast<int>(src))) continue;
       slots[entry] = slot_of(config, static_cast<int>(tables.size()), placement, expert,
                              {.rank = static_cast<int>(src),
                               .token = static_cast<std::int64_t>(entry) / table.top_k,
                               .step_seed = step.step_seed});
+      if (is_masked(slots[entry].rank)) slots[entry] = kNowhere;
     }
   }
   return all;

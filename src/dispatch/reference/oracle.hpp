@@ -41,6 +41,7 @@ inline constexpr SlotRef kNowhere{-1, -1};
 struct RoutingStep {
   const Placement* placement = nullptr;  ///< null: that of the configuration
   std::uint64_t step_seed = 0;           ///< of all ranks
+  std::vector<int> masked = {};          ///< ranks that are left out, with their tokens and their experts
 };
 
 /// The layout of all ranks from all their tables.

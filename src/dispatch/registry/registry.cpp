@@ -47,6 +47,15 @@ void check_one_host(const DispatcherInfo& info, const Group& group) {
           info.name(), group.size(), group.num_hosts()));
 }
 
+void check_mask(const DispatcherInfo& info, const GroupImpl& group) {
+  if (info.capabilities().masks || group.masked_ranks().empty()) return;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("the dispatcher '{}' on {} waits for all ranks, and ranks of this group are masked out; take one "
+                  "whose Capabilities::masks says so",
+                  info.name(), to_string(info.device())));
+}
+
 }  // namespace
 
 void register_dispatcher(const DispatcherInfo& info) {
@@ -86,6 +95,7 @@ Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConf
     const auto& functions = DispatcherInfo::Functions::of(info);
     if (functions.check != nullptr) functions.check(creation.config, options, group);
     check_one_host(info, group);
+    check_mask(info, group.impl());
   });
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.
   GroupImpl& impl = group.impl();

@@ -131,6 +131,7 @@ PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int dev
 CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTransport make_transport)
     : DispatcherImpl(creation.identity),
       group_(creation.group),
+      mask_version_(group_->mask_version()),
       demands_(static_cast<std::size_t>(group_->num_ranks())),
       dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
   context_.config = creation.config;
@@ -396,7 +397,8 @@ void CudaEngine::set_placement(const Placement& placement, Stream stream) {
     return complain(ErrorCode::kInvalidArgument, Phase::kLayout,
                     "the stream is being captured; set a placement between replays of the graph, which go by it");
   });
-  agree_on_placement(*group_, {.config = context_.config, .current = this->placement(), .next = placement}, complaint);
+  agree_on_placement(
+      *group_, {.config = context_.config, .generation = this->placement().generation(), .next = placement}, complaint);
   PlacedExperts placed;
   complaint =
       attempt([&] { placed = PlacedExperts(placement, context_.config, context_.num_ranks(), context_.rank()); });
@@ -429,7 +431,7 @@ Health CudaEngine::poll() const noexcept {
 }
 
 std::vector<int> CudaEngine::suspects() const {
-  std::vector<int> ranks = suspects_of(*group_);
+  std::vector<int> ranks = group_->suspects();
   if (!ranks.empty()) return ranks;
   const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
   return control->report.finding != 0 && control->report.peer >= 0 ? std::vector<int>{control->report.peer}

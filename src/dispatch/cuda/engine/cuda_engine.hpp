@@ -164,6 +164,7 @@ class CudaEngine final : public DispatcherImpl {
   void gather_weight_gradients(const CudaHandleState& state, DeviceCall call, const DispatchBackwardRequest& request);
 
   std::shared_ptr<GroupImpl> group_;
+  std::uint64_t mask_version_;  ///< of the group as this was made
   EngineContext context_;
   PinnedMemory host_control_;
   DeviceBuffer local_memory_;

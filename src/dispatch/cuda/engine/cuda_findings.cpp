@@ -118,6 +118,14 @@ void CudaEngine::throw_finding(const Report& report, const CudaHandleState* stat
 /// Throws what earlier calls have found; does not wait.
 void CudaEngine::check_findings() {
   group_->check_usable();
+  if (group_->mask_version() != mask_version_) {
+    throw complain(
+        ErrorCode::kUnsupported, Phase::kNone,
+        fmt::format("dispatcher '{}' on cuda waits for all ranks, and the mask of the group was changed after it "
+                    "was made; its memory is as the calls before have left it: make another one when all ranks "
+                    "take part again, or take one whose Capabilities::masks says so",
+                    identity().info->name()));
+  }
   auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
   if (control->report.finding != 0) {
     throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, last_handle_.get());

@@ -1,5 +1,7 @@
 #include "dispatch/host/engine/host_context.hpp"
 
+#include <algorithm>
+
 #include "core/settings.hpp"
 #include "fabric/fabric_link.hpp"
 #include "topology/machine.hpp"
@@ -39,10 +41,23 @@ HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, 
       pool(options.num_workers),
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
       rank_of_expert(static_cast<std::size_t>(layout().params().num_experts)) {
-  for (std::int32_t expert = 0; expert < layout().params().num_experts; ++expert) {
-    rank_of_expert[static_cast<std::size_t>(expert)] = layout().partition().rank_of(expert);
-  }
+  find_ranks_of_experts();
   expose_landing_places();
+}
+
+void HostContext::find_ranks_of_experts() {
+  for (std::int32_t expert = 0; expert < layout().params().num_experts; ++expert) {
+    const int owner = layout().partition().rank_of(expert);
+    rank_of_expert[static_cast<std::size_t>(expert)] = group->is_masked(owner) ? -1 : owner;
+  }
+  has_mask = !group->masked_ranks().empty();
+}
+
+void HostContext::renew() {
+  memory.renew();
+  num_exchanges = 0;
+  std::fill(buffer_of.begin(), buffer_of.end(), 0);
+  find_ranks_of_experts();
 }
 
 void HostContext::grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase) {

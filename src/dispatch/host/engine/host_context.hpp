@@ -72,6 +72,8 @@ struct HostContext {
   }
   /// Copies a block, shared among the workers.
   void copy_block(const RowBlock& block);
+  /// Collective: what a change of the group's mask asks for. Everything that the ranks have shared is gone.
+  void renew();
   /// Collective: tells the link what of this rank's memory others may put to.
   void expose_landing_places();
 
@@ -86,8 +88,13 @@ struct HostContext {
   WorkerPool pool;
   std::uint64_t num_exchanges = 0;      ///< of rows or routings published that all ranks have agreed on so far
   std::vector<std::int32_t> buffer_of;  ///< [num_ranks]; for sections that are there once it does not matter
-  /// [num_experts of the layout]: slots where experts are placed, the same for every placement
+  /// [num_experts of the layout]: slots where experts are placed, the same for every placement. -1 where the rank is
+  /// masked out; nothing is routed there.
   std::vector<std::int32_t> rank_of_expert;
+  bool has_mask = false;  ///< some rank is
+
+ private:
+  void find_ranks_of_experts();
 };
 
 }  // namespace epistle::host

@@ -23,6 +23,10 @@ constexpr std::int32_t kRowsRead = 2;
 constexpr std::int32_t kPlacementMade = 1;
 constexpr std::int32_t kRowsForwarded = 3;
 
+constexpr const char* kPlacementsDiffer =
+    "ranks have different placements in force, since one of them was masked out while one was set; call set_placement "
+    "with a newer one on all ranks";
+
 Call step_of(Call call, std::int32_t step) noexcept {
   call.step = step;
   return call;
@@ -57,14 +61,23 @@ HostEngine::HostEngine(std::shared_ptr<GroupImpl> group, DispatcherIdentity iden
       group_(std::move(group)),
       context_(*group_, config, rules, options),
       number_(static_cast<std::uint64_t>(group_->num_regions())),
-      dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)),
+      dispatcher_id_(new_dispatcher_id()),
+      mask_version_(group_->mask_version()),
       mover_(make_mover(context_)),
       preparation_(context_, *mover_),
-      buffers_(config, [this](std::int32_t idx) { return place_buffer(context_, idx); }),
+      buffers_(make_buffers()),
       wanted_(static_cast<std::size_t>(context_.num_ranks)),
       promised_of_(static_cast<std::size_t>(context_.num_ranks), PublishedBuffers::kNone) {
   if (config.places_experts())
     preparation_.place_experts({config.placement, config, context_.num_ranks, context_.rank});
+}
+
+std::uint64_t HostEngine::new_dispatcher_id() noexcept {
+  return next_dispatcher_id.fetch_add(1, std::memory_order_relaxed);
+}
+
+RowBufferPool HostEngine::make_buffers() const {
+  return {context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); }};
 }
 
 Call HostEngine::call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept {
@@ -123,7 +136,9 @@ void HostEngine::learn_of_buffers(const HostHandle& state) {
   if (!mover_->sends_unagreed()) return;
   last_handle_id_ = state.handle_id;
   for (int peer = 0; peer < context_.num_ranks; ++peer) {
-    const PublishedBuffers& told = context_.published_buffers(peer);
+    // Who is masked out stands in nobody's way.
+    const PublishedBuffers told =
+        group_->is_masked(peer) ? PublishedBuffers{.used = 0, .promised = 0} : context_.published_buffers(peer);
     context_.buffer_of[static_cast<std::size_t>(peer)] = told.used;
     promised_of_[static_cast<std::size_t>(peer)] = told.promised;
   }
@@ -151,6 +166,7 @@ Complaint HostEngine::read_routing(const PrepareRequest& request, Stream stream,
     if (Complaint found = check.device_options(stream, request.num_sms, Phase::kLayout)) return found;
     if (Complaint found = check.nothing_open(open_call_name(), Phase::kLayout)) return found;
     if (Complaint found = check.routing(request)) return found;
+    if (differing_generation_) return check.complain(ErrorCode::kShapeMismatch, Phase::kLayout, kPlacementsDiffer);
     state = handles_.acquire(context_.config.max_handles);
     if (state == nullptr) {
       return check.complain(ErrorCode::kInvalidArgument, Phase::kLayout,
@@ -171,7 +187,7 @@ void HostEngine::finish_routing(HostHandle& state, const Call& call) {
 }
 
 Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
-  group_->check_usable();  // others may still read what this rank published last
+  begin_call();  // others may still read what this rank published last
   std::shared_ptr<HostHandle> state;
   const Complaint complaint = read_routing(request, stream, state);
   Call call = call_of(CallKind::kPrepare, nullptr, nullptr);
@@ -184,24 +200,28 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
 }
 
 void HostEngine::set_placement(const Placement& placement, Stream stream) {
-  group_->check_usable();
+  begin_call();
   Complaint complaint = checks().device_options(stream, 0, Phase::kLayout);
   if (!complaint) complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
   PlacedExperts placed;
-  agree_on_placement(
-      *group_, {.config = context_.config, .current = this->placement(), .next = placement, .dispatcher = number_},
-      complaint);
+  agree_on_placement(*group_,
+                     {.config = context_.config,
+                      .generation = differing_generation_.value_or(this->placement().generation()),
+                      .next = placement,
+                      .dispatcher = number_},
+                     complaint);
   (void)group_->agree(step_of(call_of(CallKind::kSetPlacement, nullptr, nullptr), kPlacementMade), Phase::kLayout,
                       attempt([&] {
                         placed = {placement, context_.config, context_.num_ranks, context_.rank};
                       }));
   preparation_.place_experts(std::move(placed));
+  differing_generation_.reset();
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
-  group_->check_usable();
+  begin_call();
   const LayoutParams& params = context_.layout().params();
   OpenCall call;
   // Static shapes: nobody waits for counts, so rows have no places yet and are laid out where they are.
@@ -268,6 +288,7 @@ Pending HostEngine::dispatch_send(const DispatchRequest& request, Stream stream)
 }
 
 void HostEngine::close(Pending& pending, CallKind kind) {
+  follow_mask();
   const bool is_open = open_.announced.kind == kind && pending.valid() && CallAccess::number(pending) == open_.number &&
                        CallAccess::state(pending) == open_.handle;
   if (is_open) return;
@@ -327,7 +348,7 @@ void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows, cons
 }
 
 HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Stream stream) {
-  group_->check_usable();
+  begin_call();
   const ConstRows rows = rows_of(request);
   OpenCall call;
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
@@ -379,6 +400,7 @@ void HostEngine::combine_receive(Pending pending, Stream /*stream*/) {
 // ---- Backward -------------------------------------------------------------------------------------------------------
 
 void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Stream stream) {
+  begin_call();
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   const std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   std::shared_ptr<RowBuffer> buffer;
@@ -422,6 +444,7 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
 }
 
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
+  begin_call();
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   Complaint no_buffer;
@@ -461,7 +484,7 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
 
 Health HostEngine::poll() const noexcept { return health_of(group_->health()); }
 
-std::vector<int> HostEngine::suspects() const { return suspects_of(*group_); }
+std::vector<int> HostEngine::suspects() const { return group_->suspects(); }
 
 WireBytes HostEngine::wire_bytes(const Handle& handle) const {
   const RoutingStats& stats = handle.wait_stats();

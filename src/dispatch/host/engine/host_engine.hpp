@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,6 +43,7 @@ class HostEngine final : public DispatcherImpl {
   void set_placement(const Placement& placement, Stream stream) override;
   [[nodiscard]] const Placement& placement() const noexcept override { return preparation_.placed().placement(); }
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override { return preparation_.expert_tokens(); }
+  [[nodiscard]] std::vector<std::int64_t> lost_tokens() const override { return preparation_.lost_tokens(); }
 
   void wait() override { context_.group->check_usable(); }
   [[nodiscard]] Health poll() const noexcept override;
@@ -67,6 +69,22 @@ class HostEngine final : public DispatcherImpl {
     MoveJob move;     ///< of dispatch
     SumRequest sums;  ///< of combine
   };
+
+  /// Before anything else in a call: throws where the group has failed.
+  void begin_call() {
+    group_->check_usable();
+    follow_mask();
+  }
+  /// Where the mask of the group has changed, makes anew what the ranks share.
+  void follow_mask() {
+    if (group_->mask_version() != mask_version_) [[unlikely]]
+      renew();
+  }
+  void renew();
+  [[nodiscard]] static std::uint64_t new_dispatcher_id() noexcept;
+  [[nodiscard]] RowBufferPool make_buffers() const;
+  /// Collective, where ranks may have been left out while a placement was set.
+  void compare_placements();
 
   [[nodiscard]] CallChecks checks() const noexcept {
     return {context_.rank, context_.config, context_.layout().params(), *identity().info};
@@ -108,7 +126,10 @@ class HostEngine final : public DispatcherImpl {
   std::shared_ptr<GroupImpl> group_;
   HostContext context_;
   std::uint64_t number_;         ///< of this dispatcher in its group, equal on all ranks
-  std::uint64_t dispatcher_id_;  ///< in this process
+  std::uint64_t dispatcher_id_;  ///< in this process; another one when memory was made anew
+  std::uint64_t mask_version_;   ///< of the group, for which the memory was made
+  /// The newest generation of placements that differ between ranks, which all have found; they route nothing then.
+  std::optional<std::uint64_t> differing_generation_;
   std::unique_ptr<RowMover> mover_;
   Preparation preparation_;
   RowBufferPool buffers_;

@@ -11,6 +11,7 @@ Capabilities host_capabilities() {
   Capabilities can = common_capabilities();
   can.agrees_on_host = true;
   can.quantises = true;
+  can.masks = true;
   can.orders.push_back(SumOrder::kDomains);
   can.scale_orders = {ScaleOrder::kRows, ScaleOrder::kColumns};
   return can;

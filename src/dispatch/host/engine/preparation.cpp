@@ -18,12 +18,15 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
       config_(context.config),
       published_(context),
       places_(context),
-      expert_tokens_(static_cast<std::size_t>(config_.num_experts)) {
+      expert_tokens_(static_cast<std::size_t>(config_.num_experts)),
+      lost_tokens_(static_cast<std::size_t>(config_.num_experts)) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
   wanted_.resize(ranks);
   count_views_.resize(ranks);
   last_token_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
   last_token_to_rank_.resize(ranks);
+  lost_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
+  counts_of_nobody_.resize(static_cast<std::size_t>(layout_.counts_entries()));
   if (!context.plan.uses_links()) return;
   const std::int64_t num_pairs = context.plan.crosses_domains() ? layout_.num_domains() : 0;
   const auto entries = static_cast<std::size_t>(layout_.counts_entries() + num_pairs);
@@ -66,14 +69,25 @@ void Preparation::count_expert_tokens(const HostHandle& state) noexcept {
     std::atomic<std::int64_t>& tokens = expert_tokens_[expert];
     tokens.store(tokens.load(std::memory_order_relaxed) + own.rows_to_expert[column], std::memory_order_relaxed);
   }
+  if (state.stats.lost_by_this_rank == 0) return;
+  for (std::size_t expert = 0; expert < lost_tokens_.size(); ++expert) {
+    lost_tokens_[expert].fetch_add(lost_of_expert_[expert], std::memory_order_relaxed);
+  }
 }
 
-std::vector<std::int64_t> Preparation::expert_tokens() const {
-  std::vector<std::int64_t> tokens;
-  tokens.reserve(expert_tokens_.size());
-  for (const auto& count : expert_tokens_) tokens.push_back(count.load(std::memory_order_relaxed));
-  return tokens;
+namespace {
+
+std::vector<std::int64_t> read_counters(const std::vector<std::atomic<std::int64_t>>& counters) {
+  std::vector<std::int64_t> counts;
+  counts.reserve(counters.size());
+  for (const auto& counter : counters) counts.push_back(counter.load(std::memory_order_relaxed));
+  return counts;
 }
+
+}  // namespace
+
+std::vector<std::int64_t> Preparation::expert_tokens() const { return read_counters(expert_tokens_); }
+std::vector<std::int64_t> Preparation::lost_tokens() const { return read_counters(lost_tokens_); }
 
 /// Every rank tells the others what it sends them, and what it had to drop.
 void Preparation::exchange_records(HostHandle& state, const Call& call) {
@@ -131,11 +145,7 @@ void Preparation::count_domain_pairs(const HostHandle& state, std::int32_t* pair
 void Preparation::plan(HostHandle& state) {
   for (int peer = 0; peer < num_ranks(); ++peer) {
     const auto idx = static_cast<std::size_t>(peer);
-    const auto* entries = context_->plan.uses_links()
-                              ? &all_announcements_[idx * own_announcement_.size()]
-                              : reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
-                                                                      layout_.counts_offset(state.handle_id));
-    count_views_[idx] = counts_view(layout_.params(), entries);
+    count_views_[idx] = counts_view(layout_.params(), told_by(state, peer));
   }
   state.tables.compute(layout_, count_views_, placed_.slots_of_rank());
   check_capacity(state);
@@ -148,6 +158,16 @@ void Preparation::plan(HostHandle& state) {
                          .num_rows = state.tables.output_rows(rank()),
                          .num_pairs = state.demand.send_pairs});
   mover_->reserve(state);
+}
+
+/// Where the counts of a rank lie.
+const std::int32_t* Preparation::told_by(const HostHandle& state, int peer) const noexcept {
+  if (context_->group->is_masked(peer)) return counts_of_nobody_.data();
+  if (context_->plan.uses_links()) {
+    return &all_announcements_[static_cast<std::size_t>(peer) * own_announcement_.size()];
+  }
+  return reinterpret_cast<const std::int32_t*>(section(peer, BufferSection::kControl) +
+                                               layout_.counts_offset(state.handle_id));
 }
 
 CountsView<std::int32_t> Preparation::own_counts(const HostHandle& state) const noexcept {
@@ -215,6 +235,7 @@ Complaint Preparation::read_tokens(const IdsView& ids, HostHandle& state, const 
   std::fill(own.rows_to_expert.begin(), own.rows_to_expert.end(), 0);
   std::fill(last_token_of_expert_.begin(), last_token_of_expert_.end(), -1);
   std::fill(last_token_to_rank_.begin(), last_token_to_rank_.end(), -1);
+  if (context_->has_mask) std::fill(lost_of_expert_.begin(), lost_of_expert_.end(), 0);
   const std::int64_t stride = ids.stride != 0 ? ids.stride : config_.top_k;
   std::size_t entry = 0;
   for (std::int64_t token = 0; token < state.stats.num_tokens; ++token) {
@@ -237,10 +258,17 @@ Complaint Preparation::read_tokens(const IdsView& ids, HostHandle& state, const 
       }
       last_token = token;
       const std::int32_t slot = slot_of(expert, token);
-      state.expert_ids[entry] = slot;
       const auto idx = static_cast<std::size_t>(slot);
+      const std::int32_t owner = context_->rank_of_expert[idx];
+      if (owner < 0) [[unlikely]] {
+        state.expert_ids[entry] = kNoExpert;
+        ++state.stats.lost_by_this_rank;
+        ++lost_of_expert_[static_cast<std::size_t>(expert)];
+        continue;
+      }
+      state.expert_ids[entry] = slot;
       ++own.rows_to_expert[idx];
-      const auto dst = static_cast<std::size_t>(context_->rank_of_expert[idx]);
+      const auto dst = static_cast<std::size_t>(owner);
       if (last_token_to_rank_[dst] == token) continue;
       last_token_to_rank_[dst] = token;
       ++own.tokens_to_rank[dst];

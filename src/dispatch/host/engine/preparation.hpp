@@ -28,6 +28,8 @@ class Preparation {
   [[nodiscard]] const PlacedExperts& placed() const noexcept { return placed_; }
   /// See Dispatcher::expert_tokens(); from any thread.
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const;
+  /// See Dispatcher::lost_tokens(); likewise.
+  [[nodiscard]] std::vector<std::int64_t> lost_tokens() const;
 
   /// Copies the routing into the handle and counts; the request was checked but for its ids. Where the mover publishes,
   /// so is the routing, and the handle has room for whatever the others may say.
@@ -52,6 +54,7 @@ class Preparation {
   void keep_domain_pairs(HostHandle& state) const;
   void count_domain_pairs(const HostHandle& state, std::int32_t* pairs) const;
   void plan(HostHandle& state);
+  [[nodiscard]] const std::int32_t* told_by(const HostHandle& state, int peer) const noexcept;
   [[nodiscard]] CountsView<std::int32_t> own_counts(const HostHandle& state) const noexcept;
   void check_capacity(const HostHandle& state) const;
   [[nodiscard]] RowDemand demand_of(const HostHandle& state, int rank) const;
@@ -77,11 +80,14 @@ class Preparation {
   TokenPlaces places_;
   PlacedExperts placed_;
   std::vector<std::atomic<std::int64_t>> expert_tokens_;  ///< [num_experts], logical
+  std::vector<std::atomic<std::int64_t>> lost_tokens_;    ///< likewise
   std::vector<RowDemand> wanted_;                         ///< [num_ranks] by the call under way
   // Scratch, sized once.
   std::vector<ConstCountsView> count_views_;
   std::vector<std::int64_t> last_token_of_expert_;
   std::vector<std::int64_t> last_token_to_rank_;
+  std::vector<std::int32_t> lost_of_expert_;     ///< [num_experts] of the routing that was read last
+  std::vector<std::int32_t> counts_of_nobody_;   ///< what a rank that is masked out has told
   std::vector<std::int32_t> own_announcement_;   ///< counts, then tokens for each domain; where domains are crossed
   std::vector<std::int32_t> all_announcements_;  ///< [num_ranks] of them
 };

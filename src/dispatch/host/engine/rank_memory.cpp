@@ -2,12 +2,21 @@
 
 namespace epistle::host {
 
-RankMemory::RankMemory(GroupImpl& group, const BufferPlan& plan)
-    : plan_(&plan), group_(&group), region_(group.create_region(plan.reserved_bytes())) {
-  const RowDemand& initial = plan.initial_demand();
-  group_->ask_for_memory(plan.buffer_bytes(initial), Phase::kCreate);
+RankMemory::RankMemory(GroupImpl& group, const BufferPlan& plan) : plan_(&plan), group_(&group) { create(); }
+
+void RankMemory::create() {
+  region_ = group_->create_region(plan_->reserved_bytes());
+  const RowDemand& initial = plan_->initial_demand();
+  group_->ask_for_memory(plan_->buffer_bytes(initial), Phase::kCreate);
   commit(initial);
-  demands_.assign(static_cast<std::size_t>(group.num_ranks()), initial);
+  demands_.assign(static_cast<std::size_t>(group_->num_ranks()), initial);
+}
+
+void RankMemory::renew() {
+  is_empty_ = true;
+  committed_ = {};
+  region_ = {};
+  create();
 }
 
 void RankMemory::commit(const RowDemand& demand) {

@@ -17,6 +17,9 @@ class RankMemory {
   /// Collective. The plan outlives the memory.
   RankMemory(GroupImpl& group, const BufferPlan& plan);
 
+  /// Collective: other memory in place of what was taken so far, which goes with its last lease.
+  void renew();
+
   /// A section of a rank, as this process sees it; of those that are there once per buffer the first.
   [[nodiscard]] std::byte* section(int rank, BufferSection section) const noexcept {
     return region_.base(rank) + plan_->section_offset(section);
@@ -29,7 +32,7 @@ class RankMemory {
   bool grow(const std::vector<RowDemand>& demands, const Call& call, Phase phase);
 
   [[nodiscard]] std::int64_t committed_bytes() const noexcept { return plan_->buffer_bytes(committed_); }
-  [[nodiscard]] std::int64_t resident_bytes() const { return region_.resident_bytes(); }
+  [[nodiscard]] std::int64_t resident_bytes() const { return is_empty_ ? 0 : region_.resident_bytes(); }
   [[nodiscard]] const SymmetricRegion& region() const noexcept { return region_; }
   /// What is committed of one copy of a section of this rank.
   [[nodiscard]] std::int64_t committed_bytes(BufferSection section) const noexcept {
@@ -39,6 +42,7 @@ class RankMemory {
   [[nodiscard]] std::shared_ptr<const void> share() const noexcept { return region_.share(); }
 
  private:
+  void create();
   void commit(const RowDemand& demand);
 
   const BufferPlan* plan_;
