@@ -35,6 +35,7 @@ struct IntegerKind {
 struct LogLevelKind {};
 struct SimdTargetKind {};
 struct CudaHeapKind {};
+struct DomainLinkKind {};
 struct TextKind {
   std::string SettingValues::*member;
   std::string_view accepted;
@@ -48,10 +49,10 @@ struct SettingDefinition {
   std::string_view name;
   std::string_view default_value;
   std::string_view summary;
-  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, TextKind, SecretKind> kind;
+  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, DomainLinkKind, TextKind, SecretKind> kind;
 };
 
-constexpr std::array<SettingDefinition, 13> kDefinitions = {{
+constexpr std::array<SettingDefinition, 14> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
@@ -78,12 +79,16 @@ constexpr std::array<SettingDefinition, 13> kDefinitions = {{
      SecretKind{&SettingValues::job_secret}},
     {"EPISTLE_FABRIC_PROVIDER", "", "the provider of libfabric that rows travel by; empty = libfabric's choice",
      TextKind{&SettingValues::fabric_provider, "tcp, verbs, efa, shm or another provider of libfabric"}},
+    {"EPISTLE_DOMAIN_LINK", "auto",
+     "what rows cross domains by: auto = mapped memory on one host, libfabric between hosts; fabric = libfabric always",
+     DomainLinkKind{}},
 }};
 
 constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,
                                                 LogLevel::kDebug};
 constexpr std::array<CudaHeapChoice, 4> kCudaHeapChoices = {CudaHeapChoice::kAuto, CudaHeapChoice::kFd,
                                                             CudaHeapChoice::kFabric, CudaHeapChoice::kIpc};
+constexpr std::array<DomainLinkChoice, 2> kDomainLinkChoices = {DomainLinkChoice::kAuto, DomainLinkChoice::kFabric};
 
 template <typename Words>
 std::string list_words(const Words& words) {
@@ -109,6 +114,7 @@ struct Describe {
   }
   std::string operator()(LogLevelKind) const { return list_words(kLogLevels); }
   std::string operator()(CudaHeapKind) const { return list_words(kCudaHeapChoices); }
+  std::string operator()(DomainLinkKind) const { return list_words(kDomainLinkChoices); }
   std::string operator()(const TextKind& kind) const { return std::string(kind.accepted); }
   std::string operator()(const SecretKind&) const { return "any text; it is not shown"; }
   std::string operator()(SimdTargetKind) const { return "auto, or a target name such as AVX2, SSE4 or NEON"; }
@@ -129,6 +135,7 @@ struct Assign {
   }
   bool operator()(LogLevelKind) const { return assign_word(kLogLevels, text, values.log_level); }
   bool operator()(CudaHeapKind) const { return assign_word(kCudaHeapChoices, text, values.cuda_heap); }
+  bool operator()(DomainLinkKind) const { return assign_word(kDomainLinkChoices, text, values.domain_link); }
   bool operator()(const TextKind& kind) const {
     values.*kind.member = text;
     return true;
@@ -188,6 +195,10 @@ std::string_view to_string(CudaHeapChoice choice) noexcept {
       return "ipc";
   }
   return "unknown";
+}
+
+std::string_view to_string(DomainLinkChoice choice) noexcept {
+  return choice == DomainLinkChoice::kFabric ? "fabric" : "auto";
 }
 
 std::string_view to_string(SettingOrigin origin) noexcept {

@@ -19,7 +19,7 @@ const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",     "EPISTLE_SPIN
                                          "EPISTLE_STREAM_BYTES",   "EPISTLE_DOMAIN_SIZE",  "EPISTLE_SIMD",
                                          "EPISTLE_CUDA_HEAP",      "EPISTLE_NCCL_LIBRARY", "EPISTLE_INTERFACE",
                                          "EPISTLE_PORT",           "EPISTLE_HOST_ID",      "EPISTLE_JOB_SECRET",
-                                         "EPISTLE_FABRIC_PROVIDER"};
+                                         "EPISTLE_FABRIC_PROVIDER",  "EPISTLE_DOMAIN_LINK"};
 
 class SettingsTest : public ::testing::Test {
  protected:

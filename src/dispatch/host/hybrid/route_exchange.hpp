@@ -7,7 +7,7 @@
 
 #include "dispatch/host/engine/token_places.hpp"
 #include "dispatch/host/hybrid/domain_routes.hpp"
-#include "dispatch/host/hybrid/link_traffic.hpp"
+#include "dispatch/link/link_traffic.hpp"
 
 namespace epistle::host {
 

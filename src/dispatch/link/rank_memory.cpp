@@ -1,6 +1,6 @@
-#include "dispatch/host/engine/rank_memory.hpp"
+#include "dispatch/link/rank_memory.hpp"
 
-namespace epistle::host {
+namespace epistle {
 
 RankMemory::RankMemory(GroupImpl& group, const BufferPlan& plan)
     : plan_(&plan), group_(&group), region_(group.create_region(plan.reserved_bytes())) {
@@ -48,4 +48,4 @@ bool RankMemory::grow(const std::vector<RowDemand>& demands, const Call& call, P
   return someone_grows;
 }
 
-}  // namespace epistle::host
+}  // namespace epistle
