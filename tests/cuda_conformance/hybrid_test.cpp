@@ -66,8 +66,7 @@ TEST_P(CudaHybrid, GivesTheBitsOfTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaHybrid,
-                         ::testing::Combine(::testing::ValuesIn(scenarios_to_spread()),
-                                            ::testing::ValuesIn(shapes())),
+                         ::testing::Combine(::testing::ValuesIn(scenarios_to_spread()), ::testing::ValuesIn(shapes())),
                          [](const auto& param_info) {
                            return std::get<0>(param_info.param).name + "_" + shape_name(std::get<1>(param_info.param));
                          });

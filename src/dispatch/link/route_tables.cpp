@@ -43,8 +43,7 @@ bool RouteTables::collect(std::int64_t token, int domain, const TokenPlacesView&
     if (places.rows[first + position] < 0) continue;
     const int rank = layout_.partition().rank_of(places.expert_ids[first + position]);
     if (domains_.domain_of(rank) != domain) continue;
-    found[position] = {
-        .rank = rank, .row = places.rows[first + position], .weight = places.weights[first + position]};
+    found[position] = {.rank = rank, .row = places.rows[first + position], .weight = places.weights[first + position]};
     has_row = true;
   }
   return has_row;

@@ -25,7 +25,7 @@ std::vector<const DispatcherInfo*>& entries() {
   static std::vector<const DispatcherInfo*> all = {
       &host::direct_info(),    &host::low_latency_info(),    &automatic::host_info(), &host::alltoall_info(),
       &host::hybrid_info(),    &reference::reference_info(), &cuda::direct_info(),    &cuda::low_latency_info(),
-      &automatic::cuda_info(), &cuda::alltoall_info(),    &cuda::hybrid_info(),
+      &automatic::cuda_info(), &cuda::alltoall_info(),       &cuda::hybrid_info(),
   };
   return all;
 }

@@ -15,11 +15,11 @@
 namespace epistle {
 namespace {
 
-const std::vector<std::string> kNames = {"EPISTLE_TIMEOUT_MS",     "EPISTLE_SPIN_US",      "EPISTLE_LOG",
-                                         "EPISTLE_STREAM_BYTES",   "EPISTLE_DOMAIN_SIZE",  "EPISTLE_SIMD",
-                                         "EPISTLE_CUDA_HEAP",      "EPISTLE_NCCL_LIBRARY", "EPISTLE_INTERFACE",
-                                         "EPISTLE_PORT",           "EPISTLE_HOST_ID",      "EPISTLE_JOB_SECRET",
-                                         "EPISTLE_FABRIC_PROVIDER",  "EPISTLE_DOMAIN_LINK"};
+const std::vector<std::string> kNames = {
+    "EPISTLE_TIMEOUT_MS",      "EPISTLE_SPIN_US",    "EPISTLE_LOG",       "EPISTLE_STREAM_BYTES",
+    "EPISTLE_DOMAIN_SIZE",     "EPISTLE_SIMD",       "EPISTLE_CUDA_HEAP", "EPISTLE_NCCL_LIBRARY",
+    "EPISTLE_INTERFACE",       "EPISTLE_PORT",       "EPISTLE_HOST_ID",   "EPISTLE_JOB_SECRET",
+    "EPISTLE_FABRIC_PROVIDER", "EPISTLE_DOMAIN_LINK"};
 
 class SettingsTest : public ::testing::Test {
  protected:

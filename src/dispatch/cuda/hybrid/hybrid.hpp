@@ -1,6 +1,6 @@
-// `hybrid` on CUDA: each slow link is crossed once per (token, domain). Kernels pack what leaves a domain into pinned host
-// memory, the host puts it on links chunk by chunk, and kernels of the peer pass what has landed on to the GPUs of its
-// domain. On the way back the peer's kernels sum the expert outputs of its domain where they lie, and one row per
+// `hybrid` on CUDA: each slow link is crossed once per (token, domain). Kernels pack what leaves a domain into pinned
+// host memory, the host puts it on links chunk by chunk, and kernels of the peer pass what has landed on to the GPUs of
+// its domain. On the way back the peer's kernels sum the expert outputs of its domain where they lie, and one row per
 // (token, domain) returns.
 //
 // Every call agrees on the host, and no kernel waits for another rank: a rank waits for its own stream, then tells the

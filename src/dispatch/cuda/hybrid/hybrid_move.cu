@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kMoveThreads, 1) forward_rows_kernel(const __g
       copy_row_to(mask, mine ? args.to.rows_of(term.rank) + term.row * args.row_bytes : nullptr, from.row,
                   args.row_bytes);
       if (args.scale_bytes == 0) continue;
-      copy_scales(args, mask, mine ? args.to.scales_of(term.rank) + term.row * args.scale_bytes : nullptr,
-                  from.scales);
+      copy_scales(args, mask, mine ? args.to.scales_of(term.rank) + term.row * args.scale_bytes : nullptr, from.scales);
     }
   }
 }

@@ -19,8 +19,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_pairs_kernel(const __grid_
       return Term{args.from.rows_of(term.rank) + term.row * args.row_bytes, term.weight,
                   (term.flags & RouteTerm::kLast) != 0};
     };
-    sum_row<Format, kRoundsRanks>(args.top_k, term_at, args.weighted, args.out + pair * args.row_bytes,
-                                  args.row_bytes);
+    sum_row<Format, kRoundsRanks>(args.top_k, term_at, args.weighted, args.out + pair * args.row_bytes, args.row_bytes);
   }
 }
 

@@ -23,9 +23,9 @@ void RegisteredMemory::cover(std::byte* begin, std::int64_t num_bytes) {
     ranges_.erase(known);
     check_cuda(cudaHostUnregister(begin), "letting go of pinned memory");
   }
-  check_cuda(cudaHostRegister(begin, static_cast<std::size_t>(num_bytes),
-                              cudaHostRegisterPortable | cudaHostRegisterMapped),
-             "pinning memory that rows from other domains land in");
+  check_cuda(
+      cudaHostRegister(begin, static_cast<std::size_t>(num_bytes), cudaHostRegisterPortable | cudaHostRegisterMapped),
+      "pinning memory that rows from other domains land in");
   ranges_.emplace(begin, num_bytes);
   void* seen = nullptr;
   check_cuda(cudaHostGetDevicePointer(&seen, begin, 0), "mapping pinned memory");
@@ -48,8 +48,8 @@ LinkBuffers::LinkBuffers(GroupImpl& group, const ResolvedConfig& config, int dev
 }
 
 void LinkBuffers::register_sections() {
-  for (const BufferSection section : {BufferSection::kSendRows, BufferSection::kSendScales, BufferSection::kStageRows,
-                                      BufferSection::kStageScales}) {
+  for (const BufferSection section :
+       {BufferSection::kSendRows, BufferSection::kSendScales, BufferSection::kStageRows, BufferSection::kStageScales}) {
     registered_.cover(this->section(section), memory_.committed_bytes(section));
   }
 }

@@ -1,5 +1,5 @@
-// Host memory between links and a GPU: what other domains put rows into, and what rows are packed into for them. The GPU
-// reads and writes it at the addresses that the host has.
+// Host memory between links and a GPU: what other domains put rows into, and what rows are packed into for them. The
+// GPU reads and writes it at the addresses that the host has.
 #pragma once
 
 #include <cstddef>

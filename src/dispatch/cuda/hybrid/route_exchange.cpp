@@ -105,8 +105,8 @@ void RouteExchange::exchange_records(RouteTables& tables, const TokenPlacesView&
     if (pairs.num_received_from(rank, domain) == 0) continue;
     traffic.wait_for(domain, 1, Phase::kLayout);
     traffic.take(domain, 1);
-    tables.read_records(
-        domain, links_.section(BufferSection::kStageRows) + pairs.first_received(rank, domain) * record_bytes);
+    tables.read_records(domain,
+                        links_.section(BufferSection::kStageRows) + pairs.first_received(rank, domain) * record_bytes);
   }
   traffic.flush(Phase::kLayout);
 }
@@ -141,7 +141,8 @@ WireBytes RouteExchange::wire_bytes(const CudaHandleState& handle) const {
   }
   const LinkBytes& rows = (is_known ? known->second.tables : fresh).link_rows();
   const auto times = [&rows](std::int64_t row_bytes) {
-    return LinkBytes{.own = rows.own * row_bytes, .domain = rows.domain * row_bytes, .network = rows.network * row_bytes};
+    return LinkBytes{
+        .own = rows.own * row_bytes, .domain = rows.domain * row_bytes, .network = rows.network * row_bytes};
   };
   const LayoutParams& params = context_.layout().params();
   WireBytes bytes{.dispatch_links = times(params.row_bytes + params.scale_bytes),

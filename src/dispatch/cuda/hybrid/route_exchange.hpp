@@ -48,7 +48,7 @@ class RouteExchange {
   PlaceArrays places_;
   DeviceBuffer memory_;
   RouteArrays arrays_;
-  PinnedMemory staging_;  ///< of `memory_`, tables on their way
+  PinnedMemory staging_;       ///< of `memory_`, tables on their way
   std::uint64_t brought_ = 0;  ///< prepare of the handle whose tables are on the GPU; 0 = none
 };
 
