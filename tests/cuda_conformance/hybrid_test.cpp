@@ -143,16 +143,20 @@ class OverTcp {
 class CudaHybridOverTcp : public OnGpu<::testing::TestWithParam<NamedScenario>> {};
 
 TEST_P(CudaHybridOverTcp, GivesTheBitsOfTheReferenceOnOneGpu) {
+  const Scenario scenario = spread(GetParam(), {4, 2});
+  if (const std::string reason = cannot_play("hybrid", scenario); !reason.empty()) GTEST_SKIP() << reason;
   if (const std::string reason = OverTcp::missing(); !reason.empty()) GTEST_SKIP() << reason;
   const OverTcp over_tcp;
-  expect_play("hybrid", spread(GetParam(), {4, 2}), on_cuda({.device = 0}));
+  expect_play("hybrid", scenario, on_cuda({.device = 0}));
 }
 
 TEST_P(CudaHybridOverTcp, GivesTheBitsOfTheReferenceOnTwoGpus) {
   if (const std::string reason = missing_gpus(2); !reason.empty()) GTEST_SKIP() << reason;
+  const Scenario scenario = spread(GetParam(), {2, 1});
+  if (const std::string reason = cannot_play("hybrid", scenario); !reason.empty()) GTEST_SKIP() << reason;
   if (const std::string reason = OverTcp::missing(); !reason.empty()) GTEST_SKIP() << reason;
   const OverTcp over_tcp;
-  expect_play("hybrid", spread(GetParam(), {2, 1}), on_cuda());
+  expect_play("hybrid", scenario, on_cuda());
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaHybridOverTcp, ::testing::ValuesIn(scenarios_to_spread()),
@@ -265,6 +269,7 @@ TEST_F(CudaHybridParts, RefuseToBeCaptured) {
   scenario.config.order = SumOrder::kDomains;
   scenario.config.sizing = Capacity{.rows_per_rank = 64};
   scenario.tokens_per_rank = {5, 8};
+  scenario.domain_size = 1;
   run_thread_ranks(2,
                    [&](Group& group) {
                      const Round round(scenario, 0);
@@ -279,10 +284,11 @@ TEST_F(CudaHybridParts, RefuseToBeCaptured) {
                      cudaGraph_t graph = nullptr;
                      check_cuda(cudaStreamEndCapture(stream, &graph), "ending the capture");
                      if (graph != nullptr) check_cuda(cudaGraphDestroy(graph), "destroying a graph");
-                     EXPECT_FALSE(round_trip(subject, Round(scenario, 1)).has_value());
+                     const Mismatch mismatch = round_trip(subject, Round(scenario, 1));
+                     EXPECT_FALSE(mismatch.has_value()) << *mismatch;
                      // The stream stays: the dispatcher may ask it for its last work.
                    },
-                   {.timeout = kCudaTimeout, .domain_size = 1});
+                   {.timeout = kCudaTimeout, .domain_size = scenario.domain_size});
   for (const Outcome& outcome : outcomes) {
     ASSERT_TRUE(outcome.has_value());
     EXPECT_EQ(outcome->code(), ErrorCode::kUnsupported) << outcome->what();

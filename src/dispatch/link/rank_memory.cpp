@@ -1,9 +1,20 @@
 #include "dispatch/link/rank_memory.hpp"
 
+#include <algorithm>
+#include <cstdint>
+
 namespace epistle {
+namespace {
+
+/// A mapping of nothing is refused by the system, and a plan for no tokens may need nothing.
+constexpr std::int64_t kLeastReservedBytes = 4096;
+
+}  // namespace
 
 RankMemory::RankMemory(GroupImpl& group, const BufferPlan& plan)
-    : plan_(&plan), group_(&group), region_(group.create_region(plan.reserved_bytes())) {
+    : plan_(&plan),
+      group_(&group),
+      region_(group.create_region(std::max(plan.reserved_bytes(), kLeastReservedBytes))) {
   const RowDemand& initial = plan.initial_demand();
   group_->ask_for_memory(plan.buffer_bytes(initial), Phase::kCreate);
   commit(initial);
