@@ -12,9 +12,7 @@ constexpr std::int64_t kLeastReservedBytes = 4096;
 }  // namespace
 
 RankMemory::RankMemory(GroupImpl& group, const BufferPlan& plan)
-    : plan_(&plan),
-      group_(&group),
-      region_(group.create_region(std::max(plan.reserved_bytes(), kLeastReservedBytes))) {
+    : plan_(&plan), group_(&group), region_(group.create_region(std::max(plan.reserved_bytes(), kLeastReservedBytes))) {
   const RowDemand& initial = plan.initial_demand();
   group_->ask_for_memory(plan.buffer_bytes(initial), Phase::kCreate);
   commit(initial);
