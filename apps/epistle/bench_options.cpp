@@ -45,10 +45,9 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
       ->type_name("NAME,...");
   add_number(command, "--ranks", options.num_ranks, {1, kMaxRanks},
              "Ranks of the group (default: those of the launcher, or as many as --tokens lists, or 2)");
-  add_number(
-      command, "--domain-size", options.domain_size, {1, kMaxRanks},
-      "Host device: ranks of a domain, which reach each other by load and store; only links go from one domain to "
-      "another (default: EPISTLE_DOMAIN_SIZE, or all ranks of the host)");
+  add_number(command, "--domain-size", options.domain_size, {1, kMaxRanks},
+             "Ranks of a domain, which reach each other by load and store; only links go from one domain to "
+             "another (default: EPISTLE_DOMAIN_SIZE, or all ranks of the host)");
   command
       .add_option("--group", options.group,
                   "Ranks are threads or processes (default: processes where a launcher started them, else threads)")
@@ -150,9 +149,8 @@ void add_chain_option(CLI::App& command, BenchOptions& options, const std::strin
 
 void add_bench_options(CLI::App& command, BenchOptions& options) {
   add_run_options(command, options,
-                  "direct,alltoall; over several domains or hosts hybrid,alltoall; with --device cuda: "
-                  "direct; --list names "
-                  "them");
+                  "direct,alltoall; over several domains or hosts hybrid,alltoall; with --device cuda: direct, over several "
+                  "domains hybrid; --list names them");
   add_profile_option(command, options,
                      "Take dispatcher, workers or SMs, mover and buffers from a profile that epistle tune wrote");
   add_chain_option(

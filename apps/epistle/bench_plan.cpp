@@ -102,15 +102,6 @@ void check_dispatchers(const std::vector<std::string>& names, Device device) {
   }
 }
 
-/// Declared, or set by a launcher. On GPUs all ranks are in one.
-int choose_domain_size(const BenchOptions& options, int num_ranks) {
-  if (device_of(options) == Device::kHost) return resolve_domain_size(options.domain_size, num_ranks);
-  if (options.domain_size > 0) {
-    reject(fmt::format("--domain-size belongs to --device host; the device is {}", options.device));
-  }
-  return num_ranks;
-}
-
 /// One that all dispatchers of the device serve.
 SumOrder default_order(const BenchPlan& plan) noexcept {
   return plan.spec.domain_size < plan.num_ranks ? SumOrder::kDomains : SumOrder::kHierarchical;
@@ -127,14 +118,14 @@ std::vector<std::string> default_dispatchers(Device device, bool compares, bool 
     }
     return names;
   }
-  if (device == Device::kCuda) return {"direct"};
+  if (device == Device::kCuda) return {one_domain ? "direct" : "hybrid"};
   if (one_domain) return {"direct", "alltoall"};
   return {"hybrid", "alltoall"};
 }
 
 /// Fills in what belongs to one device, and rejects what belongs to the other.
 void choose_device(const BenchOptions& options, int num_ranks, BenchSpec& spec) {
-  spec.domain_size = choose_domain_size(options, num_ranks);
+  spec.domain_size = resolve_domain_size(options.domain_size, num_ranks);
   spec.device = device_of(options);
   const bool on_cuda = spec.device == Device::kCuda;
   const auto belongs_to = [&](Device device, bool given, std::string_view option) {

@@ -27,7 +27,9 @@
 //
 // That is so of `direct`. `alltoall` moves rows with NCCL, which the host has to tell how many there are: the first
 // call with a handle waits for its counts under every sizing, every call agrees with the other ranks on the host, and
-// none can be captured (kUnsupported). Every rank needs a GPU of its own.
+// none can be captured (kUnsupported). Every rank needs a GPU of its own. `hybrid` over several domains is the same but
+// for that: its rows go by links of the host, ranks may share a GPU, and a call returns when all ranks have passed its
+// rows on.
 //
 // The header needs no CUDA header; in a build without CUDA creating a dispatcher there throws kUnsupported.
 #pragma once

@@ -35,6 +35,7 @@ struct IntegerKind {
 struct LogLevelKind {};
 struct SimdTargetKind {};
 struct CudaHeapKind {};
+struct DomainLinkKind {};
 struct TextKind {
   std::string SettingValues::*member;
   std::string_view accepted;
@@ -48,7 +49,7 @@ struct SettingDefinition {
   std::string_view name;
   std::string_view default_value;
   std::string_view summary;
-  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, TextKind, SecretKind> kind;
+  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, DomainLinkKind, TextKind, SecretKind> kind;
 };
 
 constexpr std::array<SettingDefinition, 14> kDefinitions = {{
@@ -81,12 +82,16 @@ constexpr std::array<SettingDefinition, 14> kDefinitions = {{
     {"EPISTLE_FABRIC_NICS", "",
      "network cards that rows travel by, in turn for the ranks of a host; empty = that of EPISTLE_INTERFACE, or all",
      TextKind{&SettingValues::fabric_nics, "names or addresses of cards, separated by commas"}},
+    {"EPISTLE_DOMAIN_LINK", "auto",
+     "what rows cross domains by: auto = mapped memory on one host, libfabric between hosts; fabric = libfabric always",
+     DomainLinkKind{}},
 }};
 
 constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,
                                                 LogLevel::kDebug};
 constexpr std::array<CudaHeapChoice, 4> kCudaHeapChoices = {CudaHeapChoice::kAuto, CudaHeapChoice::kFd,
                                                             CudaHeapChoice::kFabric, CudaHeapChoice::kIpc};
+constexpr std::array<DomainLinkChoice, 2> kDomainLinkChoices = {DomainLinkChoice::kAuto, DomainLinkChoice::kFabric};
 
 template <typename Words>
 std::string list_words(const Words& words) {
@@ -112,6 +117,7 @@ struct Describe {
   }
   std::string operator()(LogLevelKind) const { return list_words(kLogLevels); }
   std::string operator()(CudaHeapKind) const { return list_words(kCudaHeapChoices); }
+  std::string operator()(DomainLinkKind) const { return list_words(kDomainLinkChoices); }
   std::string operator()(const TextKind& kind) const { return std::string(kind.accepted); }
   std::string operator()(const SecretKind&) const { return "any text; it is not shown"; }
   std::string operator()(SimdTargetKind) const { return "auto, or a target name such as AVX2, SSE4 or NEON"; }
@@ -132,6 +138,7 @@ struct Assign {
   }
   bool operator()(LogLevelKind) const { return assign_word(kLogLevels, text, values.log_level); }
   bool operator()(CudaHeapKind) const { return assign_word(kCudaHeapChoices, text, values.cuda_heap); }
+  bool operator()(DomainLinkKind) const { return assign_word(kDomainLinkChoices, text, values.domain_link); }
   bool operator()(const TextKind& kind) const {
     values.*kind.member = text;
     return true;
@@ -191,6 +198,10 @@ std::string_view to_string(CudaHeapChoice choice) noexcept {
       return "ipc";
   }
   return "unknown";
+}
+
+std::string_view to_string(DomainLinkChoice choice) noexcept {
+  return choice == DomainLinkChoice::kFabric ? "fabric" : "auto";
 }
 
 std::string_view to_string(SettingOrigin origin) noexcept {

@@ -19,6 +19,11 @@ enum class CudaHeapChoice : std::int32_t { kAuto, kFd, kFabric, kIpc };
 
 [[nodiscard]] std::string_view to_string(CudaHeapChoice choice) noexcept;
 
+/// What EPISTLE_DOMAIN_LINK asks for: where the domains of a host are only declared, auto takes mapped memory.
+enum class DomainLinkChoice : std::int32_t { kAuto, kFabric };
+
+[[nodiscard]] std::string_view to_string(DomainLinkChoice choice) noexcept;
+
 /// A numeric setting whose value is left to the code that uses it.
 inline constexpr std::int64_t kAutomatic = -1;
 
@@ -44,6 +49,7 @@ struct SettingValues {
   LogLevel log_level = LogLevel::kWarn;
   std::string simd;
   CudaHeapChoice cuda_heap = CudaHeapChoice::kAuto;
+  DomainLinkChoice domain_link = DomainLinkChoice::kAuto;
   std::string nccl_library;
   std::string network_interface;
   std::int64_t network_port = kAutomatic;
@@ -71,6 +77,7 @@ class Settings {
   /// "auto", or the name of the best SIMD target that may be used.
   [[nodiscard]] const std::string& simd() const noexcept { return values_.simd; }
   [[nodiscard]] CudaHeapChoice cuda_heap() const noexcept { return values_.cuda_heap; }
+  [[nodiscard]] DomainLinkChoice domain_link() const noexcept { return values_.domain_link; }
   /// What dlopen is given when a dispatcher needs NCCL.
   [[nodiscard]] const std::string& nccl_library() const noexcept { return values_.nccl_library; }
   /// The interface that a group of several hosts listens on; empty = the one towards rank 0.

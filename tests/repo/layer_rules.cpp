@@ -175,11 +175,15 @@ const std::vector<Layer>& layers() {
       {"src/dispatch/call",
        {"epistle", "core", "topology", "layout", "group", "dispatch"},
        {"dispatch/host/", "dispatch/cuda/", "dispatch/reference/", "dispatch/registry/"}},
+      // What dispatchers of either device share that cross domains by links.
+      {"src/dispatch/link",
+       {"epistle", "core", "topology", "layout", "group", "fabric", "dispatch"},
+       {"dispatch/host/", "dispatch/cuda/", "dispatch/reference/", "dispatch/registry/", "dispatch/auto/"}},
       // The oracle stands on its own: a mistake in a fast path must not reach it.
       {"src/dispatch/reference",
        {"epistle", "core", "topology", "layout", "group", "dispatch"},
        {"dispatch/host/direct/", "dispatch/host/low_latency/", "dispatch/host/alltoall/", "dispatch/host/hybrid/",
-        "dispatch/cuda/", "dispatch/registry/"}},
+        "dispatch/link/", "dispatch/cuda/", "dispatch/registry/"}},
       {"src/dispatch/host/engine",
        {"epistle", "core", "topology", "layout", "group", "fabric", "dispatch"},
        {"dispatch/host/direct/", "dispatch/host/low_latency/", "dispatch/host/alltoall/", "dispatch/host/hybrid/",

@@ -64,7 +64,8 @@ inline std::string_view missing_from_build(std::string_view dispatcher) {
 /// Why a dispatcher cannot play `scenario` on CUDA; empty where it can.
 inline std::string cannot_play(std::string_view dispatcher, const Scenario& scenario) {
   const DispatcherInfo& info = find_dispatcher(dispatcher, Device::kCuda);
-  if (const auto reason = info.cannot_serve(scenario.config, scenario.num_ranks())) return *reason;
+  if (const auto reason = info.cannot_serve(scenario.config, scenario.num_ranks(), scenario.domain_size))
+    return *reason;
   if (scenario.counted >= 0.0 && !info.capabilities().device_token_count) {
     return fmt::format("{} does not read the number of tokens when a call runs", dispatcher);
   }

@@ -26,7 +26,7 @@ inline void expect_play(const std::string& dispatcher, const Scenario& scenario,
                        mismatches[static_cast<std::size_t>(group.rank())] =
                            play_rank(group, dispatcher, scenario, options);
                      },
-                     {.timeout = timeout});
+                     {.timeout = timeout, .domain_size = scenario.domain_size});
   } catch (const Error& error) {
     // A rank that found a mismatch leaves, and the others only report that.
     ADD_FAILURE() << to_string(error.code()) << ": " << error.what();

@@ -72,7 +72,7 @@ struct CallOutcomes {
                      outcomes.by_rank[rank] = outcome_of([&] { call({group, subject, round, inputs, group.rank()}); });
                      outcomes.afterwards[rank] = round_trip(subject, Round(scenario, 1));
                    },
-                   {.timeout = std::chrono::milliseconds(20'000)});
+                   {.timeout = std::chrono::milliseconds(20'000), .domain_size = scenario.domain_size});
   return outcomes;
 }
 

@@ -10,6 +10,7 @@
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/hybrid/hybrid_info.hpp"
 #include "dispatch/cuda/low_latency/low_latency_info.hpp"
 #include "dispatch/host/alltoall/alltoall_info.hpp"
 #include "dispatch/host/direct/direct_info.hpp"
@@ -24,7 +25,7 @@ std::vector<const DispatcherInfo*>& entries() {
   static std::vector<const DispatcherInfo*> all = {
       &host::direct_info(),    &host::low_latency_info(),    &automatic::host_info(), &host::alltoall_info(),
       &host::hybrid_info(),    &reference::reference_info(), &cuda::direct_info(),    &cuda::low_latency_info(),
-      &automatic::cuda_info(), &cuda::alltoall_info(),
+      &automatic::cuda_info(), &cuda::alltoall_info(),       &cuda::hybrid_info(),
   };
   return all;
 }

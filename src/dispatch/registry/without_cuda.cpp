@@ -4,6 +4,7 @@
 
 #include "dispatch/call/build_parts.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/hybrid/hybrid_info.hpp"
 #include "dispatch/cuda/low_latency/low_latency_info.hpp"
 
 namespace epistle {
@@ -23,6 +24,12 @@ void check_low_latency(const ResolvedConfig& /*config*/, const DeviceOptions& /*
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
 }
 std::unique_ptr<DispatcherImpl> create_low_latency(const Creation& /*creation*/) {
+  throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
+}
+void check_hybrid(const ResolvedConfig& /*config*/, const DeviceOptions& /*options*/, const Group& /*group*/) {
+  throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
+}
+std::unique_ptr<DispatcherImpl> create_hybrid(const Creation& /*creation*/) {
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
 }
 

@@ -1,5 +1,5 @@
 // Waiting for what comes over a link: it ends with the chunk, with the loss of a rank, or in time.
-#include "dispatch/host/engine/link_traffic.hpp"
+#include "dispatch/link/link_traffic.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -13,6 +13,7 @@
 #include "epistle/group.hpp"
 
 #include "dispatch/call/dispatcher_functions.hpp"
+#include "dispatch/host/engine/host_context.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::host {
@@ -44,7 +45,7 @@ void play_apart(int num_ranks, milliseconds timeout, const std::function<void(Gr
     const ResolvedConfig resolved = resolve_config(config, num_ranks, 1);
     const BufferPlan plan = DispatcherInfo::Functions::of(find_dispatcher("hybrid")).plan(resolved, num_ranks);
     HostContext context(group.impl(), resolved, plan.rules(), HostOptions{});
-    LinkTraffic traffic(context);
+    LinkTraffic traffic(group.impl(), *context.link, context.plan, context.memory);
     body(group, traffic);
   };
   run_thread_ranks(num_ranks, play, {.timeout = timeout, .domain_size = 1});

@@ -1,7 +1,7 @@
 // Flat sums of expert rows around an exchange: one row per (token, expert) comes back, so both ends need to know where
 // the entries of every pair begin.
 #include "dispatch/cuda/alltoall/exchange.hpp"
-#include "dispatch/cuda/alltoall/row_sums.cuh"
+#include "dispatch/cuda/device/row_sums.cuh"
 
 namespace epistle::nccl {
 namespace {
@@ -11,7 +11,11 @@ using cuda::kSumThreads;
 using cuda::kWarpSize;
 using cuda::lane_id;
 using cuda::SendPlace;
+using cuda::sum_row;
 using cuda::SumArgs;
+using cuda::Term;
+using cuda::warp_index;
+using cuda::WarpIndex;
 
 constexpr int kScanThreads = 1024;
 constexpr int kScanWarps = kScanThreads / kWarpSize;

@@ -1,11 +1,13 @@
 // Dispatch around an exchange: rows into the send buffer, and out of the stage.
 #include "dispatch/cuda/alltoall/exchange.hpp"
-#include "dispatch/cuda/alltoall/row_sums.cuh"
+#include "dispatch/cuda/device/padding.cuh"
+#include "dispatch/cuda/device/row_sums.cuh"
 #include "dispatch/cuda/device/rows.cuh"
 
 namespace epistle::nccl {
 namespace {
 
+using cuda::for_each_padding_row;
 using cuda::HandleTotals;
 using cuda::kFullWarp;
 using cuda::kMoveThreads;
@@ -13,6 +15,8 @@ using cuda::kWarpSize;
 using cuda::lane_id;
 using cuda::MoveArgs;
 using cuda::SendPlace;
+using cuda::warp_index;
+using cuda::WarpIndex;
 
 /// Where a row is written to or read from.
 enum class Place : std::int32_t { kPacked, kOutput, kStaged };
@@ -90,26 +94,11 @@ struct Copier {
     }
   }
 
-  __device__ void zero_rows(std::int64_t begin, std::int64_t end, const WarpIndex& warp) const {
-    for (std::int64_t row = begin + warp.idx; row < end; row += warp.count) {
-      cuda::zero_row(row_at(Place::kOutput, static_cast<std::int32_t>(row)), args.row_bytes);
-      if (args.scale_bytes > 0) {
-        cuda::zero_row(scales_at(Place::kOutput, static_cast<std::int32_t>(row)), args.scale_bytes);
-      }
-    }
-  }
   __device__ void zero_padding(const WarpIndex& warp) const {
-    const HandleTotals& totals = *args.handle.totals;
-    if (args.layout.token_major()) {
-      zero_rows(totals.content_rows, totals.num_rows, warp);
-      return;
-    }
-    const int num_local = args.layout.partition().num_local_experts(args.group.rank);
-    const std::int32_t* begins = args.handle.expert_begin;
-    for (int local = warp.idx; local < num_local; local += warp.count) {
-      zero_rows(begins[local] + args.handle.expert_counts[local], begins[local + 1], WarpIndex{0, 1});
-    }
-    zero_rows(begins[num_local], totals.num_rows, warp);
+    for_each_padding_row(args, warp, [this](std::int32_t row) {
+      cuda::zero_row(row_at(Place::kOutput, row), args.row_bytes);
+      if (args.scale_bytes > 0) cuda::zero_row(scales_at(Place::kOutput, row), args.scale_bytes);
+    });
   }
 };
 

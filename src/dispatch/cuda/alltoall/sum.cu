@@ -1,13 +1,17 @@
 // Combine around an exchange that brings back one row per (token, rank).
 #include "dispatch/cuda/alltoall/exchange.hpp"
-#include "dispatch/cuda/alltoall/row_sums.cuh"
+#include "dispatch/cuda/device/row_sums.cuh"
 
 namespace epistle::nccl {
 namespace {
 
 using cuda::kSumThreads;
 using cuda::SendPlace;
+using cuda::sum_row;
 using cuda::SumArgs;
+using cuda::Term;
+using cuda::warp_index;
+using cuda::WarpIndex;
 
 template <class Format>
 __global__ void __launch_bounds__(kSumThreads, 1) sum_pairs_kernel(const __grid_constant__ SumArgs args) {

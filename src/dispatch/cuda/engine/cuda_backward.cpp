@@ -64,6 +64,7 @@ void CudaEngine::gather_weight_gradients(const CudaHandleState& state, DeviceCal
   args.ends_call = transport_->agrees_on_host();
   args.grad_topk_weights = state.num_tokens > 0 ? request.grad_probs : nullptr;
   args.num_blocks = choose(context_.tuning_query(TunedCall::kCombine, state.num_tokens)).num_blocks;
+  if (transport_->bring_weight_gradients(state, args)) return;
   check_cuda(launch_weight_gradients(args, context_.stream), "launching the gathering of gradients");
 }
 

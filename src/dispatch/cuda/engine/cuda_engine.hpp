@@ -63,6 +63,7 @@ class CudaEngine final : public DispatcherImpl {
   void abort() noexcept override;
 
   [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
+  [[nodiscard]] std::int64_t network_bytes() const noexcept override { return transport_->network_bytes(); }
   [[nodiscard]] std::int64_t shared_bytes() const noexcept override {
     return context_.plan.buffer_bytes(demands_[static_cast<std::size_t>(context_.rank())]);
   }
@@ -157,7 +158,8 @@ class CudaEngine final : public DispatcherImpl {
   [[nodiscard]] OpenCall begin_combine(const CombineRequest& request, Stream stream, std::uint32_t phases);
   /// Whether peers read this rank's rows where they lie.
   [[nodiscard]] bool pulls_rows() const noexcept {
-    return !transport_->agrees_on_host() && !context_.plan.returns_partial_sums();
+    if (transport_->agrees_on_host()) return transport_->reads_peers_outputs();
+    return !context_.plan.returns_partial_sums();
   }
   [[nodiscard]] const std::byte* share_rows(const CudaHandleState& state, const ConstRows& rows, bool pulled);
   void sum(const CudaHandleState& state, const SumCall& call);

@@ -1,6 +1,7 @@
 // How rows travel: what a dispatcher of the CUDA device brings.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "epistle/dispatcher.hpp"
@@ -52,6 +53,16 @@ class RowTransport {
   [[nodiscard]] virtual bool pushes_outputs() const noexcept { return false; }
   /// True when start_move can put a kernel behind prepare that starts before that has ended (MoveArgs::behind_prepare).
   [[nodiscard]] virtual bool can_follow_closely() const noexcept { return false; }
+  /// Where ranks agree on the host: whether peers read this rank's expert outputs where they lie.
+  [[nodiscard]] virtual bool reads_peers_outputs() const noexcept { return false; }
+  /// Brings gradients of the weights to their sources, and says so. `args` is complete.
+  virtual bool bring_weight_gradients(const CudaHandleState& handle, const WeightGradientArgs& args) {
+    static_cast<void>(handle);
+    static_cast<void>(args);
+    return false;
+  }
+  /// Bytes put on links to other domains so far.
+  [[nodiscard]] virtual std::int64_t network_bytes() const noexcept { return 0; }
   [[nodiscard]] virtual WireBytes wire_bytes(const CudaHandleState& handle) const = 0;
 
  protected:

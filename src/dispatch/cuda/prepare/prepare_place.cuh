@@ -404,6 +404,7 @@ __device__ inline void place_tile(const PrepareArgs& args, const Tables& t, cons
   }
   switch (args.layout.params().order) {
     case SumOrder::kHierarchical:
+    case SumOrder::kDomains:
       return place_sends_by_rank(args, t, exchange, tile.begin, tile.num_tokens);
     case SumOrder::kFlat:
       return place_sends_by_appearance(args, t, exchange, tile.begin, tile.num_tokens);

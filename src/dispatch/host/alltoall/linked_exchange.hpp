@@ -8,8 +8,8 @@
 
 #include "dispatch/host/alltoall/packed_rows.hpp"
 #include "dispatch/host/engine/host_context.hpp"
-#include "dispatch/host/engine/link_traffic.hpp"
 #include "dispatch/host/engine/token_places.hpp"
+#include "dispatch/link/link_traffic.hpp"
 
 namespace epistle::host {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/settings.hpp"
-#include "fabric/fabric_link.hpp"
+#include "dispatch/link/link_memory.hpp"
 #include "topology/machine.hpp"
 
 namespace epistle::host {
@@ -12,10 +12,8 @@ namespace {
 // Where the size of the last-level cache is not to be had.
 constexpr std::int64_t kDefaultLastLevelCacheBytes = 32 << 20;
 
-/// To the ranks of other domains: over the network where they are on other hosts.
 std::unique_ptr<DomainLink> open_link(GroupImpl& group, const BufferPlan& plan, const SymmetricRegion& region) {
-  if (!plan.uses_links()) return nullptr;
-  return group.num_hosts() > 1 ? make_fabric_link(group, region) : group.open_link(region);
+  return plan.uses_links() ? open_domain_link(group, region) : nullptr;
 }
 
 }  // namespace
@@ -65,10 +63,7 @@ void HostContext::grow(const std::vector<RowDemand>& demands, const Call& call, 
 }
 
 void HostContext::expose_landing_places() {
-  if (link == nullptr) return;
-  for (const BufferSection section : {BufferSection::kStageRows, BufferSection::kStageScales}) {
-    link->expose(plan.section_offset(section), memory.committed_bytes(section));
-  }
+  if (link != nullptr) epistle::expose_landing_places(*link, plan, memory);
 }
 
 void HostContext::copy_block(const RowBlock& block) {

@@ -7,11 +7,11 @@
 
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/host/engine/host_handle.hpp"
-#include "dispatch/host/engine/rank_memory.hpp"
 #include "dispatch/host/engine/received_scales.hpp"
 #include "dispatch/host/engine/row_kernels.hpp"
 #include "dispatch/host/engine/sizes.hpp"
 #include "dispatch/host/engine/worker_pool.hpp"
+#include "dispatch/link/rank_memory.hpp"
 #include "group/group_impl.hpp"
 #include "layout/buffer_plan.hpp"
 

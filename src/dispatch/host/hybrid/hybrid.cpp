@@ -11,7 +11,7 @@ namespace epistle::host {
 HybridMover::HybridMover(HostContext& context)
     : context_(context),
       direct_(context),
-      traffic_(context),
+      traffic_(*context.group, *context.link, context.plan, context.memory),
       exchange_(context, traffic_),
       num_forwarded_(static_cast<std::size_t>(context.domains().count()), 0),
       num_seen_(static_cast<std::size_t>(context.domains().count()), 0) {}

@@ -9,11 +9,11 @@
 
 #include "dispatch/host/direct/direct.hpp"
 #include "dispatch/host/engine/host_context.hpp"
-#include "dispatch/host/engine/link_traffic.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
 #include "dispatch/host/engine/wire_rows.hpp"
 #include "dispatch/host/hybrid/domain_routes.hpp"
 #include "dispatch/host/hybrid/route_exchange.hpp"
+#include "dispatch/link/link_traffic.hpp"
 
 namespace epistle::host {
 

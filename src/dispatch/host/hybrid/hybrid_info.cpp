@@ -1,12 +1,13 @@
 #include "dispatch/host/hybrid/hybrid_info.hpp"
 
-#include <algorithm>
-
-#include <fmt/format.h>
+#include <optional>
+#include <string>
 
 #include "dispatch/host/direct/direct.hpp"
 #include "dispatch/host/engine/host_functions.hpp"
 #include "dispatch/host/hybrid/hybrid.hpp"
+#include "dispatch/link/domain_sums.hpp"
+#include "dispatch/link/link_memory.hpp"
 
 namespace epistle::host {
 namespace {
@@ -24,23 +25,13 @@ class HybridRules final : public HostRules {
                                            const RowDemand& demand) const noexcept override {
     SectionBytes bytes = HostRules::content_bytes(layout, demand);
     if (!crosses_domains(layout)) return bytes;
-    // A rank packs what it sends in dispatch and what it returns in combine, and the other way round.
-    const std::int64_t num_rows = std::max(demand.send_rows, demand.receive_rows);
-    const std::int64_t row_bytes = std::max(layout.widest_row_bytes(), layout.pair_record_bytes());
-    const std::int64_t gradient_bytes = layout.params().top_k * static_cast<std::int64_t>(sizeof(float));
-    const std::int64_t beside_bytes = std::max(layout.params().scale_bytes, gradient_bytes);
-    bytes[BufferSection::kSendRows] = num_rows * row_bytes;
-    bytes[BufferSection::kStageRows] = num_rows * row_bytes;
-    bytes[BufferSection::kSendScales] = num_rows * beside_bytes;
-    bytes[BufferSection::kStageScales] = num_rows * beside_bytes;
+    set_link_sections(bytes, layout, demand, layout.pair_record_bytes());
     return bytes;
   }
 
   [[nodiscard]] RowDemand max_demand(const DispatchLayout& layout) const noexcept override {
     RowDemand demand = HostRules::max_demand(layout);
-    if (!crosses_domains(layout)) return demand;
-    demand.send_rows = layout.params().max_tokens * layout.max_domains_per_token();
-    demand.receive_rows = layout.params().max_tokens * layout.num_domains();
+    if (crosses_domains(layout)) set_largest_pairs(demand, layout);
     return demand;
   }
 };
@@ -49,9 +40,7 @@ Capabilities hybrid_capabilities() {
   Capabilities can = host_capabilities();
   can.joins_domains = true;
   can.joins_hosts = true;
-  // Its own order first.
-  const auto own = std::find(can.orders.begin(), can.orders.end(), SumOrder::kDomains);
-  std::rotate(can.orders.begin(), own, own + 1);
+  put_domains_first(can.orders);
   return can;
 }
 
@@ -62,12 +51,7 @@ std::vector<MemorySection> link_memory(const ResolvedConfig& config, int num_ran
 }
 
 std::optional<std::string> cannot_sum(const ResolvedConfig& config, int num_ranks) {
-  const int num_domains = num_ranks / config.ranks_of_domain(num_ranks);
-  if (num_domains == 1 || config.order == SumOrder::kDomains || config.combine_hidden == 0) return std::nullopt;
-  return fmt::format(
-      "dispatcher 'hybrid' on host: it sums inside a domain before rows cross to another, so over {} domains its order "
-      "is {}, not {}; take that, or direct or alltoall",
-      num_domains, to_string(SumOrder::kDomains), to_string(config.order));
+  return cannot_sum_over_domains(config, num_ranks, Device::kHost);
 }
 
 /// Within one domain nothing crosses.

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "dispatch/host/engine/link_traffic.hpp"
 #include "dispatch/host/engine/token_places.hpp"
 #include "dispatch/host/hybrid/domain_routes.hpp"
+#include "dispatch/link/link_traffic.hpp"
 
 namespace epistle::host {
 

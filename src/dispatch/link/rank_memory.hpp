@@ -10,7 +10,7 @@
 #include "group/group_impl.hpp"
 #include "layout/buffer_plan.hpp"
 
-namespace epistle::host {
+namespace epistle {
 
 class RankMemory {
  public:
@@ -53,4 +53,4 @@ class RankMemory {
   std::vector<RowDemand> demands_;  ///< [num_ranks] that all ranks have agreed to be committed
 };
 
-}  // namespace epistle::host
+}  // namespace epistle

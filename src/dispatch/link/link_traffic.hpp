@@ -5,9 +5,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "dispatch/host/engine/host_context.hpp"
+#include "dispatch/link/rank_memory.hpp"
+#include "group/domain_link.hpp"
+#include "group/group_impl.hpp"
+#include "layout/buffer_plan.hpp"
 
-namespace epistle::host {
+namespace epistle {
 
 /// Rows [begin, end) of a transfer.
 struct Chunk {
@@ -31,15 +34,16 @@ class Chunks {
 /// This rank's end of the links to ranks of other domains, and how far it has heard from each.
 class LinkTraffic {
  public:
-  explicit LinkTraffic(HostContext& context);
+  /// All of them outlive the traffic.
+  LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory);
 
-  [[nodiscard]] const Domains& domains() const noexcept { return context_.domains(); }
-  [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(context_.rank); }
+  [[nodiscard]] const Domains& domains() const noexcept { return group_.domains(); }
+  [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(group_.rank()); }
   /// The rank of this one's index in a domain.
   [[nodiscard]] int peer_in(int domain) const noexcept {
-    return domains().rank_at(domain, domains().index_of(context_.rank));
+    return domains().rank_at(domain, domains().index_of(group_.rank()));
   }
-  [[nodiscard]] std::int64_t sent_bytes() const noexcept { return context_.link->sent_bytes(); }
+  [[nodiscard]] std::int64_t sent_bytes() const noexcept { return link_.sent_bytes(); }
 
   struct Put {
     int peer = 0;
@@ -51,7 +55,7 @@ class LinkTraffic {
     std::int64_t row_bytes = 0;
   };
   void put(const Put& what);
-  void signal(int peer) { context_.link->signal(peer); }
+  void signal(int peer) { link_.signal(peer); }
 
   /// Chunks of the transfer under way that have arrived from a peer; those taken before are left out.
   [[nodiscard]] std::int64_t arrived(int peer);
@@ -70,8 +74,11 @@ class LinkTraffic {
   template <typename IsDone>
   void wait(Phase phase, int peer, const IsDone& is_done);
 
-  HostContext& context_;
+  GroupImpl& group_;
+  DomainLink& link_;
+  const BufferPlan& plan_;
+  const RankMemory& memory_;
   std::vector<std::uint64_t> taken_;  ///< [num_ranks] signals that have been used, of all transfers
 };
 
-}  // namespace epistle::host
+}  // namespace epistle

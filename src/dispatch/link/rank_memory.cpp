@@ -1,11 +1,20 @@
-#include "dispatch/host/engine/rank_memory.hpp"
+#include "dispatch/link/rank_memory.hpp"
 
-namespace epistle::host {
+#include <algorithm>
+#include <cstdint>
+
+namespace epistle {
+namespace {
+
+/// A mapping of nothing is refused by the system, and a plan for no tokens may need nothing.
+constexpr std::int64_t kLeastReservedBytes = 4096;
+
+}  // namespace
 
 RankMemory::RankMemory(GroupImpl& group, const BufferPlan& plan) : plan_(&plan), group_(&group) { create(); }
 
 void RankMemory::create() {
-  region_ = group_->create_region(plan_->reserved_bytes());
+  region_ = group_->create_region(std::max(plan_->reserved_bytes(), kLeastReservedBytes));
   const RowDemand& initial = plan_->initial_demand();
   group_->ask_for_memory(plan_->buffer_bytes(initial), Phase::kCreate);
   commit(initial);
@@ -57,4 +66,4 @@ bool RankMemory::grow(const std::vector<RowDemand>& demands, const Call& call, P
   return someone_grows;
 }
 
-}  // namespace epistle::host
+}  // namespace epistle

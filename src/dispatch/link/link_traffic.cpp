@@ -1,4 +1,4 @@
-#include "dispatch/host/engine/link_traffic.hpp"
+#include "dispatch/link/link_traffic.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -6,7 +6,7 @@
 
 #include "group/barrier.hpp"
 
-namespace epistle::host {
+namespace epistle {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -30,17 +30,21 @@ Chunk Chunks::at(std::int64_t idx) const noexcept {
   return {.begin = idx * chunk_rows_, .end = std::min((idx + 1) * chunk_rows_, num_rows_)};
 }
 
-LinkTraffic::LinkTraffic(HostContext& context)
-    : context_(context), taken_(static_cast<std::size_t>(context.num_ranks), 0) {}
+LinkTraffic::LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory)
+    : group_(group),
+      link_(link),
+      plan_(plan),
+      memory_(memory),
+      taken_(static_cast<std::size_t>(group.num_ranks()), 0) {}
 
 void LinkTraffic::put(const Put& what) {
-  const std::int64_t target = context_.plan.section_offset(what.to) + what.to_row * what.row_bytes;
-  context_.link->put(what.peer, target, context_.own_section(what.from) + what.from_row * what.row_bytes,
-                     what.num_rows * what.row_bytes);
+  const std::int64_t target = plan_.section_offset(what.to) + what.to_row * what.row_bytes;
+  link_.put(what.peer, target, memory_.section(group_.rank(), what.from) + what.from_row * what.row_bytes,
+            what.num_rows * what.row_bytes);
 }
 
 std::int64_t LinkTraffic::arrived(int peer) {
-  const std::uint64_t signals = context_.link->signals_from(peer);
+  const std::uint64_t signals = link_.signals_from(peer);
   return static_cast<std::int64_t>(signals - taken_[static_cast<std::size_t>(peer)]);
 }
 
@@ -49,7 +53,7 @@ void LinkTraffic::wait_for(int peer, std::int64_t num_chunks, Phase phase) {
 }
 
 void LinkTraffic::flush(Phase phase) {
-  wait(phase, -1, [&] { return context_.link->try_flush(); });
+  wait(phase, -1, [&] { return link_.try_flush(); });
 }
 
 template <typename IsDone>
@@ -65,14 +69,14 @@ void LinkTraffic::wait(Phase phase, int peer, const IsDone& is_done) {
     std::this_thread::sleep_for(kPause);
     if (now < next_look) continue;
     next_look = now + kLookInterval;
-    context_.group->check_usable();
+    group_.check_usable();
     // Look again after the death was seen: what the rank has sent may have arrived just before it went.
-    if (context_.group->find_lost_rank() >= 0 && !is_done()) context_.group->fail_if_lost(phase);
-    if (now - start < context_.group->timeout() || is_done()) continue;
+    if (group_.find_lost_rank() >= 0 && !is_done()) group_.fail_if_lost(phase);
+    if (now - start < group_.timeout() || is_done()) continue;
     // Whoever is waited for; a flush waits for whichever peer takes nothing.
     const int late = peer >= 0 ? peer : peer_in((own_domain() + 1) % domains().count());
-    context_.group->fail(ErrorCode::kTimeout, phase, late);
+    group_.fail(ErrorCode::kTimeout, phase, late);
   }
 }
 
-}  // namespace epistle::host
+}  // namespace epistle
