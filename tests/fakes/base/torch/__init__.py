@@ -45,6 +45,10 @@ class Tensor:
 
     cpu = contiguous
 
+    def zero_(self):
+        self.values[:] = array.array(self.dtype.code, [0] * len(self.values))
+        return self
+
     def numel(self):
         return len(self.values)
 
