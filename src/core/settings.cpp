@@ -52,7 +52,7 @@ struct SettingDefinition {
   std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, DomainLinkKind, TextKind, SecretKind> kind;
 };
 
-constexpr std::array<SettingDefinition, 14> kDefinitions = {{
+constexpr std::array<SettingDefinition, 15> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
