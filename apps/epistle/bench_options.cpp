@@ -148,9 +148,10 @@ void add_chain_option(CLI::App& command, BenchOptions& options, const std::strin
 }
 
 void add_bench_options(CLI::App& command, BenchOptions& options) {
-  add_run_options(command, options,
-                  "direct,alltoall; over several domains or hosts hybrid,alltoall; with --device cuda: direct, over several "
-                  "domains hybrid; --list names them");
+  add_run_options(
+      command, options,
+      "direct,alltoall; over several domains or hosts hybrid,alltoall; with --device cuda: direct, over several "
+      "domains hybrid; --list names them");
   add_profile_option(command, options,
                      "Take dispatcher, workers or SMs, mover and buffers from a profile that epistle tune wrote");
   add_chain_option(

@@ -98,9 +98,9 @@ void add_tune_command(CLI::App& app, int& exit_code) {
   options->bench.compares = true;
   options->bench.num_iterations = kTuneRounds;
   options->bench.num_chained_pairs = kTunePairs;
-  add_run_options(
-      *command, options->bench,
-      "all of the device but reference; hybrid over several domains only; over hosts hybrid,alltoall; the first is the default");
+  add_run_options(*command, options->bench,
+                  "all of the device but reference; hybrid over several domains only; over hosts hybrid,alltoall; the "
+                  "first is the default");
   add_chain_option(*command, options->bench,
                    fmt::format("Pairs of dispatch (with expert ids) and combine in a chain (default: {})", kTunePairs));
   command

@@ -111,6 +111,8 @@ class CudaEngine final : public DispatcherImpl {
   [[nodiscard]] cudaEvent_t last_work();
   [[nodiscard]] bool is_capturing() const;
   void wait_for_summary(CudaHandleState& state);
+  /// Until the device has found what there is to find in a routing, or has passed it.
+  void wait_until_complete(CudaHandleState& state);
   void check_summary(CudaHandleState& state);
   template <typename IsDone>
   void wait_on_host(const CudaHandleState* state, const IsDone& is_done);

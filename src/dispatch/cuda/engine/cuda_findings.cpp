@@ -21,6 +21,7 @@ constexpr std::chrono::milliseconds kPeerLookInterval{5};
 constexpr std::chrono::milliseconds kDeviceGrace{2000};
 // Asking for an event takes the driver's lock: after a while less often, so that other ranks of the process get it.
 constexpr int kBusyPolls = 512;
+constexpr int kLooksPerQuestion = 128;
 constexpr std::chrono::microseconds kPollPause{20};
 
 }  // namespace
@@ -196,8 +197,17 @@ void CudaEngine::wait_for_summary(CudaHandleState& state) {
                    "the stream is being captured, so the host cannot wait for counts; use capacity sizing and read the "
                    "counts after the graph has run");
   }
-  wait_on_host(&state, [&] { return state.is_complete() || state.has_passed_on_device(); });
+  wait_until_complete(state);
   state.finish();
+}
+
+void CudaEngine::wait_until_complete(CudaHandleState& state) {
+  // Asking the device takes a hundred times as long as looking whether it has told.
+  int num_looks = 0;
+  wait_on_host(&state, [&] {
+    if (state.is_complete()) return true;
+    return num_looks++ % kLooksPerQuestion == kLooksPerQuestion - 1 && state.has_passed_on_device();
+  });
 }
 
 void CudaEngine::check_summary(CudaHandleState& state) {
