@@ -16,7 +16,8 @@ using CurveWork = std::variant<ExchangeWork, GemmWork>;
 constexpr std::string_view kOwnAnalysis =
     "own fits to measurements of ai-dynamo/aiconfigurator (Apache-2.0) on H100 and GB200, 2026-11";
 
-// What cards of 400 Gbit/s reach with large messages; none beats its line (published tests of NCCL and DeepEP, 2025).
+// What cards of 400 Gbit/s reach of their line with large messages. Set after a look at what throughput at EP 32 left
+// over (docs/calibrate.md); no source of its own.
 constexpr double kLargeMessageEfficiency = 0.92;
 
 /// The sizes of a curve's constants that differ between the families of exchanges; factor 1 holds one fixed.
