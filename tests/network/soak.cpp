@@ -64,8 +64,10 @@ Json memory_of_rank() {
 }
 
 Json soak(Group& group, std::int64_t num_trips) {
+  // The most that was seen until then: what a dispatcher had is given back at once or a moment later.
   std::int64_t settled_kib = -1;
   std::int64_t settled_descriptors = -1;
+  const std::int64_t trips_to_settle = std::min(kTripsToSettle, num_trips / 2);
   std::int64_t done = 0;
   // The ranks come late to each other, each to other round trips.
   Draw late(mix(4711, static_cast<std::uint64_t>(group.rank())));
@@ -74,10 +76,9 @@ Json soak(Group& group, std::int64_t num_trips) {
     if (late.one_in(8)) std::this_thread::sleep_for(std::chrono::milliseconds(late.between(1, 100)));
     const Mismatch mismatch = play_rank(group, by_domain ? "hybrid" : "alltoall", scenario_of(group, seed, by_domain));
     if (mismatch) throw std::runtime_error("scenario " + std::to_string(seed) + ": " + *mismatch);
-    if (settled_kib < 0 && done >= std::min(kTripsToSettle, num_trips / 2)) {
-      settled_kib = status_kib("RssAnon");
-      settled_descriptors = num_descriptors();
-    }
+    if (done > trips_to_settle) continue;
+    settled_kib = std::max(settled_kib, status_kib("RssAnon"));
+    settled_descriptors = std::max(settled_descriptors, num_descriptors());
   }
   group.barrier();
   const std::int64_t last_kib = status_kib("RssAnon");

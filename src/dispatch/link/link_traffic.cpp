@@ -39,7 +39,8 @@ LinkTraffic::LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& p
 
 void LinkTraffic::put(const Put& what) {
   const std::int64_t target = plan_.section_offset(what.to) + what.to_row * what.row_bytes;
-  link_.put(what.peer, target, memory_.section(group_.rank(), what.from) + what.from_row * what.row_bytes,
+  link_.put(what.peer, target,
+            memory_.section(group_.rank(), what.from, what.from_buffer) + what.from_row * what.row_bytes,
             what.num_rows * what.row_bytes);
 }
 

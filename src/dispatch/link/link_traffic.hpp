@@ -48,6 +48,7 @@ class LinkTraffic {
   struct Put {
     int peer = 0;
     BufferSection from = BufferSection::kSendRows;  ///< of this rank
+    std::int32_t from_buffer = 0;                   ///< which copy of it, where there are several
     BufferSection to = BufferSection::kStageRows;   ///< of the peer
     std::int64_t from_row = 0;
     std::int64_t to_row = 0;

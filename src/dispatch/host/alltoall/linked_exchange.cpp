@@ -18,6 +18,7 @@ void LinkedExchange::put(const Part& part, const RouteTo& route_to) {
     if (is_linked(peer)) {
       traffic_.put({.peer = peer,
                     .from = part.from,
+                    .from_buffer = context_.buffer_of[static_cast<std::size_t>(context_.rank)],
                     .to = part.to,
                     .from_row = route.rows.begin,
                     .to_row = route.target_begin,
