@@ -20,7 +20,9 @@ class SpanTimer {
     const Span own{steady_now_us(), (step(), steady_now_us())};
     group_->all_gather(&own, sizeof(own), spans_.data());
     Span all = own;
-    for (const Span& span : spans_) {
+    for (int rank = 0; rank < group_->size(); ++rank) {
+      if (group_->is_masked(rank)) continue;
+      const Span& span = spans_[static_cast<std::size_t>(rank)];
       all.begin_us = span.begin_us < all.begin_us ? span.begin_us : all.begin_us;
       all.end_us = span.end_us > all.end_us ? span.end_us : all.end_us;
     }
