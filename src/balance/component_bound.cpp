@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <numeric>
 #include <optional>
+#include <ranges>
 #include <vector>
 
 namespace epistle::balance {
@@ -33,8 +34,8 @@ class Components {
   [[nodiscard]] bool is_possible(double largest) const {
     std::vector<Hot> hot;
     std::int64_t alone = 0;  // slots that they take, each in a component of its own
-    for (auto load = ascending_.rbegin(); load != ascending_.rend(); ++load) {
-      const auto its_load = static_cast<double>(*load);
+    for (const auto load : std::views::reverse(ascending_)) {
+      const auto its_load = static_cast<double>(load);
       const Need need = need_of({.load = its_load, .num_hot = 1, .max_components = 1}, largest);
       // Others count as cool ones do, which only makes more possible. One that fits on one rank is hot if only just.
       constexpr double kTight = 0.02;

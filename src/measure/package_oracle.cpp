@@ -54,12 +54,13 @@ double factor_of(const PackageRun& run, const RoutingTable& table, std::int64_t 
 
 std::vector<std::uint16_t> package_rows(std::uint64_t seed, int rank, std::int64_t num_tokens, std::int64_t hidden) {
   constexpr int kNumValues = 15;  // -7 to 7
+  constexpr int kLeastValue = -(kNumValues / 2);
   std::vector<std::uint16_t> rows(static_cast<std::size_t>(num_tokens * hidden));
   std::uint64_t state = mix_bits(seed * kMix + static_cast<std::uint64_t>(rank));
   for (std::uint16_t& element : rows) {
     state += kMix;
-    element =
-        numeric::fp32_to_bf16(static_cast<float>(static_cast<int>(mix_bits(state) % kNumValues) - kNumValues / 2));
+    const int value = static_cast<int>(mix_bits(state) % kNumValues) + kLeastValue;
+    element = numeric::fp32_to_bf16(static_cast<float>(value));
   }
   return rows;
 }

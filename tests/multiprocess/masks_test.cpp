@@ -232,7 +232,7 @@ TEST(RandomKills, LeaveTheOthersWithEveryBitRight) {
   const std::vector<std::string> dispatchers = {"direct", "low_latency", "alltoall", "auto"};
   for (int trial = 0; trial < num_trials; ++trial) {
     SCOPED_TRACE("trial " + std::to_string(trial));
-    const std::string dispatcher = dispatchers[static_cast<std::size_t>(trial) % dispatchers.size()];
+    const std::string& dispatcher = dispatchers[static_cast<std::size_t>(trial) % dispatchers.size()];
     const SharedArray<Word> words(1);
     words[0].store(kNothing);
     const std::string job = unique_job();

@@ -53,7 +53,7 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) noexcept 
 
 /// Of the constants of a library and its relatives: what all share, and a part of its own at every level.
 double constants_covariance(const FieldScales& scales, const FieldPoint& a, const FieldPoint& b) {
-  const double levels = static_cast<double>(shared_levels(a.path, b.path));
+  const auto levels = static_cast<double>(shared_levels(a.path, b.path));
   return dot(a.slopes, b.slopes) + scales.pool_share * scales.pool_share * levels * dot(a.pool_slopes, b.pool_slopes);
 }
 
