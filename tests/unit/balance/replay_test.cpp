@@ -103,7 +103,7 @@ TEST(Replay, RecordedTracesReachTheirGoals) {
     double per_batch = 0.0;
     int num_layers = 0;
     read_trace_layers(path, [&](TraceLayer&& layer) {
-      // Every fifth layer is enough for a test.
+      // Every fifth layer is enough for a test; the goal of a mean over them says nothing of fewer.
       constexpr std::int32_t kEvery = epistle::testing::kInstrumented ? 13 : 5;
       if (layer.layer % kEvery != 0 || layer.table.num_tokens < 4 * 2048) return;
       ReplayRules rules = rules_for(8, 80);
@@ -116,7 +116,9 @@ TEST(Replay, RecordedTracesReachTheirGoals) {
     });
     if (num_layers == 0) continue;
     EXPECT_GE(per_batch / num_layers, 0.99);
-    EXPECT_GE(incremental / num_layers, 0.93);
+    if (!epistle::testing::kInstrumented) {
+      EXPECT_GE(incremental / num_layers, 0.93);
+    }
     EXPECT_GE(incremental / num_layers, eplb / num_layers - 0.01);
   }
 }
