@@ -154,8 +154,8 @@ int GroupImpl::find_lost_rank() const noexcept {
 
 bool GroupImpl::failed() const noexcept { return agreed_failure().has_value(); }
 
-void GroupImpl::check_usable() const {
-  if (const auto failure = agreed_failure()) raise(*failure, nullptr);
+void GroupImpl::check_usable(const MissingRows* missing_rows) const {
+  if (const auto failure = agreed_failure()) raise(*failure, missing_rows);
 }
 
 void GroupImpl::fail_if_lost(Phase phase, const MissingRows* missing_rows) {

@@ -139,7 +139,7 @@ Ticket GroupImpl::arrive(const Call& call) { return arrive(call, std::nullopt); 
 void GroupImpl::settle_open_step() {
   const Ticket ticket = barrier_.next_ticket() - 1;
   if (last_waited_ == ticket) return;
-  wait_for_all(ticket, Phase::kBarrier, nullptr);
+  wait_for_all(ticket, Phase::kBarrier, {});
   const Complaint found = attempt([&] { (void)compare_posts(ticket, Phase::kBarrier, std::nullopt); });
   if (found) refused_steps_.push_back({ticket, *found});
 }
@@ -161,14 +161,15 @@ void GroupImpl::wait(Ticket ticket, Phase phase, const MissingRows* missing_rows
     check_usable();
     return throw_settled(ticket, phase);
   }
-  wait_for_all(ticket, phase, missing_rows);
+  wait_for_all(ticket, phase, {.before = missing_rows});
   (void)compare_posts(ticket, phase, std::nullopt);
 }
 
-std::int64_t GroupImpl::agree(const Call& call, Phase phase, const Complaint& complaint) {
-  check_usable();
+std::int64_t GroupImpl::agree(const Call& call, Phase phase, const Complaint& complaint,
+                              const MissingRows* missing_rows) {
+  check_usable(missing_rows);
   const Ticket ticket = arrive(call, complaint);
-  wait_for_all(ticket, phase, nullptr);
+  wait_for_all(ticket, phase, {.before = missing_rows, .behind = missing_rows});
   return compare_posts(ticket, phase, complaint);
 }
 
@@ -365,17 +366,17 @@ std::optional<GroupFailure> GroupImpl::look_for_lost_ranks(Ticket ticket, Phase 
   return std::nullopt;
 }
 
-void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
+void GroupImpl::wait_for_all(Ticket ticket, Phase phase, const OwedRows& owed) {
   // Where the ranks are in step, reading the clock would take as long as waiting.
   if (spin_ > kSpinOnSharedCore) {
     for (int look = 0; look < kLooksWithoutPause && !barrier_.passed(ticket); ++look) {
     }
     barrier_.spin(ticket);
   }
-  if (!barrier_.passed(ticket)) wait_and_look(ticket, phase, missing_rows);
+  if (!barrier_.passed(ticket)) wait_and_look(ticket, phase, owed);
   last_waited_ = ticket;
   // A rank that was given up may arrive late and complete the barrier: it must not go on alone.
-  check_usable();
+  check_usable(owed.behind);
 }
 
 bool GroupImpl::uplink_stands_still(UplinkWatch& uplink, Clock::time_point now) const noexcept {
@@ -385,7 +386,7 @@ bool GroupImpl::uplink_stands_still(UplinkWatch& uplink, Clock::time_point now) 
   return now - uplink.last_beat > longest_silence(timeout_);
 }
 
-void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows) {
+void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed) {
   const Clock::time_point start = Clock::now();
   const Clock::time_point deadline = start + timeout_;
   Clock::time_point next_look = start + std::chrono::microseconds(look_interval_us_);
@@ -400,19 +401,19 @@ void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const MissingRows* mis
     if (barrier_.passed(ticket)) break;
     now = Clock::now();
     next_look = now + std::chrono::microseconds(look_interval_us_);
-    // The failure may be of a later step, which the rank at fault did not reach: here it owes nothing then.
+    // The failure may be of a later step, which the rank at fault did not reach.
     if (const auto failure = agreed_failure()) {
-      raise(*failure, barrier_.has_arrived(failure->peer_rank, ticket) ? nullptr : missing_rows);
+      raise(*failure, barrier_.has_arrived(failure->peer_rank, ticket) ? owed.behind : owed.before);
     }
-    if (const auto lost = look_for_lost_ranks(ticket, phase, next_peer)) raise(agree_on(*lost), missing_rows);
+    if (const auto lost = look_for_lost_ranks(ticket, phase, next_peer)) raise(agree_on(*lost), owed.before);
     // Of other hosts nothing is heard then: it is the rank that leads here that is at fault, not those.
     if (uplink_stands_still(uplink, now)) {
-      raise(agree_on({ErrorCode::kTimeout, phase, world_->leader_of(rank_), rank_}), missing_rows);
+      raise(agree_on({ErrorCode::kTimeout, phase, world_->leader_of(rank_), rank_}), owed.before);
     }
     if (now < deadline) continue;
     for (int peer = 0; peer < num_ranks_; ++peer) {
       if (is_masked(peer) || barrier_.has_arrived(peer, ticket)) continue;
-      raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), missing_rows);
+      raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), owed.before);
     }
   }
 }

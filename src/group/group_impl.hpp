@@ -68,7 +68,9 @@ class GroupImpl {
   /// rank that has one (itself throws that one; the others kPeerRejected, or the same code where the rank ran out of
   /// memory or met a system error), kShapeMismatch where ranks are about to do different things. Nothing has happened
   /// then, and the group can be used on. Returns the value that the ranks agree on.
-  std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint = std::nullopt);
+  /// `missing_rows`: what the others owe in the call, also where they fail in a later step of it.
+  std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint = std::nullopt,
+                     const MissingRows* missing_rows = nullptr);
 
   /// Which buffer `peer` has announced in the call of the last agree().
   [[nodiscard]] std::int32_t announced_buffer(int peer) const noexcept;
@@ -156,7 +158,7 @@ class GroupImpl {
   // ---- Failures -----------------------------------------------------------------------------------------------------
 
   /// Throws the group's failure if it is broken.
-  void check_usable() const;
+  void check_usable(const MissingRows* missing_rows = nullptr) const;
   /// Whether that would throw. Looks at nothing but one word.
   [[nodiscard]] bool failed() const noexcept;
 
@@ -218,14 +220,19 @@ class GroupImpl {
   /// Waits for a step on behalf of the next one, and keeps what was found for who calls wait().
   void settle_open_step();
   void throw_settled(Ticket ticket, Phase phase);
-  void wait_for_all(Ticket ticket, Phase phase, const MissingRows* missing_rows);
+  /// Of a step: what a rank owes that has not come to it, and one that has but may not come to the next.
+  struct OwedRows {
+    const MissingRows* before = nullptr;
+    const MissingRows* behind = nullptr;
+  };
+  void wait_for_all(Ticket ticket, Phase phase, const OwedRows& owed);
   /// What a waiting rank has seen of the uplink of its host.
   struct UplinkWatch {
     std::uint32_t beats = 0;
     std::chrono::steady_clock::time_point last_beat;
   };
   [[nodiscard]] bool uplink_stands_still(UplinkWatch& uplink, std::chrono::steady_clock::time_point now) const noexcept;
-  void wait_and_look(Ticket ticket, Phase phase, const MissingRows* missing_rows);
+  void wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed);
   void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
   /// The end of a step that every rank took alone: all have come through it, or all throw.

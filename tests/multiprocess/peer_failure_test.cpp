@@ -51,12 +51,9 @@ class PeerFailure : public ::testing::Test {
       ASSERT_TRUE(report.threw);
       EXPECT_EQ(report.code, code) << report.message;
       EXPECT_EQ(report.peer_rank, failure.victim) << report.message;
-      EXPECT_EQ(report.phase, phase_of(failure.step)) << report.message;
-      // Who waits for a link's chunk when the rank goes does not know its rows (docs/hybrid.md).
-      const bool waited_for_link = failure.dispatcher == "hybrid" && report.missing_rows == -1;
-      if (!waited_for_link) {
-        EXPECT_EQ(report.missing_rows, missing_rows_of(failure, rank)) << report.message;
-      }
+      EXPECT_EQ(report.phase, phase_of(failure)) << report.message;
+      EXPECT_EQ(report.missing_rows, missing_rows_of(failure, rank, static_cast<Step>(report.progress)))
+          << report.message;
       EXPECT_FALSE(report.has_shared_memory);
       if (code == ErrorCode::kPeerLost) {
         EXPECT_LT(report.took_ms, kQuicklyMs);
@@ -103,6 +100,19 @@ INSTANTIATE_TEST_SUITE_P(All, PeerEnds,
                                   (std::get<1>(param_info.param) == Fault::kKill ? "_killed_" : "_exits_") +
                                   to_text(std::get<3>(param_info.param));
                          });
+
+// Links between declared domains: whoever waits for a chunk, for its own to be taken or for rows to be passed on, names
+// the rank, and knows what it owes.
+TEST_F(PeerFailure, SurvivorsInTwoDomainsKnowWhatIsMissing) {
+  for (const Step step : {Step::kDispatchSend, Step::kInsideDispatch, Step::kDispatchReceive, Step::kCombineSend}) {
+    for (const int victim : {0, 3}) {
+      SCOPED_TRACE(to_text(step) + ", rank " + std::to_string(victim));
+      const Failure failure{"hybrid", step, Fault::kKill, victim, 2};
+      ReportingChildren children = start(failure, kLongTimeout);
+      expect_survivors(children, failure, ErrorCode::kPeerLost);
+    }
+  }
+}
 
 // A rank that destroys its group and dispatcher has left, even if its process lives on.
 TEST_F(PeerFailure, RankThatLeavesTheGroupIsNamed) {
@@ -155,7 +165,7 @@ TEST_P(PeerStalls, TheStalledRankIsToldWhenItGoesOn) {
   ASSERT_TRUE(report.threw);
   EXPECT_EQ(report.code, ErrorCode::kTimeout) << report.message;
   EXPECT_EQ(report.peer_rank, failure().victim);
-  EXPECT_EQ(report.phase, phase_of(failure().step)) << report.message;
+  EXPECT_EQ(report.phase, phase_of(failure())) << report.message;
   EXPECT_EQ(report.progress, static_cast<int>(failing_call_of(failure().step))) << "it went on alone";
   EXPECT_NE(std::string(report.message).find("was given up by rank"), std::string::npos) << report.message;
   EXPECT_FALSE(report.has_shared_memory);

@@ -36,9 +36,6 @@ std::int64_t num_pairs(const Round& round, int source, int destination) {
   return pairs;
 }
 
-/// Send halves wait for nobody then, and receive halves wait for rows from the start.
-bool agrees_as_it_sends(const Failure& failure) { return failure.dispatcher == "low_latency"; }
-
 struct LeaveEarly {};
 
 class RankProgram {
@@ -47,7 +44,7 @@ class RankProgram {
       : failure_(failure), rank_(rank), report_(report) {}
 
   void run(const LaunchInfo& info, std::chrono::milliseconds timeout) {
-    Group group = join_process_group(info, {.timeout = timeout});
+    Group group = join_process_group(info, {.timeout = timeout, .domain_size = failure_.domain_size});
     call(Step::kCreate);
     Dispatcher dispatcher(group, failure_.dispatcher, scenario_of_failures().config);
     make_calls(dispatcher);
@@ -119,8 +116,8 @@ std::string to_text(Step step) {
   return kNames[static_cast<int>(step)];
 }
 
-Phase phase_of(Step step) {
-  switch (step) {
+Phase phase_of(const Failure& failure) {
+  switch (failure.step) {
     case Step::kCreate:
       return Phase::kCreate;
     case Step::kLayout:
@@ -128,6 +125,9 @@ Phase phase_of(Step step) {
     case Step::kDispatchSend:
     case Step::kInsideDispatch:
       return Phase::kDispatch;
+    case Step::kDispatchReceive:
+      // Across domains the others wait for what it is to pass on.
+      return failure.domain_size > 0 ? Phase::kDispatch : Phase::kCombine;
     default:
       return Phase::kCombine;
   }
@@ -145,21 +145,15 @@ Step failing_call_of(Step step) {
   }
 }
 
-std::int64_t missing_rows_of(const Failure& failure, int rank) {
+std::int64_t missing_rows_of(const Failure& failure, int rank, Step noticed_in) {
   const Round round(scenario_of_failures(), 0);
-  const bool waits_for_rows = agrees_as_it_sends(failure);
-  switch (failure.step) {
+  switch (noticed_in) {
     case Step::kDispatchSend:
-      if (!waits_for_rows) return -1;
-      [[fallthrough]];
-    case Step::kInsideDispatch:
-      return num_pairs(round, failure.victim, rank);
     case Step::kDispatchReceive:
+      return phase_of(failure) == Phase::kDispatch ? num_pairs(round, failure.victim, rank) : -1;
     case Step::kCombineSend:
-      if (!waits_for_rows) return -1;
-      [[fallthrough]];
-    case Step::kInsideCombine:
-      return num_pairs(round, rank, failure.victim);
+    case Step::kCombineReceive:
+      return failure.step <= Step::kInsideCombine ? num_pairs(round, rank, failure.victim) : -1;
     default:
       return -1;
   }

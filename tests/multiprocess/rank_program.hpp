@@ -36,15 +36,16 @@ inline constexpr Step kSteps[] = {Step::kCreate,         Step::kLayout,         
 
 [[nodiscard]] std::string to_text(Step step);
 
-/// The phase in which the others wait for a victim that failed at `step`. What it has sent before counts.
-[[nodiscard]] Phase phase_of(Step step);
-
 struct Failure {
   std::string dispatcher;
   Step step;
   Fault fault;
   int victim;
+  int domain_size = 0;  ///< as in GroupOptions
 };
+
+/// The phase in which the others wait for the victim. What it has sent before counts.
+[[nodiscard]] Phase phase_of(const Failure& failure);
 
 /// What the ranks bring to their calls.
 [[nodiscard]] Scenario scenario_of_failures();
@@ -55,8 +56,8 @@ void make_failing_calls(const Failure& failure, int rank, Dispatcher& dispatcher
 /// The call (a step that is no "inside") that must fail for the victim itself when it goes on.
 [[nodiscard]] Step failing_call_of(Step step);
 
-/// Rows that the victim owes to `rank`; -1 where the others do not wait for rows.
-[[nodiscard]] std::int64_t missing_rows_of(const Failure& failure, int rank);
+/// Rows that the victim owes to `rank` in the call in which that one notices; -1 where it owes none there.
+[[nodiscard]] std::int64_t missing_rows_of(const Failure& failure, int rank, Step noticed_in);
 
 /// Joins the group, makes every call once and fails as told. A victim with Fault::kExit comes back from here, as a
 /// program does that returns from its main: everything is destroyed on the way.

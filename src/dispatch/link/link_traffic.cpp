@@ -49,16 +49,16 @@ std::int64_t LinkTraffic::arrived(int peer) {
   return static_cast<std::int64_t>(signals - taken_[static_cast<std::size_t>(peer)]);
 }
 
-void LinkTraffic::wait_for(int peer, std::int64_t num_chunks, Phase phase) {
-  wait(phase, peer, [&] { return arrived(peer) >= num_chunks; });
+void LinkTraffic::wait_for(int peer, std::int64_t num_chunks, Phase phase, const MissingRows& missing_rows) {
+  wait(phase, peer, missing_rows, [&] { return arrived(peer) >= num_chunks; });
 }
 
-void LinkTraffic::flush(Phase phase) {
-  wait(phase, -1, [&] { return link_.try_flush(); });
+void LinkTraffic::flush(Phase phase, const MissingRows& missing_rows) {
+  wait(phase, -1, missing_rows, [&] { return link_.try_flush(); });
 }
 
 template <typename IsDone>
-void LinkTraffic::wait(Phase phase, int peer, const IsDone& is_done) {
+void LinkTraffic::wait(Phase phase, int peer, const MissingRows& missing_rows, const IsDone& is_done) {
   const Clock::time_point start = Clock::now();
   Clock::time_point next_look = start + kLookInterval;
   while (!is_done()) {
@@ -70,13 +70,13 @@ void LinkTraffic::wait(Phase phase, int peer, const IsDone& is_done) {
     std::this_thread::sleep_for(kPause);
     if (now < next_look) continue;
     next_look = now + kLookInterval;
-    group_.check_usable();
+    group_.check_usable(&missing_rows);
     // Look again after the death was seen: what the rank has sent may have arrived just before it went.
-    if (group_.find_lost_rank() >= 0 && !is_done()) group_.fail_if_lost(phase);
+    if (group_.find_lost_rank() >= 0 && !is_done()) group_.fail_if_lost(phase, &missing_rows);
     if (now - start < group_.timeout() || is_done()) continue;
     // Whoever is waited for; a flush waits for whichever peer takes nothing.
     const int late = peer >= 0 ? peer : peer_in((own_domain() + 1) % domains().count());
-    group_.fail(ErrorCode::kTimeout, phase, late);
+    group_.fail(ErrorCode::kTimeout, phase, late, &missing_rows);
   }
 }
 

@@ -65,15 +65,16 @@ class LinkTraffic {
     taken_[static_cast<std::size_t>(peer)] += static_cast<std::uint64_t>(num_chunks);
   }
 
-  /// Waits until at least `num_chunks` have arrived; breaks the group where the peer is lost or late.
-  void wait_for(int peer, std::int64_t num_chunks, Phase phase);
+  /// Waits until at least `num_chunks` have arrived; breaks the group where the peer is lost or late. `missing_rows`:
+  /// what the others owe in the call, where it brings rows.
+  void wait_for(int peer, std::int64_t num_chunks, Phase phase, const MissingRows& missing_rows = {});
   /// Waits until all that was put has been delivered.
-  void flush(Phase phase);
+  void flush(Phase phase, const MissingRows& missing_rows = {});
 
  private:
   /// Waits until `is_done` says so. `peer`: whom that is up to; -1 = somebody.
   template <typename IsDone>
-  void wait(Phase phase, int peer, const IsDone& is_done);
+  void wait(Phase phase, int peer, const MissingRows& missing_rows, const IsDone& is_done);
 
   GroupImpl& group_;
   DomainLink& link_;

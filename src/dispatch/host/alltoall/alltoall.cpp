@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "dispatch/host/alltoall/row_runs.hpp"
+#include "dispatch/host/engine/owed_rows.hpp"
 #include "dispatch/host/engine/sums.hpp"
 #include "dispatch/host/engine/wire_rows.hpp"
 
@@ -108,7 +109,7 @@ void AllToAllMover::receive_rows(const MoveJob& job) {
   // Sources in ascending order, each by token: of token rows that is the output's order.
   const bool goes_to_output = context_.layout().token_major() && !linked_;
   if (linked_) {
-    linked_->wait(from_peer, job.phase);
+    linked_->wait(from_peer, job.phase, rows_to(&handle, context_.rank));
   } else {
     pull({BufferSection::kSendRows, goes_to_output ? job.target : BufferSection::kStageRows, job.row_bytes}, from_peer,
          handle.demand.receive_rows);
@@ -265,7 +266,8 @@ void AllToAllMover::sum_pairs(const SumRequest& request) {
 void AllToAllMover::bring_back(const HostHandle& handle, std::int64_t row_bytes) {
   const PackedRows rows(context_.layout(), handle);
   if (linked_) {
-    linked_->wait([&](int dst) { return rows.returned(context_.rank, dst); }, Phase::kCombine);
+    linked_->wait([&](int dst) { return rows.returned(context_.rank, dst); }, Phase::kCombine,
+                  rows_back_to(&handle, context_.rank));
     return;
   }
   pull(

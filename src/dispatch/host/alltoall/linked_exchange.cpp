@@ -40,15 +40,16 @@ void LinkedExchange::tell(const RouteTo& route_to) {
   }
 }
 
-void LinkedExchange::wait(const std::function<Segment(int peer)>& rows_from, Phase phase) {
+void LinkedExchange::wait(const std::function<Segment(int peer)>& rows_from, Phase phase,
+                          const MissingRows& missing_rows) {
   for (int step = 1; step < context_.num_ranks; ++step) {
     // Those that began with this rank first.
     const int peer = (context_.rank + context_.num_ranks - step) % context_.num_ranks;
     if (!is_linked(peer) || rows_from(peer).num_rows == 0) continue;
-    traffic_.wait_for(peer, 1, phase);
+    traffic_.wait_for(peer, 1, phase, missing_rows);
     traffic_.take(peer, 1);
   }
-  traffic_.flush(phase);
+  traffic_.flush(phase, missing_rows);
 }
 
 void LinkedExchange::exchange_records(const HostHandle& handle, const std::vector<std::int64_t>& packed_begin) {

@@ -37,7 +37,8 @@ class LinkedExchange {
   /// Tells the peers that have rows from this rank by its puts.
   void tell(const RouteTo& route_to);
   /// Waits for what peers that have rows for this rank have put, and until all of this rank's has been delivered.
-  void wait(const std::function<Segment(int peer)>& rows_from, Phase phase);
+  /// `missing_rows`: what the others owe in the call, where it brings rows.
+  void wait(const std::function<Segment(int peer)>& rows_from, Phase phase, const MissingRows& missing_rows = {});
 
   /// Records of all rows to where they are received; `packed_begin`: where this rank packs the rows of each column.
   void exchange_records(const HostHandle& handle, const std::vector<std::int64_t>& packed_begin);

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "dispatch/host/engine/link_bytes.hpp"
+#include "dispatch/host/engine/owed_rows.hpp"
 #include "dispatch/host/engine/sums.hpp"
 
 namespace epistle::host {
@@ -99,8 +100,8 @@ std::shared_ptr<HostHandle> HostEngine::own_handle(const std::shared_ptr<HandleS
   return complaint ? nullptr : std::static_pointer_cast<HostHandle>(state);
 }
 
-std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& complaint) {
-  const std::int64_t value = group_->agree(call, phase, complaint);
+std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& complaint, const MissingRows& missing) {
+  const std::int64_t value = group_->agree(call, phase, complaint, &missing);
   for (int peer = 0; peer < context_.num_ranks; ++peer) {
     context_.buffer_of[static_cast<std::size_t>(peer)] = group_->announced_buffer(peer);
   }
@@ -110,11 +111,15 @@ std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& c
 // ---- Steps ----------------------------------------------------------------------------------------------------------
 
 template <typename Send>
-Ticket HostEngine::send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order,
-                        const Send& send_rows) {
-  if (!complaint) tell_of_buffers(call.buffer);
-  const bool agrees_first = complaint || order == SendOrder::kWhenAgreed;
-  if (agrees_first) (void)agree(call, phase, complaint);
+Ticket HostEngine::send(const Sending& sending, const Send& send_rows) {
+  const Call& call = sending.call;
+  if (!sending.complaint) tell_of_buffers(call.buffer);
+  const bool agrees_first = sending.complaint || sending.order == SendOrder::kWhenAgreed;
+  if (agrees_first) {
+    (void)agree(call, sending.phase, sending.complaint, sending.missing);
+  } else {
+    group_->check_usable(&sending.missing);
+  }
   send_rows();
   return group_->arrive(agrees_first ? step_of(call, kRowsSent) : call);
 }
@@ -221,7 +226,7 @@ void HostEngine::set_placement(const Placement& placement, Stream stream) {
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {
-  begin_call();
+  follow_mask();
   const LayoutParams& params = context_.layout().params();
   OpenCall call;
   // Static shapes: nobody waits for counts, so rows have no places yet and are laid out where they are.
@@ -257,7 +262,8 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
                       .exchange = context_.num_exchanges,
                       .phase = Phase::kDispatch,
                       .forwarded = step_of(call.announced, kRowsForwarded)};
-  call.ticket = send(call.announced, Phase::kDispatch, complaint, order, [&] {
+  const MissingRows missing = rows_to(call.brings_routing ? nullptr : call.handle.get(), context_.rank);
+  call.ticket = send({call.announced, Phase::kDispatch, complaint, order, missing}, [&] {
     if (goes_to_promised) context_.buffer_of = promised_of_;
     call.buffer->holder = call.handle.get();
     mover_->send_rows(call.move);
@@ -271,7 +277,7 @@ Received HostEngine::receive_dispatch(OpenCall call) {
     wait_for_all(*call.handle, call.ticket, Phase::kDispatch, MissingRows());
     finish_routing(*call.handle, call.announced);
   } else {
-    wait_for_rows(*call.handle, call.ticket, Phase::kDispatch);
+    wait_for_all(*call.handle, call.ticket, Phase::kDispatch, rows_to(call.handle.get(), context_.rank));
   }
   receive_rows(call.move);
   return CallAccess::received(std::move(call.handle), std::move(call.buffer), RowBuffer::Holds::kRows);
@@ -299,11 +305,6 @@ void HostEngine::close(Pending& pending, CallKind kind) {
 Received HostEngine::dispatch_receive(Pending pending, Stream /*stream*/) {
   close(pending, CallKind::kDispatch);
   return receive_dispatch(std::exchange(open_, OpenCall{}));
-}
-
-/// For the rows that the other ranks owe to this one.
-void HostEngine::wait_for_rows(const HostHandle& state, Ticket ticket, Phase phase) {
-  wait_for_all(state, ticket, phase, [&](int peer) { return std::int64_t{state.num_pairs(peer, context_.rank)}; });
 }
 
 void HostEngine::receive_rows(const MoveJob& job) {
@@ -348,7 +349,7 @@ void HostEngine::stage_rows(const HostHandle& state, const ConstRows& rows, cons
 }
 
 HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Stream stream) {
-  begin_call();
+  follow_mask();
   const ConstRows rows = rows_of(request);
   OpenCall call;
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
@@ -363,7 +364,8 @@ HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Str
                .out_stride = request.out.stride_bytes()};
   // Where the rows are is told in the same step.
   const SendOrder order = mover_->sends_unagreed() ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
-  call.ticket = send(call.announced, Phase::kCombine, complaint, order, [&] {
+  const MissingRows missing = rows_back_to(call.handle.get(), context_.rank);
+  call.ticket = send({call.announced, Phase::kCombine, complaint, order, missing}, [&] {
     stage_rows(*call.handle, rows, *call.buffer);
     mover_->send_sums(call.sums);
   });
@@ -371,13 +373,8 @@ HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Str
   return call;
 }
 
-/// The rows that the other ranks owe to this one.
-MissingRows HostEngine::rows_back_of(const HostHandle& state) const {
-  return [this, &state](int peer) { return std::int64_t{state.num_pairs(context_.rank, peer)}; };
-}
-
 void HostEngine::receive_combine(const OpenCall& call) {
-  wait_for_all(*call.handle, call.ticket, Phase::kCombine, rows_back_of(*call.handle));
+  wait_for_all(*call.handle, call.ticket, Phase::kCombine, rows_back_to(call.handle.get(), context_.rank));
   mover_->receive_sums(call.sums);
   // Nobody may write new rows while one still reads.
   (void)group_->agree(step_of(call_of(CallKind::kCombine, call.handle.get(), nullptr), kRowsRead), Phase::kCombine);
@@ -400,7 +397,7 @@ void HostEngine::combine_receive(Pending pending, Stream /*stream*/) {
 // ---- Backward -------------------------------------------------------------------------------------------------------
 
 void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Stream stream) {
-  begin_call();
+  follow_mask();
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   const std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   std::shared_ptr<RowBuffer> buffer;
@@ -414,7 +411,8 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   // All ranks give and take gradients of the weights, or none; one that has neither rows nor tokens goes with either.
   call.value = gives || takes ? 1 : 0;
   if (state != nullptr && state->description.num_rows == 0 && state->num_tokens == 0) call.value = kAnyValue;
-  const bool all_give = agree(call, Phase::kCombine, complaint) == 1;
+  const MissingRows missing = rows_back_to(state.get(), context_.rank);
+  const bool all_give = agree(call, Phase::kCombine, complaint, missing) == 1;
   if (all_give) {
     for (int peer = 0; peer < context_.num_ranks; ++peer) {
       wanted_[static_cast<std::size_t>(peer)] = {.grad_rows = state->tables.output_rows(peer)};
@@ -434,7 +432,6 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
                         .brings_gradients = all_give,
                         .grad_probs = takes ? request.grad_probs : nullptr};
   mover_->send_sums(sums);
-  const MissingRows missing = rows_back_of(*state);
   group_->wait(group_->arrive(step_of(call, kRowsSent)), Phase::kCombine, &missing);
   mover_->receive_sums(sums);
   if (takes && !context_.plan.uses_links()) {
@@ -444,7 +441,7 @@ void HostEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
 }
 
 Received HostEngine::combine_backward(const CombineBackwardRequest& request, Stream stream) {
-  begin_call();
+  follow_mask();
   Complaint complaint = checks().device_options(stream, request.num_sms, Phase::kCombine);
   std::shared_ptr<HostHandle> state = own_handle(CallAccess::state(request.handle), Phase::kCombine, complaint);
   Complaint no_buffer;
@@ -464,11 +461,12 @@ Received HostEngine::combine_backward(const CombineBackwardRequest& request, Str
                     .phase = Phase::kCombine,
                     .forwarded = step_of(call, kRowsForwarded)};
   // Agreed on first: gradients go where combine puts rows of a caller's before all have agreed.
-  const Ticket ticket = send(call, Phase::kCombine, complaint, SendOrder::kWhenAgreed, [&] {
+  const MissingRows missing = rows_to(state.get(), context_.rank);
+  const Ticket ticket = send({call, Phase::kCombine, complaint, SendOrder::kWhenAgreed, missing}, [&] {
     buffer->holder = nullptr;  // gradients are no rows that a combine may put others in the place of
     mover_->send_rows(job);
   });
-  wait_for_rows(*state, ticket, Phase::kCombine);
+  wait_for_all(*state, ticket, Phase::kCombine, missing);
   receive_rows(job);
   if (context_.config.apply_weights) {
     mover_->apply_row_weights({.handle = state.get(),

@@ -70,7 +70,8 @@ class HostEngine final : public DispatcherImpl {
     SumRequest sums;  ///< of combine
   };
 
-  /// Before anything else in a call: throws where the group has failed.
+  /// Before anything else in a call that brings no rows: throws where the group has failed. Those that do look when
+  /// they know what they are owed.
   void begin_call() {
     group_->check_usable();
     follow_mask();
@@ -95,11 +96,18 @@ class HostEngine final : public DispatcherImpl {
   [[nodiscard]] std::shared_ptr<HostHandle> own_handle(const std::shared_ptr<HandleState>& state, Phase phase,
                                                        Complaint& complaint) const;
   /// Agrees on a call, and learns which buffer each rank uses in it.
-  std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint);
+  std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint, const MissingRows& missing);
   enum class SendOrder : std::int32_t { kWhenAgreed, kAtOnce };
-  /// The first steps of a call: agrees on it and sends. kAtOnce: in one step, and nobody is waited for here.
+  struct Sending {
+    const Call& call;
+    Phase phase;
+    const Complaint& complaint;
+    SendOrder order;             ///< kAtOnce: agrees and sends in one step, and nobody is waited for here
+    const MissingRows& missing;  ///< what the other ranks owe in the call
+  };
+  /// The first steps of a call: agrees on it and sends.
   template <typename Send>
-  Ticket send(const Call& call, Phase phase, const Complaint& complaint, SendOrder order, const Send& send_rows);
+  Ticket send(const Sending& sending, const Send& send_rows);
   /// How a call sends that writes into the buffers of others: at once where all have promised one.
   [[nodiscard]] SendOrder order_of_placing(const HostHandle& state) const;
   [[nodiscard]] std::shared_ptr<RowBuffer> promised_buffer() const;
@@ -117,9 +125,7 @@ class HostEngine final : public DispatcherImpl {
   [[nodiscard]] Received receive_dispatch(OpenCall call);
   OpenCall send_combine(const CombineRequest& request, Stream stream);
   void receive_combine(const OpenCall& call);
-  void wait_for_rows(const HostHandle& state, Ticket ticket, Phase phase);
   void receive_rows(const MoveJob& job);
-  [[nodiscard]] MissingRows rows_back_of(const HostHandle& state) const;
   void stage_rows(const HostHandle& state, const ConstRows& rows, const RowBuffer& buffer);
   void zero_padding(const MoveJob& job) const;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dispatch/host/engine/owed_rows.hpp"
 #include "dispatch/host/engine/sums.hpp"
 #include "dispatch/host/engine/timeline.hpp"
 
@@ -127,18 +128,19 @@ void HybridMover::forward(const MoveJob& job, int domain, const Chunk& chunk) {
 
 void HybridMover::receive_rows(const MoveJob& job) {
   const int num_domains = traffic_.domains().count();
+  const MissingRows missing = rows_to(job.handle, context_.rank);
   for (int step = 1; step < num_domains; ++step) {
     // Those that began with this domain first.
     const int domain = (traffic_.own_domain() + num_domains - step) % num_domains;
     const std::int64_t num_chunks = chunks_to_forward(job, domain).count();
     while (num_forwarded_[static_cast<std::size_t>(domain)] < num_chunks) {
-      traffic_.wait_for(traffic_.peer_in(domain), 1, job.phase);
+      traffic_.wait_for(traffic_.peer_in(domain), 1, job.phase, missing);
       forward_arrived(job, domain);
     }
   }
-  traffic_.flush(job.phase);
+  traffic_.flush(job.phase, missing);
   // The rows of this rank are there when all of its domain have passed theirs on.
-  (void)context_.group->agree(job.forwarded, job.phase);
+  (void)context_.group->agree(job.forwarded, job.phase, std::nullopt, &missing);
   const TimelineSpan span(TimelineWork::kReceive, traffic_.own_domain(), 0);
   direct_.receive_rows(job);
 }
@@ -149,6 +151,7 @@ void HybridMover::receive_sums(const SumRequest& request) {
   const HostHandle& handle = *request.handle;
   const int num_domains = traffic_.domains().count();
   const int own = traffic_.own_domain();
+  const MissingRows missing = rows_back_to(&handle, context_.rank);
   for (int step = 1; step < num_domains; ++step) return_sums(request, (own + step) % num_domains);
   const auto num_own = static_cast<std::int64_t>(routes_of(handle).received[static_cast<std::size_t>(own)].size());
   sum_pairs(request, own, {.begin = 0, .end = num_own},
@@ -159,12 +162,12 @@ void HybridMover::receive_sums(const SumRequest& request) {
     const int domain = (own + num_domains - step) % num_domains;
     const auto num_rows = static_cast<std::int64_t>(routes_of(handle).sent[static_cast<std::size_t>(domain)].size());
     const std::int64_t num_chunks = Chunks(num_rows, context_.layout().params().combine_row_bytes).count();
-    traffic_.wait_for(traffic_.peer_in(domain), num_chunks, Phase::kCombine);
+    traffic_.wait_for(traffic_.peer_in(domain), num_chunks, Phase::kCombine, missing);
     traffic_.take(traffic_.peer_in(domain), num_chunks);
   }
   sum_domains(request);
   if (request.grad_probs != nullptr) place_gradients(request);
-  traffic_.flush(Phase::kCombine);
+  traffic_.flush(Phase::kCombine, missing);
 }
 
 /// The sums of a domain's tokens over the ranks of this one, chunk by chunk.
