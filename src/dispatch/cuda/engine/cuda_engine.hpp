@@ -119,6 +119,8 @@ class CudaEngine final : public DispatcherImpl {
   [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);
   void throw_disagreement();
   void stop_for_lost_rank(int lost, const CudaHandleState* state);
+  /// What the other ranks owe in a call of that phase; backward passes that turn it round are not told apart.
+  [[nodiscard]] MissingRows rows_owed_in(Phase phase, const CudaHandleState* state) const;
   /// Throws what earlier calls have found; does not wait.
   void check_findings();
 

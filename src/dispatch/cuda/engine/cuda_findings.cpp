@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/owed_rows.hpp"
 #include "gpu/cuda_error.hpp"
 
 namespace epistle::cuda {
@@ -73,6 +74,10 @@ void CudaEngine::wait_on_host(const CudaHandleState* state, const IsDone& is_don
   }
 }
 
+MissingRows CudaEngine::rows_owed_in(Phase phase, const CudaHandleState* state) const {
+  return phase == Phase::kCombine ? rows_back_to(state, context_.rank()) : rows_to(state, context_.rank());
+}
+
 void CudaEngine::stop_for_lost_rank(int lost, const CudaHandleState* state) {
   // A rank that has left may have done all it had to: the device says whether it owes anything.
   const Clock::time_point start = Clock::now();
@@ -85,24 +90,16 @@ void CudaEngine::stop_for_lost_rank(int lost, const CudaHandleState* state) {
   const Phase abandoned = transport_->abandon();
   check_cuda(cudaEventSynchronize(work), "stopping the device after a rank was lost");
   control->abort = 0;
-  const MissingRows missing = [state, this](int peer) {
-    return state != nullptr && state->finished && !state->pairs.empty()
-               ? std::int64_t{state->num_pairs(peer, context_.rank())}
-               : std::int64_t{-1};
-  };
   const auto phase = control->report.finding != 0 ? static_cast<Phase>(control->report.phase) : abandoned;
   if (phase == Phase::kNone) return;
+  const MissingRows missing = rows_owed_in(phase, state);
   group_->fail(ErrorCode::kPeerLost, phase, lost, &missing);
 }
 
 void CudaEngine::throw_finding(const Report& report, const CudaHandleState* state) {
   const auto phase = static_cast<Phase>(report.phase);
   const int peer = report.peer;
-  const MissingRows missing = [state, phase, this](int other) -> std::int64_t {
-    if (state == nullptr || !state->finished || state->pairs.empty()) return -1;
-    return phase == Phase::kCombine ? state->num_pairs(context_.rank(), other)
-                                    : state->num_pairs(other, context_.rank());
-  };
+  const MissingRows missing = rows_owed_in(phase, state);
   switch (static_cast<Finding>(report.finding)) {
     case Finding::kTimeout: {
       const int lost = group_->find_lost_rank();

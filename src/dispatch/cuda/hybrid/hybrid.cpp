@@ -7,6 +7,7 @@
 
 #include "dispatch/cuda/direct/direct.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/owed_rows.hpp"
 #include "dispatch/cuda/hybrid/hybrid_info.hpp"
 #include "gpu/cuda_error.hpp"
 
@@ -56,11 +57,11 @@ DomainBuffers HybridTransport::start_call(BufferSection section, std::int32_t bu
   return all;
 }
 
-void HybridTransport::end_call(Phase phase, Complaint complaint) {
-  links_.traffic().flush(phase);
+void HybridTransport::end_call(const Awaited& awaited, Complaint complaint) {
+  links_.traffic().flush(awaited.phase, awaited.missing);
   const Complaint of_stream = attempt([&] { context_.wait(); });
   if (!complaint) complaint = of_stream;
-  (void)context_.group->agree(kEndCall, phase, complaint);
+  (void)context_.group->agree(kEndCall, awaited.phase, complaint, &awaited.missing);
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
@@ -125,8 +126,9 @@ void HybridTransport::move_across(const CudaHandleState& handle, const MoveArgs&
                       .scale_element_bytes = args.strides.scale_element_bytes};
     complaint = attempt([&] { forward(landed); });
   };
-  send_and_forward(tables, args, phase, forward_chunk);
-  end_call(phase, std::move(complaint));
+  const Awaited awaited{.phase = phase, .missing = rows_to(&handle, context_.rank())};
+  send_and_forward(tables, args, awaited, forward_chunk);
+  end_call(awaited, std::move(complaint));
 }
 
 void HybridTransport::forward(const ForwardRowsArgs& args) {
@@ -134,7 +136,7 @@ void HybridTransport::forward(const ForwardRowsArgs& args) {
 }
 
 template <typename Forward>
-void HybridTransport::send_and_forward(const RouteTables& tables, const MoveArgs& args, Phase phase,
+void HybridTransport::send_and_forward(const RouteTables& tables, const MoveArgs& args, const Awaited& awaited,
                                        const Forward& forward_chunk) {
   LinkTraffic& traffic = links_.traffic();
   const DomainPairs& pairs = tables.pairs();
@@ -167,7 +169,7 @@ void HybridTransport::send_and_forward(const RouteTables& tables, const MoveArgs
     // Those that began with this domain first.
     const int domain = (own + num_domains - step) % num_domains;
     while (num_forwarded_[static_cast<std::size_t>(domain)] < chunks_from(domain).count()) {
-      traffic.wait_for(traffic.peer_in(domain), 1, phase);
+      traffic.wait_for(traffic.peer_in(domain), 1, awaited.phase, awaited.missing);
       forward_arrived(domain);
     }
   }
@@ -242,12 +244,13 @@ void HybridTransport::sum_pairs(const CudaHandleState& handle, const SumArgs& ar
     sums.out = context_.own_section(BufferSection::kStageRows);
     if (sums.count > 0) check_cuda(launch_sum_pairs(sums, context_.stream), "launching the sums of a domain");
   });
-  return_rows(tables, {.row_bytes = layout.params().combine_row_bytes});
-  end_call(Phase::kCombine, complaint);
+  const Awaited awaited{.phase = Phase::kCombine, .missing = rows_back_to(&handle, context_.rank())};
+  return_rows(tables, {.row_bytes = layout.params().combine_row_bytes}, awaited);
+  end_call(awaited, complaint);
 }
 
 /// Whatever this rank's GPU has said: the others wait for as many chunks.
-void HybridTransport::return_rows(const RouteTables& tables, const ReturnedRows& what) {
+void HybridTransport::return_rows(const RouteTables& tables, const ReturnedRows& what, const Awaited& awaited) {
   LinkTraffic& traffic = links_.traffic();
   const DomainPairs& pairs = tables.pairs();
   const int rank = context_.rank();
@@ -271,7 +274,7 @@ void HybridTransport::return_rows(const RouteTables& tables, const ReturnedRows&
   for (int step = 1; step < num_domains; ++step) {
     const int domain = (own + num_domains - step) % num_domains;
     const std::int64_t num_chunks = Chunks(pairs.num(rank, domain), what.row_bytes).count();
-    traffic.wait_for(traffic.peer_in(domain), num_chunks, Phase::kCombine);
+    traffic.wait_for(traffic.peer_in(domain), num_chunks, awaited.phase, awaited.missing);
     traffic.take(traffic.peer_in(domain), num_chunks);
   }
 }
@@ -307,10 +310,13 @@ bool HybridTransport::bring_weight_gradients(const CudaHandleState& handle, cons
       check_cuda(launch_gather_gradients(gather, context_.stream), "launching the gathering of gradients");
     }
   });
-  return_rows(tables, {.from = BufferSection::kSendScales,
-                       .to = BufferSection::kStageScales,
-                       .row_bytes = top_k * static_cast<std::int64_t>(sizeof(float))});
-  end_call(Phase::kCombine, complaint);
+  const Awaited awaited{.phase = Phase::kCombine, .missing = rows_back_to(&handle, context_.rank())};
+  return_rows(tables,
+              {.from = BufferSection::kSendScales,
+               .to = BufferSection::kStageScales,
+               .row_bytes = top_k * static_cast<std::int64_t>(sizeof(float))},
+              awaited);
+  end_call(awaited, complaint);
   if (args.grad_topk_weights == nullptr || handle.num_tokens == 0) return true;
   PlaceGradientsArgs place;
   place.gradients = {.token_rows = arrays->token_rows,

@@ -49,6 +49,12 @@ class HybridTransport final : public RowTransport {
     std::int64_t row_bytes = 0;
   };
 
+  /// For errors of a call: where it stands, and what the other ranks owe in it.
+  struct Awaited {
+    Phase phase = Phase::kNone;
+    MissingRows missing;
+  };
+
   [[nodiscard]] const Domains& domains() const noexcept { return context_.group->domains(); }
   [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(context_.rank()); }
   [[nodiscard]] int num_blocks(TunedCall call, const CudaHandleState& handle) const;
@@ -57,14 +63,15 @@ class HybridTransport final : public RowTransport {
   template <typename Work>
   DomainBuffers start_call(BufferSection section, std::int32_t buffer, Phase phase, const Work& work);
   /// The last one. `complaint`: what this rank has met since the first.
-  void end_call(Phase phase, Complaint complaint);
+  void end_call(const Awaited& awaited, Complaint complaint);
 
   void move_across(const CudaHandleState& handle, const MoveArgs& args);
   void send_chunk(const RouteTables& tables, const MoveArgs& args, int domain, const Chunk& chunk);
   void forward(const ForwardRowsArgs& args);
   template <typename Forward>
-  void send_and_forward(const RouteTables& tables, const MoveArgs& args, Phase phase, const Forward& forward_chunk);
-  void return_rows(const RouteTables& tables, const ReturnedRows& what);
+  void send_and_forward(const RouteTables& tables, const MoveArgs& args, const Awaited& awaited,
+                        const Forward& forward_chunk);
+  void return_rows(const RouteTables& tables, const ReturnedRows& what, const Awaited& awaited);
   void sum_pairs(const CudaHandleState& handle, const SumArgs& args);
 
   EngineContext& context_;
