@@ -25,8 +25,9 @@ inline constexpr int kArrivalWordBits = 52;
 
 /// What a rank has said of itself.
 struct alignas(kCacheLineBytes) Arrival {
-  std::atomic<std::uint32_t> value;              ///< the last generation that it has arrived in
-  std::array<std::atomic<ArrivalWord>, 2> words;  ///< where ranks look at each other: of that and the one before, in turn
+  std::atomic<std::uint32_t> value;  ///< the last generation that it has arrived in
+  std::array<std::atomic<ArrivalWord>, 2>
+      words;  ///< where ranks look at each other: of that and the one before, in turn
 };
 
 /// How ranks find out that all have arrived.
@@ -56,8 +57,7 @@ struct BarrierBlock {
   [[nodiscard]] Arrival* arrivals() noexcept { return reinterpret_cast<Arrival*>(this + 1); }
 
   [[nodiscard]] static constexpr std::int64_t bytes(int num_ranks) noexcept {
-    return static_cast<std::int64_t>(sizeof(BarrierBlock)) +
-           static_cast<std::int64_t>(sizeof(Arrival)) * num_ranks;
+    return static_cast<std::int64_t>(sizeof(BarrierBlock)) + static_cast<std::int64_t>(sizeof(Arrival)) * num_ranks;
   }
 };
 
@@ -79,8 +79,9 @@ using Ticket = std::uint32_t;
 
 /// One rank's end of a barrier. Ranks pass it in the same order; a rank waits before it arrives again.
 ///
-/// Once ranks have been left out (restart), everybody looks at the arrivals of all others (BarrierKind::kAtArrivals): a rank
-/// that was left out in the middle of something may still count itself whenever it wakes, and nobody may be misled.
+/// Once ranks have been left out (restart), everybody looks at the arrivals of all others (BarrierKind::kAtArrivals): a
+/// rank that was left out in the middle of something may still count itself whenever it wakes, and nobody may be
+/// misled.
 class Barrier {
  public:
   Barrier() = default;

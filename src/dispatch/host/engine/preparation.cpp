@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "dispatch/host/engine/prefetch.hpp"
 #include "topology/memory.hpp"
 
 namespace epistle::host {
@@ -26,6 +27,8 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
   last_token_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
   last_token_to_rank_.resize(ranks);
   lost_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
+  pairs_to_rank_.resize(ranks);
+  dropped_of_expert_.resize(static_cast<std::size_t>(layout_.params().num_experts));
   counts_of_nobody_.resize(static_cast<std::size_t>(layout_.counts_entries()));
   if (!context.plan.uses_links()) return;
   const std::int64_t num_pairs = context.plan.crosses_domains() ? layout_.num_domains() : 0;
@@ -36,6 +39,7 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
 
 void Preparation::finish(HostHandle& state, const Call& call) {
   GroupImpl& group = *context_->group;
+  ask_for_lines(state);
   const bool by_domain = context_->plan.crosses_domains();
   if (by_domain) count_domain_pairs(state, own_announcement_.data() + layout_.counts_entries());
   if (context_->plan.uses_links()) gather_counts(state);
@@ -138,6 +142,27 @@ void Preparation::count_domain_pairs(const HostHandle& state, std::int32_t* pair
       for (std::size_t before = first; before < entry && is_new; ++before) is_new = domain_at(before) != domain;
       if (is_new) ++pairs[domain];
     }
+  }
+}
+
+/// What the others have written for this rank is on its way from their caches, all at once, while its own places are
+/// computed.
+void Preparation::ask_for_lines(const HostHandle& state) const {
+  if (context_->plan.uses_links()) return;
+  const bool by_expert = !layout_.token_major();
+  const ExpertPartition partition = layout_.partition();
+  const auto first = by_expert ? 0 : static_cast<std::size_t>(partition.first_expert(rank()));
+  const auto num_local = static_cast<std::size_t>(partition.num_local_experts(rank()));
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    if (peer == rank() || context_->group->is_masked(peer)) continue;
+    const ConstCountsView counts = counts_view(layout_.params(), told_by(state, peer));
+    prefetch_lines(std::as_bytes(counts.tokens_to_rank));
+    prefetch_lines(std::as_bytes(counts.num_tokens));
+    if (by_expert || !mover_->sends_unagreed()) {
+      prefetch_lines(
+          std::as_bytes(counts.rows_to_expert.subspan(first, by_expert ? counts.rows_to_expert.size() : num_local)));
+    }
+    if (mover_->sends_unagreed()) published_.ask_for(peer, state);
   }
 }
 
@@ -361,9 +386,13 @@ void Preparation::reserve_handle(HostHandle& state, const HandleSizes& sizes) co
 }
 
 void Preparation::place_rows(HostHandle& state) {
-  CountsView<std::int32_t> own = own_counts(state);
-  PlaceCounts counts{.pairs_to_rank = own.pairs_to_rank, .dropped_of_expert = own.dropped_of_expert};
+  PlaceCounts counts{.pairs_to_rank = pairs_to_rank_, .dropped_of_expert = dropped_of_expert_};
   places_.place(state.tables, rank(), state, counts);
+  if (tells_of_drops(state)) {
+    const CountsView<std::int32_t> own = own_counts(state);
+    std::copy(pairs_to_rank_.begin(), pairs_to_rank_.end(), own.pairs_to_rank.begin());
+    std::copy(dropped_of_expert_.begin(), dropped_of_expert_.end(), own.dropped_of_expert.begin());
+  }
   state.stats.dropped_by_this_rank = counts.dropped;
   state.stats.sent_remote_assignments = counts.remote_assignments;
 }
@@ -378,9 +407,8 @@ void Preparation::open_description(HostHandle& state) const {
   const auto num_local = static_cast<std::size_t>(
       is_trivial ? partition.num_local_experts(rank()) : placed_.slots_of_rank()[static_cast<std::size_t>(rank())]);
   state.pairs.assign(state.num_ranks * state.num_ranks, 0);
-  const CountsView<std::int32_t> own = own_counts(state);
   for (int peer = 0; peer < num_ranks(); ++peer) {
-    state.set_num_pairs(rank(), peer, own.pairs_to_rank[static_cast<std::size_t>(peer)]);
+    state.set_num_pairs(rank(), peer, pairs_to_rank_[static_cast<std::size_t>(peer)]);
   }
   state.expert_counts.assign(num_local, 0);
   state.expert_dropped.assign(num_local, 0);
@@ -417,14 +445,19 @@ void Preparation::open_description(HostHandle& state) const {
 void Preparation::read_counts(HostHandle& state) const {
   const auto ranks = static_cast<std::size_t>(num_ranks());
   const auto first_expert = static_cast<std::size_t>(layout_.partition().first_expert(rank()));
+  const bool has_drops = tells_of_drops(state);
   for (std::size_t peer = 0; peer < ranks; ++peer) {
     const ConstCountsView& counts = count_views_[peer];
-    std::copy(counts.pairs_to_rank.begin(), counts.pairs_to_rank.end(),
-              state.pairs.begin() + static_cast<std::ptrdiff_t>(peer * ranks));
+    const auto& pairs = has_drops ? counts.pairs_to_rank : counts.tokens_to_rank;
+    std::copy(pairs.begin(), pairs.end(), state.pairs.begin() + static_cast<std::ptrdiff_t>(peer * ranks));
     for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
-      const std::size_t expert = first_expert + local;
-      state.expert_dropped[local] += counts.dropped_of_expert[expert];
-      state.expert_counts[local] += counts.rows_to_expert[expert] - counts.dropped_of_expert[expert];
+      state.expert_counts[local] += counts.rows_to_expert[first_expert + local];
+    }
+    if (!has_drops) continue;
+    for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
+      const std::int32_t dropped = counts.dropped_of_expert[first_expert + local];
+      state.expert_dropped[local] += dropped;
+      state.expert_counts[local] -= dropped;
     }
     for (const std::int32_t dropped : counts.dropped_of_expert) state.stats.dropped_in_group += dropped;
   }
