@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "dispatch/host/engine/host_engine.hpp"
+#include "dispatch/host/engine/prefetch.hpp"
 
 namespace epistle::host {
 
@@ -27,6 +28,15 @@ void HostEngine::learn_of_buffers(const HostHandle& state, Ticket ticket) {
     }
   }
   ++context_.num_exchanges;
+}
+
+/// A dispatch is what follows a prepare.
+void HostEngine::ask_for_promises() const {
+  if (!mover_->sends_unagreed()) return;
+  for (int peer = 0; peer < context_.num_ranks; ++peer) {
+    if (group_->is_masked(peer)) continue;
+    prefetch_lines(std::as_bytes(std::span(&context_.published_buffers(peer, context_.num_exchanges - 1), 1)));
+  }
 }
 
 void HostEngine::learn_of_promises() {

@@ -161,6 +161,7 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
   if (!complaint) tell_of_buffers(call.buffer);
   (void)group_->agree(call, Phase::kLayout, complaint);
   learn_of_buffers(*state, group_->last_step());
+  ask_for_promises();
   finish_routing(*state, call);
   return CallAccess::handle(std::move(state));
 }

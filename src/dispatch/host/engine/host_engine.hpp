@@ -106,6 +106,7 @@ class HostEngine final : public DispatcherImpl {
   void tell_of_buffers(std::int32_t used);
   /// Once the step of `ticket` has passed, of which `state` is: which buffer each rank uses in it.
   void learn_of_buffers(const HostHandle& state, Ticket ticket);
+  void ask_for_promises() const;
   /// Those of the last exchange.
   void learn_of_promises();
   /// Waits until all have sent; from here on all have agreed.

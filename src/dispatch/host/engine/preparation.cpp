@@ -210,6 +210,7 @@ Complaint Preparation::read(const PrepareRequest& request, HostHandle& state) {
     require_memory(static_cast<std::int64_t>(num_entries * (sizeof(std::int32_t) + sizeof(float))),
                    "the routing of this rank's tokens");
   }
+  if (mover_->sends_unagreed()) published_.take_back(state.exchange, num_entries);
   state.num_tokens = request.expert_ids.num_tokens;
   state.stats = RoutingStats{.num_tokens = state.num_tokens};
   if (request.num_tokens != nullptr) {

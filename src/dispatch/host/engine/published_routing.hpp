@@ -19,6 +19,9 @@ class PublishedRouting {
   /// Lays out the routing of a handle that was read, in the set of its exchange.
   void publish(const HostHandle& state);
 
+  /// Takes the places of an exchange back from who has read them.
+  void take_back(std::uint64_t exchange, std::size_t num_entries) const noexcept;
+
   /// Asks for what `peer` has laid out for the exchange of `state`; it is guessed to have as many tokens as this rank.
   void ask_for(int peer, const HostHandle& state) const noexcept;
 
