@@ -38,8 +38,8 @@ bool all_agree(std::vector<Barrier>& ranks, const std::vector<ArrivalWord>& word
 class BarrierOfKind : public ::testing::TestWithParam<BarrierKind> {};
 
 INSTANTIATE_TEST_SUITE_P(Kinds, BarrierOfKind, ::testing::Values(BarrierKind::kAtCounter, BarrierKind::kAtArrivals),
-                         [](const auto& info) {
-                           return info.param == BarrierKind::kAtCounter ? std::string("AtCounter") : "AtArrivals";
+                         [](const auto& kind) {
+                           return kind.param == BarrierKind::kAtCounter ? std::string("AtCounter") : "AtArrivals";
                          });
 
 TEST_P(BarrierOfKind, TellsWhetherAllHaveSaidTheSame) {
