@@ -37,11 +37,14 @@ void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept {
 
 Ticket Barrier::arrive(ArrivalWord word) noexcept {
   ++awaited_;
-  if (mask_ == nullptr) count_arrival(word);
-  // Without a mask for diagnosis only (has_arrived); the order of data is carried by arrived and generation. Stored
-  // last: a rank that dies anywhere above is seen as missing, and a barrier that all ranks have marked has passed.
+  if (kind_ == BarrierKind::kAtArrivals) {
+    tell_of_arrival(word);
+    return awaited_;
+  }
+  count_arrival(word);
+  // For diagnosis only (has_arrived); the order of data is carried by arrived and generation. Stored last: a rank that
+  // dies anywhere above is seen as missing, and a barrier that all ranks have marked has passed.
   block_->arrivals()[rank_].value.store(awaited_, std::memory_order_release);
-  if (mask_ != nullptr) tell_of_arrival();
   return awaited_;
 }
 
@@ -65,18 +68,34 @@ void Barrier::count_arrival(ArrivalWord word) noexcept {
   }
 }
 
-void Barrier::tell_of_arrival() noexcept {
-  // seq_cst: pairs with sleep(), as in count_arrival()
+void Barrier::tell_of_arrival(ArrivalWord word) noexcept {
+  Arrival& own = block_->arrivals()[rank_];
+  // That of two generations ago: all have arrived since, hence have looked at it.
+  own.words[awaited_ & 1].store(word, std::memory_order_relaxed);
+  // seq_cst: of two ranks that arrive last, one at least sees that all have; and pairs with sleep(), as in
+  // count_arrival()
+  own.value.store(awaited_, std::memory_order_seq_cst);
+  if (block_->num_sleepers.value.load(std::memory_order_seq_cst) == 0 || !members_have_arrived(awaited_)) return;
   block_->num_events.value.fetch_add(1, std::memory_order_seq_cst);
-  if (block_->num_sleepers.value.load(std::memory_order_seq_cst) != 0) futex_wake_all(block_->num_events.value);
+  futex_wake_all(block_->num_events.value);
 }
 
 bool Barrier::members_have_arrived(Ticket ticket) const noexcept {
   for (int peer = 0; peer < num_ranks_; ++peer) {
-    // pairs with the release in arrive()
-    if (!mask_->has(peer) && !has_arrived(peer, ticket)) return false;
+    // pairs with the store in tell_of_arrival()
+    if ((mask_ == nullptr || !mask_->has(peer)) && !has_arrived(peer, ticket)) return false;
   }
   return true;
+}
+
+bool Barrier::words_agree(Ticket ticket) const noexcept {
+  const Arrival* arrivals = block_->arrivals();
+  const ArrivalWord first = arrivals[0].words[ticket & 1].load(std::memory_order_relaxed);
+  bool agrees = first != 0;
+  for (int peer = 1; peer < num_ranks_; ++peer) {
+    agrees = agrees && arrivals[peer].words[ticket & 1].load(std::memory_order_relaxed) == first;
+  }
+  return agrees;
 }
 
 void Barrier::spin(Ticket ticket) const noexcept {
@@ -86,7 +105,8 @@ void Barrier::spin(Ticket ticket) const noexcept {
 
 void Barrier::sleep(Ticket ticket, std::int64_t max_wait_us) noexcept {
   block_->num_sleepers.value.fetch_add(1, std::memory_order_seq_cst);
-  const std::atomic<std::uint32_t>& word = mask_ != nullptr ? block_->num_events.value : block_->generation.value;
+  const std::atomic<std::uint32_t>& word =
+      kind_ == BarrierKind::kAtArrivals ? block_->num_events.value : block_->generation.value;
   const std::uint32_t seen = word.load(std::memory_order_seq_cst);
   if (!passed(ticket)) futex_wait(word, seen, max_wait_us);
   block_->num_sleepers.value.fetch_sub(1, std::memory_order_relaxed);

@@ -3,6 +3,7 @@
 // have said the same: that costs no cache line more than the barrier itself does.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -22,7 +23,21 @@ static_assert(std::atomic<std::uint32_t>::is_always_lock_free, "counters are sha
 using ArrivalWord = std::uint64_t;
 inline constexpr int kArrivalWordBits = 52;
 
-/// Lies in zero-initialised shared memory; followed there by one PaddedCounter per rank.
+/// What a rank has said of itself.
+struct alignas(kCacheLineBytes) Arrival {
+  std::atomic<std::uint32_t> value;  ///< the last generation that it has arrived in
+  std::array<std::atomic<ArrivalWord>, 2>
+      words;  ///< where ranks look at each other: of that and the one before, in turn
+};
+
+/// How ranks find out that all have arrived.
+enum class BarrierKind : std::int32_t {
+  kAtCounter,   ///< all count in one place, and the last one opens the way: few lines, however many ranks
+  kAtArrivals,  ///< every rank looks at what each other one says of itself: a line crosses once for each of them, while
+                ///< a counter is fetched, and then what it leads to
+};
+
+/// Lies in zero-initialised shared memory; followed there by one Arrival per rank.
 struct BarrierBlock {
   /// Ranks that arrived in the current generation, above what all of them have said; 0 there once two differ.
   struct alignas(kCacheLineBytes) Arrived {
@@ -37,13 +52,12 @@ struct BarrierBlock {
   Arrived arrived;
   Generation generation;
   PaddedCounter num_sleepers;  ///< ranks that sleep or are about to
-  PaddedCounter num_events;    ///< goes on with every arrival, where ranks are left out
+  PaddedCounter num_events;    ///< ranks that look at arrivals sleep on it: goes on where one is to wake
 
-  [[nodiscard]] PaddedCounter* arrivals() noexcept { return reinterpret_cast<PaddedCounter*>(this + 1); }
+  [[nodiscard]] Arrival* arrivals() noexcept { return reinterpret_cast<Arrival*>(this + 1); }
 
   [[nodiscard]] static constexpr std::int64_t bytes(int num_ranks) noexcept {
-    return static_cast<std::int64_t>(sizeof(BarrierBlock)) +
-           static_cast<std::int64_t>(sizeof(PaddedCounter)) * num_ranks;
+    return static_cast<std::int64_t>(sizeof(BarrierBlock)) + static_cast<std::int64_t>(sizeof(Arrival)) * num_ranks;
   }
 };
 
@@ -65,13 +79,15 @@ using Ticket = std::uint32_t;
 
 /// One rank's end of a barrier. Ranks pass it in the same order; a rank waits before it arrives again.
 ///
-/// Once ranks have been left out (restart), everybody looks at the arrivals of all others in place of the counters: a
+/// Once ranks have been left out (restart), everybody looks at the arrivals of all others (BarrierKind::kAtArrivals): a
 /// rank that was left out in the middle of something may still count itself whenever it wakes, and nobody may be
 /// misled.
 class Barrier {
  public:
   Barrier() = default;
-  Barrier(BarrierBlock* block, int rank, int num_ranks) noexcept : block_(block), rank_(rank), num_ranks_(num_ranks) {}
+  /// `kind` is the same for all ranks.
+  Barrier(BarrierBlock* block, int rank, int num_ranks, BarrierKind kind = BarrierKind::kAtCounter) noexcept
+      : block_(block), rank_(rank), num_ranks_(num_ranks), kind_(kind) {}
 
   /// The generation that the next arrive() is of.
   [[nodiscard]] Ticket next_ticket() const noexcept { return awaited_ + 1; }
@@ -83,21 +99,23 @@ class Barrier {
   /// Whether all ranks said the same, and something, in the generation of `ticket`. Known from when it has passed until
   /// this rank arrives again; false later.
   [[nodiscard]] bool was_unanimous(Ticket ticket) const noexcept {
-    // Written before the generation that passed() has acquired; and no later one ends without this rank. With a mask
-    // nobody counts, but for ranks that were left out.
-    return mask_ == nullptr && block_->generation.unanimous.load(std::memory_order_relaxed) == ticket;
+    if (mask_ != nullptr) return false;
+    if (kind_ == BarrierKind::kAtArrivals) return ticket == awaited_ && words_agree(ticket);
+    // Written before the generation that passed() has acquired; and no later one ends without this rank.
+    return block_->generation.unanimous.load(std::memory_order_relaxed) == ticket;
   }
 
   /// From here on only ranks that are not in `mask`, which outlives the barrier, are waited for, and the generation
   /// that was last passed counts as `passed`, which no member's was above. All members do so alike.
   void restart(const RankMask* mask, Ticket passed) noexcept {
     mask_ = mask;
+    kind_ = BarrierKind::kAtArrivals;
     awaited_ = passed;
   }
 
   /// True when all ranks have arrived in the generation of `ticket`.
   [[nodiscard]] bool passed(Ticket ticket) const noexcept {
-    if (mask_ != nullptr) return members_have_arrived(ticket);
+    if (kind_ == BarrierKind::kAtArrivals) return members_have_arrived(ticket);
     // pairs with the release of the last arrival in arrive()
     const std::uint32_t generation = block_->generation.value.load(std::memory_order_acquire);
     return static_cast<std::int32_t>(generation - ticket) >= 0;
@@ -105,7 +123,8 @@ class Barrier {
 
   /// True when `rank` has arrived in the generation of `ticket`, or in a later one.
   [[nodiscard]] bool has_arrived(int rank, Ticket ticket) const noexcept {
-    const std::uint32_t seen = block_->arrivals()[rank].value.load(std::memory_order_acquire);
+    // seq_cst: pairs with sleep(), where an arrival is looked for once more behind the number of sleepers
+    const std::uint32_t seen = block_->arrivals()[rank].value.load(std::memory_order_seq_cst);
     return static_cast<std::int32_t>(seen - ticket) >= 0;
   }
 
@@ -116,12 +135,14 @@ class Barrier {
 
  private:
   [[nodiscard]] bool members_have_arrived(Ticket ticket) const noexcept;
+  [[nodiscard]] bool words_agree(Ticket ticket) const noexcept;
   void count_arrival(ArrivalWord word) noexcept;
-  void tell_of_arrival() noexcept;
+  void tell_of_arrival(ArrivalWord word) noexcept;
 
   BarrierBlock* block_ = nullptr;
   int rank_ = 0;
   int num_ranks_ = 1;
+  BarrierKind kind_ = BarrierKind::kAtCounter;
   Ticket awaited_ = 0;
   const RankMask* mask_ = nullptr;  ///< null until ranks have been left out
 };

@@ -94,7 +94,9 @@ class ControlView {
 
   [[nodiscard]] RankControl& rank(int rank) const noexcept;
   [[nodiscard]] GroupControl& group() const noexcept;
-  [[nodiscard]] Barrier barrier_of(int rank) const noexcept { return {&group().barrier, rank, num_ranks_}; }
+  [[nodiscard]] Barrier barrier_of(int rank, BarrierKind kind = BarrierKind::kAtCounter) const noexcept {
+    return {&group().barrier, rank, num_ranks_, kind};
+  }
   [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
 
   /// What the word of the group says where that is not `quiet`.

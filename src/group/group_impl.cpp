@@ -31,6 +31,8 @@ constexpr std::chrono::microseconds kSpinWithOwnCore{100};
 constexpr std::chrono::microseconds kSpinOnSharedCore{1};
 // Ranks that are in step come within a microsecond; a pause takes up to 60 ns of that.
 constexpr int kLooksWithoutPause = 400;
+// Up to so many ranks look at each other's arrivals: a line for each of them, all on their way at once.
+constexpr int kMostRanksToLookAt = 4;
 
 /// A rank that ran out of something is no refusal of an input: the others give the same code.
 ErrorCode code_for_peers(ErrorCode code) noexcept {
@@ -103,7 +105,9 @@ void GroupImpl::attach(SymmetricRegion region) {
   region.commit(0, ControlView::committed_bytes(rank_, num_ranks_));
   // The memory is zero-filled, which is the initial state of every atomic here.
   control_ = ControlView(std::move(region), num_ranks_);
-  barrier_ = control_.barrier_of(rank_);
+  // Ranks of other hosts are counted by the uplink.
+  const bool looks_at_each = world_->num_hosts() == 1 && num_ranks_ <= kMostRanksToLookAt;
+  barrier_ = control_.barrier_of(rank_, looks_at_each ? BarrierKind::kAtArrivals : BarrierKind::kAtCounter);
   rank_control(rank_).process = world_->own_process();
   rank_control(rank_).state.store(RankState::kActive, std::memory_order_release);
 }

@@ -72,8 +72,9 @@ class GroupImpl {
   std::int64_t agree(const Call& call, Phase phase, const Complaint& complaint = std::nullopt,
                      const MissingRows* missing_rows = nullptr);
 
-  /// Which buffer `peer` has announced in the call of the last agree().
+  /// Which buffer `peer` has announced in the step that this rank waited for last; until it arrives again.
   [[nodiscard]] std::int32_t announced_buffer(int peer) const noexcept;
+  [[nodiscard]] Ticket last_step() const noexcept { return last_waited_; }
 
   /// The two halves of a step: between them other ranks may still be on their way, and this one may take other steps.
   /// wait() throws as agree() does, also where a later step has waited for this one already.

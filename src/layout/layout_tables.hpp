@@ -2,6 +2,7 @@
 // rank, what fits, and what buffers must hold. Every rank computes the same tables from the same counts.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -69,6 +70,10 @@ class LayoutTables {
   /// Rows for `rank` that have no place there: (token, rank) pairs in token_major, else assignments.
   [[nodiscard]] std::int64_t overflow_rows(int rank) const noexcept {
     return overflow_rows_[static_cast<std::size_t>(rank)];
+  }
+  /// Whether any rank has rows without a place.
+  [[nodiscard]] bool has_overflow() const noexcept {
+    return std::any_of(overflow_rows_.begin(), overflow_rows_.end(), [](std::int64_t rows) { return rows != 0; });
   }
   [[nodiscard]] int num_columns() const noexcept { return num_columns_; }
 

@@ -43,13 +43,14 @@ class RowKernels : public ::testing::Test {
     }
   }
 
-  /// A row of values of `dtype`; some of them infinite, NaN, subnormal or rounded ties.
-  static std::vector<std::byte> random_row(DType dtype, std::size_t num_bytes, std::uint64_t key) {
+  /// A row of values of `dtype`; one in `odd_one_in` of them infinite, NaN, subnormal or -0.
+  static std::vector<std::byte> random_row(DType dtype, std::size_t num_bytes, std::uint64_t key,
+                                           std::uint64_t odd_one_in = 29) {
     std::vector<std::byte> row(num_bytes);
     const auto num_elements = static_cast<std::int64_t>(num_bytes) / dtype_bytes(dtype);
     for (std::int64_t idx = 0; idx < num_elements; ++idx) {
       const std::uint64_t bits = mix(key, static_cast<std::uint64_t>(idx));
-      const float value = bits % 29 == 0 ? odd_value(bits >> 8) : static_cast<float>(unit(bits) * 8.0 - 4.0);
+      const float value = bits % odd_one_in == 0 ? odd_value(bits >> 8) : static_cast<float>(unit(bits) * 8.0 - 4.0);
       reference::write_element(dtype, row.data(), idx, value);
     }
     return row;
@@ -199,6 +200,44 @@ std::vector<std::byte> plain_sum(const SumJob& job) {
     reference::write_element(job.dtype, out.data(), idx, total);
   }
   return out;
+}
+
+// Where most of a row is ordinary, a processor may round by instructions of its own, and only what is odd is left to
+// the loop that knows of it.
+TEST_F(RowKernels, SumsOfBf16AreThoseOfThePlainLoopWhereFewElementsAreOdd) {
+  constexpr std::size_t kNumBytes = 1040;  // some wide vectors, and an end
+  constexpr std::uint64_t kRounds = kInstrumented ? 60 : 600;
+  on_every_target([&] {
+    for (std::uint64_t round = 0; round < kRounds; ++round) {
+      const std::size_t num_terms = 1 + round % 9;
+      std::vector<std::vector<std::byte>> rows;
+      std::vector<SumTerm> terms;
+      std::vector<std::int32_t> group_ends;
+      for (std::size_t term = 0; term < num_terms; ++term) {
+        rows.push_back(random_row(DType::kBf16, kNumBytes, mix(round, term), round % 5 == 0 ? 1'000'000 : 400));
+        // One stretch is -0 in all rows, and one is so small that it is subnormal once it is weighted.
+        for (std::int64_t idx = 96; idx < 128; ++idx) {
+          reference::write_element(DType::kBf16, rows.back().data(), idx, -0.0F);
+          reference::write_element(DType::kBf16, rows.back().data(), idx + 64, idx % 2 == 0 ? 1.5e-38F : -1.3e-38F);
+        }
+        terms.push_back({.row = nullptr, .weight = static_cast<float>(unit(mix(round, 100 + term)) * 2.0 - 1.0)});
+        if (mix(round, 200 + term) % 3 == 0 || term + 1 == num_terms) {
+          group_ends.push_back(static_cast<std::int32_t>(term + 1));
+        }
+      }
+      for (std::size_t term = 0; term < num_terms; ++term) terms[term].row = rows[term].data();
+      std::vector<std::byte> out(kNumBytes, std::byte{0xd7});
+      SumJob job{.terms = terms,
+                 .group_ends = round % 2 == 0 ? std::span<const std::int32_t>() : group_ends,
+                 .weighted = round % 3 != 0,
+                 .dtype = DType::kBf16,
+                 .out = out.data(),
+                 .num_bytes = kNumBytes,
+                 .mode = StoreMode::kCached};
+      sum_rows(job);
+      ASSERT_EQ(out, plain_sum(job)) << "round " << round << ", " << num_terms << " terms";
+    }
+  });
 }
 
 TEST_F(RowKernels, SumsAreThoseOfThePlainLoop) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -20,7 +21,7 @@ constexpr int kMostBarrierRanks = 8;
 /// Memory of a barrier, zero-filled.
 struct BarrierMemory {
   BarrierBlock block{};
-  std::array<PaddedCounter, kMostBarrierRanks> arrivals{};
+  std::array<Arrival, kMostBarrierRanks> arrivals{};
 };
 
 /// Arrives as all ranks in turn, each with its word.
@@ -34,11 +35,18 @@ bool all_agree(std::vector<Barrier>& ranks, const std::vector<ArrivalWord>& word
   return ranks.front().was_unanimous(ticket);
 }
 
-TEST(Barrier, TellsWhetherAllHaveSaidTheSame) {
+class BarrierOfKind : public ::testing::TestWithParam<BarrierKind> {};
+
+INSTANTIATE_TEST_SUITE_P(Kinds, BarrierOfKind, ::testing::Values(BarrierKind::kAtCounter, BarrierKind::kAtArrivals),
+                         [](const auto& kind) {
+                           return kind.param == BarrierKind::kAtCounter ? std::string("AtCounter") : "AtArrivals";
+                         });
+
+TEST_P(BarrierOfKind, TellsWhetherAllHaveSaidTheSame) {
   constexpr ArrivalWord kMost = (ArrivalWord{1} << kArrivalWordBits) - 1;
   BarrierMemory memory;
   std::vector<Barrier> ranks;
-  for (int rank = 0; rank < 3; ++rank) ranks.emplace_back(&memory.block, rank, 3);
+  for (int rank = 0; rank < 3; ++rank) ranks.emplace_back(&memory.block, rank, 3, GetParam());
   EXPECT_TRUE(all_agree(ranks, {7, 7, 7}));
   EXPECT_FALSE(all_agree(ranks, {0, 0, 0})) << "nothing was said";
   EXPECT_TRUE(all_agree(ranks, {kMost, kMost, kMost}));
@@ -52,7 +60,7 @@ TEST(Barrier, TellsWhetherAllHaveSaidTheSame) {
   EXPECT_TRUE(all_agree(ranks, {5, 5, 5}));
 }
 
-TEST(Barrier, TellsAllRanksTheSameWhoeverIsLast) {
+TEST_P(BarrierOfKind, TellsAllRanksTheSameWhoeverIsLast) {
   constexpr int kNumRanks = 4;
   constexpr std::uint32_t kRounds = 2000;
   const auto differs = [](std::uint32_t round) { return round % 3 == 0; };
@@ -61,7 +69,7 @@ TEST(Barrier, TellsAllRanksTheSameWhoeverIsLast) {
   std::vector<std::thread> threads;
   for (int rank = 0; rank < kNumRanks; ++rank) {
     threads.emplace_back([&, rank] {
-      Barrier barrier(&memory->block, rank, kNumRanks);
+      Barrier barrier(&memory->block, rank, kNumRanks, GetParam());
       for (std::uint32_t round = 1; round <= kRounds; ++round) {
         const bool odd_one = differs(round) && static_cast<int>(round) % kNumRanks == rank;
         const Ticket ticket = barrier.arrive(odd_one ? round + 1 : round);
@@ -72,6 +80,41 @@ TEST(Barrier, TellsAllRanksTheSameWhoeverIsLast) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(num_wrong.load(), 0);
+}
+
+TEST_P(BarrierOfKind, WakesWhoSleepsWhenTheLastRankArrives) {
+  constexpr int kNumRanks = 3;
+  constexpr std::int64_t kForeverUs = 60'000'000;
+  auto memory = std::make_unique<BarrierMemory>();
+  std::atomic<int> num_woken{0};
+  std::vector<std::thread> threads;
+  for (int rank = 1; rank < kNumRanks; ++rank) {
+    threads.emplace_back([&, rank] {
+      Barrier barrier(&memory->block, rank, kNumRanks, GetParam());
+      const Ticket ticket = barrier.arrive();
+      while (!barrier.passed(ticket)) barrier.sleep(ticket, kForeverUs);
+      num_woken.fetch_add(1);
+    });
+  }
+  while (memory->block.num_sleepers.value.load() != kNumRanks - 1) std::this_thread::yield();
+  (void)Barrier(&memory->block, 0, kNumRanks, GetParam()).arrive();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(num_woken.load(), kNumRanks - 1);
+}
+
+TEST(BarrierAtArrivals, KnowsWhatWasSaidOfTheLastGenerationAlsoWhereOthersAreAhead) {
+  BarrierMemory memory;
+  std::vector<Barrier> ranks;
+  for (int rank = 0; rank < 2; ++rank) ranks.emplace_back(&memory.block, rank, 2, BarrierKind::kAtArrivals);
+  (void)ranks[1].arrive(3);
+  const Ticket ticket = ranks[0].arrive(3);
+  (void)ranks[1].arrive(8);
+  EXPECT_TRUE(ranks[0].passed(ticket));
+  EXPECT_TRUE(ranks[0].was_unanimous(ticket)) << "rank 1 speaks of the next one already";
+  const Ticket next = ranks[0].arrive(9);
+  EXPECT_TRUE(ranks[0].passed(next));
+  EXPECT_FALSE(ranks[0].was_unanimous(next));
+  EXPECT_FALSE(ranks[0].was_unanimous(ticket)) << "it is over";
 }
 
 TEST(CallInAWord, IsEqualOnlyForEqualCalls) {

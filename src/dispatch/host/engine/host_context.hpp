@@ -46,10 +46,10 @@ struct HostContext {
   [[nodiscard]] ReceivedScales received_scales(int peer, const HostHandle& handle) const noexcept {
     return {section(peer, BufferSection::kReceiveScales), layout().scale_places(handle.tables.output_rows(peer))};
   }
-  /// What `peer` says of its buffers in the exchange under way.
-  [[nodiscard]] PublishedBuffers& published_buffers(int peer) const noexcept {
+  /// What `peer` says of its buffers in an exchange: the one under way, or the one before.
+  [[nodiscard]] PublishedBuffers& published_buffers(int peer, std::uint64_t exchange) const noexcept {
     std::byte* control = memory.section(peer, BufferSection::kControl);
-    return *reinterpret_cast<PublishedBuffers*>(control + published_buffers_offset(layout(), num_exchanges));
+    return *reinterpret_cast<PublishedBuffers*>(control + published_buffers_offset(layout(), exchange));
   }
   /// The rank that serves an entry of a table; the entry must have an expert.
   [[nodiscard]] std::int32_t rank_of_entry(const TokenTable& table, std::size_t entry) const noexcept {

@@ -126,41 +126,7 @@ Ticket HostEngine::send(const Sending& sending, const Send& send_rows) {
 
 void HostEngine::wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing) {
   group_->wait(ticket, phase, &missing);
-  learn_of_buffers(state);
-}
-
-void HostEngine::tell_of_buffers(std::int32_t used) {
-  if (!mover_->sends_unagreed()) return;
-  // That of this call, if any, is taken already.
-  const std::shared_ptr<RowBuffer> free = buffers_.find_free();
-  context_.published_buffers(context_.rank) = {.used = used,
-                                               .promised = free != nullptr ? free->idx : PublishedBuffers::kNone};
-}
-
-void HostEngine::learn_of_buffers(const HostHandle& state) {
-  if (!mover_->sends_unagreed()) return;
-  last_handle_id_ = state.handle_id;
-  for (int peer = 0; peer < context_.num_ranks; ++peer) {
-    // Who is masked out stands in nobody's way.
-    const PublishedBuffers told =
-        group_->is_masked(peer) ? PublishedBuffers{.used = 0, .promised = 0} : context_.published_buffers(peer);
-    context_.buffer_of[static_cast<std::size_t>(peer)] = told.used;
-    promised_of_[static_cast<std::size_t>(peer)] = told.promised;
-  }
-  ++context_.num_exchanges;
-}
-
-HostEngine::SendOrder HostEngine::order_of_placing(const HostHandle& state) const {
-  // Rows of one handle have places of their own; those of two could meet in a buffer.
-  if (!mover_->sends_unagreed() || state.handle_id != last_handle_id_) return SendOrder::kWhenAgreed;
-  // Learned in the same exchange by all ranks, so all come to the same order.
-  const bool all_promise =
-      std::find(promised_of_.begin(), promised_of_.end(), PublishedBuffers::kNone) == promised_of_.end();
-  return all_promise ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
-}
-
-std::shared_ptr<RowBuffer> HostEngine::promised_buffer() const {
-  return buffers_.at(promised_of_[static_cast<std::size_t>(context_.rank)]);
+  learn_of_buffers(state, ticket);
 }
 
 // ---- Prepare --------------------------------------------------------------------------------------------------------
@@ -199,7 +165,8 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
   call.detail = num_prepared_ + 1;
   if (!complaint) tell_of_buffers(call.buffer);
   (void)group_->agree(call, Phase::kLayout, complaint);
-  learn_of_buffers(*state);
+  learn_of_buffers(*state, group_->last_step());
+  ask_for_promises();
   finish_routing(*state, call);
   return CallAccess::handle(std::move(state));
 }
@@ -264,7 +231,7 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
                       .forwarded = step_of(call.announced, kRowsForwarded)};
   const MissingRows missing = rows_to(call.brings_routing ? nullptr : call.handle.get(), context_.rank);
   call.ticket = send({call.announced, Phase::kDispatch, complaint, order, missing}, [&] {
-    if (goes_to_promised) context_.buffer_of = promised_of_;
+    if (goes_to_promised) context_.buffer_of = promised_of_;  // as order_of_placing() has read
     call.buffer->holder = call.handle.get();
     mover_->send_rows(call.move);
   });

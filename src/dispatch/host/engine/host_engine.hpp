@@ -109,10 +109,14 @@ class HostEngine final : public DispatcherImpl {
   template <typename Send>
   Ticket send(const Sending& sending, const Send& send_rows);
   /// How a call sends that writes into the buffers of others: at once where all have promised one.
-  [[nodiscard]] SendOrder order_of_placing(const HostHandle& state) const;
+  [[nodiscard]] SendOrder order_of_placing(const HostHandle& state);
   [[nodiscard]] std::shared_ptr<RowBuffer> promised_buffer() const;
   void tell_of_buffers(std::int32_t used);
-  void learn_of_buffers(const HostHandle& state);
+  /// Once the step of `ticket` has passed, of which `state` is: which buffer each rank uses in it.
+  void learn_of_buffers(const HostHandle& state, Ticket ticket);
+  void ask_for_promises() const;
+  /// Those of the last exchange.
+  void learn_of_promises();
   /// Waits until all have sent; from here on all have agreed.
   void wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing);
   void close(Pending& pending, CallKind kind);

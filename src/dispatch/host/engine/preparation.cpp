@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "dispatch/host/engine/prefetch.hpp"
 #include "topology/memory.hpp"
 
 namespace epistle::host {
@@ -26,6 +27,8 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
   last_token_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
   last_token_to_rank_.resize(ranks);
   lost_of_expert_.resize(static_cast<std::size_t>(config_.num_experts));
+  pairs_to_rank_.resize(ranks);
+  dropped_of_expert_.resize(static_cast<std::size_t>(layout_.params().num_experts));
   counts_of_nobody_.resize(static_cast<std::size_t>(layout_.counts_entries()));
   if (!context.plan.uses_links()) return;
   const std::int64_t num_pairs = context.plan.crosses_domains() ? layout_.num_domains() : 0;
@@ -36,6 +39,7 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
 
 void Preparation::finish(HostHandle& state, const Call& call) {
   GroupImpl& group = *context_->group;
+  ask_for_lines(state);
   const bool by_domain = context_->plan.crosses_domains();
   if (by_domain) count_domain_pairs(state, own_announcement_.data() + layout_.counts_entries());
   if (context_->plan.uses_links()) gather_counts(state);
@@ -141,6 +145,27 @@ void Preparation::count_domain_pairs(const HostHandle& state, std::int32_t* pair
   }
 }
 
+/// What the others have written for this rank is on its way from their caches, all at once, while its own places are
+/// computed.
+void Preparation::ask_for_lines(const HostHandle& state) const {
+  if (context_->plan.uses_links()) return;
+  const bool by_expert = !layout_.token_major();
+  const ExpertPartition partition = layout_.partition();
+  const auto first = by_expert ? 0 : static_cast<std::size_t>(partition.first_expert(rank()));
+  const auto num_local = static_cast<std::size_t>(partition.num_local_experts(rank()));
+  for (int peer = 0; peer < num_ranks(); ++peer) {
+    if (peer == rank() || context_->group->is_masked(peer)) continue;
+    const ConstCountsView counts = counts_view(layout_.params(), told_by(state, peer));
+    prefetch_lines(std::as_bytes(counts.tokens_to_rank));
+    prefetch_lines(std::as_bytes(counts.num_tokens));
+    if (by_expert || !mover_->sends_unagreed()) {
+      prefetch_lines(
+          std::as_bytes(counts.rows_to_expert.subspan(first, by_expert ? counts.rows_to_expert.size() : num_local)));
+    }
+    if (mover_->sends_unagreed()) published_.ask_for(peer, state);
+  }
+}
+
 /// From the counts of all ranks: the tables, what every rank's buffers must hold, and room in the handle.
 void Preparation::plan(HostHandle& state) {
   for (int peer = 0; peer < num_ranks(); ++peer) {
@@ -185,6 +210,7 @@ Complaint Preparation::read(const PrepareRequest& request, HostHandle& state) {
     require_memory(static_cast<std::int64_t>(num_entries * (sizeof(std::int32_t) + sizeof(float))),
                    "the routing of this rank's tokens");
   }
+  if (mover_->sends_unagreed()) published_.take_back(state.exchange, num_entries);
   state.num_tokens = request.expert_ids.num_tokens;
   state.stats = RoutingStats{.num_tokens = state.num_tokens};
   if (request.num_tokens != nullptr) {
@@ -361,126 +387,15 @@ void Preparation::reserve_handle(HostHandle& state, const HandleSizes& sizes) co
 }
 
 void Preparation::place_rows(HostHandle& state) {
-  CountsView<std::int32_t> own = own_counts(state);
-  PlaceCounts counts{.pairs_to_rank = own.pairs_to_rank, .dropped_of_expert = own.dropped_of_expert};
+  PlaceCounts counts{.pairs_to_rank = pairs_to_rank_, .dropped_of_expert = dropped_of_expert_};
   places_.place(state.tables, rank(), state, counts);
+  if (tells_of_drops(state)) {
+    const CountsView<std::int32_t> own = own_counts(state);
+    std::copy(pairs_to_rank_.begin(), pairs_to_rank_.end(), own.pairs_to_rank.begin());
+    std::copy(dropped_of_expert_.begin(), dropped_of_expert_.end(), own.dropped_of_expert.begin());
+  }
   state.stats.dropped_by_this_rank = counts.dropped;
   state.stats.sent_remote_assignments = counts.remote_assignments;
-}
-
-// ---- What this rank receives ----------------------------------------------------------------------------------------
-
-/// Arrays of the right sizes that say that there is nothing, for what is known only when all have told.
-void Preparation::open_description(HostHandle& state) const {
-  const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
-  const ExpertPartition partition = layout_.partition();
-  const bool is_trivial = placed_.is_trivial();
-  const auto num_local = static_cast<std::size_t>(
-      is_trivial ? partition.num_local_experts(rank()) : placed_.slots_of_rank()[static_cast<std::size_t>(rank())]);
-  state.pairs.assign(state.num_ranks * state.num_ranks, 0);
-  const CountsView<std::int32_t> own = own_counts(state);
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    state.set_num_pairs(rank(), peer, own.pairs_to_rank[static_cast<std::size_t>(peer)]);
-  }
-  state.expert_counts.assign(num_local, 0);
-  state.expert_dropped.assign(num_local, 0);
-  state.src_rank.assign(num_rows, -1);
-  state.src_token.assign(num_rows, -1);
-  state.row_weights.assign(num_rows * static_cast<std::size_t>(layout_.weights_per_row()), 0.0F);
-  state.description = RowDescription{.num_rows = static_cast<std::int64_t>(num_rows),
-                                     .src_rank = state.src_rank.data(),
-                                     .src_token = state.src_token.data(),
-                                     .weights = state.row_weights.data(),
-                                     .num_local_experts = static_cast<std::int32_t>(num_local),
-                                     .first_expert = is_trivial ? partition.first_expert(rank()) : kNoExpert,
-                                     .placement_generation = placed_.generation(),
-                                     .expert_counts = state.expert_counts.data(),
-                                     .expert_dropped = state.expert_dropped.data()};
-  if (layout_.token_major()) {
-    state.local_experts.assign(num_rows * static_cast<std::size_t>(config_.top_k), kNoExpert);
-    state.description.local_experts = state.local_experts.data();
-    return;
-  }
-  state.records.assign(num_rows, RowRecord{});
-  state.row_expert.assign(num_rows, kNoExpert);
-  state.description.row_expert = state.row_expert.data();
-  // Groups beyond the capacity are empty; the tables' begins are those of an unlimited output.
-  state.expert_begin.resize(num_local + 1);
-  for (std::size_t local = 0; local < num_local; ++local) {
-    const auto expert = partition.first_expert(rank()) + static_cast<std::int32_t>(local);
-    state.expert_begin[local] =
-        static_cast<std::int32_t>(std::min(state.tables.group_begin(expert), state.description.num_rows));
-  }
-  state.description.expert_begin = state.expert_begin.data();
-}
-
-void Preparation::read_counts(HostHandle& state) const {
-  const auto ranks = static_cast<std::size_t>(num_ranks());
-  const auto first_expert = static_cast<std::size_t>(layout_.partition().first_expert(rank()));
-  for (std::size_t peer = 0; peer < ranks; ++peer) {
-    const ConstCountsView& counts = count_views_[peer];
-    std::copy(counts.pairs_to_rank.begin(), counts.pairs_to_rank.end(),
-              state.pairs.begin() + static_cast<std::ptrdiff_t>(peer * ranks));
-    for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
-      const std::size_t expert = first_expert + local;
-      state.expert_dropped[local] += counts.dropped_of_expert[expert];
-      state.expert_counts[local] += counts.rows_to_expert[expert] - counts.dropped_of_expert[expert];
-    }
-    for (const std::int32_t dropped : counts.dropped_of_expert) state.stats.dropped_in_group += dropped;
-  }
-}
-
-void Preparation::sum_counts(HostHandle& state) const {
-  RoutingStats& stats = state.stats;
-  for (int peer = 0; peer < num_ranks(); ++peer) {
-    const std::int32_t sent = state.num_pairs(rank(), peer);
-    const std::int32_t received = state.num_pairs(peer, rank());
-    stats.sent_rows += sent;
-    stats.received_rows += received;
-    if (peer == rank()) continue;
-    stats.sent_remote_rows += sent;
-    stats.received_remote_rows += received;
-  }
-  stats.output_rows = state.tables.content_rows(rank());
-  stats.padding_rows = state.tables.output_rows(rank()) - stats.output_rows;
-  for (const std::int32_t dropped : state.expert_dropped) stats.dropped_here += dropped;
-  if (layout_.token_major()) return;
-  const std::size_t num_local = state.expert_counts.size();
-  const std::int64_t last_end =
-      num_local == 0 ? 0 : state.expert_begin[num_local - 1] + layout_.group_rows(state.expert_counts[num_local - 1]);
-  state.expert_begin[num_local] = static_cast<std::int32_t>(std::min(last_end, state.description.num_rows));
-}
-
-void Preparation::read_token_records(HostHandle& state) const {
-  const auto top_k = static_cast<std::size_t>(config_.top_k);
-  const std::byte* record = section(rank(), BufferSection::kRecords);
-  const auto num_content_rows = static_cast<std::size_t>(state.tables.content_rows(rank()));
-  for (std::size_t row = 0; row < num_content_rows; ++row) {
-    TokenRecordHeader header;
-    std::memcpy(&header, record, sizeof(header));
-    state.src_rank[row] = header.src_rank;
-    state.src_token[row] = header.src_token;
-    const std::byte* ids = record + sizeof(header);
-    std::memcpy(&state.local_experts[row * top_k], ids, top_k * sizeof(std::int32_t));
-    std::memcpy(&state.row_weights[row * top_k], ids + top_k * sizeof(std::int32_t), top_k * sizeof(float));
-    record += layout_.record_bytes();
-  }
-}
-
-void Preparation::read_row_records(HostHandle& state) const {
-  const auto* records = reinterpret_cast<const RowRecord*>(section(rank(), BufferSection::kRecords));
-  for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
-    // Only rows that carry a token were written; the records of padding are left over from other calls.
-    const auto begin = static_cast<std::size_t>(state.expert_begin[local]);
-    const std::size_t end = begin + static_cast<std::size_t>(state.expert_counts[local]);
-    for (std::size_t row = begin; row < end; ++row) {
-      state.records[row] = records[row];
-      state.src_rank[row] = records[row].src_rank;
-      state.src_token[row] = records[row].src_token;
-      state.row_expert[row] = static_cast<std::int32_t>(local);
-      state.row_weights[row] = records[row].weight;
-    }
-  }
 }
 
 }  // namespace epistle::host

@@ -51,12 +51,18 @@ class Preparation {
   [[nodiscard]] Complaint read_ids(const PrepareRequest& request, HostHandle& state);
   void count_expert_tokens(const HostHandle& state) noexcept;
   void gather_counts(const HostHandle& state);
+  void ask_for_lines(const HostHandle& state) const;
   void keep_domain_pairs(HostHandle& state) const;
   void count_domain_pairs(const HostHandle& state, std::int32_t* pairs) const;
   void plan(HostHandle& state);
   [[nodiscard]] const std::int32_t* told_by(const HostHandle& state, int peer) const noexcept;
   [[nodiscard]] CountsView<std::int32_t> own_counts(const HostHandle& state) const noexcept;
   void check_capacity(const HostHandle& state) const;
+  /// Whether the second round of counts is told at all: else it follows from the first that everything fits. Over links
+  /// all counts go as one.
+  [[nodiscard]] bool tells_of_drops(const HostHandle& state) const noexcept {
+    return state.tables.has_overflow() || context_->plan.uses_links();
+  }
   [[nodiscard]] RowDemand demand_of(const HostHandle& state, int rank) const;
   struct HandleSizes {
     std::int64_t num_tokens;
@@ -87,6 +93,8 @@ class Preparation {
   std::vector<std::int64_t> last_token_of_expert_;
   std::vector<std::int64_t> last_token_to_rank_;
   std::vector<std::int32_t> lost_of_expert_;     ///< [num_experts] of the routing that was read last
+  std::vector<std::int32_t> pairs_to_rank_;      ///< [num_ranks] of this rank's tokens: see PlaceCounts
+  std::vector<std::int32_t> dropped_of_expert_;  ///< [num_experts of the layout] likewise
   std::vector<std::int32_t> counts_of_nobody_;   ///< what a rank that is masked out has told
   std::vector<std::int32_t> own_announcement_;   ///< counts, then tokens for each domain; where domains are crossed
   std::vector<std::int32_t> all_announcements_;  ///< [num_ranks] of them

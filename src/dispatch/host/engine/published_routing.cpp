@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dispatch/host/engine/prefetch.hpp"
+
 namespace epistle::host {
 
 PublishedRouting::PublishedRouting(HostContext& context)
@@ -28,6 +30,18 @@ PublishedRouting::Source PublishedRouting::source_of(int rank, std::uint64_t exc
           .num_tokens = num_tokens,
           .ids = reinterpret_cast<const std::int32_t*>(records + places_.ids_offset(exchange)),
           .weights = reinterpret_cast<const float*>(records + places_.weights_offset(exchange))};
+}
+
+void PublishedRouting::take_back(std::uint64_t exchange, std::size_t num_entries) const noexcept {
+  std::byte* const records = context_->memory.section(context_->rank, BufferSection::kRecords);
+  prefetch_lines_to_write({records + places_.ids_offset(exchange), num_entries * sizeof(std::int32_t)});
+  prefetch_lines_to_write({records + places_.weights_offset(exchange), num_entries * sizeof(float)});
+}
+
+void PublishedRouting::ask_for(int peer, const HostHandle& state) const noexcept {
+  const Source source = source_of(peer, state.exchange, state.num_tokens);
+  prefetch_lines(std::as_bytes(std::span(source.ids, state.expert_ids.size())));
+  prefetch_lines(std::as_bytes(std::span(source.weights, state.expert_ids.size())));
 }
 
 void PublishedRouting::derive(HostHandle& state, std::span<const ConstCountsView> counts) {

@@ -19,6 +19,12 @@ class PublishedRouting {
   /// Lays out the routing of a handle that was read, in the set of its exchange.
   void publish(const HostHandle& state);
 
+  /// Takes the places of an exchange back from who has read them.
+  void take_back(std::uint64_t exchange, std::size_t num_entries) const noexcept;
+
+  /// Asks for what `peer` has laid out for the exchange of `state`; it is guessed to have as many tokens as this rank.
+  void ask_for(int peer, const HostHandle& state) const noexcept;
+
   /// From the routings of all ranks, once all have agreed and the handle's tables are computed: describes this rank's
   /// rows, and counts pairs and drops. `counts` are those of the first round, by rank. The handle's arrays have their
   /// sizes, and say that there is nothing.

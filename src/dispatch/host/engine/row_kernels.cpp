@@ -2,8 +2,13 @@
 #define HWY_TARGET_INCLUDE "dispatch/host/engine/row_kernels.cpp"
 #include "dispatch/host/engine/row_kernels.hpp"
 
+#include <algorithm>
+#include <span>
+
 #include <hwy/foreach_target.h>  // compiles the rest of this file once per instruction set
 #include <hwy/highway.h>
+
+#include "dispatch/host/engine/native_bf16_sums.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace epistle::host {
@@ -271,6 +276,37 @@ float dot_rows_as(const std::byte* a, const std::byte* b, std::size_t num_bytes)
   return lanes[0];
 }
 
+#if HWY_TARGET == HWY_AVX3
+/// The part of a job from byte `begin` to byte `end`.
+void sum_part(const SumJob& job, std::size_t begin, std::size_t end, std::span<SumTerm> terms) {
+  for (std::size_t idx = 0; idx < job.terms.size(); ++idx) {
+    terms[idx] = {.row = job.terms[idx].row + begin, .weight = job.terms[idx].weight};
+  }
+  SumJob part = job;
+  part.terms = terms.first(job.terms.size());
+  part.out = job.out + begin;
+  part.num_bytes = end - begin;
+  return job.weighted ? sum_rows_as<Bf16Format, true>(part) : sum_rows_as<Bf16Format, false>(part);
+}
+
+/// Where the processor rounds to bf16 itself. False where it cannot.
+bool sum_bf16_rows_natively(const SumJob& job) {
+  constexpr std::size_t kMostTerms = 32;
+  if (job.mode != StoreMode::kCached || job.terms.empty() || job.terms.size() > kMostTerms) return false;
+  if (!has_native_bf16_sums()) return false;
+  SumTerm terms[kMostTerms];
+  for (std::size_t done = 0; done < job.num_bytes;) {
+    done = sum_bf16_natively(job, done);
+    const std::size_t end = std::min(done + kNativeSumBytes, job.num_bytes);
+    if (done < end) sum_part(job, done, end, terms);
+    done = end;
+  }
+  return true;
+}
+#else
+bool sum_bf16_rows_natively(const SumJob& /*job*/) { return false; }
+#endif
+
 void sum_rows_on_target(const SumJob& job) {
   const auto run = [&](auto format) HWY_ATTR {
     using Format = decltype(format);
@@ -278,6 +314,7 @@ void sum_rows_on_target(const SumJob& job) {
   };
   switch (job.dtype) {
     case DType::kBf16:
+      if (sum_bf16_rows_natively(job)) return;
       return run(Bf16Format());
     case DType::kFp16:
       return run(Fp16Format());
