@@ -191,6 +191,28 @@ TEST(FailuresOverHosts, StoppedRankIsNamedByAll) { expect_named(3, SIGSTOP, Erro
 TEST(FailuresOverHosts, StoppedLeaderIsNamedByAll) { expect_named(4, SIGSTOP, ErrorCode::kTimeout); }
 TEST(FailuresOverHosts, StoppedRootIsNamedByAll) { expect_named(0, SIGSTOP, ErrorCode::kTimeout); }
 
+// It has arrived where the other rank of its host waits, which sees no step of it missing: only nothing comes any more.
+TEST(FailuresOverHosts, LeaderThatIsKilledInsideAStepIsNamedByAllAtOnce) {
+  HostsJob job = make_hosts_job(2, 2);
+  constexpr milliseconds kOthersComeLater{500};
+  ReportingChildren children(host_ranks(job, [&](Group& group, ChildReport&) {
+    group.barrier();
+    std::thread killer;
+    if (group.host_of(group.rank()) == 0) std::this_thread::sleep_for(kOthersComeLater * 2);
+    if (group.rank() == 2) {
+      killer = std::thread([&] {
+        std::this_thread::sleep_for(kOthersComeLater);
+        ::kill(::getpid(), SIGKILL);
+      });
+    }
+    // The others may have come through the first: it had arrived.
+    group.barrier();
+    group.barrier();
+    if (killer.joinable()) killer.join();
+  }));
+  expect_same_error(children, 2, ErrorCode::kPeerLost, 2, kFailureLimit);
+}
+
 TEST(FailuresOverHosts, RankThatLeavesIsNamedByAll) {
   const HostsJob job = make_hosts_job(2, 2);
   ReportingChildren children(host_ranks(job, [](Group& group, ChildReport&) {
