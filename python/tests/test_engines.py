@@ -217,7 +217,7 @@ def test_vllms_manager_and_steps() -> None:
         assert manager.support_fault_tolerance
         assert manager.query_active_mask().tolist() == [0] * RANKS and not manager.query_fault()
         manager.clean_buffers()
-        # No barrier of the group: who is masked out before it has woken from that is told so, and who ends counts as lost.
+        # No barrier of the group: who is masked out before it has woken from that is told so. Who ends counts as lost.
         together.wait(30)
         if group.rank != 1:
             manager.update_mask(1, True)

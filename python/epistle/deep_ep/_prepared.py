@@ -16,8 +16,8 @@ Made = tuple[epistle.Dispatcher, epistle.Handle]
 
 
 class Prepared:
-    """The handles of one routing. It does not depend on what is moved by it, a dispatcher does: so it is prepared once for
-    every payload, in a call that all ranks make."""
+    """The handles of one routing. It does not depend on what is moved by it, a dispatcher does: so it is prepared once
+    for every payload, in a call that all ranks make."""
 
     def __init__(self) -> None:
         self._made: dict[Payload, Made] = {}
