@@ -1,8 +1,23 @@
-"""epistle.Array to arrays of NumPy and Torch."""
+"""Arrays of others to arrays of NumPy, and epistle.Array to those of NumPy and Torch."""
 
 from __future__ import annotations
 
 import typing
+
+
+def is_torch(array: typing.Any) -> bool:
+    return type(array).__module__.split(".")[0] == "torch"
+
+
+def numbers_of(array: typing.Any) -> typing.Any:
+    """As NumPy has them, of a tensor of Torch (parameters too) or of what NumPy takes itself."""
+    import numpy
+
+    if is_torch(array):
+        array = array.detach().cpu()
+        # NumPy has no bf16.
+        return array.double().numpy() if array.is_floating_point() else array.numpy()
+    return numpy.asarray(array)
 
 
 def to_numpy(array: typing.Any) -> typing.Any:

@@ -187,6 +187,8 @@ class Capabilities:
     late_weights: bool
     placement: bool
     masks: bool
+    joins_domains: bool
+    joins_hosts: bool
     agrees_on_host: bool
     one_rank_per_gpu: bool
     max_ranks: int

@@ -14,7 +14,7 @@ import dataclasses
 import importlib
 import typing
 
-from epistle import _core
+from epistle import _arrays, _core
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -36,22 +36,8 @@ _NO_SLOT = -1
 _HYSTERESIS = 0.005
 
 
-def _is_torch(array: typing.Any) -> bool:
-    return type(array).__module__.split(".")[0] == "torch"
-
-
-def _to_numpy(array: typing.Any) -> typing.Any:
-    import numpy as np
-
-    if _is_torch(array):
-        array = array.detach().cpu()
-        # NumPy has no bf16.
-        return array.double().numpy() if array.is_floating_point() else array.numpy()
-    return np.asarray(array)
-
-
 def _like(values: Ids, example: typing.Any) -> typing.Any:
-    if not _is_torch(example):
+    if not _arrays.is_torch(example):
         return values
     import torch
 
@@ -62,12 +48,12 @@ def _loads(weight: typing.Any) -> Doubles:
     """[windows, layers, experts] of loads [layers, experts], or of samples of them."""
     import numpy as np
 
-    loads = _to_numpy(weight).astype(np.float64)
+    loads = _arrays.numbers_of(weight).astype(np.float64)
     if loads.ndim == 3:
         loads = loads.sum(axis=0)
     if loads.ndim != 2 or 0 in loads.shape:
         raise ValueError(
-            f"the loads have the shape {tuple(_to_numpy(weight).shape)}, expected [layers, experts] or [samples, "
+            f"the loads have the shape {tuple(_arrays.numbers_of(weight).shape)}, expected [layers, experts] or [samples, "
             "layers, experts], none of them empty"
         )
     if not np.isfinite(loads).all() or (loads < 0).any():
@@ -91,7 +77,7 @@ def _plan(
     loads = _loads(weight)
     placement = None
     if current is not None:
-        placement = np.ascontiguousarray(_to_numpy(current).astype(np.int64))
+        placement = np.ascontiguousarray(_arrays.numbers_of(current).astype(np.int64))
         # Placements of another size, or with slots that were never filled, are none to start from.
         if (
             placement.shape != (loads.shape[1], num_slots)
@@ -149,7 +135,7 @@ def rebalance_experts(
         num_ranks=num_gpus,
         as_eplb=algorithm == "eplb",
     )
-    slots_of, counts = _maps_of(slots, int(_to_numpy(weight).shape[-1]))
+    slots_of, counts = _maps_of(slots, int(_arrays.numbers_of(weight).shape[-1]))
     return _like(slots, weight), _like(slots_of, weight), _like(counts, weight)
 
 
@@ -245,7 +231,7 @@ class VllmPolicy(_AbstractPolicy):  # type: ignore[misc]
         )
         if not cls.returns_triple:
             return _like(slots, weight)
-        slots_of, counts = _maps_of(slots, int(_to_numpy(weight).shape[-1]))
+        slots_of, counts = _maps_of(slots, int(_arrays.numbers_of(weight).shape[-1]))
         return _like(slots, weight), _like(slots_of, weight), _like(counts, weight)
 
     @classmethod

@@ -8,6 +8,8 @@ import pickle
 import typing
 import zipfile
 
+from epistle import _arrays
+
 if typing.TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -101,19 +103,10 @@ def _load(path: pathlib.Path) -> typing.Any:
         raise RecordingError(f"it is damaged: {error}") from None
 
 
-def _array(value: typing.Any) -> typing.Any:
-    import numpy as np
-
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.double().numpy() if value.is_floating_point() else value.numpy()
-    return np.asarray(value)
-
-
 def _sum_to_layers(loads: typing.Any) -> Numbers:
     import numpy as np
 
-    array = _array(loads).astype(np.float64)
+    array = _arrays.numbers_of(loads).astype(np.float64)
     if array.ndim == 1:
         array = array[np.newaxis]
     if array.ndim < 2:
@@ -124,7 +117,7 @@ def _sum_to_layers(loads: typing.Any) -> Numbers:
 def _to_logical(physical: Numbers, slots: typing.Any) -> Numbers:
     import numpy as np
 
-    mapping = _array(slots).astype(np.int64)
+    mapping = _arrays.numbers_of(slots).astype(np.int64)
     if mapping.ndim == 1:
         mapping = np.broadcast_to(mapping, physical.shape)
     if mapping.shape != physical.shape:
@@ -142,7 +135,7 @@ def _count_ids(ids: typing.Any, num_experts: int) -> Numbers:
     """Of [layers, tokens, top_k]."""
     import numpy as np
 
-    array = _array(ids).astype(np.int64)
+    array = _arrays.numbers_of(ids).astype(np.int64)
     if array.ndim != 3:
         raise RecordingError(f"the expert ids have {array.ndim} axes, expected [layers, tokens, top_k]")
     return np.stack([np.bincount(layer[layer >= 0], minlength=num_experts) for layer in array]).astype(np.float64)
@@ -166,9 +159,9 @@ def _loads_of(document: typing.Any, slots: typing.Any, num_experts: int) -> Numb
         counts = _sum_to_layers(physical)
         return counts if slots is None else _to_logical(counts, slots)
     if (ids := _find(document, _IDS)) is not None:
-        return _count_ids(ids, max(num_experts, int(_array(ids).max()) + 1))
+        return _count_ids(ids, max(num_experts, int(_arrays.numbers_of(ids).max()) + 1))
     if (ids := document.get("routed_experts")) is not None:  # [tokens, layers, top_k]
-        ids = _array(ids)
+        ids = _arrays.numbers_of(ids)
         return _count_ids(ids.swapaxes(0, 1) if ids.ndim == 3 else ids, max(num_experts, int(ids.max()) + 1))
     raise RecordingError(
         f"it holds {', '.join(map(str, sorted(document, key=str))) or 'nothing'}; expected one of "

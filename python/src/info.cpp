@@ -44,6 +44,8 @@ nb::object capabilities_of(const DispatcherInfo& info) {
   fields["late_weights"] = can.late_weights;
   fields["placement"] = can.placement;
   fields["masks"] = can.masks;
+  fields["joins_domains"] = can.joins_domains;
+  fields["joins_hosts"] = can.joins_hosts;
   fields["agrees_on_host"] = can.agrees_on_host;
   fields["one_rank_per_gpu"] = can.one_rank_per_gpu;
   fields["max_ranks"] = can.max_ranks;

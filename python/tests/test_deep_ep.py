@@ -6,6 +6,7 @@ import itertools
 import pathlib
 import subprocess
 import sys
+import threading
 import typing
 
 import pytest
@@ -338,11 +339,14 @@ def test_what_is_not_there_says_what_to_use() -> None:
 def test_low_latency_goes_on_without_masked_ranks() -> None:
     """All bits of what is left: experts that weigh nothing give the sums of the tokens' other experts."""
 
+    have_dispatched = threading.Barrier(4)
+
     def play(group: epistle.Group) -> None:
         buffer = deep_ep.Buffer(group)
         given = Inputs(group.rank)
         status = torch.full((group.size,), -1, dtype=torch.int32)
         buffer.low_latency_dispatch(given.x, given.ids, TOKENS, EXPERTS, use_fp8=False)
+        have_dispatched.wait(30)  # who is masked out before it has woken from that is told so
         if group.rank == 1:
             return
         buffer.low_latency_update_mask_buffer(1, mask=True)
@@ -359,6 +363,7 @@ def test_low_latency_goes_on_without_masked_ranks() -> None:
         buffer.low_latency_clean_mask_buffer()  # rank 1 is gone, and stays masked
         buffer.low_latency_query_mask_buffer(status)
         assert status.tolist() == [0, 1, 0, 0]
+        group.barrier()  # who has left counts as lost where others still look
 
     epistle.run_threads(4, play, timeout=30)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import pathlib
+import re
 import threading
 import weakref
 
@@ -160,6 +163,16 @@ def test_unfriendly_strides_and_types() -> None:
     received = moe.dispatch(wide[:, :HIDDEN], expert_ids=ids, weights=weights)
     with pytest.raises(epistle.Error, match="written"):
         moe.combine(out, received=received)
+
+
+def test_capabilities_are_those_of_the_header() -> None:
+    header = pathlib.Path(__file__).parents[2] / "include" / "epistle" / "dispatcher_info.hpp"
+    struct = re.search(r"struct Capabilities \{(.*?)\n\};", header.read_text(), re.DOTALL)
+    assert struct is not None
+    fields = set(re.findall(r"(\w+)(?: = [^;]*)?;", re.sub(r"//.*", "", struct[1])))
+    assert fields == {field.name for field in dataclasses.fields(epistle.find_dispatcher("direct").capabilities)}
+    assert epistle.find_dispatcher("hybrid").capabilities.joins_domains
+    assert not epistle.find_dispatcher("direct").capabilities.joins_domains
 
 
 def test_what_there_is_without_a_group() -> None:

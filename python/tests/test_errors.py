@@ -95,6 +95,7 @@ def test_abort_from_another_thread() -> None:
 
 def test_survivors_go_on_without_a_rank_and_it_comes_back() -> None:
     rank_may_come_back = threading.Event()
+    have_prepared = threading.Barrier(4)
 
     def play(group: epistle.Group) -> None:
         moe = epistle.Dispatcher(group, "direct", config())
@@ -102,6 +103,7 @@ def test_survivors_go_on_without_a_rank_and_it_comes_back() -> None:
         tokens = small_integers((TOKENS, HIDDEN), group.rank)
         before = moe.prepare(ids, weights)
         assert before.wait_stats().lost_by_this_rank == 0
+        have_prepared.wait(20)  # who is masked out before it has woken from that is told so
         if group.rank == 1:
             rank_may_come_back.wait(20)
             with pytest.raises(epistle.Error) as error:

@@ -69,10 +69,11 @@ class FabricEndpoint {
   /// Lets peers write there, for as long as the endpoint lives.
   [[nodiscard]] virtual FabricKey expose(void* data, std::int64_t num_bytes) = 0;
 
-  /// Starts to write. False where as much is under way as may be: ask again. The source must not change before
-  /// num_under_way(peer, ticket) is 0. Throws kPeerLost or kSystem that the transport has met, with the peer's number.
-  [[nodiscard]] virtual bool try_put(const FabricTarget& target, const void* source, std::int64_t num_bytes,
-                                     std::uint32_t epoch) = 0;
+  /// Starts to write, and says how many of the bytes, from the first: ask again for the rest. 0 where as much is under
+  /// way as may be. The source must not change before num_under_way(peer, epoch) is 0. Waits for nothing. Throws
+  /// kPeerLost or kSystem that the transport has met, with the peer's number.
+  [[nodiscard]] virtual std::int64_t try_put(const FabricTarget& target, const void* source, std::int64_t num_bytes,
+                                             std::uint32_t epoch) = 0;
 
   /// Writes of an epoch to a peer that have not been delivered.
   [[nodiscard]] virtual std::int64_t num_under_way(int peer, std::uint32_t epoch) = 0;

@@ -111,8 +111,7 @@ class FabricLink final : public DomainLink {
       const Exposure& exposure = exposure_at(peer, offset + done);
       const std::int64_t within = offset + done - exposure.offset;
       const std::int64_t part = std::min({num_bytes - done, exposure.num_bytes - within, kMaxPartBytes});
-      put_part({.peer = peer, .key = exposure.key, .offset = within}, next + done, part);
-      done += part;
+      done += put_part({.peer = peer, .key = exposure.key, .offset = within}, next + done, part);
     }
     count(num_bytes);
   }
@@ -135,7 +134,7 @@ class FabricLink final : public DomainLink {
   }
 
  private:
-  // A multiple of what is staged at a time, small enough that other peers get their turn.
+  // Small enough that other peers get their turn.
   static constexpr std::int64_t kMaxPartBytes = std::int64_t{1} << 20;
 
   [[nodiscard]] static std::int64_t bytes_of(const std::vector<std::uint64_t>& signals) noexcept {
@@ -162,12 +161,14 @@ class FabricLink final : public DomainLink {
                 {.rank = group_->rank(), .peer_rank = peer});
   }
 
-  void put_part(const FabricTarget& target, const void* source, std::int64_t num_bytes) {
+  /// Returns how many bytes are on their way: one at least.
+  std::int64_t put_part(const FabricTarget& target, const void* source, std::int64_t num_bytes) {
     const std::uint32_t epoch = epoch_of(peer_at(target.peer).num_signals);
     const Clock::time_point start = Clock::now();
     Clock::time_point next_look = start + kLookForLost;
     for (;;) {
-      if (of_group([&] { return endpoint_->try_put(target, source, num_bytes, epoch); })) return;
+      const std::int64_t taken = of_group([&] { return endpoint_->try_put(target, source, num_bytes, epoch); });
+      if (taken > 0) return taken;
       send_all_signals();
       std::this_thread::yield();
       const Clock::time_point now = Clock::now();
@@ -199,7 +200,7 @@ class FabricLink final : public DomainLink {
       value = ready;
       const auto offset = static_cast<std::int64_t>(sizeof(value)) * group_->rank();
       if (endpoint_->try_put({.peer = rank, .key = peer.signals, .offset = offset}, &value, sizeof(value),
-                             kSignalEpoch)) {
+                             kSignalEpoch) > 0) {
         peer.sent_signals = ready;
         ++peer.num_under_way;
       }

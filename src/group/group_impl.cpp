@@ -390,6 +390,14 @@ bool GroupImpl::uplink_stands_still(UplinkWatch& uplink, Clock::time_point now) 
   return now - uplink.last_beat > longest_silence(timeout_);
 }
 
+bool GroupImpl::uplink_has_ended() const noexcept {
+  if (num_hosts() == 1) return false;
+  // pairs with the end of the uplink. One that leaves tells the others first, and its rank counts as departed before.
+  if (control_.group().uplink_gone.load(std::memory_order_acquire) != 0) return true;
+  const int leader = world_->leader_of(rank_);
+  return leader != rank_ && !world_->is_alive(leader, rank_control(leader).process);
+}
+
 void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed) {
   const Clock::time_point start = Clock::now();
   const Clock::time_point deadline = start + timeout_;
@@ -411,6 +419,9 @@ void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed) 
     }
     if (const auto lost = look_for_lost_ranks(ticket, phase, next_peer)) raise(agree_on(*lost), owed.before);
     // Of other hosts nothing is heard then: it is the rank that leads here that is at fault, not those.
+    if (uplink_has_ended() && !barrier_.passed(ticket)) {
+      raise(agree_on({ErrorCode::kPeerLost, phase, world_->leader_of(rank_), rank_}), owed.before);
+    }
     if (uplink_stands_still(uplink, now)) {
       raise(agree_on({ErrorCode::kTimeout, phase, world_->leader_of(rank_), rank_}), owed.before);
     }

@@ -233,6 +233,8 @@ class GroupImpl {
     std::chrono::steady_clock::time_point last_beat;
   };
   [[nodiscard]] bool uplink_stands_still(UplinkWatch& uplink, std::chrono::steady_clock::time_point now) const noexcept;
+  /// Whether nothing will be heard of other hosts any more, whatever the rank that leads here had arrived in.
+  [[nodiscard]] bool uplink_has_ended() const noexcept;
   void wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed);
   void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;

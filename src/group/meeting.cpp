@@ -127,7 +127,8 @@ class Meeting {
   }
 
   void accept_all() {
-    for (;;) {
+    // Once all have come nobody is looked for: where the last has taken the last descriptor, that would fail.
+    while (num_joined_ < num_ranks_) {
       UniqueFd socket = own_descriptor(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
       if (!socket.valid()) {
         const int error = errno;

@@ -1,4 +1,7 @@
 // Groups whose ranks are processes, of one host or of several.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -23,6 +26,8 @@ constexpr int kNumMeetingPorts = 16;
 
 MeetingPlace meeting_place(const std::string& address) {
   MeetingPlace place{.where = parse_host_and_port(address), .num_ports = kNumMeetingPorts};
+  // Behind the last port there is none.
+  place.num_ports = std::min(place.num_ports, std::numeric_limits<std::uint16_t>::max() - place.where.port + 1);
   if (settings().network_port() == kAutomatic) return place;
   return {.where = {place.where.host, static_cast<std::uint16_t>(settings().network_port())}, .num_ports = 1};
 }
@@ -64,7 +69,7 @@ Group join_one_host(const std::string& job, const Joining& joining) {
 
 Group join_met_hosts(MetHosts met, const Joining& joining) {
   if (met.table.num_hosts() == 1) return join_one_host(met.table.job, joining);
-  return make_group(std::make_shared<HostsWorld>(std::move(met), joining.rank, joining.timeout), joining);
+  return make_group(HostsWorld::meet(std::move(met), joining.rank, joining.timeout), joining);
 }
 
 }  // namespace
@@ -87,10 +92,11 @@ Group join_process_group(const LaunchInfo& info, const GroupOptions& options) {
     return join_process_group(info.rank, info.num_ranks, gather_by_pmix(rank), options);
   }
   const std::string& secret = settings().job_secret().empty() ? info.job : settings().job_secret();
-  const std::unique_ptr<Gathering> gathering = gather_around_root(
+  std::unique_ptr<Gathering> gathering = gather_around_root(
       meeting_place(info.address), secret, {.rank = info.rank, .num_ranks = info.num_ranks, .timeout = timeout});
   MetHosts met =
       meet_hosts(*gathering, {.rank = info.rank, .num_ranks = info.num_ranks, .job = info.job, .secret = secret});
+  gathering.reset();  // rank 0 has a descriptor there for every other rank
   warn_of_guessable_secret(met.table, info.rank);
   return join_met_hosts(std::move(met), joining);
 }

@@ -8,11 +8,10 @@
 #include <memory>
 #include <utility>
 
-#include <dlfcn.h>
-
 #include <fmt/format.h>
 
 #include "core/ascii.hpp"
+#include "core/loaded_library.hpp"
 
 namespace epistle {
 namespace {
@@ -41,34 +40,22 @@ struct FabricInfo {
   unsigned char state;
 };
 
-/// The library, closed at the end.
 class Library {
  public:
-  explicit Library(const std::string& name) : handle_(dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-    if (handle_ == nullptr) {
-      const char* const reason = dlerror();
-      error_ = reason != nullptr ? reason : "cannot be loaded";
-    }
-  }
-  ~Library() {
-    if (handle_ != nullptr) dlclose(handle_);
-  }
-  Library(const Library&) = delete;
-  Library& operator=(const Library&) = delete;
+  explicit Library(const std::string& name) : library_(name) {}
 
-  [[nodiscard]] const std::string& error() const noexcept { return error_; }
+  [[nodiscard]] const std::string& error() const noexcept { return library_.lack(); }
 
   /// Calls the function `name`; false where there is none, or it does not succeed.
   template <typename... Arguments>
   [[nodiscard]] bool call(const char* name, Arguments... arguments) const {
-    if (handle_ == nullptr) return false;
-    auto* const function = reinterpret_cast<int (*)(Arguments...)>(dlsym(handle_, name));
+    int (*function)(Arguments...) = nullptr;
+    library_.find(function, name);
     return function != nullptr && function(arguments...) == kSuccess;
   }
 
  private:
-  void* handle_;
-  std::string error_;
+  LoadedLibrary library_;
 };
 
 std::string nvml_read_text(const Library& nvml, const char* name, Device device) {

@@ -24,6 +24,16 @@ TEST(BenchMask, TheOthersAreVerifiedAndTimed) {
   }
 }
 
+// Ranks that are left out may wake from the step before the mask only when it is in force.
+TEST(BenchMask, ProcessesThatAreLeftOutEndWell) {
+  constexpr int kTrials = 4;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const CommandResult result =
+        run_bench({"--mask", "1,2,3", "--ranks", "4", "--group", "processes", "--dispatcher", "direct"});
+    ASSERT_EQ(result.exit_code, 0) << result.describe();
+  }
+}
+
 TEST(BenchMask, RanksThatCannotBeLeftOutAreRefused) {
   for (const char* const ranks : {"0", "2", "1,x"}) {
     const CommandResult result = run_bench({"--mask", ranks, "--ranks", "2"});

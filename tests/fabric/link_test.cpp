@@ -214,5 +214,24 @@ TEST_F(FabricLinks, LostPeerIsNamed) {
   expect_same_error(children, 1, ErrorCode::kPeerLost, 1, std::chrono::milliseconds(6000));
 }
 
+// A put that goes by way of the stage in several parts, to a peer that does not even take the connection.
+TEST_F(FabricLinks, StoppedPeerOfAStagedPutIsNamedWithinTheTimeout) {
+  HostsJob job = make_hosts_job(2, 1);
+  job.timeout = std::chrono::milliseconds(1500);
+  ReportingChildren children(host_ranks(job, [](Group& group, ChildReport&) {
+    GroupImpl& impl = group.impl();
+    const SymmetricRegion region = impl.create_region(kPieceBytes);
+    region.commit(0, kPieceBytes);
+    FabricLinkOptions options = over_loopback(true);
+    options.request.stage_sources = true;
+    const auto link = make_fabric_link(impl, region, options);
+    link->expose(0, kPieceBytes);
+    if (group.rank() == 1) ::kill(::getpid(), SIGSTOP);
+    const std::vector<std::byte> bytes(kPieceBytes);
+    for (;;) link->put(1, 0, bytes.data(), kPieceBytes);
+  }));
+  expect_same_error(children, 1, ErrorCode::kTimeout, 1, std::chrono::milliseconds(4000));
+}
+
 }  // namespace
 }  // namespace epistle::testing

@@ -4,10 +4,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <optional>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <gtest/gtest.h>
@@ -158,6 +163,26 @@ TEST(GroupOverHostsOnce, TextsOfACallerFormAGroupWithoutAnAddress) {
   expect_all_well(children);
 }
 
+/// Lowers the limit so far that this process can open so many, while it lives.
+class FewDescriptors {
+ public:
+  explicit FewDescriptors(int num_free) {
+    std::vector<int> opened;
+    for (int idx = 0; idx <= num_free; ++idx) opened.push_back(::dup(STDERR_FILENO));
+    for (const int file : opened) ::close(file);
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    rlimit limit = before_;
+    limit.rlim_cur = static_cast<rlim_t>(opened.back());
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  ~FewDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  FewDescriptors(const FewDescriptors&) = delete;
+  FewDescriptors& operator=(const FewDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
 // ---- Failures -------------------------------------------------------------------------------------------------------
 
 constexpr milliseconds kFailureTimeout{2000};
@@ -190,6 +215,69 @@ TEST(FailuresOverHosts, KilledRankIsNamedByAll) { expect_named(5, SIGKILL, Error
 TEST(FailuresOverHosts, StoppedRankIsNamedByAll) { expect_named(3, SIGSTOP, ErrorCode::kTimeout); }
 TEST(FailuresOverHosts, StoppedLeaderIsNamedByAll) { expect_named(4, SIGSTOP, ErrorCode::kTimeout); }
 TEST(FailuresOverHosts, StoppedRootIsNamedByAll) { expect_named(0, SIGSTOP, ErrorCode::kTimeout); }
+
+// It has arrived where the other rank of its host waits, which sees no step of it missing: only nothing comes any more.
+TEST(FailuresOverHosts, LeaderThatIsKilledInsideAStepIsNamedByAllAtOnce) {
+  HostsJob job = make_hosts_job(2, 2);
+  constexpr milliseconds kOthersComeLater{500};
+  ReportingChildren children(host_ranks(job, [&](Group& group, ChildReport&) {
+    group.barrier();
+    std::thread killer;
+    if (group.host_of(group.rank()) == 0) std::this_thread::sleep_for(kOthersComeLater * 2);
+    if (group.rank() == 2) {
+      killer = std::thread([&] {
+        std::this_thread::sleep_for(kOthersComeLater);
+        ::kill(::getpid(), SIGKILL);
+      });
+    }
+    // The others may have come through the first: it had arrived.
+    group.barrier();
+    group.barrier();
+    if (killer.joinable()) killer.join();
+  }));
+  expect_same_error(children, 2, ErrorCode::kPeerLost, 2, kFailureLimit);
+}
+
+/// Descriptors run out on one rank, at every place where a group over hosts is made.
+class DescriptorsRunOut : public ::testing::TestWithParam<int> {};
+
+TEST_P(DescriptorsRunOut, WhileHostsMeetAndAllAreToldTheSame) {
+  const int victim = GetParam();
+  // With fewer it cannot speak to anybody.
+  constexpr int kFewestFree = 3;
+  constexpr int kMostFree = 10;
+  int num_failures = 0;
+  for (int num_free = victim == 1 ? 1 : kFewestFree; num_free < kMostFree; ++num_free) {
+    SCOPED_TRACE("free descriptors: " + std::to_string(num_free));
+    HostsJob job = make_hosts_job(3, 2);
+    job.timeout = milliseconds(4000);
+    std::vector<ReportingChildren::Body> bodies;
+    for (int rank = 0; rank < job.num_ranks(); ++rank) {
+      const auto body = host_rank(job, rank, [](Group& group, ChildReport&) { group.barrier(); });
+      bodies.emplace_back([=](ChildReport& report) {
+        std::optional<FewDescriptors> few;
+        if (rank == victim) few.emplace(num_free);
+        body(report);
+      });
+    }
+    ReportingChildren children(bodies);
+    std::set<std::pair<ErrorCode, int>> errors;
+    for (int rank = 0; rank < job.num_ranks(); ++rank) {
+      const auto idx = static_cast<std::size_t>(rank);
+      ASSERT_EQ(children.wait(idx), 0);
+      const ChildReport& report = children.report(idx);
+      EXPECT_LT(report.took_ms, job.timeout.count()) << report.message;
+      const int at_fault = report.peer_rank >= 0 ? report.peer_rank : rank;
+      errors.emplace(report.threw ? report.code : ErrorCode::kOk, report.threw ? at_fault : -1);
+    }
+    EXPECT_EQ(errors.size(), 1U) << children.report(0).message << " / " << children.report(5).message;
+    if (errors != std::set<std::pair<ErrorCode, int>>{{ErrorCode::kOk, -1}}) ++num_failures;
+  }
+  EXPECT_GT(num_failures, 0);
+  EXPECT_LT(num_failures, kMostFree);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, DescriptorsRunOut, ::testing::Values(0, 1, 2));
 
 TEST(FailuresOverHosts, RankThatLeavesIsNamedByAll) {
   const HostsJob job = make_hosts_job(2, 2);

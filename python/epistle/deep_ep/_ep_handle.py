@@ -8,6 +8,7 @@ import typing
 import torch
 
 import epistle
+from epistle.deep_ep._prepared import Made, Prepared
 from epistle.deep_ep._routes import (
     MAX_HANDLES,
     Dispatchers,
@@ -53,7 +54,7 @@ class EPHandle:
         self.group = dispatchers.group
         self.dispatchers = dispatchers
         self.biased: dict[typing.Any, tuple[epistle.Dispatcher, epistle.Handle]] = {}
-        self._prepared: dict[Payload, tuple[epistle.Dispatcher, epistle.Handle]] = {}
+        self._prepared = Prepared()
         self._metadata: torch.Tensor | None = None
         self._by_token: epistle.Handle | None = None
         self._counts: list[int] | None = None
@@ -62,7 +63,7 @@ class EPHandle:
 
     @property
     def handle(self) -> epistle.Handle:
-        return next(iter(self._prepared.values()))[1]
+        return self._prepared.first[1]
 
     @property
     def num_unaligned_recv_tokens_per_expert(self) -> torch.Tensor:
@@ -150,17 +151,11 @@ class EPHandle:
         dispatcher = self.dispatchers.get("direct", fields, options, self.num_max_tokens_per_rank)
         return dispatcher, dispatcher.prepare(self.topk_idx, topk_weights)
 
-    def prepared(self, payload: Payload) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        """A routing is prepared once for every payload, in a call that all ranks make."""
-        if payload not in self._prepared:
-            self._prepared[payload] = self.prepare(payload, self.topk_weights)
-        return self._prepared[payload]
+    def prepared(self, payload: Payload) -> Made:
+        return self._prepared.of(payload, lambda: self.prepare(payload, self.topk_weights))
 
-    def prepared_for_sums(self, x: torch.Tensor) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        for payload, prepared in self._prepared.items():
-            if payload.hidden == x.shape[1] and payload.output == x.dtype:
-                return prepared
-        return self.prepared(Payload(x.dtype, x.shape[1]))
+    def prepared_for_sums(self, x: torch.Tensor) -> Made:
+        return self._prepared.that_sums(x, self.prepared)
 
     def token_rows(self) -> epistle.Handle:
         """The same routing with each token once; of an expanded dispatch a second one. Collective at first."""

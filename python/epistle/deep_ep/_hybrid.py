@@ -8,6 +8,7 @@ import typing
 import torch
 
 import epistle
+from epistle.deep_ep._prepared import Made, Prepared, move
 from epistle.deep_ep._routes import (
     MAX_HANDLES,
     Dispatchers,
@@ -53,7 +54,7 @@ class _Routing:
         self.max_tokens = max_tokens
         self.layout = layout
         self.lost = lost  # assignments beyond the top-k that is agreed on
-        self._prepared: dict[Payload, tuple[epistle.Dispatcher, epistle.Handle]] = {}
+        self._prepared = Prepared()
 
     def prepare(self, payload: Payload, probs: torch.Tensor | None) -> tuple[epistle.Dispatcher, epistle.Handle]:
         """``probs``: [T, experts]."""
@@ -74,24 +75,15 @@ class _Routing:
             weights = torch.where(self.ids < 0, 0, probs.float().gather(1, self.ids.clamp(min=0)))
         return dispatcher, dispatcher.prepare(self.ids, weights)
 
-    def prepared(
-        self, payload: Payload, probs: torch.Tensor | None = None
-    ) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        """Once for every payload, in a call that all ranks make; anew where there are other probabilities to move."""
-        if probs is not None or payload not in self._prepared:
-            self._prepared[payload] = self.prepare(payload, probs)
-        return self._prepared[payload]
+    def prepared(self, payload: Payload, probs: torch.Tensor | None = None) -> Made:
+        """Anew where there are other probabilities to move."""
+        if probs is not None:
+            return self._prepared.keep(payload, self.prepare(payload, probs))
+        return self._prepared.of(payload, lambda: self.prepare(payload, None))
 
     def combine(self, hidden: torch.Tensor, probs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """([T, hidden], [T, experts] or None). ``probs`` are one for each row, or [rows, top_k]."""
-        dispatcher, prepared = next(
-            (
-                made
-                for payload, made in self._prepared.items()
-                if payload.hidden == hidden.shape[1] and payload.output == hidden.dtype
-            ),
-            None,
-        ) or self.prepared(Payload(hidden.dtype, hidden.shape[1]))
+        dispatcher, prepared = self._prepared.that_sums(hidden, self.prepared)
         out, sums = sum_rows(dispatcher, prepared, hidden, probs, self.ids.shape, 0)
         if sums is None:
             return out, None
@@ -160,7 +152,7 @@ class HybridEPBuffer:
         )
         payload = Payload.of(hidden, scaling_factor)
         dispatcher, prepared = routing.prepared(payload, probs)
-        rows, scales = _moved(dispatcher, prepared, payload, hidden, scaling_factor)
+        rows, scales = move((dispatcher, prepared), payload, hidden, scaling_factor)
         local = tensor_of(prepared.local_experts).long()
         first, num_local = prepared.first_expert, prepared.num_local_experts
         place = torch.where(local < 0, routing.num_experts, local + first)
@@ -226,7 +218,7 @@ class HybridEPBuffer:
         )
         payload = Payload.of(hidden, scaling_factor)
         dispatcher, prepared = routing.prepared(payload, probs)
-        rows, scales = _moved(dispatcher, prepared, payload, hidden, scaling_factor)
+        rows, scales = move((dispatcher, prepared), payload, hidden, scaling_factor)
         begin = tensor_of(prepared.expert_begin)
         counts = begin[1:] - begin[:-1]
         made: list[typing.Any] = [None] * _PERMUTED_LENGTH
@@ -309,16 +301,3 @@ def _routing_of(handle: tuple[typing.Any, ...] | None, length: int) -> _Routing:
         raise ValueError(f"the handle of a dispatch has {length} entries; {0 if handle is None else len(handle)} given")
     routing: _Routing = handle[-2] if length == _PERMUTED_LENGTH else handle[-1]
     return routing
-
-
-def _moved(
-    dispatcher: epistle.Dispatcher,
-    prepared: epistle.Handle,
-    payload: Payload,
-    hidden: torch.Tensor,
-    scaling_factor: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    received = dispatcher.dispatch(handle=prepared, **payload.given(hidden, scaling_factor))
-    rows, scales = payload.received(received.rows, received.scales)
-    # Copies: the caller may keep them for as long as it likes, and leases are few.
-    return rows.clone(), None if scales is None else scales.clone()

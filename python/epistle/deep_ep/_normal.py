@@ -9,6 +9,7 @@ import torch
 import epistle
 from epistle.deep_ep._config import Config
 from epistle.deep_ep._events import EventOverlap, finish, wait_for
+from epistle.deep_ep._prepared import Made, Prepared, move
 from epistle.deep_ep._routes import (
     MAX_HANDLES,
     Dispatchers,
@@ -39,28 +40,19 @@ class Handle:
         self.routing = routing
         self.dispatcher = dispatcher
         self.handle = handle
-        self._others: dict[typing.Any, tuple[epistle.Dispatcher, epistle.Handle]] = {}
-        self._others[payload] = (dispatcher, handle)
+        self._prepared = Prepared()
+        self._prepared.keep(payload, (dispatcher, handle))
 
-    def for_payload(self, payload: Payload, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        """A routing does not depend on what is moved by it, a dispatcher does: prepared once for every payload, in a
-        call that all ranks make."""
-        if payload not in self._others:
-            self._others[payload] = self.routing.prepare(payload, dispatchers)
-        return self._others[payload]
+    def for_payload(self, payload: Payload, dispatchers: Dispatchers) -> Made:
+        return self._prepared.of(payload, lambda: self.routing.prepare(payload, dispatchers))
 
-    def for_weights(self, payload: Payload, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
+    def for_weights(self, payload: Payload, dispatchers: Dispatchers) -> Made:
         """With room for all rows that could come, so that nobody waits for counts that are known."""
-        if payload not in self._others:
-            room = self.routing.num_worst_tokens or self.routing.num_ranks * self.routing.max_tokens
-            self._others[payload] = self.routing.prepare(payload, dispatchers, room)
-        return self._others[payload]
+        room = self.routing.num_worst_tokens or self.routing.num_ranks * self.routing.max_tokens
+        return self._prepared.of(payload, lambda: self.routing.prepare(payload, dispatchers, room))
 
-    def for_sums(self, x: torch.Tensor, dispatchers: Dispatchers) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        for payload, prepared in self._others.items():
-            if payload.output == x.dtype and payload.hidden == x.shape[1]:
-                return prepared
-        return self.for_payload(Payload(x.dtype, x.shape[1]), dispatchers)
+    def for_sums(self, x: torch.Tensor, dispatchers: Dispatchers) -> Made:
+        return self._prepared.that_sums(x, lambda payload: self.for_payload(payload, dispatchers))
 
     def rank_prefix_matrix(self) -> torch.Tensor:
         """int32 [num_ranks, num_ranks]: in this rank's column, behind which row the rows of each source end. The other
@@ -191,15 +183,14 @@ class NormalCalls:
                 raise ValueError(
                     "a cached dispatch takes its routing from the handle; leave topk_idx and topk_weights out"
                 )
-            dispatcher, prepared = handle.for_payload(payload, self._dispatchers)
-            rows = self._move(dispatcher, prepared, payload, tokens, scales, config)
+            rows = self._move(handle.for_payload(payload, self._dispatchers), payload, tokens, scales, config)
             return rows, None, None, None, None, finish(async_finish)
 
         routing = self._routing(
             tokens, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens
         )
         dispatcher, prepared = routing.prepare(payload, self._dispatchers)
-        rows = self._move(dispatcher, prepared, payload, tokens, scales, config)
+        rows = self._move((dispatcher, prepared), payload, tokens, scales, config)
         made = Handle(routing, dispatcher, prepared, payload)
         counts: list[int] = []
         if num_worst_tokens == 0 and topk_idx is not None:
@@ -297,20 +288,10 @@ class NormalCalls:
         )
 
     def _move(
-        self,
-        dispatcher: epistle.Dispatcher,
-        prepared: epistle.Handle,
-        payload: Payload,
-        x: torch.Tensor,
-        scales: torch.Tensor | None,
-        config: Config | None,
+        self, made: Made, payload: Payload, x: torch.Tensor, scales: torch.Tensor | None, config: Config | None
     ) -> typing.Any:
-        received = dispatcher.dispatch(handle=prepared, num_sms=self._sms(x, config), **payload.given(x, scales))
-        # Copies: the caller may keep them for as long as it likes, and leases are few.
-        rows, row_scales = payload.received(received.rows, received.scales)
-        if row_scales is None:
-            return rows.clone()
-        return rows.clone(), row_scales.clone()
+        rows, row_scales = move(made, payload, x, scales, self._sms(x, config))
+        return rows if row_scales is None else (rows, row_scales)
 
     def _gather_counts(self, num_tokens_per_expert: torch.Tensor) -> list[int]:
         """Rows of every local expert, from what all ranks send."""

@@ -125,29 +125,22 @@ class OfiEndpoint final : public FabricEndpoint {
     return {.key = fi_mr_key(region), .base = by_address ? reinterpret_cast<std::uint64_t>(data) : 0};
   }
 
-  [[nodiscard]] bool try_put(const FabricTarget& target, const void* source, std::int64_t num_bytes,
-                             std::uint32_t epoch) override {
+  [[nodiscard]] std::int64_t try_put(const FabricTarget& target, const void* source, std::int64_t num_bytes,
+                                     std::uint32_t epoch) override {
     const std::lock_guard lock(mutex_);
     throw_error();
     Source from{.data = static_cast<const std::byte*>(source), .num_bytes = num_bytes, .registered = nullptr};
     if (way_.needs_local_keys) from.registered = find_region(source, num_bytes);
     from.is_staged = way_.needs_local_keys && from.registered == nullptr;
-    const std::int64_t num_parts = from.is_staged ? (num_bytes + kStageSlotBytes - 1) / kStageSlotBytes : 1;
-    if (from.is_staged && num_parts > kNumStageSlots) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  fmt::format("a put of {} bytes is more than the {} that can be staged at a time", num_bytes,
-                              kStageSlotBytes * kNumStageSlots));
-    }
-    const auto has_room = [&] {
-      const auto room = from.is_staged ? std::min(free_slots_.size(), free_writes_.size()) : free_writes_.size();
-      return static_cast<std::int64_t>(room) >= std::min<std::int64_t>(num_parts, most_parts());
-    };
+    // No more than fits into a slot: whoever asks looks after the time and the peer between parts.
+    if (from.is_staged) from.num_bytes = std::min(num_bytes, kStageSlotBytes);
+    const auto has_room = [&] { return !free_writes_.empty() && (!from.is_staged || !free_slots_.empty()); };
     if (!has_room()) {
       move_on();
       throw_error();
-      if (!has_room()) return false;
+      if (!has_room()) return 0;
     }
-    return num_parts > 1 ? put_in_parts(target, from, epoch) : put_now(target, from, epoch);
+    return put_now(target, from, epoch) ? from.num_bytes : 0;
   }
 
   [[nodiscard]] std::int64_t num_under_way(int peer, std::uint32_t epoch) override {
@@ -187,11 +180,6 @@ class OfiEndpoint final : public FabricEndpoint {
     fid_mr* registered;      ///< null where it is not, or need not be
     bool is_staged = false;  ///< goes by way of the stage
   };
-
-  /// Parts of a put that can be under way at once, at most.
-  [[nodiscard]] std::int64_t most_parts() const noexcept {
-    return std::min<std::int64_t>(kNumStageSlots, static_cast<std::int64_t>(writes_.size()));
-  }
 
   void open_queue() {
     fi_cq_attr attributes{};
@@ -256,24 +244,6 @@ class OfiEndpoint final : public FabricEndpoint {
       return begin >= region.data && begin + num_bytes <= region.data + region.num_bytes;
     });
     return found == regions_.end() ? nullptr : found->handle.get();
-  }
-
-  /// All of it.
-  bool put_in_parts(const FabricTarget& target, const Source& source, std::uint32_t epoch) {
-    for (std::int64_t done = 0; done < source.num_bytes;) {
-      Source part = source;
-      part.data += done;
-      part.num_bytes = std::min(kStageSlotBytes, source.num_bytes - done);
-      FabricTarget next = target;
-      next.offset += done;
-      if (!free_writes_.empty() && !free_slots_.empty() && put_now(next, part, epoch)) {
-        done += part.num_bytes;
-      } else {
-        move_on();
-        throw_error();
-      }
-    }
-    return true;
   }
 
   bool put_now(const FabricTarget& target, const Source& source, std::uint32_t epoch) {
@@ -344,7 +314,7 @@ class OfiEndpoint final : public FabricEndpoint {
       std::array<fi_cq_entry, kCompletionsPerRead> entries{};
       const ssize_t num_read = fi_cq_read(queue_.get(), entries.data(), entries.size());
       if (num_read == -FI_EAVAIL) {
-        read_error();
+        if (!read_error()) return any;
         any = true;
         continue;
       }
@@ -358,12 +328,16 @@ class OfiEndpoint final : public FabricEndpoint {
     }
   }
 
-  void read_error() {
+  /// False where there is none to read after all: asking again at once could go on for ever.
+  bool read_error() {
     fi_cq_err_entry entry{};
-    if (fi_cq_readerr(queue_.get(), &entry, 0) < 0) return;
+    const ssize_t num_read = fi_cq_readerr(queue_.get(), &entry, 0);
+    if (num_read < 0 && num_read != -FI_EAGAIN) note_error(static_cast<int>(-num_read), -1);
+    if (num_read <= 0) return false;
     const int peer = entry.op_context != nullptr ? static_cast<Write*>(entry.op_context)->peer : -1;
     note_error(entry.err, peer);
     complete(entry.op_context);
+    return true;
   }
 
   void run() {

@@ -1,11 +1,10 @@
 #include "fabric/ofi/ofi_library.hpp"
 
-#include <dlfcn.h>
-
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 
+#include "core/loaded_library.hpp"
 #include "fabric/fabric.hpp"
 
 namespace epistle::ofi {
@@ -15,20 +14,9 @@ constexpr const char* kLibrary = "libfabric.so.1";
 constexpr const char* kFabricAdvice = "install libfabric 1.14 or later (the package libfabric1)";
 
 OfiApi load() {
-  // Never closed: providers have threads of their own.
-  void* const handle = ::dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    const char* const reason = ::dlerror();
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("rows travel between hosts by libfabric, but {} cannot be loaded ({}); {}", kLibrary,
-                            reason != nullptr ? reason : "no reason given", kFabricAdvice));
-  }
-  const auto find = [handle](auto& function, const char* name) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(::dlsym(handle, name));
-    if (function != nullptr) return;
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("{} has no function {}, so it is too old; {}", kLibrary, name, kFabricAdvice));
-  };
+  LoadedLibrary library(kLibrary);
+  library.require_loaded("rows travel between hosts by libfabric", kFabricAdvice);
+  const auto find = [&library](auto& function, const char* name) { library.require(function, name, kFabricAdvice); };
   OfiApi api;
   find(api.get_info, "fi_getinfo");
   find(api.free_info, "fi_freeinfo");
@@ -36,6 +24,7 @@ OfiApi load() {
   find(api.open_fabric, "fi_fabric");
   find(api.error_text, "fi_strerror");
   find(api.version, "fi_version");
+  library.stay();  // providers have threads of their own
   return api;
 }
 

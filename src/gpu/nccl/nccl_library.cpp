@@ -4,11 +4,11 @@
 #include <map>
 #include <mutex>
 
-#include <dlfcn.h>
-
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
+
+#include "core/loaded_library.hpp"
 
 namespace epistle::nccl {
 namespace {
@@ -20,53 +20,32 @@ constexpr const char* kAdvice =
 // NCCL packs versions since 2.9 as major * 10000 + minor * 100 + patch, before as major * 1000 + ...
 constexpr int kNewCodes = 10000;
 
-class Library {
- public:
-  explicit Library(const std::string& path) : path_(path) {
-    // NVLink multicast must stay off; NCCL reads the variable when the first communicator is made.
-    ::setenv("NCCL_NVLS_ENABLE", "0", 0);
-    handle_ = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (handle_ != nullptr) return;
-    const char* const reason = ::dlerror();
-    throw Error(ErrorCode::kUnsupported, fmt::format("the dispatcher alltoall needs NCCL, but '{}' cannot be loaded "
-                                                     "({}); {}",
-                                                     path, reason != nullptr ? reason : "no reason given", kAdvice));
-  }
-
-  template <typename Function>
-  void find(Function& function, const char* name) const {
-    function = reinterpret_cast<Function>(::dlsym(handle_, name));
-    if (function != nullptr) return;
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("'{}' has no function {}, so it is no NCCL, or too old; {}", path_, name, kAdvice));
-  }
-
- private:
-  std::string path_;
-  void* handle_ = nullptr;  // never closed: NCCL has threads of its own
-};
-
 NcclApi load(const std::string& path) {
-  const Library library(path);
+  // NVLink multicast must stay off; NCCL reads the variable when the first communicator is made.
+  ::setenv("NCCL_NVLS_ENABLE", "0", 0);
+  LoadedLibrary library(path);
+  library.require_loaded("the dispatcher alltoall needs NCCL", kAdvice);
+  const auto find = [&library](auto& function, const char* name) { library.require(function, name, kAdvice); };
   NcclApi api;
-  library.find(api.get_version, "ncclGetVersion");
+  find(api.get_version, "ncclGetVersion");
   int version = 0;
   if (api.get_version(&version) != ncclSuccess || version < kOldestVersion) {
     throw Error(ErrorCode::kUnsupported, fmt::format("'{}' is NCCL {}, but at least {} is needed; {}", path,
                                                      version_text(version), version_text(kOldestVersion), kAdvice));
   }
-  library.find(api.get_unique_id, "ncclGetUniqueId");
-  library.find(api.comm_init_rank_config, "ncclCommInitRankConfig");
-  library.find(api.comm_finalize, "ncclCommFinalize");
-  library.find(api.comm_destroy, "ncclCommDestroy");
-  library.find(api.comm_abort, "ncclCommAbort");
-  library.find(api.comm_get_async_error, "ncclCommGetAsyncError");
-  library.find(api.group_start, "ncclGroupStart");
-  library.find(api.group_end, "ncclGroupEnd");
-  library.find(api.send, "ncclSend");
-  library.find(api.receive, "ncclRecv");
-  library.find(api.error_string, "ncclGetErrorString");
-  library.find(api.last_error, "ncclGetLastError");
+  find(api.get_unique_id, "ncclGetUniqueId");
+  find(api.comm_init_rank_config, "ncclCommInitRankConfig");
+  find(api.comm_finalize, "ncclCommFinalize");
+  find(api.comm_destroy, "ncclCommDestroy");
+  find(api.comm_abort, "ncclCommAbort");
+  find(api.comm_get_async_error, "ncclCommGetAsyncError");
+  find(api.group_start, "ncclGroupStart");
+  find(api.group_end, "ncclGroupEnd");
+  find(api.send, "ncclSend");
+  find(api.receive, "ncclRecv");
+  find(api.error_string, "ncclGetErrorString");
+  find(api.last_error, "ncclGetLastError");
+  library.stay();  // it has threads of its own
   return api;
 }
 

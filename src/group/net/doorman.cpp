@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include <poll.h>
@@ -25,6 +26,9 @@ constexpr std::uint32_t kDoorMagic = 0x45504e54;  // "EPNT"
 // longer.
 constexpr std::size_t kMaxStrangersAtDoor = 256;
 constexpr std::chrono::seconds kMaxSilence{10};
+// What a rank takes at most to say who it is, where it has a core.
+constexpr std::chrono::milliseconds kLeastStay{200};
+constexpr std::chrono::milliseconds kLookForRoom{5};
 
 /// What the doorman answers.
 struct Challenge {
@@ -48,7 +52,15 @@ Nonce fresh_nonce() {
   return nonce;
 }
 
-Doorman::Doorman(UniqueFd listener, std::string secret) : listener_(std::move(listener)), secret_(std::move(secret)) {}
+Doorman::Doorman(UniqueFd listener, std::string secret)
+    : listener_(std::move(listener)), spare_(duplicate(listener_.get())), secret_(std::move(secret)) {}
+
+void Doorman::make_room() noexcept { spare_.reset(); }
+
+/// Whether the oldest stranger has had no time yet to say who it is.
+bool Doorman::is_still_fresh() const {
+  return !strangers_.empty() && Clock::now() - strangers_.front().since < kLeastStay;
+}
 
 std::optional<Visitor> Doorman::next(Deadline deadline, const std::vector<int>& watched) {
   for (;;) {
@@ -83,6 +95,12 @@ void Doorman::accept_all() {
     if (!socket.valid()) {
       const int error = errno;
       if (error == EAGAIN || error == EWOULDBLOCK || error == EINTR || error == ECONNABORTED) return;
+      // Ranks that go for each other would all come again, and none get in.
+      if (!admitted_.empty()) return;
+      if (is_still_fresh()) {
+        std::this_thread::sleep_for(kLookForRoom);
+        return;
+      }
       if (strangers_.empty()) {
         throw Error(ErrorCode::kSystem,
                     fmt::format("accept failed: {}{}", std::strerror(error), descriptor_hint(error)),

@@ -45,6 +45,8 @@ class Doorman {
   /// The next visitor that knows the secret; nothing when the deadline has come, or when one of `watched` can be read.
   [[nodiscard]] std::optional<Visitor> next(Deadline deadline, const std::vector<int>& watched = {});
   [[nodiscard]] int listener() const noexcept { return listener_.get(); }
+  /// Gives up the descriptor that is kept free, so that whoever still comes can be told why nobody more is taken in.
+  void make_room() noexcept;
 
  private:
   struct Stranger {
@@ -56,12 +58,14 @@ class Doorman {
     std::chrono::steady_clock::time_point since;
   };
   void accept_all();
+  [[nodiscard]] bool is_still_fresh() const;
   /// True when this stranger is to be let go; it may have been put among the admitted.
   bool hear(Stranger& stranger);
   bool answer(Stranger& stranger);
   bool check_proof(Stranger& stranger);
 
   UniqueFd listener_;
+  UniqueFd spare_;
   std::string secret_;
   std::deque<Stranger> strangers_;
   std::deque<Visitor> admitted_;

@@ -183,6 +183,7 @@ class RootGathering final : public Gathering {
 
   void say_farewell(const std::string& answer) {
     const Deadline end = std::min(deadline_, Clock::now() + kStayForLate);
+    doorman_.make_room();
     while (Clock::now() < end && std::count(was_told_.begin() + 1, was_told_.end(), false) > 0) {
       const Complaint broken = attempt([&] {
         const std::optional<Visitor> late = doorman_.next(end);

@@ -31,16 +31,33 @@ UniqueFd make_event() {
 
 }  // namespace
 
-HostsWorld::HostsWorld(MetHosts met, int rank, std::chrono::milliseconds timeout)
-    : ProcessWorld(meeting_of_host(met.table, rank), rank, met.table.ranks_beside(rank), timeout),
-      table_(std::move(met.table)),
-      listener_(std::move(met.listener)),
+std::shared_ptr<HostsWorld> HostsWorld::meet(MetHosts met, int rank, std::chrono::milliseconds timeout) {
+  std::shared_ptr<HostsWorld> world;
+  const Complaint complaint = attempt([&] { world.reset(new HostsWorld(met, rank, timeout)); });
+  if (!complaint) return world;
+  const int host = met.table.host_of[static_cast<std::size_t>(rank)];
+  if (met.table.leader_of(rank) == rank) {
+    // The other hosts wait for this one, and know nothing of what its ranks have met.
+    std::vector<UniqueFd> links;
+    (void)attempt([&] { link_hosts(met.table, host, std::move(met.listener), Clock::now() + timeout * 3 / 4, links); });
+    found_together(links, met.table, host, complaint, timeout / 4);
+  }
+  throw Error(*complaint);
+}
+
+// Half of the timeout: the ranks of a host have just been there, and the other hosts wait for what becomes of it.
+HostsWorld::HostsWorld(MetHosts& met, int rank, std::chrono::milliseconds timeout)
+    : ProcessWorld(meeting_of_host(met.table, rank), rank, met.table.ranks_beside(rank), timeout / 2),
+      table_(met.table),
       rank_(rank) {
   UniqueFd event;
   Complaint complaint;
   if (rank == ranks().leader()) complaint = attempt([&] { event = make_event(); });
   const auto never = [](int /*place*/) { return false; };
-  in_group_numbers([&] { wake_ = rendezvous().broadcast(event, complaint, Clock::now() + timeout, never); });
+  lack_of_wake_ = attempt([&] {
+    in_group_numbers([&] { wake_ = rendezvous().broadcast(event, complaint, Clock::now() + timeout, never); });
+  });
+  listener_ = std::move(met.listener);
 }
 
 void HostsWorld::found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
@@ -49,8 +66,10 @@ void HostsWorld::found(int rank, std::int64_t reserved_bytes, std::chrono::milli
   const bool leads = rank == ranks().leader();
   SymmetricRegion region;
   std::vector<UniqueFd> links;
-  const Complaint complaint = attempt([&] {
+  Complaint complaint = attempt([&] {
     ProcessWorld::found(rank, reserved_bytes, timeout, [&](SymmetricRegion own) {
+      // Here all are told of it.
+      if (lack_of_wake_) throw Error(*lack_of_wake_);
       region = own;
       for (int other = 0; leads && other < ranks().num_ranks; ++other) {
         if (!ranks().has(other))
@@ -58,13 +77,16 @@ void HostsWorld::found(int rank, std::int64_t reserved_bytes, std::chrono::milli
       }
       attach(std::move(own));
     });
-    // Ranks that follow wait a little longer than the timeout for what their leader finds.
-    if (leads) links = link_hosts(table_, host_of(rank), std::move(listener_), start + timeout * 3 / 4);
   });
   if (!leads) {
     if (complaint) throw Error(*complaint);
     return;
   }
+  // Also where this host has failed: the others hear of it so. Ranks that follow wait a little longer than the timeout
+  // for what their leader finds.
+  const Complaint unlinked =
+      attempt([&] { link_hosts(table_, host_of(rank), std::move(listener_), start + timeout * 3 / 4, links); });
+  if (!complaint) complaint = unlinked;
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(start + timeout - Clock::now());
   found_together(links, table_, host_of(rank), complaint, std::max(left, timeout / 8));
   uplink_ = std::make_unique<Uplink>(

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "core/complaint.hpp"
 #include "group/net/host_table.hpp"
 #include "group/net/uplink.hpp"
 #include "group/process_world.hpp"
@@ -12,7 +13,8 @@ namespace epistle {
 class HostsWorld final : public ProcessWorld {
  public:
   /// Collective over the ranks of this host.
-  HostsWorld(MetHosts met, int rank, std::chrono::milliseconds timeout);
+  /// Collective. What fails among the ranks of one host, all hosts are told of.
+  [[nodiscard]] static std::shared_ptr<HostsWorld> meet(MetHosts met, int rank, std::chrono::milliseconds timeout);
 
   void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
              const std::function<void(SymmetricRegion)>& attach) override;
@@ -27,10 +29,14 @@ class HostsWorld final : public ProcessWorld {
   void notify() noexcept override;
 
  private:
+  /// Takes what listens to the other hosts from `met` when it has succeeded.
+  HostsWorld(MetHosts& met, int rank, std::chrono::milliseconds timeout);
+
   HostTable table_;
   UniqueFd listener_;
   int rank_;
-  UniqueFd wake_;  ///< an event: the uplink of this host has something to tell
+  UniqueFd wake_;           ///< an event: the uplink of this host has something to tell
+  Complaint lack_of_wake_;  ///< why this rank does not have it
   std::unique_ptr<Uplink> uplink_;
 };
 

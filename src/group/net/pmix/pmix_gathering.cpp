@@ -9,12 +9,13 @@
 #include <utility>
 #include <vector>
 
-#include <dlfcn.h>
 #include <pmix.h>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
+
+#include "core/loaded_library.hpp"
 
 namespace epistle {
 namespace {
@@ -33,21 +34,12 @@ struct PmixApi {
 };
 
 PmixApi load_pmix() {
-  // Never closed: it has threads of its own.
-  void* const handle = ::dlopen(kPmixLibrary, RTLD_NOW | RTLD_GLOBAL);  // its components look symbols up in it
-  if (handle == nullptr) {
-    const char* const reason = ::dlerror();
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("ranks of several hosts would meet by PMIx, but {} cannot be loaded ({}); install it (the "
-                            "package libpmix2), or set MASTER_ADDR to the address of rank 0's host on all ranks",
-                            kPmixLibrary, reason != nullptr ? reason : "no reason given"));
-  }
-  const auto find = [handle](auto& function, const char* name) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(::dlsym(handle, name));
-    if (function != nullptr) return;
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("{} has no function {}; install PMIx 3.1 or later", kPmixLibrary, name));
-  };
+  constexpr const char* kAdvice =
+      "install PMIx 3.1 or later (the package libpmix2), or set MASTER_ADDR to the address of rank 0's host on all "
+      "ranks";
+  LoadedLibrary library(kPmixLibrary, LoadedLibrary::Symbols::kForOthers);
+  library.require_loaded("ranks of several hosts would meet by PMIx", kAdvice);
+  const auto find = [&library](auto& function, const char* name) { library.require(function, name, kAdvice); };
   PmixApi api;
   find(api.init, "PMIx_Init");
   find(api.finalize, "PMIx_Finalize");
@@ -56,6 +48,7 @@ PmixApi load_pmix() {
   find(api.fence, "PMIx_Fence_nb");
   find(api.get, "PMIx_Get");
   find(api.error_text, "PMIx_Error_string");
+  library.stay();  // it has threads of its own
   return api;
 }
 
