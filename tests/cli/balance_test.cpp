@@ -156,6 +156,19 @@ TEST(Balance, ServesMetricsUntilInterrupted) {
   EXPECT_EQ(server.wait().exit_code, 0);
 }
 
+TEST(Balance, LeavesEplbOutWhereItCannotServeTheRanksAndNobodyAskedForIt) {
+  const TempDir dir;
+  const std::string path = dir.write("l.json", R"({"loads": [[1, 2, 3, 4, 5, 6, 7, 8]]})");
+  const BalanceJson json = run_json({"--loads", path, "--ranks", "3", "--slots", "10"});
+  ASSERT_EQ(json["results"].size(), 3U);
+  ASSERT_EQ(json["left_out"].size(), 1U);
+  EXPECT_EQ(json["left_out"][0]["policy"], "eplb");
+  EXPECT_NE(json["left_out"][0]["reason"].get<std::string>().find("equally many slots"), std::string::npos);
+  EXPECT_FALSE(run_json({"--loads", path, "--ranks", "4", "--slots", "8"}).contains("left_out"));
+  EXPECT_EQ(run_epistle({"balance", "--loads", path, "--ranks", "3", "--slots", "10", "--policy", "eplb"}).exit_code,
+            2);
+}
+
 TEST(Balance, RefusesWhatItCannotDo) {
   const TempDir dir;
   const std::string trace = "trace:" + dir.write("t.jsonl", skewed_trace());
