@@ -185,7 +185,8 @@ TEST(Balance, RefusesWhatItCannotDo) {
   refuse({trace, "--ranks", "4", "--slots", "7"}, 2, "7 slots for 8 experts");
   refuse({trace, "--ranks", "4", "--slots", "3,3,3"}, 2, "slots of 3 ranks, expected 4");
   refuse({trace, "--ranks", "4", "--slots", "12"}, 2, "less than a batch of 2048");
-  refuse({trace, "--ranks", "4", "--slots", "13", "--batch", "16"}, 2, "EPLB needs equally many slots");
+  refuse({trace, "--ranks", "4", "--slots", "13", "--batch", "16", "--policy", "eplb"}, 2,
+         "EPLB needs equally many slots");
   refuse({trace, "--ranks", "4", "--policy", "best"}, 2, "--policy");
   refuse({trace, "--ranks", "4", "--batch", "16", "--serve", "host:1"}, 2, "expected PORT or HOST:PORT");
   refuse({trace, "--ranks", "4", "--json", "a", "--html", "a"}, 2, "--json and --html both go to");
