@@ -190,7 +190,7 @@ def plan_placement(
 
 
 def _loads(weight: typing.Any) -> Doubles:
-    """[windows, layers, experts] of loads [layers, experts], or of samples of them."""
+    """[layers, experts]; samples of loads, [samples, layers, experts], are added up."""
     import numpy as np
 
     loads = _to_numpy(weight).astype(np.float64)
@@ -203,7 +203,7 @@ def _loads(weight: typing.Any) -> Doubles:
         )
     if not np.isfinite(loads).all() or (loads < 0).any():
         raise ValueError("a load is negative or not finite, expected 0 or more")
-    return np.ascontiguousarray(loads[np.newaxis])
+    return np.ascontiguousarray(loads)
 
 
 def _plan(
@@ -225,9 +225,9 @@ def _plan(
         placement = np.ascontiguousarray(_to_numpy(current).astype(np.int64))
         # Placements of another size, or with slots that were never filled, are none to start from.
         if (
-            placement.shape != (loads.shape[1], num_slots)
+            placement.shape != (loads.shape[0], num_slots)
             or (placement < 0).any()
-            or any(np.unique(layer).size < loads.shape[2] for layer in placement)
+            or any(np.unique(layer).size < loads.shape[1] for layer in placement)
         ):
             placement = None
     slots = _core.plan_for_engine(
