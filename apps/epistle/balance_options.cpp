@@ -49,7 +49,7 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
   const std::vector<std::string> names(std::begin(balance::kPolicyNames), std::end(balance::kPolicyNames));
   command
       .add_option("--policy", options.policies,
-                  "none, eplb, incremental, per-batch; separated by commas (default: all)")
+                  "none, eplb, incremental, per-batch; separated by commas (default: all that can serve the ranks)")
       ->delimiter(',')
       ->check(CLI::IsMember(names).description(""))
       ->type_name("LIST");

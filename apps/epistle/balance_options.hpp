@@ -19,7 +19,7 @@ struct BalanceOptions {
   std::int32_t num_groups = 0;
   std::int64_t batch_tokens = 2048;
   std::string plan_on = "first-half";
-  std::vector<std::string> policies = {"none", "eplb", "incremental", "per-batch"};
+  std::vector<std::string> policies;  ///< none = all that can serve the cluster
   std::string objective = "tokens";
   std::int32_t layer = -1;
   std::int64_t expert_bytes = 0;

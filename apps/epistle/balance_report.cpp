@@ -130,6 +130,7 @@ std::string render_balance(const BalanceReport& report, const BalanceOptions& op
     if (summary.reasons.size() == 1 && summary.num_reasons == summary.num_layers)
       text += fmt::format("\n{}: {}\n", summary.policy, summary.reasons.front());
   }
+  if (!report.no_eplb.empty()) text += fmt::format("\neplb: left out: {}\n", report.no_eplb);
   return text;
 }
 
@@ -159,6 +160,7 @@ Json balance_json(const BalanceReport& report, const BalanceOptions& options) {
     json["batch"] = options.batch_tokens;
     json["plan_on"] = options.plan_on;
   }
+  if (!report.no_eplb.empty()) json["left_out"] = {{{"policy", "eplb"}, {"reason", report.no_eplb}}};
   json["summary"] = summary;
   json["results"] = results;
   return json;

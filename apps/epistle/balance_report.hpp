@@ -16,6 +16,7 @@ struct BalanceReport {
   balance::Cluster cluster;
   std::vector<balance::ReplayResult> results;    ///< by policy, then layer
   std::vector<std::vector<std::int64_t>> loads;  ///< [layers][num_experts]; tokens
+  std::string no_eplb = {};                      ///< why EPLB was left out; empty = it was not
 };
 
 /// A line for every policy: means over the layers, and the worst.

@@ -84,10 +84,29 @@ balance::PlanRequest make_request(const BalanceOptions& options, const balance::
 
 std::vector<balance::Policy> policies_of(const BalanceOptions& options) {
   std::vector<balance::Policy> policies;
-  for (const std::string& name : options.policies) {
-    const auto* const found = std::find(std::begin(balance::kPolicyNames), std::end(balance::kPolicyNames), name);
-    const auto policy = static_cast<balance::Policy>(found - std::begin(balance::kPolicyNames));
+  const auto add = [&](std::string_view name) {
+    const balance::Policy policy = balance::policy_named(name);
     if (std::find(policies.begin(), policies.end(), policy) == policies.end()) policies.push_back(policy);
+  };
+  for (const std::string& name : options.policies) add(name);
+  if (options.policies.empty()) {
+    for (const std::string_view name : balance::kPolicyNames) add(name);
+  }
+  return policies;
+}
+
+/// EPLB cannot serve every cluster. Who asks for it is refused; who asks for nothing in particular gets the others, and
+/// the report says so.
+std::vector<balance::Policy> policies_for(const BalanceOptions& options, std::size_t num_experts,
+                                          BalanceReport& report) {
+  std::vector<balance::Policy> policies = policies_of(options);
+  if (!options.policies.empty()) return policies;
+  try {
+    (void)balance::plan_eplb(std::vector<double>(num_experts, 1.0), report.cluster, options.num_groups);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInvalidArgument) throw;
+    report.no_eplb = std::string(error.message());
+    policies.erase(std::find(policies.begin(), policies.end(), balance::Policy::kEplb));
   }
   return policies;
 }
@@ -125,8 +144,7 @@ std::vector<std::int64_t> to_tokens(const std::vector<double>& loads) {
 
 BalanceReport replay_trace(const BalanceOptions& options) {
   const std::string path = options.source.substr(kTracePrefix.size());
-  const std::vector<balance::Policy> policies = policies_of(options);
-  BalanceReport report{.source = options.source, .cluster = {}, .results = {}, .loads = {}};
+  BalanceReport report{.source = options.source, .cluster = {}, .results = {}, .loads = {}, .no_eplb = {}};
   LayerList present;
   Progress progress(fmt::format("replaying {}", path), options.quiet);
   const auto replay_layer = [&](TraceLayer&& layer) {
@@ -142,7 +160,8 @@ BalanceReport replay_trace(const BalanceOptions& options) {
     rules.prefetch_per_rank = options.prefetch;
     rules.prefers_near = options.prefers_near;
     rules.locality.max_imbalance = options.max_imbalance;
-    for (const balance::Policy policy : policies) {
+    for (const balance::Policy policy :
+         policies_for(options, static_cast<std::size_t>(layer.table.num_experts), report)) {
       report.results.push_back(balance::replay(layer.table, layer.layer, policy, rules));
     }
   };
@@ -150,15 +169,18 @@ BalanceReport replay_trace(const BalanceOptions& options) {
                     [&](std::int64_t done, std::int64_t total) { progress.update(done, total); });
   progress.finish();
   if (report.results.empty()) reject_layer(options, path, present);
-  sort_by_policy(report.results, policies);
+  sort_by_policy(report.results, policies_of(options));
   return report;
 }
 
 BalanceReport score_load_file(const BalanceOptions& options) {
   const balance::LoadFile file = balance::read_load_file(options.loads_path);
   const auto num_experts = static_cast<std::int32_t>(file.loads.front().size());
-  BalanceReport report{
-      .source = options.loads_path, .cluster = make_cluster(options, file, num_experts), .results = {}, .loads = {}};
+  BalanceReport report{.source = options.loads_path,
+                       .cluster = make_cluster(options, file, num_experts),
+                       .results = {},
+                       .loads = {},
+                       .no_eplb = {}};
   LayerList present;
   for (std::size_t layer = 0; layer < file.loads.size(); ++layer) {
     present.add(static_cast<std::int64_t>(layer));
@@ -175,7 +197,7 @@ BalanceReport score_load_file(const BalanceOptions& options) {
       }
       request.current->expert = current;
     }
-    for (const balance::Policy policy : policies_of(options)) {
+    for (const balance::Policy policy : policies_for(options, file.loads.front().size(), report)) {
       report.results.push_back(
           balance::score_loads(file.loads[layer], static_cast<std::int32_t>(layer), policy, request));
     }

@@ -95,11 +95,6 @@ void add_policy_options(CLI::App& command, SimulateOptions& options) {
                    "incremental: tokens stay on their rank, or in their domain, as far as the quotas allow");
 }
 
-balance::Policy loop_policy(const std::string& name) {
-  const auto* const found = std::find(std::begin(balance::kPolicyNames), std::end(balance::kPolicyNames), name);
-  return static_cast<balance::Policy>(found - std::begin(balance::kPolicyNames));
-}
-
 simulate::TokenRules make_token_rules(const SimulateOptions& options, const PlanModel& model, std::int32_t num_ranks) {
   simulate::TokenRules rules;
   rules.routing = RoutingSpec::parse(options.routing);
@@ -166,7 +161,7 @@ simulate::SimulateRequest make_simulate_request(const SimulateOptions& options) 
   request.dispatchers = options.dispatchers;
   request.num_slots = options.num_slots;
   if (!options.placement.empty()) request.placement = read_placement(options.placement);
-  request.loop.policy = loop_policy(options.policy);
+  request.loop.policy = balance::policy_named(options.policy);
   if (options.prefers_near && request.loop.policy != balance::Policy::kIncremental) {
     epistle::reject("--near is for --policy incremental");
   }

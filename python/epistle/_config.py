@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import operator
 import typing
 
 
@@ -83,11 +84,46 @@ class Fp8Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Logical experts to slots: for every rank the logical experts of its slots, in slot order."""
+    """Logical experts to slots; equal on all ranks of a group, which is checked when it is set.
+
+    An expert that has several slots, on different ranks, is replicated. Which of them serves a token is decided by a hash
+    of the token's position and the ``step_seed`` of the call: see "Choice of replica" in epistle/dispatcher.hpp.
+    """
 
     num_experts: int
     slot_experts: typing.Sequence[typing.Sequence[int]]
+    """For every rank the logical experts of its slots, in slot order; a rank may have none."""
     generation: int = 0
+    """Counts placements of a dispatcher; a newer one is greater."""
+    quotas: typing.Sequence[typing.Sequence[float]] = ()
+    """For every rank, for every slot: its part of its expert's tokens. Only the ratios among an expert's slots count.
+    Empty: all slots of an expert are alike."""
+    near_first: bool = False
+    """The slot on the token's own rank comes first, then those in its domain, as far as that keeps the quotas when all
+    ranks have as many tokens for the expert."""
+    domain_of_rank: typing.Sequence[int] = ()
+    """Domains are numbered from 0; empty: all ranks are in one."""
+    max_imbalance: float = 0.0
+    """``near_first``: how much more than its quota a slot may get by taking the tokens of its own rank: 0.05 = 5%."""
+
+    def __post_init__(self) -> None:
+        # Of lists, tuples and arrays alike, so that equal placements compare equal, and none changes later.
+        as_tuples = {
+            "slot_experts": tuple(tuple(operator.index(expert) for expert in slots) for slots in self.slot_experts),
+            "quotas": tuple(tuple(float(quota) for quota in slots) for slots in self.quotas),
+            "domain_of_rank": tuple(operator.index(domain) for domain in self.domain_of_rank),
+        }
+        for name, value in as_tuples.items():
+            object.__setattr__(self, name, value)
+
+    def replicas_of(self, expert: int) -> list[tuple[int, int]]:
+        """Where an expert's copies are: (rank, local slot), by rank."""
+        return [
+            (rank, slot)
+            for rank, slots in enumerate(self.slot_experts)
+            for slot, held in enumerate(slots)
+            if held == expert
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +155,10 @@ class DispatcherConfig:
     """Leases that may live at once."""
     max_handles: int = 8
     placement: Placement | None = None
+    """In force until ``Dispatcher.set_placement`` sets another; None: experts in contiguous blocks, one slot each."""
+    slots_per_rank: int = 0
+    """Most slots that a rank has in any placement that will be set: buffers are made for them. 0: those of
+    ``placement``; a dispatcher without one keeps its blocks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +236,22 @@ class Capabilities:
     max_tokens: int
     needs: tuple[str, ...]
     missing: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MigrationStatus:
+    """How far a ``WeightStore`` has come with the placement that ``begin`` was given."""
+
+    state: str
+    """idle: none was begun; copying: weights travel; done: the wanted placement is in force; cancelled: a rank has
+    cancelled it or is lost, and the placement before its last round stays in force everywhere."""
+    num_rounds: int
+    """Switches that the migration takes."""
+    rounds_done: int
+    bytes_into_rank: int
+    """What comes to this rank, all rounds together."""
+    bytes_copied: int
+    """Of these."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Where experts go, for engines that have balancers of their own: pure functions of arrays.
+"""Where experts go: loads of late, plans, and what engines that have balancers of their own call.
 
-``rebalance_experts`` has the signature and the results of DeepSeek's EPLB; ``rebalance_experts_sglang`` those of
+``LoadWindow`` keeps what experts were given of late, fed with ``Dispatcher.expert_tokens`` by a ``CounterFeed``;
+``plan_placement`` makes a plan of it, which ``WeightStore`` and ``Dispatcher.set_placement`` carry out.
+
+For engines there are pure functions of arrays: ``rebalance_experts`` has the signature and the results of DeepSeek's EPLB; ``rebalance_experts_sglang`` those of
 SGLang's algorithms; ``VllmPolicy`` is a policy for vLLM, in both of its forms. All plan for replicas that share an
 expert's load evenly, which is what these engines do, and put no two replicas of an expert on one rank where they can
 help it.
@@ -15,6 +18,8 @@ import importlib
 import typing
 
 from epistle import _arrays, _core
+from epistle._config import Placement
+from epistle._core import CounterFeed, LoadSnapshot, LoadWindow
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -24,9 +29,15 @@ if typing.TYPE_CHECKING:
     Ids = npt.NDArray[np.int64]
 
 __all__ = [
+    "Copy",
+    "CounterFeed",
     "EplbPlan",
+    "LoadSnapshot",
+    "LoadWindow",
+    "PlacementPlan",
     "VllmPolicy",
     "VllmPolicyState",
+    "plan_placement",
     "rebalance_experts",
     "rebalance_experts_sglang",
 ]
@@ -44,8 +55,128 @@ def _like(values: Ids, example: typing.Any) -> typing.Any:
     return torch.from_numpy(values).to(example.device)
 
 
+# ---- Plans ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Weights of an expert that travel; places are (rank, slot), slot -1 the staging place of a rank."""
+
+    expert: int
+    source: tuple[int, int]
+    destination: tuple[int, int]
+    num_bytes: int
+    link: str
+    """local (within a rank), domain, or across (between domains)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacementPlan:
+    """Where experts are to be. *Balancedness* is the mean over the largest load of a rank."""
+
+    slot_experts: list[list[int]]
+    """For every rank the expert of each slot, -1 for an empty one: what ``WeightStore.begin`` takes."""
+    quotas: list[list[float]]
+    """For every slot its part of its expert's tokens."""
+    copies: list[Copy]
+    """In an order in which no expert is ever without a slot; empty where there is no current placement."""
+    bytes_between_ranks: int
+    bytes_across_domains: int
+    before: float
+    """Balancedness of the current placement with its best quotas."""
+    after: float
+    bound: float
+    """No placement in these slots can be better."""
+    changed: bool
+    """The placement is another than the current one."""
+    reason: str
+    """Where it is not, or less was reached than wanted: why."""
+
+    def placement(
+        self,
+        generation: int = 0,
+        *,
+        near_first: bool = False,
+        domain_of_rank: typing.Sequence[int] = (),
+        max_imbalance: float = 0.0,
+    ) -> Placement:
+        """For a dispatcher. Slots that are empty are left out."""
+        held = [[slot for slot, expert in enumerate(experts) if expert >= 0] for experts in self.slot_experts]
+        return Placement(
+            num_experts=1 + max(max(experts, default=-1) for experts in self.slot_experts),
+            slot_experts=[[self.slot_experts[rank][slot] for slot in slots] for rank, slots in enumerate(held)],
+            generation=generation,
+            quotas=[[self.quotas[rank][slot] for slot in slots] for rank, slots in enumerate(held)],
+            near_first=near_first,
+            domain_of_rank=domain_of_rank,
+            max_imbalance=max_imbalance,
+        )
+
+
+def plan_placement(
+    loads: typing.Any,
+    slots_of_rank: typing.Sequence[int],
+    *,
+    domain_of_rank: typing.Sequence[int] = (),
+    current: typing.Sequence[typing.Sequence[int]] | None = None,
+    method: str | None = None,
+    objective: str = "tokens",
+    num_groups: int = 0,
+    half_life: float = 0.0,
+    num_candidates: int = 1,
+    expert_bytes: int = 0,
+    budget_bytes: int | None = None,
+    max_bytes_into_rank: int | None = None,
+    max_bytes_across_domains: int | None = None,
+    target: float = 0.98,
+    min_gain: float = 0.0,
+) -> PlacementPlan:
+    """Plans the placement of one layer. Pure: the same request gives the same plan on every rank.
+
+    ``loads`` [experts], or [windows, experts] with the oldest window first, each counting alike, or by half after every
+    ``half_life`` windows. ``slots_of_rank`` and ``domain_of_rank`` (none: all in one) describe the ranks, ``current``
+    what they hold (slots as in ``PlacementPlan.slot_experts``). ``method``: "incremental", from ``current`` with as few
+    copies as bring it to the balancedness ``target``, or "fresh", from nothing; unless given, by whether there is a
+    current placement. ``objective``: "tokens", or "activated", experts that a window needs at all. ``num_groups``: groups
+    of experts to keep in one domain each. ``num_candidates`` above 1, with several windows: a plan from nothing looks for
+    experts that are hot together. The byte limits bound the copies of experts of ``expert_bytes``, None: not at all. A
+    plan that gains less than ``min_gain`` changes nothing.
+    """
+    windows = _arrays.numbers_of(loads)
+    if windows.ndim == 1:
+        windows = windows[None]
+    if windows.ndim != 2:
+        raise ValueError(f"the loads have the shape {windows.shape}, expected [experts] or [windows, experts]")
+    if method is None:
+        method = "fresh" if current is None else "incremental"
+    if method not in ("fresh", "incremental"):
+        raise ValueError(f"method is {method!r}, expected 'fresh' or 'incremental'")
+    if objective not in ("tokens", "activated"):
+        raise ValueError(f"objective is {objective!r}, expected 'tokens' or 'activated'")
+    return _core.plan_placement(
+        windows.astype(float).tolist(),
+        slots_of_rank=[int(slots) for slots in slots_of_rank],
+        domain_of_rank=[int(domain) for domain in domain_of_rank],
+        current=None if current is None else [[int(expert) for expert in experts] for experts in current],
+        from_nothing=method == "fresh",
+        counts_activated=objective == "activated",
+        num_groups=num_groups,
+        half_life=half_life,
+        num_candidates=num_candidates,
+        expert_bytes=expert_bytes,
+        budget_bytes=budget_bytes,
+        max_bytes_into_rank=max_bytes_into_rank,
+        max_bytes_across_domains=max_bytes_across_domains,
+        target=target,
+        min_gain=min_gain,
+    )
+
+
+# ---- EPLB and SGLang ------------------------------------------------------------------------------------------------
+
+
 def _loads(weight: typing.Any) -> Doubles:
-    """[windows, layers, experts] of loads [layers, experts], or of samples of them."""
+    """[layers, experts]; samples of loads, [samples, layers, experts], are added up."""
     import numpy as np
 
     loads = _arrays.numbers_of(weight).astype(np.float64)
@@ -58,7 +189,7 @@ def _loads(weight: typing.Any) -> Doubles:
         )
     if not np.isfinite(loads).all() or (loads < 0).any():
         raise ValueError("a load is negative or not finite, expected 0 or more")
-    return np.ascontiguousarray(loads[np.newaxis])
+    return np.ascontiguousarray(loads)
 
 
 def _plan(
@@ -80,9 +211,9 @@ def _plan(
         placement = np.ascontiguousarray(_arrays.numbers_of(current).astype(np.int64))
         # Placements of another size, or with slots that were never filled, are none to start from.
         if (
-            placement.shape != (loads.shape[1], num_slots)
+            placement.shape != (loads.shape[0], num_slots)
             or (placement < 0).any()
-            or any(np.unique(layer).size < loads.shape[2] for layer in placement)
+            or any(np.unique(layer).size < loads.shape[1] for layer in placement)
         ):
             placement = None
     slots = _core.plan_for_engine(

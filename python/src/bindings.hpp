@@ -10,6 +10,7 @@
 #include "epistle/config.hpp"
 #include "epistle/dispatcher.hpp"
 #include "epistle/group.hpp"
+#include "epistle/placement.hpp"
 
 namespace epistle::python {
 
@@ -23,6 +24,8 @@ void bind_group(nb::module_& module);
 void bind_info(nb::module_& module);
 void bind_received(nb::module_& module);
 void bind_dispatcher(nb::module_& module);
+void bind_load_window(nb::module_& module);
+void bind_weight_store(nb::module_& module);
 
 namespace dlpack {
 struct ExchangeApi;
@@ -82,5 +85,8 @@ template <typename Enum>
 [[nodiscard]] DispatcherConfig read_config(const nb::handle& config);
 [[nodiscard]] DeviceOptions read_options(const nb::handle& options);
 [[nodiscard]] Device read_device(const nb::handle& device);
+/// None is the trivial placement, both ways.
+[[nodiscard]] Placement read_placement(const nb::handle& placement);
+[[nodiscard]] nb::object placement_object(const Placement& placement);
 
 }  // namespace epistle::python

@@ -1,5 +1,6 @@
 // The dataclasses of epistle/_config.py to the structs of the library, once per dispatcher.
 #include <optional>
+#include <span>
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -52,14 +53,6 @@ Wire read_wire(const nb::handle& wire) {
   throw unknown("wire", wire, "AsGiven() or Fp8Blocks(...)");
 }
 
-Placement read_placement(const nb::handle& placement) {
-  if (placement.is_none()) return {};
-  if (!is_a(placement, "Placement")) throw unknown("placement", placement, "None or Placement(...)");
-  return {get<std::int32_t>(placement, "num_experts"),
-          get<std::vector<std::vector<std::int32_t>>>(placement, "slot_experts"),
-          get<std::uint64_t>(placement, "generation")};
-}
-
 CudaMover read_mover(const nb::handle& value) {
   constexpr std::pair<const char*, CudaMover> kMovers[] = {{"auto", CudaMover::kAuto},
                                                            {"vector", CudaMover::kVector},
@@ -73,6 +66,31 @@ CudaMover read_mover(const nb::handle& value) {
 }
 
 }  // namespace
+
+Placement read_placement(const nb::handle& placement) {
+  if (placement.is_none()) return {};
+  if (!is_a(placement, "Placement")) throw unknown("placement", placement, "None or Placement(...)");
+  return {get<std::int32_t>(placement, "num_experts"),
+          get<std::vector<std::vector<std::int32_t>>>(placement, "slot_experts"),
+          get<std::uint64_t>(placement, "generation"),
+          {.quotas = get<std::vector<std::vector<double>>>(placement, "quotas"),
+           .near_first = get<bool>(placement, "near_first"),
+           .domain_of_rank = get<std::vector<std::int32_t>>(placement, "domain_of_rank"),
+           .max_imbalance = get<double>(placement, "max_imbalance")}};
+}
+
+nb::object placement_object(const Placement& placement) {
+  if (placement.is_trivial()) return nb::none();
+  std::vector<std::vector<std::int32_t>> slot_experts;
+  for (std::int32_t rank = 0; rank < placement.num_ranks(); ++rank) {
+    const std::span<const std::int32_t> experts = placement.experts_of(rank);
+    slot_experts.emplace_back(experts.begin(), experts.end());
+  }
+  const ReplicaChoice& choice = placement.choice();
+  return package_attribute("epistle._config", "Placement")(placement.num_experts(), slot_experts,
+                                                           placement.generation(), choice.quotas, choice.near_first,
+                                                           choice.domain_of_rank, choice.max_imbalance);
+}
 
 DispatcherConfig read_config(const nb::handle& config) {
   if (!is_a(config, "DispatcherConfig")) throw unknown("config", config, "a DispatcherConfig");
@@ -90,7 +108,8 @@ DispatcherConfig read_config(const nb::handle& config) {
                           .zero_padding = get<bool>(config, "zero_padding"),
                           .num_buffers = get<std::int32_t>(config, "num_buffers"),
                           .max_handles = get<std::int32_t>(config, "max_handles"),
-                          .placement = read_placement(config.attr("placement"))};
+                          .placement = read_placement(config.attr("placement")),
+                          .slots_per_rank = get<std::int32_t>(config, "slots_per_rank")};
   if (const nb::object order = config.attr("order"); !order.is_none()) {
     result.order = parse_enum("order", order, SumOrder::kDomains);
   }

@@ -62,6 +62,8 @@ Handle handle_in(const nb::handle& handle) {
 struct RoutingArguments {
   nb::handle expert_ids, weights, num_tokens;
   std::int64_t most_tokens;
+  std::uint64_t step_seed;
+  nb::handle step_seed_at;
 };
 
 template <typename Request>
@@ -70,14 +72,17 @@ void read_routing(TensorReader& reader, const RoutingArguments& given, Request& 
   request.weights = reader.weights("weights", given.weights, request.expert_ids.num_tokens, request.expert_ids.top_k);
   request.num_tokens = reader.token_count("num_tokens", given.num_tokens);
   request.most_tokens = given.most_tokens;
+  request.step_seed = given.step_seed;
+  request.step_seed_at = reader.step_seed("step_seed_at", given.step_seed_at);
 }
 
 PyHandle prepare(const nb::object& self, const nb::object& expert_ids, const nb::object& weights,
-                 const nb::object& num_tokens, std::int64_t most_tokens, int num_sms, const nb::object& stream) {
+                 const nb::object& num_tokens, std::int64_t most_tokens, std::uint64_t step_seed,
+                 const nb::object& step_seed_at, int num_sms, const nb::object& stream) {
   PyDispatcher& dispatcher = get(self);
   TensorReader reader = reader_of(dispatcher);
   PrepareRequest request{.num_sms = num_sms};
-  read_routing(reader, {expert_ids, weights, num_tokens, most_tokens}, request);
+  read_routing(reader, {expert_ids, weights, num_tokens, most_tokens, step_seed, step_seed_at}, request);
   const Stream on = stream_of(dispatcher, stream, expert_ids, &reader);
   return {self, make_call(
                     reader, request, [](PrepareRequest& bad) { spoil_ids(bad.expert_ids); },
@@ -87,6 +92,8 @@ PyHandle prepare(const nb::object& self, const nb::object& expert_ids, const nb:
 struct DispatchArguments {
   nb::object tokens, handle, expert_ids, weights, num_tokens, scales;
   std::int64_t most_tokens;
+  std::uint64_t step_seed;
+  nb::object step_seed_at;
   int num_sms;
   nb::object stream;
 };
@@ -99,7 +106,10 @@ auto with_dispatch_request(const nb::object& self, const DispatchArguments& give
   DispatchRequest request{.handle = handle_in(given.handle), .num_sms = given.num_sms};
   if (!given.expert_ids.is_none()) {
     if (request.handle.valid()) throw nb::type_error("dispatch takes a handle or expert_ids, not both");
-    read_routing(reader, {given.expert_ids, given.weights, given.num_tokens, given.most_tokens}, request);
+    read_routing(
+        reader,
+        {given.expert_ids, given.weights, given.num_tokens, given.most_tokens, given.step_seed, given.step_seed_at},
+        request);
   }
   request.tokens = reader.rows("tokens", given.tokens, input);
   request.scales = reader.scales("scales", given.scales, input);
@@ -118,22 +128,26 @@ auto with_dispatch_request(const nb::object& self, const DispatchArguments& give
 
 PyReceived dispatch(const nb::object& self, const nb::object& tokens, const nb::object& handle,
                     const nb::object& expert_ids, const nb::object& weights, const nb::object& num_tokens,
-                    const nb::object& scales, std::int64_t most_tokens, int num_sms, const nb::object& stream) {
-  return {self, with_dispatch_request(
-                    self, {tokens, handle, expert_ids, weights, num_tokens, scales, most_tokens, num_sms, stream},
-                    [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
-                      return dispatcher.dispatch(request, on);
-                    })};
+                    const nb::object& scales, std::int64_t most_tokens, std::uint64_t step_seed,
+                    const nb::object& step_seed_at, int num_sms, const nb::object& stream) {
+  return {self, with_dispatch_request(self,
+                                      {tokens, handle, expert_ids, weights, num_tokens, scales, most_tokens, step_seed,
+                                       step_seed_at, num_sms, stream},
+                                      [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
+                                        return dispatcher.dispatch(request, on);
+                                      })};
 }
 
 PyPending dispatch_send(const nb::object& self, const nb::object& tokens, const nb::object& handle,
                         const nb::object& expert_ids, const nb::object& weights, const nb::object& num_tokens,
-                        const nb::object& scales, std::int64_t most_tokens, int num_sms, const nb::object& stream) {
-  return {self, with_dispatch_request(
-                    self, {tokens, handle, expert_ids, weights, num_tokens, scales, most_tokens, num_sms, stream},
-                    [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
-                      return dispatcher.dispatch_send(request, on);
-                    })};
+                        const nb::object& scales, std::int64_t most_tokens, std::uint64_t step_seed,
+                        const nb::object& step_seed_at, int num_sms, const nb::object& stream) {
+  return {self, with_dispatch_request(self,
+                                      {tokens, handle, expert_ids, weights, num_tokens, scales, most_tokens, step_seed,
+                                       step_seed_at, num_sms, stream},
+                                      [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
+                                        return dispatcher.dispatch_send(request, on);
+                                      })};
 }
 
 /// The object that is given last, where it is one of `self`'s.
@@ -248,6 +262,14 @@ PyReceived combine_backward(const nb::object& self, const nb::object& handle, co
                     [&] { return dispatcher.dispatcher.combine_backward(request, on); })};
 }
 
+void set_placement(const nb::object& self, const nb::object& placement, const nb::object& stream) {
+  PyDispatcher& dispatcher = get(self);
+  const Placement next = read_placement(placement);
+  const Stream on = stream_of(dispatcher, stream, nb::none(), nullptr);
+  const nb::gil_scoped_release release;
+  dispatcher.dispatcher.set_placement(next, on);
+}
+
 const char* health_name(Health health) {
   switch (health) {
     case Health::kOk:
@@ -296,7 +318,7 @@ Place place_of(const nb::object& dispatcher) {
       "def " name                                                                                                    \
       "(self, tokens: typing.Any, *, handle: Handle | None = None, expert_ids: typing.Any = None, "                  \
       "weights: typing.Any = None, num_tokens: typing.Any = None, scales: typing.Any = None, most_tokens: int = 0, " \
-      "num_sms: int = 0, "                                                                                           \
+      "step_seed: int = 0, step_seed_at: typing.Any = None, num_sms: int = 0, "                                      \
       "stream: typing.Any = None) -> " result)
 #define EPISTLE_COMBINE_SIGNATURE(name, result)                                                                        \
   nb::sig("def " name                                                                                                  \
@@ -321,24 +343,32 @@ void bind_dispatcher(nb::module_& module) {
       .def_prop_ro(
           "info", [](const PyDispatcher& self) -> const DispatcherInfo& { return self.dispatcher.info(); },
           nb::rv_policy::reference)
-      .def("prepare", &prepare, nb::arg("expert_ids"), none("weights"), nb::kw_only(), none("num_tokens"),
-           nb::arg("most_tokens") = 0, nb::arg("num_sms") = 0, none("stream"),
-           nb::sig("def prepare(self, expert_ids: typing.Any, weights: typing.Any = None, *, num_tokens: typing.Any = "
-                   "None, most_tokens: int = 0, num_sms: int = 0, stream: typing.Any = None) -> Handle"),
-           "Exchanges counts and gives every row its place. ``expert_ids`` [num_tokens, top_k] int32 or int64, -1 for "
-           "no "
-           "expert; ``weights`` [num_tokens, top_k] float32, None for all 1; ``num_tokens`` one int32 on the device, "
-           "read "
-           "when the call runs; ``most_tokens`` the most tokens of any rank, equal on all: ``auto`` chooses by it.")
+      .def(
+          "prepare", &prepare, nb::arg("expert_ids"), none("weights"), nb::kw_only(), none("num_tokens"),
+          nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0, none("step_seed_at"), nb::arg("num_sms") = 0,
+          none("stream"),
+          nb::sig("def prepare(self, expert_ids: typing.Any, weights: typing.Any = None, *, num_tokens: typing.Any = "
+                  "None, most_tokens: int = 0, step_seed: int = 0, step_seed_at: typing.Any = None, num_sms: int = 0, "
+                  "stream: typing.Any = None) -> Handle"),
+          "Exchanges counts and gives every row its place. ``expert_ids`` [num_tokens, top_k] int32 or int64, -1 for "
+          "no "
+          "expert; ``weights`` [num_tokens, top_k] float32, None for all 1; ``num_tokens`` one int32 on the device, "
+          "read "
+          "when the call runs; ``most_tokens`` the most tokens of any rank, equal on all: ``auto`` chooses by it. "
+          "``step_seed``, where experts have replicas: another value in every step, so that a token is not always sent "
+          "the same way; each rank's own choice. ``step_seed_at``: one uint64 or int64 on the device to read it from "
+          "when the call runs.")
       .def("dispatch", &dispatch, nb::arg("tokens"), nb::kw_only(), none("handle"), none("expert_ids"), none("weights"),
-           none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("num_sms") = 0, none("stream"),
+           none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
+           none("step_seed_at"), nb::arg("num_sms") = 0, none("stream"),
            EPISTLE_DISPATCH_SIGNATURE("dispatch", "Received"),
            "Moves rows to the ranks of their experts. ``tokens`` [num_tokens, hidden] of the input type; ``scales`` "
            "[num_tokens, columns] in any strides where the payload has scales. With ``handle`` of a prepare, or with "
-           "``expert_ids`` and ``weights`` as there.")
+           "``expert_ids``, ``weights``, ``num_tokens``, ``most_tokens`` and ``step_seed`` as there.")
       .def("dispatch_send", &dispatch_send, nb::arg("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
-           none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("num_sms") = 0,
-           none("stream"), EPISTLE_DISPATCH_SIGNATURE("dispatch_send", "Pending"),
+           none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
+           none("step_seed_at"), nb::arg("num_sms") = 0, none("stream"),
+           EPISTLE_DISPATCH_SIGNATURE("dispatch_send", "Pending"),
            "The first half of dispatch: returns when this rank's rows are on their way. What it was given must stay "
            "unchanged until the receive half.")
       .def("dispatch_receive", &dispatch_receive, nb::arg("pending"), nb::kw_only(), none("stream"),
@@ -385,6 +415,25 @@ void bind_dispatcher(nb::module_& module) {
       .def(
           "suspects", [](const PyDispatcher& self) { return self.dispatcher.suspects(); },
           "The ranks that poll() speaks of.")
+      .def("set_placement", &set_placement, nb::arg("placement"), nb::kw_only(), none("stream"),
+           nb::sig("def set_placement(self, placement: epistle._config.Placement, *, stream: typing.Any = None) -> "
+                   "None"),
+           "Collective, between two calls: those that follow route by ``placement``. Weights must be in their slots by "
+           "then; nothing is moved here (see WeightStore). Its generation is above the one in force, and no rank has "
+           "more slots than ``slots_per_rank`` of the configuration. Handles that are prepared already go on with "
+           "theirs.")
+      .def_prop_ro(
+          "placement", [](const PyDispatcher& self) { return placement_object(self.dispatcher.placement()); },
+          nb::sig("def placement(self) -> epistle._config.Placement | None"),
+          "The one in force; None: experts in contiguous blocks, one slot each.")
+      .def(
+          "expert_tokens",
+          [](const PyDispatcher& self) {
+            const nb::gil_scoped_release release;
+            return self.dispatcher.expert_tokens();
+          },
+          "How many tokens of this rank every logical expert was given since the dispatcher was created: what a "
+          "balance.LoadWindow is fed with. From any thread; waits for no call.")
       .def(
           "lost_tokens", [](const PyDispatcher& self) { return self.dispatcher.lost_tokens(); },
           "How many tokens of this rank every expert would have been given whose rank is masked out, so far.")

@@ -18,4 +18,6 @@ NB_MODULE(_core, module) {
   bind_info(module);
   bind_received(module);
   bind_dispatcher(module);
+  bind_load_window(module);
+  bind_weight_store(module);
 }

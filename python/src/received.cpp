@@ -78,10 +78,14 @@ void bind_description(nb::class_<Object>& object) {
       "Rows of the layout, padding included: what is received (exact), the capacity, or all blocks.");
   add_number(
       "num_local_experts", [](const RowDescription& rows) { return std::int64_t{rows.num_local_experts}; },
-      "Experts of this rank.");
+      "Experts of this rank; where they are placed, its slots.");
   add_number(
       "first_expert", [](const RowDescription& rows) { return std::int64_t{rows.first_expert}; },
-      "Global id of local expert 0.");
+      "Global id of local expert 0; -1 where experts are placed.");
+  add_number(
+      "placement_generation",
+      [](const RowDescription& rows) { return static_cast<std::int64_t>(rows.placement_generation); },
+      "Generation of the placement that the routing was prepared with: whose experts the slots hold.");
   add(
       "src_rank", [](const Description& d) { return d.table(d.rows.src_rank, "int32", d.per_row(false)); },
       "[num_rows] int32; -1 at padding.");

@@ -398,4 +398,13 @@ const std::int32_t* TensorReader::token_count(std::string_view name, const nb::h
   return nullptr;
 }
 
+const std::uint64_t* TensorReader::step_seed(std::string_view name, const nb::handle& object) {
+  Tensor tensor;
+  if (object.is_none() || !read(name, object, kAnyDimensions, tensor)) return nullptr;
+  const bool is_word = tensor.type == ElementType::kInt64 || tensor.type_name == "uint64";
+  if (is_word && tensor.data != nullptr) return static_cast<std::uint64_t*>(tensor.data);
+  static_cast<void>(complain(name, wrong_type(tensor, "one uint64 or int64")));
+  return nullptr;
+}
+
 }  // namespace epistle::python

@@ -71,6 +71,7 @@ class TensorReader {
   [[nodiscard]] float* floats(std::string_view name, const nb::handle& object, std::int64_t num_elements,
                               bool writable);
   [[nodiscard]] const std::int32_t* token_count(std::string_view name, const nb::handle& object);
+  [[nodiscard]] const std::uint64_t* step_seed(std::string_view name, const nb::handle& object);
 
  private:
   // False where something is wrong, which is kept.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "balance/balancedness.hpp"
+
 namespace epistle::balance {
 
 void BatchQuotas::solve(std::span<const std::int64_t> tokens_per_expert) {
@@ -17,13 +19,11 @@ void BatchQuotas::solve_activated(std::span<const std::int64_t> tokens_per_exper
 }
 
 double BatchQuotas::balancedness() const noexcept {
-  std::int64_t num_holders = 0;
+  std::int32_t num_holders = 0;
   for (std::int32_t rank = 0; rank < state_.num_ranks(); ++rank) {
     num_holders += state_.slot_begin(rank) != state_.slot_end(rank) ? 1 : 0;
   }
-  const std::int64_t largest = state_.max_load();
-  if (largest == 0 || num_holders == 0) return 1.0;
-  return static_cast<double>(state_.total()) / static_cast<double>(num_holders) / static_cast<double>(largest);
+  return balancedness_of(state_.rank_loads(), num_holders);
 }
 
 }  // namespace epistle::balance

@@ -54,22 +54,31 @@ std::string_view trim(std::string_view text) {
   return text;
 }
 
-/// The numbers of a line, or none where it holds something else.
-std::optional<std::vector<double>> parse_row(std::string_view line) {
-  std::vector<double> row;
-  for (std::size_t begin = 0; begin <= line.size();) {
+std::optional<double> parse_cell(std::string_view cell) {
+  double number = 0.0;
+  const auto [last, error] = std::from_chars(cell.data(), cell.data() + cell.size(), number);
+  if (error != std::errc() || last != cell.data() + cell.size()) return std::nullopt;
+  return number;
+}
+
+struct CsvRow {
+  std::vector<double> numbers;
+  std::size_t num_cells = 0;  // more than there are numbers: some are none
+};
+
+CsvRow parse_row(std::string_view line) {
+  CsvRow row;
+  for (std::size_t begin = 0; begin <= line.size(); ++row.num_cells) {
     const std::size_t end = std::min(line.find(',', begin), line.size());
-    const std::string_view cell = trim(line.substr(begin, end - begin));
-    double number = 0.0;
-    const auto [last, error] = std::from_chars(cell.data(), cell.data() + cell.size(), number);
-    if (error != std::errc() || last != cell.data() + cell.size()) return std::nullopt;
-    row.push_back(number);
+    if (const auto number = parse_cell(trim(line.substr(begin, end - begin)))) row.numbers.push_back(*number);
     begin = end + 1;
   }
   return row;
 }
 
 LoadFile parse_csv(const std::string& path, std::string_view text) {
+  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
   LoadFile file;
   bool is_first = true;
   std::int64_t line_number = 0;
@@ -79,13 +88,15 @@ LoadFile parse_csv(const std::string& path, std::string_view text) {
     begin = end + 1;
     ++line_number;
     if (line.empty()) continue;
-    auto row = parse_row(line);
-    if (row) {
-      file.loads.push_back(*std::move(row));
-    } else if (!is_first) {
+    CsvRow row = parse_row(line);
+    // The first line may have names; one that has any number is loads that went wrong.
+    const bool is_head = is_first && row.numbers.empty();
+    is_first = false;
+    if (is_head) continue;
+    if (row.numbers.size() != row.num_cells) {
       fail(path, fmt::format("line {} is no row of numbers separated by commas", line_number));
     }
-    is_first = false;
+    file.loads.push_back(std::move(row.numbers));
   }
   return file;
 }
@@ -193,8 +204,9 @@ void check(const std::string& path, const LoadFile& file) {
   for (std::size_t layer = 0; layer < file.loads.size(); ++layer) {
     const std::vector<double>& loads = file.loads[layer];
     if (loads.empty() || loads.size() != file.loads.front().size()) {
-      fail(path, fmt::format("layer {} has {} experts, expected {}, as the first, and at least 1", layer, loads.size(),
-                             file.loads.front().size()));
+      fail(path, loads.empty() ? fmt::format("layer {} has no experts, expected at least 1", layer)
+                               : fmt::format("layer {} has {} experts, expected {} as the first", layer, loads.size(),
+                                             file.loads.front().size()));
     }
     const auto bad =
         std::find_if(loads.begin(), loads.end(), [](double load) { return !std::isfinite(load) || load < 0.0; });

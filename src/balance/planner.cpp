@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "balance/balancedness.hpp"
 #include "balance/fresh_plan.hpp"
 #include "balance/load_units.hpp"
 #include "balance/local_search.hpp"
@@ -67,10 +68,6 @@ CopyLimits limits_of(const PlanRequest& request) {
           .max_across_domains = copies_within(request.max_bytes_across_domains, request.expert_bytes)};
 }
 
-double ratio(double mean, std::int64_t largest) {
-  return largest <= 0 ? 1.0 : std::min(mean / static_cast<double>(largest), 1.0);
-}
-
 /// What all ways to a plan look at.
 class Planner {
  public:
@@ -98,7 +95,9 @@ class Planner {
   }
 
  private:
-  [[nodiscard]] double balancedness(const SharedPack& pack) const { return ratio(mean_, largest_rank_load(pack)); }
+  [[nodiscard]] double balancedness(const SharedPack& pack) const {
+    return balancedness_of(rank_loads_of(pack), request_->cluster.num_holders());
+  }
 
   [[nodiscard]] SharedPack fresh() const {
     const FreshRules rules{.max_steps = request_->max_steps, .num_trials = request_->num_trials};

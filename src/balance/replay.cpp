@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <iterator>
 #include <numeric>
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "balance/balancedness.hpp"
 #include "balance/batch_quotas.hpp"
 #include "balance/forecast.hpp"
 #include "balance/fresh_plan.hpp"
@@ -182,12 +185,8 @@ class Replay {
 
   [[nodiscard]] bool counts_experts() const { return rules_->plan.objective == Objective::kActivatedExperts; }
 
-  /// Mean over largest, of the ranks that have slots.
   [[nodiscard]] double balancedness(std::span<const std::int64_t> rank_loads) const {
-    const std::int64_t largest = *std::max_element(rank_loads.begin(), rank_loads.end());
-    const std::int64_t total = std::accumulate(rank_loads.begin(), rank_loads.end(), std::int64_t{0});
-    if (largest == 0) return 1.0;
-    return static_cast<double>(total) / rules_->plan.cluster.num_holders() / static_cast<double>(largest);
+    return balancedness_of(rank_loads, rules_->plan.cluster.num_holders());
   }
 
   void score(const TokenRange& range, std::uint64_t step) {
@@ -242,14 +241,22 @@ class Replay {
     return in_parts_of_mean(rank_loads_of(share_evenly(first_placement_, scored_)), rules_->plan.cluster);
   }
 
+  /// How replicas serve tokens, whether or not there are several of any expert.
+  [[nodiscard]] ReplicaChoice choice_of_tokens() const {
+    if (policy_ == Policy::kIncremental) return ReplicaChoice::kHash;
+    // Whole experts take no turns.
+    return policy_ == Policy::kEplb && !counts_experts() ? ReplicaChoice::kRoundRobin : ReplicaChoice::kEven;
+  }
+
   /// Rank loads of a batch with the policy's choice of replicas.
   [[nodiscard]] Counts choose(const TokenRange& range, std::uint64_t step) {
     const Cluster& cluster = rules_->plan.cluster;
-    const bool has_quotas = policy_ == Policy::kIncremental;
-    const ReplicaTable replicas(placement_, table_->num_experts, has_quotas ? std::span(quotas_) : std::span<double>(),
-                                cluster, rules_->locality);
-    const ReplicaTableView view = replicas.view();
-    std::vector<std::int64_t> num_chosen(static_cast<std::size_t>(table_->num_experts), 0);
+    SlotChoice slots(placement_, table_->num_experts, cluster,
+                     {.choice = choice_of_tokens(),
+                      .step = step,
+                      .quotas = quotas_,
+                      .prefers_near = rules_->prefers_near,
+                      .locality = rules_->locality});
     std::vector<char> is_active(placement_.expert.size(), 0);
     Counts loads(static_cast<std::size_t>(cluster.num_ranks()), 0);
     for (std::int64_t token = range.begin; token < range.end; ++token) {
@@ -259,18 +266,8 @@ class Replay {
       for (const std::int32_t expert : ids_of(token)) {
         if (expert < 0) continue;
         // An expert that is needed at all is needed whole: all its tokens of a step go to one replica.
-        const ReplicaKey key{.token_position = counts_experts() ? 0 : position, .expert = expert, .step_seed = step};
-        std::int32_t entry = 0;
-        if (policy_ == Policy::kEplb && !counts_experts()) {
-          const auto num_replicas = static_cast<std::int64_t>(replicas.entries_of(expert).size());
-          const std::int64_t turn = num_chosen[static_cast<std::size_t>(expert)]++;
-          entry = view.begin[expert] + static_cast<std::int32_t>(turn % num_replicas);
-        } else if (rules_->prefers_near && has_quotas) {
-          entry = choose_near_replica(view, key, src_rank, cluster.domain_of(src_rank));
-        } else {
-          entry = choose_replica(view, key);
-        }
-        const ReplicaEntry& replica = replicas.entry(entry);
+        const ReplicaEntry& replica =
+            slots.choose({.expert = expert, .token_position = counts_experts() ? 0 : position, .src_rank = src_rank});
         ++num_routed_;
         num_near_ += replica.rank == src_rank ? 1 : 0;
         char& active = is_active[static_cast<std::size_t>(replica.slot)];
@@ -302,9 +299,12 @@ class Replay {
 
 std::string_view to_string(Policy policy) noexcept { return kPolicyNames[static_cast<std::size_t>(policy)]; }
 
-std::string_view to_string(ReplicaChoice choice) noexcept {
-  constexpr std::string_view kNames[] = {"single", "even", "round-robin", "hash", "exact"};
-  return kNames[static_cast<std::size_t>(choice)];
+Policy policy_named(std::string_view name) {
+  const auto* const found = std::find(std::begin(kPolicyNames), std::end(kPolicyNames), name);
+  if (found == std::end(kPolicyNames)) {
+    reject(fmt::format("the policy is '{}', expected one of {}", name, fmt::join(kPolicyNames, ", ")));
+  }
+  return static_cast<Policy>(found - std::begin(kPolicyNames));
 }
 
 ReplayResult replay(const RoutingTable& table, std::int32_t layer, Policy policy, const ReplayRules& rules) {

@@ -9,7 +9,7 @@
 #include "epistle/routing.hpp"
 
 #include "balance/planner.hpp"
-#include "balance/replica_table.hpp"
+#include "balance/slot_choice.hpp"
 
 namespace epistle::balance {
 
@@ -21,15 +21,8 @@ enum class Policy : std::int32_t {
 };
 inline constexpr std::string_view kPolicyNames[] = {"none", "eplb", "incremental", "per-batch"};
 [[nodiscard]] std::string_view to_string(Policy policy) noexcept;
-
-enum class ReplicaChoice : std::int32_t {
-  kSingle,      ///< every expert has one slot
-  kEven,        ///< replicas take equal parts, by hash
-  kRoundRobin,  ///< replicas take turns
-  kHash,        ///< by hash with quotas
-  kExact,       ///< by the quotas of the batch
-};
-[[nodiscard]] std::string_view to_string(ReplicaChoice choice) noexcept;
+/// The policy of a name of kPolicyNames. Throws kInvalidArgument for others.
+[[nodiscard]] Policy policy_named(std::string_view name);
 
 enum class PlanOn : std::int32_t {
   kFirstHalf,  ///< one plan on the first half of the tokens; scored on the second

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <numeric>
 #include <utility>
 
+#include "balance/balancedness.hpp"
 #include "balance/batch_quotas.hpp"
 #include "balance/eplb.hpp"
 #include "balance/fresh_plan.hpp"
@@ -15,13 +15,6 @@ namespace {
 
 double us_between(std::chrono::steady_clock::time_point start, std::chrono::steady_clock::time_point end) {
   return std::chrono::duration<double, std::micro>(end - start).count();
-}
-
-double balancedness_of(const SharedPack& pack, const Cluster& cluster) {
-  const std::int64_t largest = largest_rank_load(pack);
-  if (largest == 0) return 1.0;
-  const std::int64_t total = std::accumulate(pack.share.begin(), pack.share.end(), std::int64_t{0});
-  return static_cast<double>(total) / cluster.num_holders() / static_cast<double>(largest);
 }
 
 bool has_replicas(const SlotTable& table, std::int32_t num_experts) {
@@ -83,7 +76,7 @@ ReplayResult score_loads(const std::vector<double>& loads, std::int32_t layer, P
   }
   if (policy == Policy::kNone || policy == Policy::kEplb) {
     pack = share_evenly(std::move(pack.table), units);
-    result.balancedness = balancedness_of(pack, request.cluster);
+    result.balancedness = balancedness_of(rank_loads_of(pack), request.cluster.num_holders());
     result.bound = placement_bound(units, request.cluster);
     const bool is_replicated = has_replicas(pack.table, num_experts);
     if (is_replicated)

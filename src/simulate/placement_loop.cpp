@@ -38,7 +38,7 @@ ReplicaChoice PlacementLoop::choice() const {
   return ReplicaChoice::kEven;
 }
 
-SlotChoice PlacementLoop::begin_step(std::uint64_t step, std::span<const std::int64_t> counts) {
+balance::SlotChoice PlacementLoop::begin_step(std::uint64_t step, std::span<const std::int64_t> counts) {
   if (needs_counts()) {
     balance::BatchQuotas quotas(placement_, num_experts_);
     quotas.solve(counts);

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "balance/replay.hpp"
-#include "simulate/slot_choice.hpp"
+#include "balance/slot_choice.hpp"
 
 namespace epistle::simulate {
 
@@ -37,7 +37,7 @@ class PlacementLoop {
   [[nodiscard]] bool needs_counts() const noexcept { return rules_.policy == balance::Policy::kPerBatch; }
   /// Who serves the tokens of a step; it points into this loop. `counts` [num_experts]: of the step, where they are
   /// needed.
-  [[nodiscard]] SlotChoice begin_step(std::uint64_t step, std::span<const std::int64_t> counts);
+  [[nodiscard]] balance::SlotChoice begin_step(std::uint64_t step, std::span<const std::int64_t> counts);
   /// What a step has shown. Plans where that is due.
   void end_step(std::span<const std::int64_t> counts);
 

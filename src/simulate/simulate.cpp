@@ -127,7 +127,7 @@ class Simulation {
   }
 
   /// Sends the tokens of one rank.
-  void route(std::int32_t rank, SlotChoice& choice) {
+  void route(std::int32_t rank, balance::SlotChoice& choice) {
     const std::span<const std::int32_t> ids = source_.ids(rank);
     const auto top_k = static_cast<std::size_t>(source_.top_k());
     std::int64_t position = rank * request_.tokens.tokens_per_rank;
@@ -149,7 +149,7 @@ class Simulation {
     StepResult step;
     step.step = idx;
     step.copies = loop_.copies();
-    SlotChoice choice = loop_.begin_step(static_cast<std::uint64_t>(idx), counts_);
+    balance::SlotChoice choice = loop_.begin_step(static_cast<std::uint64_t>(idx), counts_);
     std::fill(counts_.begin(), counts_.end(), 0);
     slot_rows_.assign(loop_.placement().expert.size(), 0);
     traffic_.clear();

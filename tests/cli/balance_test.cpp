@@ -156,6 +156,19 @@ TEST(Balance, ServesMetricsUntilInterrupted) {
   EXPECT_EQ(server.wait().exit_code, 0);
 }
 
+TEST(Balance, LeavesEplbOutWhereItCannotServeTheRanksAndNobodyAskedForIt) {
+  const TempDir dir;
+  const std::string path = dir.write("l.json", R"({"loads": [[1, 2, 3, 4, 5, 6, 7, 8]]})");
+  const BalanceJson json = run_json({"--loads", path, "--ranks", "3", "--slots", "10"});
+  ASSERT_EQ(json["results"].size(), 3U);
+  ASSERT_EQ(json["left_out"].size(), 1U);
+  EXPECT_EQ(json["left_out"][0]["policy"], "eplb");
+  EXPECT_NE(json["left_out"][0]["reason"].get<std::string>().find("equally many slots"), std::string::npos);
+  EXPECT_FALSE(run_json({"--loads", path, "--ranks", "4", "--slots", "8"}).contains("left_out"));
+  EXPECT_EQ(run_epistle({"balance", "--loads", path, "--ranks", "3", "--slots", "10", "--policy", "eplb"}).exit_code,
+            2);
+}
+
 TEST(Balance, RefusesWhatItCannotDo) {
   const TempDir dir;
   const std::string trace = "trace:" + dir.write("t.jsonl", skewed_trace());
@@ -172,7 +185,8 @@ TEST(Balance, RefusesWhatItCannotDo) {
   refuse({trace, "--ranks", "4", "--slots", "7"}, 2, "7 slots for 8 experts");
   refuse({trace, "--ranks", "4", "--slots", "3,3,3"}, 2, "slots of 3 ranks, expected 4");
   refuse({trace, "--ranks", "4", "--slots", "12"}, 2, "less than a batch of 2048");
-  refuse({trace, "--ranks", "4", "--slots", "13", "--batch", "16"}, 2, "EPLB needs equally many slots");
+  refuse({trace, "--ranks", "4", "--slots", "13", "--batch", "16", "--policy", "eplb"}, 2,
+         "EPLB needs equally many slots");
   refuse({trace, "--ranks", "4", "--policy", "best"}, 2, "--policy");
   refuse({trace, "--ranks", "4", "--batch", "16", "--serve", "host:1"}, 2, "expected PORT or HOST:PORT");
   refuse({trace, "--ranks", "4", "--json", "a", "--html", "a"}, 2, "--json and --html both go to");

@@ -50,6 +50,11 @@ TEST(LoadFile, ReadsCsv) {
   const TempDir dir;
   EXPECT_EQ(read_load_file(dir.write("a.csv", "1,2,3\r\n4, 5 ,6e1\n\n")).loads, (Rows{{1, 2, 3}, {4, 5, 60}}));
   EXPECT_EQ(read_load_file(dir.write("b.csv", "e0,e1\n4,5")).loads, (Rows{{4, 5}}));
+  EXPECT_EQ(read_load_file(dir.write("c.csv",
+                                     "\xef\xbb\xbf"
+                                     "1,2\r\n3,4\r\n"))
+                .loads,
+            (Rows{{1, 2}, {3, 4}}));
 }
 
 TEST(LoadFile, ReadsNpy) {
@@ -77,6 +82,7 @@ TEST(LoadFile, RefusesWhatIsDamaged) {
   refuse("l.json", R"({"loads": [[1]], "slots": 1.5})", "\"slots\" holds 1.5");
   refuse("l.json", R"({"loads": [[1], [1], [1]], "current": [[0], [0]]})", "\"current\" has 2 layers, expected 3");
   refuse("l.csv", "1,2\nx,y\n", "line 2");
+  refuse("l.csv", "1,2,\n3,4,\n", "line 1");  // loads that went wrong, and no names of columns
   refuse("l.csv", "", "no loads");
   refuse("l.csv", "1,nan\n", "expected 0 or more");
   refuse("l.npy", "nothing", "not a .npy file");

@@ -3,13 +3,22 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
-#include "balance/replay.hpp"
 #include "balance/replica_table.hpp"
 #include "balance/slot_table.hpp"
 
-namespace epistle::simulate {
+namespace epistle::balance {
+
+enum class ReplicaChoice : std::int32_t {
+  kSingle,      ///< every expert has one slot
+  kEven,        ///< replicas take equal parts, by hash
+  kRoundRobin,  ///< replicas take turns
+  kHash,        ///< by hash with quotas
+  kExact,       ///< by the quotas of the batch
+};
+[[nodiscard]] std::string_view to_string(ReplicaChoice choice) noexcept;
 
 struct SlotQuestion {
   std::int32_t expert = 0;
@@ -21,26 +30,26 @@ struct SlotQuestion {
 class SlotChoice {
  public:
   struct Rules {
-    balance::ReplicaChoice choice = balance::ReplicaChoice::kEven;
+    ReplicaChoice choice = ReplicaChoice::kEven;
     std::uint64_t step = 0;
     std::span<const double> quotas = {};             ///< [num_slots] for kHash
     std::span<const std::int64_t> slot_tokens = {};  ///< [num_slots] for kExact: tokens that each slot takes
     bool prefers_near = false;                       ///< for kHash
+    Locality locality = {};                          ///< with prefers_near
   };
-  SlotChoice(const balance::SlotTable& table, std::int32_t num_experts, const balance::Cluster& cluster,
-             const Rules& rules);
+  SlotChoice(const SlotTable& table, std::int32_t num_experts, const Cluster& cluster, const Rules& rules);
 
   [[nodiscard]] const ReplicaEntry& choose(const SlotQuestion& question);
 
  private:
   [[nodiscard]] std::int32_t take_exact(std::int32_t expert);
 
-  balance::ReplicaTable table_;
-  const balance::Cluster* cluster_;
+  ReplicaTable table_;
+  const Cluster* cluster_;
   Rules rules_;
   std::vector<std::int64_t> num_chosen_;  // [num_experts]
   std::vector<std::int64_t> whole_;       // [entries] for kExact: tokens that a replica takes
   std::vector<std::int64_t> left_;        // and still takes
 };
 
-}  // namespace epistle::simulate
+}  // namespace epistle::balance

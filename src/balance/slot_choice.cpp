@@ -1,16 +1,18 @@
-#include "simulate/slot_choice.hpp"
+#include "balance/slot_choice.hpp"
 
 #include <algorithm>
 #include <cstddef>
 
-namespace epistle::simulate {
+namespace epistle::balance {
 
-using balance::ReplicaChoice;
+std::string_view to_string(ReplicaChoice choice) noexcept {
+  constexpr std::string_view kNames[] = {"single", "even", "round-robin", "hash", "exact"};
+  return kNames[static_cast<std::size_t>(choice)];
+}
 
-SlotChoice::SlotChoice(const balance::SlotTable& table, std::int32_t num_experts, const balance::Cluster& cluster,
-                       const Rules& rules)
+SlotChoice::SlotChoice(const SlotTable& table, std::int32_t num_experts, const Cluster& cluster, const Rules& rules)
     : table_(table, num_experts, rules.choice == ReplicaChoice::kHash ? rules.quotas : std::span<const double>(),
-             cluster),
+             cluster, rules.locality),
       cluster_(&cluster),
       rules_(rules),
       num_chosen_(static_cast<std::size_t>(num_experts), 0) {
@@ -61,4 +63,4 @@ std::int32_t SlotChoice::take_exact(std::int32_t expert) {
   return static_cast<std::int32_t>(best);
 }
 
-}  // namespace epistle::simulate
+}  // namespace epistle::balance
