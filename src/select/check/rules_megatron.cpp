@@ -34,10 +34,14 @@ void megatron_check_value(const RunFacts& facts, const CheckRule& rule, Findings
   }
 }
 
+/// alltoall_seq was there in early releases; where it is gone find_deprecated says so.
+const std::vector<std::string_view>& dispatcher_types() {
+  static const std::vector<std::string_view> types = {"allgather", "alltoall", "flex", "alltoall_seq"};
+  return types;
+}
+
 void find_wrong_type(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  // alltoall_seq was there before 0.13 and is deprecated; it is no mistake by itself.
-  megatron_check_value(facts, rule, findings, "moe-token-dispatcher-type",
-                       {"allgather", "alltoall", "flex", "alltoall_seq"});
+  megatron_check_value(facts, rule, findings, "moe-token-dispatcher-type", dispatcher_types());
   megatron_check_value(facts, rule, findings, "moe-router-dtype", {"fp32", "fp64"});
   megatron_check_value(facts, rule, findings, "moe-dispatch-fwd-dtype", {"bf16", "mxfp8"});
   megatron_check_value(facts, rule, findings, "moe-combine-bwd-dtype", {"bf16", "mxfp8"});
@@ -58,6 +62,9 @@ void find_megatron_inert_backend(const RunFacts& facts, const CheckRule& rule, F
   const bool sets_type = run.dialect == Dialect::kBridgeScript && type == nullptr;
   if (sets_type || run.text("moe-token-dispatcher-type") == "flex") return;
   if (type == nullptr && !run.complete && run.dialect == Dialect::kCommandLine) return;
+  // A type that is none is refused before that.
+  const auto& types = dispatcher_types();
+  if (type != nullptr && std::find(types.begin(), types.end(), type->value()) == types.end()) return;
   add_finding(findings, rule, *backend,
               fmt::format("{} {} does nothing: the dispatcher type is {}, so the run uses {}", backend->flag,
                           backend->value(), type == nullptr ? "not given (allgather)" : type->value(), facts.would_run),
@@ -130,6 +137,15 @@ void find_deprecated(const RunFacts& facts, const CheckRule& rule, Findings& fin
   if (const Setting* const setting = facts.run.find("moe-router-padding-for-fp8")) {
     add_finding(findings, rule, *setting, fmt::format("{} is deprecated", setting->flag),
                 "use --moe-router-padding-for-quantization");
+  }
+  if (const Setting* const setting = facts.run.find("moe-router-topk-limited-devices")) {
+    add_finding(findings, rule, *setting, fmt::format("{} is deprecated", setting->flag),
+                "use --moe-router-group-topk and --moe-router-num-groups");
+  }
+  if (const Setting* const type = facts.run.find("moe-token-dispatcher-type");
+      type != nullptr && type->value() == "alltoall_seq") {
+    add_finding(findings, rule, *type, "alltoall_seq is deprecated, and newer releases refuse it", "use alltoall");
+    findings.back().severity = Severity::kWarning;
   }
   for (const std::string_view name : {"enable-cuda-graph", "external-cuda-graph"}) {
     const Setting* const setting = facts.run.find(name);

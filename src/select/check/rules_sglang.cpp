@@ -168,6 +168,14 @@ void find_mode_and_phase(const RunFacts& facts, const CheckRule& rule, Findings&
   if (phase == "decode" && mode->value() == "normal") findings.back().severity = Severity::kWarning;
 }
 
+/// 0 where none of the values is a number.
+std::int64_t largest_number(const Setting& setting) {
+  std::int64_t largest = 0;
+  if (!setting.known_value) return largest;
+  for (const std::string& value : setting.values) largest = std::max(largest, parse_whole(value).value_or(0));
+  return largest;
+}
+
 void find_dispatch_tokens(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const variable = run.find_environment("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
@@ -180,15 +188,16 @@ void find_dispatch_tokens(const RunFacts& facts, const CheckRule& rule, Findings
                 "set it to the largest decode batch of a rank");
     return;
   }
-  const Setting* const batch = run.find("cuda-graph-max-bs");
-  const auto largest = run.number("cuda-graph-max-bs");
+  const Setting* const list = run.find("cuda-graph-bs");
+  const Setting* const batch = list != nullptr ? list : run.find("cuda-graph-max-bs");
+  const std::int64_t largest = batch == nullptr ? 0 : largest_number(*batch);
   const bool low_latency = facts.would_run == "deepep" && run.text("deepep-mode", "auto") != "normal";
-  if (batch == nullptr || !largest || !given || !low_latency || *largest <= *given) return;
+  if (batch == nullptr || !given || !low_latency || largest <= *given) return;
   add_finding(
       findings, rule, *batch,
-      fmt::format("a batch of {} does not fit the {} tokens per rank of the low-latency buffers", *largest, *given),
-      fmt::format("set SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK to {}, or lower {}", *largest, batch->flag));
-  if (*largest > kMaxDispatchTokens)
+      fmt::format("a batch of {} does not fit the {} tokens per rank of the low-latency buffers", largest, *given),
+      fmt::format("set SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK to {}, or lower {}", largest, batch->flag));
+  if (largest > kMaxDispatchTokens)
     findings.back().fix = fmt::format("lower {} to {} or less", batch->flag, kMaxDispatchTokens);
 }
 

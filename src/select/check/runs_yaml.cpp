@@ -12,36 +12,11 @@ constexpr int kYamlMaxDepth = 64;
 /// Aliases can name the same node again and again.
 constexpr int kMaxVisits = 200'000;
 
-std::string plain_key(std::string_view key) {
-  while (key.starts_with('-')) key.remove_prefix(1);
-  std::string name(key);
-  std::replace(name.begin(), name.end(), '_', '-');
-  return name;
-}
-
-bool is_upper_name(std::string_view key) {
-  return key.size() > 2 &&
-         std::all_of(key.begin(), key.end(),
-                     [](char byte) {
-                       return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
-                              std::isdigit(static_cast<unsigned char>(byte)) != 0;
-                     }) &&
-         key.find('_') != std::string_view::npos;
-}
-
 bool yaml_concerns_experts(std::string_view name) {
   return name.starts_with("moe-") || name.find("deepep") != std::string_view::npos ||
          name.find("hybridep") != std::string_view::npos || name.find("all2all") != std::string_view::npos ||
          name.find("a2a-backend") != std::string_view::npos || name.find("expert-parallel") != std::string_view::npos ||
-         name.find("expert-model-parallel") != std::string_view::npos;
-}
-
-/// Whether a key is an option of some engine, or nearly one.
-bool is_option_key(std::string_view name) {
-  for (const Engine engine : {Engine::kMegatron, Engine::kVllm, Engine::kSglang}) {
-    if (is_known_flag(engine, name) || canonical_name(engine, name) != name) return true;
-  }
-  return yaml_concerns_experts(name);
+         name.find("expert-model-parallel") != std::string_view::npos || name.ends_with("parallel-size");
 }
 
 bool yaml_holds_options(std::string_view text) {
@@ -124,7 +99,7 @@ class Document {
     const YamlNode& value = tree_.at(value_index);
     const std::string name = plain_key(key.text);
     if (value.kind == YamlKind::kScalar) read_size(name, value);
-    if (is_upper_name(key.text) && value.kind == YamlKind::kScalar) {
+    if (is_variable_name(key.text) && value.kind == YamlKind::kScalar) {
       environment_.push_back(make_setting(key, key.text, {value.text}, 0));
       return;
     }
@@ -238,7 +213,7 @@ class Document {
       if (key.text == "name") name = &tree_.at(node.children[idx + 1]);
       if (key.text == "value") value = &tree_.at(node.children[idx + 1]);
     }
-    if (name == nullptr || value == nullptr || !is_upper_name(name->text)) return;
+    if (name == nullptr || value == nullptr || !is_variable_name(name->text)) return;
     environment_.push_back(make_setting(*name, name->text, {value->text}, 0));
   }
 
@@ -286,6 +261,30 @@ class Document {
 };
 
 }  // namespace
+
+std::string plain_key(std::string_view key) {
+  while (key.starts_with('-')) key.remove_prefix(1);
+  std::string name(key);
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+bool is_variable_name(std::string_view key) {
+  return key.size() > 2 &&
+         std::all_of(key.begin(), key.end(),
+                     [](char byte) {
+                       return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
+                              std::isdigit(static_cast<unsigned char>(byte)) != 0;
+                     }) &&
+         key.find('_') != std::string_view::npos;
+}
+
+bool is_option_key(std::string_view name) {
+  for (const Engine engine : {Engine::kMegatron, Engine::kVllm, Engine::kSglang}) {
+    if (is_known_flag(engine, name) || canonical_name(engine, name) != name) return true;
+  }
+  return name == "mixed-precision" || name == "compute-dtype" || yaml_concerns_experts(name);
+}
 
 void read_yaml_runs(ConfigFile& file, const YamlTree& tree) {
   for (const std::size_t root : tree.documents) Document(file, tree).run(root);

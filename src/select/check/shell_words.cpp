@@ -84,7 +84,9 @@ ShellFields ShellWords::read_word(bool split) {
     } else if (byte == '"') {
       read_double_quotes(word);
     } else if (byte == '`') {
+      const std::size_t before = word.field.bytes.size();
       read_backticks(word.field);
+      if (word.field.bytes.size() == before) continue;
     } else if (byte == '$') {
       add_expansion(expand(0), split, word);
       continue;
@@ -154,10 +156,15 @@ void ShellWords::read_double_quotes(Word& word) {
 
 void ShellWords::read_backticks(LinedText& field) {
   const std::int32_t begin_line = line();
+  const std::size_t begin = at_ + 1;
   for (++at_; at_ < size() && peek() != '`'; ++at_) {
   }
   if (at_ >= size()) fail(begin_line, "a backtick that opens here is not closed");
   ++at_;
+  // `# text` is how comments are put between continued lines: it leaves nothing.
+  const std::string_view inside = std::string_view(text_.bytes).substr(begin, at_ - begin - 1);
+  const std::size_t first = inside.find_first_not_of(" \t");
+  if (first == std::string_view::npos || inside[first] == '#') return;
   field.add(unknown("$(...)", begin_line));
 }
 
