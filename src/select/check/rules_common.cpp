@@ -30,10 +30,22 @@ std::string with_dashes(const Setting& setting, std::string_view name) {
 /// Fields of recipes have other names than options: only what is nearly an option of experts is looked at there.
 bool is_field(const RunConfig& run) { return run.dialect != Dialect::kCommandLine; }
 
+/// "--num-moe-experts" to pretrain_gpt.py: the field has that name, the option has not.
+bool is_recipes_name(const RunConfig& run, const Setting& setting) {
+  if (run.engine != Engine::kMegatron || is_field(run) || run.program.find("pretrain") == std::string::npos)
+    return false;
+  return setting.flag == "--num-moe-experts";
+}
+
 void find_unknown_flags(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   for (const Setting& setting : run.options) {
-    if (setting.name.empty() || is_known_flag(run.engine, setting.name)) continue;
+    if (setting.name.empty()) continue;
+    if (is_recipes_name(run, setting)) {
+      add_finding(findings, rule, setting, fmt::format("{} has no option '{}'", to_string(run.engine), setting.flag),
+                  fmt::format("did you mean --{}?", setting.name));
+    }
+    if (is_known_flag(run.engine, setting.name)) continue;
     if (setting.flag.starts_with("\xe2\x80")) continue;  // find_other_dashes
     const bool short_flag = setting.flag.starts_with('-') && !setting.flag.starts_with("--");
     if (short_flag) continue;
@@ -151,8 +163,8 @@ void find_unexported(const RunFacts& facts, const CheckRule& rule, Findings& fin
     if (std::find(names.begin(), names.end(), variable.name) == names.end()) continue;
     if (facts.run.find_environment(variable.name) != nullptr) continue;
     add_finding(findings, rule, variable,
-                fmt::format("{} is assigned but not exported: the run does not see it", variable.name),
-                fmt::format("write export {}={}", variable.name, variable.value()));
+                fmt::format("the run does not see {}: it is not exported, or only behind the run", variable.name),
+                fmt::format("write export {}={} in front of the run", variable.name, variable.value()));
   }
 }
 

@@ -50,8 +50,13 @@ void find_wrong_type(const RunFacts& facts, const CheckRule& rule, Findings& fin
 }
 
 void find_megatron_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  megatron_check_value(facts, rule, findings, "moe-flex-dispatcher-backend",
-                       {"deepep", "hybridep", "ncclep", "deepepv2"});
+  const Setting* const backend = facts.run.find("moe-flex-dispatcher-backend");
+  // The option of Megatron-Bridge's scripts; fields that override a recipe are Megatron's.
+  const bool bridge =
+      facts.run.dialect == Dialect::kBridgeScript && backend != nullptr && backend->flag.starts_with("--");
+  std::vector<std::string_view> values = {"deepep", "hybridep"};
+  if (!bridge) values.insert(values.end(), {"ncclep", "deepepv2"});
+  megatron_check_value(facts, rule, findings, "moe-flex-dispatcher-backend", values);
 }
 
 void find_megatron_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {

@@ -6,6 +6,7 @@
 
 #include "select/check/check.hpp"
 #include "select/rule.hpp"
+#include "select/shape_limits.hpp"
 
 namespace epistle::check {
 namespace {
@@ -135,6 +136,29 @@ void find_batch_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
   if (run.assumed_size) findings.back().severity = Severity::kInfo;
 }
 
+void find_too_many_tokens(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const length = run.find("seq-length");
+  const auto sequence = run.number("seq-length");
+  const std::int64_t micro = run.number("micro-batch-size").value_or(1);
+  const auto cp = megatron_layout_degree(run, kCp);
+  const auto tp = megatron_layout_degree(run, kTp);
+  if (length == nullptr || !sequence || !cp || !tp || *sequence < 1 || micro < 1 || *cp < 1 || *tp < 1) return;
+  std::int64_t tokens = 0;
+  if (__builtin_mul_overflow(*sequence, micro, &tokens)) return;
+  tokens /= *cp;
+  if (run.has("sequence-parallel")) tokens /= *tp;
+  const bool nccl = facts.would_run == "ncclep" && tokens > limits::kNcclEpMaxTokens;
+  const bool spans = facts.ep_known && facts.domain_ranks && facts.ep > *facts.domain_ranks;
+  const bool hybrid = facts.would_run == "hybridep" && spans && tokens > limits::kHybridEpMaxTokensMultiDomain;
+  if (!nccl && !hybrid) return;
+  add_finding(findings, rule, *length,
+              fmt::format("{} tokens per rank; {} takes at most {}{}", tokens, facts.would_run,
+                          nccl ? limits::kNcclEpMaxTokens : limits::kHybridEpMaxTokensMultiDomain,
+                          nccl ? "" : " over several domains"),
+              "lower the micro batch, raise the CP degree, or use alltoall");
+}
+
 void find_flex_alone(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const type = run.find("moe-token-dispatcher-type");
@@ -201,6 +225,10 @@ void find_overlap_trouble(const RunFacts& facts, const CheckRule& rule, Findings
     add("shared-expert overlap is refused beside it", "remove --moe-shared-expert-overlap");
   if (run.complete && !run.has("bf16") && !run.has("fp16")) add("it needs bf16 or fp16", "add --bf16");
   if (run.number("mtp-num-layers").value_or(0) > 1) add("it takes at most one MTP layer", "use --mtp-num-layers 1");
+  if (const Setting* const other = run.find("overlap-dispatch-backward-with-experts-wgrad");
+      other != nullptr && run.has(other->name))
+    add_finding(findings, rule, *other, fmt::format("{} is refused beside {}", other->flag, overlap->flag),
+                "keep one of them");
 }
 
 void find_delayed_wgrad(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -261,6 +289,7 @@ constexpr std::array kMegatronLayoutRules = {
     CheckRule{"ep-divides-experts", Engine::kMegatron, Severity::kError, "EP does not divide the experts", find_megatron_layout_experts_not_divided, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-divides-world", Engine::kMegatron, Severity::kError, "degrees do not divide the ranks", find_world_not_divided, source::kMegatron, source::kMegatronDate},
     CheckRule{"batch-divides", Engine::kMegatron, Severity::kError, "a batch that does not divide over the ranks", find_batch_not_divided, source::kMegatron, source::kMegatronDate},
+    CheckRule{"too-many-tokens", Engine::kMegatron, Severity::kError, "more tokens per rank than the backend takes", find_too_many_tokens, source::kHybridEp, source::kHybridEpDate},
     CheckRule{"flex-one-rank", Engine::kMegatron, Severity::kError, "flex without ranks to exchange with", find_flex_alone, source::kMegatron, source::kMegatronDate},
     CheckRule{"top-k-experts", Engine::kMegatron, Severity::kError, "more choices than experts", find_too_many_choices, source::kMegatron, source::kMegatronDate},
     CheckRule{"sequence-parallel", Engine::kMegatron, Severity::kError, "experts and TP without sequence parallelism", find_no_sequence_parallel, source::kMegatron, source::kMegatronDate},

@@ -168,7 +168,11 @@ void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Sett
   if (file.runs.size() == first && depth == 0) read_values(file, script, environment);
   if (depth == 0) note_build(file, script);
   for (std::size_t idx = first; idx < file.runs.size(); ++idx) {
-    for (const auto& variable : script.plain) file.runs[idx].unexported.push_back(to_setting(variable));
+    RunConfig& run = file.runs[idx];
+    for (const auto& variable : script.plain) run.unexported.push_back(to_setting(variable));
+    for (const auto& variable : script.exports) {
+      if (variable.second.line() > run.line) run.unexported.push_back(to_setting(variable));
+    }
   }
 }
 

@@ -231,8 +231,12 @@ ShellFields ShellWords::look_up(const std::string& name, const std::string& behi
     if (has_default && found->second.front().bytes.empty()) return default_value(behind, at_line, depth);
     return bounded(is_list ? found->second : ShellFields{found->second.front()}, at_line);
   }
-  if (has_default) return default_value(behind, at_line, depth);
-  return {unknown("${" + name + behind + "}", at_line)};
+  if (!has_default) return {unknown("${" + name + behind + "}", at_line)};
+  ShellFields value = default_value(behind, at_line, depth);
+  // ": ${NAME:=value}" is an assignment.
+  const bool assigns = behind.starts_with(":=") || behind.starts_with('=');
+  if (assigns && !name.empty() && !value.empty()) variables_[name] = value;
+  return value;
 }
 
 ShellFields ShellWords::default_value(const std::string& behind, std::int32_t at_line, int depth) {
