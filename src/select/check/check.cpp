@@ -46,6 +46,8 @@ std::string value_text(const RunConfig& run, std::string_view name) {
 void compare_runs(const ConfigFile& file, const std::vector<RunFacts>& facts, Findings& findings) {
   const RunFacts* base = nullptr;
   for (const RunFacts& other : facts) {
+    // Functions of one file are recipes for different machines.
+    if (other.run.dialect == Dialect::kPython) continue;
     if (other.run.engine != Engine::kMegatron || other.would_run == "none" || other.would_run == "unknown") continue;
     if (base == nullptr) {
       base = &other;

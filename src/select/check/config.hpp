@@ -30,6 +30,7 @@ enum class Dialect : std::int32_t {
   kCommandLine,   ///< the engine's own
   kBridgeScript,  ///< the scripts of Megatron-Bridge: underscores, and the backend option sets the type
   kYaml,
+  kPython,  ///< a recipe: what it does not set, the one that it starts from may have set
 };
 
 /// One run.
@@ -49,6 +50,8 @@ struct RunConfig {
   bool assumed_size = false;              ///< these are defaults that a run may replace
   std::string hardware;                   ///< a preset that the run names
 
+  /// Changes to a recipe from elsewhere, by the names of fields.
+  [[nodiscard]] bool is_recipe() const noexcept { return dialect == Dialect::kYaml || dialect == Dialect::kPython; }
   /// The last setting of that name, which is the one that counts; null where there is none.
   [[nodiscard]] const Setting* find(std::string_view name) const noexcept;
   [[nodiscard]] const Setting* find_environment(std::string_view name) const noexcept;

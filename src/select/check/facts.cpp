@@ -81,12 +81,12 @@ void read_megatron(RunFacts& facts) {
     facts.would_run = "unknown";
   } else if (type == nullptr) {
     // The default of Megatron core (0.20); what a recipe changes has one from elsewhere.
-    const bool recipe = run.dialect == Dialect::kYaml && !is_argument_list(run);
+    const bool recipe = run.is_recipe() && !is_argument_list(run);
     facts.would_run = recipe ? "unknown" : "allgather";
   } else if (type->value() == "flex") {
     const bool unknown = backend != nullptr && !backend->known_value;
     facts.would_run = unknown ? "unknown" : chosen.empty() ? "deepep" : chosen;
-    if (run.dialect == Dialect::kYaml && backend != nullptr && chosen.empty()) facts.would_run = "alltoall";
+    if (run.is_recipe() && backend != nullptr && chosen.empty()) facts.would_run = "alltoall";
   } else {
     facts.would_run = type->value();
   }

@@ -268,7 +268,7 @@ void check_sms(const RunFacts& facts, const CheckRule& rule, Findings& findings,
         fmt::format("{} SMs: the number must be even for DeepEP, and odd ones are no use elsewhere", sms),
         fmt::format("use {} or {}", std::max<std::int64_t>(sms - 1, 2), sms + 1));
   } else if (sms > kManySms) {
-    add(Severity::kWarning, fmt::format("{} SMs are taken from the experts; what is gained ends far below", sms),
+    add(Severity::kInfo, fmt::format("{} SMs are taken from the experts; what is gained ends far below", sms),
         "sweep 16 to 32");
   }
 }

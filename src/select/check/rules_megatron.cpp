@@ -63,7 +63,9 @@ void find_megatron_inert_backend(const RunFacts& facts, const CheckRule& rule, F
   const RunConfig& run = facts.run;
   const Setting* const backend = run.find("moe-flex-dispatcher-backend");
   const Setting* const type = run.find("moe-token-dispatcher-type");
-  if (backend == nullptr || is_false(backend->value()) || (type != nullptr && !type->known_value)) return;
+  if (backend == nullptr || !backend->known_value || is_false(backend->value()) ||
+      (type != nullptr && !type->known_value))
+    return;
   const bool sets_type = run.dialect == Dialect::kBridgeScript && type == nullptr;
   if (sets_type || run.text("moe-token-dispatcher-type") == "flex") return;
   if (type == nullptr && !run.complete && run.dialect == Dialect::kCommandLine) return;
@@ -72,9 +74,12 @@ void find_megatron_inert_backend(const RunFacts& facts, const CheckRule& rule, F
   if (type != nullptr && std::find(types.begin(), types.end(), type->value()) == types.end()) return;
   add_finding(findings, rule, *backend,
               fmt::format("{} {} does nothing: the dispatcher type is {}, so the run uses {}", backend->flag,
-                          backend->value(), type == nullptr ? "not given (allgather)" : type->value(), facts.would_run),
+                          backend->value(), type == nullptr ? "not given (allgather)" : type->value(),
+                          facts.would_run == "unknown" ? "another dispatcher" : facts.would_run),
               type == nullptr ? "add --moe-token-dispatcher-type flex"
                               : "set --moe-token-dispatcher-type to flex, or remove the backend");
+  // The recipe that a function in Python starts from may have the type.
+  if (type == nullptr && run.dialect == Dialect::kPython) findings.back().severity = Severity::kWarning;
 }
 
 void find_default_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -110,6 +115,7 @@ void find_foreign_options(const RunFacts& facts, const CheckRule& rule, Findings
     add_finding(findings, rule, *setting,
                 fmt::format("{} belongs to {}, but the run uses {}", setting->flag, option.backend, facts.would_run),
                 "remove it, or choose that backend");
+    if (facts.run.dialect == Dialect::kPython) findings.back().severity = Severity::kInfo;
   }
   const Setting* const any = facts.run.find("moe-flex-dispatcher-num-sms");
   const bool flex = facts.would_run == "deepep" || facts.would_run == "hybridep" || facts.would_run == "ncclep";

@@ -166,9 +166,16 @@ class PythonReader {
       add_setting(here, here.text, read_value(3));
     } else if (is_mark(0, "[")) {
       read_command_list();
-    } else if (here.kind == TokenKind::kString && here.text.find(" --") != std::string::npos) {
+    } else if (here.kind == TokenKind::kString && here.text.find(" --") != std::string::npos && is_handed_on()) {
       read_command_text(here);
     }
+  }
+
+  /// Assigned or an argument: what stands by itself describes a function.
+  [[nodiscard]] bool is_handed_on() const {
+    if (at_ == 0 || tokens_[at_ - 1].kind != TokenKind::kMark) return false;
+    const std::string& before = tokens_[at_ - 1].text;
+    return before == "=" || before == "(" || before == "," || before == "+";
   }
 
   Value read_value(std::size_t ahead) {
@@ -204,7 +211,8 @@ class PythonReader {
     setting.values = std::move(value.values);
     setting.known_value = value.known;
     setting.line = at.line;
-    setting.scope = section_;
+    // A name that is assigned again is Python, and no slip.
+    setting.scope = ++num_scopes_;
     return setting;
   }
 
@@ -273,7 +281,7 @@ class PythonReader {
 
   void add_run(Section& section) {
     RunConfig run;
-    run.dialect = Dialect::kYaml;
+    run.dialect = Dialect::kPython;
     run.engine = guess_engine(section.options);
     if (run.engine == Engine::kUnknown) return;
     // A recipe starts from another one.
@@ -290,6 +298,7 @@ class PythonReader {
   std::size_t at_ = 0;
   std::int32_t section_ = 0;
   std::int32_t num_sections_ = 0;
+  std::int32_t num_scopes_ = 0;
   std::map<std::int32_t, Section> sections_;
 };
 
