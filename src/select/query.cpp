@@ -99,8 +99,8 @@ GpuClass classify_gpu(const Cluster& cluster) noexcept {
 std::int64_t ranks_per_domain(std::int64_t ep, std::int64_t gpus) noexcept {
   if (gpus < 1 || ep <= gpus) return std::max<std::int64_t>(ep, 1);
   if (gpus <= kLargestHostDomain) return gpus;
-  for (std::int64_t parts = (ep + gpus - 1) / gpus; parts < ep; ++parts) {
-    if (ep % parts == 0) return ep / parts;
+  for (std::int64_t ranks = gpus; ranks > 1; --ranks) {
+    if (ep % ranks == 0) return ranks;
   }
   return 1;
 }
