@@ -251,7 +251,8 @@ class PythonReader {
   void read_command_list() {
     std::vector<LinedText> words;
     std::size_t ahead = 1;
-    for (; at_ + ahead < tokens_.size() && !is_mark(ahead, "]"); ++ahead) {
+    constexpr std::size_t kLongestCommand = 2048;  // brackets in brackets must not cost their square
+    for (; ahead < kLongestCommand && at_ + ahead < tokens_.size() && !is_mark(ahead, "]"); ++ahead) {
       if (token(ahead).kind == TokenKind::kMark) continue;
       LinedText word;
       for (const char byte : token(ahead).text) word.add(byte, token(ahead).line);
