@@ -96,6 +96,15 @@ GpuClass classify_gpu(const Cluster& cluster) noexcept {
   return GpuClass::kUnknown;
 }
 
+std::int64_t ranks_per_domain(std::int64_t ep, std::int64_t gpus) noexcept {
+  if (gpus < 1 || ep <= gpus) return std::max<std::int64_t>(ep, 1);
+  if (gpus <= kLargestHostDomain) return gpus;
+  for (std::int64_t ranks = gpus; ranks > 1; --ranks) {
+    if (ep % ranks == 0) return ranks;
+  }
+  return 1;
+}
+
 std::int64_t low_latency_limit(std::int32_t ep) noexcept {
   // Measured on H100 with DeepEP (2026-08): 200 tokens at EP 8, 120 at EP 16, 140 at EP 32.
   if (ep <= 8) return 200;
@@ -121,8 +130,8 @@ SelectFacts make_facts(SelectQuery query) {
   facts.gpu = classify_gpu(query.cluster);
   facts.nvlink = query.cluster.link == ScaleUpLink::kNvLink && facts.gpu != GpuClass::kUnknown;
   const std::int32_t domain = std::max(query.cluster.gpus_per_domain(), 1);
-  facts.domain_ranks = std::min(query.ep, domain);
-  facts.num_domains = (query.ep + domain - 1) / domain;
+  facts.domain_ranks = static_cast<std::int32_t>(ranks_per_domain(query.ep, domain));
+  facts.num_domains = (query.ep + facts.domain_ranks - 1) / facts.domain_ranks;
   if (query.phase != WorkPhase::kTraining) {
     facts.low_latency = query.tokens_per_rank ? *query.tokens_per_rank <= low_latency_limit(query.ep)
                                               : query.phase == WorkPhase::kDecode;

@@ -71,6 +71,10 @@ struct SelectFacts {
 
 [[nodiscard]] GpuClass classify_gpu(const Cluster& cluster) noexcept;
 
+/// Ranks that share a domain of `gpus` GPUs when `ep` ranks are laid over such domains. Racks are filled to equal parts
+/// (EP 128 takes 64 of 72 GPUs of two), hosts are filled one by one.
+[[nodiscard]] std::int64_t ranks_per_domain(std::int64_t ep, std::int64_t gpus) noexcept;
+
 /// Most tokens per rank for which a low-latency mode is faster than a throughput mode.
 [[nodiscard]] std::int64_t low_latency_limit(std::int32_t ep) noexcept;
 

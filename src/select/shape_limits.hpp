@@ -13,6 +13,8 @@ inline constexpr std::array<std::int32_t, 12> kDeepEpRanks = {2, 4, 8, 16, 24, 3
 /// Hidden sizes of its low-latency kernels.
 inline constexpr std::array<std::int64_t, 8> kDeepEpLowLatencyHidden = {2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192};
 inline constexpr std::int32_t kDeepEpLowLatencyMaxTopK = 11;
+/// Entries of a queue of NVSHMEM unless NVSHMEM_QP_DEPTH says it; twice the tokens of a call and one more must fit.
+inline constexpr std::int64_t kNvshmemQueueDepth = 1024;
 inline constexpr std::int32_t kDeepEpDefaultSms = 20;
 /// Bytes that a row of its throughput kernels must be a multiple of.
 inline constexpr std::int64_t kDeepEpRowBytes = 16;

@@ -46,6 +46,8 @@ std::string value_text(const RunConfig& run, std::string_view name) {
 void compare_runs(const ConfigFile& file, const std::vector<RunFacts>& facts, Findings& findings) {
   const RunFacts* base = nullptr;
   for (const RunFacts& other : facts) {
+    // Functions of one file are recipes for different machines.
+    if (other.run.dialect == Dialect::kPython) continue;
     if (other.run.engine != Engine::kMegatron || other.would_run == "none" || other.would_run == "unknown") continue;
     if (base == nullptr) {
       base = &other;
@@ -103,8 +105,9 @@ void add_finding(Findings& findings, const CheckRule& rule, const Setting& setti
 
 std::vector<CheckRule> all_checks() {
   std::vector<CheckRule> rules;
-  for (const auto part : {common_checks(), megatron_checks(), megatron_layout_checks(), megatron_graph_checks(),
-                          backend_checks(), vllm_checks(), sglang_checks()}) {
+  for (const auto part :
+       {common_checks(), megatron_checks(), megatron_layout_checks(), megatron_graph_checks(), megatron_router_checks(),
+        backend_checks(), low_latency_checks(), vllm_checks(), sglang_checks()}) {
     rules.insert(rules.end(), part.begin(), part.end());
   }
   return rules;
@@ -125,8 +128,12 @@ CheckReport check_config(const ConfigFile& file, const CheckOptions& options) {
   compare_runs(file, facts, report.findings);
   check_build(file, facts, report.findings);
   // A script may start more than the run that matters: the first one that dispatches speaks for the file.
-  const auto main_run = std::find_if(report.runs.begin(), report.runs.end(),
-                                     [](const RunReport& run) { return run.would_run != "none"; });
+  const auto dispatches = [](const RunReport& run) { return run.would_run != "none" && run.would_run != "unknown"; };
+  auto main_run = std::find_if(report.runs.begin(), report.runs.end(), dispatches);
+  if (main_run == report.runs.end()) {
+    main_run = std::find_if(report.runs.begin(), report.runs.end(),
+                            [](const RunReport& run) { return run.would_run != "none"; });
+  }
   if (!report.runs.empty()) {
     const RunReport& run = main_run != report.runs.end() ? *main_run : report.runs.front();
     report.engine = run.engine;

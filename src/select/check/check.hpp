@@ -69,7 +69,9 @@ struct CheckRule {
 [[nodiscard]] std::span<const CheckRule> megatron_checks() noexcept;
 [[nodiscard]] std::span<const CheckRule> megatron_graph_checks() noexcept;
 [[nodiscard]] std::span<const CheckRule> megatron_layout_checks() noexcept;
+[[nodiscard]] std::span<const CheckRule> megatron_router_checks() noexcept;
 [[nodiscard]] std::span<const CheckRule> backend_checks() noexcept;
+[[nodiscard]] std::span<const CheckRule> low_latency_checks() noexcept;
 [[nodiscard]] std::span<const CheckRule> vllm_checks() noexcept;
 [[nodiscard]] std::span<const CheckRule> sglang_checks() noexcept;
 [[nodiscard]] std::vector<CheckRule> all_checks();

@@ -43,6 +43,15 @@ bool looks_like_yaml(std::string_view text) {
   return false;
 }
 
+bool is_python(std::string_view text, std::string_view name) {
+  if (name.ends_with(".py")) return true;
+  if (name.find('.') != std::string_view::npos) return false;
+  for (const std::string_view start : {"import ", "from ", "cfg.", "\"\"\""}) {
+    if (text.starts_with(start)) return true;
+  }
+  return false;
+}
+
 bool is_yaml(std::string_view text, std::string_view name) {
   const std::string lower = to_lower(name);
   constexpr std::array<std::string_view, 3> kYamlEndings = {".yaml", ".yml", ".json"};
@@ -115,7 +124,9 @@ ConfigFile parse_config(std::string_view text, const std::string& name) {
   }
   ConfigFile file;
   file.name = name;
-  if (is_yaml(text, name)) {
+  if (is_python(text, name)) {
+    read_python_runs(file, text);
+  } else if (is_yaml(text, name)) {
     read_yaml_runs(file, parse_yaml(text, name));
   } else {
     read_script_runs(file, number_lines(text), {});

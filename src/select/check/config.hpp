@@ -30,6 +30,7 @@ enum class Dialect : std::int32_t {
   kCommandLine,   ///< the engine's own
   kBridgeScript,  ///< the scripts of Megatron-Bridge: underscores, and the backend option sets the type
   kYaml,
+  kPython,  ///< a recipe: what it does not set, the one that it starts from may have set
 };
 
 /// One run.
@@ -40,13 +41,17 @@ struct RunConfig {
   std::vector<Setting> options;
   std::vector<Setting> environment;
   std::vector<Setting> unexported;  ///< assigned in the script, but not handed to the run
+  std::vector<Setting> lost;        ///< options behind a line that does not go on: commands of their own
   bool complete = true;             ///< false where options may come from elsewhere ("$@", a base recipe)
   std::string program;              ///< script or module, or empty
   std::optional<std::int64_t> gpus_per_node;
   std::optional<std::int64_t> num_nodes;
   std::optional<std::int64_t> num_ranks;  ///< said directly
   bool assumed_size = false;              ///< these are defaults that a run may replace
+  std::string hardware;                   ///< a preset that the run names
 
+  /// Changes to a recipe from elsewhere, by the names of fields.
+  [[nodiscard]] bool is_recipe() const noexcept { return dialect == Dialect::kYaml || dialect == Dialect::kPython; }
   /// The last setting of that name, which is the one that counts; null where there is none.
   [[nodiscard]] const Setting* find(std::string_view name) const noexcept;
   [[nodiscard]] const Setting* find_environment(std::string_view name) const noexcept;

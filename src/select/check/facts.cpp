@@ -10,7 +10,7 @@
 namespace epistle::check {
 namespace {
 
-/// Of SGLang's backends those that set the EP facts_degree to the TP facts_degree (0.5.23).
+/// Of SGLang's backends those that set the EP degree to the TP degree (0.5.23).
 constexpr std::array<std::string_view, 10> kSpanningBackends = {
     "megamoe",       "deepep",     "deepep_v2",          "mooncake", "nixl",
     "ascend_fuseep", "flashinfer", "flashinfer_megamoe", "mori",     "pplx"};
@@ -58,9 +58,15 @@ void take_ep(RunFacts& facts, std::optional<std::int64_t> ep) {
   facts.ep = ep.value_or(1);
 }
 
-/// A facts_degree that is not given is 1; one that is given and not known is not known.
+/// A degree that is not given is 1; one that is given and not known is not known.
 std::optional<std::int64_t> facts_degree(const RunConfig& run, std::string_view name) {
   return run.find(name) == nullptr ? std::optional<std::int64_t>(1) : run.number(name);
+}
+
+/// "MODEL_ARGS: {--num-experts: 8}": all that the run is given.
+bool is_argument_list(const RunConfig& run) {
+  return std::any_of(run.options.begin(), run.options.end(),
+                     [](const Setting& setting) { return setting.flag.starts_with("--"); });
 }
 
 void read_megatron(RunFacts& facts) {
@@ -74,12 +80,13 @@ void read_megatron(RunFacts& facts) {
   } else if (type != nullptr && (!type->known_value || type->values.empty())) {
     facts.would_run = "unknown";
   } else if (type == nullptr) {
-    // The default of Megatron core (0.20).
-    facts.would_run = "allgather";
+    // The default of Megatron core (0.20); what a recipe changes has one from elsewhere.
+    const bool recipe = run.is_recipe() && !is_argument_list(run);
+    facts.would_run = recipe ? "unknown" : "allgather";
   } else if (type->value() == "flex") {
     const bool unknown = backend != nullptr && !backend->known_value;
     facts.would_run = unknown ? "unknown" : chosen.empty() ? "deepep" : chosen;
-    if (run.dialect == Dialect::kYaml && backend != nullptr && chosen.empty()) facts.would_run = "alltoall";
+    if (run.is_recipe() && backend != nullptr && chosen.empty()) facts.would_run = "alltoall";
   } else {
     facts.would_run = type->value();
   }
@@ -90,9 +97,12 @@ void read_megatron(RunFacts& facts) {
   const bool any_experts =
       facts.num_experts || run.find("num-experts") != nullptr || type != nullptr || facts.ep > 1 || backend != nullptr;
   if (run.complete && !any_experts) facts.would_run = "none";
-  const std::string_view precision = run.text("mixed-precision");
-  facts.fp8 =
-      (run.has("fp8-format") && run.find("fp8-format")->known_value) || precision.find("fp8") != std::string_view::npos;
+  facts.fp8 = run.has("fp8-format") && run.find("fp8-format")->known_value;
+  for (const std::string_view name : {"mixed-precision", "compute-dtype"}) {
+    const std::string_view precision = run.text(name);
+    for (const std::string_view narrow : {"fp8", "fp4"})
+      facts.fp8 = facts.fp8 || precision.find(narrow) != std::string_view::npos;
+  }
   take_model(facts, run.text("model-recipe-name", run.text("model-family-name", run.text("model-name"))));
 }
 

@@ -15,6 +15,8 @@ namespace {
 constexpr std::string_view kDomainVariable = "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN";
 /// No GPU of today has more that a dispatcher runs on (MI300X apart, where none of these do).
 constexpr std::int64_t kMostSms = 160;
+/// GPUs of one host of a GB200 or GB300 NVL72.
+constexpr std::int64_t kGpusPerTray = 4;
 /// More than a third of an H100: sweeps end well below.
 constexpr std::int64_t kManySms = 48;
 
@@ -82,10 +84,15 @@ void find_deepep_experts(const RunFacts& facts, const CheckRule& rule, Findings&
       !facts.ep_known || facts.ep < 2)
     return;
   std::int64_t slots = *facts.num_experts;
-  for (const std::string_view name : {"ep-num-redundant-experts", "num-redundant-experts"})
-    slots += facts.run.number(name).value_or(0);
+  const Setting* redundant = nullptr;
+  for (const std::string_view name : {"ep-num-redundant-experts", "num-redundant-experts"}) {
+    constexpr std::int64_t kMost = 1 << 20;
+    slots += std::clamp<std::int64_t>(facts.run.number(name).value_or(0), 0, kMost);
+    if (facts.run.find(name) != nullptr) redundant = facts.run.find(name);
+  }
   if (facts.run.find("eplb-config") != nullptr || slots % facts.ep == 0) return;
-  add_finding(findings, rule, *at, fmt::format("{} experts do not divide over EP {}", slots, facts.ep),
+  add_finding(findings, rule, redundant != nullptr ? *redundant : *at,
+              fmt::format("{} experts do not divide over EP {}", slots, facts.ep),
               "choose an EP degree that divides them, or add redundant experts");
 }
 
@@ -155,7 +162,7 @@ void find_domain_value(const RunFacts& facts, const CheckRule& rule, Findings& f
     return;
   }
   if (!group || !facts.domain_ranks) return;
-  const std::int64_t real = std::min(*group, *facts.domain_ranks);
+  const std::int64_t real = ranks_per_domain(*group, *facts.domain_ranks);
   if (real == *domain) return;
   add_finding(findings, rule, *variable,
               fmt::format("{}={}, but {} ranks of the EP group of {} share an NVLink domain: slow, wrong or a deadlock",
@@ -168,7 +175,17 @@ void find_mnnvl(const RunFacts& facts, const CheckRule& rule, Findings& findings
   const auto domain = domain_variable(facts);
   if (!runs_hybridep(facts)) return;
   constexpr std::int64_t kHost = 8;
-  if (domain && *domain > kHost && *domain <= limits::kHybridEpMaxDomainRanks &&
+  const bool rack = facts.gpu == GpuClass::kBlackwellNvl72;
+  const auto group = group_size(facts);
+  if (rack && mnnvl != nullptr && mnnvl->value() == "0" && group && *group > kGpusPerTray) {
+    add_finding(findings, rule, *mnnvl,
+                fmt::format("USE_MNNVL=0, but the {} ranks of the EP group reach each other over hosts by NVLink on {}",
+                            *group, facts.options.cluster->title),
+                "set USE_MNNVL=1");
+    return;
+  }
+  // Where the machine is known to have no such domain, the domain itself is what is wrong.
+  if ((rack || !facts.gpu) && domain && *domain > kHost && *domain <= limits::kHybridEpMaxDomainRanks &&
       (mnnvl == nullptr || mnnvl->value() == "0")) {
     const Setting& at = mnnvl != nullptr ? *mnnvl : *facts.run.find_environment(kDomainVariable);
     add_finding(findings, rule, at, fmt::format("a domain of {} ranks spans hosts, which needs USE_MNNVL=1", *domain),
@@ -251,7 +268,7 @@ void check_sms(const RunFacts& facts, const CheckRule& rule, Findings& findings,
         fmt::format("{} SMs: the number must be even for DeepEP, and odd ones are no use elsewhere", sms),
         fmt::format("use {} or {}", std::max<std::int64_t>(sms - 1, 2), sms + 1));
   } else if (sms > kManySms) {
-    add(Severity::kWarning, fmt::format("{} SMs are taken from the experts; what is gained ends far below", sms),
+    add(Severity::kInfo, fmt::format("{} SMs are taken from the experts; what is gained ends far below", sms),
         "sweep 16 to 32");
   }
 }

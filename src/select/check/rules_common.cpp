@@ -30,10 +30,23 @@ std::string with_dashes(const Setting& setting, std::string_view name) {
 /// Fields of recipes have other names than options: only what is nearly an option of experts is looked at there.
 bool is_field(const RunConfig& run) { return run.dialect != Dialect::kCommandLine; }
 
+/// "--num-moe-experts" to pretrain_gpt.py: the field has that name, the option has not.
+bool is_recipes_name(const RunConfig& run, const Setting& setting) {
+  if (run.engine != Engine::kMegatron || is_field(run) || run.program.find("pretrain") == std::string::npos)
+    return false;
+  return setting.flag == "--num-moe-experts";
+}
+
 void find_unknown_flags(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   for (const Setting& setting : run.options) {
-    if (setting.name.empty() || is_known_flag(run.engine, setting.name)) continue;
+    if (setting.name.empty()) continue;
+    if (is_recipes_name(run, setting)) {
+      add_finding(findings, rule, setting, fmt::format("{} has no option '{}'", to_string(run.engine), setting.flag),
+                  fmt::format("did you mean --{}?", setting.name));
+    }
+    if (is_known_flag(run.engine, setting.name)) continue;
+    if (setting.flag.starts_with("\xe2\x80")) continue;  // find_other_dashes
     const bool short_flag = setting.flag.starts_with('-') && !setting.flag.starts_with("--");
     if (short_flag) continue;
     const auto longer = flags_that_begin_with(run.engine, setting.name);
@@ -52,17 +65,22 @@ void find_unknown_flags(const RunFacts& facts, const CheckRule& rule, Findings& 
   }
 }
 
+/// "--moe-grouped" of argparse, which takes what is the beginning of one name only.
+bool is_shortened(const RunConfig& run, const Setting& setting) {
+  if (is_field(run) || !setting.flag.starts_with("--")) return false;
+  std::string written = setting.flag.substr(2);
+  std::replace(written.begin(), written.end(), '_', '-');
+  return !is_known_flag(run.engine, written) && flags_that_begin_with(run.engine, written).size() == 1;
+}
+
 void find_shortened_flags(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   if (is_field(run)) return;
   for (const Setting& setting : run.options) {
-    if (!setting.flag.starts_with("--") || is_known_flag(run.engine, setting.name)) continue;
-    const auto longer = flags_that_begin_with(run.engine, setting.name);
-    if (longer.size() != 1) continue;
-    add_finding(
-        findings, rule, setting,
-        fmt::format("'{}' is taken for --{}, as long as no other option begins so", setting.flag, longer.front()),
-        fmt::format("write --{}", longer.front()));
+    if (!is_shortened(run, setting)) continue;
+    add_finding(findings, rule, setting,
+                fmt::format("'{}' is taken for --{}, as long as no other option begins so", setting.flag, setting.name),
+                fmt::format("write --{}", setting.name));
   }
 }
 
@@ -121,16 +139,68 @@ void find_missing_values(const RunFacts& facts, const CheckRule& rule, Findings&
   }
 }
 
+/// Variables that decide what runs, and whose names are long enough for a slip to be told from another name.
+const std::vector<std::string_view>& read_variables() {
+  static const std::vector<std::string_view> names = {"NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN",
+                                                      "HYBRID_EP_MULTINODE",
+                                                      "USE_MNNVL",
+                                                      "VLLM_ALL2ALL_BACKEND",
+                                                      "VLLM_MOE_DP_CHUNK_SIZE",
+                                                      "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+                                                      "SGLANG_DEEPEP_V2_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
+                                                      "SGLANG_DEEPEP_V2_NUM_SMS",
+                                                      "SGLANG_DEEPEP_BF16_DISPATCH",
+                                                      "CUDA_DEVICE_MAX_CONNECTIONS",
+                                                      "NVSHMEM_QP_DEPTH",
+                                                      "NVSHMEM_IB_ENABLE_IBGDA",
+                                                      "NVSHMEM_IBGDA_NUM_RC_PER_PE"};
+  return names;
+}
+
 void find_unexported(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  constexpr std::array<std::string_view, 5> kRead = {
-      "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN", "USE_MNNVL", "VLLM_ALL2ALL_BACKEND",
-      "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", "CUDA_DEVICE_MAX_CONNECTIONS"};
+  const auto& names = read_variables();
   for (const Setting& variable : facts.run.unexported) {
-    if (std::find(kRead.begin(), kRead.end(), variable.name) == kRead.end()) continue;
+    if (std::find(names.begin(), names.end(), variable.name) == names.end()) continue;
     if (facts.run.find_environment(variable.name) != nullptr) continue;
     add_finding(findings, rule, variable,
-                fmt::format("{} is assigned but not exported: the run does not see it", variable.name),
-                fmt::format("write export {}={}", variable.name, variable.value()));
+                fmt::format("the run does not see {}: it is not exported, or only behind the run", variable.name),
+                fmt::format("write export {}={} in front of the run", variable.name, variable.value()));
+  }
+}
+
+void find_misspelt_variables(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const auto& names = read_variables();
+  for (const Setting& variable : facts.run.environment) {
+    if (std::find(names.begin(), names.end(), variable.name) != names.end()) continue;
+    const std::string_view closest = closest_of(names, variable.name);
+    if (closest.empty()) continue;
+    add_finding(findings, rule, variable, fmt::format("nothing reads {}", variable.name),
+                fmt::format("did you mean {}?", closest));
+  }
+}
+
+void find_lost_options(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  for (const Setting& option : facts.run.lost) {
+    const bool backslash = option.flag == "\\";
+    add_finding(findings, rule, option,
+                backslash
+                    ? "a backslash with something behind it on its line: the command ends here"
+                    : fmt::format("'{}' is no option of the command above, which ends before it, but a command of "
+                                  "its own",
+                                  option.flag),
+                backslash ? "end the line with the backslash"
+                          : "end the line above with a backslash, and let no comment line stand in between");
+  }
+}
+
+/// An editor's dashes in place of two of the keyboard's.
+void find_other_dashes(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  for (const Setting& setting : facts.run.options) {
+    if (!setting.flag.starts_with("\xe2\x80")) continue;
+    add_finding(
+        findings, rule, setting,
+        fmt::format("'{}' begins with a dash that is no minus sign: it is no option", setting.flag),
+        fmt::format("write --{}", setting.flag.substr(setting.flag.find_first_of("abcdefghijklmnopqrstuvwxyz"))));
   }
 }
 
@@ -146,6 +216,12 @@ constexpr std::array kCommonRules = {
         "Python, argparse: the last one counts", "2025"},
     CheckRule{"missing-value", Engine::kUnknown, Severity::kError, "an option without its value", find_missing_values,
         source::kMegatron, source::kMegatronDate},
+    CheckRule{"misspelt-variable", Engine::kUnknown, Severity::kWarning, "a variable that nothing reads", find_misspelt_variables,
+        source::kHybridEp, source::kHybridEpDate},
+    CheckRule{"lost-option", Engine::kUnknown, Severity::kError, "options behind a line that does not go on", find_lost_options,
+        "POSIX shell", "2018"},
+    CheckRule{"other-dash", Engine::kUnknown, Severity::kError, "an option that begins with no minus sign", find_other_dashes,
+        "Python, argparse", "2025"},
     CheckRule{"unexported-variable", Engine::kUnknown, Severity::kWarning, "a variable that the run does not see", find_unexported,
         "POSIX shell", "2018"},
 };

@@ -34,10 +34,14 @@ void megatron_check_value(const RunFacts& facts, const CheckRule& rule, Findings
   }
 }
 
+/// alltoall_seq was there in early releases; where it is gone find_deprecated says so.
+const std::vector<std::string_view>& dispatcher_types() {
+  static const std::vector<std::string_view> types = {"allgather", "alltoall", "flex", "alltoall_seq"};
+  return types;
+}
+
 void find_wrong_type(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  // alltoall_seq was there before 0.13 and is deprecated; it is no mistake by itself.
-  megatron_check_value(facts, rule, findings, "moe-token-dispatcher-type",
-                       {"allgather", "alltoall", "flex", "alltoall_seq"});
+  megatron_check_value(facts, rule, findings, "moe-token-dispatcher-type", dispatcher_types());
   megatron_check_value(facts, rule, findings, "moe-router-dtype", {"fp32", "fp64"});
   megatron_check_value(facts, rule, findings, "moe-dispatch-fwd-dtype", {"bf16", "mxfp8"});
   megatron_check_value(facts, rule, findings, "moe-combine-bwd-dtype", {"bf16", "mxfp8"});
@@ -46,23 +50,36 @@ void find_wrong_type(const RunFacts& facts, const CheckRule& rule, Findings& fin
 }
 
 void find_megatron_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  megatron_check_value(facts, rule, findings, "moe-flex-dispatcher-backend",
-                       {"deepep", "hybridep", "ncclep", "deepepv2"});
+  const Setting* const backend = facts.run.find("moe-flex-dispatcher-backend");
+  // The option of Megatron-Bridge's scripts; fields that override a recipe are Megatron's.
+  const bool bridge =
+      facts.run.dialect == Dialect::kBridgeScript && backend != nullptr && backend->flag.starts_with("--");
+  std::vector<std::string_view> values = {"deepep", "hybridep"};
+  if (!bridge) values.insert(values.end(), {"ncclep", "deepepv2"});
+  megatron_check_value(facts, rule, findings, "moe-flex-dispatcher-backend", values);
 }
 
 void find_megatron_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const backend = run.find("moe-flex-dispatcher-backend");
   const Setting* const type = run.find("moe-token-dispatcher-type");
-  if (backend == nullptr || is_false(backend->value()) || (type != nullptr && !type->known_value)) return;
+  if (backend == nullptr || !backend->known_value || is_false(backend->value()) ||
+      (type != nullptr && !type->known_value))
+    return;
   const bool sets_type = run.dialect == Dialect::kBridgeScript && type == nullptr;
   if (sets_type || run.text("moe-token-dispatcher-type") == "flex") return;
   if (type == nullptr && !run.complete && run.dialect == Dialect::kCommandLine) return;
+  // A type that is none is refused before that.
+  const auto& types = dispatcher_types();
+  if (type != nullptr && std::find(types.begin(), types.end(), type->value()) == types.end()) return;
   add_finding(findings, rule, *backend,
               fmt::format("{} {} does nothing: the dispatcher type is {}, so the run uses {}", backend->flag,
-                          backend->value(), type == nullptr ? "not given (allgather)" : type->value(), facts.would_run),
+                          backend->value(), type == nullptr ? "not given (allgather)" : type->value(),
+                          facts.would_run == "unknown" ? "another dispatcher" : facts.would_run),
               type == nullptr ? "add --moe-token-dispatcher-type flex"
                               : "set --moe-token-dispatcher-type to flex, or remove the backend");
+  // The recipe that a function in Python starts from may have the type.
+  if (type == nullptr && run.dialect == Dialect::kPython) findings.back().severity = Severity::kWarning;
 }
 
 void find_default_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -98,6 +115,7 @@ void find_foreign_options(const RunFacts& facts, const CheckRule& rule, Findings
     add_finding(findings, rule, *setting,
                 fmt::format("{} belongs to {}, but the run uses {}", setting->flag, option.backend, facts.would_run),
                 "remove it, or choose that backend");
+    if (facts.run.dialect == Dialect::kPython) findings.back().severity = Severity::kInfo;
   }
   const Setting* const any = facts.run.find("moe-flex-dispatcher-num-sms");
   const bool flex = facts.would_run == "deepep" || facts.would_run == "hybridep" || facts.would_run == "ncclep";
@@ -130,6 +148,15 @@ void find_deprecated(const RunFacts& facts, const CheckRule& rule, Findings& fin
   if (const Setting* const setting = facts.run.find("moe-router-padding-for-fp8")) {
     add_finding(findings, rule, *setting, fmt::format("{} is deprecated", setting->flag),
                 "use --moe-router-padding-for-quantization");
+  }
+  if (const Setting* const setting = facts.run.find("moe-router-topk-limited-devices")) {
+    add_finding(findings, rule, *setting, fmt::format("{} is deprecated", setting->flag),
+                "use --moe-router-group-topk and --moe-router-num-groups");
+  }
+  if (const Setting* const type = facts.run.find("moe-token-dispatcher-type");
+      type != nullptr && type->value() == "alltoall_seq") {
+    add_finding(findings, rule, *type, "alltoall_seq is deprecated, and newer releases refuse it", "use alltoall");
+    findings.back().severity = Severity::kWarning;
   }
   for (const std::string_view name : {"enable-cuda-graph", "external-cuda-graph"}) {
     const Setting* const setting = facts.run.find(name);

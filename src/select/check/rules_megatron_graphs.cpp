@@ -37,6 +37,11 @@ bool graphs_on(const RunConfig& run) {
   return run.has("cuda-graph-impl") || run.has("enable-cuda-graph") || run.has("external-cuda-graph");
 }
 
+bool gives_scopes(const RunConfig& run, std::string_view name) {
+  const Setting* const setting = run.find(name);
+  return setting != nullptr && !is_false(setting->value()) && !scopes_of(*setting).empty();
+}
+
 bool drops_and_pads(const RunConfig& run) {
   return run.has("moe-pad-expert-input-to-capacity") && run.find("moe-expert-capacity-factor") != nullptr;
 }
@@ -54,7 +59,7 @@ void find_unknown_scopes(const RunFacts& facts, const CheckRule& rule, Findings&
   const Setting* const setting = find_scopes(facts.run);
   if (setting != nullptr && setting->known_value) {
     for (const std::string& scope : scopes_of(*setting)) {
-      if (std::find(kScopes.begin(), kScopes.end(), scope) != kScopes.end()) continue;
+      if (std::find(kScopes.begin(), kScopes.end(), scope) != kScopes.end() || is_false(scope)) continue;
       const std::string_view closest = closest_of(kScopes, scope);
       add_finding(findings, rule, *setting, fmt::format("'{}' is no graph scope", scope),
                   closest.empty() ? "the scopes are attn, mlp, moe, moe_router, moe_preprocess and mamba"
@@ -63,7 +68,7 @@ void find_unknown_scopes(const RunFacts& facts, const CheckRule& rule, Findings&
   }
   const Setting* const impl = facts.run.find("cuda-graph-impl");
   static const std::vector<std::string_view> kImpls = {"none", "local", "transformer_engine", "full_iteration"};
-  if (impl == nullptr || !impl->known_value || impl->values.empty() ||
+  if (impl == nullptr || !impl->known_value || impl->values.empty() || is_false(impl->value()) ||
       std::find(kImpls.begin(), kImpls.end(), impl->value()) != kImpls.end())
     return;
   const std::string_view closest = closest_of(kImpls, impl->value());
@@ -74,23 +79,25 @@ void find_unknown_scopes(const RunFacts& facts, const CheckRule& rule, Findings&
 
 void find_inert_scopes(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const setting = find_scopes(facts.run);
-  if (setting == nullptr || graphs_on(facts.run)) return;
+  if (setting == nullptr || graphs_on(facts.run) || is_false(setting->value()) || scopes_of(*setting).empty()) return;
   const Setting* const impl = facts.run.find("cuda-graph-impl");
   if (impl == nullptr && !facts.run.complete) return;
   add_finding(findings, rule, *setting, fmt::format("{} does nothing: CUDA graphs are off", setting->flag),
               "add --cuda-graph-impl transformer_engine or local");
+  // Recipes keep the scopes for whoever turns graphs on.
+  if (facts.run.dialect == Dialect::kPython) findings.back().severity = Severity::kInfo;
 }
 
 void find_scope_conflicts(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const setting = find_scopes(run);
-  if (run.find("cuda-graph-modules") != nullptr && run.find("cuda-graph-scope") != nullptr) {
+  if (gives_scopes(run, "cuda-graph-modules") && gives_scopes(run, "cuda-graph-scope")) {
     add_finding(findings, rule, *run.find("cuda-graph-scope"),
                 "--cuda-graph-scope and --cuda-graph-modules are refused together", "keep --cuda-graph-modules");
   }
   for (const std::string_view name : {"enable-cuda-graph", "external-cuda-graph"}) {
     const Setting* const old = run.find(name);
-    if (old == nullptr || !run.has("cuda-graph-impl")) continue;
+    if (old == nullptr || !run.has(name) || !run.has("cuda-graph-impl")) continue;
     add_finding(findings, rule, *old, fmt::format("{} is refused beside --cuda-graph-impl", old->flag), "remove it");
   }
   if (setting == nullptr || !setting->known_value || !graphs_on(run)) return;

@@ -6,6 +6,7 @@
 
 #include "select/check/check.hpp"
 #include "select/rule.hpp"
+#include "select/shape_limits.hpp"
 
 namespace epistle::check {
 namespace {
@@ -34,6 +35,11 @@ void find_bad_degrees(const RunFacts& facts, const CheckRule& rule, Findings& fi
   }
 }
 
+/// Scripts that convert or serve a checkpoint have the model from there.
+bool describes_model(const RunConfig& run) {
+  return run.find("num-layers") != nullptr || run.program.find("pretrain") != std::string::npos;
+}
+
 void find_megatron_layout_experts_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const ep = facts.run.find(kEp);
   if (ep == nullptr || !facts.ep_known || facts.ep < 2) return;
@@ -45,10 +51,24 @@ void find_megatron_layout_experts_not_divided(const RunFacts& facts, const Check
   }
   const bool elsewhere = facts.run.find("num-experts") != nullptr || facts.run.has("use-checkpoint-args") ||
                          facts.run.find("yaml-cfg") != nullptr || facts.run.dialect != Dialect::kCommandLine ||
-                         !facts.run.complete;
+                         !facts.run.complete || !describes_model(facts.run);
   if (elsewhere) return;
   add_finding(findings, rule, *ep, fmt::format("EP {} without --num-experts is refused", facts.ep),
               "add --num-experts");
+}
+
+/// Whatever a base recipe says of the other degrees: EP x PP must divide the ranks.
+void find_too_few_ranks(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const ep = run.find(kEp);
+  const auto world = run.world_size();
+  if (run.complete || ep == nullptr || !world || *world < 1 || !facts.ep_known || facts.ep < 1 || run.assumed_size)
+    return;
+  const std::int64_t pp = std::max<std::int64_t>(run.number(kPp).value_or(1), 1);
+  std::int64_t group = 0;
+  if (__builtin_mul_overflow(facts.ep, pp, &group) || *world % group == 0) return;
+  add_finding(findings, rule, *ep, fmt::format("{} ranks are no multiple of EP {} x PP {}", *world, facts.ep, pp),
+              "change the EP degree or the number of ranks");
 }
 
 void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -57,6 +77,7 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
   const auto tp = megatron_layout_degree(run, kTp);
   const auto pp = megatron_layout_degree(run, kPp);
   const auto cp = megatron_layout_degree(run, kCp);
+  find_too_few_ranks(facts, rule, findings);
   if (!world || !tp || !pp || *world < 1 || *tp < 1 || *pp < 1 || facts.would_run == "none") return;
   // Sizes that whoever starts the script gives are often not those of its defaults.
   const Severity severity = run.assumed_size ? Severity::kInfo : rule.severity;
@@ -85,6 +106,57 @@ void find_world_not_divided(const RunFacts& facts, const CheckRule& rule, Findin
               fmt::format("{} ranks are no multiple of EP {} x expert TP {} x PP {}", *world, facts.ep, *etp, *pp),
               "change the EP degree or the number of ranks");
   findings.back().severity = severity;
+}
+
+void find_batch_not_divided(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const global = run.find("global-batch-size");
+  const auto batch = run.number("global-batch-size");
+  const std::int64_t micro = run.number("micro-batch-size").value_or(0);
+  const auto world = run.world_size();
+  const auto tp = megatron_layout_degree(run, kTp);
+  const auto pp = megatron_layout_degree(run, kPp);
+  const auto cp = megatron_layout_degree(run, kCp);
+  if (!batch || micro < 1 || !world || !tp || !pp || !cp || facts.would_run == "none" || !run.complete) return;
+  if (run.has("decrease-batch-size-if-needed") || run.find("rampup-batch-size") != nullptr) return;
+  constexpr std::int64_t kLargest = 1 << 20;
+  for (const std::int64_t number : {*batch, micro, *world, *tp, *pp, *cp}) {
+    if (number < 1 || number > kLargest) return;
+  }
+  const std::int64_t model = *tp * *pp * *cp;
+  if (*world % model != 0) return;
+  const std::int64_t replicas = *world / model;
+  if (*batch % (micro * replicas) == 0) return;
+  add_finding(
+      findings, rule, *global,
+      fmt::format("{} samples are no multiple of {} per rank x {} data-parallel ranks ({} ranks / TP {} / PP {} "
+                  "/ CP {})",
+                  *batch, micro, replicas, *world, *tp, *pp, *cp),
+      fmt::format("use a multiple of {}", micro * replicas));
+  if (run.assumed_size) findings.back().severity = Severity::kInfo;
+}
+
+void find_too_many_tokens(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const length = run.find("seq-length");
+  const auto sequence = run.number("seq-length");
+  const std::int64_t micro = run.number("micro-batch-size").value_or(1);
+  const auto cp = megatron_layout_degree(run, kCp);
+  const auto tp = megatron_layout_degree(run, kTp);
+  if (length == nullptr || !sequence || !cp || !tp || *sequence < 1 || micro < 1 || *cp < 1 || *tp < 1) return;
+  std::int64_t tokens = 0;
+  if (__builtin_mul_overflow(*sequence, micro, &tokens)) return;
+  tokens /= *cp;
+  if (run.has("sequence-parallel")) tokens /= *tp;
+  const bool nccl = facts.would_run == "ncclep" && tokens > limits::kNcclEpMaxTokens;
+  const bool spans = facts.ep_known && facts.domain_ranks && facts.ep > *facts.domain_ranks;
+  const bool hybrid = facts.would_run == "hybridep" && spans && tokens > limits::kHybridEpMaxTokensMultiDomain;
+  if (!nccl && !hybrid) return;
+  add_finding(findings, rule, *length,
+              fmt::format("{} tokens per rank; {} takes at most {}{}", tokens, facts.would_run,
+                          nccl ? limits::kNcclEpMaxTokens : limits::kHybridEpMaxTokensMultiDomain,
+                          nccl ? "" : " over several domains"),
+              "lower the micro batch, raise the CP degree, or use alltoall");
 }
 
 void find_flex_alone(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -153,13 +225,17 @@ void find_overlap_trouble(const RunFacts& facts, const CheckRule& rule, Findings
     add("shared-expert overlap is refused beside it", "remove --moe-shared-expert-overlap");
   if (run.complete && !run.has("bf16") && !run.has("fp16")) add("it needs bf16 or fp16", "add --bf16");
   if (run.number("mtp-num-layers").value_or(0) > 1) add("it takes at most one MTP layer", "use --mtp-num-layers 1");
+  if (const Setting* const other = run.find("overlap-dispatch-backward-with-experts-wgrad");
+      other != nullptr && run.has(other->name))
+    add_finding(findings, rule, *other, fmt::format("{} is refused beside {}", other->flag, overlap->flag),
+                "keep one of them");
 }
 
 void find_delayed_wgrad(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const delay = facts.run.find("delay-wgrad-compute");
-  if (delay == nullptr || !facts.run.has(delay->name) || facts.run.has("overlap-moe-expert-parallel-comm") ||
-      !facts.run.complete)
-    return;
+  const Setting* const overlap = facts.run.find("overlap-moe-expert-parallel-comm");
+  if (delay == nullptr || !facts.run.has(delay->name) || facts.run.has("overlap-moe-expert-parallel-comm")) return;
+  if (overlap == nullptr ? !facts.run.complete : !overlap->known_value) return;
   add_finding(findings, rule, *delay,
               fmt::format("{} is refused without --overlap-moe-expert-parallel-comm", delay->flag),
               "add the overlap, or remove it");
@@ -174,6 +250,22 @@ void find_one_connection(const RunFacts& facts, const CheckRule& rule, Findings&
               "with one connection kernels of communication and computation wait for each other: EP overlap wants more",
               wants_one ? "32, or 1 where TP or CP matters more" : "set CUDA_DEVICE_MAX_CONNECTIONS to 32");
   if (wants_one) findings.back().severity = Severity::kInfo;
+}
+
+void find_many_connections(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const Setting* const connections = run.find_environment("CUDA_DEVICE_MAX_CONNECTIONS");
+  if (connections == nullptr || !connections->known_value || connections->value() == "1") return;
+  const bool before_blackwell = facts.gpu == GpuClass::kHopper || facts.gpu == GpuClass::kAmpere;
+  const bool wants_one = run.number(kTp).value_or(1) > 1 || run.number(kCp).value_or(1) > 1;
+  if (!before_blackwell || !wants_one || run.dialect != Dialect::kCommandLine) return;
+  for (const std::string_view name : {"overlap-moe-expert-parallel-comm", "use-torch-fsdp2", "use-megatron-fsdp"}) {
+    if (run.has(name)) return;
+  }
+  add_finding(findings, rule, *connections,
+              fmt::format("{} connections: before Blackwell, TP or CP above 1 is refused with any number but 1",
+                          connections->value()),
+              "set CUDA_DEVICE_MAX_CONNECTIONS to 1, or add --overlap-moe-expert-parallel-comm");
 }
 
 void find_uneven_tokens(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -196,12 +288,15 @@ constexpr std::array kMegatronLayoutRules = {
     CheckRule{"degree-value", Engine::kMegatron, Severity::kError, "a degree that is no number", find_bad_degrees, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-divides-experts", Engine::kMegatron, Severity::kError, "EP does not divide the experts", find_megatron_layout_experts_not_divided, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-divides-world", Engine::kMegatron, Severity::kError, "degrees do not divide the ranks", find_world_not_divided, source::kMegatron, source::kMegatronDate},
+    CheckRule{"batch-divides", Engine::kMegatron, Severity::kError, "a batch that does not divide over the ranks", find_batch_not_divided, source::kMegatron, source::kMegatronDate},
+    CheckRule{"too-many-tokens", Engine::kMegatron, Severity::kError, "more tokens per rank than the backend takes", find_too_many_tokens, source::kHybridEp, source::kHybridEpDate},
     CheckRule{"flex-one-rank", Engine::kMegatron, Severity::kError, "flex without ranks to exchange with", find_flex_alone, source::kMegatron, source::kMegatronDate},
     CheckRule{"top-k-experts", Engine::kMegatron, Severity::kError, "more choices than experts", find_too_many_choices, source::kMegatron, source::kMegatronDate},
     CheckRule{"sequence-parallel", Engine::kMegatron, Severity::kError, "experts and TP without sequence parallelism", find_no_sequence_parallel, source::kMegatron, source::kMegatronDate},
     CheckRule{"ep-overlap", Engine::kMegatron, Severity::kError, "EP overlap without what it needs", find_overlap_trouble, source::kMegatron, source::kMegatronDate},
     CheckRule{"delay-wgrad", Engine::kMegatron, Severity::kError, "delayed weight gradients without EP overlap", find_delayed_wgrad, source::kMegatron, source::kMegatronDate},
     CheckRule{"one-connection", Engine::kMegatron, Severity::kWarning, "EP overlap over one connection", find_one_connection, source::kMegatron, source::kMegatronDate},
+    CheckRule{"many-connections", Engine::kMegatron, Severity::kError, "TP or CP over several connections before Blackwell", find_many_connections, source::kMegatron, source::kMegatronDate},
     CheckRule{"hybridep-uneven-tokens", Engine::kMegatron, Severity::kError, "HybridEP with unequal token counts", find_uneven_tokens, source::kMegatron, source::kMegatronDate},
 };
 // clang-format on

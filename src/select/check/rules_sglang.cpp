@@ -114,6 +114,18 @@ void find_ep_degree(const RunFacts& facts, const CheckRule& rule, Findings& find
   }
 }
 
+void find_nodes(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  const auto nodes = run.number("nnodes");
+  const auto tp = run.number("tp-size");
+  const std::int64_t pp = run.number("pp-size").value_or(1);
+  std::int64_t ranks = 0;
+  if (!nodes || !tp || *nodes < 2 || *tp < 1 || pp < 1 || __builtin_mul_overflow(*tp, pp, &ranks)) return;
+  if (ranks % *nodes == 0) return;
+  add_finding(findings, rule, *run.find("tp-size"), fmt::format("{} ranks do not divide over {} nodes", ranks, *nodes),
+              "choose a TP degree that is a multiple of the nodes");
+}
+
 void find_dp_attention(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const auto tp = run.number("tp-size");
@@ -168,6 +180,14 @@ void find_mode_and_phase(const RunFacts& facts, const CheckRule& rule, Findings&
   if (phase == "decode" && mode->value() == "normal") findings.back().severity = Severity::kWarning;
 }
 
+/// 0 where none of the values is a number.
+std::int64_t largest_number(const Setting& setting) {
+  std::int64_t largest = 0;
+  if (!setting.known_value) return largest;
+  for (const std::string& value : setting.values) largest = std::max(largest, parse_whole(value).value_or(0));
+  return largest;
+}
+
 void find_dispatch_tokens(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const variable = run.find_environment("SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK");
@@ -180,15 +200,16 @@ void find_dispatch_tokens(const RunFacts& facts, const CheckRule& rule, Findings
                 "set it to the largest decode batch of a rank");
     return;
   }
-  const Setting* const batch = run.find("cuda-graph-max-bs");
-  const auto largest = run.number("cuda-graph-max-bs");
+  const Setting* const list = run.find("cuda-graph-bs");
+  const Setting* const batch = list != nullptr ? list : run.find("cuda-graph-max-bs");
+  const std::int64_t largest = batch == nullptr ? 0 : largest_number(*batch);
   const bool low_latency = facts.would_run == "deepep" && run.text("deepep-mode", "auto") != "normal";
-  if (batch == nullptr || !largest || !given || !low_latency || *largest <= *given) return;
+  if (batch == nullptr || !given || !low_latency || largest <= *given) return;
   add_finding(
       findings, rule, *batch,
-      fmt::format("a batch of {} does not fit the {} tokens per rank of the low-latency buffers", *largest, *given),
-      fmt::format("set SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK to {}, or lower {}", *largest, batch->flag));
-  if (*largest > kMaxDispatchTokens)
+      fmt::format("a batch of {} does not fit the {} tokens per rank of the low-latency buffers", largest, *given),
+      fmt::format("set SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK to {}, or lower {}", largest, batch->flag));
+  if (largest > kMaxDispatchTokens)
     findings.back().fix = fmt::format("lower {} to {} or less", batch->flag, kMaxDispatchTokens);
 }
 
@@ -242,6 +263,7 @@ constexpr std::array kSglangRules = {
     CheckRule{"sglang-inert-mode", Engine::kSglang, Severity::kError, "an option of a backend that does not run", find_inert_mode, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-old-switch", Engine::kSglang, Severity::kWarning, "an option of another release", find_old_switches, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-ep-degree", Engine::kSglang, Severity::kError, "an EP degree that does not go with TP", find_ep_degree, source::kSglang, source::kSglangDate},
+    CheckRule{"sglang-nodes", Engine::kSglang, Severity::kError, "ranks that do not divide over the nodes", find_nodes, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-dp-attention", Engine::kSglang, Severity::kError, "attention DP that does not divide TP", find_dp_attention, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-experts", Engine::kSglang, Severity::kError, "experts that do not divide", find_sglang_experts_not_divided, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-graphs", Engine::kSglang, Severity::kInfo, "a mode that turns graphs off", find_sglang_graphs, source::kSglang, source::kSglangDate},

@@ -15,6 +15,17 @@ void read_script_runs(ConfigFile& file, const LinedText& text, const std::vector
 
 void read_yaml_runs(ConfigFile& file, const YamlTree& tree);
 
+void read_python_runs(ConfigFile& file, std::string_view text);
+
+/// Whether a key is an option of some engine, or nearly one.
+[[nodiscard]] bool is_option_key(std::string_view name);
+
+/// "moe_layer_freq" and "--moe-layer-freq" are "moe-layer-freq".
+[[nodiscard]] std::string plain_key(std::string_view key);
+
+/// Upper case with an underscore: a variable of the environment.
+[[nodiscard]] bool is_variable_name(std::string_view key);
+
 /// A run from words: options, and the engine that they and the program tell. kUnknown where it is none.
 [[nodiscard]] RunConfig read_words(const std::vector<LinedText>& words);
 

@@ -102,7 +102,30 @@ void script_read_command(ConfigFile& file, const ShellCommand& command, const Ba
   all.insert(all.end(), run.environment.begin(), run.environment.end());
   run.environment = std::move(all);
   apply_job(run, job);
+  if (!run.hardware.empty() && file.hardware.empty()) {
+    file.hardware = run.hardware;
+    file.hardware_line = run.line;
+  }
   file.runs.push_back(std::move(run));
+}
+
+Setting lost_setting(const LinedText& word, std::string flag) {
+  Setting setting;
+  setting.flag = std::move(flag);
+  setting.line = word.line();
+  return setting;
+}
+
+/// The flag of the first word where a command is nothing but options.
+std::string option_in_front(const ShellCommand& command) {
+  const std::string& word = command.words.front().bytes;
+  return word.starts_with("--") ? word.substr(0, word.find('=')) : std::string();
+}
+
+/// "\\ " in place of a line's end is a word of one space.
+const LinedText* broken_backslash(const ShellCommand& command) {
+  const LinedText& last = command.words.back();
+  return last.bytes == " " || last.bytes == "\t" ? &last : nullptr;
 }
 
 /// A piece of a script that only gathers options: they are one run.
@@ -129,11 +152,27 @@ void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Sett
   const ShellScript script = parse_shell(text, file.name);
   const BatchJob job = read_directives(file, script.directives);
   const std::size_t first = file.runs.size();
-  for (const ShellCommand& command : script.commands) script_read_command(file, command, job, environment, depth);
+  bool started = false;
+  for (const ShellCommand& command : script.commands) {
+    const std::string flag = option_in_front(command);
+    if (started && !flag.empty()) {
+      file.runs.back().lost.push_back(lost_setting(command.words.front(), flag));
+      continue;
+    }
+    const std::size_t before = file.runs.size();
+    script_read_command(file, command, job, environment, depth);
+    started = file.runs.size() > before && flag.empty();
+    const LinedText* const backslash = broken_backslash(command);
+    if (started && backslash != nullptr) file.runs.back().lost.push_back(lost_setting(*backslash, "\\"));
+  }
   if (file.runs.size() == first && depth == 0) read_values(file, script, environment);
   if (depth == 0) note_build(file, script);
   for (std::size_t idx = first; idx < file.runs.size(); ++idx) {
-    for (const auto& variable : script.plain) file.runs[idx].unexported.push_back(to_setting(variable));
+    RunConfig& run = file.runs[idx];
+    for (const auto& variable : script.plain) run.unexported.push_back(to_setting(variable));
+    for (const auto& variable : script.exports) {
+      if (variable.second.line() > run.line) run.unexported.push_back(to_setting(variable));
+    }
   }
 }
 

@@ -57,6 +57,20 @@ constexpr std::array kAliases = {
     Alias{Engine::kMegatron, "expert-parallel-size", "expert-model-parallel-size"},
 };
 
+// Short options of Megatron-Bridge's scripts (scripts/performance/argument_parser.py, 2026-08-22).
+constexpr std::array kBridgeAliases = {
+    Alias{Engine::kMegatron, "m", "model-family-name"},
+    Alias{Engine::kMegatron, "mr", "model-recipe-name"},
+    Alias{Engine::kMegatron, "ng", "num-gpus"},
+    Alias{Engine::kMegatron, "gn", "gpus-per-node"},
+    Alias{Engine::kMegatron, "g", "gpu"},
+    Alias{Engine::kMegatron, "c", "compute-dtype"},
+    Alias{Engine::kMegatron, "et", "expert-tensor-parallel-size"},
+    Alias{Engine::kMegatron, "mb", "micro-batch-size"},
+    Alias{Engine::kMegatron, "gb", "global-batch-size"},
+    Alias{Engine::kMegatron, "nh", "nemo-home"},
+};
+
 struct Marker {
   Engine engine;
   std::string_view part;  ///< of a name
@@ -112,13 +126,23 @@ bool is_number(std::string_view word) {
   }) && std::isdigit(static_cast<unsigned char>(word.front())) != 0;
 }
 
+/// An editor's dash where two of the keyboard's were: no option to any program, but meant as one.
+bool has_other_dash(std::string_view word) {
+  constexpr std::size_t kDashBytes = 3;
+  const bool dash = word.starts_with("\xe2\x80\x93") || word.starts_with("\xe2\x80\x94");
+  return dash && word.size() > kDashBytes &&
+         (word[kDashBytes] == '-' || std::isalpha(static_cast<unsigned char>(word[kDashBytes])) != 0);
+}
+
 /// "--flag", or "-tp": letters behind one dash.
 bool is_option(std::string_view word) {
+  if (has_other_dash(word)) return true;
   if (word.size() < 2 || word.front() != '-' || is_number(word)) return false;
   return word[1] == '-' ? word.size() > 2 : std::isalpha(static_cast<unsigned char>(word[1])) != 0;
 }
 
 std::string plain_name(std::string_view flag) {
+  if (has_other_dash(flag)) return std::string(flag);
   while (flag.starts_with('-') || flag.starts_with('+') || flag.starts_with('~')) flag.remove_prefix(1);
   std::string name(flag);
   std::replace(name.begin(), name.end(), '_', '-');
@@ -142,12 +166,19 @@ struct Program {
   bool bridge = false;
 };
 
+/// An image whose entry point is vllm serve, as docker runs it: options stand behind its name.
+bool is_vllm_image(std::string_view word) {
+  return word.find("vllm-openai") != std::string_view::npos && !word.starts_with('-');
+}
+
 bool is_bridge_script(std::string_view name) {
   return name.find("setup_experiment") != std::string_view::npos || name.find("run_script") != std::string_view::npos ||
          name.find("run_recipe") != std::string_view::npos || name.find("run_performance") != std::string_view::npos;
 }
 
 Program find_program(const std::vector<LinedText>& words) {
+  Program image;
+  Program module;
   for (std::size_t idx = 0; idx < words.size(); ++idx) {
     const std::string_view word = words[idx].bytes;
     const std::string_view name = base_name(word);
@@ -159,6 +190,11 @@ Program find_program(const std::vector<LinedText>& words) {
     if (word == "-m" && next.starts_with("vllm.")) return {idx + 2, Engine::kVllm, std::string(next), false};
     if (word == "-m" && next.starts_with("sglang")) return {idx + 2, Engine::kSglang, std::string(next), false};
     if (word == "-m" && next.starts_with("megatron")) return {idx + 2, Engine::kMegatron, std::string(next), false};
+    if (is_vllm_image(word)) image = {idx + 1, Engine::kVllm, std::string(word), false};
+    // Somebody's trainer: its options tell which engine it is.
+    const bool launcher = next.starts_with("torch") || next.starts_with("accelerate") || next.starts_with("deepspeed");
+    if (word == "-m" && idx > 0 && base_name(words[idx - 1].bytes).starts_with("python") && !launcher)
+      module = {idx + 2, Engine::kUnknown, std::string(next), false};
     if (!name.ends_with(".py") || word.starts_with('-')) continue;
     Program program{idx + 1, Engine::kUnknown, std::string(word), is_bridge_script(name)};
     if (word.find("sglang") != std::string_view::npos) program.engine = Engine::kSglang;
@@ -168,7 +204,13 @@ Program find_program(const std::vector<LinedText>& words) {
     if (megatron || program.bridge) program.engine = Engine::kMegatron;
     return program;
   }
-  return {};
+  return image.name.empty() ? module : image;
+}
+
+/// "a.b.c=1" belongs to the map "a.b": the same field of another map is another field.
+std::int32_t scope_of_override(std::string_view path) {
+  const std::size_t dot = path.rfind('.');
+  return static_cast<std::int32_t>(std::hash<std::string_view>{}(path.substr(0, dot)) & 0x7fff'ffffU);
 }
 
 Setting words_make_setting(const LinedText& word, std::string_view flag) {
@@ -196,6 +238,9 @@ std::vector<Setting> read_options(const std::vector<LinedText>& words, std::size
     std::string_view flag = std::string_view(word.bytes).substr(0, equals);
     Setting setting = words_make_setting(word, flag);
     if (override_word) {
+      // What a trainer hands on to its engine for rollouts is not its own.
+      if (setting.name.find(".rollout.") != std::string::npos) continue;
+      setting.scope = scope_of_override(setting.name);
       const std::size_t dot = setting.name.rfind('.');
       setting.name = setting.name.substr(dot + 1);
     }
@@ -272,10 +317,12 @@ std::string canonical_name(Engine engine, std::string_view name) {
 
 Engine guess_engine(const std::vector<Setting>& options) {
   std::array<int, 4> weights = {};
+  std::array<int, 4> marks = {};
   for (const Setting& setting : options) {
     for (const Marker& marker : kMarkers) {
-      if (setting.name.find(marker.part) != std::string::npos)
-        weights[static_cast<std::size_t>(marker.engine)] += marker.weight;
+      if (setting.name.find(marker.part) == std::string::npos) continue;
+      weights[static_cast<std::size_t>(marker.engine)] += marker.weight;
+      marks[static_cast<std::size_t>(marker.engine)] += marker.weight;
     }
     for (const Engine engine : {Engine::kMegatron, Engine::kVllm, Engine::kSglang}) {
       if (is_known_flag(engine, setting.name)) ++weights[static_cast<std::size_t>(engine)];
@@ -283,7 +330,10 @@ Engine guess_engine(const std::vector<Setting>& options) {
   }
   const auto* const best = std::max_element(weights.begin(), weights.end());
   constexpr int kEnough = 3;
-  return *best < kEnough ? Engine::kUnknown : static_cast<Engine>(best - weights.begin());
+  // Names that everybody has (tp, model, port) tell nothing by themselves.
+  constexpr int kEnoughMarks = 2;
+  const auto engine = static_cast<std::size_t>(best - weights.begin());
+  return *best < kEnough || marks[engine] < kEnoughMarks ? Engine::kUnknown : static_cast<Engine>(engine);
 }
 
 std::string find_hardware_name(std::string_view text) {
@@ -303,6 +353,37 @@ std::string find_hardware_name(std::string_view text) {
   return {};
 }
 
+namespace {
+
+/// The names that rules know: aliases, and what argparse takes for the one name that begins so.
+void name_options(RunConfig& run, bool bridge) {
+  if (bridge) run.dialect = Dialect::kBridgeScript;
+  for (Setting& setting : run.options) {
+    // "model.x=y" belongs to recipes, whose options are fields.
+    const bool field = setting.flag.find('.') != std::string::npos && !setting.flag.starts_with('-');
+    if (run.engine == Engine::kMegatron && field && !bridge) run.dialect = Dialect::kYaml;
+    setting.name = canonical_name(run.engine, setting.name);
+    if (bridge) {
+      for (const Alias& alias : kBridgeAliases) {
+        if (alias.alias == setting.name) setting.name = alias.name;
+      }
+    }
+    if (field || !setting.flag.starts_with("--") || is_known_flag(run.engine, setting.name)) continue;
+    const auto longer = flags_that_begin_with(run.engine, setting.name);
+    if (longer.size() == 1) setting.name = canonical_name(run.engine, longer.front());
+  }
+  if (run.dialect != Dialect::kCommandLine) run.complete = false;
+}
+
+/// Machine and size of a run, which Megatron-Bridge's scripts are told by options of their own.
+void read_bridge(RunConfig& run) {
+  if (const Setting* const gpu = run.find("gpu")) run.hardware = find_hardware_name(gpu->value());
+  if (const auto gpus = run.number("num-gpus")) run.num_ranks = gpus;
+  if (const auto gpus = run.number("gpus-per-node")) run.gpus_per_node = gpus;
+}
+
+}  // namespace
+
 RunConfig read_words(const std::vector<LinedText>& words) {
   RunConfig run;
   if (words.empty()) return run;
@@ -321,15 +402,9 @@ RunConfig read_words(const std::vector<LinedText>& words) {
     run.options.insert(run.options.begin(), std::move(model));
   }
   if (run.engine == Engine::kUnknown) return run;
-  if (program.bridge) run.dialect = Dialect::kBridgeScript;
   read_launcher(run, words, program.end);
-  for (Setting& setting : run.options) {
-    // "model.x=y" belongs to recipes, whose options are fields.
-    if (run.engine == Engine::kMegatron && setting.flag.find('.') != std::string::npos) run.dialect = Dialect::kYaml;
-    setting.name = canonical_name(run.engine, setting.name);
-  }
-  if (run.dialect == Dialect::kYaml) run.complete = false;
-  if (program.bridge) run.complete = false;
+  name_options(run, program.bridge);
+  if (program.bridge) read_bridge(run);
   return run;
 }
 

@@ -4,6 +4,7 @@
 
 #include "select/check/flag_names.hpp"
 #include "select/check/runs.hpp"
+#include "select/check/yaml_sections.hpp"
 
 namespace epistle::check {
 namespace {
@@ -12,36 +13,11 @@ constexpr int kYamlMaxDepth = 64;
 /// Aliases can name the same node again and again.
 constexpr int kMaxVisits = 200'000;
 
-std::string plain_key(std::string_view key) {
-  while (key.starts_with('-')) key.remove_prefix(1);
-  std::string name(key);
-  std::replace(name.begin(), name.end(), '_', '-');
-  return name;
-}
-
-bool is_upper_name(std::string_view key) {
-  return key.size() > 2 &&
-         std::all_of(key.begin(), key.end(),
-                     [](char byte) {
-                       return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
-                              std::isdigit(static_cast<unsigned char>(byte)) != 0;
-                     }) &&
-         key.find('_') != std::string_view::npos;
-}
-
 bool yaml_concerns_experts(std::string_view name) {
   return name.starts_with("moe-") || name.find("deepep") != std::string_view::npos ||
          name.find("hybridep") != std::string_view::npos || name.find("all2all") != std::string_view::npos ||
          name.find("a2a-backend") != std::string_view::npos || name.find("expert-parallel") != std::string_view::npos ||
-         name.find("expert-model-parallel") != std::string_view::npos;
-}
-
-/// Whether a key is an option of some engine, or nearly one.
-bool is_option_key(std::string_view name) {
-  for (const Engine engine : {Engine::kMegatron, Engine::kVllm, Engine::kSglang}) {
-    if (is_known_flag(engine, name) || canonical_name(engine, name) != name) return true;
-  }
-  return yaml_concerns_experts(name);
+         name.find("expert-model-parallel") != std::string_view::npos || name.ends_with("parallel-size");
 }
 
 bool yaml_holds_options(std::string_view text) {
@@ -56,23 +32,9 @@ class Document {
 
   void run(std::size_t root) {
     visit(root, 0);
-    RunConfig fields;
-    fields.dialect = Dialect::kYaml;
-    fields.options = std::move(options_);
-    fields.complete = true;
-    fields.engine = guess_engine(fields.options);
-    fields.num_nodes = num_nodes_;
-    fields.gpus_per_node = gpus_per_node_;
-    fields.num_ranks = num_ranks_;
-    if (!fields.options.empty()) fields.line = fields.options.front().line;
+    forget_ambiguous_variables();
     const std::size_t first = file_.runs.size();
-    if (fields.engine != Engine::kUnknown) {
-      // Recipes of Megatron-Bridge start from a base that is not in the file; a config of vLLM or SGLang is whole.
-      if (fields.engine == Engine::kMegatron) fields.complete = false;
-      for (Setting& setting : fields.options) setting.name = canonical_name(fields.engine, setting.name);
-      fields.environment = environment_;
-      file_.runs.push_back(std::move(fields));
-    }
+    for (auto& options : split_sections(options_, scopes_, merged_)) add_fields(std::move(options));
     for (const LinedText& script : scripts_) read_script_runs(file_, script, environment_);
     for (const auto& words : word_lists_) {
       RunConfig run = read_words(words);
@@ -84,6 +46,33 @@ class Document {
   }
 
  private:
+  void add_fields(std::vector<Setting> options) {
+    RunConfig fields;
+    fields.dialect = Dialect::kYaml;
+    fields.options = std::move(options);
+    fields.complete = true;
+    fields.engine = guess_engine(fields.options);
+    fields.num_nodes = num_nodes_;
+    fields.gpus_per_node = gpus_per_node_;
+    fields.num_ranks = num_ranks_;
+    if (!fields.options.empty()) fields.line = fields.options.front().line;
+    if (fields.engine == Engine::kUnknown) return;
+    // Recipes of Megatron-Bridge start from a base that is not in the file; a config of vLLM or SGLang is whole.
+    if (fields.engine == Engine::kMegatron) fields.complete = false;
+    for (Setting& setting : fields.options) setting.name = canonical_name(fields.engine, setting.name);
+    fields.environment = environment_;
+    file_.runs.push_back(std::move(fields));
+  }
+
+  /// One value for prefill and another for decode: which is a run's own is not told.
+  void forget_ambiguous_variables() {
+    for (Setting& variable : environment_) {
+      for (const Setting& other : environment_) {
+        if (other.name == variable.name && other.values != variable.values) variable.known_value = false;
+      }
+    }
+  }
+
   /// A field such as "model:" beside a command line is none of a run by itself.
   void drop_shadowed(std::size_t first) {
     if (file_.runs.size() < first + 2 || file_.runs[first].dialect != Dialect::kYaml) return;
@@ -98,6 +87,7 @@ class Document {
     const YamlNode& node = tree_.at(index);
     if (node.kind == YamlKind::kMap) {
       visit_map(node, depth);
+      scope_ = scopes_[static_cast<std::size_t>(scope_)].parent;
     } else if (node.kind == YamlKind::kSequence) {
       visit_sequence(node, depth);
     } else if (node.kind == YamlKind::kScalar && yaml_holds_options(node.text)) {
@@ -106,7 +96,9 @@ class Document {
   }
 
   void visit_map(const YamlNode& node, int depth) {
-    const std::int32_t scope = ++num_scopes_;
+    scopes_.push_back({.parent = scope_, .node = static_cast<std::size_t>(&node - tree_.nodes.data())});
+    const auto scope = static_cast<std::int32_t>(scopes_.size() - 1);
+    scope_ = scope;
     const bool joined = join_container(node);
     // What is merged in comes first, so that the map's own fields count.
     for (const bool merged : {true, false}) {
@@ -114,17 +106,28 @@ class Document {
         const YamlNode& key = tree_.at(node.children[idx]);
         if (key.kind != YamlKind::kScalar || (key.text == "<<") != merged) continue;
         if (joined && is_container_key(key.text)) continue;
+        if (merged) note_merged(node.children[idx + 1]);
         visit_field(key, node.children[idx + 1], scope, depth);
       }
     }
     add_named_variable(node);
   }
 
+  void note_merged(std::size_t value_index) {
+    const YamlNode& value = tree_.at(value_index);
+    if (value.kind == YamlKind::kMap) merged_.push_back(static_cast<std::size_t>(&value - tree_.nodes.data()));
+    if (value.kind != YamlKind::kSequence) return;
+    for (const std::size_t item : value.children) {
+      const YamlNode& map = tree_.at(item);
+      if (map.kind == YamlKind::kMap) merged_.push_back(static_cast<std::size_t>(&map - tree_.nodes.data()));
+    }
+  }
+
   void visit_field(const YamlNode& key, std::size_t value_index, std::int32_t scope, int depth) {
     const YamlNode& value = tree_.at(value_index);
     const std::string name = plain_key(key.text);
     if (value.kind == YamlKind::kScalar) read_size(name, value);
-    if (is_upper_name(key.text) && value.kind == YamlKind::kScalar) {
+    if (is_variable_name(key.text) && value.kind == YamlKind::kScalar) {
       environment_.push_back(make_setting(key, key.text, {value.text}, 0));
       return;
     }
@@ -198,6 +201,7 @@ class Document {
         add_script(scalar);
         continue;
       }
+      if (add_assigned_variable(scalar)) continue;
       flags = flags || scalar.text.starts_with("--");
       add_words(words, scalar);
     }
@@ -229,6 +233,16 @@ class Document {
     scripts_.push_back(std::move(text));
   }
 
+  /// "NAME=value", as compose files list an environment.
+  bool add_assigned_variable(const YamlNode& scalar) {
+    const std::size_t equals = scalar.text.find('=');
+    if (equals == std::string::npos || !is_variable_name(std::string_view(scalar.text).substr(0, equals))) return false;
+    YamlNode name = scalar;
+    name.text.resize(equals);
+    environment_.push_back(make_setting(name, name.text, {scalar.text.substr(equals + 1)}, 0));
+    return true;
+  }
+
   /// {name: X, value: Y}, as Kubernetes lists an environment.
   void add_named_variable(const YamlNode& node) {
     const YamlNode* name = nullptr;
@@ -238,7 +252,7 @@ class Document {
       if (key.text == "name") name = &tree_.at(node.children[idx + 1]);
       if (key.text == "value") value = &tree_.at(node.children[idx + 1]);
     }
-    if (name == nullptr || value == nullptr || !is_upper_name(name->text)) return;
+    if (name == nullptr || value == nullptr || !is_variable_name(name->text)) return;
     environment_.push_back(make_setting(*name, name->text, {value->text}, 0));
   }
 
@@ -275,7 +289,9 @@ class Document {
   ConfigFile& file_;
   const YamlTree& tree_;
   int visits_ = 0;
-  std::int32_t num_scopes_ = 0;
+  std::int32_t scope_ = 0;
+  std::vector<YamlScope> scopes_ = {{}};
+  std::vector<std::size_t> merged_;
   std::vector<Setting> options_;
   std::vector<Setting> environment_;
   std::vector<LinedText> scripts_;
@@ -286,6 +302,30 @@ class Document {
 };
 
 }  // namespace
+
+std::string plain_key(std::string_view key) {
+  while (key.starts_with('-')) key.remove_prefix(1);
+  std::string name(key);
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+bool is_variable_name(std::string_view key) {
+  return key.size() > 2 &&
+         std::all_of(key.begin(), key.end(),
+                     [](char byte) {
+                       return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
+                              std::isdigit(static_cast<unsigned char>(byte)) != 0;
+                     }) &&
+         key.find('_') != std::string_view::npos;
+}
+
+bool is_option_key(std::string_view name) {
+  for (const Engine engine : {Engine::kMegatron, Engine::kVllm, Engine::kSglang}) {
+    if (is_known_flag(engine, name) || canonical_name(engine, name) != name) return true;
+  }
+  return name == "mixed-precision" || name == "compute-dtype" || yaml_concerns_experts(name);
+}
 
 void read_yaml_runs(ConfigFile& file, const YamlTree& tree) {
   for (const std::size_t root : tree.documents) Document(file, tree).run(root);

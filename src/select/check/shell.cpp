@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "select/check/shell_condition.hpp"
 #include "select/check/shell_words.hpp"
 
 namespace epistle::check {
@@ -59,6 +60,8 @@ class Reader : private ShellWords {
     }
     if (command.words.size() == 2 && command.words[0].bytes == "set")
       export_all_ = export_all_ || command.words[1].bytes == "-a";
+    const char end = at_ > 0 ? text_.bytes[at_ - 1] : '\n';
+    note_condition(command.words, end != '&' && end != '|');
     // What is exported counts for this command; what stands in front of it, last.
     auto environment = exports_;
     environment.insert(environment.end(), command.environment.begin(), command.environment.end());
@@ -103,15 +106,27 @@ class Reader : private ShellWords {
   }
 
   void note_branch(std::string_view word) {
-    if (word == "if" || word == "case") branches_.push_back(false);
+    if (word == "if" || word == "case") branches_.push_back({});
     if (branches_.empty()) return;
-    if (word == "else" || word == "elif") branches_.back() = true;
+    Branch& branch = branches_.back();
+    if (word == "if" || word == "elif") condition_begins_ = true;
+    if (word == "else" || word == "elif") branch.happens = !branch.decided;
+    if (word == "case") branch.decided = true;
     if (word == "fi" || word == "esac") branches_.pop_back();
   }
 
-  /// Of alternatives only the first is taken to happen.
+  /// Of alternatives that is taken to happen whose condition holds; where it is not known, the first.
+  void note_condition(const std::vector<LinedText>& words, bool alone) {
+    if (!condition_begins_ || branches_.empty()) return;
+    condition_begins_ = false;
+    Branch& branch = branches_.back();
+    if (!branch.happens) return;
+    branch.happens = (alone ? evaluate_condition(words) : std::nullopt).value_or(true);
+    branch.decided = branch.happens;
+  }
+
   [[nodiscard]] bool in_other_branch() const {
-    return std::find(branches_.begin(), branches_.end(), true) != branches_.end();
+    return std::any_of(branches_.begin(), branches_.end(), [](const Branch& branch) { return !branch.happens; });
   }
 
   void forget_loop_variable() {
@@ -148,7 +163,7 @@ class Reader : private ShellWords {
     const char byte = peek();
     if (byte == '&' && peek(1) == '>') return false;
     if (byte != '\n' && byte != ';' && byte != '&' && byte != '|' && byte != '(' && byte != ')') return false;
-    if (byte == ';' && peek(1) == ';' && !branches_.empty()) branches_.back() = true;
+    if (byte == ';' && peek(1) == ';' && !branches_.empty()) branches_.back().happens = false;
     ++at_;
     if (byte == '\n') skip_here_documents();
     return true;
@@ -262,8 +277,14 @@ class Reader : private ShellWords {
   }
 
   std::vector<std::pair<std::string, LinedText>> exports_;
-  bool export_all_ = false;     ///< set -a
-  std::vector<bool> branches_;  ///< open if and case: whether behind their first alternative
+  bool export_all_ = false;  ///< set -a
+  struct Branch {
+    bool happens = true;
+    bool decided = false;  ///< one of the alternatives has happened
+  };
+
+  std::vector<Branch> branches_;  ///< open if and case
+  bool condition_begins_ = false;
   std::vector<std::string> here_ends_;
   ShellScript script_;
 };

@@ -84,7 +84,9 @@ ShellFields ShellWords::read_word(bool split) {
     } else if (byte == '"') {
       read_double_quotes(word);
     } else if (byte == '`') {
+      const std::size_t before = word.field.bytes.size();
       read_backticks(word.field);
+      if (word.field.bytes.size() == before) continue;
     } else if (byte == '$') {
       add_expansion(expand(0), split, word);
       continue;
@@ -154,10 +156,15 @@ void ShellWords::read_double_quotes(Word& word) {
 
 void ShellWords::read_backticks(LinedText& field) {
   const std::int32_t begin_line = line();
+  const std::size_t begin = at_ + 1;
   for (++at_; at_ < size() && peek() != '`'; ++at_) {
   }
   if (at_ >= size()) fail(begin_line, "a backtick that opens here is not closed");
   ++at_;
+  // `# text` is how comments are put between continued lines: it leaves nothing.
+  const std::string_view inside = std::string_view(text_.bytes).substr(begin, at_ - begin - 1);
+  const std::size_t first = inside.find_first_not_of(" \t");
+  if (first == std::string_view::npos || inside[first] == '#') return;
   field.add(unknown("$(...)", begin_line));
 }
 
@@ -224,8 +231,12 @@ ShellFields ShellWords::look_up(const std::string& name, const std::string& behi
     if (has_default && found->second.front().bytes.empty()) return default_value(behind, at_line, depth);
     return bounded(is_list ? found->second : ShellFields{found->second.front()}, at_line);
   }
-  if (has_default) return default_value(behind, at_line, depth);
-  return {unknown("${" + name + behind + "}", at_line)};
+  if (!has_default) return {unknown("${" + name + behind + "}", at_line)};
+  ShellFields value = default_value(behind, at_line, depth);
+  // ": ${NAME:=value}" is an assignment.
+  const bool assigns = behind.starts_with(":=") || behind.starts_with('=');
+  if (assigns && !name.empty() && !value.empty()) variables_[name] = value;
+  return value;
 }
 
 ShellFields ShellWords::default_value(const std::string& behind, std::int32_t at_line, int depth) {

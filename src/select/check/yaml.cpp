@@ -16,11 +16,15 @@ namespace {
 /// Chains of aliases longer than this are no configuration.
 constexpr int kMaxAliasChain = 16;
 
+/// "a:" is three nodes of two bytes; no text has more than these.
+constexpr std::size_t kMaxNodesPerByte = 4;
+
 std::int32_t line_of(const YAML::Mark& mark) { return mark.line + 1; }
 
 class Builder final : public YAML::EventHandler {
  public:
-  explicit Builder(YamlTree& tree) : tree_(tree) {}
+  Builder(YamlTree& tree, std::size_t max_nodes, const std::string& file)
+      : tree_(tree), max_nodes_(max_nodes), file_(file) {}
 
   void OnDocumentStart(const YAML::Mark& /*mark*/) override { anchors_.clear(); }
   void OnDocumentEnd() override {}
@@ -54,6 +58,9 @@ class Builder final : public YAML::EventHandler {
  private:
   std::size_t add(YamlKind kind, const YAML::Mark& mark, YAML::anchor_t anchor) {
     const std::size_t node = tree_.nodes.size();
+    // The parser reads the end of some broken documents again and again.
+    if (node >= max_nodes_)
+      throw Error(ErrorCode::kCorruptInput, fmt::format("{}:{}: the document does not end", file_, line_of(mark)));
     tree_.nodes.push_back({.kind = kind, .line = line_of(mark)});
     if (open_.empty()) {
       tree_.documents.push_back(node);
@@ -65,6 +72,8 @@ class Builder final : public YAML::EventHandler {
   }
 
   YamlTree& tree_;
+  std::size_t max_nodes_;
+  const std::string& file_;
   std::vector<std::size_t> open_;
   std::map<YAML::anchor_t, std::size_t> anchors_;
 };
@@ -82,7 +91,7 @@ const YamlNode& YamlTree::at(std::size_t node) const {
 
 YamlTree parse_yaml(std::string_view text, const std::string& file) {
   YamlTree tree;
-  Builder builder(tree);
+  Builder builder(tree, kMaxNodesPerByte * (text.size() + kMaxNodesPerByte), file);
   std::istringstream stream{std::string(text)};
   try {
     YAML::Parser parser(stream);

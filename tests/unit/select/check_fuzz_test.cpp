@@ -31,6 +31,15 @@ const std::string kYaml =
 
 const std::string kJson = "{\"model\": {\"moe_token_dispatcher_type\": \"flex\", \"moe_flex_dispatcher_num_sms\": 21}}";
 
+const std::string kPython =
+    "import os\ndef tuned():\n    \"\"\"It's --moe-x.\"\"\"\n    os.environ['USE_MNNVL'] = '1'\n    cfg = base()\n"
+    "    cfg.model.moe_token_dispatcher_type = \"flex\"  # now\n    cfg.model.cuda_graph_scope = ['attn', "
+    "\"moe_router\"]\n"
+    "    apply_flex_dispatcher_backend(cfg.model, moe_flex_dispatcher_backend=r'deepep')\n"
+    "x = dict(moe_deepep_num_sms=2_1, **{'expert_model_parallel_size': -8})\n"
+    "cmd = ['vllm', 'serve', f'{m}', '--all2all-backend', 'pplx']\nrun('vllm serve x --data-parallel-size 8 ' + "
+    "'''a\nb''')\n";
+
 /// Bytes that mean something to one of the readers.
 constexpr std::string_view kPieces =
     "'\"`\\$(){}[]<>|&;#=:-*!%@~?, \n\t\r\x01\x7f\xc3\xff"
@@ -78,6 +87,7 @@ TEST(CheckFuzz, BrokenFilesGiveAReportOrATypedError) {
     check_survives(mutate(kYaml, random), "broken.yaml", options);
     check_survives(mutate(kJson, random), "broken.json", {});
     check_survives(mutate(kScript, random), "broken", {});
+    check_survives(mutate(kPython, random), "broken.py", options);
   }
 }
 
@@ -96,6 +106,8 @@ TEST(CheckFuzz, DeepAndWideFilesEnd) {
     aliases += "a" + std::to_string(level) + ": &a" + std::to_string(level) + " [*a" + before + ", *a" + before + "]\n";
   }
   check_survives(aliases, "aliases.yaml", {});
+  check_survives(std::string(depth, '[') + std::string(depth, '"'), "deep.py", {});
+  check_survives("apply_flex_dispatcher_backend" + std::string(depth, '('), "deep.py", {});
   check_survives("--moe-token-dispatcher-type " + std::string(300'000, 'x'), "long.sh", {});
 }
 

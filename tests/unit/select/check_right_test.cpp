@@ -177,6 +177,9 @@ torchrun --nproc-per-node=4 --nnodes=64 pretrain_gpt.py --bf16 --fp8-format e4m3
      "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-V3 --tp 8 --moe-a2a-backend mori --deepep-mode "
      "normal",
      "amd.sh", "mi300x"},
+    {"alltoall",
+     "torchrun --nproc_per_node 8 pretrain_gpt.py \\\r\n  --bf16 --num-experts 64 \\\r\n"
+     "  --moe-token-dispatcher-type alltoall \\\r\n  --expert-model-parallel-size 8\r\n"},
     {"deepep", R"(apiVersion: apps/v1
 kind: Deployment
 spec:

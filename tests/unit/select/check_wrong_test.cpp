@@ -8,6 +8,7 @@
 
 #include "select/check/check.hpp"
 #include "topology/cluster.hpp"
+#include "unit/select/check_configs.hpp"
 
 namespace epistle::test {
 namespace {
@@ -216,7 +217,10 @@ const std::vector<Mistake>& mistakes() {
       {"sglang-ep-degree", kSglang + "--ep 3", 1, "--ep"},
       {"sglang-dp-attention", kSglangEp + "--enable-dp-attention --dp 3", 1, "--dp"},
       {"sglang-experts", "python -m sglang.launch_server --model-path Qwen/Qwen3-30B-A3B --tp 12 --ep 12", 1, "--ep"},
-      {"deepep-experts", kSglangEp + "--ep-num-redundant-experts 5", 1, "--tp"},
+      {"deepep-experts", kSglangEp + "--ep-num-redundant-experts 5", 1, "--ep-num-redundant-experts"},
+      {"lost-option",
+       "torchrun --nproc_per_node 8 pretrain_gpt.py --num-experts 8 \\ \n  --moe-token-dispatcher-type alltoall", 1,
+       "\\"},
       {"sglang-graphs", kSglangEp + "--deepep-mode normal --cuda-graph-max-bs 64", 1, "--cuda-graph-max-bs"},
       {"sglang-phase", kSglangEp + "--deepep-mode low_latency --disaggregation-mode prefill", 1, "--deepep-mode"},
       {"sglang-dispatch-tokens", kSglangEp + "--cuda-graph-max-bs 256", 1, "--cuda-graph-max-bs"},
@@ -276,6 +280,10 @@ TEST(CheckWrong, EveryFindingSaysWhatToDo) {
 
 TEST(CheckWrong, EveryRuleHasAMistake) {
   std::set<std::string_view> shown;
+  const auto configs = checked_configs("_wrong");
+  std::vector<std::string> rules;
+  for (const CheckedConfig& config : configs) rules.push_back(config.get("rule"));
+  shown.insert(rules.begin(), rules.end());
   for (const Mistake& mistake : mistakes()) shown.insert(mistake.rule);
   for (const check::CheckRule& rule : check::all_checks()) {
     EXPECT_TRUE(shown.contains(rule.id)) << rule.id;
