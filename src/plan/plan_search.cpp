@@ -39,6 +39,16 @@ std::vector<const ExchangeMode*> allowed_modes(const PlanRequest& request) {
   return modes;
 }
 
+/// 0 = all, where there is no choice or fewer than any choice needs.
+std::vector<std::int32_t> sms_to_choose(const ExchangeMode& mode, const Cluster& cluster) {
+  std::vector<std::int32_t> choices;
+  for (const double sms : mode.sms) {
+    if (sms <= cluster.num_sms()) choices.push_back(static_cast<std::int32_t>(sms));
+  }
+  if (choices.empty()) choices.push_back(0);
+  return choices;
+}
+
 /// Facts depend on less than plans do, so they are found once.
 class FactsCache {
  public:
@@ -91,11 +101,8 @@ void for_each_choice(const PlanRequest& request, Visit visit) {
         choice.num_redundant = redundant;
         for (const ExchangeMode* const mode : modes) {
           choice.mode = mode;
-          std::vector<double> sms = mode->sms;
-          if (sms.empty()) sms.push_back(0);
-          for (const double num_sms : sms) {
-            choice.num_sms = static_cast<std::int32_t>(num_sms);
-            if (choice.num_sms > request.cluster.num_sms()) continue;
+          for (const std::int32_t num_sms : sms_to_choose(*mode, request.cluster)) {
+            choice.num_sms = num_sms;
             for (const bool two_batches : {false, true}) {
               if (two_batches && mode->kind == ExchangeKind::kFused) continue;
               choice.two_batches = two_batches;
@@ -226,7 +233,7 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
       PlanChoice choice = best.choice;
       choice.mode = mode;
       choice.two_batches = false;
-      choice.num_sms = mode->sms.empty() ? 0 : static_cast<std::int32_t>(mode->sms.back());
+      choice.num_sms = sms_to_choose(*mode, request.cluster).back();
       const PlanFacts facts = plan_facts(changed, choice, best.counts);
       const Plan plan = evaluate_plan(changed, calibration, choice, facts);
       if (facts.buffers.refusal || (mode->max_tokens > 0 && tokens > mode->max_tokens) ||

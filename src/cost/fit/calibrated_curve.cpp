@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <set>
+#include <tuple>
 #include <utility>
 
 #include "cost/fit/quantile.hpp"
@@ -25,6 +25,35 @@ constexpr std::size_t kMinLibraryRows = 3;
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
   return {path.begin(), path.begin() + static_cast<std::ptrdiff_t>(std::min(levels, path.size()))};
+}
+
+/// How many independent observations each of `members` counts for. What a curve misses at one number of tokens it misses
+/// at the next: a sweep tells as much as it has lengths over which that changes, however closely it was measured.
+std::vector<double> independent_shares(const std::vector<const Observation*>& members, const CurveFamily& family) {
+  struct Sweep {
+    double low = 0;
+    double high = 0;
+    double count = 0;
+  };
+  const auto key_of = [&family](const Observation& member) {
+    const auto varied = static_cast<std::ptrdiff_t>(family.num_varied);
+    return std::make_tuple(member.point.path, member.for_constants_only,
+                           std::vector<double>(member.point.position.begin() + varied, member.point.position.end()));
+  };
+  std::map<decltype(key_of(*members[0])), Sweep> sweeps;
+  for (const Observation* const member : members) {
+    const double place = member->point.position[0];
+    const auto [found, is_new] = sweeps.try_emplace(key_of(*member), Sweep{.low = place, .high = place});
+    found->second.low = std::min(found->second.low, place);
+    found->second.high = std::max(found->second.high, place);
+    found->second.count += 1.0;
+  }
+  std::vector<double> shares;
+  for (const Observation* const member : members) {
+    const Sweep& sweep = sweeps.at(key_of(*member));
+    shares.push_back(std::min((1.0 + (sweep.high - sweep.low) / family.scales.lengths[0]) / sweep.count, 1.0));
+  }
+  return shares;
 }
 
 }  // namespace
@@ -59,30 +88,41 @@ void CalibratedCurve::fit_nodes() {
     }
     if (levels == 0) groups[{}];  // the root is there without observations, too
     for (const auto& [path, members] : groups) {
-      std::vector<LogPrior> priors;
-      for (std::size_t idx = 0; idx < family_->constants.size(); ++idx) {
-        const ConstantPrior& prior = family_->constants[idx];
-        const double own_sigma = std::max(std::log(prior.factor), kFixedSigma);
-        if (levels == 0) {
-          priors.push_back({.log_mean = std::log(prior.value), .log_sigma = own_sigma});
-        } else {
-          const FitResult& parent = nodes_.at(prefix_of(path, levels - 1));
-          priors.push_back({.log_mean = parent.log_values[idx], .log_sigma = std::min(own_sigma, kPoolSigma)});
-        }
-      }
-      // Too few to tell anything: the relatives' constants.
-      if (levels > 0 && members.size() < kMinLibraryRows) continue;
-      std::vector<double> log_us;
-      for (const Observation* const member : members) log_us.push_back(std::log(member->us));
-      nodes_[path] = fit_constants(
-          [&](std::size_t row, std::span<const double> values) { return log_curve(*members[row], values); }, log_us,
-          priors, kFitNoise);
+      const FitResult* const parent = levels > 0 ? &nodes_.at(prefix_of(path, levels - 1)) : nullptr;
+      // Too few to tell anything: the relatives' constants. And who has no relatives would be told the same twice.
+      const bool has_relatives = levels == 0 || members.size() < count_below(prefix_of(path, levels - 1));
+      if (levels > 0 && (members.size() < kMinLibraryRows || !has_relatives)) continue;
+      nodes_[path] = fit_node(members, parent);
     }
     // A node without a fit of its own passes its parent's on.
     for (const auto& [path, members] : groups) {
       if (!nodes_.contains(path)) nodes_[path] = nodes_.at(prefix_of(path, levels - 1));
     }
   }
+}
+
+FitResult CalibratedCurve::fit_node(const std::vector<const Observation*>& members, const FitResult* parent) const {
+  std::vector<LogPrior> priors;
+  for (std::size_t idx = 0; idx < family_->constants.size(); ++idx) {
+    const ConstantPrior& prior = family_->constants[idx];
+    const double own_sigma = std::max(std::log(prior.factor), kFixedSigma);
+    if (parent == nullptr) {
+      priors.push_back({.log_mean = std::log(prior.value), .log_sigma = own_sigma});
+    } else {
+      priors.push_back({.log_mean = parent->log_values[idx], .log_sigma = std::min(own_sigma, kPoolSigma)});
+    }
+  }
+  std::vector<double> log_us;
+  for (const Observation* const member : members) log_us.push_back(std::log(member->us));
+  return fit_constants(
+      [&](std::size_t row, std::span<const double> values) { return log_curve(*members[row], values); }, log_us, priors,
+      kFitNoise, independent_shares(members, *family_));
+}
+
+std::size_t CalibratedCurve::count_below(const std::vector<std::string>& path) const {
+  return static_cast<std::size_t>(std::count_if(
+      observations_.begin(), observations_.end(),
+      [&path](const Observation& observation) { return shared_levels(observation.point.path, path) == path.size(); }));
 }
 
 const FitResult& CalibratedCurve::node_of(const std::vector<std::string>& path) const {
@@ -117,6 +157,7 @@ void CalibratedCurve::fit_field() {
   std::vector<FieldPoint> points;
   std::vector<double> residuals;
   for (const Observation& observation : observations_) {
+    if (observation.for_constants_only) continue;
     Linearised place = linearise(observation);
     points.push_back(std::move(place.point));
     residuals.push_back(std::log(observation.us) - place.log_us);
@@ -134,6 +175,7 @@ CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wa
   const auto varied = static_cast<std::ptrdiff_t>(family_->num_varied);
   forecast.is_new.assign(wanted.point.position.size(), true);
   for (const Observation& seen : observations_) {
+    if (seen.for_constants_only) continue;
     // Who asks for any version of a library has seen what was measured of one.
     if (shared_levels(seen.point.path, wanted.point.path) < wanted.point.path.size()) continue;
     forecast.novelty = Novelty::kSetting;
@@ -198,7 +240,12 @@ std::vector<CalibratedCurve::Fold> CalibratedCurve::make_folds() const {
   constexpr std::size_t kSplits = 7;
   for (const std::size_t first : {1U, 3U, 5U}) {
     Fold some{.is_out = {}, .quantity = num_quantities};
-    for (std::size_t row = 0; row < observations_.size(); ++row) some.is_out.push_back(row % kSplits == first);
+    // A part of a time goes with the whole before it.
+    std::size_t whole = 0;
+    for (const Observation& observation : observations_) {
+      if (!observation.for_constants_only) ++whole;
+      some.is_out.push_back(whole % kSplits == first);
+    }
     folds.push_back(std::move(some));
   }
   return folds;
@@ -214,7 +261,7 @@ std::array<std::vector<double>, kNumNovelties> CalibratedCurve::errors_of(const 
   if (kept.empty()) return errors;
   const CalibratedCurve without(*family_, std::move(kept), Unsized{});
   for (std::size_t row = 0; row < observations_.size(); ++row) {
-    if (!fold.is_out[row]) continue;
+    if (!fold.is_out[row] || observations_[row].for_constants_only) continue;
     const LogForecast forecast = without.log_forecast(observations_[row]);
     const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us);
     errors[static_cast<std::size_t>(forecast.novelty)].push_back(error / forecast.sigma);

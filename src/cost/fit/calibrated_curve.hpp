@@ -24,6 +24,7 @@ struct Observation {
   FieldPoint point;
   std::variant<ExchangeWork, GemmWork> work;
   double us = 0;
+  bool for_constants_only = false;  ///< a part of a time that is there as a whole, too: it tells constants apart
 };
 
 /// A constant of a curve, before any measurement is seen.
@@ -106,6 +107,8 @@ class CalibratedCurve {
   };
   [[nodiscard]] double width_of(const LogForecast& forecast) const;
   void fit_nodes();
+  [[nodiscard]] std::size_t count_below(const std::vector<std::string>& path) const;
+  [[nodiscard]] FitResult fit_node(const std::vector<const Observation*>& members, const FitResult* parent) const;
   void fit_field();
   void set_widths();
   [[nodiscard]] std::vector<Fold> make_folds() const;
