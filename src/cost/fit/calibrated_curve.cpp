@@ -12,7 +12,6 @@ namespace epistle {
 namespace {
 
 constexpr double kSigmasOf90Percent = 1.645;
-constexpr double kSigmasOfSettings = 1.94;  // Student's t of six degrees of freedom: few groups set the field's scales
 // Without any measurement: priors were fitted together, to times of the same libraries, and so miss by less than the
 // factors say which each may take where measurements pull at it.
 constexpr double kPriorSigmas = 0.6;
@@ -21,6 +20,7 @@ constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left 
 constexpr double kPoolSigma = 0.4;        // of a constant between a library and its relatives
 constexpr double kFixedSigma = 1e-4;      // of a constant that is held
 constexpr double kSlopeStep = 1e-3;       // of a constant's logarithm
+constexpr double kMostSigmas = 3.0;       // of an interval: what a single group needed says no more
 constexpr std::size_t kMinLibraryRows = 3;
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
@@ -54,6 +54,18 @@ std::vector<double> independent_shares(const std::vector<const Observation*>& me
     shares.push_back(std::min((1.0 + (sweep.high - sweep.low) / family.scales.lengths[0]) / sweep.count, 1.0));
   }
   return shares;
+}
+
+/// The width of an interval, in sigmas, by what groups that were left out needed for 90% of their errors. Errors of a
+/// group have one cause, so groups are what is counted: a few of them say little, and Student's t widens accordingly.
+double width_of_groups(const std::vector<double>& needed) {
+  if (needed.empty()) return kSigmasOf90Percent;
+  // 95% quantiles of Student's t, by degrees of freedom, over that of the normal distribution.
+  constexpr std::array<double, 8> kWider = {3.84, 1.77, 1.43, 1.30, 1.22, 1.18, 1.15, 1.13};
+  const double wider = kWider[std::min(needed.size(), kWider.size()) - 1];
+  // Neither the easiest nor the hardest group sets a width.
+  constexpr double kHardShare = 0.6;
+  return std::min(quantile(needed, kHardShare) * wider, kMostSigmas);
 }
 
 }  // namespace
@@ -274,8 +286,6 @@ void CalibratedCurve::set_widths() {
     widths_.fill(kPriorSigmas * kSigmasOf90Percent);
     return;
   }
-  // Neither the easiest nor the hardest group sets a width.
-  constexpr double kHardShare = 0.6;
   constexpr std::size_t kEnough = 5;
   const std::size_t num_quantities = family_->quantities.size();
   std::array<std::vector<double>, kNumNovelties> fold_widths;
@@ -288,17 +298,16 @@ void CalibratedCurve::set_widths() {
     const std::vector<double>& settings = errors[static_cast<std::size_t>(Novelty::kSetting)];
     if (settings.size() >= kEnough) quantity_widths[fold.quantity].push_back(quantile(settings, 0.9));
   }
-  // Where groups were left out of few, what is left is so unsure that errors look small in its sigmas: only where a
-  // group shows that theory says too little does it widen intervals. What was measured has many rows to go by.
-  constexpr std::array<double, kNumNovelties> kLeast = {0.0, kSigmasOfSettings, kSigmasOf90Percent};
+  // What was measured has many rows to go by. Elsewhere what a few groups say can only widen what the field says: a fit
+  // without a group is less sure than the one with it, so that its errors look small in its sigmas.
+  constexpr std::array<double, kNumNovelties> kLeast = {0.0, kSigmasOf90Percent, kSigmasOf90Percent};
   for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
-    if (!fold_widths[novelty].empty()) widths_[novelty] = quantile(fold_widths[novelty], kHardShare);
-    widths_[novelty] = std::max(widths_[novelty], kLeast[novelty]);
+    widths_[novelty] = std::max(width_of_groups(fold_widths[novelty]), kLeast[novelty]);
   }
   setting_widths_.assign(num_quantities, 0.0);
   for (std::size_t quantity = 0; quantity < num_quantities; ++quantity) {
     if (quantity_widths[quantity].empty()) continue;
-    setting_widths_[quantity] = std::max(quantile(quantity_widths[quantity], kHardShare), kSigmasOfSettings);
+    setting_widths_[quantity] = std::max(width_of_groups(quantity_widths[quantity]), kSigmasOf90Percent);
   }
 }
 
