@@ -154,9 +154,16 @@ std::string render_rest(const PlanReport& report) {
     text += fmt::format("  {}: {}{}\n", flip.assumption, flip.best, flip.flips ? "  <- flips" : "");
   }
   text += "\nMeasure next, the most telling first:\n";
+  std::string files;
   for (const NextMeasurement& next : report.measurements) {
     text += fmt::format("  {} (a step is unsure by {} for it)\n    {}\n", next.what, format_us(next.spread_us),
                         next.command);
+    files += " " + next.file;
+  }
+  if (!files.empty()) text += fmt::format("Then the same plan with --measurements{}\n", files);
+  for (const UnmeasuredTerm& term : report.unmeasured) {
+    text += fmt::format("No command here measures {} ({} of a step): {}\n", term.name, format_us(term.spread_us),
+                        term.remedy);
   }
   return text;
 }
@@ -292,7 +299,12 @@ Json plan_report_json(const PlanReport& report) {
   }
   Json measurements = Json::array();
   for (const NextMeasurement& next : report.measurements) {
-    measurements.push_back({{"what", next.what}, {"command", next.command}, {"spread_us", next.spread_us}});
+    measurements.push_back(
+        {{"what", next.what}, {"command", next.command}, {"file", next.file}, {"spread_us", next.spread_us}});
+  }
+  Json unmeasured = Json::array();
+  for (const UnmeasuredTerm& term : report.unmeasured) {
+    unmeasured.push_back({{"name", term.name}, {"remedy", term.remedy}, {"spread_us", term.spread_us}});
   }
   return {{"tool", "epistle plan"},
           {"model", request.model.name},
@@ -304,7 +316,8 @@ Json plan_report_json(const PlanReport& report) {
           {"crossovers", crossovers},
           {"sms", sms},
           {"in_network_reduction", has_best ? reduction_json(request, report.plans.front()) : Json()},
-          {"next_measurements", measurements}};
+          {"next_measurements", measurements},
+          {"unmeasured_terms", unmeasured}};
 }
 
 std::string render_explanation(const Plan& first, const Plan& second) {

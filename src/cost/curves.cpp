@@ -24,6 +24,7 @@ ExchangeTimes exchange_time(const ExchangeWork& work, const ExchangeTerms& terms
   if (far_domains > 0 && work.counts_exchanged) {
     times.fixed_us += terms.network_us + terms.counts_domain_us * far_domains;
   }
+  if (work.host_waits) times.fixed_us += terms.host_wait_us;
   const double sm_rows = work.rank_rows + terms.domain_row_share * work.domain_rows +
                          terms.token_row_share * work.crossing_tokens;
   times.sm_us = sm_rows * (terms.row_sm_us + work.row_bytes / terms.sm_bytes_per_us) / std::max(work.num_sms, 1.0);

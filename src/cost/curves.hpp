@@ -15,6 +15,7 @@ struct ExchangeWork {
   double rank_rows = 0;          ///< rows that SMs handle for ranks: one per (token, rank), or one per token
   double domain_rows = 0;        ///< rows that they forward between domains: one per (token, domain)
   double crossing_tokens = 0;    ///< tokens of a rank where there are several domains
+  bool host_waits = false;       ///< for counts that say how much memory to take, before rows move
   bool counts_exchanged = true;  ///< false: of a call that knows what it receives, so that counts are not waited for
   double link_bytes = 0;         ///< of them, over the links of the domain
   double self_bytes = 0;         ///< of them, to the rank itself
@@ -30,6 +31,7 @@ struct ExchangeTerms {
   double rank_doubling_us = 0;        ///< for every doubling of the ranks of a domain
   double network_us = 0;              ///< of the exchange of counts, for leaving the domain at all
   double domain_doubling_us = 0;      ///< for every doubling of the domains
+  double host_wait_us = 0;            ///< where the host waits for counts
   double far_domain_us = 0;           ///< for every domain but one, where they are served in turn
   double counts_domain_us = 0;        ///< likewise, of the exchange of counts
   double row_sm_us = 0;               ///< of one SM, for every row whatever its size

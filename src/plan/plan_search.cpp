@@ -267,47 +267,4 @@ std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& cal
   return points;
 }
 
-std::vector<NextMeasurement> next_measurements(const PlanRequest& request, const Calibration& calibration,
-                                               const Plan& best) {
-  constexpr std::size_t kMost = 5;
-  std::vector<const PlanTerm*> terms;
-  for (const PlanTerm& term : best.terms) terms.push_back(&term);
-  std::stable_sort(terms.begin(), terms.end(), [](const PlanTerm* a, const PlanTerm* b) {
-    return a->high_us - a->low_us > b->high_us - b->low_us;
-  });
-  const PlanModel& model = request.model;
-  const auto tokens = static_cast<std::int64_t>(std::max(tokens_per_call(request, best.choice), 1.0));
-  std::vector<NextMeasurement> list;
-  for (const PlanTerm* const term : terms) {
-    if (list.size() == kMost) break;
-    NextMeasurement next;
-    next.spread_us = (term->high_us - term->low_us) * model.num_moe_layers;
-    const bool exchange = term->name == "dispatch" || term->name == "combine";
-    if (exchange && !best.choice.mode->own_name.empty()) {
-      next.what = fmt::format("{} of {} at this shape", term->name, best.choice.mode->name);
-      next.command = fmt::format(
-          "epistle bench --device cuda --group processes --dispatcher {} --ranks {} --tokens {} --hidden {} "
-          "--experts {} --top-k {}{} --json {}.json",
-          best.choice.mode->own_name, best.choice.num_ranks, tokens, model.routed_hidden, model.num_experts,
-          model.top_k, best.choice.num_sms > 0 ? fmt::format(" --sms {}", best.choice.num_sms) : "",
-          best.choice.name());
-    } else {
-      next.what = term->curve.empty() ? fmt::format("{} of one layer, {} tokens", term->name, tokens)
-                                      : fmt::format("{} ({}), {} ranks, {} tokens per rank", term->name, term->curve,
-                                                    best.choice.num_ranks, tokens);
-      next.command = term->curve.empty()
-                         ? "time it in the engine: it is a closed form with assumed efficiencies, which nothing refits"
-                         : fmt::format(
-                               "time it, write a row of the table of docs/calibrate.md, and give that file to "
-                               "epistle plan --measurements FILE{}",
-                               calibration.is_measured(term->curve) ? " beside the others" : "");
-    }
-    // One run tells dispatch and combine.
-    const bool there = std::any_of(list.begin(), list.end(),
-                                   [&](const NextMeasurement& other) { return other.command == next.command; });
-    if (!there || !exchange) list.push_back(std::move(next));
-  }
-  return list;
-}
-
 }  // namespace epistle

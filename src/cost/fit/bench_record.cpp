@@ -206,6 +206,8 @@ class RecordReader {
     ExchangeWork work = curve.per_expert ? low_latency_work(base, exchange) : throughput_work(base, exchange, sms);
     // Where every expert has rows of its own, a row is copied for each further one of its rank.
     if (curve.is_own && shape_.layout != "token_major") work.rank_rows = shape_.tokens * shape_.top_k;
+    // Of a graph's static shapes nothing waits on the host; with exact sizing a dispatch does, behind its counts.
+    work.host_waits = curve.is_own && !shape_.gpu.empty() && shape_.sizing == "exact" && phase == "dispatch";
     std::vector<std::string> path = {cluster_.name};
     if (curve.is_own) {
       // Exact sizing waits for counts on the host; copy engines move rows without any SM.
@@ -237,6 +239,9 @@ MeasurementTable parse_bench_record(std::string_view text, std::string_view file
   try {
     const RecordJson record = RecordJson::parse(text.begin(), text.end());
     const std::string tool = record.is_object() ? text_of(record, "tool") : std::string();
+    if (tool.empty() && !(record.is_object() && record.contains("results"))) {
+      throw Error(ErrorCode::kUnsupported, fmt::format("{} is not a record of epistle bench", file));
+    }
     const bool compared = tool == "epistle compare";
     if (!compared && !tool.empty() && tool != "epistle bench") {
       throw Error(ErrorCode::kUnsupported,

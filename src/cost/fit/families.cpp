@@ -53,6 +53,8 @@ struct ExchangePriors {
   double far_domain_factor = 1;
   double counts_domain_us = 0.01;
   double counts_domain_factor = 1;
+  double host_wait_us = 0.01;
+  double host_wait_factor = 1;
 };
 
 std::vector<ConstantPrior> exchange_constants(const ExchangePriors& priors) {
@@ -84,7 +86,9 @@ std::vector<ConstantPrior> exchange_constants(const ExchangePriors& priors) {
       {"far_domain_us", "us", priors.far_domain_us, priors.far_domain_factor,
        "1 to 8 tokens across 2 and across 4 domains"},
       {"counts_domain_us", "us", priors.counts_domain_us, priors.counts_domain_factor,
-       "1 to 8 tokens across 2 and across 4 domains, the exchange of counts by itself"}};
+       "1 to 8 tokens across 2 and across 4 domains, the exchange of counts by itself"},
+      {"host_wait_us", "us", priors.host_wait_us, priors.host_wait_factor,
+       "one shape with exact sizing and with capacity sizing"}};
 }
 
 double exchange_us(const CurveWork& work, std::span<const double> constants) {
@@ -295,6 +299,8 @@ constexpr double kOwnRankDoublingFactor = 3;
 ExchangePriors direct_priors(ExchangePriors priors) {
   priors.rank_doubling_us = kOwnRankDoublingUs;
   priors.rank_doubling_factor = kOwnRankDoublingFactor;
+  priors.host_wait_us = 15;
+  priors.host_wait_factor = 1.5;
   priors.row_sm_us = 0.02;
   priors.row_sm_factor = 2;
   priors.sm_factor = 1.3;
@@ -361,6 +367,7 @@ ExchangeTerms exchange_terms(std::span<const double> constants) noexcept {
           .rank_doubling_us = constants[2],
           .network_us = constants[3],
           .domain_doubling_us = constants[4],
+          .host_wait_us = constants[17],
           .far_domain_us = constants[15],
           .counts_domain_us = constants[16],
           .row_sm_us = constants[5],
