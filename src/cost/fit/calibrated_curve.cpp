@@ -56,6 +56,9 @@ std::vector<double> independent_shares(const std::vector<const Observation*>& me
   return shares;
 }
 
+// Neither the easiest nor the hardest group sets a width.
+constexpr double kHardShare = 0.6;
+
 /// The width of an interval, in sigmas, by what groups that were left out needed for 90% of their errors. Errors of a
 /// group have one cause, so groups are what is counted: a few of them say little, and Student's t widens accordingly.
 double width_of_groups(const std::vector<double>& needed) {
@@ -63,9 +66,15 @@ double width_of_groups(const std::vector<double>& needed) {
   // 95% quantiles of Student's t, by degrees of freedom, over that of the normal distribution.
   constexpr std::array<double, 8> kWider = {3.84, 1.77, 1.43, 1.30, 1.22, 1.18, 1.15, 1.13};
   const double wider = kWider[std::min(needed.size(), kWider.size()) - 1];
-  // Neither the easiest nor the hardest group sets a width.
-  constexpr double kHardShare = 0.6;
-  return std::min(quantile(needed, kHardShare) * wider, kMostSigmas);
+  const double width = std::min(quantile(needed, kHardShare) * wider, kMostSigmas);
+  // A fit without one of few groups is much less sure than the one with it, so that errors look small in its sigmas.
+  constexpr std::size_t kManyGroups = 3;
+  return needed.size() < kManyGroups ? std::max(width, kSigmasOf90Percent) : width;
+}
+
+/// What was measured has many rows to go by.
+double seen_width(const std::vector<double>& needed) {
+  return needed.empty() ? kSigmasOf90Percent : quantile(needed, kHardShare);
 }
 
 }  // namespace
@@ -188,8 +197,10 @@ CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wa
   forecast.is_new.assign(wanted.point.position.size(), true);
   for (const Observation& seen : observations_) {
     if (seen.for_constants_only) continue;
+    const std::size_t shared = shared_levels(seen.point.path, wanted.point.path);
+    forecast.shared_levels = std::max(forecast.shared_levels, shared);
     // Who asks for any version of a library has seen what was measured of one.
-    if (shared_levels(seen.point.path, wanted.point.path) < wanted.point.path.size()) continue;
+    if (shared < wanted.point.path.size()) continue;
     forecast.novelty = Novelty::kSetting;
     for (std::size_t quantity = 0; quantity < forecast.is_new.size(); ++quantity) {
       if (seen.point.position[quantity] == wanted.point.position[quantity]) forecast.is_new[quantity] = false;
@@ -216,6 +227,9 @@ Forecast CalibratedCurve::predict(const Observation& wanted) const {
 /// asked.
 double CalibratedCurve::width_of(const LogForecast& forecast) const {
   const double any = widths_[static_cast<std::size_t>(forecast.novelty)];
+  if (forecast.novelty == Novelty::kLibrary && forecast.shared_levels < library_widths_.size()) {
+    return library_widths_[forecast.shared_levels];
+  }
   if (forecast.novelty != Novelty::kSetting) return any;
   double width = 0.0;
   for (std::size_t quantity = family_->num_varied; quantity < setting_widths_.size(); ++quantity) {
@@ -263,9 +277,9 @@ std::vector<CalibratedCurve::Fold> CalibratedCurve::make_folds() const {
   return folds;
 }
 
-/// Errors of forecasts of what a fold leaves out, in sigmas, by how new it is to the rest.
-std::array<std::vector<double>, kNumNovelties> CalibratedCurve::errors_of(const Fold& fold) const {
-  std::array<std::vector<double>, kNumNovelties> errors;
+/// Errors of forecasts of what a fold leaves out, in sigmas.
+CalibratedCurve::FoldErrors CalibratedCurve::errors_of(const Fold& fold) const {
+  FoldErrors errors;
   std::vector<Observation> kept;
   for (std::size_t row = 0; row < observations_.size(); ++row) {
     if (!fold.is_out[row]) kept.push_back(observations_[row]);
@@ -275,8 +289,11 @@ std::array<std::vector<double>, kNumNovelties> CalibratedCurve::errors_of(const 
   for (std::size_t row = 0; row < observations_.size(); ++row) {
     if (!fold.is_out[row] || observations_[row].for_constants_only) continue;
     const LogForecast forecast = without.log_forecast(observations_[row]);
-    const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us);
-    errors[static_cast<std::size_t>(forecast.novelty)].push_back(error / forecast.sigma);
+    const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us) / forecast.sigma;
+    errors.by_novelty[static_cast<std::size_t>(forecast.novelty)].push_back(error);
+    if (forecast.novelty != Novelty::kLibrary) continue;
+    errors.by_shared_levels.resize(std::max(errors.by_shared_levels.size(), forecast.shared_levels + 1));
+    errors.by_shared_levels[forecast.shared_levels].push_back(error);
   }
   return errors;
 }
@@ -286,29 +303,36 @@ void CalibratedCurve::set_widths() {
     widths_.fill(kPriorSigmas * kSigmasOf90Percent);
     return;
   }
-  constexpr std::size_t kEnough = 5;
-  const std::size_t num_quantities = family_->quantities.size();
-  std::array<std::vector<double>, kNumNovelties> fold_widths;
-  std::vector<std::vector<double>> quantity_widths(num_quantities + 1);
+  std::array<std::vector<double>, kNumNovelties> needed;
+  std::vector<std::vector<double>> needed_of_quantity(family_->quantities.size());
+  std::vector<std::vector<double>> needed_of_levels;
+  const auto note = [](const std::vector<double>& errors, std::vector<double>& groups) {
+    constexpr std::size_t kEnough = 5;
+    if (errors.size() >= kEnough) groups.push_back(quantile(errors, 0.9));
+  };
   for (const Fold& fold : make_folds()) {
-    const auto errors = errors_of(fold);
+    const FoldErrors errors = errors_of(fold);
     for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
-      if (errors[novelty].size() >= kEnough) fold_widths[novelty].push_back(quantile(errors[novelty], 0.9));
+      note(errors.by_novelty[novelty], needed[novelty]);
     }
-    const std::vector<double>& settings = errors[static_cast<std::size_t>(Novelty::kSetting)];
-    if (settings.size() >= kEnough) quantity_widths[fold.quantity].push_back(quantile(settings, 0.9));
+    needed_of_levels.resize(std::max(needed_of_levels.size(), errors.by_shared_levels.size()));
+    for (std::size_t levels = 0; levels < errors.by_shared_levels.size(); ++levels) {
+      note(errors.by_shared_levels[levels], needed_of_levels[levels]);
+    }
+    if (fold.quantity >= needed_of_quantity.size()) continue;
+    note(errors.by_novelty[static_cast<std::size_t>(Novelty::kSetting)], needed_of_quantity[fold.quantity]);
   }
-  // What was measured has many rows to go by. Elsewhere what a few groups say can only widen what the field says: a fit
-  // without a group is less sure than the one with it, so that its errors look small in its sigmas.
-  constexpr std::array<double, kNumNovelties> kLeast = {0.0, kSigmasOf90Percent, kSigmasOf90Percent};
-  for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
-    widths_[novelty] = std::max(width_of_groups(fold_widths[novelty]), kLeast[novelty]);
+  widths_[static_cast<std::size_t>(Novelty::kSeen)] = seen_width(needed[static_cast<std::size_t>(Novelty::kSeen)]);
+  for (const Novelty novelty : {Novelty::kSetting, Novelty::kLibrary}) {
+    widths_[static_cast<std::size_t>(novelty)] = width_of_groups(needed[static_cast<std::size_t>(novelty)]);
   }
-  setting_widths_.assign(num_quantities, 0.0);
-  for (std::size_t quantity = 0; quantity < num_quantities; ++quantity) {
-    if (quantity_widths[quantity].empty()) continue;
-    setting_widths_[quantity] = std::max(width_of_groups(quantity_widths[quantity]), kSigmasOf90Percent);
+  // A new number of ranks is another question than a new width of rows, and a new GPU another than a new version.
+  setting_widths_.clear();
+  for (const std::vector<double>& groups : needed_of_quantity) {
+    setting_widths_.push_back(groups.empty() ? 0.0 : width_of_groups(groups));
   }
+  library_widths_.clear();
+  for (const std::vector<double>& groups : needed_of_levels) library_widths_.push_back(width_of_groups(groups));
 }
 
 std::vector<double> CalibratedCurve::constants_at(const std::vector<std::string>& path) const {

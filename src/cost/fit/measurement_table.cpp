@@ -119,7 +119,10 @@ class TableReader {
 
   void read(const TableLine& line, MeasurementTable& table) {
     table_ = &table;
-    system_ = line.text("system", system_of_name(stem_));
+    // Such kernels are of racks; their tables do not say so.
+    const bool rack = to_lower(line.text("kernel", "")).starts_with("nvlink") && !line.has("system");
+    const std::string named = system_of_name(stem_);
+    system_ = line.text("system", rack && named == "unknown" ? "gb200" : named);
     const std::optional<Cluster> known = known_cluster(system_);
     cluster_ = known.value_or(find_cluster("unknown"));
     // One GPU has one name, whatever tables call it.
