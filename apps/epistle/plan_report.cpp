@@ -1,6 +1,7 @@
 #include "plan_report.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 
@@ -232,6 +233,18 @@ Json cluster_json(const Cluster& cluster) {
   return {{"name", cluster.name}, {"gpu_architecture", cluster.gpu_architecture}, {"constants", fields}};
 }
 
+Json request_json(const PlanRequest& request) {
+  constexpr std::array<std::string_view, 3> kWorkloads = {"prefill", "decode", "training"};
+  const bool grows = request.global_tokens <= 0;
+  return {{"workload", kWorkloads[static_cast<std::size_t>(request.workload)]},
+          {"objective", request.objective == Objective::kLatency ? "latency" : "throughput"},
+          {"tokens_per_gpu", grows ? Json(request.tokens_per_gpu) : Json()},
+          {"global_tokens", grows ? Json() : Json(request.global_tokens)},
+          {"sequence_tokens", request.context_tokens},
+          {"precision", to_string(request.precision)},
+          {"max_step_us", request.max_step_us > 0 ? Json(request.max_step_us) : Json()}};
+}
+
 /// Times of terms of two plans side by side; a term that one does not have takes no time there.
 std::vector<std::pair<std::string, std::pair<double, double>>> paired_terms(const Plan& first, const Plan& second) {
   std::vector<std::pair<std::string, std::pair<double, double>>> pairs;
@@ -309,6 +322,7 @@ Json plan_report_json(const PlanReport& report) {
   return {{"tool", "epistle plan"},
           {"model", request.model.name},
           {"attention_is_assumed", request.model.attention_is_assumed},
+          {"request", request_json(request)},
           {"cluster", cluster_json(request.cluster)},
           {"plans", plans},
           {"flips", flips},

@@ -25,8 +25,8 @@ ExchangeTimes exchange_time(const ExchangeWork& work, const ExchangeTerms& terms
     times.fixed_us += terms.network_us + terms.counts_domain_us * far_domains;
   }
   if (work.host_waits) times.fixed_us += terms.host_wait_us;
-  const double sm_rows = work.rank_rows + terms.domain_row_share * work.domain_rows +
-                         terms.token_row_share * work.crossing_tokens;
+  const double sm_rows =
+      work.rank_rows + terms.domain_row_share * work.domain_rows + terms.token_row_share * work.crossing_tokens;
   times.sm_us = sm_rows * (terms.row_sm_us + work.row_bytes / terms.sm_bytes_per_us) / std::max(work.num_sms, 1.0);
   times.link_us = (work.link_bytes + terms.self_share * work.self_bytes) *
                   (1.0 + terms.link_loss_per_doubling * rank_doublings) /

@@ -79,8 +79,8 @@ class MeasurementList {
     run.num_ranks = std::clamp(run.num_ranks, 2, most);
     const std::string file = fmt::format("{}-{}ranks-{}tokens{}.json", run.mode->name, run.num_ranks, run.tokens,
                                          run.num_sms > 0 ? fmt::format("-{}sms", run.num_sms) : "");
-    const bool there = std::any_of(list_.begin(), list_.end(),
-                                   [&file](const NextMeasurement& other) { return other.file == file; });
+    const bool there =
+        std::any_of(list_.begin(), list_.end(), [&file](const NextMeasurement& other) { return other.file == file; });
     std::string command = command_of(request_, run, file);
     if (there || command.empty()) return;
     list_.push_back({.what = fmt::format("dispatch and combine of {}, {} ranks, {} tokens per rank", run.mode->name,

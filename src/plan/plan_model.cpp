@@ -114,8 +114,8 @@ class ConfigReader {
     model.name = config_.value("model_type", std::string(file_));
     model.hidden = need({"hidden_size"});
     model.routed_hidden = model.hidden;
-    model.num_experts = static_cast<std::int32_t>(
-        need({"n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"}));
+    model.num_experts =
+        static_cast<std::int32_t>(need({"n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"}));
     model.top_k = static_cast<std::int32_t>(
         need({"num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k"}));
     if (model.top_k > model.num_experts) fail("num_experts_per_tok", "is larger than the number of experts");

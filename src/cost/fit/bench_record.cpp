@@ -159,8 +159,7 @@ class RecordReader {
       if (!(observation.us > 0.0)) {
         throw Error(ErrorCode::kCorruptInput, fmt::format("{} has a time that is not positive", file_));
       }
-      const bool blocks = dispatcher == "direct" && shape_.layout == "expert_blocks";
-      table.times.push_back({.curve = fmt::format("{}{} {}", curve->curve, blocks ? "_blocks" : "", phase),
+      table.times.push_back({.curve = fmt::format("{}{} {}", curve->curve, layout_of(dispatcher), phase),
                              .observation = std::move(observation),
                              .line = 1});
       ++table.num_rows;
@@ -171,6 +170,12 @@ class RecordReader {
  private:
   [[noreturn]] void leave_out(std::string_view reason) const {
     throw Error(ErrorCode::kUnsupported, fmt::format("{} {}", file_, reason));
+  }
+
+  /// Layouts of rows that are different work to a dispatcher have curves of their own.
+  [[nodiscard]] std::string_view layout_of(const std::string& dispatcher) const {
+    if (dispatcher != "direct" || shape_.layout == "token_major") return "";
+    return shape_.layout == "expert_blocks" ? "_blocks" : "_experts";
   }
 
   /// 0 where there is none.

@@ -27,8 +27,9 @@ std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::si
   return {path.begin(), path.begin() + static_cast<std::ptrdiff_t>(std::min(levels, path.size()))};
 }
 
-/// How many independent observations each of `members` counts for. What a curve misses at one number of tokens it misses
-/// at the next: a sweep tells as much as it has lengths over which that changes, however closely it was measured.
+/// How many independent observations each of `members` counts for. What a curve misses at one number of tokens it
+/// misses at the next: a sweep tells as much as it has lengths over which that changes, however closely it was
+/// measured.
 std::vector<double> independent_shares(const std::vector<const Observation*>& members, const CurveFamily& family) {
   struct Sweep {
     double low = 0;
@@ -235,7 +236,8 @@ double CalibratedCurve::width_of(const LogForecast& forecast) const {
   for (std::size_t quantity = family_->num_varied; quantity < setting_widths_.size(); ++quantity) {
     if (forecast.is_new[quantity]) width = std::max(width, setting_widths_[quantity]);
   }
-  return width > 0.0 ? width : any;
+  // A question that no group has asked: what others say must not make it look easy.
+  return width > 0.0 ? width : std::max(any, kSigmasOf90Percent);
 }
 
 /// Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs, another

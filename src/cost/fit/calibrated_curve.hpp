@@ -95,7 +95,7 @@ class CalibratedCurve {
     double sigma = 0;
     Novelty novelty = Novelty::kSeen;
     std::size_t shared_levels = 0;  ///< most names that the path of a measurement shares
-    std::vector<bool> is_new;  ///< [quantities]; kSetting: those whose value this library has not shown
+    std::vector<bool> is_new;       ///< [quantities]; kSetting: those whose value this library has not shown
   };
   /// The fitted curve at a place, and how it moves with its constants.
   struct Linearised {

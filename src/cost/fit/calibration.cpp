@@ -19,8 +19,7 @@ std::vector<Observation> merge_equal(const std::vector<const Observation*>& obse
   std::vector<Observation> merged;
   std::vector<std::pair<double, double>> sums;  // of logarithms, and how many
   for (const Observation* const observation : observations) {
-    const Conditions conditions{observation->point.path, observation->point.position,
-                                observation->for_constants_only};
+    const Conditions conditions{observation->point.path, observation->point.position, observation->for_constants_only};
     const auto [place, is_new] = places.emplace(conditions, merged.size());
     if (is_new) {
       merged.push_back(*observation);
@@ -53,11 +52,8 @@ Forecast Calibration::predict(const std::string& curve, const Observation& wante
 bool Calibration::is_measured(const std::string& curve) const { return !curves_.at(curve).observations().empty(); }
 
 TableErrors evaluate(const Calibration& calibration, const MeasurementTable& table) {
-  TableErrors errors{.table = table.name,
-                     .num_rows = table.num_rows,
-                     .num_times = 0,
-                     .worst = {},
-                     .without_measurements = {}};
+  TableErrors errors{
+      .table = table.name, .num_rows = table.num_rows, .num_times = 0, .worst = {}, .without_measurements = {}};
   std::vector<double> apes;
   std::size_t covered = 0;
   std::set<std::string> unknown;
