@@ -31,8 +31,9 @@ std::vector<const ExchangeMode*> allowed_modes(const PlanRequest& request) {
   std::vector<const ExchangeMode*> modes;
   if (request.dispatchers.empty()) {
     for (const ExchangeMode& mode : exchange_modes()) {
-      // A bound is nothing that one could run: it is there when asked for.
-      if (mode.kind != ExchangeKind::kFused) modes.push_back(&mode);
+      // A bound is nothing that one could run: it is there when asked for. So is what needs GPUs where there are none.
+      const bool runs = mode.kind != ExchangeKind::kFused && (!is_host(request.cluster) || !mode.own_name.empty());
+      if (runs) modes.push_back(&mode);
     }
   }
   for (const std::string& name : request.dispatchers) modes.push_back(&find_exchange_mode(name));
@@ -159,11 +160,9 @@ std::vector<Plan> search_plans(const PlanRequest& request, const Calibration& ca
   for_each_choice(request, [&](const PlanChoice& choice) {
     plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
   });
-  std::vector<std::pair<std::tuple<bool, double, std::string>, std::size_t>> order;
+  std::vector<std::pair<std::tuple<std::size_t, double, std::string>, std::size_t>> order;
   for (std::size_t idx = 0; idx < plans.size(); ++idx) {
-    const bool refused = !plans[idx].refusals.empty();
-    const double rank = refused ? static_cast<double>(plans[idx].refusals.size()) : score(request, plans[idx]);
-    order.push_back({{refused, rank, plans[idx].choice.name()}, idx});
+    order.push_back({{plans[idx].refusals.size(), score(request, plans[idx]), plans[idx].choice.name()}, idx});
   }
   std::sort(order.begin(), order.end());
   std::vector<Plan> ranked;

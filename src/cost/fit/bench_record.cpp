@@ -172,9 +172,11 @@ class RecordReader {
     throw Error(ErrorCode::kUnsupported, fmt::format("{} {}", file_, reason));
   }
 
-  /// Layouts of rows that are different work to a dispatcher have curves of their own.
+  /// Layouts of rows, and movers, that are different work to a dispatcher have curves of their own.
   [[nodiscard]] std::string_view layout_of(const std::string& dispatcher) const {
-    if (dispatcher != "direct" || shape_.layout == "token_major") return "";
+    if (dispatcher != "direct") return "";
+    if (shape_.mover == "copy-engines") return "_copies";
+    if (shape_.layout == "token_major") return "";
     return shape_.layout == "expert_blocks" ? "_blocks" : "_experts";
   }
 
@@ -215,9 +217,8 @@ class RecordReader {
     work.host_waits = curve.is_own && !shape_.gpu.empty() && shape_.sizing == "exact" && phase == "dispatch";
     std::vector<std::string> path = {cluster_.name};
     if (curve.is_own) {
-      // Exact sizing waits for counts on the host; copy engines move rows without any SM.
       path.push_back(shape_.layout);
-      path.push_back(shape_.mover == "copy-engines" ? shape_.sizing + " " + shape_.mover : shape_.sizing);
+      path.push_back(shape_.sizing);
     }
     const auto doublings = [](double value) { return std::log2(std::max(value, 1.0)); };
     return {.table = {},

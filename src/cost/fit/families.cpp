@@ -345,6 +345,11 @@ std::vector<CurveFamily> make_families() {
                     direct_priors({.start_us = 55, .sm_bytes_per_us = 47000, .link_efficiency = 0.8})),
            make_own("direct_blocks combine",
                     direct_priors({.start_us = 40, .sm_bytes_per_us = 45000, .link_efficiency = 0.75})),
+           // The host starts copies of rows that follow each other, once it has the counts.
+           make_own("direct_copies dispatch",
+                    direct_priors({.start_us = 230, .sm_bytes_per_us = 47000, .link_efficiency = 0.8})),
+           make_own("direct_copies combine",
+                    direct_priors({.start_us = 9, .sm_bytes_per_us = 45000, .link_efficiency = 0.75})),
            // A row for every expert: copies besides what travels.
            make_own("direct_experts dispatch",
                     direct_priors({.start_us = 40, .sm_bytes_per_us = 38000, .link_efficiency = 0.8})),
