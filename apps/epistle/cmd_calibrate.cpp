@@ -8,6 +8,8 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "epistle/error.hpp"
+
 #include "commands.hpp"
 #include "cost/fit/calibration.hpp"
 #include "json_option.hpp"
@@ -27,10 +29,33 @@ struct CalibrateOptions {
   bool quiet = false;
 };
 
-std::vector<MeasurementTable> read_tables(const std::vector<std::string>& files) {
+/// A file that holds nothing for a curve, and why.
+struct LeftOutFile {
+  std::string file;
+  std::string reason;
+};
+
+struct TableSet {
   std::vector<MeasurementTable> tables;
-  for (const std::string& file : files) tables.push_back(read_measurements(file));
-  return tables;
+  std::vector<LeftOutFile> left_out;
+};
+
+/// A folder of results has records of other things beside those of times: they are named, and the rest is read.
+TableSet read_tables(const std::vector<std::string>& files) {
+  TableSet set;
+  for (const std::string& file : files) {
+    try {
+      set.tables.push_back(read_measurements(file));
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kUnsupported) throw;
+      set.left_out.push_back({.file = file, .reason = std::string(error.message())});
+    }
+  }
+  if (set.tables.empty() && !files.empty()) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("no file has times of a curve; the first: {}", set.left_out.front().reason));
+  }
+  return set;
 }
 
 Json constant_json(const ConstantFit& constant) {
@@ -137,27 +162,37 @@ std::string render_errors(const std::vector<TableErrors>& tables) {
 
 void calibrate(const CalibrateOptions& options) {
   if (!options.json_target.empty()) check_output(options.json_target);
-  const std::vector<MeasurementTable> fit_tables = read_tables(options.fit_files);
-  const std::vector<MeasurementTable> evaluated_tables = read_tables(options.evaluate_files);
+  const TableSet fit = read_tables(options.fit_files);
+  const TableSet evaluated = read_tables(options.evaluate_files);
   Progress progress("fitting", options.quiet);
-  const Calibration calibration(fit_tables);
+  const Calibration calibration(fit.tables);
   std::vector<TableErrors> errors;
   progress.begin("predicting");
-  for (const MeasurementTable& table : evaluated_tables) {
+  for (const MeasurementTable& table : evaluated.tables) {
     errors.push_back(evaluate(calibration, table));
-    progress.update(static_cast<std::int64_t>(errors.size()), static_cast<std::int64_t>(evaluated_tables.size()));
+    progress.update(static_cast<std::int64_t>(errors.size()), static_cast<std::int64_t>(evaluated.tables.size()));
   }
   progress.finish();
+  Json left_out = Json::array();
+  std::string notes;
+  for (const TableSet* const set : {&fit, &evaluated}) {
+    for (const LeftOutFile& entry : set->left_out) {
+      left_out.push_back({{"file", entry.file}, {"reason", entry.reason}});
+      notes += fmt::format("left out: {}\n", entry.reason);
+    }
+  }
   if (!options.json_target.empty()) {
     write_output(options.json_target, json_text({{"tool", "epistle calibrate"},
                                                  {"fit", options.fit_files},
                                                  {"evaluate", options.evaluate_files},
+                                                 {"left_out", left_out},
                                                  {"curves", curves_json(calibration)},
                                                  {"tables", tables_json(errors)}}));
   }
   if (options.json_target == kStdout) return;
   std::string text = render_curves(calibration);
   if (!errors.empty()) text += "\n" + render_errors(errors);
+  if (!notes.empty()) text += "\n" + notes;
   print(text);
 }
 

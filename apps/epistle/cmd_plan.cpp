@@ -50,7 +50,8 @@ void show_plans(const PlanOptions& options) {
                     .flip_map = {},
                     .crossovers = {},
                     .sm_points = {},
-                    .measurements = {}};
+                    .measurements = {},
+                    .unmeasured = {}};
   Json json;
   std::string text;
   if (!options.explain.empty()) {
@@ -65,7 +66,8 @@ void show_plans(const PlanOptions& options) {
       report.crossovers = find_crossovers(request, calibration, best);
       report.sm_points = vary_sms(request, calibration, best);
       if (!options.targets.html.empty()) report.flip_map = map_flips(request, calibration);
-      report.measurements = next_measurements(request, calibration, best);
+      report.measurements = next_measurements(request, calibration, report.plans);
+      report.unmeasured = unmeasured_terms(request, best);
     }
     json = plan_report_json(report);
     text = render_plan_report(report, options.num_shown);

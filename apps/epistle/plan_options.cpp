@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
+#include "epistle/routing.hpp"
 #include "epistle/trace.hpp"
 
 #include "choice_option.hpp"
@@ -18,6 +19,7 @@
 #include "cost/successive_draws.hpp"
 #include "json_option.hpp"
 #include "number_options.hpp"
+#include "routing/popularity.hpp"
 
 namespace epistle::cli {
 namespace {
@@ -47,12 +49,35 @@ std::vector<double> popularity_of_trace(const std::string& path, std::int32_t nu
 }
 
 std::vector<double> read_popularity(const std::string& routing, std::int32_t num_experts) {
-  if (routing == "uniform") return {};
-  if (routing.starts_with("trace:")) return popularity_of_trace(routing.substr(6), num_experts);
-  if (routing.starts_with("zipf:")) {
-    return zipf_popularity(num_experts, parse_real("--routing zipf", routing.substr(5), {0.0, kMaxSkew}));
+  const RoutingSpec spec = RoutingSpec::parse(routing);
+  if (spec.kind == RoutingKind::kTrace) return popularity_of_trace(spec.trace_path, num_experts);
+  if (spec.kind == RoutingKind::kZipf) {
+    if (spec.parameter > kMaxSkew) {
+      epistle::reject(fmt::format("--routing is '{}'; a plan knows zipf:0 to zipf:{}", routing, kMaxSkew));
+    }
+    return zipf_popularity(num_experts, spec.parameter);
   }
-  epistle::reject(fmt::format("--routing is '{}'; it must be uniform, zipf:A or trace:FILE", routing));
+  if (spec.kind == RoutingKind::kLognormal) {
+    constexpr std::uint64_t kSeed = 1;  // that of epistle bench and epistle simulate where none is given
+    const std::vector<std::uint64_t> shares = lognormal_popularity(num_experts, spec.parameter, kSeed);
+    return {shares.begin(), shares.end()};
+  }
+  return {};  // the others load experts evenly
+}
+
+/// Sequences and their length, in place of the tokens that they come to.
+void set_batch(const PlanOptions& options, PlanRequest& request) {
+  const bool decode = request.workload == Workload::kDecode;
+  if (options.sequence > 0) request.context_tokens = options.sequence;
+  if (options.batch <= 0) return;
+  if (options.tokens > 0 || options.global_tokens > 0) {
+    epistle::reject("--batch says how many tokens there are; give it without --tokens and --global-tokens");
+  }
+  if (!decode && options.sequence <= 0) {
+    epistle::reject(fmt::format("--batch {} of --workload {} needs --sequence, the tokens of each", options.batch,
+                                options.workload));
+  }
+  request.tokens_per_gpu = decode ? options.batch : options.batch * options.sequence;
 }
 
 }  // namespace
@@ -69,11 +94,15 @@ void add_plan_options(CLI::App& command, PlanOptions& options) {
              "Tokens of a step per GPU; in decode sequences (default: 32)");
   add_number(command, "--global-tokens", options.global_tokens, {1.0, kMaxPlanTokens},
              "Tokens of a step of a whole EP group, instead: a batch that does not grow with EP");
-  add_number(command, "--context", options.context, {0.0, kMaxContext},
-             "Tokens that attention sees, per sequence (default: 4096)");
+  add_number(command, "--batch", options.batch, {1.0, kMaxPlanTokens},
+             "Sequences of a step per GPU, instead of --tokens: one token of each in decode, else all of --sequence");
+  add_number(command, "--sequence,--context", options.sequence, {1.0, kMaxContext},
+             "Tokens of a sequence, which attention sees (default: 4096)");
   command
-      .add_option("--routing", options.routing, "uniform (default), zipf:A or trace:FILE: how even experts are loaded")
-      ->type_name("ROUTING");
+      .add_option("--routing", options.routing,
+                  "How even experts are loaded: uniform (default), balanced, forced-random, zipf:A, lognormal:S or "
+                  "trace:FILE")
+      ->type_name("SPEC");
   command.add_option("--objective", options.objective, "throughput per GPU (default) or latency")->type_name("WHAT");
   add_number(command, "--max-tpot-ms", options.max_tpot_ms, {0.0, kMaxMs}, "Longest step of decode that is allowed");
   add_number(command, "--max-ttft-ms", options.max_ttft_ms, {0.0, kMaxMs}, "Longest step of prefill that is allowed");
@@ -112,9 +141,10 @@ PlanRequest make_plan_request(const PlanOptions& options) {
                              std::array{pair<std::string_view, Objective>{"throughput", Objective::kThroughput},
                                         pair<std::string_view, Objective>{"latency", Objective::kLatency}});
   request.precision = choose_precision(options.precision);
-  request.tokens_per_gpu = options.tokens;
+  constexpr double kUsualTokens = 32;
+  request.tokens_per_gpu = options.tokens > 0 ? options.tokens : kUsualTokens;
   request.global_tokens = options.global_tokens;
-  request.context_tokens = options.context;
+  set_batch(options, request);
   request.popularity = read_popularity(options.routing, request.model.num_experts);
   request.num_gpus = options.num_gpus;
   request.memory_share = options.memory_share;

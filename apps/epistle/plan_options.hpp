@@ -16,9 +16,10 @@ struct PlanOptions {
   std::string objective = "throughput";
   std::string precision = "fp8_block";
   std::string routing = "uniform";
-  double tokens = 32;
+  double tokens = 0;  ///< 0 = not given; so with the three below
   double global_tokens = 0;
-  double context = 4096;
+  double batch = 0;
+  double sequence = 0;
   double max_tpot_ms = 0;
   double max_ttft_ms = 0;
   double memory_share = 0.9;

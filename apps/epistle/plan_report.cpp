@@ -1,6 +1,7 @@
 #include "plan_report.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 
@@ -154,9 +155,16 @@ std::string render_rest(const PlanReport& report) {
     text += fmt::format("  {}: {}{}\n", flip.assumption, flip.best, flip.flips ? "  <- flips" : "");
   }
   text += "\nMeasure next, the most telling first:\n";
+  std::string files;
   for (const NextMeasurement& next : report.measurements) {
     text += fmt::format("  {} (a step is unsure by {} for it)\n    {}\n", next.what, format_us(next.spread_us),
                         next.command);
+    files += " " + next.file;
+  }
+  if (!files.empty()) text += fmt::format("Then the same plan with --measurements{}\n", files);
+  for (const UnmeasuredTerm& term : report.unmeasured) {
+    text += fmt::format("No command here measures {} ({} of a step): {}\n", term.name, format_us(term.spread_us),
+                        term.remedy);
   }
   return text;
 }
@@ -223,6 +231,18 @@ Json cluster_json(const Cluster& cluster) {
     fields[std::string(info.name)] = {{"value", constant.value}, {"source", constant.source}, {"date", constant.date}};
   }
   return {{"name", cluster.name}, {"gpu_architecture", cluster.gpu_architecture}, {"constants", fields}};
+}
+
+Json request_json(const PlanRequest& request) {
+  constexpr std::array<std::string_view, 3> kWorkloads = {"prefill", "decode", "training"};
+  const bool grows = request.global_tokens <= 0;
+  return {{"workload", kWorkloads[static_cast<std::size_t>(request.workload)]},
+          {"objective", request.objective == Objective::kLatency ? "latency" : "throughput"},
+          {"tokens_per_gpu", grows ? Json(request.tokens_per_gpu) : Json()},
+          {"global_tokens", grows ? Json() : Json(request.global_tokens)},
+          {"sequence_tokens", request.context_tokens},
+          {"precision", to_string(request.precision)},
+          {"max_step_us", request.max_step_us > 0 ? Json(request.max_step_us) : Json()}};
 }
 
 /// Times of terms of two plans side by side; a term that one does not have takes no time there.
@@ -292,11 +312,17 @@ Json plan_report_json(const PlanReport& report) {
   }
   Json measurements = Json::array();
   for (const NextMeasurement& next : report.measurements) {
-    measurements.push_back({{"what", next.what}, {"command", next.command}, {"spread_us", next.spread_us}});
+    measurements.push_back(
+        {{"what", next.what}, {"command", next.command}, {"file", next.file}, {"spread_us", next.spread_us}});
+  }
+  Json unmeasured = Json::array();
+  for (const UnmeasuredTerm& term : report.unmeasured) {
+    unmeasured.push_back({{"name", term.name}, {"remedy", term.remedy}, {"spread_us", term.spread_us}});
   }
   return {{"tool", "epistle plan"},
           {"model", request.model.name},
           {"attention_is_assumed", request.model.attention_is_assumed},
+          {"request", request_json(request)},
           {"cluster", cluster_json(request.cluster)},
           {"plans", plans},
           {"flips", flips},
@@ -304,7 +330,8 @@ Json plan_report_json(const PlanReport& report) {
           {"crossovers", crossovers},
           {"sms", sms},
           {"in_network_reduction", has_best ? reduction_json(request, report.plans.front()) : Json()},
-          {"next_measurements", measurements}};
+          {"next_measurements", measurements},
+          {"unmeasured_terms", unmeasured}};
 }
 
 std::string render_explanation(const Plan& first, const Plan& second) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "json_text.hpp"
+#include "plan/next_measurements.hpp"
 #include "plan/plan_search.hpp"
 
 namespace epistle::cli {
@@ -19,6 +20,7 @@ struct PlanReport {
   std::vector<CrossoverPoint> crossovers;
   std::vector<SmPoint> sm_points;
   std::vector<NextMeasurement> measurements;
+  std::vector<UnmeasuredTerm> unmeasured;  ///< terms of the best plan
 };
 
 [[nodiscard]] std::string render_plan_report(const PlanReport& report, int num_shown);

@@ -17,10 +17,16 @@ ExchangeTimes exchange_time(const ExchangeWork& work, const ExchangeTerms& terms
   const double rank_doublings = std::log2(std::max(work.ranks_per_domain, 1.0));
   const double domain_doublings = std::log2(std::max(work.num_domains, 1.0));
   ExchangeTimes times;
+  const double far_domains = std::max(work.num_domains - 1.0, 0.0);
   times.fixed_us = terms.start_us + terms.row_pass_us_per_byte * work.row_bytes +
                    terms.rank_doubling_us * rank_doublings + terms.domain_doubling_us * domain_doublings +
-                   (work.num_domains > 1 ? terms.network_us : 0.0);
-  const double sm_rows = work.rank_rows + terms.domain_row_share * work.domain_rows;
+                   terms.far_domain_us * far_domains;
+  if (far_domains > 0 && work.counts_exchanged) {
+    times.fixed_us += terms.network_us + terms.counts_domain_us * far_domains;
+  }
+  if (work.host_waits) times.fixed_us += terms.host_wait_us;
+  const double sm_rows =
+      work.rank_rows + terms.domain_row_share * work.domain_rows + terms.token_row_share * work.crossing_tokens;
   times.sm_us = sm_rows * (terms.row_sm_us + work.row_bytes / terms.sm_bytes_per_us) / std::max(work.num_sms, 1.0);
   times.link_us = (work.link_bytes + terms.self_share * work.self_bytes) *
                   (1.0 + terms.link_loss_per_doubling * rank_doublings) /

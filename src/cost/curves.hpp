@@ -14,6 +14,9 @@ struct ExchangeWork {
   double row_bytes = 0;
   double rank_rows = 0;          ///< rows that SMs handle for ranks: one per (token, rank), or one per token
   double domain_rows = 0;        ///< rows that they forward between domains: one per (token, domain)
+  double crossing_tokens = 0;    ///< tokens of a rank where there are several domains
+  bool host_waits = false;       ///< for counts that say how much memory to take, before rows move
+  bool counts_exchanged = true;  ///< false: of a call that knows what it receives, so that counts are not waited for
   double link_bytes = 0;         ///< of them, over the links of the domain
   double self_bytes = 0;         ///< of them, to the rank itself
   double network_bytes = 0;      ///< of them, over the network
@@ -26,11 +29,15 @@ struct ExchangeTerms {
   double start_us = 0;                ///< launch, count exchange, synchronisation: there for one token
   double row_pass_us_per_byte = 0;    ///< of one row through one warp: there for one token
   double rank_doubling_us = 0;        ///< for every doubling of the ranks of a domain
-  double network_us = 0;              ///< for leaving the domain at all
+  double network_us = 0;              ///< of the exchange of counts, for leaving the domain at all
   double domain_doubling_us = 0;      ///< for every doubling of the domains
+  double host_wait_us = 0;            ///< where the host waits for counts
+  double far_domain_us = 0;           ///< for every domain but one, where they are served in turn
+  double counts_domain_us = 0;        ///< likewise, of the exchange of counts
   double row_sm_us = 0;               ///< of one SM, for every row whatever its size
   double sm_bytes_per_us = 1;         ///< of one SM
   double domain_row_share = 1;        ///< cost of a row between domains, in rows between ranks
+  double token_row_share = 0;         ///< cost of a token besides its rows where there are several domains, likewise
   double link_efficiency = 1;         ///< of the nominal rate
   double link_loss_per_doubling = 0;  ///< of the link, for every doubling of the ranks of a domain
   double network_efficiency = 1;

@@ -20,8 +20,10 @@ ExchangeWork exchange_base(const Cluster& cluster, double num_ranks, double rank
 ExchangeWork low_latency_work(const ExchangeWork& base, const ExchangeShape& shape) {
   ExchangeWork work = base;
   const double bytes = shape.busiest_factor * shape.tokens_per_rank * shape.top_k * shape.row_bytes;
-  work.link_bytes = bytes / work.num_domains;
-  work.network_bytes = bytes - work.link_bytes;
+  // A row to oneself is copied, and crosses no link.
+  work.self_bytes = bytes / shape.num_ranks;
+  work.link_bytes = bytes / work.num_domains - work.self_bytes;
+  work.network_bytes = bytes - bytes / work.num_domains;
   return work;
 }
 
@@ -33,6 +35,7 @@ ExchangeWork throughput_work(const ExchangeWork& base, const ExchangeShape& shap
   work.row_bytes = shape.row_bytes;
   work.rank_rows = tokens * shape.distinct_ranks;
   work.domain_rows = crosses ? tokens * shape.distinct_domains : 0.0;
+  work.crossing_tokens = crosses ? tokens : 0.0;
   work.self_bytes = work.rank_rows / shape.num_ranks * shape.row_bytes;
   work.link_bytes = work.rank_rows * shape.row_bytes - work.self_bytes;
   work.network_bytes = work.domain_rows * (1.0 - 1.0 / work.num_domains) * shape.row_bytes;

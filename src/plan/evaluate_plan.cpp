@@ -79,11 +79,13 @@ class PlanEvaluator {
   [[nodiscard]] PlanTerm attention() const {
     const double weight_size = std::max(weight_bytes_per_element(request_.precision), 1.0);
     // The ranks of a TP group share the tokens of all of them and the heads: each does its share of both.
-    const double seen = request_.workload == Workload::kDecode ? request_.context_tokens : request_.context_tokens / 2;
-    const double flops = tokens_ * (2 * model_.attention_elements + 4 * seen * model_.hidden);
-    const double cache_bytes = request_.workload == Workload::kDecode
-                                   ? tokens_ * request_.context_tokens * model_.kv_elements_per_token * kBf16Size
-                                   : 0.0;
+    const bool decode = request_.workload == Workload::kDecode;
+    // Of tokens that are read together each sees half of the others, on average.
+    const double seen = model_.seen_tokens(decode ? request_.context_tokens : request_.context_tokens / 2);
+    const double score_elements = decode ? model_.decode_score_elements : model_.score_elements;
+    const double flops = tokens_ * 2 * (model_.attention_elements + seen * score_elements);
+    const double cache_bytes =
+        decode ? tokens_ * seen * cached_elements(model_, choice_.tensor_ranks) * kBf16Size : 0.0;
     return closed_form("attention", kAttentionStartUs, flops,
                        model_.attention_elements * weight_size / choice_.tensor_ranks + cache_bytes);
   }
@@ -153,7 +155,7 @@ class PlanEvaluator {
     }
     const ExchangeSetting setting{
         .tokens = tokens_, .num_ranks = ranks, .num_sms = sms, .row_bytes = row_bytes, .num_experts = experts};
-    add_exchange(term, term.curve, exchange_observation(cluster_, mode.kind, setting, work), work);
+    add_exchange(term, term.curve, exchange_observation(cluster_, mode, setting, work), work);
     return term;
   }
 
@@ -281,6 +283,9 @@ void refuse_what_does_not_fit(const PlanRequest& request, const ExchangeBuffers&
     if (choice.mode->max_tokens > 0 && tokens > choice.mode->max_tokens) {
       plan.refusals.push_back(fmt::format("{} takes at most {} tokens per rank, not {}", choice.mode->name,
                                           choice.mode->max_tokens, tokens));
+    }
+    if (is_host(request.cluster) && choice.mode->own_name.empty()) {
+      plan.refusals.push_back(fmt::format("{} needs GPUs", choice.mode->name));
     }
     if (buffers.refusal) plan.refusals.push_back(*buffers.refusal);
   }

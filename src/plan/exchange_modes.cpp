@@ -27,6 +27,14 @@ std::vector<ExchangeMode> make_modes() {
        true,
        0,
        {}},
+      {"hybrid",
+       "hybrid",
+       ExchangeKind::kThroughput,
+       "epistle_hybrid dispatch",
+       "epistle_hybrid combine",
+       false,
+       0,
+       {16, 32}},
       {"deepep",
        "",
        ExchangeKind::kThroughput,
@@ -62,14 +70,15 @@ ExchangeBuffers own_buffers(const ExchangeMode& mode, const PlanRequest& request
   config.sizing = Capacity{.rows_per_rank = config.max_tokens * static_cast<std::int64_t>(num_ranks)};
   ExchangeBuffers buffers;
   buffers.source = "the dispatcher's own buffer plan";
-  const DispatcherInfo& info = find_dispatcher(mode.own_name, Device::kCuda);
+  const DispatcherInfo& info = find_dispatcher(mode.own_name, is_host(request.cluster) ? Device::kHost : Device::kCuda);
   const int ranks = static_cast<int>(num_ranks);
+  const int domain = std::min(ranks, request.cluster.gpus_per_domain());
   try {
-    if (auto reason = info.cannot_serve(config, ranks)) {
+    if (auto reason = info.cannot_serve(config, ranks, domain)) {
       // What this build lacks does not matter for a plan.
       if (*reason != info.capabilities().missing) buffers.refusal = std::move(reason);
     }
-    const MemoryPlan plan = info.memory(config, ranks);
+    const MemoryPlan plan = info.memory(config, ranks, domain);
     buffers.bytes =
         static_cast<double>(plan.largest_bytes(MemoryKind::kShared) + plan.largest_bytes(MemoryKind::kPrivate));
   } catch (const Error& error) {

@@ -11,6 +11,10 @@ double tokens_per_call(const PlanRequest& request, const PlanChoice& choice) {
   return choice.two_batches ? tokens / 2 : tokens;
 }
 
+double cached_elements(const PlanModel& model, std::int32_t tensor_ranks) {
+  return model.kv_elements_per_token * std::max(tensor_ranks / model.kv_heads, 1.0);
+}
+
 std::vector<double> expert_inclusion(const PlanRequest& request) {
   if (request.popularity.empty()) return {};
   return inclusion_probabilities(request.popularity, request.model.top_k);
@@ -67,12 +71,13 @@ MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice,
       model.num_layers * model.attention_elements / choice.tensor_ranks +
       dense_layers * kMatrices * model.hidden * model.dense_ffn / choice.tensor_ranks +
       model.num_moe_layers * (kMatrices * model.hidden * model.shared_ffn + model.hidden * model.num_experts) +
-      2 * model.vocabulary * model.hidden / choice.tensor_ranks;
+      (model.tied_embeddings ? 1 : 2) * model.vocabulary * model.hidden / choice.tensor_ranks;
   // Attention and embeddings stay in bf16 where experts are fp4.
   ledger.other_weights = other_elements * (training ? weight_bytes : std::max(weight_bytes, 1.0));
   if (request.workload != Workload::kTraining) {
-    const double cached = request.workload == Workload::kDecode ? tokens * request.context_tokens : tokens;
-    ledger.kv_cache = cached * model.kv_elements_per_token * kBf16Bytes * model.num_layers;
+    const double context = request.workload == Workload::kDecode ? request.context_tokens : 1.0;
+    ledger.kv_cache = tokens * model.seen_tokens(context) * cached_elements(model, choice.tensor_ranks) * kBf16Bytes *
+                      model.num_layers;
   } else {
     // Inputs of every layer, kept for the backward pass; the rest is computed again.
     ledger.kv_cache = tokens * model.hidden * kBf16Bytes * model.num_layers;

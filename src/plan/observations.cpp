@@ -10,13 +10,19 @@ double doublings(double value) { return std::log2(std::max(value, 1.0)); }
 
 }  // namespace
 
-Observation exchange_observation(const Cluster& cluster, ExchangeKind kind, const ExchangeSetting& setting,
+std::vector<std::string> exchange_path(const Cluster& cluster, const ExchangeMode& mode) {
+  // Plans size Epistle's dispatchers as epistle bench does with these options.
+  if (!mode.own_name.empty()) return {measured_name(cluster), "token_major", "capacity"};
+  return {measured_name(cluster)};
+}
+
+Observation exchange_observation(const Cluster& cluster, const ExchangeMode& mode, const ExchangeSetting& setting,
                                  const ExchangeWork& work) {
   // Of tables, only those of throughput modes name SMs.
-  const double sm_position = kind == ExchangeKind::kThroughput ? doublings(setting.num_sms) : 0.0;
+  const double sm_position = mode.kind == ExchangeKind::kThroughput ? doublings(setting.num_sms) : 0.0;
   return {.table = {},
           .label = {},
-          .point = {.path = {cluster.name},
+          .point = {.path = exchange_path(cluster, mode),
                     .position = {doublings(setting.tokens), doublings(setting.num_ranks), sm_position,
                                  doublings(setting.row_bytes), doublings(setting.num_experts)}},
           .work = work};
@@ -25,7 +31,7 @@ Observation exchange_observation(const Cluster& cluster, ExchangeKind kind, cons
 Observation collective_observation(const Cluster& cluster, double num_ranks, double bytes, const ExchangeWork& work) {
   return {.table = {},
           .label = {},
-          .point = {.path = {cluster.name}, .position = {doublings(bytes), doublings(num_ranks)}},
+          .point = {.path = {measured_name(cluster)}, .position = {doublings(bytes), doublings(num_ranks)}},
           .work = work};
 }
 

@@ -1,6 +1,9 @@
 // What is asked of a calibrated curve: the work, and where it lies among the settings that were measured.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "cost/fit/calibrated_curve.hpp"
 #include "cost/work.hpp"
 #include "plan/exchange_modes.hpp"
@@ -17,7 +20,10 @@ struct ExchangeSetting {
   double num_experts = 1;
 };
 
-[[nodiscard]] Observation exchange_observation(const Cluster& cluster, ExchangeKind kind,
+/// Whose measurements a forecast for `mode` goes by first.
+[[nodiscard]] std::vector<std::string> exchange_path(const Cluster& cluster, const ExchangeMode& mode);
+
+[[nodiscard]] Observation exchange_observation(const Cluster& cluster, const ExchangeMode& mode,
                                                const ExchangeSetting& setting, const ExchangeWork& work);
 
 /// A collective whose larger side has `bytes` on every rank.

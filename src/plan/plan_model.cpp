@@ -19,12 +19,10 @@ namespace {
 
 using ConfigJson = nlohmann::json;
 
-constexpr double kAssumedKvElements = 2 * 8 * 128;  // keys and values, eight heads of 128
+constexpr double kAssumedKvHeads = 8;
+constexpr double kAssumedHeadWidth = 128;
 constexpr double kAssumedVocabulary = 128 * 1024;
 constexpr double kMaxSize = 1e7;  // of any width or count in a config
-
-/// Weights of queries and output (hidden x hidden each) and of keys and values.
-double usual_attention(double hidden, double kv_elements) { return 2 * hidden * hidden + hidden * kv_elements; }
 
 /// "1" is an expert of the usual width, "2816 wide" a width; "-" and "0" none.
 double shared_width(std::string_view text, double expert_ffn) {
@@ -41,38 +39,69 @@ struct PresetAttention {
   double kv_heads;
   double head_width;
   double vocabulary;
+  double window_tokens = 0;  ///< of every second layer; 0 = all see everything
 };
 
 constexpr PresetAttention kPresetAttention[] = {
-    {"qwen3-235b-a22b", 64, 4, 128, 151936}, {"qwen3-30b-a3b", 32, 4, 128, 151936},
-    {"gpt-oss-120b", 64, 8, 64, 201088},     {"gpt-oss-20b", 64, 8, 64, 201088},
-    {"mixtral-8x7b", 32, 8, 128, 32000},     {"mixtral-8x22b", 48, 8, 128, 32768},
-    {"glm-4.5", 96, 8, 128, 151552},         {"glm-4.5-air", 96, 8, 128, 151552},
+    {"qwen3-235b-a22b", 64, 4, 128, 151936},  {"qwen3-30b-a3b", 32, 4, 128, 151936},
+    {"gpt-oss-120b", 64, 8, 64, 201088, 128}, {"gpt-oss-20b", 64, 8, 64, 201088, 128},
+    {"mixtral-8x7b", 32, 8, 128, 32000},      {"mixtral-8x22b", 48, 8, 128, 32768},
+    {"glm-4.5", 96, 8, 128, 151552},          {"glm-4.5-air", 96, 8, 128, 151552},
 };
 
-/// DeepSeek-V3: multi-head latent attention of 128 heads; a latent of 512 and a rotary key of 64 are cached.
+/// Sizes of multi-head latent attention: one latent and one rotary key per token for all heads.
+struct LatentAttention {
+  double heads;
+  double query_latent;  ///< 0 = queries come from the hidden row itself
+  double kv_latent;
+  double key;  ///< of a head, without its rotary part
+  double rotary;
+  double value;
+};
+
+void set_attention(PlanModel& model, const LatentAttention& sizes) {
+  const double key = sizes.key + sizes.rotary;
+  const double query_elements = sizes.query_latent > 0
+                                    ? model.hidden * sizes.query_latent + sizes.query_latent * sizes.heads * key
+                                    : model.hidden * sizes.heads * key;
+  model.kv_elements_per_token = sizes.kv_latent + sizes.rotary;
+  model.kv_heads = 1;
+  model.attention_elements = query_elements + model.hidden * (sizes.kv_latent + sizes.rotary) +
+                             sizes.kv_latent * sizes.heads * (sizes.key + sizes.value) +
+                             sizes.heads * sizes.value * model.hidden;
+  model.score_elements = sizes.heads * (key + sizes.value);
+  // In decode heads meet the latents as they are cached.
+  model.decode_score_elements = sizes.heads * (2 * sizes.kv_latent + sizes.rotary);
+}
+
+void set_attention(PlanModel& model, double heads, double kv_heads, double head_width) {
+  model.kv_elements_per_token = 2 * kv_heads * head_width;
+  model.kv_heads = kv_heads;
+  model.attention_elements = model.hidden * head_width * 2 * (heads + kv_heads);
+  model.score_elements = 2 * heads * head_width;
+  model.decode_score_elements = model.score_elements;
+}
+
 constexpr std::string_view kLatentPreset = "deepseek-v3";
-constexpr double kLatentKvElements = 512 + 64;
-constexpr double kLatentAttentionElements =
-    7168.0 * 1536 + 1536.0 * 128 * 192 + 7168.0 * 576 + 512.0 * 128 * 256 + 128.0 * 128 * 7168;
+constexpr LatentAttention kLatentSizes{
+    .heads = 128, .query_latent = 1536, .kv_latent = 512, .key = 128, .rotary = 64, .value = 128};
 
 void set_preset_attention(PlanModel& model) {
   if (model.name == kLatentPreset) {
-    model.kv_elements_per_token = kLatentKvElements;
-    model.attention_elements = kLatentAttentionElements;
+    set_attention(model, kLatentSizes);
     model.vocabulary = 129280;
     return;
   }
   for (const PresetAttention& preset : kPresetAttention) {
     if (preset.name != model.name) continue;
-    model.kv_elements_per_token = 2 * preset.kv_heads * preset.head_width;
-    model.attention_elements = model.hidden * preset.head_width * 2 * (preset.heads + preset.kv_heads);
+    set_attention(model, preset.heads, preset.kv_heads, preset.head_width);
     model.vocabulary = preset.vocabulary;
+    model.window_tokens = preset.window_tokens;
+    if (preset.window_tokens > 0) model.num_window_layers = model.num_layers / 2;
     return;
   }
   model.vocabulary = kAssumedVocabulary;
-  model.kv_elements_per_token = kAssumedKvElements;
-  model.attention_elements = usual_attention(model.hidden, kAssumedKvElements);
+  set_attention(model, model.hidden / kAssumedHeadWidth, kAssumedKvHeads, kAssumedHeadWidth);
   model.attention_is_assumed = true;
 }
 
@@ -85,22 +114,27 @@ class ConfigReader {
     model.name = config_.value("model_type", std::string(file_));
     model.hidden = need({"hidden_size"});
     model.routed_hidden = model.hidden;
-    model.num_experts = static_cast<std::int32_t>(need({"n_routed_experts", "num_experts", "num_local_experts"}));
-    model.top_k = static_cast<std::int32_t>(need({"num_experts_per_tok", "num_experts_per_token", "moe_topk"}));
+    model.num_experts =
+        static_cast<std::int32_t>(need({"n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"}));
+    model.top_k = static_cast<std::int32_t>(
+        need({"num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k"}));
     if (model.top_k > model.num_experts) fail("num_experts_per_tok", "is larger than the number of experts");
-    model.dense_ffn = find({"intermediate_size"}).value_or(0.0);
-    model.expert_ffn = find({"moe_intermediate_size"}).value_or(model.dense_ffn);
+    const double usual_ffn = find({"intermediate_size"}).value_or(0.0);
+    model.dense_ffn = find({"intermediate_size_mlp"}).value_or(usual_ffn);
+    model.expert_ffn = find({"moe_intermediate_size"}).value_or(usual_ffn);
     if (model.expert_ffn <= 0) fail("moe_intermediate_size", "is missing");
     model.num_layers = static_cast<std::int32_t>(need({"num_hidden_layers"}));
-    const double dense_first = find({"first_k_dense_replace"}).value_or(0.0);
-    if (dense_first >= model.num_layers) fail("first_k_dense_replace", "leaves no layer with experts");
-    model.num_moe_layers = model.num_layers - static_cast<std::int32_t>(dense_first);
+    model.num_moe_layers = count_moe_layers(model.num_layers);
+    if (model.num_moe_layers < 1) fail("num_hidden_layers", "and the fields beside it leave no layer with experts");
     model.num_groups = static_cast<std::int32_t>(find({"n_group"}).value_or(1.0));
     model.groups_per_token = static_cast<std::int32_t>(find({"topk_group"}).value_or(1.0));
     model.shared_ffn =
-        find({"shared_expert_intermediate_size"}).value_or(find({"n_shared_experts"}).value_or(0.0) * model.expert_ffn);
+        find({"shared_expert_intermediate_size"})
+            .value_or(find({"n_shared_experts", "moe_num_shared_experts"}).value_or(0.0) * model.expert_ffn);
     model.vocabulary = find({"vocab_size"}).value_or(kAssumedVocabulary);
+    model.tied_embeddings = config_.value("tie_word_embeddings", false);
     read_attention(model);
+    read_windows(model);
     return model;
   }
 
@@ -128,25 +162,60 @@ class ConfigReader {
   }
 
   void read_attention(PlanModel& model) const {
+    const double heads = need({"num_attention_heads"});
     if (const auto latent = find({"kv_lora_rank"}); latent && *latent > 0) {
-      // Multi-head latent attention: one latent and one rotary key per token.
-      const double rotary = find({"qk_rope_head_dim"}).value_or(64.0);
-      const double heads = need({"num_attention_heads"});
-      const double key = find({"qk_nope_head_dim"}).value_or(128.0);
-      const double value = find({"v_head_dim"}).value_or(128.0);
-      const double query = find({"q_lora_rank"}).value_or(0.0);
-      model.kv_elements_per_token = *latent + rotary;
-      const double query_elements =
-          query > 0 ? model.hidden * query + query * heads * (key + rotary) : model.hidden * heads * (key + rotary);
-      model.attention_elements = query_elements + model.hidden * (*latent + rotary) + *latent * heads * (key + value) +
-                                 heads * value * model.hidden;
+      set_attention(model, {.heads = heads,
+                            .query_latent = find({"q_lora_rank"}).value_or(0.0),
+                            .kv_latent = *latent,
+                            .key = find({"qk_nope_head_dim"}).value_or(128.0),
+                            .rotary = find({"qk_rope_head_dim"}).value_or(64.0),
+                            .value = find({"v_head_dim"}).value_or(128.0)});
       return;
     }
-    const double heads = need({"num_attention_heads"});
-    const double kv_heads = find({"num_key_value_heads"}).value_or(heads);
-    const double width = find({"head_dim"}).value_or(model.hidden / heads);
-    model.kv_elements_per_token = 2 * kv_heads * width;
-    model.attention_elements = model.hidden * width * (2 * heads + 2 * kv_heads);
+    set_attention(model, heads, find({"num_key_value_heads"}).value_or(heads),
+                  find({"head_dim"}).value_or(model.hidden / heads));
+  }
+
+  /// Layers with experts: all but those that one of the ways to say so leaves out.
+  [[nodiscard]] std::int32_t count_moe_layers(std::int32_t num_layers) const {
+    const double dense_first = find({"first_k_dense_replace"}).value_or(0.0);
+    // Every n-th layer, the last of n (Qwen, Llama 4) or the first (DeepSeek).
+    const double last_of = std::max(find({"decoder_sparse_step", "interleave_moe_layer_step"}).value_or(1.0), 1.0);
+    const auto frequency = config_.find("moe_layer_freq");
+    const bool is_list = frequency != config_.end() && frequency->is_array();
+    const double first_of = is_list ? 1.0 : std::max(find({"moe_layer_freq"}).value_or(1.0), 1.0);
+    const auto dense_layers = config_.find("mlp_only_layers");
+    std::int32_t count = 0;
+    for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+      bool dense = layer < dense_first || std::fmod(layer + 1, last_of) != 0 || std::fmod(layer, first_of) != 0;
+      if (is_list && static_cast<std::size_t>(layer) < frequency->size()) {
+        dense = dense || frequency->at(static_cast<std::size_t>(layer)).get<double>() == 0;
+      }
+      if (dense_layers != config_.end() && dense_layers->is_array()) {
+        dense = dense || std::find(dense_layers->begin(), dense_layers->end(), layer) != dense_layers->end();
+      }
+      if (!dense) ++count;
+    }
+    return count;
+  }
+
+  /// Layers that see a window of the context, or keep a state of it.
+  void read_windows(PlanModel& model) const {
+    const double window = find({"sliding_window"}).value_or(0.0);
+    const auto types = config_.find("layer_types");
+    if (types != config_.end() && types->is_array()) {
+      for (const ConfigJson& type : *types) {
+        const std::string text = type.get<std::string>();
+        if (text == "sliding_attention" && window > 0) ++model.num_window_layers;
+        if (text == "linear_attention") ++model.num_linear_layers;
+      }
+      if (model.num_window_layers + model.num_linear_layers > model.num_layers) {
+        fail("layer_types", "has more layers than num_hidden_layers");
+      }
+    } else if (window > 0 && config_.value("use_sliding_window", true)) {
+      model.num_window_layers = model.num_layers;
+    }
+    model.window_tokens = window;
   }
 
   const ConfigJson& config_;
@@ -154,6 +223,11 @@ class ConfigReader {
 };
 
 }  // namespace
+
+double PlanModel::seen_tokens(double context_tokens) const noexcept {
+  const double full_layers = num_layers - num_window_layers - num_linear_layers;
+  return (full_layers * context_tokens + num_window_layers * std::min(window_tokens, context_tokens)) / num_layers;
+}
 
 PlanModel plan_model_of_preset(std::string_view name) {
   const ModelPreset& preset = find_model(name);

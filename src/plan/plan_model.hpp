@@ -21,9 +21,19 @@ struct PlanModel {
   std::int32_t num_groups = 1;  ///< expert groups of the router
   std::int32_t groups_per_token = 1;
   double vocabulary = 0;
-  double attention_elements = 0;      ///< weights of the attention of a layer
-  double kv_elements_per_token = 0;   ///< cached per token and layer
-  bool attention_is_assumed = false;  ///< a preset does not say: grouped-query attention of eight heads of 128
+  bool tied_embeddings = false;        ///< one matrix for tokens in and out
+  double attention_elements = 0;       ///< weights of the attention of a layer
+  double kv_elements_per_token = 0;    ///< cached per token and layer that caches
+  double kv_heads = 1;                 ///< parts that a cache can be split into: latents of all heads are one
+  double score_elements = 0;           ///< of queries and values of all heads: two operations for each token seen
+  double decode_score_elements = 0;    ///< the same in decode; more where heads work on latents
+  std::int32_t num_window_layers = 0;  ///< whose attention sees the last `window_tokens` only
+  double window_tokens = 0;
+  std::int32_t num_linear_layers = 0;  ///< whose attention keeps a state instead of a cache
+  bool attention_is_assumed = false;   ///< a preset does not say: grouped-query attention of eight heads of 128
+
+  /// Of a context, tokens that the attention of a layer sees and caches, on average over the layers.
+  [[nodiscard]] double seen_tokens(double context_tokens) const noexcept;
 };
 
 /// A name of epistle models.

@@ -31,12 +31,23 @@ std::vector<const ExchangeMode*> allowed_modes(const PlanRequest& request) {
   std::vector<const ExchangeMode*> modes;
   if (request.dispatchers.empty()) {
     for (const ExchangeMode& mode : exchange_modes()) {
-      // A bound is nothing that one could run: it is there when asked for.
-      if (mode.kind != ExchangeKind::kFused) modes.push_back(&mode);
+      // A bound is nothing that one could run: it is there when asked for. So is what needs GPUs where there are none.
+      const bool runs = mode.kind != ExchangeKind::kFused && (!is_host(request.cluster) || !mode.own_name.empty());
+      if (runs) modes.push_back(&mode);
     }
   }
   for (const std::string& name : request.dispatchers) modes.push_back(&find_exchange_mode(name));
   return modes;
+}
+
+/// 0 = all, where there is no choice or fewer than any choice needs.
+std::vector<std::int32_t> sms_to_choose(const ExchangeMode& mode, const Cluster& cluster) {
+  std::vector<std::int32_t> choices;
+  for (const double sms : mode.sms) {
+    if (sms <= cluster.num_sms()) choices.push_back(static_cast<std::int32_t>(sms));
+  }
+  if (choices.empty()) choices.push_back(0);
+  return choices;
 }
 
 /// Facts depend on less than plans do, so they are found once.
@@ -91,11 +102,8 @@ void for_each_choice(const PlanRequest& request, Visit visit) {
         choice.num_redundant = redundant;
         for (const ExchangeMode* const mode : modes) {
           choice.mode = mode;
-          std::vector<double> sms = mode->sms;
-          if (sms.empty()) sms.push_back(0);
-          for (const double num_sms : sms) {
-            choice.num_sms = static_cast<std::int32_t>(num_sms);
-            if (choice.num_sms > request.cluster.num_sms()) continue;
+          for (const std::int32_t num_sms : sms_to_choose(*mode, request.cluster)) {
+            choice.num_sms = num_sms;
             for (const bool two_batches : {false, true}) {
               if (two_batches && mode->kind == ExchangeKind::kFused) continue;
               choice.two_batches = two_batches;
@@ -152,11 +160,9 @@ std::vector<Plan> search_plans(const PlanRequest& request, const Calibration& ca
   for_each_choice(request, [&](const PlanChoice& choice) {
     plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
   });
-  std::vector<std::pair<std::tuple<bool, double, std::string>, std::size_t>> order;
+  std::vector<std::pair<std::tuple<std::size_t, double, std::string>, std::size_t>> order;
   for (std::size_t idx = 0; idx < plans.size(); ++idx) {
-    const bool refused = !plans[idx].refusals.empty();
-    const double rank = refused ? static_cast<double>(plans[idx].refusals.size()) : score(request, plans[idx]);
-    order.push_back({{refused, rank, plans[idx].choice.name()}, idx});
+    order.push_back({{plans[idx].refusals.size(), score(request, plans[idx]), plans[idx].choice.name()}, idx});
   }
   std::sort(order.begin(), order.end());
   std::vector<Plan> ranked;
@@ -226,7 +232,7 @@ std::vector<CrossoverPoint> find_crossovers(const PlanRequest& request, const Ca
       PlanChoice choice = best.choice;
       choice.mode = mode;
       choice.two_batches = false;
-      choice.num_sms = mode->sms.empty() ? 0 : static_cast<std::int32_t>(mode->sms.back());
+      choice.num_sms = sms_to_choose(*mode, request.cluster).back();
       const PlanFacts facts = plan_facts(changed, choice, best.counts);
       const Plan plan = evaluate_plan(changed, calibration, choice, facts);
       if (facts.buffers.refusal || (mode->max_tokens > 0 && tokens > mode->max_tokens) ||
@@ -258,49 +264,6 @@ std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& cal
     points.push_back(point);
   }
   return points;
-}
-
-std::vector<NextMeasurement> next_measurements(const PlanRequest& request, const Calibration& calibration,
-                                               const Plan& best) {
-  constexpr std::size_t kMost = 5;
-  std::vector<const PlanTerm*> terms;
-  for (const PlanTerm& term : best.terms) terms.push_back(&term);
-  std::stable_sort(terms.begin(), terms.end(), [](const PlanTerm* a, const PlanTerm* b) {
-    return a->high_us - a->low_us > b->high_us - b->low_us;
-  });
-  const PlanModel& model = request.model;
-  const auto tokens = static_cast<std::int64_t>(std::max(tokens_per_call(request, best.choice), 1.0));
-  std::vector<NextMeasurement> list;
-  for (const PlanTerm* const term : terms) {
-    if (list.size() == kMost) break;
-    NextMeasurement next;
-    next.spread_us = (term->high_us - term->low_us) * model.num_moe_layers;
-    const bool exchange = term->name == "dispatch" || term->name == "combine";
-    if (exchange && !best.choice.mode->own_name.empty()) {
-      next.what = fmt::format("{} of {} at this shape", term->name, best.choice.mode->name);
-      next.command = fmt::format(
-          "epistle bench --device cuda --group processes --dispatcher {} --ranks {} --tokens {} --hidden {} "
-          "--experts {} --top-k {}{} --json {}.json",
-          best.choice.mode->own_name, best.choice.num_ranks, tokens, model.routed_hidden, model.num_experts,
-          model.top_k, best.choice.num_sms > 0 ? fmt::format(" --sms {}", best.choice.num_sms) : "",
-          best.choice.name());
-    } else {
-      next.what = term->curve.empty() ? fmt::format("{} of one layer, {} tokens", term->name, tokens)
-                                      : fmt::format("{} ({}), {} ranks, {} tokens per rank", term->name, term->curve,
-                                                    best.choice.num_ranks, tokens);
-      next.command = term->curve.empty()
-                         ? "time it in the engine: it is a closed form with assumed efficiencies, which nothing refits"
-                         : fmt::format(
-                               "time it, write a row of the table of docs/calibrate.md, and give that file to "
-                               "epistle plan --measurements FILE{}",
-                               calibration.is_measured(term->curve) ? " beside the others" : "");
-    }
-    // One run tells dispatch and combine.
-    const bool there = std::any_of(list.begin(), list.end(),
-                                   [&](const NextMeasurement& other) { return other.command == next.command; });
-    if (!there || !exchange) list.push_back(std::move(next));
-  }
-  return list;
 }
 
 }  // namespace epistle

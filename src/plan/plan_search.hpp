@@ -58,14 +58,4 @@ struct SmPoint {
 [[nodiscard]] std::vector<SmPoint> vary_sms(const PlanRequest& request, const Calibration& calibration,
                                             const Plan& best);
 
-struct NextMeasurement {
-  std::string what;
-  std::string command;
-  double spread_us = 0;  ///< of the step, that this would narrow
-};
-
-/// Three to five, the most uncertain term first.
-[[nodiscard]] std::vector<NextMeasurement> next_measurements(const PlanRequest& request, const Calibration& calibration,
-                                                             const Plan& best);
-
 }  // namespace epistle

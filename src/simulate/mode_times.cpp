@@ -165,9 +165,6 @@ class Exchange {
     work.network_bytes = std::max(network_out_[rank], network_in_[rank]);
     switch (mode_.kind) {
       case ExchangeKind::kLowLatency:
-        // A row to itself takes the way of the others.
-        work.link_bytes += work.self_bytes;
-        work.self_bytes = 0;
         break;
       case ExchangeKind::kThroughput:
         work.num_sms = num_sms_;
@@ -176,6 +173,7 @@ class Exchange {
         if (work.num_domains > 1) {
           const std::int64_t own = counts.sent_domains - traffic_network_out(rank);
           work.domain_rows = static_cast<double>(std::max(link.network_out, link.network_in) + own);
+          work.crossing_tokens = static_cast<double>(counts.num_tokens);
         }
         break;
       case ExchangeKind::kOneSided:
@@ -200,7 +198,7 @@ class Exchange {
 
   void set_times(ExchangeLoad& load) const {
     const CalibratedCurve& curve = rules_.calibration->curves().at(curve_);
-    const ExchangeTerms terms = exchange_terms(curve.constants_at({rules_.cluster->name}));
+    const ExchangeTerms terms = exchange_terms(curve.constants_at(exchange_path(*rules_.cluster, mode_)));
     double slowest_us = -1.0;
     double sum_us = 0.0;
     for (std::size_t rank = 0; rank < rows_.size(); ++rank) {
@@ -223,7 +221,7 @@ class Exchange {
     if (mode_.kind == ExchangeKind::kAllToAll || mode_.kind == ExchangeKind::kGather) {
       return collective_observation(*rules_.cluster, ranks, work.self_bytes + work.link_bytes, work);
     }
-    return exchange_observation(*rules_.cluster, mode_.kind,
+    return exchange_observation(*rules_.cluster, mode_,
                                 {.tokens = rules_.tokens_per_rank,
                                  .num_ranks = ranks,
                                  .num_sms = static_cast<double>(num_sms_),

@@ -59,7 +59,8 @@ struct ClusterFieldInfo {
 struct Cluster {
   std::string name;
   std::string title;
-  std::string gpu_architecture;  ///< "sm_90", "gfx942"; "unknown"
+  std::string preset;            ///< whose measurements are of such GPUs; empty = of none but those of its own name
+  std::string gpu_architecture;  ///< "sm_90", "gfx942"; "unknown", "host"
   ScaleUpLink link = ScaleUpLink::kNvLink;
   std::array<Constant, kNumClusterFields> constants;
 
@@ -82,6 +83,14 @@ struct Cluster {
   [[nodiscard]] double hbm_bytes() const noexcept { return value(ClusterField::kHbmBytes); }
   [[nodiscard]] double hbm_bytes_per_s() const noexcept { return value(ClusterField::kHbmBytesPerS); }
 };
+
+/// Under which name measurements of such a cluster are known.
+[[nodiscard]] inline const std::string& measured_name(const Cluster& cluster) noexcept {
+  return cluster.preset.empty() ? cluster.name : cluster.preset;
+}
+
+/// Ranks of it have no GPUs.
+[[nodiscard]] inline bool is_host(const Cluster& cluster) noexcept { return cluster.gpu_architecture == "host"; }
 
 [[nodiscard]] std::span<const Cluster> cluster_presets();
 

@@ -63,12 +63,17 @@ constexpr std::array kRows = {
     PresetRow{"unknown", "", "a GPU of which nothing is known", "unknown", ScaleUpLink::kPcie,
         {8, 64e9, 1, 25e9, 78, 80e9, 1.597e12, 148e12, 0, 0, 0, 0},
         "assumed: the least of the other presets", "2026-11-27"},
+    // Its link is memory, an SM a worker thread of a rank.
+    PresetRow{"host", "cpu", "ranks on the processors of one host, without GPUs", "host", ScaleUpLink::kPcie,
+        {64, 10e9, 0, 0, 1, 64e9, 50e9, 1e12, 0, 0, 0, 0},
+        "assumed: a server with eight channels of memory; measure it", "2026-11-28"},
 };
 // clang-format on
 
 Cluster make_preset(const PresetRow& row) {
   Cluster cluster{.name = std::string(row.name),
                   .title = std::string(row.title),
+                  .preset = std::string(row.name),
                   .gpu_architecture = std::string(row.gpu_architecture),
                   .link = row.link,
                   .constants = {}};

@@ -1,5 +1,8 @@
 // epistle plan and epistle calibrate.
+#include <set>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -50,6 +53,76 @@ TEST(PlanCommand, TakesClusterModelAndMeasurementsFromFiles) {
   EXPECT_EQ(run_epistle({"plan", "--cluster", "h1000"}).exit_code, 3);
   EXPECT_EQ(run_epistle({"plan", "--workload", "party"}).exit_code, 2);
   EXPECT_EQ(run_epistle({"plan", "--max-ttft-ms", "5"}).exit_code, 2);
+}
+
+/// Words of a command without quotes, its program left out.
+std::vector<std::string> arguments_of(const std::string& command) {
+  std::istringstream words(command);
+  std::vector<std::string> arguments;
+  for (std::string word; words >> word;) arguments.push_back(word);
+  arguments.erase(arguments.begin());
+  return arguments;
+}
+
+TEST(PlanCommand, WhatItAsksToMeasureIsMeasuredAndRefits) {
+  const TempDir dir;
+  const std::string config = dir.write("config.json",
+                                       R"({"hidden_size": 256, "num_experts": 8, "num_experts_per_tok": 2,
+                                           "moe_intermediate_size": 128, "num_hidden_layers": 2,
+                                           "num_attention_heads": 4})");
+  const std::vector<std::string> question = {"plan",   "--model",     config, "--cluster", "host", "--gpus",
+                                             "2",      "--precision", "bf16", "--tokens",  "16",   "--dispatchers",
+                                             "direct", "--json",      "-"};
+  const CommandResult before = run_epistle(question);
+  ASSERT_EQ(before.exit_code, 0) << before.describe();
+  const PlanJson asked = PlanJson::parse(before.out).at("next_measurements").at(0);
+  std::vector<std::string> measuring = arguments_of(asked.at("command").get<std::string>());
+  const std::string record = dir.file(asked.at("file").get<std::string>());
+  ASSERT_EQ(measuring.back(), asked.at("file").get<std::string>());
+  measuring.back() = record;
+  measuring.insert(measuring.end(), {"--iters", "5", "--quiet"});
+  const CommandResult measured = run_epistle(measuring);
+  ASSERT_EQ(measured.exit_code, 0) << measured.describe();
+  std::vector<std::string> again = question;
+  again.insert(again.end(), {"--measurements", record});
+  const CommandResult after = run_epistle(again);
+  ASSERT_EQ(after.exit_code, 0) << after.describe();
+  const auto provenances = [](const std::string& text) {
+    std::set<std::string> found;
+    for (const PlanJson& plan : PlanJson::parse(text).at("plans")) {
+      for (const PlanJson& term : plan.at("terms")) {
+        if (term.at("name") == "dispatch") found.insert(term.at("provenance").get<std::string>());
+      }
+    }
+    return found;
+  };
+  EXPECT_FALSE(provenances(before.out).contains("measured here"));
+  EXPECT_TRUE(provenances(after.out).contains("measured here")) << after.out;
+}
+
+TEST(PlanCommand, TakesSequencesInPlaceOfTokens) {
+  const auto tokens_of = [](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"plan", "--model", "qwen3-30b-a3b", "--json", "-"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const CommandResult result = run_epistle(arguments);
+    EXPECT_EQ(result.exit_code, 0) << result.describe();
+    return PlanJson::parse(result.out).at("request").at("tokens_per_gpu").get<double>();
+  };
+  EXPECT_EQ(tokens_of({"--batch", "24"}), 24);
+  EXPECT_EQ(tokens_of({"--workload", "prefill", "--batch", "3", "--sequence", "512", "--routing", "lognormal:0.5"}),
+            1536);
+  EXPECT_EQ(run_epistle({"plan", "--batch", "2", "--tokens", "5"}).exit_code, 2);
+  EXPECT_EQ(run_epistle({"plan", "--workload", "prefill", "--batch", "2"}).exit_code, 2);
+}
+
+TEST(CalibrateCommand, LeavesOutRecordsOfOtherThingsAndSaysSo) {
+  const TempDir dir;
+  const std::string table = dir.write("fit.csv", kTable);
+  const std::string other = dir.write("tune.json", R"({"tool": "epistle tune", "results": []})");
+  const CommandResult result = run_epistle({"calibrate", "--fit", table, other, "--quiet"});
+  ASSERT_EQ(result.exit_code, 0) << result.describe();
+  EXPECT_NE(result.out.find("left out: "), std::string::npos) << result.out;
+  EXPECT_NE(run_epistle({"calibrate", "--fit", other}).exit_code, 0);
 }
 
 TEST(CalibrateCommand, FitsAndEvaluates) {

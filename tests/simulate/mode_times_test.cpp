@@ -121,7 +121,7 @@ TEST(ModeTimes, AgreeWithThePlansClosedFormUnderEvenRouting) {
                             .busiest_factor = 1};
   const ExchangeWork work = throughput_work(base, shape, direct.num_sms);
   const Forecast forecast =
-      priors().predict("direct dispatch", exchange_observation(request.cluster, ExchangeKind::kThroughput,
+      priors().predict("direct dispatch", exchange_observation(request.cluster, find_exchange_mode("direct"),
                                                                {.tokens = 1024,
                                                                 .num_ranks = 8,
                                                                 .num_sms = 1.0 * direct.num_sms,

@@ -1,9 +1,11 @@
 #include "cost/fit/bench_record.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -30,84 +32,209 @@ Cluster cluster_of_gpu(const std::string& name) {
   return find_cluster("unknown");
 }
 
-/// Reads the parts of a record that say what was measured.
+/// What a record says of how all of its times came about.
+struct RecordShape {
+  double ranks = 1;
+  double ranks_per_domain = 0;  ///< 0 = what the cluster says
+  double tokens = 0;
+  double hidden = 0;
+  double top_k = 1;
+  double experts = 1;
+  double num_sms = 1;  ///< on the host workers of a rank
+  std::string dtype;
+  std::string wire;
+  std::string layout;
+  std::string sizing;
+  std::string mover;
+  std::string gpu;  ///< empty on the host
+  double used_gpus = 0;
+};
+
+std::string text_of(const RecordJson& object, const char* name) {
+  const auto found = object.find(name);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
+double number_of(const RecordJson& object, const char* name, double otherwise) {
+  const auto found = object.find(name);
+  return found != object.end() && found->is_number() ? found->get<double>() : otherwise;
+}
+
+/// What epistle bench and epistle compare write alike.
+RecordShape common_shape(const RecordJson& shape) {
+  return {.ranks = shape.at("ranks").get<double>(),
+          .ranks_per_domain = number_of(shape, "domain_size", 0),
+          .tokens = 0,
+          .hidden = shape.at("hidden").get<double>(),
+          .top_k = shape.at("top_k").get<double>(),
+          .experts = shape.at("num_experts").get<double>(),
+          .num_sms = 1,
+          .dtype = text_of(shape, "dtype"),
+          .wire = text_of(shape, "wire"),
+          .layout = shape.at("layout").get<std::string>(),
+          .sizing = text_of(shape, "sizing"),
+          .mover = {},
+          .gpu = {},
+          .used_gpus = 0};
+}
+
+RecordShape shape_of_bench(const RecordJson& record) {
+  const RecordJson& config = record.at("config");
+  RecordShape shape = common_shape(config);
+  shape.tokens = config.at("tokens").get<double>();
+  shape.mover = text_of(config, "mover");
+  shape.num_sms = number_of(config, "workers", 1);
+  const RecordJson& gpu = record.at("gpu");
+  if (gpu.is_null()) return shape;
+  shape.gpu = gpu.at("name").get<std::string>();
+  shape.used_gpus = gpu.at("used_gpus").get<double>();
+  shape.num_sms = number_of(config, "sms", gpu.at("sms").get<double>());
+  return shape;
+}
+
+RecordShape shape_of_compare(const RecordJson& record) {
+  const RecordJson& stack = record.at("stack");
+  const RecordJson& method = stack.at("method");
+  const RecordJson& devices = stack.at("devices");
+  RecordShape shape = common_shape(stack.at("shape"));
+  for (const RecordJson& tokens : stack.at("shape").at("tokens_per_rank")) {
+    shape.tokens += tokens.get<double>() / shape.ranks;
+  }
+  shape.mover = text_of(method, "mover");
+  shape.num_sms = number_of(method, "workers", 1);
+  if (!devices.contains("gpu")) return shape;
+  shape.gpu = devices.at("gpu").get<std::string>();
+  shape.used_gpus = devices.at("used_gpus").get<double>();
+  shape.num_sms = number_of(method, "sms", devices.at("sms").get<double>());
+  return shape;
+}
+
+/// Which curve a dispatcher's times belong to.
+struct RecordCurve {
+  std::string_view dispatcher;
+  std::string_view curve;
+  bool is_own = true;
+  bool per_expert = false;  ///< a row for every (token, expert), from all SMs
+  double num_sms = 0;       ///< where its default is not all
+};
+
+constexpr double kDeepEpSms = 20;  // Buffer.num_sms where nobody sets it
+constexpr RecordCurve kRecordCurves[] = {
+    {"direct", "direct"},
+    {"low_latency", "epistle_low_latency"},
+    {"hybrid", "epistle_hybrid"},
+    {"deepep", "throughput", false, false, kDeepEpSms},
+    {"deepep-low-latency", "low_latency", false, true},
+    {"hybridep", "hybrid", false},
+};
+
+const RecordCurve* find_record_curve(const std::string& dispatcher) {
+  for (const RecordCurve& curve : kRecordCurves) {
+    if (curve.dispatcher == dispatcher) return &curve;
+  }
+  return nullptr;
+}
+
+/// Reads the times of a record whose shape is known.
 class RecordReader {
  public:
-  RecordReader(const RecordJson& record, std::string_view file)
-      : file_(file), config_(record.at("config")), gpu_(record.at("gpu")), results_(record.at("results")) {
-    if (gpu_.is_null()) fail("is of the host device; times of GPUs can be calibrated");
-    ranks_ = config_.at("ranks").get<double>();
-    if (gpu_.at("used_gpus").get<double>() < ranks_) fail("has ranks that share a GPU; each needs one of its own");
-    gpu_name_ = gpu_.at("name").get<std::string>();
-    cluster_ = cluster_of_gpu(gpu_name_);
-    layout_ = config_.at("layout").get<std::string>();
-    num_sms_ = config_.at("sms").is_null() ? gpu_.at("sms").get<double>() : config_.at("sms").get<double>();
+  RecordReader(const RecordJson& results, RecordShape shape, std::string_view file)
+      : file_(file), results_(results), shape_(std::move(shape)) {
+    if (!shape_.gpu.empty() && shape_.used_gpus < shape_.ranks) {
+      leave_out("has ranks that share a GPU; each needs one of its own");
+    }
+    cluster_ = shape_.gpu.empty() ? find_cluster("host") : cluster_of_gpu(shape_.gpu);
   }
 
   void read(MeasurementTable& table) const {
     for (const RecordJson& result : results_) {
-      const std::string dispatcher = result.at("dispatcher").get<std::string>();
       const std::string phase = result.at("phase").get<std::string>();
       if (phase != "dispatch" && phase != "combine") continue;
-      const bool low_latency = dispatcher == "low_latency";
-      if (!low_latency && dispatcher != "direct") continue;
-      Observation observation = observe(phase);
+      const std::string dispatcher = result.at("dispatcher").get<std::string>();
+      const RecordCurve* const curve = find_record_curve(dispatcher);
+      if (curve == nullptr) continue;
+      Observation observation = observe(*curve, phase);
       observation.table = table.name;
-      observation.us = result.at("median_us").get<double>();
-      if (!(observation.us > 0.0)) fail("has a time that is not positive");
-      table.times.push_back({.curve = (low_latency ? "epistle_low_latency " : "direct ") + phase,
+      observation.us = phase == "dispatch" ? dispatch_us(dispatcher) : time_of(dispatcher, phase);
+      if (!(observation.us > 0.0)) {
+        throw Error(ErrorCode::kCorruptInput, fmt::format("{} has a time that is not positive", file_));
+      }
+      table.times.push_back({.curve = fmt::format("{}{} {}", curve->curve, layout_of(dispatcher), phase),
                              .observation = std::move(observation),
                              .line = 1});
       ++table.num_rows;
     }
-    if (table.times.empty()) fail("has no time of dispatch or combine of direct or low_latency");
+    if (table.times.empty()) leave_out("has no dispatch or combine of a dispatcher that has a curve");
   }
 
  private:
-  [[noreturn]] void fail(std::string_view reason) const {
-    throw Error(ErrorCode::kCorruptInput, fmt::format("{} {}", file_, reason));
+  [[noreturn]] void leave_out(std::string_view reason) const {
+    throw Error(ErrorCode::kUnsupported, fmt::format("{} {}", file_, reason));
   }
 
-  [[nodiscard]] Observation observe(const std::string& phase) const {
-    const double tokens = config_.at("tokens").get<double>();
-    const double hidden = config_.at("hidden").get<double>();
-    const double top_k = config_.at("top_k").get<double>();
-    const double experts = config_.at("num_experts").get<double>();
-    const auto wire = config_.find("wire");
+  /// Layouts of rows, and movers, that are different work to a dispatcher have curves of their own.
+  [[nodiscard]] std::string_view layout_of(const std::string& dispatcher) const {
+    if (dispatcher != "direct") return "";
+    if (shape_.mover == "copy-engines") return "_copies";
+    if (shape_.layout == "token_major") return "";
+    return shape_.layout == "expert_blocks" ? "_blocks" : "_experts";
+  }
+
+  /// 0 where there is none.
+  [[nodiscard]] double time_of(const std::string& dispatcher, std::string_view phase) const {
+    for (const RecordJson& result : results_) {
+      if (result.at("dispatcher") == dispatcher && result.at("phase") == phase) {
+        return result.at("median_us").get<double>();
+      }
+    }
+    return 0.0;
+  }
+
+  /// Of a routing that is new, as that of every layer is: with the exchange of counts.
+  [[nodiscard]] double dispatch_us(const std::string& dispatcher) const {
+    const double both_us = time_of(dispatcher, "dispatch+layout");
+    return both_us > 0 ? both_us : time_of(dispatcher, "layout") + time_of(dispatcher, "dispatch");
+  }
+
+  [[nodiscard]] Observation observe(const RecordCurve& curve, const std::string& phase) const {
     // "fp8" and what says of its scales; "as-given" otherwise.
-    const bool becomes_fp8 =
-        wire != config_.end() && wire->is_string() && wire->get_ref<const std::string&>().starts_with("fp8");
-    const bool fp8 = phase == "dispatch" && (config_.at("dtype") == "fp8" || becomes_fp8);
-    const double row_bytes = fp8 ? hidden + 4 * hidden / 128 : 2 * hidden;
-    const double distinct = expected_distinct_groups(experts, top_k, ranks_);
-    ExchangeWork work = throughput_work(exchange_base(cluster_, ranks_, cluster_.gpus_per_domain()),
-                                        {.tokens_per_rank = tokens,
-                                         .num_ranks = ranks_,
-                                         .top_k = top_k,
-                                         .distinct_ranks = distinct,
-                                         .row_bytes = row_bytes},
-                                        num_sms_);
+    const bool fp8 = phase == "dispatch" && (shape_.dtype == "fp8" || shape_.wire.starts_with("fp8"));
+    const double row_bytes = fp8 ? shape_.hidden + 4 * shape_.hidden / 128 : 2 * shape_.hidden;
+    const double sms = curve.num_sms > 0 ? curve.num_sms : shape_.num_sms;
+    const double domain = shape_.ranks_per_domain > 0 ? shape_.ranks_per_domain : cluster_.gpus_per_domain();
+    const ExchangeWork base = exchange_base(cluster_, shape_.ranks, domain);
+    const ExchangeShape exchange{
+        .tokens_per_rank = shape_.tokens,
+        .num_ranks = shape_.ranks,
+        .top_k = shape_.top_k,
+        .distinct_ranks = expected_distinct_groups(shape_.experts, shape_.top_k, shape_.ranks),
+        .distinct_domains = expected_distinct_groups(shape_.experts, shape_.top_k, base.num_domains),
+        .row_bytes = row_bytes};
+    ExchangeWork work = curve.per_expert ? low_latency_work(base, exchange) : throughput_work(base, exchange, sms);
     // Where every expert has rows of its own, a row is copied for each further one of its rank.
-    if (layout_ != "token_major") work.rank_rows = tokens * top_k;
+    if (curve.is_own && shape_.layout != "token_major") work.rank_rows = shape_.tokens * shape_.top_k;
+    // Of a graph's static shapes nothing waits on the host; with exact sizing a dispatch does, behind its counts.
+    work.host_waits = curve.is_own && !shape_.gpu.empty() && shape_.sizing == "exact" && phase == "dispatch";
+    std::vector<std::string> path = {cluster_.name};
+    if (curve.is_own) {
+      path.push_back(shape_.layout);
+      path.push_back(shape_.sizing);
+    }
     const auto doublings = [](double value) { return std::log2(std::max(value, 1.0)); };
-    return {
-        .table = {},
-        .label = fmt::format("{} {} {} {} ranks {} tokens {} SMs", gpu_name_, phase, layout_, ranks_, tokens, num_sms_),
-        .point = {.path = {cluster_.name, layout_},
-                  .position = {doublings(tokens), doublings(ranks_), doublings(num_sms_), doublings(row_bytes),
-                               doublings(experts)}},
-        .work = work};
+    return {.table = {},
+            .label = fmt::format("{} {} {} {} ranks {} tokens {} SMs", shape_.gpu.empty() ? "host" : shape_.gpu, phase,
+                                 shape_.layout, shape_.ranks, shape_.tokens, sms),
+            .point = {.path = std::move(path),
+                      .position = {doublings(shape_.tokens), doublings(shape_.ranks),
+                                   curve.per_expert ? 0.0 : doublings(sms), doublings(row_bytes),
+                                   doublings(shape_.experts)}},
+            .work = work};
   }
 
   std::string_view file_;
-  const RecordJson& config_;
-  const RecordJson& gpu_;
   const RecordJson& results_;
+  RecordShape shape_;
   Cluster cluster_;
-  std::string gpu_name_;
-  std::string layout_;
-  double ranks_ = 0;
-  double num_sms_ = 0;
 };
 
 }  // namespace
@@ -117,7 +244,16 @@ MeasurementTable parse_bench_record(std::string_view text, std::string_view file
   table.name = std::filesystem::path(file).stem().string();
   try {
     const RecordJson record = RecordJson::parse(text.begin(), text.end());
-    RecordReader(record, file).read(table);
+    const std::string tool = record.is_object() ? text_of(record, "tool") : std::string();
+    if (tool.empty() && !(record.is_object() && record.contains("results"))) {
+      throw Error(ErrorCode::kUnsupported, fmt::format("{} is not a record of epistle bench", file));
+    }
+    const bool compared = tool == "epistle compare";
+    if (!compared && !tool.empty() && tool != "epistle bench") {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("{} is of {}; times come from epistle bench and epistle compare", file, tool));
+    }
+    RecordReader(record.at("results"), compared ? shape_of_compare(record) : shape_of_bench(record), file).read(table);
   } catch (const RecordJson::exception& error) {
     throw Error(ErrorCode::kCorruptInput, fmt::format("{} is not a record of epistle bench: {}", file, error.what()));
   }

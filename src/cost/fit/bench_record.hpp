@@ -1,4 +1,4 @@
-// Records of epistle bench as measurements.
+// Records of epistle bench and epistle compare as measurements.
 #pragma once
 
 #include <string_view>
@@ -7,8 +7,10 @@
 
 namespace epistle {
 
-/// The times of dispatch and combine of each dispatcher of Epistle, ranks with a GPU of their own. Throws kCorruptInput
-/// that names the file and what is missing; a record without such times is one.
+/// The times of dispatch and combine of every dispatcher that has a curve, in a record of epistle bench or epistle
+/// compare. A dispatch is one of a new routing, so what the exchange of counts takes is part of it. Throws
+/// kCorruptInput that names the file and what is missing; kUnsupported where a record is whole and its times tell
+/// nothing of a curve, as those of ranks that share a GPU.
 [[nodiscard]] MeasurementTable parse_bench_record(std::string_view text, std::string_view file);
 
 }  // namespace epistle

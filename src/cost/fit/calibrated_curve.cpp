@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <set>
+#include <tuple>
 #include <utility>
 
 #include "cost/fit/quantile.hpp"
@@ -12,7 +12,6 @@ namespace epistle {
 namespace {
 
 constexpr double kSigmasOf90Percent = 1.645;
-constexpr double kSigmasOfSettings = 1.94;  // Student's t of six degrees of freedom: few groups set the field's scales
 // Without any measurement: priors were fitted together, to times of the same libraries, and so miss by less than the
 // factors say which each may take where measurements pull at it.
 constexpr double kPriorSigmas = 0.6;
@@ -21,10 +20,62 @@ constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left 
 constexpr double kPoolSigma = 0.4;        // of a constant between a library and its relatives
 constexpr double kFixedSigma = 1e-4;      // of a constant that is held
 constexpr double kSlopeStep = 1e-3;       // of a constant's logarithm
+constexpr double kMostSigmas = 3.0;       // of an interval: what a single group needed says no more
 constexpr std::size_t kMinLibraryRows = 3;
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
   return {path.begin(), path.begin() + static_cast<std::ptrdiff_t>(std::min(levels, path.size()))};
+}
+
+/// How many independent observations each of `members` counts for. What a curve misses at one number of tokens it
+/// misses at the next: a sweep tells as much as it has lengths over which that changes, however closely it was
+/// measured.
+std::vector<double> independent_shares(const std::vector<const Observation*>& members, const CurveFamily& family) {
+  struct Sweep {
+    double low = 0;
+    double high = 0;
+    double count = 0;
+  };
+  const auto key_of = [&family](const Observation& member) {
+    const auto varied = static_cast<std::ptrdiff_t>(family.num_varied);
+    return std::make_tuple(member.point.path, member.for_constants_only,
+                           std::vector<double>(member.point.position.begin() + varied, member.point.position.end()));
+  };
+  std::map<decltype(key_of(*members[0])), Sweep> sweeps;
+  for (const Observation* const member : members) {
+    const double place = member->point.position[0];
+    const auto [found, is_new] = sweeps.try_emplace(key_of(*member), Sweep{.low = place, .high = place});
+    found->second.low = std::min(found->second.low, place);
+    found->second.high = std::max(found->second.high, place);
+    found->second.count += 1.0;
+  }
+  std::vector<double> shares;
+  for (const Observation* const member : members) {
+    const Sweep& sweep = sweeps.at(key_of(*member));
+    shares.push_back(std::min((1.0 + (sweep.high - sweep.low) / family.scales.lengths[0]) / sweep.count, 1.0));
+  }
+  return shares;
+}
+
+// Neither the easiest nor the hardest group sets a width.
+constexpr double kHardShare = 0.6;
+
+/// The width of an interval, in sigmas, by what groups that were left out needed for 90% of their errors. Errors of a
+/// group have one cause, so groups are what is counted: a few of them say little, and Student's t widens accordingly.
+double width_of_groups(const std::vector<double>& needed) {
+  if (needed.empty()) return kSigmasOf90Percent;
+  // 95% quantiles of Student's t, by degrees of freedom, over that of the normal distribution.
+  constexpr std::array<double, 8> kWider = {3.84, 1.77, 1.43, 1.30, 1.22, 1.18, 1.15, 1.13};
+  const double wider = kWider[std::min(needed.size(), kWider.size()) - 1];
+  const double width = std::min(quantile(needed, kHardShare) * wider, kMostSigmas);
+  // A fit without one of few groups is much less sure than the one with it, so that errors look small in its sigmas.
+  constexpr std::size_t kManyGroups = 3;
+  return needed.size() < kManyGroups ? std::max(width, kSigmasOf90Percent) : width;
+}
+
+/// What was measured has many rows to go by.
+double seen_width(const std::vector<double>& needed) {
+  return needed.empty() ? kSigmasOf90Percent : quantile(needed, kHardShare);
 }
 
 }  // namespace
@@ -59,30 +110,41 @@ void CalibratedCurve::fit_nodes() {
     }
     if (levels == 0) groups[{}];  // the root is there without observations, too
     for (const auto& [path, members] : groups) {
-      std::vector<LogPrior> priors;
-      for (std::size_t idx = 0; idx < family_->constants.size(); ++idx) {
-        const ConstantPrior& prior = family_->constants[idx];
-        const double own_sigma = std::max(std::log(prior.factor), kFixedSigma);
-        if (levels == 0) {
-          priors.push_back({.log_mean = std::log(prior.value), .log_sigma = own_sigma});
-        } else {
-          const FitResult& parent = nodes_.at(prefix_of(path, levels - 1));
-          priors.push_back({.log_mean = parent.log_values[idx], .log_sigma = std::min(own_sigma, kPoolSigma)});
-        }
-      }
-      // Too few to tell anything: the relatives' constants.
-      if (levels > 0 && members.size() < kMinLibraryRows) continue;
-      std::vector<double> log_us;
-      for (const Observation* const member : members) log_us.push_back(std::log(member->us));
-      nodes_[path] = fit_constants(
-          [&](std::size_t row, std::span<const double> values) { return log_curve(*members[row], values); }, log_us,
-          priors, kFitNoise);
+      const FitResult* const parent = levels > 0 ? &nodes_.at(prefix_of(path, levels - 1)) : nullptr;
+      // Too few to tell anything: the relatives' constants. And who has no relatives would be told the same twice.
+      const bool has_relatives = levels == 0 || members.size() < count_below(prefix_of(path, levels - 1));
+      if (levels > 0 && (members.size() < kMinLibraryRows || !has_relatives)) continue;
+      nodes_[path] = fit_node(members, parent);
     }
     // A node without a fit of its own passes its parent's on.
     for (const auto& [path, members] : groups) {
       if (!nodes_.contains(path)) nodes_[path] = nodes_.at(prefix_of(path, levels - 1));
     }
   }
+}
+
+FitResult CalibratedCurve::fit_node(const std::vector<const Observation*>& members, const FitResult* parent) const {
+  std::vector<LogPrior> priors;
+  for (std::size_t idx = 0; idx < family_->constants.size(); ++idx) {
+    const ConstantPrior& prior = family_->constants[idx];
+    const double own_sigma = std::max(std::log(prior.factor), kFixedSigma);
+    if (parent == nullptr) {
+      priors.push_back({.log_mean = std::log(prior.value), .log_sigma = own_sigma});
+    } else {
+      priors.push_back({.log_mean = parent->log_values[idx], .log_sigma = std::min(own_sigma, kPoolSigma)});
+    }
+  }
+  std::vector<double> log_us;
+  for (const Observation* const member : members) log_us.push_back(std::log(member->us));
+  return fit_constants(
+      [&](std::size_t row, std::span<const double> values) { return log_curve(*members[row], values); }, log_us, priors,
+      kFitNoise, independent_shares(members, *family_));
+}
+
+std::size_t CalibratedCurve::count_below(const std::vector<std::string>& path) const {
+  return static_cast<std::size_t>(std::count_if(
+      observations_.begin(), observations_.end(),
+      [&path](const Observation& observation) { return shared_levels(observation.point.path, path) == path.size(); }));
 }
 
 const FitResult& CalibratedCurve::node_of(const std::vector<std::string>& path) const {
@@ -117,6 +179,7 @@ void CalibratedCurve::fit_field() {
   std::vector<FieldPoint> points;
   std::vector<double> residuals;
   for (const Observation& observation : observations_) {
+    if (observation.for_constants_only) continue;
     Linearised place = linearise(observation);
     points.push_back(std::move(place.point));
     residuals.push_back(std::log(observation.us) - place.log_us);
@@ -134,8 +197,11 @@ CalibratedCurve::LogForecast CalibratedCurve::log_forecast(const Observation& wa
   const auto varied = static_cast<std::ptrdiff_t>(family_->num_varied);
   forecast.is_new.assign(wanted.point.position.size(), true);
   for (const Observation& seen : observations_) {
+    if (seen.for_constants_only) continue;
+    const std::size_t shared = shared_levels(seen.point.path, wanted.point.path);
+    forecast.shared_levels = std::max(forecast.shared_levels, shared);
     // Who asks for any version of a library has seen what was measured of one.
-    if (shared_levels(seen.point.path, wanted.point.path) < wanted.point.path.size()) continue;
+    if (shared < wanted.point.path.size()) continue;
     forecast.novelty = Novelty::kSetting;
     for (std::size_t quantity = 0; quantity < forecast.is_new.size(); ++quantity) {
       if (seen.point.position[quantity] == wanted.point.position[quantity]) forecast.is_new[quantity] = false;
@@ -162,12 +228,16 @@ Forecast CalibratedCurve::predict(const Observation& wanted) const {
 /// asked.
 double CalibratedCurve::width_of(const LogForecast& forecast) const {
   const double any = widths_[static_cast<std::size_t>(forecast.novelty)];
+  if (forecast.novelty == Novelty::kLibrary && forecast.shared_levels < library_widths_.size()) {
+    return library_widths_[forecast.shared_levels];
+  }
   if (forecast.novelty != Novelty::kSetting) return any;
   double width = 0.0;
   for (std::size_t quantity = family_->num_varied; quantity < setting_widths_.size(); ++quantity) {
     if (forecast.is_new[quantity]) width = std::max(width, setting_widths_[quantity]);
   }
-  return width > 0.0 ? width : any;
+  // A question that no group has asked: what others say must not make it look easy.
+  return width > 0.0 ? width : std::max(any, kSigmasOf90Percent);
 }
 
 /// Groups that are left out whole, each a question that forecasts answer: another number of ranks, of SMs, another
@@ -198,15 +268,20 @@ std::vector<CalibratedCurve::Fold> CalibratedCurve::make_folds() const {
   constexpr std::size_t kSplits = 7;
   for (const std::size_t first : {1U, 3U, 5U}) {
     Fold some{.is_out = {}, .quantity = num_quantities};
-    for (std::size_t row = 0; row < observations_.size(); ++row) some.is_out.push_back(row % kSplits == first);
+    // A part of a time goes with the whole before it.
+    std::size_t whole = 0;
+    for (const Observation& observation : observations_) {
+      if (!observation.for_constants_only) ++whole;
+      some.is_out.push_back(whole % kSplits == first);
+    }
     folds.push_back(std::move(some));
   }
   return folds;
 }
 
-/// Errors of forecasts of what a fold leaves out, in sigmas, by how new it is to the rest.
-std::array<std::vector<double>, kNumNovelties> CalibratedCurve::errors_of(const Fold& fold) const {
-  std::array<std::vector<double>, kNumNovelties> errors;
+/// Errors of forecasts of what a fold leaves out, in sigmas.
+CalibratedCurve::FoldErrors CalibratedCurve::errors_of(const Fold& fold) const {
+  FoldErrors errors;
   std::vector<Observation> kept;
   for (std::size_t row = 0; row < observations_.size(); ++row) {
     if (!fold.is_out[row]) kept.push_back(observations_[row]);
@@ -214,10 +289,13 @@ std::array<std::vector<double>, kNumNovelties> CalibratedCurve::errors_of(const 
   if (kept.empty()) return errors;
   const CalibratedCurve without(*family_, std::move(kept), Unsized{});
   for (std::size_t row = 0; row < observations_.size(); ++row) {
-    if (!fold.is_out[row]) continue;
+    if (!fold.is_out[row] || observations_[row].for_constants_only) continue;
     const LogForecast forecast = without.log_forecast(observations_[row]);
-    const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us);
-    errors[static_cast<std::size_t>(forecast.novelty)].push_back(error / forecast.sigma);
+    const double error = std::fabs(std::log(observations_[row].us) - forecast.log_us) / forecast.sigma;
+    errors.by_novelty[static_cast<std::size_t>(forecast.novelty)].push_back(error);
+    if (forecast.novelty != Novelty::kLibrary) continue;
+    errors.by_shared_levels.resize(std::max(errors.by_shared_levels.size(), forecast.shared_levels + 1));
+    errors.by_shared_levels[forecast.shared_levels].push_back(error);
   }
   return errors;
 }
@@ -227,32 +305,36 @@ void CalibratedCurve::set_widths() {
     widths_.fill(kPriorSigmas * kSigmasOf90Percent);
     return;
   }
-  // Neither the easiest nor the hardest group sets a width.
-  constexpr double kHardShare = 0.6;
-  constexpr std::size_t kEnough = 5;
-  const std::size_t num_quantities = family_->quantities.size();
-  std::array<std::vector<double>, kNumNovelties> fold_widths;
-  std::vector<std::vector<double>> quantity_widths(num_quantities + 1);
+  std::array<std::vector<double>, kNumNovelties> needed;
+  std::vector<std::vector<double>> needed_of_quantity(family_->quantities.size());
+  std::vector<std::vector<double>> needed_of_levels;
+  const auto note = [](const std::vector<double>& errors, std::vector<double>& groups) {
+    constexpr std::size_t kEnough = 5;
+    if (errors.size() >= kEnough) groups.push_back(quantile(errors, 0.9));
+  };
   for (const Fold& fold : make_folds()) {
-    const auto errors = errors_of(fold);
+    const FoldErrors errors = errors_of(fold);
     for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
-      if (errors[novelty].size() >= kEnough) fold_widths[novelty].push_back(quantile(errors[novelty], 0.9));
+      note(errors.by_novelty[novelty], needed[novelty]);
     }
-    const std::vector<double>& settings = errors[static_cast<std::size_t>(Novelty::kSetting)];
-    if (settings.size() >= kEnough) quantity_widths[fold.quantity].push_back(quantile(settings, 0.9));
+    needed_of_levels.resize(std::max(needed_of_levels.size(), errors.by_shared_levels.size()));
+    for (std::size_t levels = 0; levels < errors.by_shared_levels.size(); ++levels) {
+      note(errors.by_shared_levels[levels], needed_of_levels[levels]);
+    }
+    if (fold.quantity >= needed_of_quantity.size()) continue;
+    note(errors.by_novelty[static_cast<std::size_t>(Novelty::kSetting)], needed_of_quantity[fold.quantity]);
   }
-  // Where groups were left out of few, what is left is so unsure that errors look small in its sigmas: only where a
-  // group shows that theory says too little does it widen intervals. What was measured has many rows to go by.
-  constexpr std::array<double, kNumNovelties> kLeast = {0.0, kSigmasOfSettings, kSigmasOf90Percent};
-  for (std::size_t novelty = 0; novelty < kNumNovelties; ++novelty) {
-    if (!fold_widths[novelty].empty()) widths_[novelty] = quantile(fold_widths[novelty], kHardShare);
-    widths_[novelty] = std::max(widths_[novelty], kLeast[novelty]);
+  widths_[static_cast<std::size_t>(Novelty::kSeen)] = seen_width(needed[static_cast<std::size_t>(Novelty::kSeen)]);
+  for (const Novelty novelty : {Novelty::kSetting, Novelty::kLibrary}) {
+    widths_[static_cast<std::size_t>(novelty)] = width_of_groups(needed[static_cast<std::size_t>(novelty)]);
   }
-  setting_widths_.assign(num_quantities, 0.0);
-  for (std::size_t quantity = 0; quantity < num_quantities; ++quantity) {
-    if (quantity_widths[quantity].empty()) continue;
-    setting_widths_[quantity] = std::max(quantile(quantity_widths[quantity], kHardShare), kSigmasOfSettings);
+  // A new number of ranks is another question than a new width of rows, and a new GPU another than a new version.
+  setting_widths_.clear();
+  for (const std::vector<double>& groups : needed_of_quantity) {
+    setting_widths_.push_back(groups.empty() ? 0.0 : width_of_groups(groups));
   }
+  library_widths_.clear();
+  for (const std::vector<double>& groups : needed_of_levels) library_widths_.push_back(width_of_groups(groups));
 }
 
 std::vector<double> CalibratedCurve::constants_at(const std::vector<std::string>& path) const {

@@ -24,6 +24,7 @@ struct Observation {
   FieldPoint point;
   std::variant<ExchangeWork, GemmWork> work;
   double us = 0;
+  bool for_constants_only = false;  ///< a part of a time that is there as a whole, too: it tells constants apart
 };
 
 /// A constant of a curve, before any measurement is seen.
@@ -93,7 +94,8 @@ class CalibratedCurve {
     double log_us = 0;
     double sigma = 0;
     Novelty novelty = Novelty::kSeen;
-    std::vector<bool> is_new;  ///< [quantities]; kSetting: those whose value this library has not shown
+    std::size_t shared_levels = 0;  ///< most names that the path of a measurement shares
+    std::vector<bool> is_new;       ///< [quantities]; kSetting: those whose value this library has not shown
   };
   /// The fitted curve at a place, and how it moves with its constants.
   struct Linearised {
@@ -106,10 +108,16 @@ class CalibratedCurve {
   };
   [[nodiscard]] double width_of(const LogForecast& forecast) const;
   void fit_nodes();
+  [[nodiscard]] std::size_t count_below(const std::vector<std::string>& path) const;
+  [[nodiscard]] FitResult fit_node(const std::vector<const Observation*>& members, const FitResult* parent) const;
   void fit_field();
   void set_widths();
   [[nodiscard]] std::vector<Fold> make_folds() const;
-  [[nodiscard]] std::array<std::vector<double>, kNumNovelties> errors_of(const Fold& fold) const;
+  struct FoldErrors {
+    std::array<std::vector<double>, kNumNovelties> by_novelty;
+    std::vector<std::vector<double>> by_shared_levels;  ///< of kLibrary
+  };
+  [[nodiscard]] FoldErrors errors_of(const Fold& fold) const;
   [[nodiscard]] LogForecast log_forecast(const Observation& wanted) const;
   [[nodiscard]] double log_curve(const Observation& wanted, std::span<const double> log_values) const;
   [[nodiscard]] Linearised linearise(const Observation& wanted) const;
@@ -120,6 +128,7 @@ class CalibratedCurve {
   std::map<std::vector<std::string>, FitResult> nodes_;  // by path from the root
   ResidualField field_;
   std::array<double, kNumNovelties> widths_{};  // in sigmas, of a 90% interval
+  std::vector<double> library_widths_;          // [shared levels] of kLibrary
   std::vector<double> setting_widths_;          // [quantities] the same where this one has a new value; 0 = not known
 };
 

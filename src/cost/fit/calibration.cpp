@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "cost/fit/families.hpp"
@@ -13,12 +14,12 @@ namespace {
 
 /// The geometric mean of times that were taken under the same conditions: one observation instead of many.
 std::vector<Observation> merge_equal(const std::vector<const Observation*>& observations) {
-  using Conditions = std::pair<std::vector<std::string>, std::vector<double>>;
+  using Conditions = std::tuple<std::vector<std::string>, std::vector<double>, bool>;
   std::map<Conditions, std::size_t> places;
   std::vector<Observation> merged;
   std::vector<std::pair<double, double>> sums;  // of logarithms, and how many
   for (const Observation* const observation : observations) {
-    const Conditions conditions{observation->point.path, observation->point.position};
+    const Conditions conditions{observation->point.path, observation->point.position, observation->for_constants_only};
     const auto [place, is_new] = places.emplace(conditions, merged.size());
     if (is_new) {
       merged.push_back(*observation);
@@ -51,15 +52,14 @@ Forecast Calibration::predict(const std::string& curve, const Observation& wante
 bool Calibration::is_measured(const std::string& curve) const { return !curves_.at(curve).observations().empty(); }
 
 TableErrors evaluate(const Calibration& calibration, const MeasurementTable& table) {
-  TableErrors errors{.table = table.name,
-                     .num_rows = table.num_rows,
-                     .num_times = table.times.size(),
-                     .worst = {},
-                     .without_measurements = {}};
+  TableErrors errors{
+      .table = table.name, .num_rows = table.num_rows, .num_times = 0, .worst = {}, .without_measurements = {}};
   std::vector<double> apes;
   std::size_t covered = 0;
   std::set<std::string> unknown;
   for (const MeasuredTime& time : table.times) {
+    if (time.observation.for_constants_only) continue;
+    ++errors.num_times;
     const Forecast forecast = calibration.predict(time.curve, time.observation);
     const double measured_us = time.observation.us;
     const double ape = 100.0 * std::fabs(forecast.us - measured_us) / measured_us;

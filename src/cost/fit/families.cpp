@@ -46,6 +46,15 @@ struct ExchangePriors {
   double overlap_factor = 1;
   double start_norm = 1;
   double start_norm_factor = 1;
+  double token_row_share = 1e-4;
+  double token_row_factor = 1;
+  double domain_doubling_factor = 2;
+  double far_domain_us = 0.01;
+  double far_domain_factor = 1;
+  double counts_domain_us = 0.01;
+  double counts_domain_factor = 1;
+  double host_wait_us = 0.01;
+  double host_wait_factor = 1;
 };
 
 std::vector<ConstantPrior> exchange_constants(const ExchangePriors& priors) {
@@ -57,7 +66,8 @@ std::vector<ConstantPrior> exchange_constants(const ExchangePriors& priors) {
       {"rank_doubling_us", "us", priors.rank_doubling_us, priors.rank_doubling_factor,
        "1 to 8 tokens at two numbers of ranks inside a domain"},
       {"network_us", "us", priors.network_us, kWide, "1 to 8 tokens inside a domain and across two"},
-      {"domain_doubling_us", "us", priors.domain_doubling_us, kWide, "1 to 8 tokens across 2 and across 4 domains"},
+      {"domain_doubling_us", "us", priors.domain_doubling_us, priors.domain_doubling_factor,
+       "1 to 8 tokens across 2 and across 4 domains"},
       {"row_sm_us", "us", priors.row_sm_us, priors.row_sm_factor,
        "4096 tokens or more of two widths of rows with 8 SMs"},
       {"sm_bytes_per_us", "bytes/us", priors.sm_bytes_per_us, priors.sm_factor,
@@ -71,7 +81,15 @@ std::vector<ConstantPrior> exchange_constants(const ExchangePriors& priors) {
        "4096 tokens or more across four domains with many SMs"},
       {"self_share", "1", priors.self_share, priors.self_factor, "4096 tokens or more at 2 and at 8 ranks of a domain"},
       {"overlap_norm", "1", priors.overlap_norm, priors.overlap_factor, "4096 tokens or more at three numbers of SMs"},
-      {"start_norm", "1", priors.start_norm, priors.start_norm_factor, "ten numbers of tokens from 1 to 4096"}};
+      {"start_norm", "1", priors.start_norm, priors.start_norm_factor, "ten numbers of tokens from 1 to 4096"},
+      {"token_row_share", "1", priors.token_row_share, priors.token_row_factor,
+       "4096 tokens or more with 8 SMs across two domains and across four"},
+      {"far_domain_us", "us", priors.far_domain_us, priors.far_domain_factor,
+       "1 to 8 tokens across 2 and across 4 domains"},
+      {"counts_domain_us", "us", priors.counts_domain_us, priors.counts_domain_factor,
+       "1 to 8 tokens across 2 and across 4 domains, the exchange of counts by itself"},
+      {"host_wait_us", "us", priors.host_wait_us, priors.host_wait_factor,
+       "one shape with exact sizing and with capacity sizing"}};
 }
 
 double exchange_us(const CurveWork& work, std::span<const double> constants) {
@@ -142,6 +160,8 @@ std::vector<CurveFamily> make_measured_families() {
       make_exchange("low_latency dispatch", {.start_us = 14.7,
                                              .domain_doubling_us = 4.7,
                                              .link_efficiency = 0.64,
+                                             .self_share = 0.3,
+                                             .self_factor = 2,
                                              .overlap_norm = 1.8,
                                              .overlap_factor = 1.4,
                                              .start_norm = 1.2,
@@ -150,13 +170,15 @@ std::vector<CurveFamily> make_measured_families() {
                                             .network_us = 9.9,
                                             .domain_doubling_us = 2.1,
                                             .link_efficiency = 0.54,
+                                            .self_share = 0.3,
+                                            .self_factor = 2,
                                             .overlap_norm = 1.8,
                                             .overlap_factor = 1.4,
                                             .start_norm = 1.2,
                                             .start_norm_factor = 1.3}),
       make_exchange("throughput dispatch", {.start_us = 26,
                                             .network_us = 20,
-                                            .domain_doubling_us = 15,
+                                            .domain_doubling_us = 0.01,
                                             .row_sm_us = 0.1,
                                             .row_sm_factor = 2,
                                             .sm_bytes_per_us = 22000,
@@ -170,12 +192,19 @@ std::vector<CurveFamily> make_measured_families() {
                                             .overlap_norm = 6,
                                             .overlap_factor = 1.5,
                                             .start_norm = 1.2,
-                                            .start_norm_factor = 1.3}),
+                                            .start_norm_factor = 1.3,
+                                            .token_row_share = 1,
+                                            .token_row_factor = 2,
+                                            .domain_doubling_factor = 1,
+                                            .far_domain_us = 6,
+                                            .far_domain_factor = 2,
+                                            .counts_domain_us = 10,
+                                            .counts_domain_factor = 2}),
       make_exchange("throughput combine", {.start_us = 23,
                                            .row_pass_us_per_byte = 1.7e-3,
                                            .row_pass_factor = 1.5,
                                            .network_us = 20,
-                                           .domain_doubling_us = 15,
+                                           .domain_doubling_us = 0.01,
                                            .row_sm_us = 0.05,
                                            .row_sm_factor = 2,
                                            .sm_bytes_per_us = 20000,
@@ -190,7 +219,14 @@ std::vector<CurveFamily> make_measured_families() {
                                            .overlap_norm = 6,
                                            .overlap_factor = 1.5,
                                            .start_norm = 1.2,
-                                           .start_norm_factor = 1.3}),
+                                           .start_norm_factor = 1.3,
+                                           .token_row_share = 1,
+                                           .token_row_factor = 2,
+                                           .domain_doubling_factor = 1,
+                                           .far_domain_us = 6,
+                                           .far_domain_factor = 2,
+                                           .counts_domain_us = 10,
+                                           .counts_domain_factor = 2}),
       make_exchange("one_sided dispatch", {.start_us = 13.5,
                                            .rank_doubling_us = 1.28,
                                            .rank_doubling_factor = 2,
@@ -240,85 +276,89 @@ std::vector<CurveFamily> make_measured_families() {
   };
 }
 
+ExchangePriors hybrid_priors(double start_us, double sm_bytes_per_us, double link_efficiency) {
+  return {.start_us = start_us,
+          .network_us = 20,
+          .domain_doubling_us = 10,
+          .row_sm_us = 0.02,
+          .row_sm_factor = 2,
+          .sm_bytes_per_us = sm_bytes_per_us,
+          .sm_factor = 1.3,
+          .link_efficiency = link_efficiency,
+          .self_share = 0.3,
+          .self_factor = 2,
+          .overlap_norm = 6,
+          .overlap_factor = 1.5,
+          .start_norm = 1.2,
+          .start_norm_factor = 1.2};
+}
+
+// What more ranks add to the start of a call is known of two ranks only, where it is none.
+constexpr double kOwnRankDoublingUs = 0.5;
+constexpr double kOwnRankDoublingFactor = 3;
+
+ExchangePriors direct_priors(ExchangePriors priors) {
+  priors.rank_doubling_us = kOwnRankDoublingUs;
+  priors.rank_doubling_factor = kOwnRankDoublingFactor;
+  priors.host_wait_us = 15;
+  priors.host_wait_factor = 1.5;
+  priors.row_sm_us = 0.02;
+  priors.row_sm_factor = 2;
+  priors.sm_factor = 1.3;
+  priors.self_share = 0.05;
+  priors.self_factor = 2;
+  priors.overlap_norm = 6;
+  priors.overlap_factor = 1.5;
+  priors.start_norm = 1.2;
+  priors.start_norm_factor = 1.2;
+  return priors;
+}
+
+ExchangePriors low_latency_priors(double start_us) {
+  return {.start_us = start_us,
+          .rank_doubling_us = kOwnRankDoublingUs,
+          .rank_doubling_factor = kOwnRankDoublingFactor,
+          .row_sm_us = 0.5,
+          .row_sm_factor = 3,
+          .sm_bytes_per_us = 20000,
+          .sm_factor = 2,
+          .link_efficiency = 0.7,
+          .self_share = 0.2,
+          .self_factor = 2,
+          .overlap_norm = 3,
+          .overlap_factor = 1.5,
+          .start_norm = 1.6,
+          .start_norm_factor = 1.4};
+}
+
 std::vector<CurveFamily> make_families() {
   std::vector<CurveFamily> families = make_measured_families();
   for (CurveFamily& family : std::vector<CurveFamily>{
-           make_peer("hybrid dispatch", {.start_us = 30,
-                                        .network_us = 20,
-                                        .domain_doubling_us = 10,
-                                        .row_sm_us = 0.02,
-                                        .row_sm_factor = 2,
-                                        .sm_bytes_per_us = 46000,
-                                        .sm_factor = 1.3,
-                                        .link_efficiency = 0.82,
-                                        .self_share = 0.3,
-                                        .self_factor = 2,
-                                        .overlap_norm = 6,
-                                        .overlap_factor = 1.5,
-                                        .start_norm = 1.2,
-                                        .start_norm_factor = 1.2}),
-           make_peer("hybrid combine", {.start_us = 35,
-                                       .network_us = 20,
-                                       .domain_doubling_us = 10,
-                                       .row_sm_us = 0.02,
-                                       .row_sm_factor = 2,
-                                       .sm_bytes_per_us = 42000,
-                                       .sm_factor = 1.3,
-                                       .link_efficiency = 0.75,
-                                       .self_share = 0.3,
-                                       .self_factor = 2,
-                                       .overlap_norm = 6,
-                                       .overlap_factor = 1.5,
-                                       .start_norm = 1.2,
-                                       .start_norm_factor = 1.2}),
-           make_own("direct dispatch", {.start_us = 8,
-                                       .row_sm_us = 0.02,
-                                       .row_sm_factor = 2,
-                                       .sm_bytes_per_us = 47000,
-                                       .sm_factor = 1.3,
-                                       .link_efficiency = 0.8,
-                                       .self_share = 0.05,
-                                       .self_factor = 2,
-                                       .overlap_norm = 6,
-                                       .overlap_factor = 1.5,
-                                       .start_norm = 1.2,
-                                       .start_norm_factor = 1.2}),
-           make_own("direct combine", {.start_us = 9,
-                                      .row_sm_us = 0.02,
-                                      .row_sm_factor = 2,
-                                      .sm_bytes_per_us = 45000,
-                                      .sm_factor = 1.3,
-                                      .link_efficiency = 0.75,
-                                      .self_share = 0.05,
-                                      .self_factor = 2,
-                                      .overlap_norm = 6,
-                                      .overlap_factor = 1.5,
-                                      .start_norm = 1.2,
-                                      .start_norm_factor = 1.2}),
-           make_own("epistle_low_latency dispatch", {.start_us = 10,
-                                                    .row_sm_us = 0.5,
-                                                    .row_sm_factor = 3,
-                                                    .sm_bytes_per_us = 20000,
-                                                    .sm_factor = 2,
-                                                    .link_efficiency = 0.7,
-                                                    .self_share = 0.2,
-                                                    .self_factor = 2,
-                                                    .overlap_norm = 3,
-                                                    .overlap_factor = 1.5,
-                                                    .start_norm = 1.6,
-                                                    .start_norm_factor = 1.4}),
-           make_own("epistle_low_latency combine", {.start_us = 5,
-                                                   .row_sm_us = 0.5,
-                                                   .row_sm_factor = 3,
-                                                   .sm_bytes_per_us = 20000,
-                                                   .sm_factor = 2,
-                                                   .link_efficiency = 0.7,
-                                                   .self_share = 0.2,
-                                                   .self_factor = 2,
-                                                   .overlap_norm = 3,
-                                                   .overlap_factor = 1.5,
-                                                   .start_norm = 1.6,
-                                                   .start_norm_factor = 1.4}),
+           make_peer("hybrid dispatch", hybrid_priors(30, 46000, 0.82)),
+           make_peer("hybrid combine", hybrid_priors(35, 42000, 0.75)),
+           make_own("direct dispatch",
+                    direct_priors({.start_us = 33, .sm_bytes_per_us = 47000, .link_efficiency = 0.8})),
+           make_own("direct combine",
+                    direct_priors({.start_us = 9, .sm_bytes_per_us = 45000, .link_efficiency = 0.75})),
+           // Blocks of experts, most of them hardly filled: every block is looked at.
+           make_own("direct_blocks dispatch",
+                    direct_priors({.start_us = 55, .sm_bytes_per_us = 47000, .link_efficiency = 0.8})),
+           make_own("direct_blocks combine",
+                    direct_priors({.start_us = 40, .sm_bytes_per_us = 45000, .link_efficiency = 0.75})),
+           // The host starts copies of rows that follow each other, once it has the counts.
+           make_own("direct_copies dispatch",
+                    direct_priors({.start_us = 230, .sm_bytes_per_us = 47000, .link_efficiency = 0.8})),
+           make_own("direct_copies combine",
+                    direct_priors({.start_us = 9, .sm_bytes_per_us = 45000, .link_efficiency = 0.75})),
+           // A row for every expert: copies besides what travels.
+           make_own("direct_experts dispatch",
+                    direct_priors({.start_us = 40, .sm_bytes_per_us = 38000, .link_efficiency = 0.8})),
+           make_own("direct_experts combine",
+                    direct_priors({.start_us = 9, .sm_bytes_per_us = 28000, .link_efficiency = 0.75})),
+           make_own("epistle_low_latency dispatch", low_latency_priors(7)),
+           make_own("epistle_low_latency combine", low_latency_priors(5)),
+           make_own("epistle_hybrid dispatch", hybrid_priors(30, 46000, 0.82)),
+           make_own("epistle_hybrid combine", hybrid_priors(35, 42000, 0.75)),
            make_collective("all_gather"),
            make_collective("alltoall"),
            make_collective("reduce_scatter"),
@@ -340,9 +380,13 @@ ExchangeTerms exchange_terms(std::span<const double> constants) noexcept {
           .rank_doubling_us = constants[2],
           .network_us = constants[3],
           .domain_doubling_us = constants[4],
+          .host_wait_us = constants[17],
+          .far_domain_us = constants[15],
+          .counts_domain_us = constants[16],
           .row_sm_us = constants[5],
           .sm_bytes_per_us = constants[6],
           .domain_row_share = constants[7],
+          .token_row_share = constants[14],
           .link_efficiency = constants[8],
           .link_loss_per_doubling = constants[9],
           .network_efficiency = constants[10],

@@ -55,8 +55,8 @@ constexpr double kConverged = 1e-7;   // relative gain of a step
 class Fitter {
  public:
   Fitter(const PredictLogUs& predict, std::span<const double> log_us, std::span<const LogPrior> priors,
-         double log_noise)
-      : predict_(predict), log_us_(log_us), priors_(priors), noise_(log_noise) {}
+         double log_noise, std::span<const double> weights)
+      : predict_(predict), log_us_(log_us), priors_(priors), weights_(weights), noise_(log_noise) {}
 
   FitResult run() {
     std::vector<double> values;
@@ -86,11 +86,13 @@ class Fitter {
   }
 
  private:
+  [[nodiscard]] double weight_of(std::size_t row) const { return weights_.empty() ? 1.0 : weights_[row]; }
+
   [[nodiscard]] double loss_at(const std::vector<double>& values) const {
     double loss = 0.0;
     for (std::size_t row = 0; row < log_us_.size(); ++row) {
       const double error = std::fabs(log_us_[row] - predict_(row, values)) / noise_;
-      loss += error < kHuberSigmas ? error * error : kHuberSigmas * (2 * error - kHuberSigmas);
+      loss += weight_of(row) * (error < kHuberSigmas ? error * error : kHuberSigmas * (2 * error - kHuberSigmas));
     }
     for (std::size_t idx = 0; idx < priors_.size(); ++idx) {
       const double error = (values[idx] - priors_[idx].log_mean) / priors_[idx].log_sigma;
@@ -113,7 +115,8 @@ class Fitter {
         moved[idx] = values[idx];
       }
       const double error = (log_us_[row] - base) / noise_;
-      const double weight = std::min(1.0, kHuberSigmas / std::max(std::fabs(error), 1e-300)) / (noise_ * noise_);
+      const double weight =
+          weight_of(row) * std::min(1.0, kHuberSigmas / std::max(std::fabs(error), 1e-300)) / (noise_ * noise_);
       for (std::size_t a = 0; a < n; ++a) {
         gradient_[a] += weight * slopes[a] * (log_us_[row] - base);
         for (std::size_t b = 0; b <= a; ++b) normal_[a * n + b] += weight * slopes[a] * slopes[b];
@@ -160,6 +163,7 @@ class Fitter {
   const PredictLogUs& predict_;
   std::span<const double> log_us_;
   std::span<const LogPrior> priors_;
+  std::span<const double> weights_;
   double noise_;
   std::vector<double> normal_;  // lower triangle
   std::vector<double> gradient_;
@@ -168,8 +172,8 @@ class Fitter {
 }  // namespace
 
 FitResult fit_constants(const PredictLogUs& predict, std::span<const double> log_us, std::span<const LogPrior> priors,
-                        double log_noise) {
-  return Fitter(predict, log_us, priors, log_noise).run();
+                        double log_noise, std::span<const double> weights) {
+  return Fitter(predict, log_us, priors, log_noise, weights).run();
 }
 
 }  // namespace epistle

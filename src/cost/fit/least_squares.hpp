@@ -22,9 +22,11 @@ struct FitResult {
 /// Predicted time of an observation for constants given by their logarithms.
 using PredictLogUs = std::function<double(std::size_t observation, std::span<const double> log_values)>;
 
-/// Maximises the posterior of `log_us` under Huber's loss with errors of `log_noise`. Deterministic.
+/// Maximises the posterior of `log_us` under Huber's loss with errors of `log_noise`. `weights` says how many
+/// independent observations each counts for; empty = one. Deterministic.
 [[nodiscard]] FitResult fit_constants(const PredictLogUs& predict, std::span<const double> log_us,
-                                      std::span<const LogPrior> priors, double log_noise);
+                                      std::span<const LogPrior> priors, double log_noise,
+                                      std::span<const double> weights = {});
 
 /// Solves A x = b for a symmetric positive definite A of n rows, in place: A becomes its lower Cholesky factor.
 /// False where A is not positive definite.

@@ -119,7 +119,10 @@ class TableReader {
 
   void read(const TableLine& line, MeasurementTable& table) {
     table_ = &table;
-    system_ = line.text("system", system_of_name(stem_));
+    // Such kernels are of racks; their tables do not say so.
+    const bool rack = to_lower(line.text("kernel", "")).starts_with("nvlink") && !line.has("system");
+    const std::string named = system_of_name(stem_);
+    system_ = line.text("system", rack && named == "unknown" ? "gb200" : named);
     const std::optional<Cluster> known = known_cluster(system_);
     cluster_ = known.value_or(find_cluster("unknown"));
     // One GPU has one name, whatever tables call it.
@@ -189,17 +192,26 @@ class TableReader {
           .distinct_ranks = expected_distinct_groups(shape.experts, shape.top_k, shape.ranks),
           .distinct_domains = expected_distinct_groups(shape.experts, shape.top_k, base.num_domains),
           .row_bytes = row_bytes};
-      const ExchangeWork work =
+      ExchangeWork work =
           mode == "low_latency" ? low_latency_work(base, exchange) : throughput_work(base, exchange, num_sms);
-      add(line, fmt::format("{} {}", mode, phase),
-          {.table = {},
-           .label = fmt::format("{} {} EP {} {} tokens{}", system_, phase, shape.ranks, shape.tokens,
-                                num_sms > 0 ? fmt::format(" {} SMs", num_sms) : ""),
-           .point = {.path = {system_, line.text("version", "")},
-                     .position = {log2_of(shape.tokens), log2_of(shape.ranks), log2_of(num_sms), log2_of(row_bytes),
-                                  log2_of(shape.experts)}},
-           .work = work,
-           .us = us});
+      const std::string curve = fmt::format("{} {}", mode, phase);
+      Observation observation{.table = {},
+                              .label = fmt::format("{} {} EP {} {} tokens{}", system_, phase, shape.ranks, shape.tokens,
+                                                   num_sms > 0 ? fmt::format(" {} SMs", num_sms) : ""),
+                              .point = {.path = {system_, line.text("version", "")},
+                                        .position = {log2_of(shape.tokens), log2_of(shape.ranks), log2_of(num_sms),
+                                                     log2_of(row_bytes), log2_of(shape.experts)}},
+                              .work = work,
+                              .us = us};
+      add(line, curve, observation);
+      if (split && line.number_of(phase + "_notify_us", 0) > 0) {
+        // What moving rows takes by itself tells its start from that of the exchange of counts.
+        work.counts_exchanged = false;
+        observation.work = work;
+        observation.us = line.positive(phase + "_transmit_us");
+        observation.for_constants_only = true;
+        add(line, curve, std::move(observation));
+      }
     }
   }
 

@@ -26,8 +26,8 @@ struct MeasurementTable {
 /// Throws kCorruptInput that names file, line and column.
 [[nodiscard]] MeasurementTable parse_measurements(std::string_view text, std::string_view file);
 
-/// A table, or a record of epistle bench where the name ends in .json. Throws kNotFound where there is no such file;
-/// else as parse_measurements and parse_bench_record.
+/// A table, or a record of epistle bench or compare where the name ends in .json. Throws kNotFound where there is no
+/// such file; else as parse_measurements and parse_bench_record.
 [[nodiscard]] MeasurementTable read_measurements(const std::string& file);
 
 }  // namespace epistle

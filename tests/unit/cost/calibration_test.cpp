@@ -185,8 +185,58 @@ TEST(BenchRecord, GivesDispatchAndCombine) {
   EXPECT_EQ(row_bytes("null"), 2 * 7168);
   EXPECT_EQ(row_bytes(R"("fp8")"), 7168 + 4 * 7168 / 128);
   EXPECT_EQ(row_bytes(R"("fp8-ue8m0")"), 7168 + 4 * 7168 / 128);
-  EXPECT_THROW((void)parse_bench_record("{}", "r.json"), Error);
+  const auto code_of = [](const char* text) {
+    try {
+      (void)parse_bench_record(text, "r.json");
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ErrorCode::kOk;
+  };
+  // Of other tools, or of ranks that share a GPU: whole, and of no use here.
+  EXPECT_EQ(code_of("{}"), ErrorCode::kUnsupported);
+  EXPECT_EQ(code_of("[]"), ErrorCode::kUnsupported);
+  EXPECT_EQ(code_of(R"({"tool": "epistle tune", "results": []})"), ErrorCode::kUnsupported);
+  EXPECT_EQ(code_of(R"({"results": []})"), ErrorCode::kCorruptInput);
   EXPECT_THROW((void)parse_bench_record("[", "r.json"), Error);
+}
+
+TEST(BenchRecord, CountsTheLayoutAsPartOfADispatchAndKnowsTheHost) {
+  const std::string record =
+      R"({"tool": "epistle bench", "config": {"hidden": 256, "num_experts": 8, "top_k": 2, "dtype": "bf16",
+          "layout": "token_major", "ranks": 2, "tokens": 64, "workers": 1, "sizing": "exact"}, "gpu": null,
+          "results": [{"dispatcher": "direct", "phase": "layout", "median_us": 5},
+                      {"dispatcher": "direct", "phase": "dispatch", "median_us": 7},
+                      {"dispatcher": "direct", "phase": "combine", "median_us": 9}]})";
+  const MeasurementTable table = parse_bench_record(record, "r.json");
+  ASSERT_EQ(table.times.size(), 2U);
+  EXPECT_DOUBLE_EQ(table.times[0].observation.us, 12);
+  EXPECT_EQ(table.times[0].observation.point.path.at(0), "host");
+}
+
+TEST(Calibration, TellsTheStartOfRowsFromTheExchangeOfCounts) {
+  // Only across domains, with the exchange of counts by itself: what a call inside one takes follows.
+  std::string text =
+      "system,version,ep_size,node_num,hidden,topk,num_experts,tokens_per_rank,num_sms,dispatch_transmit_us,"
+      "dispatch_notify_us\n";
+  for (const int degree : {16, 32}) {
+    for (const int tokens : {1, 2, 4, 8}) {
+      const int far = degree / 8 - 1;
+      text += "h100_sxm,1," + std::to_string(degree) + ",2,7168,8,256," + std::to_string(tokens) + ",20," +
+              std::to_string(19 + 6 * far) + "," + std::to_string(20 + 10 * far) + "\n";
+    }
+  }
+  const MeasurementTable fit = parse_measurements(text, "far.csv");
+  EXPECT_EQ(fit.num_rows, 8U);
+  const MeasurementTable near = parse_measurements(
+      "system,version,ep_size,node_num,hidden,topk,num_experts,tokens_per_rank,num_sms,dispatch_us\n"
+      "h100_sxm,1,8,1,7168,8,256,1,20,19\n",
+      "near.csv");
+  const TableErrors errors = evaluate(Calibration({&fit, 1}), near);
+  EXPECT_EQ(errors.num_times, 1U);
+  EXPECT_LT(errors.median_ape, 15.0);
+  // Of what is fitted the parts are not counted twice.
+  EXPECT_EQ(evaluate(Calibration({&fit, 1}), fit).num_times, 8U);
 }
 
 }  // namespace

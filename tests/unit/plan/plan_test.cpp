@@ -2,6 +2,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <string>
 
 #include <gtest/gtest.h>
 
@@ -9,6 +10,7 @@
 #include "epistle/error.hpp"
 
 #include "cost/exchange_counts.hpp"
+#include "plan/next_measurements.hpp"
 #include "plan/plan_search.hpp"
 
 namespace epistle::test {
@@ -136,16 +138,55 @@ TEST(PlanSearch, KeepsLimitsAndNumbersOfGpus) {
 
 TEST(PlanSearch, SaysWhatToMeasureAndWhatFlips) {
   const PlanRequest request = request_for("qwen3-235b-a22b", "h100-hgx");
-  const Plan best = search_plans(request, priors()).front();
-  const std::vector<NextMeasurement> next = next_measurements(request, priors(), best);
-  EXPECT_GE(next.size(), 3U);
-  EXPECT_LE(next.size(), 5U);
-  EXPECT_TRUE(
-      std::is_sorted(next.begin(), next.end(), [](const auto& a, const auto& b) { return a.spread_us > b.spread_us; }));
+  const std::vector<Plan> plans = search_plans(request, priors());
+  const Plan& best = plans.front();
   EXPECT_EQ(find_flips(request, priors(), best).size(), 8U);
   const std::vector<CrossoverPoint> crossovers = find_crossovers(request, priors(), best);
   ASSERT_FALSE(crossovers.empty());
   EXPECT_EQ(crossovers.front().tokens, 1);
+}
+
+TEST(NextMeasurements, AreThreeToFiveCommandsThatRunAsTheyStand) {
+  for (const char* const cluster : {"h100-hgx", "gb200-nvl72", "host", "a100", "mi300x"}) {
+    SCOPED_TRACE(cluster);
+    PlanRequest request = request_for("qwen3-30b-a3b", cluster);
+    request.precision = ExpertType::kBf16;
+    const std::vector<Plan> plans = search_plans(request, priors());
+    ASSERT_FALSE(plans.empty());
+    const std::vector<NextMeasurement> next = next_measurements(request, priors(), plans);
+    EXPECT_GE(next.size(), 3U);
+    EXPECT_LE(next.size(), 5U);
+    EXPECT_TRUE(std::is_sorted(next.begin(), next.end(),
+                               [](const auto& a, const auto& b) { return a.spread_us > b.spread_us; }));
+    for (const NextMeasurement& measurement : next) {
+      EXPECT_TRUE(measurement.command.starts_with("epistle ")) << measurement.command;
+      EXPECT_TRUE(measurement.command.ends_with("--json " + measurement.file)) << measurement.command;
+      const bool on_host = measurement.command.find("--device host") != std::string::npos;
+      EXPECT_EQ(on_host, is_host(request.cluster)) << measurement.command;
+    }
+  }
+}
+
+TEST(PlanSearch, PartsAddUpToTermsAndTermsToLayers) {
+  PlanRequest request = request_for("deepseek-v3", "h200-hgx");
+  request.popularity = zipf_popularity(request.model.num_experts, 0.8);
+  for (const Plan& plan : search_plans(request, priors())) {
+    double sum_us = -plan.hidden_us;
+    for (const PlanTerm& term : plan.terms) sum_us += term.us;
+    EXPECT_NEAR(sum_us, plan.layer_us, 1e-6 * plan.layer_us) << plan.choice.name();
+    for (const PlanTerm& term : plan.terms) {
+      EXPECT_NEAR(std::accumulate(term.parts_us.begin(), term.parts_us.end(), 0.0), term.us, 1e-6 * term.us)
+          << plan.choice.name() << " " << term.name;
+    }
+  }
+}
+
+TEST(PlanSearch, LatentsOfAllHeadsAreKeptByEveryRankOfATensorGroup) {
+  const PlanModel latent = plan_model_of_preset("deepseek-v3");
+  EXPECT_DOUBLE_EQ(cached_elements(latent, 8), 8 * cached_elements(latent, 1));
+  const PlanModel grouped = plan_model_of_preset("qwen3-235b-a22b");
+  EXPECT_DOUBLE_EQ(cached_elements(grouped, 4), cached_elements(grouped, 1));
+  EXPECT_DOUBLE_EQ(cached_elements(grouped, 8), 2 * cached_elements(grouped, 1));
 }
 
 TEST(PlanSearch, RefusesNonsense) {
@@ -180,6 +221,24 @@ TEST(PlanModel, IsReadFromAConfig) {
       EXPECT_TRUE(error.message().starts_with("config.json")) << error.message();
     }
   }
+}
+
+TEST(PlanModel, CountsLayersWithExpertsAndWindowsOfPublishedForms) {
+  const std::string common =
+      R"({"hidden_size": 2880, "num_local_experts": 32, "num_experts_per_tok": 4, "intermediate_size": 2880,
+          "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 4, )";
+  const PlanModel windows = parse_plan_model(
+      common + R"("sliding_window": 128, "layer_types": ["sliding_attention", "full_attention", "sliding_attention",
+                  "full_attention"]})",
+      "config.json");
+  EXPECT_EQ(windows.num_moe_layers, 4);
+  EXPECT_DOUBLE_EQ(windows.seen_tokens(4096), (4096 + 128) / 2.0);
+  EXPECT_EQ(parse_plan_model(common + R"("decoder_sparse_step": 2, "mlp_only_layers": [3]})", "c").num_moe_layers, 1);
+  EXPECT_EQ(parse_plan_model(common + R"("first_k_dense_replace": 3, "moe_layer_freq": 1})", "c").num_moe_layers, 1);
+  EXPECT_EQ(parse_plan_model(common + R"("moe_layer_freq": [0, 1, 1, 1]})", "c").num_moe_layers, 3);
+  EXPECT_DOUBLE_EQ(
+      parse_plan_model(common + R"("sliding_window": 64, "use_sliding_window": false})", "c").seen_tokens(4096), 4096);
+  EXPECT_THROW((void)parse_plan_model(common + R"("decoder_sparse_step": 9})", "c"), Error);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ TEST(Cluster, PresetsAreSoundAndSayWhereTheyComeFrom) {
     EXPECT_EQ(find_cluster(cluster.name).name, cluster.name);
   }
   for (const char* const name : {"h100-hgx", "h200-hgx", "b200", "b300", "gb200-nvl72", "gb300-nvl72", "h20", "a100",
-                                 "rtx-pro-6000", "mi300x", "unknown"}) {
+                                 "rtx-pro-6000", "mi300x", "unknown", "host"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
 }
@@ -61,6 +61,7 @@ TEST(Cluster, JsonOverridesAPreset) {
           "link_bytes_per_s": {"value": 371e9, "source": "own measurement", "date": "2026-11-21"}})",
       "rack.json");
   EXPECT_EQ(cluster.name, "ours");
+  EXPECT_EQ(measured_name(cluster), "h200-hgx");
   EXPECT_EQ(cluster.gpu_architecture, "sm_90");
   EXPECT_EQ(cluster.num_sms(), 132);
   EXPECT_EQ(cluster.network_bytes_per_s(), 100e9);
