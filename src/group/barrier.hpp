@@ -93,11 +93,12 @@ class Barrier {
   void restart(const RankMask* mask, Ticket passed) noexcept {
     mask_ = mask;
     awaited_ = passed;
+    restarted_behind_ = passed;
   }
 
   /// True when all ranks have arrived in the generation of `ticket`.
   [[nodiscard]] bool passed(Ticket ticket) const noexcept {
-    if (mask_ != nullptr) return members_have_arrived(ticket);
+    if (mask_ != nullptr) return is_over(ticket) || members_have_arrived(ticket);
     // pairs with the release of the last arrival in arrive()
     const std::uint32_t generation = block_->generation.value.load(std::memory_order_acquire);
     return static_cast<std::int32_t>(generation - ticket) >= 0;
@@ -115,6 +116,10 @@ class Barrier {
   void sleep(Ticket ticket, std::int64_t max_wait_us) noexcept;
 
  private:
+  /// Of a generation from before the last restart: some members may never have arrived in it.
+  [[nodiscard]] bool is_over(Ticket ticket) const noexcept {
+    return static_cast<std::int32_t>(restarted_behind_ - ticket) >= 0;
+  }
   [[nodiscard]] bool members_have_arrived(Ticket ticket) const noexcept;
   void count_arrival(ArrivalWord word) noexcept;
   void tell_of_arrival() noexcept;
@@ -124,6 +129,7 @@ class Barrier {
   int num_ranks_ = 1;
   Ticket awaited_ = 0;
   const RankMask* mask_ = nullptr;  ///< null until ranks have been left out
+  Ticket restarted_behind_ = 0;     ///< since then
 };
 
 }  // namespace epistle
