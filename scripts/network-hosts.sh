@@ -170,6 +170,33 @@ expect_named() {
   fi
 }
 
+# expect_masked WHAT TRIPS HOST RANK_KILLED...: two ranks per host make round trips; those of one host are killed in the
+# middle; all others name one of them, mask them and make TRIPS more, every bit right.
+expect_masked() {
+  local what="$1" trips="$2" on="$3" rank wrong='' named=''
+  shift 3
+  timeout_ms=10000 start_ranks 2 masks "$trips"
+  wait_ready
+  for rank in "$@"; do kill -KILL "${pids[rank]}"; done
+  broken_at=$SECONDS
+  wait_ranks
+  for rank in "${!pids[@]}"; do
+    [ "$((rank / 2))" != "$on" ] || continue
+    [ "$(field "$rank" ok)" = True ] || wrong+="rank $rank is not well; "
+    [ "$(field "$rank" round_trips)" = "$trips" ] || wrong+="rank $rank made $(field "$rank" round_trips) round trips; "
+    [ "$(field "$rank" masked)" = "[${1}, ${2}]" ] || wrong+="rank $rank masks $(field "$rank" masked); "
+    [[ " $* " == *" $(field "$rank" peer_rank) "* ]] || wrong+="rank $rank names $(field "$rank" peer_rank); "
+    named+="$(field "$rank" peer_rank) "
+  done
+  if [ -z "$wrong" ]; then
+    pass "$what: the others name ${named% }, mask $* and make $trips round trips of hybrid and alltoall, every bit right" \
+      "($((SECONDS - broken_at)) s)"
+  else
+    fail "$what: $wrong"
+    show_ranks
+  fi
+}
+
 wait_ready() {
   local rank tries
   for rank in "${!pids[@]}"; do
