@@ -175,7 +175,7 @@ expect_named() {
 expect_masked() {
   local what="$1" trips="$2" on="$3" rank wrong='' named=''
   shift 3
-  timeout_ms=10000 start_ranks 2 masks "$trips"
+  timeout_ms=20000 start_ranks 2 masks "$trips"
   wait_ready
   for rank in "$@"; do kill -KILL "${pids[rank]}"; done
   broken_at=$SECONDS

@@ -194,7 +194,10 @@ TEST(MasksOverHosts, TakeRanksBack) {
 TEST(MasksOverHosts, LetARankThatStaysAloneGoOn) {
   HostsJob job = make_hosts_job(2, 1);
   job.timeout = milliseconds(2'000);
-  ReportingChildren children(host_ranks(job, [](Group& group, ChildReport&) {
+  const SharedArray<Counter> counters(1);
+  counters[0].store(0);
+  ReportingChildren children(host_ranks(job, [&counters](Group& group, ChildReport&) {
+    meet(counters[0], group.size());
     if (group.rank() == 1) {
       group.set_mask({0});
       expect(gather_numbers(group, 5) == 5, "a number of one rank");
@@ -325,6 +328,21 @@ TEST(DispatchersUnderMasksOverHosts, GoOnWithoutARank) {
 TEST(DispatchersUnderMasksOverHosts, GoOnWithoutAHost) {
   if (const std::string lack = lack_of_fabric(); !lack.empty()) GTEST_SKIP() << lack;
   expect_to_go_on(kHosts, {0, 1}, round_trips);
+}
+
+TEST(DispatchersUnderMasksOverHosts, AreMadeUnderAMask) {
+  if (const std::string lack = lack_of_fabric(); !lack.empty()) GTEST_SKIP() << lack;
+  const SharedArray<Counter> counters(1);
+  counters[0].store(0);
+  ReportingChildren children(host_ranks(make_hosts_job(2, kRanksEach), [&counters](Group& group, ChildReport&) {
+    meet(counters[0], group.size());
+    if (group.rank() == 3) return;
+    group.set_mask({3});
+    const std::function<void(int)> work = round_trips(group);
+    for (int idx = 1; idx < 4; ++idx) work(idx);
+    group.barrier();
+  }));
+  expect_all_well(children);
 }
 
 TEST(DispatchersUnderMasksOverHosts, TakeRanksBackThatPassRowsOn) {
