@@ -170,16 +170,19 @@ expect_named() {
   fi
 }
 
-# expect_masked WHAT TRIPS HOST RANK_KILLED...: two ranks per host make round trips; those of one host are killed in the
-# middle; all others name one of them, mask them and make TRIPS more, every bit right.
+# expect_masked WHAT TRIPS HOW HOST RANK...: two ranks per host make round trips; the ranks of one host are killed in the
+# middle (HOW: kill), or its cable is taken away (cut); all others name one of them, mask them and make TRIPS more, every
+# bit right.
 expect_masked() {
-  local what="$1" trips="$2" on="$3" rank wrong='' named=''
-  shift 3
+  local what="$1" trips="$2" how="$3" on="$4" rank wrong='' named=''
+  shift 4
   timeout_ms=20000 start_ranks 2 masks "$trips"
   wait_ready
-  for rank in "$@"; do kill -KILL "${pids[rank]}"; done
   broken_at=$SECONDS
-  wait_ranks
+  if [ "$how" = cut ]; then ip link del "$tag-v$on"; else kill -KILL "${pids[$1]}" "${pids[$2]}"; fi
+  wait_ranks "$@"
+  # Of a host without a cable they live, and go on by themselves.
+  for rank in "$@"; do kill -KILL "${pids[rank]}" 2>/dev/null || true; done
   for rank in "${!pids[@]}"; do
     [ "$((rank / 2))" != "$on" ] || continue
     [ "$(field "$rank" ok)" = True ] || wrong+="rank $rank is not well; "
