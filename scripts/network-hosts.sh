@@ -180,11 +180,9 @@ expect_masked() {
   broken_at=$SECONDS
   if [ "$how" = cut ]; then ip link del "$tag-v$on"; else kill -KILL "${pids[$1]}" "${pids[$2]}"; fi
   wait_ranks "$@"
-  # Of a host without a cable they live, and go on by themselves.
   for rank in "$@"; do kill -KILL "${pids[rank]}" 2>/dev/null || true; done
   for rank in "${!pids[@]}"; do
     [ "$((rank / 2))" != "$on" ] || continue
-    # What ends well has made all of them.
     [ "$(field "$rank" ok)" = True ] || wrong+="rank $rank is not well; "
     [ "$(field "$rank" masked)" = "[${1}, ${2}]" ] || wrong+="rank $rank masks $(field "$rank" masked); "
     [[ " $* " == *" $(field "$rank" peer_rank) "* ]] || wrong+="rank $rank names $(field "$rank" peer_rank); "
