@@ -170,6 +170,32 @@ expect_named() {
   fi
 }
 
+# expect_masked WHAT TRIPS HOW HOST RANK...: two ranks per host make round trips; those of one host are killed (HOW: kill), or
+# its cable is taken away (cut); all others name one of them, mask them and make TRIPS more, every bit right.
+expect_masked() {
+  local what="$1" trips="$2" how="$3" on="$4" rank wrong='' named=''
+  shift 4
+  timeout_ms=20000 start_ranks 2 masks "$trips"
+  wait_ready
+  broken_at=$SECONDS
+  if [ "$how" = cut ]; then ip link del "$tag-v$on"; else kill -KILL "${pids[$1]}" "${pids[$2]}"; fi
+  wait_ranks "$@"
+  for rank in "$@"; do kill -KILL "${pids[rank]}" 2>/dev/null || true; done
+  for rank in "${!pids[@]}"; do
+    [ "$((rank / 2))" != "$on" ] || continue
+    [ "$(field "$rank" ok)" = True ] || wrong+="rank $rank is not well; "
+    [ "$(field "$rank" masked)" = "[${1}, ${2}]" ] || wrong+="rank $rank masks $(field "$rank" masked); "
+    [[ " $* " == *" $(field "$rank" peer_rank) "* ]] || wrong+="rank $rank names $(field "$rank" peer_rank); "
+    named+="$(field "$rank" peer_rank) "
+  done
+  if [ -z "$wrong" ]; then
+    pass "$what: the others name ${named% }, mask $* and make $trips round trips, every bit right ($((SECONDS - broken_at)) s)"
+  else
+    fail "$what: $wrong"
+    show_ranks
+  fi
+}
+
 wait_ready() {
   local rank tries
   for rank in "${!pids[@]}"; do

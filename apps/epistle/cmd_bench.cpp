@@ -1,7 +1,10 @@
 // epistle bench: dispatch and combine among ranks, verified and timed.
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -43,10 +46,37 @@ constexpr const char* kBenchFooter =
     "  epistle bench --device cuda --group processes --sms 16 --model deepseek-v3 --sizing capacity \\\n"
     "                --capacity-rows 8192";
 
+/// Masked ranks end at once, and the process of the lowest rank of a host carries what the others there say.
+void check_masked_leaders(const Group& group, const std::vector<int>& masked) {
+  const auto is_masked = [&](int rank) { return std::binary_search(masked.begin(), masked.end(), rank); };
+  for (int rank = 0; rank < group.size(); ++rank) {
+    int leader = 0;
+    while (group.host_of(leader) != group.host_of(rank)) ++leader;
+    if (group.num_hosts() == 1 || is_masked(rank) || !is_masked(leader)) continue;
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("--mask names rank {}, which carries what rank {} of its host says to other hosts; leave it "
+                    "out, or mask all ranks of that host",
+                    leader, rank));
+  }
+}
+
+/// One that is told that it is left out while it still joins would take that for a failure.
+void wait_until_gone(const Group& group, const std::vector<int>& masked) {
+  constexpr std::chrono::milliseconds kPause{1};
+  const auto give_up = std::chrono::steady_clock::now() + group.timeout();
+  for (std::vector<int> gone; std::chrono::steady_clock::now() < give_up; std::this_thread::sleep_for(kPause)) {
+    gone = group.suspects();
+    if (std::includes(gone.begin(), gone.end(), masked.begin(), masked.end())) return;
+  }
+}
+
 /// One rank's part. Rank 0 speaks for all.
 int bench_rank(Group& group, const BenchPlan& plan, const BenchOptions& options, Progress& progress) {
   if (!plan.masked.empty()) {
+    check_masked_leaders(group, plan.masked);
     if (std::find(plan.masked.begin(), plan.masked.end(), group.rank()) != plan.masked.end()) return kExitOk;
+    wait_until_gone(group, plan.masked);
     group.set_mask(plan.masked);
   }
   const BenchResult result = run_planned(group, plan, progress);

@@ -29,7 +29,7 @@ struct Capabilities {
   bool device_token_count = false;  ///< PrepareRequest::num_tokens
   bool late_weights = false;        ///< CombineRequest::weights: for rows of experts in flat order
   bool placement = false;           ///< others than the trivial one
-  bool masks = false;               ///< goes on when ranks are masked out; those that join domains: within one
+  bool masks = false;               ///< goes on when ranks are masked out
   bool joins_domains = false;       ///< a row crosses to another domain once per (token, domain)
   bool joins_hosts = false;         ///< serves groups over several hosts
   bool agrees_on_host = false;      ///< every call waits for the other ranks on the host

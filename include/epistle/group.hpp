@@ -70,17 +70,17 @@ class EPISTLE_API Group {
   /// A rank that is left out throws kMaskedOut in every call, at once or when it wakes. It can take part again, where
   /// it lives: when all that are to take part, itself among them, set a mask without it. Throws kPeerLost or kTimeout
   /// naming a rank that was to take part and has gone or did not come, kShapeMismatch where ranks give different masks,
-  /// kMaskedOut where others have set another one meanwhile, kInvalidArgument, kUnsupported in groups over several
-  /// hosts. The mask in force stays then, and a group that was broken is.
+  /// kMaskedOut where others have set another one meanwhile, kInvalidArgument, kUnsupported where this rank's host has
+  /// lost its way to the other hosts. The mask in force stays then, and a group that was broken is.
   void set_mask(const std::vector<int>& ranks);
   /// set_mask of none.
   void clear_mask() { set_mask({}); }
   /// The ranks that are left out, ascending.
   [[nodiscard]] std::vector<int> masked() const;
   [[nodiscard]] bool is_masked(int rank) const noexcept;
-  /// The ranks that the group is broken for, or will be: the one that a call has named, or all that have gone, in
-  /// ascending order. None: all is well as far as this rank knows. Waits for nothing, and may be called from any
-  /// thread.
+  /// The ranks that the group is broken for, or will be: the one that a call has named, or all that have gone (of a
+  /// host that has, all of its ranks), in ascending order. None: all is well as far as this rank knows. Waits for
+  /// nothing, and may be called from any thread.
   [[nodiscard]] std::vector<int> suspects() const;
 
   /// For dispatchers; not part of the stable API.

@@ -101,7 +101,8 @@ class FabricLink final : public DomainLink {
     const Complaint complaint = attempt([&] { own.key = endpoint_->expose(region_.own() + offset, num_bytes); });
     const std::vector<Exposure> all = group_->gather(call, Phase::kCreate, own, complaint);
     for (std::size_t peer = 0; peer < peers_.size(); ++peer) {
-      if (all[peer].num_bytes > 0) peers_[peer].exposed.push_back(all[peer]);
+      const bool has_told = !group_->is_masked(static_cast<int>(peer));
+      if (has_told && all[peer].num_bytes > 0) peers_[peer].exposed.push_back(all[peer]);
     }
   }
 
@@ -146,7 +147,8 @@ class FabricLink final : public DomainLink {
     std::vector<std::string> addresses(cards.size());
     for (std::size_t peer = 0; peer < cards.size(); ++peer) {
       peers_[peer].signals = cards[peer].signals;
-      if (static_cast<int>(peer) == group_->rank()) continue;
+      // Who is masked out has told nothing.
+      if (static_cast<int>(peer) == group_->rank() || group_->is_masked(static_cast<int>(peer))) continue;
       addresses[peer].assign(cards[peer].address.data(), static_cast<std::size_t>(cards[peer].address_bytes));
     }
     endpoint_->connect(addresses);
@@ -221,12 +223,17 @@ class FabricLink final : public DomainLink {
     });
   }
 
-  /// What the endpoint throws is told of this rank: its peers are ranks of the group.
+  /// What the endpoint throws is told of this rank: its peers are ranks of the group. A peer that the transport does
+  /// not reach any more is a loss that all agree on: others may not have seen it.
   template <typename Work>
   std::invoke_result_t<const Work&> of_group(const Work& work) const {
     try {
       return work();
     } catch (const Error& error) {
+      if (error.code() == ErrorCode::kPeerLost) {
+        group_->fail_if_lost(Phase::kNone);
+        group_->fail(ErrorCode::kPeerLost, Phase::kNone, error.context().peer_rank);
+      }
       Error::Context context = error.context();
       context.rank = group_->rank();
       throw Error(error.code(), std::string(error.message()), context);

@@ -13,6 +13,8 @@ namespace {
 constexpr std::int64_t kMicrosPerSecond = 1'000'000;
 constexpr std::int64_t kNanosPerMicro = 1'000;
 
+constexpr Ticket kFarBehind = Ticket{1} << 30;
+
 constexpr std::uint64_t kOneArrival = std::uint64_t{1} << kArrivalWordBits;
 
 /// `arrived` with one more rank, which says `word`.
@@ -38,6 +40,8 @@ void futex_wake_all(std::atomic<std::uint32_t>& word) noexcept {
 Ticket Barrier::arrive(ArrivalWord word) noexcept {
   ++awaited_;
   if (kind_ == BarrierKind::kAtArrivals) {
+    // Generations go round: what is over has to stay behind.
+    if (awaited_ - restarted_behind_ > kFarBehind) restarted_behind_ = awaited_ - kFarBehind;
     tell_of_arrival(word);
     return awaited_;
   }

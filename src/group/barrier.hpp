@@ -111,11 +111,12 @@ class Barrier {
     mask_ = mask;
     kind_ = BarrierKind::kAtArrivals;
     awaited_ = passed;
+    restarted_behind_ = passed;
   }
 
   /// True when all ranks have arrived in the generation of `ticket`.
   [[nodiscard]] bool passed(Ticket ticket) const noexcept {
-    if (kind_ == BarrierKind::kAtArrivals) return members_have_arrived(ticket);
+    if (kind_ == BarrierKind::kAtArrivals) return is_over(ticket) || members_have_arrived(ticket);
     // pairs with the release of the last arrival in arrive()
     const std::uint32_t generation = block_->generation.value.load(std::memory_order_acquire);
     return static_cast<std::int32_t>(generation - ticket) >= 0;
@@ -134,6 +135,10 @@ class Barrier {
   void sleep(Ticket ticket, std::int64_t max_wait_us) noexcept;
 
  private:
+  /// Of a generation from before the last restart: some members may never have arrived in it.
+  [[nodiscard]] bool is_over(Ticket ticket) const noexcept {
+    return static_cast<std::int32_t>(restarted_behind_ - ticket) >= 0;
+  }
   [[nodiscard]] bool members_have_arrived(Ticket ticket) const noexcept;
   [[nodiscard]] bool words_agree(Ticket ticket) const noexcept;
   void count_arrival(ArrivalWord word) noexcept;
@@ -145,6 +150,7 @@ class Barrier {
   BarrierKind kind_ = BarrierKind::kAtCounter;
   Ticket awaited_ = 0;
   const RankMask* mask_ = nullptr;  ///< null until ranks have been left out
+  Ticket restarted_behind_ = 0;     ///< since then
 };
 
 }  // namespace epistle

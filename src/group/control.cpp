@@ -16,6 +16,8 @@ constexpr int kReporterShift = kPeerShift + kRankBits;
 constexpr int kNumberShift = kReporterShift + kRankBits;
 
 constexpr std::int64_t kPageBytes = 4096;
+constexpr int kBitsOfWord = 64;
+constexpr std::int64_t kMaskWordBytes = sizeof(std::atomic<std::uint64_t>);
 
 std::int64_t in_pages(std::int64_t num_bytes) noexcept {
   return (num_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
@@ -46,10 +48,40 @@ std::uint64_t quiet_word(std::uint16_t mask_number, int leader) noexcept {
   return GroupFailure{ErrorCode::kOk, Phase::kNone, leader, leader, mask_number}.pack();
 }
 
+void MaskBits::store(const std::vector<int>& masked) noexcept {
+  std::vector<std::uint64_t>::size_type next = 0;
+  for (int word = 0; word < num_words(num_ranks_); ++word) {
+    std::uint64_t bits = 0;
+    for (; next < masked.size() && masked[next] / kBitsOfWord == word; ++next) {
+      bits |= std::uint64_t{1} << (masked[next] % kBitsOfWord);
+    }
+    words_[word].store(bits, std::memory_order_relaxed);
+  }
+}
+
+std::vector<int> MaskBits::load() const {
+  std::vector<int> masked;
+  for (int rank = 0; rank < num_ranks_; ++rank) {
+    const std::uint64_t bits = words_[rank / kBitsOfWord].load(std::memory_order_relaxed);
+    if ((bits >> (rank % kBitsOfWord) & 1) != 0) masked.push_back(rank);
+  }
+  return masked;
+}
+
+std::int64_t ControlView::mask_offset(int rank, int num_ranks) noexcept {
+  if (rank != 0) return sizeof(RankControl);
+  return static_cast<std::int64_t>(sizeof(RankControl) + sizeof(GroupControl)) +
+         static_cast<std::int64_t>(sizeof(PaddedCounter)) * num_ranks;
+}
+
 std::int64_t ControlView::committed_bytes(int rank, int num_ranks) noexcept {
-  if (rank != 0) return in_pages(sizeof(RankControl));
-  return in_pages(static_cast<std::int64_t>(sizeof(RankControl) + sizeof(GroupControl)) +
-                  static_cast<std::int64_t>(sizeof(PaddedCounter)) * num_ranks);
+  return in_pages(mask_offset(rank, num_ranks) + 2 * MaskBits::num_words(num_ranks) * kMaskWordBytes);
+}
+
+MaskBits ControlView::mask_bits(int rank, std::size_t slot) const noexcept {
+  std::byte* const words = region_.base(rank) + mask_offset(rank, num_ranks_) +
+                           static_cast<std::int64_t>(slot) * MaskBits::num_words(num_ranks_) * kMaskWordBytes;
+  return {reinterpret_cast<std::atomic<std::uint64_t>*>(words), num_ranks_};
 }
 
 std::int64_t ControlView::reserved_bytes(int num_ranks) noexcept { return committed_bytes(0, num_ranks); }
@@ -74,6 +106,21 @@ GroupFailure ControlView::decide(const GroupFailure& failure, std::uint64_t quie
   // pairs with failure()
   if (group().failure.compare_exchange_strong(expected, failure.pack(), std::memory_order_acq_rel)) return failure;
   return GroupFailure::unpack(expected);
+}
+
+std::optional<GroupFailure> ControlView::failure_of_any_mask() const noexcept {
+  const GroupFailure found = GroupFailure::unpack(group().failure.load(std::memory_order_acquire));
+  return found.is_failure() ? std::optional(found) : std::nullopt;
+}
+
+void ControlView::decide_under_its_mask(const GroupFailure& failure) const noexcept {
+  std::uint64_t seen = group().failure.load(std::memory_order_acquire);
+  for (;;) {
+    const GroupFailure found = GroupFailure::unpack(seen);
+    if (found.is_failure() || found.mask_number != failure.mask_number) return;
+    // pairs with failure()
+    if (group().failure.compare_exchange_weak(seen, failure.pack(), std::memory_order_acq_rel)) return;
+  }
 }
 
 }  // namespace epistle

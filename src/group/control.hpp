@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "epistle/error.hpp"
 
@@ -39,6 +40,8 @@ struct GroupFailure {
   /// report nothing.
   std::uint16_t mask_number = 0;
 
+  /// False for the word of a group that is not broken.
+  [[nodiscard]] bool is_failure() const noexcept { return code != ErrorCode::kOk; }
   [[nodiscard]] std::uint64_t pack() const noexcept;
   [[nodiscard]] static GroupFailure unpack(std::uint64_t packed) noexcept;
   friend bool operator==(const GroupFailure&, const GroupFailure&) = default;
@@ -82,13 +85,29 @@ struct GroupControl {
   BarrierBlock barrier;
 };
 
+/// A bit for every rank of a group, in words of shared memory: set where the rank is to be left out.
+class MaskBits {
+ public:
+  MaskBits(std::atomic<std::uint64_t>* words, int num_ranks) noexcept : words_(words), num_ranks_(num_ranks) {}
+
+  [[nodiscard]] static constexpr int num_words(int num_ranks) noexcept { return (num_ranks + 63) / 64; }
+  void store(const std::vector<int>& masked) noexcept;
+  /// Ascending.
+  [[nodiscard]] std::vector<int> load() const;
+
+ private:
+  std::atomic<std::uint64_t>* words_;
+  int num_ranks_;
+};
+
 /// The region of a host, seen as what it holds.
 class ControlView {
  public:
   ControlView() = default;
   ControlView(SymmetricRegion region, int num_ranks) noexcept : region_(std::move(region)), num_ranks_(num_ranks) {}
 
-  /// What a piece may take, and what is committed of the piece of `rank`: only rank 0's holds what all share.
+  /// What a piece may take, and what is committed of the piece of `rank`: only rank 0's holds what all share. Last in
+  /// every piece come the bits of two masks.
   [[nodiscard]] static std::int64_t reserved_bytes(int num_ranks) noexcept;
   [[nodiscard]] static std::int64_t committed_bytes(int rank, int num_ranks) noexcept;
 
@@ -98,13 +117,21 @@ class ControlView {
     return {&group().barrier, rank, num_ranks_, kind};
   }
   [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
+  /// Beside the MaskPost of that slot: whom the rank proposes to leave out.
+  [[nodiscard]] MaskBits mask_bits(int rank, std::size_t slot) const noexcept;
 
   /// What the word of the group says where that is not `quiet`.
   [[nodiscard]] std::optional<GroupFailure> failure(std::uint64_t quiet = 0) const noexcept;
   /// Only the first failure counts, so that every survivor names the same rank. Returns that one.
   GroupFailure decide(const GroupFailure& failure, std::uint64_t quiet = 0) const noexcept;
+  /// The same whoever led the last change of the mask. A failure under another mask than the one in force changes
+  /// nothing.
+  [[nodiscard]] std::optional<GroupFailure> failure_of_any_mask() const noexcept;
+  void decide_under_its_mask(const GroupFailure& failure) const noexcept;
 
  private:
+  [[nodiscard]] static std::int64_t mask_offset(int rank, int num_ranks) noexcept;
+
   SymmetricRegion region_;
   int num_ranks_ = 0;
 };

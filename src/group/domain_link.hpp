@@ -47,6 +47,8 @@ class DomainLink {
 
   /// Bytes of all puts so far, without what the transport adds.
   [[nodiscard]] std::int64_t sent_bytes() const noexcept { return sent_bytes_; }
+  /// Counts on from what the link has sent that this one takes the place of.
+  void continue_count(std::int64_t sent_bytes) noexcept { sent_bytes_ += sent_bytes; }
 
  protected:
   void count(std::int64_t num_bytes) noexcept { sent_bytes_ += num_bytes; }

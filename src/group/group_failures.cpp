@@ -1,4 +1,5 @@
 // The part of a group that finds failures, agrees on one and throws it.
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <thread>
@@ -14,21 +15,28 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-// How often a rank that has reported a failure looks whether rank 0's host has answered.
+// How often a rank that has reported a failure looks whether the host that decides has answered.
 constexpr std::chrono::microseconds kVerdictPause{200};
 
 }  // namespace
 
 GroupFailure GroupImpl::agree_on(const GroupFailure& failure) const noexcept {
-  if (world_->decides_failures()) {
+  const std::uint64_t quiet = mask_version();
+  // Who leads the change of a mask is the lowest rank that stays; its host says which failure counts.
+  if (host_of(GroupFailure::unpack(quiet).peer_rank) == host_of(rank_)) {
     const GroupFailure agreed = decide(failure);
     world_->notify();
     return agreed;
   }
   GroupControl& group = control_.group();
-  std::uint64_t none = 0;
-  // pairs with the uplink, which sends it to rank 0's host and puts the answer into `failure`
-  (void)group.report.compare_exchange_strong(none, failure.pack(), std::memory_order_acq_rel);
+  GroupFailure report = failure;
+  report.mask_number = GroupFailure::unpack(quiet).mask_number;
+  std::uint64_t seen = group.report.load(std::memory_order_acquire);
+  // What was reported under another mask is over. pairs with the uplink, which sends it to the host that decides and
+  // puts the answer into `failure`
+  while ((seen == 0 || GroupFailure::unpack(seen).mask_number != report.mask_number) &&
+         !group.report.compare_exchange_weak(seen, report.pack(), std::memory_order_acq_rel)) {
+  }
   world_->notify();
   const int leader = world_->leader_of(rank_);
   const Clock::time_point deadline = Clock::now() + patience_behind_root(timeout_);
@@ -79,7 +87,7 @@ void GroupImpl::raise(const GroupFailure& failure, const MissingRows* missing_ro
              rank_control(failure.peer_rank).state.load(std::memory_order_acquire) == RankState::kHostSilent) {
     text = fmt::format(
         "the host of rank {} has not been heard of for most of {} ms{}: the network is cut, or the host is stopped or "
-        "gone; the group is broken, start all ranks again",
+        "gone; the group is broken: go on without its ranks (set_mask), or start all ranks again",
         failure.peer_rank, timeout_.count(), rows_text);
   } else if (failure.code == ErrorCode::kTimeout) {
     text = fmt::format(
@@ -107,12 +115,18 @@ bool GroupImpl::is_lost(int rank) const noexcept {
   return !world_->is_alive(rank, control.process);
 }
 
+/// Who is named for a host: the rank that leads there, unless nobody waits for that one.
+int GroupImpl::speaker_of(int rank) const noexcept {
+  const int leader = world_->leader_of(rank);
+  return is_masked(leader) ? rank : leader;
+}
+
 GroupFailure GroupImpl::loss_of(int rank, Phase phase) const noexcept {
   switch (rank_control(rank).state.load(std::memory_order_acquire)) {
     case RankState::kHostLost:
-      return {ErrorCode::kPeerLost, phase, world_->leader_of(rank), rank_};
+      return {ErrorCode::kPeerLost, phase, speaker_of(rank), rank_};
     case RankState::kHostSilent:
-      return {ErrorCode::kTimeout, phase, world_->leader_of(rank), rank_};
+      return {ErrorCode::kTimeout, phase, speaker_of(rank), rank_};
     default:
       return {ErrorCode::kPeerLost, phase, rank, rank_};
   }
@@ -136,10 +150,10 @@ std::vector<int> GroupImpl::lost_ranks() const {
 
 std::vector<int> GroupImpl::suspects() const {
   const GroupHealth found = health();
-  if (found.code == ErrorCode::kPeerLost) {
-    std::vector<int> lost = lost_ranks();
-    if (!lost.empty()) return lost;
-  }
+  std::vector<int> lost = lost_ranks();
+  // A host that is silent takes all of its ranks with it.
+  const bool is_lost_with_others = std::find(lost.begin(), lost.end(), found.peer_rank) != lost.end();
+  if (is_lost_with_others || (found.code == ErrorCode::kPeerLost && !lost.empty())) return lost;
   return found.peer_rank < 0 ? std::vector<int>{} : std::vector<int>{found.peer_rank};
 }
 

@@ -294,7 +294,7 @@ void GroupImpl::check_memory_of(int host, const std::vector<std::int64_t>& neede
   std::size_t largest = 0;
   const AvailableMemory* least = nullptr;
   for (std::size_t rank = 0; rank < seen.size(); ++rank) {
-    if (host_of(static_cast<int>(rank)) != host) continue;
+    if (host_of(static_cast<int>(rank)) != host || is_masked(static_cast<int>(rank))) continue;
     needed = add_saturating(needed, needed_by_rank[rank]);
     if (num_here++ == 0 || needed_by_rank[rank] > needed_by_rank[largest]) largest = rank;
     if (least == nullptr || seen[rank].bytes < least->bytes) least = &seen[rank];
@@ -347,7 +347,7 @@ SymmetricRegion GroupImpl::create_region(std::int64_t reserved_bytes) {
 
 std::vector<UniqueFd> GroupImpl::exchange_fds(const UniqueFd& own) {
   const Call call{.kind = CallKind::kExchangeDescriptors};
-  if (fetches_descriptors()) return fetch_descriptors(own, std::nullopt);
+  if (fetches_descriptors() && num_hosts() == 1) return fetch_descriptors(own, std::nullopt);
   if (world_->kind() != GroupKind::kThreads) (void)agree(call, Phase::kCreate);
   std::vector<UniqueFd> files;
   const Complaint complaint = attempt([&] { files = world_->exchange_fds(own, watch()); });
@@ -390,12 +390,17 @@ bool GroupImpl::uplink_stands_still(UplinkWatch& uplink, Clock::time_point now) 
   return now - uplink.last_beat > longest_silence(timeout_);
 }
 
-bool GroupImpl::uplink_has_ended() const noexcept {
+bool GroupImpl::uplink_has_ended(Ticket ticket) const noexcept {
   if (num_hosts() == 1) return false;
-  // pairs with the end of the uplink. One that leaves tells the others first, and its rank counts as departed before.
-  if (control_.group().uplink_gone.load(std::memory_order_acquire) != 0) return true;
   const int leader = world_->leader_of(rank_);
-  return leader != rank_ && !world_->is_alive(leader, rank_control(leader).process);
+  // pairs with the end of the uplink. One that leaves tells the others first, and its rank counts as departed before.
+  const bool is_gone = control_.group().uplink_gone.load(std::memory_order_acquire) != 0;
+  if (!is_gone && (leader == rank_ || !is_lost(leader))) return false;
+  // Looked at behind its end: what it has carried until then is here.
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (host_of(peer) != host_of(rank_) && !is_masked(peer) && !barrier_.has_arrived(peer, ticket)) return true;
+  }
+  return false;
 }
 
 void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed) {
@@ -419,9 +424,7 @@ void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed) 
     }
     if (const auto lost = look_for_lost_ranks(ticket, phase, next_peer)) raise(agree_on(*lost), owed.before);
     // Of other hosts nothing is heard then: it is the rank that leads here that is at fault, not those.
-    if (uplink_has_ended() && !barrier_.passed(ticket)) {
-      raise(agree_on({ErrorCode::kPeerLost, phase, world_->leader_of(rank_), rank_}), owed.before);
-    }
+    if (uplink_has_ended(ticket)) raise(agree_on(loss_of(world_->leader_of(rank_), phase)), owed.before);
     if (uplink_stands_still(uplink, now)) {
       raise(agree_on({ErrorCode::kTimeout, phase, world_->leader_of(rank_), rank_}), owed.before);
     }

@@ -212,6 +212,7 @@ class GroupImpl {
   [[nodiscard]] GroupFailure seen_from_here(const GroupFailure& failure) const noexcept;
   [[nodiscard]] GroupFailure decide(GroupFailure failure) const noexcept;
   [[nodiscard]] GroupFailure agree_on(const GroupFailure& failure) const noexcept;
+  [[nodiscard]] int speaker_of(int rank) const noexcept;
   [[nodiscard]] GroupFailure loss_of(int rank, Phase phase) const noexcept;
   [[noreturn]] void raise(const GroupFailure& failure, const MissingRows* missing_rows) const;
   [[nodiscard]] std::optional<GroupFailure> look_for_lost_ranks(Ticket ticket, Phase phase,
@@ -233,8 +234,8 @@ class GroupImpl {
     std::chrono::steady_clock::time_point last_beat;
   };
   [[nodiscard]] bool uplink_stands_still(UplinkWatch& uplink, std::chrono::steady_clock::time_point now) const noexcept;
-  /// Whether nothing will be heard of other hosts any more, whatever the rank that leads here had arrived in.
-  [[nodiscard]] bool uplink_has_ended() const noexcept;
+  /// Whether this rank waits for ranks of other hosts, and the one that carries their news has ended.
+  [[nodiscard]] bool uplink_has_ended(Ticket ticket) const noexcept;
   void wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed);
   void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
@@ -248,11 +249,15 @@ class GroupImpl {
   [[nodiscard]] std::vector<UniqueFd> fetch_descriptors(const UniqueFd& own, const Complaint& complaint);
   struct MaskChange;
   [[nodiscard]] std::uint16_t mask_number_of_group() const noexcept;
+  void check_connection(const MaskChange& change) const;
+  /// The lowest rank of this host that is not masked out.
+  [[nodiscard]] int first_member_here() const noexcept;
   void propose(MaskChange& change) noexcept;
   void withdraw(const MaskChange& change) noexcept;
   [[nodiscard]] bool all_propose(const MaskChange& change) const noexcept;
   [[nodiscard]] bool commit(const MaskChange& change) noexcept;
   [[nodiscard]] bool await_mask(const MaskChange& change);
+  [[nodiscard]] bool may_come_back(int rank) const noexcept;
   [[nodiscard]] int find_differing(const MaskChange& change) const noexcept;
   [[noreturn]] void throw_missing(const MaskChange& change, int differing) const;
   void adopt(const MaskChange& change) noexcept;

@@ -4,6 +4,9 @@
 // have. The lowest of them leads: when it has seen all proposals it changes the word of the group, which is where any
 // failure is agreed on, from what it was to "not broken, under the next mask". So one change wins, whoever else leads
 // another one, and a rank that is left out can report no failure any more: the word is not the one it knows.
+//
+// Over several hosts every host has such a word, and the uplinks carry proposals and what has come of them
+// (net/uplink_masks.cpp). What is below finds both where it would find them on one host.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -69,9 +72,6 @@ void GroupImpl::set_mask(std::vector<int> masked) {
   if (!masked.empty() && (masked.front() < 0 || masked.back() >= num_ranks_)) {
     refuse(ErrorCode::kInvalidArgument, fmt::format("ranks go from 0 to {}", num_ranks_ - 1));
   }
-  if (num_hosts() > 1) {
-    refuse(ErrorCode::kUnsupported, fmt::format("the group spans {} hosts; masks are for ranks of one", num_hosts()));
-  }
   MaskChange change{.masked = std::move(masked)};
   if (change.leaves_out(rank_)) {
     refuse(ErrorCode::kInvalidArgument, fmt::format("this is rank {}; it is the ranks that stay that call it", rank_));
@@ -83,12 +83,28 @@ void GroupImpl::set_mask(std::vector<int> masked) {
                     (change.leader == rank_ ? std::chrono::milliseconds(0) : patience_behind_root(timeout_));
   bool is_agreed = false;
   while (!is_agreed) {
+    check_connection(change);
     propose(change);
     const Complaint complaint = attempt([&] { is_agreed = await_mask(change); });
     if (!is_agreed) withdraw(change);
     if (complaint) throw Error(*complaint);
   }
   adopt(change);
+}
+
+/// Where this host has lost its connection to others, for good, nobody there would ever hear of this rank.
+void GroupImpl::check_connection(const MaskChange& change) const {
+  const int leader = world_->leader_of(rank_);
+  if (num_hosts() == 1 || leader == rank_ || !change.leaves_out(leader) || !is_lost(leader)) return;
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (host_of(peer) == host_of(rank_) || change.leaves_out(peer)) continue;
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("set_mask of {}: rank {}, which has ended, carried what ranks of this host say to other "
+                            "hosts; rank {} there cannot be reached any more: start all ranks again, or mask all ranks "
+                            "of other hosts",
+                            text_of(change.masked), leader, peer),
+                {.rank = rank_, .phase = Phase::kBarrier});
+  }
 }
 
 void GroupImpl::propose(MaskChange& change) noexcept {
@@ -98,15 +114,18 @@ void GroupImpl::propose(MaskChange& change) noexcept {
   change.proposal = (std::uint64_t{++num_mask_attempts_} << 32) | change.number;
   MaskPost& post = rank_control(rank_).mask_posts[change.slot()];
   withdraw(change);
+  control_.mask_bits(rank_, change.slot()).store(change.masked);
   post.digest.store(change.digest, std::memory_order_relaxed);
   post.ticket.store(barrier_.next_ticket() - 1, std::memory_order_relaxed);
   post.num_regions.store(static_cast<std::uint32_t>(num_regions_), std::memory_order_relaxed);
   // pairs with all_propose()
   post.proposal.store(change.proposal, std::memory_order_release);
+  world_->notify();
 }
 
 void GroupImpl::withdraw(const MaskChange& change) noexcept {
   rank_control(rank_).mask_posts[change.slot()].proposal.store(0, std::memory_order_seq_cst);
+  world_->notify();
 }
 
 /// Whether all ranks that stay propose this change.
@@ -147,6 +166,7 @@ bool GroupImpl::commit(const MaskChange& change) noexcept {
     if (!word.compare_exchange_weak(seen, quiet_word(change.number, rank_), std::memory_order_acq_rel)) continue;
     // pairs with await_mask()
     own.agreed_number.store(change.number, std::memory_order_release);
+    world_->notify();
     return true;
   }
   return false;
@@ -176,14 +196,20 @@ bool GroupImpl::await_mask(const MaskChange& change) {
     if (now >= give_up) return false;
     if (give_up == change.deadline && mask_number_of_group() != change.before) give_up = now + kCommitGrace;
     for (int peer = 0; peer < num_ranks_; ++peer) {
-      if (peer == rank_ || change.leaves_out(peer) || !is_lost(peer)) continue;
-      throw Error(ErrorCode::kPeerLost,
-                  fmt::format("rank {} has exited or left the group, and the mask is {}; mask it as well", peer,
-                              text_of(change.masked)),
-                  {.rank = rank_, .peer_rank = peer, .phase = Phase::kBarrier});
+      if (peer == rank_ || change.leaves_out(peer) || !is_lost(peer) || may_come_back(peer)) continue;
+      throw Error(
+          ErrorCode::kPeerLost,
+          fmt::format("rank {} has exited or left the group{}, and the mask is {}; mask it as well", peer,
+                      host_of(peer) == host_of(rank_) ? "" : ", or its host cannot be reached", text_of(change.masked)),
+          {.rank = rank_, .peer_rank = peer, .phase = Phase::kBarrier});
     }
     std::this_thread::sleep_for(kProposalPause);
   }
+}
+
+/// Of a rank that is masked out now, and whose host is silent: it may just be waking up.
+bool GroupImpl::may_come_back(int rank) const noexcept {
+  return is_masked(rank) && rank_control(rank).state.load(std::memory_order_acquire) == RankState::kHostSilent;
 }
 
 /// A rank that is to stay and proposes another change; -1 = none.
@@ -236,6 +262,12 @@ void GroupImpl::adopt(const MaskChange& change) noexcept {
 // ---- Memory that ranks share under a mask
 // -----------------------------------------------------------------------------
 
+int GroupImpl::first_member_here() const noexcept {
+  int rank = world_->leader_of(rank_);
+  while (is_masked(rank) || host_of(rank) != host_of(rank_)) ++rank;
+  return rank;
+}
+
 std::vector<UniqueFd> GroupImpl::fetch_descriptors(const UniqueFd& own, const Complaint& complaint) {
   const Call call{.kind = CallKind::kExchangeDescriptors};
   const std::vector<int> numbers = gather(call, Phase::kCreate, own.get(), complaint);
@@ -244,7 +276,7 @@ std::vector<UniqueFd> GroupImpl::fetch_descriptors(const UniqueFd& own, const Co
   take_together(call, Phase::kCreate, [&] {
     for (int peer = 0; peer < num_ranks_; ++peer) {
       const auto idx = static_cast<std::size_t>(peer);
-      if (is_masked(peer) || numbers[idx] < 0) continue;
+      if (is_masked(peer) || numbers[idx] < 0 || host_of(peer) != host_of(rank_)) continue;
       files[idx] = fetch_descriptor(rank_control(peer).process, numbers[idx]);
     }
   });
@@ -254,15 +286,15 @@ std::vector<UniqueFd> GroupImpl::fetch_descriptors(const UniqueFd& own, const Co
 SymmetricRegion GroupImpl::create_region_of_members(std::int64_t reserved_bytes) {
   UniqueFd own;
   const Complaint complaint = attempt([&] {
-    if (rank_ == first_member()) own = world_->create_region_file(reserved_bytes);
+    if (rank_ == first_member_here()) own = world_->create_region_file(reserved_bytes);
   });
   std::vector<UniqueFd> files = fetch_descriptors(own, complaint);
   SymmetricRegion region;
-  take_together(
-      {.kind = CallKind::kCreateRegion, .detail = static_cast<std::uint64_t>(reserved_bytes)}, Phase::kCreate, [&] {
-        region =
-            world_->map_region_file(rank_, std::move(files[static_cast<std::size_t>(first_member())]), reserved_bytes);
-      });
+  take_together({.kind = CallKind::kCreateRegion, .detail = static_cast<std::uint64_t>(reserved_bytes)}, Phase::kCreate,
+                [&] {
+                  region = world_->map_region_file(
+                      rank_, std::move(files[static_cast<std::size_t>(first_member_here())]), reserved_bytes);
+                });
   return region;
 }
 

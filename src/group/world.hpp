@@ -47,8 +47,8 @@ class World {
   /// no need of it.
   [[nodiscard]] virtual std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) = 0;
 
-  // Where ranks are masked out, descriptors are not handed out any more but fetched: ranks are processes of one host
-  // then.
+  // Where ranks are masked out, descriptors are not handed out any more but fetched, by ranks of one host from each
+  // other.
 
   /// The file of a region; for one of the ranks that will share it.
   [[nodiscard]] virtual UniqueFd create_region_file(std::int64_t /*reserved_bytes*/) const { throw_no_files(); }
@@ -67,9 +67,8 @@ class World {
   [[nodiscard]] virtual int leader_of(int /*rank*/) const noexcept { return 0; }
   /// Of this host, towards the others; empty where there are none.
   [[nodiscard]] virtual std::string host_address() const { return {}; }
-  /// Whether the host of this process says which failure of the group counts.
-  [[nodiscard]] virtual bool decides_failures() const noexcept { return true; }
-  /// This rank has arrived in a step, left, or seen a failure: other hosts must hear of it. From any thread.
+  /// This rank has arrived in a step, left, seen a failure or proposed a mask: other hosts must hear of it. From any
+  /// thread.
   virtual void notify() noexcept {}
 
   [[nodiscard]] virtual ProcessId own_process() const noexcept = 0;

@@ -66,6 +66,10 @@ BufferPlan::BufferPlan(const PlanRules& rules, const LayoutParams& params, const
       combines_per_rank_(rules.combines_per_rank(layout_)),
       crosses_domains_(rules.crosses_domains(layout_)),
       uses_links_(rules.uses_links(layout_)) {
+  if (crosses_domains_) {
+    max_demand_.receive_rows *= engine_.most_sources;
+    initial_demand_.receive_rows *= engine_.most_sources;
+  }
   const SectionBytes largest = section_bytes(max_demand_);
   for (const BufferSection section : kBufferSections) {
     const std::int32_t copies = section_copies(section);

@@ -81,6 +81,7 @@ class PlanRules {
 struct EngineSizes {
   std::int64_t control_bytes = 0;  ///< of kControl
   std::int64_t page_bytes = 4096;  ///< granularity of memory commitment
+  std::int64_t most_sources = 1;   ///< of one domain, whose rows a rank passes on: where ranks are masked out
 };
 
 class BufferPlan {

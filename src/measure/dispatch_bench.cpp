@@ -128,7 +128,7 @@ BenchResult DispatchBench::run() {
   }
   BenchResult& result = collector_.result();
   result.limit = probe_->limit();
-  if (group_.num_hosts() > 1) {
+  if (crosses_network(group_)) {
     report({.task = "network limit"});
     result.network = measure_network_limit(group_);
   }

@@ -20,15 +20,20 @@ constexpr std::int64_t kPutBytes = std::int64_t{256} << 10;
 constexpr int kNumRounds = 3;
 constexpr std::chrono::microseconds kPause{50};
 
-/// The rank of this one's index in the next domain that is on another host.
+/// The rank of this one's index in the next domain that is on another host, or the next behind it that is not masked
+/// out; this rank where there is none.
 int rank_across(const Group& group) {
   const int own = group.domain_of(group.rank());
+  const int size = group.domain_size();
   for (int step = 1; step < group.num_domains(); ++step) {
-    const int domain = (own + step) % group.num_domains();
-    const int rank = domain * group.domain_size() + group.index_in_domain(group.rank());
-    if (group.host_of(rank) != group.host_of(group.rank())) return rank;
+    const int first = (own + step) % group.num_domains() * size;
+    if (group.host_of(first) == group.host_of(group.rank())) continue;
+    for (int behind = 0; behind < size; ++behind) {
+      const int rank = first + (group.index_in_domain(group.rank()) + behind) % size;
+      if (!group.is_masked(rank)) return rank;
+    }
   }
-  return group.rank();  // not in a group of several hosts
+  return group.rank();
 }
 
 void deliver(Group& group, DomainLink& link, int peer) {
@@ -54,11 +59,17 @@ std::vector<std::string> gather_transports(Group& group, const std::string& own)
   group.all_gather(text.data(), text.size(), all.data());
   std::vector<std::string> transports;
   transports.reserve(all.size());
-  for (const auto& entry : all) transports.emplace_back(entry.data());
+  for (int rank = 0; rank < group.size(); ++rank) {
+    // Who is masked out has told nothing.
+    const int teller = group.is_masked(rank) ? group.impl().first_member() : rank;
+    transports.emplace_back(all[static_cast<std::size_t>(teller)].data());
+  }
   return transports;
 }
 
 }  // namespace
+
+bool crosses_network(const Group& group) { return rank_across(group) != group.rank(); }
 
 NetworkLimit measure_network_limit(Group& group) {
   GroupImpl& impl = group.impl();

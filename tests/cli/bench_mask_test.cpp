@@ -34,6 +34,20 @@ TEST(BenchMask, ProcessesThatAreLeftOutEndWell) {
   }
 }
 
+// The rank that passes rows of index 1 on in the first domain is masked, and the second domain has one rank left.
+TEST(BenchMask, TheOthersPassRowsOnBetweenDomains) {
+  for (const char* const group : {"threads", "processes"}) {
+    const auto json = bench_json(
+        {"--mask", "1,2", "--ranks", "4", "--domain-size", "2", "--group", group, "--dispatcher", "hybrid,alltoall"});
+    EXPECT_EQ(json.at("verification"), "passed");
+    EXPECT_EQ(json.at("config").at("masked"), (std::vector<int>{1, 2}));
+    for (const auto& result : json.at("results")) {
+      if (result.at("phase") == "layout" && result.at("dispatcher") != "hybrid") continue;
+      EXPECT_GT(result.at("network_bytes"), 0) << result;
+    }
+  }
+}
+
 TEST(BenchMask, RanksThatCannotBeLeftOutAreRefused) {
   for (const char* const ranks : {"0", "2", "1,x"}) {
     const CommandResult result = run_bench({"--mask", ranks, "--ranks", "2"});

@@ -41,9 +41,16 @@ constexpr int kNothingFailed = -1;
 enum Told : int { kNothing, kStop, kComeBack };
 using Word = std::atomic<int>;
 
+Scenario scenario_in(const Group& group) {
+  Scenario scenario = scenario_of_failures();
+  scenario.domain_size = group.domain_size();
+  if (group.num_domains() > 1) scenario.config.order = SumOrder::kDomains;
+  return scenario;
+}
+
 /// A round trip under the mask in force, compared with the oracle.
 void expect_round_trip(Subject& subject, int idx) {
-  Scenario scenario = scenario_of_failures();
+  Scenario scenario = scenario_in(subject.group());
   scenario.masked = subject.group().masked();
   if (const Mismatch mismatch = round_trip(subject, Round(scenario, idx))) {
     std::cerr << "rank " << subject.group().rank() << ": " << *mismatch << std::endl;
@@ -208,8 +215,9 @@ INSTANTIATE_TEST_SUITE_P(All, StoppedRanks,
 
 /// Round trips for as long as the test wants, whoever goes meanwhile.
 void play_until_told(const std::string& dispatcher, const LaunchInfo& info, const Word& word, ChildReport& report) {
-  Group group = join_process_group(info, {.timeout = kLongWait});
-  Subject subject(group, dispatcher, scenario_of_failures().config);
+  // Ranks that pass on rows of others are among those that go.
+  Group group = join_process_group(info, {.timeout = kLongWait, .domain_size = dispatcher == "hybrid" ? 2 : 0});
+  Subject subject(group, dispatcher, scenario_in(group).config);
   for (int idx = 0;;) {
     try {
       // A failure may have left some ranks a round ahead of others.
@@ -229,7 +237,7 @@ TEST(RandomKills, LeaveTheOthersWithEveryBitRight) {
   const char* const trials = std::getenv("EPISTLE_TEST_TRIALS");
   const int num_trials = trials != nullptr ? std::atoi(trials) : 6;
   std::mt19937 random(20261128);
-  const std::vector<std::string> dispatchers = {"direct", "low_latency", "alltoall", "auto"};
+  const std::vector<std::string> dispatchers = {"direct", "low_latency", "alltoall", "auto", "hybrid"};
   for (int trial = 0; trial < num_trials; ++trial) {
     SCOPED_TRACE("trial " + std::to_string(trial));
     const std::string& dispatcher = dispatchers[static_cast<std::size_t>(trial) % dispatchers.size()];

@@ -17,6 +17,10 @@ namespace epistle::testing {
 /// and descriptors, before and after.
 [[nodiscard]] nlohmann::ordered_json soak(Group& group, std::int64_t num_trips);
 
+/// Round trips by `hybrid` and `alltoall`, every bit compared, until a rank is lost; then `num_trips` without those
+/// that are. Whom the first error has named, and who is left out.
+[[nodiscard]] nlohmann::ordered_json go_on_masked(Group& group, std::int64_t num_trips);
+
 /// A dispatch of `hybrid` of `num_tokens` tokens per rank, and when its parts were done, in microseconds since the
 /// first began anywhere. Clocks are those of one machine.
 [[nodiscard]] nlohmann::ordered_json record_timeline(Group& group, std::int64_t num_tokens);

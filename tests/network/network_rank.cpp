@@ -8,6 +8,7 @@
 //   network_rank bytes TOKENS   what hybrid puts on the network for so many tokens per rank, against what it should
 //   network_rank timeline TOKENS   when the parts of a dispatch of hybrid were done; scripts/hybrid-timeline draws it
 //   network_rank soak N         N random round trips of hybrid and alltoall, every bit compared
+//   network_rank masks N        the same until a rank is lost, then N without those that are
 //   network_rank form           nothing but to form the group: how long that took, and the memory of a rank
 //   network_rank rate MIB       rank 0 sends MIB MiB to the first rank of another host over plain TCP; the rate
 #include <algorithm>
@@ -165,6 +166,7 @@ Json run_mode(Group& group, const std::string& mode, std::int64_t number) {
   if (mode == "bytes") return count_bytes(group, number);
   if (mode == "timeline") return record_timeline(group, number);
   if (mode == "soak") return soak(group, number);
+  if (mode == "masks") return go_on_masked(group, number);
   if (mode == "form") {
     group.barrier();
     return memory_of_rank();
@@ -204,11 +206,12 @@ int run(const std::string& mode, std::int64_t number) {
 }  // namespace epistle::testing
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> modes = {"steps", "paced", "endless", "link",    "rate",
-                                          "bytes", "soak",  "form",    "timeline"};
+  const std::vector<std::string> modes = {"steps", "paced", "endless", "link",     "rate",
+                                          "bytes", "soak",  "form",    "timeline", "masks"};
   const std::string mode = argc > 1 ? argv[1] : "";
   if (std::find(modes.begin(), modes.end(), mode) == modes.end()) {
-    std::cerr << "usage: network_rank steps|paced|link|rate|bytes|soak|timeline N, or network_rank endless|form\n";
+    std::cerr
+        << "usage: network_rank steps|paced|link|rate|bytes|soak|timeline|masks N, or network_rank endless|form\n";
     return 2;
   }
   return epistle::testing::run(mode, argc > 2 ? std::atoll(argv[2]) : 0);

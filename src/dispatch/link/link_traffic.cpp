@@ -32,20 +32,35 @@ Chunk Chunks::at(std::int64_t idx) const noexcept {
 
 LinkTraffic::LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory)
     : group_(group),
-      link_(link),
+      link_(&link),
       plan_(plan),
       memory_(memory),
       taken_(static_cast<std::size_t>(group.num_ranks()), 0) {}
 
+void LinkTraffic::restart(DomainLink& link) noexcept {
+  link_ = &link;
+  std::fill(taken_.begin(), taken_.end(), 0);
+}
+
+int LinkTraffic::some_peer() const noexcept {
+  const int num_ranks = group_.num_ranks();
+  // The rank of this one's index in the next domain first.
+  for (int step = 0; step < num_ranks; ++step) {
+    const int rank = (group_.rank() + domains().size() + step) % num_ranks;
+    if (!domains().share_one(rank, group_.rank()) && !group_.is_masked(rank)) return rank;
+  }
+  return peer_in((own_domain() + 1) % domains().count());
+}
+
 void LinkTraffic::put(const Put& what) {
   const std::int64_t target = plan_.section_offset(what.to) + what.to_row * what.row_bytes;
-  link_.put(what.peer, target,
-            memory_.section(group_.rank(), what.from, what.from_buffer) + what.from_row * what.row_bytes,
-            what.num_rows * what.row_bytes);
+  link_->put(what.peer, target,
+             memory_.section(group_.rank(), what.from, what.from_buffer) + what.from_row * what.row_bytes,
+             what.num_rows * what.row_bytes);
 }
 
 std::int64_t LinkTraffic::arrived(int peer) {
-  const std::uint64_t signals = link_.signals_from(peer);
+  const std::uint64_t signals = link_->signals_from(peer);
   return static_cast<std::int64_t>(signals - taken_[static_cast<std::size_t>(peer)]);
 }
 
@@ -54,7 +69,7 @@ void LinkTraffic::wait_for(int peer, std::int64_t num_chunks, Phase phase, const
 }
 
 void LinkTraffic::flush(Phase phase, const MissingRows& missing_rows) {
-  wait(phase, -1, missing_rows, [&] { return link_.try_flush(); });
+  wait(phase, -1, missing_rows, [&] { return link_->try_flush(); });
 }
 
 template <typename IsDone>
@@ -75,7 +90,7 @@ void LinkTraffic::wait(Phase phase, int peer, const MissingRows& missing_rows, c
     if (group_.find_lost_rank() >= 0 && !is_done()) group_.fail_if_lost(phase, &missing_rows);
     if (now - start < group_.timeout() || is_done()) continue;
     // Whoever is waited for; a flush waits for whichever peer takes nothing.
-    const int late = peer >= 0 ? peer : peer_in((own_domain() + 1) % domains().count());
+    const int late = peer >= 0 ? peer : some_peer();
     group_.fail(ErrorCode::kTimeout, phase, late, &missing_rows);
   }
 }

@@ -36,6 +36,8 @@ class LinkTraffic {
  public:
   /// All of them outlive the traffic.
   LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory);
+  /// From here on over another link, which was opened where the mask of the group has changed.
+  void restart(DomainLink& link) noexcept;
 
   [[nodiscard]] const Domains& domains() const noexcept { return group_.domains(); }
   [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(group_.rank()); }
@@ -43,7 +45,7 @@ class LinkTraffic {
   [[nodiscard]] int peer_in(int domain) const noexcept {
     return domains().rank_at(domain, domains().index_of(group_.rank()));
   }
-  [[nodiscard]] std::int64_t sent_bytes() const noexcept { return link_.sent_bytes(); }
+  [[nodiscard]] std::int64_t sent_bytes() const noexcept { return link_->sent_bytes(); }
 
   struct Put {
     int peer = 0;
@@ -56,7 +58,7 @@ class LinkTraffic {
     std::int64_t row_bytes = 0;
   };
   void put(const Put& what);
-  void signal(int peer) { link_.signal(peer); }
+  void signal(int peer) { link_->signal(peer); }
 
   /// Chunks of the transfer under way that have arrived from a peer; those taken before are left out.
   [[nodiscard]] std::int64_t arrived(int peer);
@@ -75,9 +77,11 @@ class LinkTraffic {
   /// Waits until `is_done` says so. `peer`: whom that is up to; -1 = somebody.
   template <typename IsDone>
   void wait(Phase phase, int peer, const MissingRows& missing_rows, const IsDone& is_done);
+  /// A rank of another domain; one that is not masked out where there is one.
+  [[nodiscard]] int some_peer() const noexcept;
 
   GroupImpl& group_;
-  DomainLink& link_;
+  DomainLink* link_;
   const BufferPlan& plan_;
   const RankMemory& memory_;
   std::vector<std::uint64_t> taken_;  ///< [num_ranks] signals that have been used, of all transfers

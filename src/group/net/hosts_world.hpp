@@ -25,7 +25,6 @@ class HostsWorld final : public ProcessWorld {
   [[nodiscard]] int host_of(int rank) const noexcept override { return table_.host_of[static_cast<std::size_t>(rank)]; }
   [[nodiscard]] int leader_of(int rank) const noexcept override { return table_.leader_of(rank); }
   [[nodiscard]] std::string host_address() const override;
-  [[nodiscard]] bool decides_failures() const noexcept override { return host_of(rank_) == 0; }
   void notify() noexcept override;
 
  private:

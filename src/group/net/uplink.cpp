@@ -45,7 +45,9 @@ Uplink::Uplink(Setup setup)
       timeout_(setup.timeout),
       is_alive_(std::move(setup.is_alive)),
       told_arrival_(table_.host_of.size(), 0),
-      told_departure_(table_.host_of.size(), false) {
+      told_departure_(table_.host_of.size(), false),
+      mask_(static_cast<int>(table_.host_of.size())),
+      told_proposals_(table_.host_of.size()) {
   const Clock::time_point now = Clock::now();
   for (std::size_t host = 0; host < links_.size(); ++host) {
     links_[host].socket = std::move(setup.links[host]);
@@ -84,8 +86,10 @@ void Uplink::work() {
     const bool stops = stops_.load(std::memory_order_acquire);
     control_.group().uplink_beats.fetch_add(1, std::memory_order_relaxed);
     hear_all();
+    follow_own_mask();
     let_in_waiting();
     watch_silence();
+    tell_proposals();
     tell_arrivals();
     tell_departures();
     tell_failures();
@@ -139,7 +143,7 @@ bool Uplink::parse(std::size_t host) {
   while (is_sound && inbox.size() - done >= sizeof(HostMessageHead)) {
     HostMessageHead head;
     std::memcpy(&head, inbox.data() + done, sizeof(head));
-    if (head.num_bytes > kMaxHostMessageBytes) return false;
+    if (head.num_bytes > max_host_message_bytes(control_.num_ranks())) return false;
     if (inbox.size() - done - sizeof(head) < head.num_bytes) break;
     is_sound = take(host, head, std::string_view(inbox).substr(done + sizeof(head), head.num_bytes));
     if (!links_[host].is_open()) return true;
@@ -149,13 +153,15 @@ bool Uplink::parse(std::size_t host) {
   return is_sound;
 }
 
+bool Uplink::is_rank_of(int rank, std::size_t host) const noexcept {
+  return rank >= 0 && rank < control_.num_ranks() &&
+         table_.host_of[static_cast<std::size_t>(rank)] == static_cast<int>(host);
+}
+
 bool Uplink::take(std::size_t host, const HostMessageHead& head, std::string_view body) {
-  const bool names_rank = head.kind == HostMessageKind::kArrived || head.kind == HostMessageKind::kDeparted;
-  if (names_rank) {
-    const bool is_its_own = head.rank >= 0 && head.rank < static_cast<int>(table_.host_of.size()) &&
-                            table_.host_of[static_cast<std::size_t>(head.rank)] == static_cast<int>(host);
-    if (!is_its_own) return false;
-  }
+  const bool names_rank = head.kind == HostMessageKind::kArrived || head.kind == HostMessageKind::kDeparted ||
+                          head.kind == HostMessageKind::kProposal;
+  if (names_rank && !is_rank_of(head.rank, host)) return false;
   switch (head.kind) {
     case HostMessageKind::kHeartbeat:
       return true;
@@ -166,13 +172,17 @@ bool Uplink::take(std::size_t host, const HostMessageHead& head, std::string_vie
       control_.rank(head.rank).state.store(RankState::kDeparted, std::memory_order_release);
       return true;
     case HostMessageKind::kReport:
-      if (host_ != 0 || head.failure == 0) return false;
-      (void)control_.decide(GroupFailure::unpack(head.failure));
+      if (head.failure == 0) return false;
+      if (host_ == root_host_) control_.decide_under_its_mask(GroupFailure::unpack(head.failure));
       return true;
     case HostMessageKind::kVerdict:
-      if (host != 0 || head.failure == 0) return false;
-      (void)control_.decide(GroupFailure::unpack(head.failure));
+      if (head.failure == 0) return false;
+      if (static_cast<int>(host) == root_host_) control_.decide_under_its_mask(GroupFailure::unpack(head.failure));
       return true;
+    case HostMessageKind::kProposal:
+      return take_proposal(body, control_.rank(head.rank));
+    case HostMessageKind::kMask:
+      return hear_of_mask(head, body);
     case HostMessageKind::kBye:
       lose(host);
       return true;
@@ -181,6 +191,8 @@ bool Uplink::take(std::size_t host, const HostMessageHead& head, std::string_vie
 }
 
 bool Uplink::take_arrived(const HostMessageHead& head, std::string_view body) {
+  // Of a step under another mask, or of a rank that takes no part in those of this one.
+  if (head.failure != quiet_ || mask_.has(head.rank)) return true;
   Barrier& barrier = barriers_[static_cast<std::size_t>(head.rank)];
   const bool is_waiting = std::find(waiting_.begin(), waiting_.end(), head.rank) != waiting_.end();
   if (is_waiting || head.ticket != barrier.next_ticket()) return false;
@@ -234,21 +246,33 @@ void Uplink::tell_all(const std::string& bytes) {
   }
 }
 
+void Uplink::tell_members(const std::string& bytes) {
+  for (std::size_t host = 0; host < links_.size(); ++host) {
+    const std::vector<int>& ranks = table_.hosts[host].ranks;
+    // One that stands still would leave ever more here.
+    const bool takes_part = std::any_of(ranks.begin(), ranks.end(), [this](int rank) { return !mask_.has(rank); });
+    if (takes_part && links_[host].is_open()) links_[host].outbox += bytes;
+  }
+}
+
 void Uplink::tell_arrivals() {
   std::string bytes;
-  for (const int rank : table_.hosts[static_cast<std::size_t>(host_)].ranks) {
+  for (const int rank : own_ranks()) {
+    if (mask_.has(rank)) continue;
     Ticket& told = told_arrival_[static_cast<std::size_t>(rank)];
     // A rank is two steps ahead at most: of the third all hosts must have heard of the first, and both slots are whole.
     while (barriers_[static_cast<std::size_t>(rank)].has_arrived(rank, told + 1)) {
-      append_arrival(bytes, control_.rank(rank), rank, ++told);
+      append_arrival(bytes, control_.rank(rank), rank, ++told, quiet_);
     }
   }
-  if (!bytes.empty()) tell_all(bytes);
+  // A rank that arrives under a new mask has seen that this is in force. What was read may be of such a step then, and
+  // what it stood for before is of no interest any more.
+  if (!bytes.empty() && has_followed_mask()) tell_members(bytes);
 }
 
 void Uplink::tell_departures() {
   std::string bytes;
-  for (const int rank : table_.hosts[static_cast<std::size_t>(host_)].ranks) {
+  for (const int rank : own_ranks()) {
     if (told_departure_[static_cast<std::size_t>(rank)]) continue;
     const bool is_gone =
         control_.rank(rank).state.load(std::memory_order_acquire) == RankState::kDeparted || !is_alive_(rank);
@@ -262,8 +286,9 @@ void Uplink::tell_departures() {
 }
 
 void Uplink::tell_failures() {
-  const std::optional<GroupFailure> failure = control_.failure();
-  if (host_ == 0) {
+  const std::optional<GroupFailure> failure = control_.failure_of_any_mask();
+  if (failure && failure->mask_number != mask_number()) return;
+  if (host_ == root_host_) {
     if (!failure || std::exchange(told_failure_, true)) return;
     std::string bytes;
     append_message(bytes, {.kind = HostMessageKind::kVerdict, .failure = failure->pack()});
@@ -272,19 +297,20 @@ void Uplink::tell_failures() {
   if (failure) return;
   // pairs with GroupImpl::agree_on()
   const std::uint64_t report = control_.group().report.load(std::memory_order_acquire);
-  if (report == 0) return;
+  if (report == 0 || GroupFailure::unpack(report).mask_number != mask_number()) return;
   if (!root_is_reachable()) {
     // Every host decides for itself, and all come to what they have lost alike.
     GroupFailure own = GroupFailure::unpack(report);
     if (own.code != ErrorCode::kAborted) {
-      own.code = links_[0].is_open() ? ErrorCode::kTimeout : ErrorCode::kPeerLost;
-      own.peer_rank = 0;
+      own.code = root_link().is_open() ? ErrorCode::kTimeout : ErrorCode::kPeerLost;
+      const int leader = table_.hosts[static_cast<std::size_t>(root_host_)].ranks.front();
+      own.peer_rank = mask_.has(leader) ? mask_.first_member() : leader;
     }
-    (void)control_.decide(own);
+    control_.decide_under_its_mask(own);
     return;
   }
   if (std::exchange(told_failure_, true)) return;
-  append_message(links_[0].outbox, {.kind = HostMessageKind::kReport, .failure = report});
+  append_message(root_link().outbox, {.kind = HostMessageKind::kReport, .failure = report});
 }
 
 void Uplink::send_heartbeats() {
@@ -308,8 +334,9 @@ void Uplink::flush() {
 // ---- The end --------------------------------------------------------------------------------------------------------
 
 bool Uplink::has_finished() const {
-  if (control_.failure()) return true;
-  for (const int rank : table_.hosts[static_cast<std::size_t>(host_)].ranks) {
+  if (control_.failure_of_any_mask()) return true;
+  for (const int rank : own_ranks()) {
+    if (mask_.has(rank)) continue;
     const Ticket told = told_arrival_[static_cast<std::size_t>(rank)];
     const Barrier& barrier = barriers_[static_cast<std::size_t>(rank)];
     // A rank marks its arrival behind the passing: of a step that has passed here the others have yet to hear.

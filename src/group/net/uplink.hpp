@@ -6,10 +6,16 @@
 // that, hence have read what lay in this slot two steps ago. Its arrival counts only when the step before has passed
 // here, too: another host's news of that may be on its way still.
 //
-// Of failures rank 0's host says which one counts. Where it is gone, every host decides by itself; each has lost the
-// same.
+// Of failures the host of the lowest rank that is not masked out says which one counts. Where it is gone, every host
+// decides by itself; each has lost the same.
+//
+// A change of the mask (group_masks.cpp): proposals travel as arrivals do. The host whose rank has made a mask count
+// tells it to all others, and so does every host that hears of it, before it tells of any step under that mask. So who
+// hears of such a step knows the mask, whichever host is lost in between; and what is said under another mask than
+// one's own is late, and ignored.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -60,6 +66,7 @@ class Uplink {
   void hear_all();
   void hear(std::size_t host);
   [[nodiscard]] bool parse(std::size_t host);
+  [[nodiscard]] bool is_rank_of(int rank, std::size_t host) const noexcept;
   [[nodiscard]] bool take(std::size_t host, const HostMessageHead& head, std::string_view body);
   [[nodiscard]] bool take_arrived(const HostMessageHead& head, std::string_view body);
   void let_in_waiting();
@@ -70,11 +77,29 @@ class Uplink {
   void tell_departures();
   void tell_failures();
   void tell_all(const std::string& bytes);
+  /// Those hosts that have ranks that are not masked out.
+  void tell_members(const std::string& bytes);
   void send_heartbeats();
   void flush();
   [[nodiscard]] bool has_finished() const;
   void say_goodbye();
-  [[nodiscard]] bool root_is_reachable() const noexcept { return links_[0].is_open() && !links_[0].is_silent; }
+  [[nodiscard]] const std::vector<int>& own_ranks() const noexcept {
+    return table_.hosts[static_cast<std::size_t>(host_)].ranks;
+  }
+  [[nodiscard]] Link& root_link() noexcept { return links_[static_cast<std::size_t>(root_host_)]; }
+  [[nodiscard]] bool root_is_reachable() noexcept { return root_link().is_open() && !root_link().is_silent; }
+
+  // Masks (uplink_masks.cpp)
+  [[nodiscard]] std::uint16_t mask_number() const noexcept { return GroupFailure::unpack(quiet_).mask_number; }
+  /// Whether the word of this host says what this thread has followed.
+  [[nodiscard]] bool has_followed_mask() const noexcept;
+  /// Where a rank of this host has made a mask count, goes by it and tells the others.
+  void follow_own_mask();
+  [[nodiscard]] int own_leader_of(std::uint16_t number) const noexcept;
+  [[nodiscard]] bool hear_of_mask(const HostMessageHead& head, std::string_view body);
+  [[nodiscard]] bool put_in_force(const MaskNews& news) noexcept;
+  void go_by(const MaskNews& news);
+  void tell_proposals();
 
   HostTable table_;
   int host_;
@@ -87,7 +112,11 @@ class Uplink {
   std::vector<int> waiting_;          ///< ranks whose arrival does not count yet
   std::vector<Ticket> told_arrival_;  ///< by rank of this host
   std::vector<bool> told_departure_;
-  bool told_failure_ = false;
+  bool told_failure_ = false;  ///< of the mask in force
+  RankMask mask_;
+  std::uint64_t quiet_ = 0;                                   ///< quiet_word() of the mask that this thread goes by
+  int root_host_ = 0;                                         ///< that of the lowest rank that is not masked out
+  std::vector<std::array<std::uint64_t, 2>> told_proposals_;  ///< by rank of this host
   std::atomic<bool> stops_{false};
   Clock::time_point stop_deadline_;
   std::thread thread_;

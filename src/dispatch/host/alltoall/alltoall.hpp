@@ -21,6 +21,9 @@ class AllToAllMover final : public RowMover {
   explicit AllToAllMover(HostContext& context);
 
   [[nodiscard]] std::int64_t network_bytes() const noexcept override { return linked_ ? linked_->sent_bytes() : 0; }
+  void renew() override {
+    if (linked_) linked_->renew();
+  }
   void exchange_records(HostHandle& handle) override;
   void reserve(HostHandle& handle) override;
   void plan(HostHandle& handle) override;

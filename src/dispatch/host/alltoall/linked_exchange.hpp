@@ -18,6 +18,8 @@ class LinkedExchange {
   explicit LinkedExchange(HostContext& context);
 
   [[nodiscard]] std::int64_t sent_bytes() const noexcept { return traffic_.sent_bytes(); }
+  /// Over the link that the context has now.
+  void renew() noexcept { traffic_.restart(*context_.link); }
 
   /// Rows for a peer: which of this rank's, and where they begin there.
   struct Route {

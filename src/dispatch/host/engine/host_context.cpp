@@ -1,6 +1,7 @@
 #include "dispatch/host/engine/host_context.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/settings.hpp"
 #include "dispatch/link/link_memory.hpp"
@@ -29,13 +30,14 @@ std::int64_t streaming_threshold_bytes(int num_ranks) {
 HostContext::HostContext(GroupImpl& group_impl, const ResolvedConfig& resolved, const PlanRules& rules,
                          const HostOptions& options)
     : config(resolved),
-      plan(plan_buffers(resolved, group_impl.num_ranks(), rules)),
+      plan(plan_buffers(resolved, group_impl.num_ranks(), rules, DomainPeers(group_impl).most_sources_of_domain())),
       group(&group_impl),
       rank(group_impl.rank()),
       num_ranks(group_impl.num_ranks()),
       stream_bytes(options.stream_bytes >= 0 ? options.stream_bytes : streaming_threshold_bytes(num_ranks)),
       memory(group_impl, plan),
       link(open_link(group_impl, plan, memory.region())),
+      peers(group_impl),
       pool(options.num_workers),
       buffer_of(static_cast<std::size_t>(num_ranks), 0),
       rank_of_expert(static_cast<std::size_t>(layout().params().num_experts)) {
@@ -52,7 +54,16 @@ void HostContext::find_ranks_of_experts() {
 }
 
 void HostContext::renew() {
+  peers = DomainPeers(*group);
+  // Who passes on the rows of more ranks needs more room.
+  plan = plan_buffers(config, num_ranks, plan.rules(), peers.most_sources_of_domain());
   memory.renew();
+  // The former link stays until there is another one: it counts bytes, and a rank may be lost meanwhile.
+  if (std::unique_ptr<DomainLink> next = open_link(*group, plan, memory.region())) {
+    epistle::expose_landing_places(*next, plan, memory);
+    next->continue_count(link->sent_bytes());
+    link = std::move(next);
+  }
   num_exchanges = 0;
   std::fill(buffer_of.begin(), buffer_of.end(), 0);
   find_ranks_of_experts();

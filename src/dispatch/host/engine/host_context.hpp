@@ -11,6 +11,7 @@
 #include "dispatch/host/engine/row_kernels.hpp"
 #include "dispatch/host/engine/sizes.hpp"
 #include "dispatch/host/engine/worker_pool.hpp"
+#include "dispatch/link/domain_peers.hpp"
 #include "dispatch/link/rank_memory.hpp"
 #include "group/group_impl.hpp"
 #include "layout/buffer_plan.hpp"
@@ -85,6 +86,7 @@ struct HostContext {
   std::int64_t stream_bytes;
   RankMemory memory;
   std::unique_ptr<DomainLink> link;  ///< to ranks of other domains, where the dispatcher crosses them so
+  DomainPeers peers;
   WorkerPool pool;
   std::uint64_t num_exchanges = 0;      ///< of rows or routings published that all ranks have agreed on so far
   std::vector<std::int32_t> buffer_of;  ///< [num_ranks]; for sections that are there once it does not matter

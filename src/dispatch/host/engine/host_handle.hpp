@@ -36,6 +36,15 @@ struct TokenTable {
   }
 };
 
+/// (token, domain) pairs of one rank that another passes on, those included whose rows may be dropped: how many, and
+/// where their numbers begin on either side.
+struct PairRun {
+  int peer = -1;  ///< the other end of them; -1 = nobody, and there are none
+  std::int32_t num = 0;
+  std::int64_t first_sent = 0;    ///< among those of the rank whose tokens they are of
+  std::int64_t first_passed = 0;  ///< among those that the other one passes on
+};
+
 /// What a mover keeps of a routing; stays with the handle when that is used again.
 class MoverState {
  public:
@@ -58,9 +67,9 @@ class HostHandle final : public HandleState, public TokenTable {
   LayoutTables tables;
   RowDemand demand;
 
-  /// Of dispatchers that cross domains, for the ranks of this rank's index: tokens of the rank in domain `source` that
-  /// have experts in domain `destination`, those that may be dropped included.
-  std::vector<std::int32_t> domain_pairs;  ///< [num_domains (source), num_domains (destination)]
+  // Of dispatchers that cross domains.
+  std::vector<PairRun> sent_pairs;    ///< [num_domains] this rank's own, to who passes them on there
+  std::vector<PairRun> passed_pairs;  ///< by source (DomainPeers::sources) what this rank passes on
   std::unique_ptr<MoverState> mover_state;
 
   // Both sides: (token, rank) pairs that fit. Where routing is published, of this rank's as source or as destination

@@ -1,21 +1,11 @@
 // HostEngine where the mask of its group has changed: what the ranks share is made anew.
 #include <algorithm>
 
-#include <fmt/format.h>
-
 #include "dispatch/host/engine/host_engine.hpp"
 
 namespace epistle::host {
 
 void HostEngine::renew() {
-  if (context_.plan.crosses_domains()) {
-    throw Error(
-        ErrorCode::kUnsupported,
-        fmt::format("dispatcher '{}' passes rows on by ranks of other domains, and cannot go on after the mask of "
-                    "the group has changed; use direct or alltoall, or one domain",
-                    identity().info->name()),
-        {.rank = context_.rank});
-  }
   // A rank that is left out may still be writing where it was told to before; and a failure may have left some ranks a
   // call ahead of others. So nothing that was shared is used again.
   open_ = {};
@@ -26,6 +16,7 @@ void HostEngine::renew() {
   last_handle_id_ = 0;
   std::fill(promised_of_.begin(), promised_of_.end(), PublishedBuffers::kNone);
   context_.renew();
+  mover_->renew();
   buffers_ = make_buffers();
   compare_placements();
   mask_version_ = group_->mask_version();

@@ -33,7 +33,7 @@ LinkBytes direct_links(const HostContext& context, const HostHandle& handle, boo
   return bytes;
 }
 
-/// Rows that cross once per (token, domain), and are passed on by the rank of this rank's index.
+/// Rows that cross once per (token, domain), and are passed on there.
 LinkBytes forwarded_links(const HostContext& context, const HostHandle& handle, std::int64_t row_bytes) {
   const Domains& domains = context.domains();
   LinkBytes bytes;
@@ -42,7 +42,9 @@ LinkBytes forwarded_links(const HostContext& context, const HostHandle& handle, 
     const auto last = static_cast<std::size_t>(handle.send_begin[token + 1]);
     for (std::size_t idx = first; idx < last; ++idx) {
       const int dst = handle.sends[idx].dst_rank;
-      const int forwarder = domains.rank_at(domains.domain_of(dst), domains.index_of(context.rank));
+      const int domain = domains.domain_of(dst);
+      // In the own domain rows go straight.
+      const int forwarder = context.peers.forwarder(context.rank, domain);
       add(bytes, domains, forwarder, dst, row_bytes);
       bool is_new = !domains.share_one(context.rank, dst);
       for (std::size_t before = first; before < idx && is_new; ++before) {
@@ -78,8 +80,8 @@ WireBytes link_bytes_of(const HostContext& context, const HostHandle& handle, co
   const int own = domains.domain_of(context.rank);
   for (int domain = 0; domain < domains.count(); ++domain) {
     if (domain == own) continue;
-    bytes.header_bytes += handle.domain_pairs[static_cast<std::size_t>(own * domains.count() + domain)] *
-                          context.layout().pair_record_bytes();
+    bytes.header_bytes +=
+        handle.sent_pairs[static_cast<std::size_t>(domain)].num * context.layout().pair_record_bytes();
   }
   return bytes;
 }

@@ -35,6 +35,7 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
   const auto entries = static_cast<std::size_t>(layout_.counts_entries() + num_pairs);
   own_announcement_.resize(entries);
   all_announcements_.resize(entries * ranks);
+  passed_on_.resize(ranks);
 }
 
 void Preparation::finish(HostHandle& state, const Call& call) {
@@ -114,35 +115,6 @@ void Preparation::gather_counts(const HostHandle& state) {
   std::memcpy(own_announcement_.data(), own, num_counts * sizeof(std::int32_t));
   context_->group->all_gather(own_announcement_.data(), own_announcement_.size() * sizeof(std::int32_t),
                               all_announcements_.data(), Phase::kLayout);
-}
-
-void Preparation::keep_domain_pairs(HostHandle& state) const {
-  const Domains& domains = context_->domains();
-  const auto num_counts = static_cast<std::size_t>(layout_.counts_entries());
-  const std::size_t entries = own_announcement_.size();
-  state.domain_pairs.clear();
-  for (int domain = 0; domain < domains.count(); ++domain) {
-    const auto peer = static_cast<std::size_t>(domains.rank_at(domain, domains.index_of(rank())));
-    const auto begin = all_announcements_.begin() + static_cast<std::ptrdiff_t>(peer * entries + num_counts);
-    state.domain_pairs.insert(state.domain_pairs.end(), begin, begin + domains.count());
-  }
-}
-
-void Preparation::count_domain_pairs(const HostHandle& state, std::int32_t* pairs) const {
-  const Domains& domains = context_->domains();
-  const auto top_k = static_cast<std::size_t>(config_.top_k);
-  std::fill_n(pairs, domains.count(), 0);
-  for (std::size_t first = 0; first < state.expert_ids.size(); first += top_k) {
-    for (std::size_t entry = first; entry < first + top_k; ++entry) {
-      const auto domain_at = [&](std::size_t at) {
-        return state.expert_ids[at] == kNoExpert ? -1 : domains.domain_of(context_->rank_of_entry(state, at));
-      };
-      const int domain = domain_at(entry);
-      bool is_new = domain >= 0;
-      for (std::size_t before = first; before < entry && is_new; ++before) is_new = domain_at(before) != domain;
-      if (is_new) ++pairs[domain];
-    }
-  }
 }
 
 /// What the others have written for this rank is on its way from their caches, all at once, while its own places are
@@ -332,16 +304,10 @@ RowDemand Preparation::demand_of(const HostHandle& state, int rank) const {
     demand.receive_pairs += peer.tokens_to_rank[static_cast<std::size_t>(rank)];
   }
   if (context_->plan.crosses_domains()) {
-    const std::size_t entries = own_announcement_.size();
-    const auto pairs_at = [&](int source, int domain) {
-      const std::size_t first = static_cast<std::size_t>(source) * entries + entries;
-      return all_announcements_[first - static_cast<std::size_t>(context_->domains().count() - domain)];
-    };
-    const Domains& domains = context_->domains();
-    for (int domain = 0; domain < domains.count(); ++domain) {
-      demand.send_rows += pairs_at(rank, domain);
-      demand.receive_rows += pairs_at(domains.rank_at(domain, domains.index_of(rank)), domains.domain_of(rank));
+    for (int domain = 0; domain < context_->domains().count(); ++domain) {
+      demand.send_rows += domain_pairs_of(rank, domain);
     }
+    demand.receive_rows = passed_on_[static_cast<std::size_t>(rank)];
     return demand;
   }
   demand.send_rows = demand.send_pairs;

@@ -52,7 +52,10 @@ class Preparation {
   void count_expert_tokens(const HostHandle& state) noexcept;
   void gather_counts(const HostHandle& state);
   void ask_for_lines(const HostHandle& state) const;
-  void keep_domain_pairs(HostHandle& state) const;
+  [[nodiscard]] std::int32_t domain_pairs_of(int source, int domain) const noexcept;
+  void keep_domain_pairs(HostHandle& state);
+  [[nodiscard]] PairRun sent_run(int domain) const;
+  void list_passed_runs(std::vector<PairRun>& runs) const;
   void count_domain_pairs(const HostHandle& state, std::int32_t* pairs) const;
   void plan(HostHandle& state);
   [[nodiscard]] const std::int32_t* told_by(const HostHandle& state, int peer) const noexcept;
@@ -98,6 +101,7 @@ class Preparation {
   std::vector<std::int32_t> counts_of_nobody_;   ///< what a rank that is masked out has told
   std::vector<std::int32_t> own_announcement_;   ///< counts, then tokens for each domain; where domains are crossed
   std::vector<std::int32_t> all_announcements_;  ///< [num_ranks] of them
+  std::vector<std::int64_t> passed_on_;          ///< [num_ranks] pairs that each passes on; likewise
 };
 
 }  // namespace epistle::host

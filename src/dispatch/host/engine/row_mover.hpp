@@ -69,6 +69,9 @@ class RowMover {
   /// Bytes put on links to other domains so far.
   [[nodiscard]] virtual std::int64_t network_bytes() const noexcept { return 0; }
 
+  /// The mask of the group has changed, and what the ranks share was made anew.
+  virtual void renew() {}
+
   /// Movers that use links (see PlanRules): brings the records of all rows to where they belong, those that cross to
   /// this rank's domain once per (token, domain) by way of this rank. The handle's table is filled in, and all memory
   /// is there.

@@ -45,10 +45,14 @@ std::int64_t published_buffers_offset(const DispatchLayout& layout, std::uint64_
                                         static_cast<std::int64_t>(sizeof(PublishedBuffers));
 }
 
-BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules) {
+BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules,
+                        std::int64_t most_sources) {
   const LayoutParams params = to_layout_params(config, num_ranks);
   constexpr std::int64_t kAllPublishedBytes = kNumGenerations * static_cast<std::int64_t>(sizeof(PublishedBuffers));
-  return {rules, params, {.control_bytes = all_counts_bytes(DispatchLayout(params)) + kAllPublishedBytes}};
+  return {
+      rules,
+      params,
+      {.control_bytes = all_counts_bytes(DispatchLayout(params)) + kAllPublishedBytes, .most_sources = most_sources}};
 }
 
 }  // namespace epistle::host

@@ -38,6 +38,8 @@ struct PublishedBuffers {
 /// Where in kControl they are, behind the counts.
 [[nodiscard]] std::int64_t published_buffers_offset(const DispatchLayout& layout, std::uint64_t exchange) noexcept;
 
-[[nodiscard]] BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules);
+/// `most_sources`: see EngineSizes.
+[[nodiscard]] BufferPlan plan_buffers(const ResolvedConfig& config, int num_ranks, const PlanRules& rules,
+                                      std::int64_t most_sources = 1);
 
 }  // namespace epistle::host

@@ -1,9 +1,13 @@
-// Who sends what to whom across domains, for one routing: the rank of one index in every domain are each other's peers.
+// Who sends what to whom across domains, for one routing. Who passes on whose rows is said by DomainPeers; ranks whose
+// rows this one passes on are counted as there, itself among them.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "dispatch/host/engine/host_context.hpp"
 #include "dispatch/host/engine/host_handle.hpp"
 
 namespace epistle::host {
@@ -13,10 +17,9 @@ namespace epistle::host {
 /// ends know that without asking.
 class DomainRoutes final : public MoverState {
  public:
-  /// Tokens of the peer of every domain that go to this one, and where: this rank passes them on. The own domain's are
-  /// of this rank.
+  /// [sources] tokens that go to this rank's domain, and where: this rank passes them on.
   std::vector<TokenTable> tables;
-  /// [num_domains] entries of those tables that have a row.
+  /// [sources] entries of those tables that have a row.
   std::vector<std::vector<std::int32_t>> received;
   /// [num_domains] this rank's tokens that go to a domain.
   std::vector<std::vector<std::int32_t>> sent;
@@ -24,6 +27,26 @@ class DomainRoutes final : public MoverState {
   std::vector<std::int32_t> pair_of;  ///< the pairs of this rank's tokens, by token, domains ascending
   std::vector<std::int32_t> domain_of_pair;
   std::vector<std::int32_t> pair_begin;  ///< [num_tokens + 1] into `pair_of`
+};
+
+/// In which order a rank serves those whose rows it passes on: counted round from itself, so that every rank begins
+/// with another one.
+class SourceOrder {
+ public:
+  explicit SourceOrder(const HostContext& context) noexcept : count_(context.peers.sources().size()) {
+    const std::vector<int>& sources = context.peers.sources();
+    own_ = static_cast<std::size_t>(std::find(sources.begin(), sources.end(), context.rank) - sources.begin());
+  }
+
+  [[nodiscard]] std::size_t count() const noexcept { return count_; }
+  /// The number of this rank among them.
+  [[nodiscard]] std::size_t own() const noexcept { return own_; }
+  [[nodiscard]] std::size_t behind(std::size_t step) const noexcept { return (own_ + step) % count_; }
+  [[nodiscard]] std::size_t before(std::size_t step) const noexcept { return (own_ + count_ - step) % count_; }
+
+ private:
+  std::size_t count_;
+  std::size_t own_ = 0;
 };
 
 }  // namespace epistle::host

@@ -14,14 +14,21 @@ HybridMover::HybridMover(HostContext& context)
       direct_(context),
       traffic_(*context.group, *context.link, context.plan, context.memory),
       exchange_(context, traffic_),
-      num_forwarded_(static_cast<std::size_t>(context.domains().count()), 0),
-      num_seen_(static_cast<std::size_t>(context.domains().count()), 0) {}
+      num_forwarded_(context.peers.sources().size(), 0),
+      num_seen_(context.peers.sources().size(), 0) {}
+
+void HybridMover::renew() {
+  traffic_.restart(*context_.link);
+  num_forwarded_.assign(context_.peers.sources().size(), 0);
+  num_seen_.assign(context_.peers.sources().size(), 0);
+}
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 void HybridMover::send_rows(const MoveJob& job) {
   const int num_domains = traffic_.domains().count();
   const int own = traffic_.own_domain();
+  const SourceOrder sources(context_);
   const DomainRoutes& routes = routes_of(*job.handle);
   std::fill(num_forwarded_.begin(), num_forwarded_.end(), 0);
   std::fill(num_seen_.begin(), num_seen_.end(), 0);
@@ -39,21 +46,20 @@ void HybridMover::send_rows(const MoveJob& job) {
       }
       has_more = has_more || idx + 1 < chunks.count();
     }
-    for (int step = 1; step < num_domains; ++step) forward_arrived(job, (own + step) % num_domains);
+    for (std::size_t step = 1; step < sources.count(); ++step) forward_arrived(job, sources.behind(step));
   }
   // While the last chunks are on their way.
   const TimelineSpan span(TimelineWork::kOwn, own, 0);
-  const auto num_own = static_cast<std::int64_t>(routes.received[static_cast<std::size_t>(own)].size());
-  forward(job, own, {.begin = 0, .end = num_own});
+  const auto num_own = static_cast<std::int64_t>(routes.received[sources.own()].size());
+  forward(job, sources.own(), {.begin = 0, .end = num_own});
 }
 
 void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk) {
   const HostHandle& handle = *job.handle;
-  const int num_domains = traffic_.domains().count();
-  const int peer = traffic_.peer_in(domain);
+  const PairRun& run = handle.sent_pairs[static_cast<std::size_t>(domain)];
   const std::vector<std::int32_t>& tokens = routes_of(handle).sent[static_cast<std::size_t>(domain)];
-  const std::int64_t first = first_sent(handle, num_domains, traffic_.own_domain(), domain) + chunk.begin;
-  const std::int64_t first_there = first_received(handle, num_domains, traffic_.own_domain(), domain) + chunk.begin;
+  const std::int64_t first = run.first_sent + chunk.begin;
+  const std::int64_t first_there = run.first_passed + chunk.begin;
   std::byte* const rows = context_.own_section(BufferSection::kSendRows) + first * job.row_bytes;
   std::byte* const scales = context_.own_section(BufferSection::kSendScales) + first * job.scale_bytes;
   const WireRows wire_rows(context_, job);
@@ -65,9 +71,9 @@ void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk)
     }
   });
   traffic_.put(
-      {.peer = peer, .from_row = first, .to_row = first_there, .num_rows = num_rows, .row_bytes = job.row_bytes});
+      {.peer = run.peer, .from_row = first, .to_row = first_there, .num_rows = num_rows, .row_bytes = job.row_bytes});
   if (job.scale_bytes > 0) {
-    traffic_.put({.peer = peer,
+    traffic_.put({.peer = run.peer,
                   .from = BufferSection::kSendScales,
                   .to = BufferSection::kStageScales,
                   .from_row = first,
@@ -75,44 +81,46 @@ void HybridMover::send_chunk(const MoveJob& job, int domain, const Chunk& chunk)
                   .num_rows = num_rows,
                   .row_bytes = job.scale_bytes});
   }
-  traffic_.signal(peer);
+  traffic_.signal(run.peer);
 }
 
-Chunks HybridMover::chunks_to_forward(const MoveJob& job, int domain) const noexcept {
-  const auto num_rows = routes_of(*job.handle).received[static_cast<std::size_t>(domain)].size();
+Chunks HybridMover::chunks_to_forward(const MoveJob& job, std::size_t source) const noexcept {
+  const auto num_rows = routes_of(*job.handle).received[source].size();
   return {static_cast<std::int64_t>(num_rows), job.row_bytes};
 }
 
-/// Those chunks of a domain that are there.
-void HybridMover::forward_arrived(const MoveJob& job, int domain) {
-  const Chunks chunks = chunks_to_forward(job, domain);
-  const int peer = traffic_.peer_in(domain);
-  std::int64_t& num_forwarded = num_forwarded_[static_cast<std::size_t>(domain)];
-  if (timeline_of_thread() != nullptr && num_forwarded < chunks.count()) note_arrivals(domain, peer);
+/// Those chunks of a source that are there.
+void HybridMover::forward_arrived(const MoveJob& job, std::size_t source) {
+  const Chunks chunks = chunks_to_forward(job, source);
+  const int peer = job.handle->passed_pairs[source].peer;
+  std::int64_t& num_forwarded = num_forwarded_[source];
+  if (timeline_of_thread() != nullptr && num_forwarded < chunks.count()) note_arrivals(source, peer);
   while (num_forwarded < chunks.count() && traffic_.arrived(peer) > 0) {
-    const TimelineSpan span(TimelineWork::kForward, domain, num_forwarded);
-    forward(job, domain, chunks.at(num_forwarded));
+    const TimelineSpan span(TimelineWork::kForward, traffic_.domains().domain_of(peer), num_forwarded);
+    forward(job, source, chunks.at(num_forwarded));
     traffic_.take(peer, 1);
     ++num_forwarded;
   }
 }
 
 /// For a timeline: those chunks that have come since somebody looked.
-void HybridMover::note_arrivals(int domain, int peer) {
-  std::int64_t& num_seen = num_seen_[static_cast<std::size_t>(domain)];
-  const std::int64_t num_arrived = num_forwarded_[static_cast<std::size_t>(domain)] + traffic_.arrived(peer);
+void HybridMover::note_arrivals(std::size_t source, int peer) {
+  std::int64_t& num_seen = num_seen_[source];
+  const std::int64_t num_arrived = num_forwarded_[source] + traffic_.arrived(peer);
+  const int domain = traffic_.domains().domain_of(peer);
   for (; num_seen < num_arrived; ++num_seen) const TimelineSpan now(TimelineWork::kArrived, domain, num_seen);
 }
 
-/// Passes rows that came from a domain on to the ranks of this one.
-void HybridMover::forward(const MoveJob& job, int domain, const Chunk& chunk) {
+/// Passes rows that came from a source on to the ranks of this domain.
+void HybridMover::forward(const MoveJob& job, std::size_t source, const Chunk& chunk) {
   const HostHandle& handle = *job.handle;
-  const bool is_own = domain == traffic_.own_domain();
-  const TokenTable& table = routes_of(handle).tables[static_cast<std::size_t>(domain)];
-  const std::vector<std::int32_t>& tokens = routes_of(handle).received[static_cast<std::size_t>(domain)];
-  const std::int64_t first = first_received(handle, traffic_.domains().count(), domain, traffic_.own_domain());
-  const std::byte* const rows = context_.own_section(BufferSection::kStageRows) + first * job.row_bytes;
-  const std::byte* const scales = context_.own_section(BufferSection::kStageScales) + first * job.scale_bytes;
+  const PairRun& run = handle.passed_pairs[source];
+  const bool is_own = run.peer == context_.rank;
+  const TokenTable& table = routes_of(handle).tables[source];
+  const std::vector<std::int32_t>& tokens = routes_of(handle).received[source];
+  const std::byte* const rows = context_.own_section(BufferSection::kStageRows) + run.first_passed * job.row_bytes;
+  const std::byte* const scales =
+      context_.own_section(BufferSection::kStageScales) + run.first_passed * job.scale_bytes;
   const WireRows own_rows(context_, job);
   const StoreMode mode = context_.store_mode(static_cast<std::int64_t>(table.sends.size()) * job.row_bytes);
   context_.pool.parallel_for(chunk.end - chunk.begin, [&](std::int64_t begin, std::int64_t end) {
@@ -127,15 +135,15 @@ void HybridMover::forward(const MoveJob& job, int domain, const Chunk& chunk) {
 }
 
 void HybridMover::receive_rows(const MoveJob& job) {
-  const int num_domains = traffic_.domains().count();
+  const SourceOrder sources(context_);
   const MissingRows missing = rows_to(job.handle, context_.rank);
-  for (int step = 1; step < num_domains; ++step) {
+  for (std::size_t step = 1; step < sources.count(); ++step) {
     // Those that began with this domain first.
-    const int domain = (traffic_.own_domain() + num_domains - step) % num_domains;
-    const std::int64_t num_chunks = chunks_to_forward(job, domain).count();
-    while (num_forwarded_[static_cast<std::size_t>(domain)] < num_chunks) {
-      traffic_.wait_for(traffic_.peer_in(domain), 1, job.phase, missing);
-      forward_arrived(job, domain);
+    const std::size_t source = sources.before(step);
+    const std::int64_t num_chunks = chunks_to_forward(job, source).count();
+    while (num_forwarded_[source] < num_chunks) {
+      traffic_.wait_for(job.handle->passed_pairs[source].peer, 1, job.phase, missing);
+      forward_arrived(job, source);
     }
   }
   traffic_.flush(job.phase, missing);
@@ -151,43 +159,44 @@ void HybridMover::receive_sums(const SumRequest& request) {
   const HostHandle& handle = *request.handle;
   const int num_domains = traffic_.domains().count();
   const int own = traffic_.own_domain();
+  const SourceOrder sources(context_);
   const MissingRows missing = rows_back_to(&handle, context_.rank);
-  for (int step = 1; step < num_domains; ++step) return_sums(request, (own + step) % num_domains);
-  const auto num_own = static_cast<std::int64_t>(routes_of(handle).received[static_cast<std::size_t>(own)].size());
-  sum_pairs(request, own, {.begin = 0, .end = num_own},
+  for (std::size_t step = 1; step < sources.count(); ++step) return_sums(request, sources.behind(step));
+  const auto num_own = static_cast<std::int64_t>(routes_of(handle).received[sources.own()].size());
+  sum_pairs(request, sources.own(), {.begin = 0, .end = num_own},
             {.rows = BufferSection::kStageRows,
              .gradients = BufferSection::kStageScales,
-             .first_pair = first_sent(handle, num_domains, own, own)});
+             .first_pair = handle.passed_pairs[sources.own()].first_sent});
   for (int step = 1; step < num_domains; ++step) {
     const int domain = (own + num_domains - step) % num_domains;
     const auto num_rows = static_cast<std::int64_t>(routes_of(handle).sent[static_cast<std::size_t>(domain)].size());
     const std::int64_t num_chunks = Chunks(num_rows, context_.layout().params().combine_row_bytes).count();
-    traffic_.wait_for(traffic_.peer_in(domain), num_chunks, Phase::kCombine, missing);
-    traffic_.take(traffic_.peer_in(domain), num_chunks);
+    if (num_chunks == 0) continue;
+    const int peer = handle.sent_pairs[static_cast<std::size_t>(domain)].peer;
+    traffic_.wait_for(peer, num_chunks, Phase::kCombine, missing);
+    traffic_.take(peer, num_chunks);
   }
   sum_domains(request);
   if (request.grad_probs != nullptr) place_gradients(request);
   traffic_.flush(Phase::kCombine, missing);
 }
 
-/// The sums of a domain's tokens over the ranks of this one, chunk by chunk.
-void HybridMover::return_sums(const SumRequest& request, int domain) {
+/// The sums of a source's tokens over the ranks of this domain, chunk by chunk.
+void HybridMover::return_sums(const SumRequest& request, std::size_t source) {
   const HostHandle& handle = *request.handle;
-  const int num_domains = traffic_.domains().count();
-  const int own = traffic_.own_domain();
+  const PairRun& run = handle.passed_pairs[source];
   const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   const std::int64_t gradient_bytes = context_.config.top_k * static_cast<std::int64_t>(sizeof(float));
-  const std::int64_t first = first_received(handle, num_domains, domain, own);
-  const std::int64_t first_there = first_sent(handle, num_domains, domain, own);
-  const auto num_rows = static_cast<std::int64_t>(routes_of(handle).received[static_cast<std::size_t>(domain)].size());
+  const auto num_rows = static_cast<std::int64_t>(routes_of(handle).received[source].size());
   const Chunks chunks(num_rows, row_bytes);
   for (std::int64_t idx = 0; idx < chunks.count(); ++idx) {
     const Chunk chunk = chunks.at(idx);
-    sum_pairs(request, domain, chunk,
-              {.rows = BufferSection::kSendRows, .gradients = BufferSection::kSendScales, .first_pair = first});
-    LinkTraffic::Put sums{.peer = traffic_.peer_in(domain),
-                          .from_row = first + chunk.begin,
-                          .to_row = first_there + chunk.begin,
+    sum_pairs(
+        request, source, chunk,
+        {.rows = BufferSection::kSendRows, .gradients = BufferSection::kSendScales, .first_pair = run.first_passed});
+    LinkTraffic::Put sums{.peer = run.peer,
+                          .from_row = run.first_passed + chunk.begin,
+                          .to_row = run.first_sent + chunk.begin,
                           .num_rows = chunk.end - chunk.begin,
                           .row_bytes = row_bytes};
     traffic_.put(sums);
@@ -197,14 +206,14 @@ void HybridMover::return_sums(const SumRequest& request, int domain) {
       sums.row_bytes = gradient_bytes;
       traffic_.put(sums);
     }
-    traffic_.signal(traffic_.peer_in(domain));
+    traffic_.signal(run.peer);
   }
 }
 
-void HybridMover::sum_pairs(const SumRequest& request, int domain, const Chunk& chunk, const PairSums& target) {
+void HybridMover::sum_pairs(const SumRequest& request, std::size_t source, const Chunk& chunk, const PairSums& target) {
   const HostHandle& handle = *request.handle;
-  const TokenTable& table = routes_of(handle).tables[static_cast<std::size_t>(domain)];
-  const std::vector<std::int32_t>& tokens = routes_of(handle).received[static_cast<std::size_t>(domain)];
+  const TokenTable& table = routes_of(handle).tables[source];
+  const std::vector<std::int32_t>& tokens = routes_of(handle).received[source];
   const std::int64_t row_bytes = context_.layout().params().combine_row_bytes;
   const auto top_k = static_cast<std::size_t>(context_.config.top_k);
   std::byte* const sums = context_.own_section(target.rows) + target.first_pair * row_bytes;

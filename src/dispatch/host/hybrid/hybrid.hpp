@@ -1,7 +1,7 @@
 // `hybrid`: each slow link is crossed once per (token, domain). A rank sends one copy of a row to its peer in every
-// domain that has experts of the token: the rank of the same index there, which passes it on to each rank that needs
-// it. On the way back the peer sums the expert outputs of its domain, and one row per (token, domain) returns. In a
-// group of one domain it is the mover of `direct` that does the work.
+// domain that has experts of the token: the rank of the same index there (or who takes its place: DomainPeers), which
+// passes it on to each rank that needs it. On the way back the peer sums the expert outputs of its domain, and one row
+// per (token, domain) returns. In a group of one domain it is the mover of `direct` that does the work.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ class HybridMover final : public RowMover {
   [[nodiscard]] std::int64_t network_bytes() const noexcept override { return traffic_.sent_bytes(); }
   void exchange_records(HostHandle& handle) override { exchange_.run(handle); }
   void reserve(HostHandle& handle) override { exchange_.reserve(handle); }
+  void renew() override;
   void send_rows(const MoveJob& job) override;
   void receive_rows(const MoveJob& job) override;
   void send_sums(const SumRequest& /*request*/) override {}
@@ -34,20 +35,20 @@ class HybridMover final : public RowMover {
   [[nodiscard]] static const DomainRoutes& routes_of(const HostHandle& handle) noexcept {
     return static_cast<const DomainRoutes&>(*handle.mover_state);
   }
-  [[nodiscard]] Chunks chunks_to_forward(const MoveJob& job, int domain) const noexcept;
+  [[nodiscard]] Chunks chunks_to_forward(const MoveJob& job, std::size_t source) const noexcept;
   void send_chunk(const MoveJob& job, int domain, const Chunk& chunk);
-  void forward_arrived(const MoveJob& job, int domain);
-  void note_arrivals(int domain, int peer);
-  void forward(const MoveJob& job, int domain, const Chunk& chunk);
+  void forward_arrived(const MoveJob& job, std::size_t source);
+  void note_arrivals(std::size_t source, int peer);
+  void forward(const MoveJob& job, std::size_t source, const Chunk& chunk);
 
-  /// Sums of a domain's pairs, by the number of the pair in `rows`; likewise their gradients in `gradients`.
+  /// Sums of a source's pairs, by the number of the pair in `rows`; likewise their gradients in `gradients`.
   struct PairSums {
     BufferSection rows;
     BufferSection gradients;
     std::int64_t first_pair;
   };
-  void sum_pairs(const SumRequest& request, int domain, const Chunk& chunk, const PairSums& target);
-  void return_sums(const SumRequest& request, int domain);
+  void sum_pairs(const SumRequest& request, std::size_t source, const Chunk& chunk, const PairSums& target);
+  void return_sums(const SumRequest& request, std::size_t source);
   void sum_domains(const SumRequest& request);
   void place_gradients(const SumRequest& request) const;
 
@@ -55,8 +56,8 @@ class HybridMover final : public RowMover {
   DirectMover direct_;
   LinkTraffic traffic_;
   RouteExchange exchange_;
-  std::vector<std::int64_t> num_forwarded_;  ///< [num_domains] chunks of the dispatch under way
-  std::vector<std::int64_t> num_seen_;       ///< [num_domains] of them, for a timeline: that were seen to be here
+  std::vector<std::int64_t> num_forwarded_;  ///< [sources] chunks of the dispatch under way
+  std::vector<std::int64_t> num_seen_;       ///< [sources] of them, for a timeline: that were seen to be here
 };
 
 }  // namespace epistle::host

@@ -5,22 +5,6 @@
 
 namespace epistle::host {
 
-std::int32_t num_domain_pairs(const HostHandle& handle, int num_domains, int source, int destination) noexcept {
-  return handle.domain_pairs[static_cast<std::size_t>(source * num_domains + destination)];
-}
-
-std::int64_t first_sent(const HostHandle& handle, int num_domains, int source, int destination) noexcept {
-  std::int64_t first = 0;
-  for (int before = 0; before < destination; ++before) first += num_domain_pairs(handle, num_domains, source, before);
-  return first;
-}
-
-std::int64_t first_received(const HostHandle& handle, int num_domains, int source, int destination) noexcept {
-  std::int64_t first = 0;
-  for (int before = 0; before < source; ++before) first += num_domain_pairs(handle, num_domains, before, destination);
-  return first;
-}
-
 RouteExchange::RouteExchange(HostContext& context, LinkTraffic& traffic)
     : context_(context),
       traffic_(traffic),
@@ -32,17 +16,15 @@ RouteExchange::RouteExchange(HostContext& context, LinkTraffic& traffic)
 
 void RouteExchange::reserve(HostHandle& handle) const {
   const int num_domains = traffic_.domains().count();
-  const int own = traffic_.own_domain();
+  const std::size_t num_sources = handle.passed_pairs.size();
   if (handle.mover_state == nullptr) handle.mover_state = std::make_unique<DomainRoutes>();
   auto& routes = static_cast<DomainRoutes&>(*handle.mover_state);
-  routes.tables.resize(static_cast<std::size_t>(num_domains));
-  routes.received.resize(static_cast<std::size_t>(num_domains));
+  routes.tables.resize(num_sources);
+  routes.received.resize(num_sources);
   routes.sent.resize(static_cast<std::size_t>(num_domains));
   const std::size_t max_sends = std::min(top_k_, static_cast<std::size_t>(traffic_.domains().size()));
-  std::size_t num_sent = 0;
-  for (int domain = 0; domain < num_domains; ++domain) {
-    const auto idx = static_cast<std::size_t>(domain);
-    const auto num_received = static_cast<std::size_t>(num_domain_pairs(handle, num_domains, domain, own));
+  for (std::size_t idx = 0; idx < num_sources; ++idx) {
+    const auto num_received = static_cast<std::size_t>(handle.passed_pairs[idx].num);
     TokenTable& table = routes.tables[idx];
     table.tokens.reserve(num_received);
     table.expert_ids.reserve(num_received * top_k_);
@@ -52,8 +34,11 @@ void RouteExchange::reserve(HostHandle& handle) const {
     table.sends.reserve(num_received * max_sends);
     table.send_begin.reserve(num_received + 1);
     routes.received[idx].reserve(num_received);
-    const auto num_to_domain = static_cast<std::size_t>(num_domain_pairs(handle, num_domains, own, domain));
-    routes.sent[idx].reserve(num_to_domain);
+  }
+  std::size_t num_sent = 0;
+  for (std::size_t domain = 0; domain < handle.sent_pairs.size(); ++domain) {
+    const auto num_to_domain = static_cast<std::size_t>(handle.sent_pairs[domain].num);
+    routes.sent[domain].reserve(num_to_domain);
     num_sent += num_to_domain;
   }
   routes.pair_of.reserve(num_sent);
@@ -63,21 +48,20 @@ void RouteExchange::reserve(HostHandle& handle) const {
 
 void RouteExchange::run(HostHandle& handle) {
   auto& routes = static_cast<DomainRoutes&>(*handle.mover_state);
-  const Domains& domains = traffic_.domains();
+  const SourceOrder sources(context_);
   send_records(handle);
-  for (int step = 0; step < domains.count(); ++step) {
+  for (std::size_t step = 0; step < sources.count(); ++step) {
     // The own tokens first: their records need not travel.
-    const int domain = (traffic_.own_domain() + step) % domains.count();
-    const auto idx = static_cast<std::size_t>(domain);
+    const std::size_t idx = sources.behind(step);
+    const PairRun& run = handle.passed_pairs[idx];
     TokenTable& table = routes.tables[idx];
     table.tokens.clear();
     table.expert_ids.clear();
     table.weights.clear();
-    step == 0 ? keep_own(handle, table) : receive_records(handle, domain, table);
+    step == 0 ? keep_own(handle, table) : receive_records(run, table);
     PlaceCounts counts{.pairs_to_rank = pairs_to_rank_, .dropped_of_expert = dropped_of_expert_};
-    const int src_rank = traffic_.peer_in(domain);
-    places_.place(handle.tables, src_rank, table, counts);
-    places_.write_records(table, src_rank);
+    places_.place(handle.tables, run.peer, table, counts);
+    places_.write_records(table, run.peer);
     routes.received[idx].clear();
     for (std::size_t token = 0; token < table.tokens.size(); ++token) {
       const bool has_row = table.send_begin[token] < table.send_begin[token + 1];
@@ -106,17 +90,15 @@ void RouteExchange::send_records(const HostHandle& handle) {
   const int own = traffic_.own_domain();
   for (int step = 1; step < num_domains; ++step) {
     const int domain = (own + step) % num_domains;
-    const std::int32_t num_records = num_domain_pairs(handle, num_domains, own, domain);
-    if (num_records == 0) continue;
-    const std::int64_t first = first_sent(handle, num_domains, own, domain);
-    pack_records(handle, domain, first);
-    const int peer = traffic_.peer_in(domain);
-    traffic_.put({.peer = peer,
-                  .from_row = first,
-                  .to_row = first_received(handle, num_domains, own, domain),
-                  .num_rows = num_records,
+    const PairRun& run = handle.sent_pairs[static_cast<std::size_t>(domain)];
+    if (run.num == 0) continue;
+    pack_records(handle, domain, run.first_sent);
+    traffic_.put({.peer = run.peer,
+                  .from_row = run.first_sent,
+                  .to_row = run.first_passed,
+                  .num_rows = run.num,
                   .row_bytes = context_.layout().pair_record_bytes()});
-    traffic_.signal(peer);
+    traffic_.signal(run.peer);
   }
 }
 
@@ -148,17 +130,13 @@ void RouteExchange::keep_own(const HostHandle& handle, TokenTable& table) const 
   }
 }
 
-void RouteExchange::receive_records(const HostHandle& handle, int domain, TokenTable& table) {
-  const int num_domains = traffic_.domains().count();
-  const int own = traffic_.own_domain();
-  const std::int32_t num_records = num_domain_pairs(handle, num_domains, domain, own);
-  if (num_records == 0) return;
-  traffic_.wait_for(traffic_.peer_in(domain), 1, Phase::kLayout);
-  traffic_.take(traffic_.peer_in(domain), 1);
+void RouteExchange::receive_records(const PairRun& run, TokenTable& table) {
+  if (run.num == 0) return;
+  traffic_.wait_for(run.peer, 1, Phase::kLayout);
+  traffic_.take(run.peer, 1);
   const std::int64_t record_bytes = context_.layout().pair_record_bytes();
-  const std::byte* record =
-      context_.own_section(BufferSection::kStageRows) + first_received(handle, num_domains, domain, own) * record_bytes;
-  for (std::int32_t idx = 0; idx < num_records; ++idx, record += record_bytes) {
+  const std::byte* record = context_.own_section(BufferSection::kStageRows) + run.first_passed * record_bytes;
+  for (std::int32_t idx = 0; idx < run.num; ++idx, record += record_bytes) {
     TokenRecordHeader header;
     std::memcpy(&header, record, sizeof(header));
     table.tokens.push_back(header.src_token);
@@ -172,7 +150,8 @@ void RouteExchange::receive_records(const HostHandle& handle, int domain, TokenT
 void RouteExchange::list_pairs(const HostHandle& handle, DomainRoutes& routes) {
   const Domains& domains = traffic_.domains();
   for (int domain = 0; domain < domains.count(); ++domain) {
-    next_pair_[static_cast<std::size_t>(domain)] = first_sent(handle, domains.count(), traffic_.own_domain(), domain);
+    const auto idx = static_cast<std::size_t>(domain);
+    next_pair_[idx] = handle.sent_pairs[idx].first_sent;
   }
   for (std::vector<std::int32_t>& tokens : routes.sent) tokens.clear();
   routes.pair_of.clear();

@@ -1,4 +1,4 @@
-// prepare across domains: records of (token, domain) pairs go to the peer in each domain, which gives their rows the
+// prepare across domains: records of (token, domain) pairs go to who passes them on there, which gives their rows the
 // places that the token's own rank has given them, and tells the receivers.
 #pragma once
 
@@ -24,7 +24,7 @@ class RouteExchange {
   void send_records(const HostHandle& handle);
   void pack_records(const HostHandle& handle, int domain, std::int64_t first_record);
   void keep_own(const HostHandle& handle, TokenTable& table) const;
-  void receive_records(const HostHandle& handle, int domain, TokenTable& table);
+  void receive_records(const PairRun& run, TokenTable& table);
   void list_pairs(const HostHandle& handle, DomainRoutes& routes);
   /// Whether a token has an expert in a domain.
   [[nodiscard]] bool goes_to(const HostHandle& handle, std::size_t token, int domain) const noexcept;
@@ -38,14 +38,5 @@ class RouteExchange {
   std::vector<std::int32_t> dropped_of_expert_;  ///< scratch
   std::vector<std::int64_t> next_pair_;          ///< [num_domains] scratch
 };
-
-/// Pairs that this rank's peer in domain `source` sends to domain `destination`; numbers of pairs begin at these.
-[[nodiscard]] std::int32_t num_domain_pairs(const HostHandle& handle, int num_domains, int source,
-                                            int destination) noexcept;
-/// First number among those that `source` sends.
-[[nodiscard]] std::int64_t first_sent(const HostHandle& handle, int num_domains, int source, int destination) noexcept;
-/// First number among those that `destination` receives.
-[[nodiscard]] std::int64_t first_received(const HostHandle& handle, int num_domains, int source,
-                                          int destination) noexcept;
 
 }  // namespace epistle::host
