@@ -152,8 +152,9 @@ std::vector<int> GroupImpl::suspects() const {
   const GroupHealth found = health();
   std::vector<int> lost = lost_ranks();
   // A host that is silent takes all of its ranks with it.
-  const bool is_lost_with_others = std::find(lost.begin(), lost.end(), found.peer_rank) != lost.end();
-  if (is_lost_with_others || (found.code == ErrorCode::kPeerLost && !lost.empty())) return lost;
+  const bool is_silent_host =
+      found.code == ErrorCode::kTimeout && std::find(lost.begin(), lost.end(), found.peer_rank) != lost.end();
+  if (is_silent_host || (found.code == ErrorCode::kPeerLost && !lost.empty())) return lost;
   return found.peer_rank < 0 ? std::vector<int>{} : std::vector<int>{found.peer_rank};
 }
 

@@ -20,6 +20,10 @@ Topology load_topology() {
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) return nullptr;
   Topology topology(raw);
+  // Without sysfs, as in a bare chroot, it would complain to the terminal; it asks the processor all the same.
+  if (::access("/sys/devices/system/cpu", R_OK) != 0) {
+    static_cast<void>(hwloc_topology_set_components(raw, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, "linux"));
+  }
   if (hwloc_topology_load(raw) != 0) return nullptr;
   return topology;
 }

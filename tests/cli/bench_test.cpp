@@ -149,7 +149,8 @@ TEST(Bench, BytesFollowFromTheRouting) {
       run_epistle({"bench", "--hidden", "64", "--experts", "4", "--top-k", "4", "--tokens", "10", "--ranks", "2",
                    "--iters", "1", "--warmup", "0", "--dispatcher", "direct", "--json", "-"});
   ASSERT_EQ(result.exit_code, 0) << result.describe();
-  for (const Json& phase : Json::parse(result.out).at("results")) {
+  const Json record = Json::parse(result.out);
+  for (const Json& phase : record.at("results")) {
     if (phase.at("phase") != "dispatch" && phase.at("phase") != "combine") continue;
     EXPECT_EQ(phase.at("algorithm_bytes"), 2 * 10 * 64 * 2);
     EXPECT_EQ(phase.at("wire_bytes"), 10 * 64 * 2);

@@ -89,7 +89,8 @@ TEST(PlanCommand, WhatItAsksToMeasureIsMeasuredAndRefits) {
   ASSERT_EQ(after.exit_code, 0) << after.describe();
   const auto provenances = [](const std::string& text) {
     std::set<std::string> found;
-    for (const PlanJson& plan : PlanJson::parse(text).at("plans")) {
+    const PlanJson json = PlanJson::parse(text);
+    for (const PlanJson& plan : json.at("plans")) {
       for (const PlanJson& term : plan.at("terms")) {
         if (term.at("name") == "dispatch") found.insert(term.at("provenance").get<std::string>());
       }
