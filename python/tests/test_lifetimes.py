@@ -41,6 +41,8 @@ if rank == 1:
         raise ValueError("a mistake of rank 1")
     if fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    # What a shell starts in the background ignores interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Interrupted while it waits for rank 0, which comes once it has seen that.
     def interrupt():
         os.kill(os.getpid(), signal.SIGINT)
