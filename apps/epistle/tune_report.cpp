@@ -84,6 +84,7 @@ Json joint_json(const TuneResult& result) {
           {"high_us", difference ? Json(difference->high) : Json(nullptr)},
           {"confidence", kConfidence},
           {"verdict", verdict(difference)},
+          {"found_defaults", result.found_defaults},
           {"kept_defaults", result.kept_defaults}};
 }
 
@@ -170,6 +171,11 @@ std::vector<std::vector<html::Cell>> rows_of(const Json& document) {
 
 std::string joint_text(const Json& document) {
   const Json& joint = document.at("joint");
+  if (joint.at("found_defaults").get<bool>()) {
+    return fmt::format(
+        "every knob was best at its default; in turns with themselves the defaults took {:.3f} x their median.",
+        joint.at("ratio").get<double>());
+  }
   const std::string outcome = joint.at("kept_defaults").get<bool>()
                                   ? "the defaults stay, as nothing was shown to be better"
                                   : "the tuned settings are taken";

@@ -209,8 +209,12 @@ void Tuner::check_best() {
   result_.ratio = tuned->time_us.median / defaults->time_us.median;
   const std::string_view found = verdict(result_.difference);
   const bool saves = result_.settings.cuda.num_sms > 0 && result_.defaults.cuda.num_sms == 0;
+  const Device device = plan_.spec.device;
+  // The same settings in turns differ by noise.
+  result_.found_defaults = settings_json(result_.settings, device) == settings_json(result_.defaults, device);
   // Not slower is enough for settings that save SMs; all others must be faster.
-  result_.kept_defaults = found != "faster" && !(saves && found == "no difference shown");
+  const bool is_better = found == "faster" || (saves && found == "no difference shown");
+  result_.kept_defaults = result_.found_defaults || !is_better;
   if (result_.kept_defaults) result_.settings = result_.defaults;
 }
 

@@ -40,6 +40,7 @@ struct TuneResult {
   std::vector<TunedKnob> knobs;
   std::optional<Difference> difference;  ///< tuned less default
   double ratio = 1.0;                    ///< of the medians, tuned over default
+  bool found_defaults = false;           ///< every knob was best where it is by default
   bool kept_defaults = false;            ///< since nothing better was found, or what was found did not stand
   std::vector<TunedCrossover> crossover;
   std::string no_crossover;  ///< why there is none; empty = there is
