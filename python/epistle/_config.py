@@ -86,8 +86,8 @@ class Fp8Blocks:
 class Placement:
     """Logical experts to slots; equal on all ranks of a group, which is checked when it is set.
 
-    An expert that has several slots, on different ranks, is replicated. Which of them serves a token is decided by a hash
-    of the token's position and the ``step_seed`` of the call: see "Choice of replica" in epistle/dispatcher.hpp.
+    An expert that has several slots, on different ranks, is replicated. Which of them serves a token is decided by a
+    hash of the token's position and the ``step_seed`` of the call: see "Choice of replica" in epistle/dispatcher.hpp.
     """
 
     num_experts: int

@@ -3,10 +3,10 @@
 ``LoadWindow`` keeps what experts were given of late, fed with ``Dispatcher.expert_tokens`` by a ``CounterFeed``;
 ``plan_placement`` makes a plan of it, which ``WeightStore`` and ``Dispatcher.set_placement`` carry out.
 
-For engines there are pure functions of arrays: ``rebalance_experts`` has the signature and the results of DeepSeek's EPLB; ``rebalance_experts_sglang`` those of
-SGLang's algorithms; ``VllmPolicy`` is a policy for vLLM, in both of its forms. All plan for replicas that share an
-expert's load evenly, which is what these engines do, and put no two replicas of an expert on one rank where they can
-help it.
+For engines there are pure functions of arrays: ``rebalance_experts`` has the signature and the results of DeepSeek's
+EPLB; ``rebalance_experts_sglang`` those of SGLang's algorithms; ``VllmPolicy`` is a policy for vLLM, in both of its
+forms. All plan for replicas that share an expert's load evenly, which is what these engines do, and put no two
+replicas of an expert on one rank where they can help it.
 
 Arrays are those of NumPy or Torch, and results are of the same kind (and on the same device).
 """
@@ -133,14 +133,14 @@ def plan_placement(
 ) -> PlacementPlan:
     """Plans the placement of one layer. Pure: the same request gives the same plan on every rank.
 
-    ``loads`` [experts], or [windows, experts] with the oldest window first, each counting alike, or by half after every
-    ``half_life`` windows. ``slots_of_rank`` and ``domain_of_rank`` (none: all in one) describe the ranks, ``current``
-    what they hold (slots as in ``PlacementPlan.slot_experts``). ``method``: "incremental", from ``current`` with as few
-    copies as bring it to the balancedness ``target``, or "fresh", from nothing; unless given, by whether there is a
-    current placement. ``objective``: "tokens", or "activated", experts that a window needs at all. ``num_groups``: groups
-    of experts to keep in one domain each. ``num_candidates`` above 1, with several windows: a plan from nothing looks for
-    experts that are hot together. The byte limits bound the copies of experts of ``expert_bytes``, None: not at all. A
-    plan that gains less than ``min_gain`` changes nothing.
+    ``loads`` [experts], or [windows, experts] with the oldest window first, each counting alike, or by half after
+    every ``half_life`` windows. ``slots_of_rank`` and ``domain_of_rank`` (none: all in one) describe the ranks,
+    ``current`` what they hold (slots as in ``PlacementPlan.slot_experts``). ``method``: "incremental", from
+    ``current`` with as few copies as bring it to the balancedness ``target``, or "fresh", from nothing; unless given,
+    by whether there is a current placement. ``objective``: "tokens", or "activated", experts that a window needs at
+    all. ``num_groups``: groups of experts to keep in one domain each. ``num_candidates`` above 1, with several
+    windows: a plan from nothing looks for experts that are hot together. The byte limits bound the copies of experts
+    of ``expert_bytes``, None: not at all. A plan that gains less than ``min_gain`` changes nothing.
     """
     windows = _arrays.numbers_of(loads)
     if windows.ndim == 1:
@@ -184,8 +184,8 @@ def _loads(weight: typing.Any) -> Doubles:
         loads = loads.sum(axis=0)
     if loads.ndim != 2 or 0 in loads.shape:
         raise ValueError(
-            f"the loads have the shape {tuple(_arrays.numbers_of(weight).shape)}, expected [layers, experts] or [samples, "
-            "layers, experts], none of them empty"
+            f"the loads have the shape {tuple(_arrays.numbers_of(weight).shape)}, expected [layers, experts] or "
+            "[samples, layers, experts], none of them empty"
         )
     if not np.isfinite(loads).all() or (loads < 0).any():
         raise ValueError("a load is negative or not finite, expected 0 or more")

@@ -1,8 +1,8 @@
 """Hot experts: what dispatch counts, a plan of it, and weights that move while dispatch goes on.
 
-Four ranks with three slots each hold eight experts, whose weights are one number: expert e multiplies by e + 1. The router
-likes some of them much more than others. Result and dense computation are compared in every step, before, during and after
-the move.
+Four ranks with three slots each hold eight experts, whose weights are one number: expert e multiplies by e + 1. The
+router likes some of them much more than others. Result and dense computation are compared in every step, before,
+during and after the move.
 
 python moving_experts.py                              # ranks as threads of this process
 epistle run -n 4 -- python moving_experts.py          # ranks as processes

@@ -5,7 +5,7 @@
 
 namespace epistle {
 
-/// "2.28.3"; empty where `library` cannot be loaded or does not tell.
-[[nodiscard]] std::string probe_nccl_version(const std::string& library = "libnccl.so.2");
+/// "2.28.3"; empty where the library cannot be loaded or does not tell.
+[[nodiscard]] std::string probe_nccl_version(const std::string& name = "libnccl.so.2");
 
 }  // namespace epistle

@@ -158,9 +158,8 @@ class PythonReader {
     } else if (here.kind == TokenKind::kName && here.text.ends_with("environ.setdefault") && is_mark(1, "(") &&
                is_mark(3, ",")) {
       add_variable(token(2), read_value(4));
-    } else if (here.kind == TokenKind::kName && is_mark(1, "=")) {
-      add_setting(here, here.text, read_value(2));
-    } else if (here.kind == TokenKind::kString && is_mark(1, ":")) {
+    } else if ((here.kind == TokenKind::kName && is_mark(1, "=")) ||
+               (here.kind == TokenKind::kString && is_mark(1, ":"))) {
       add_setting(here, here.text, read_value(2));
     } else if (here.kind == TokenKind::kString && is_mark(1, "]") && is_mark(2, "=")) {
       add_setting(here, here.text, read_value(3));
