@@ -46,9 +46,7 @@ def check_step(
 @pytest.mark.parametrize("name", ["direct", "low_latency", "alltoall", "reference"])
 def test_replicas_serve_tokens_and_placements_change_between_calls(name: str) -> None:
     first = epistle.Placement(EXPERTS, BLOCKS, generation=1)
-    second = epistle.Placement(
-        EXPERTS, REPLICAS, generation=2, quotas=[[0.25, 1, 1], [1, 1, 1, 0.75], [3, 1, 1, 0]]
-    )
+    second = epistle.Placement(EXPERTS, REPLICAS, generation=2, quotas=[[0.25, 1, 1], [1, 1, 1, 0.75], [3, 1, 1, 0]])
 
     def play(group: epistle.Group) -> typing.Any:
         shape = config(layout=epistle.ExpertMajor(4), placement=first, slots_per_rank=4)
