@@ -1,9 +1,10 @@
 // Combine by lines where the ranks of the experts sum first: each sends one row per (token, rank) to a fixed place at
 // the token's rank, whatever the others do; that rank adds as the lines arrive, in the documented order.
 //
-// A warp moves one chunk of one token at a time, and waits for memory all the time but for what it has asked for
-// before: while it adds the rows of one unit, those of the next are on their way to shared memory, and what says which
-// rows the unit behind that has is on its way to registers.
+// A warp moves one chunk of one token at a time. While it adds the rows of a unit, what the handle knows of the next
+// one is on its way; as soon as they are added, the rows of the next are asked for, before the sum is sent, or what
+// others send for it is waited for.
+#include <algorithm>
 #include <climits>
 
 #include "dispatch/cuda/device/start_kernel.cuh"
@@ -12,17 +13,18 @@
 namespace epistle::cuda {
 namespace {
 
-/// Rows of one unit that are on their way at once; of more (a token with so many experts on one rank) the others are
-/// read when their turn comes.
-constexpr int kStagedRows = 6;
-constexpr int kStages = 2;
-
-/// Rows of units in shared memory: a warp's stages, each [rows][vectors of a chunk][lanes] of 16 bytes. A lane reads
-/// what it has copied itself.
+/// Rows of a unit that are on their way at once, in shared memory: for each warp [rows][vectors of a chunk][lanes] of
+/// 16 bytes, where a lane reads what it has copied itself. Of more (a token with so many experts on one rank) the
+/// others are read when their turn comes.
 constexpr int kStagedVectorBytes = kWarpSize * kVectorBytes;
-constexpr int kStagedRowBytes = Chunk::kVectors * kStagedVectorBytes;
-constexpr int kStageBytes = kStagedRows * kStagedRowBytes;
-constexpr std::int64_t kStagedBytes = std::int64_t{kStageBytes} * kStages * kLineWarps;
+constexpr int kStageBytes = 12 * Chunk::kVectors * kStagedVectorBytes;
+constexpr std::int64_t kStagedBytes = std::int64_t{kStageBytes} * kLineWarps;
+
+/// A row that is added: what a lane has found out for the others.
+struct RowTerm {
+  std::int32_t row;
+  float weight;
+};
 
 /// 16 bytes, or 8, or nothing, on their way to shared memory; without branches, each of which takes longer.
 __device__ void copy_ahead(int to, const std::byte* from, bool whole, bool half) {
@@ -43,12 +45,17 @@ __device__ uint4 load_staged(int from) {
                : "memory");
   return v;
 }
-__device__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// All but the last `kLeft` groups of this thread's copies are there.
-template <int kLeft>
-__device__ void await_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+__device__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+__device__ void store_term(int to, const RowTerm& term) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(term.row), "f"(term.weight) : "memory");
 }
+__device__ RowTerm load_term(int from) {
+  RowTerm term;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(term.row), "=f"(term.weight) : "r"(from) : "memory");
+  return term;
+}
+constexpr int kTermBytes = sizeof(RowTerm);
 
 /// What a warp does at once: a chunk of a row to another rank, or of a token of this one.
 struct Unit {
@@ -70,12 +77,6 @@ struct Terms {
   float weight = 1.0F;
 };
 
-/// A row of another rank, at the first look.
-struct Theirs {
-  Chunk data;
-  int lane = -1;  ///< of its rank among the terms; -1: there is none
-};
-
 /// The units of a warp in their order.
 struct Cursor {
   Worker sending;
@@ -86,16 +87,20 @@ struct Cursor {
   [[nodiscard]] __device__ bool has_more() const { return sending.idx < num_sends || receiving.idx < num_receives; }
 };
 
-template <class Format, bool kAligned, bool kTokenRows>
-struct RankSummer : LineSums<kAligned> {
-  using Sums = LineSums<kAligned>;
+template <class Format, class ChunkType, bool kAligned, bool kTokenRows>
+struct RankSummer : LineSums<kAligned, ChunkType> {
+  using Sums = LineSums<kAligned, ChunkType>;
   using Sums::args;
   using Sums::call;
   using Sums::group;
   using Sums::lines;
   using Sums::sources;
 
-  int stages;  ///< address in shared memory of this lane's part of the warp's first stage
+  static constexpr int kStagedRowBytes = ChunkType::kVectors * kStagedVectorBytes;
+  static constexpr int kStagedRows = kStageBytes / kStagedRowBytes;
+
+  int rows;        ///< address in shared memory of this lane's part of the warp's rows
+  int term_list;   ///< likewise of the warp's RowTerms, those of a unit one behind the other
 
   /// The next unit of a warp. `totals`: as in find_send_unit().
   template <class Totals>
@@ -119,7 +124,74 @@ struct RankSummer : LineSums<kAligned> {
     return unit;
   }
 
-  /// Asks for what is known of a token of this rank.
+  /// Asks for what is known of a unit.
+  [[nodiscard]] __device__ Terms ask(const Unit& unit) const {
+    if (!unit.is_there) return {};
+    return unit.sends ? ask_pair(unit.idx) : ask_token(unit.idx);
+  }
+
+  /// Lists the rows of a unit, and sends for them; the number of them.
+  __device__ int stage(const Unit& unit, const Terms& terms) const {
+    if (!unit.is_there) return 0;
+    const bool has_row = terms.row >= 0 && (unit.sends || is_own(terms));
+    const unsigned mask = __ballot_sync(kFullWarp, has_row);
+    __syncwarp();  // the list of the unit before is not needed any more
+    if (has_row) {
+      const int place = __popc(mask & ((1U << lane_id()) - 1));
+      store_term(term_list + place * kTermBytes, {terms.row, args.weighted ? terms.row_weight : 1.0F});
+    }
+    __syncwarp();
+    const int count = __popc(mask);
+    if constexpr (kAligned) copy_rows(unit.chunk, count);
+    return count;
+  }
+
+  /// The rows of this rank: their rounded sum, or the one that there is.
+  __device__ void add_rows(int chunk, int count, ChunkType& own) const {
+    if constexpr (kAligned) await_copies();
+    if constexpr (kTokenRows) {
+      if (count > 0) read_row(load_term(term_list).row, 0, chunk, own);
+      return;
+    }
+    ChunkSums<Format, ChunkType> sums;
+    sums.clear();
+    const int num_staged = kAligned ? min(count, kStagedRows) : 0;
+    int from = rows;
+    int term = term_list;
+#pragma unroll 1
+    for (int i = 0; i < num_staged; ++i) {
+      ChunkType row;
+#pragma unroll
+      for (int v = 0; v < ChunkType::kVectors; ++v) row.v[v] = load_staged(from + v * kStagedVectorBytes);
+      sums.add(row, load_term(term).weight);
+      from += kStagedRowBytes;
+      term += kTermBytes;
+    }
+#pragma unroll 1
+    for (int i = num_staged; i < count; ++i) {
+      const RowTerm other = load_term(term_list + i * kTermBytes);
+      ChunkType row;
+      this->load_own(other.row, chunk, row);
+      sums.add(row, other.weight);
+    }
+    sums.pack(own);
+  }
+
+  /// Sends what has been added, or stores it with what others send. False when a wait was given up.
+  __device__ bool finish(const Unit& unit, const Terms& terms, int count, const ChunkType& own) const {
+    if (unit.sends) {
+      if (count > 0) this->send_chunk(unit.source, unit.stage, unit.chunk, own);
+      return true;
+    }
+    ChunkSums<Format, ChunkType> sums;
+    if (!sum_ranks(unit, terms, own, sums)) return false;
+    ChunkType out;
+    sums.pack(out);
+    this->store_sum(unit.idx, unit.chunk, out);
+    return true;
+  }
+
+ private:
   [[nodiscard]] __device__ Terms ask_token(int token) const {
     const HandleArrays& handle = args.handle;
     Terms terms;
@@ -151,143 +223,65 @@ struct RankSummer : LineSums<kAligned> {
     }
     return terms;
   }
-  [[nodiscard]] __device__ Terms ask(const Unit& unit) const {
-    if (!unit.is_there) return {};
-    return unit.sends ? ask_pair(unit.idx) : ask_token(unit.idx);
-  }
 
-  /// Sends for the rows of a unit, and looks at what another rank has sent for it. `terms`: afterwards only rows that
-  /// are here.
-  __device__ void stage(const Unit& unit, Terms& terms, int rows, Theirs& theirs) const {
-    theirs.lane = -1;
-    if (unit.is_there) {
-      if (!unit.sends) {
-        keep_own(terms);
-        look(unit, terms, theirs);
-      }
-      if constexpr (kAligned) copy_rows(unit, terms, rows);
-    }
-    if constexpr (kAligned) end_copies();
-  }
-
-  /// Adds and sends, or stores. False when a wait was given up.
-  __device__ bool finish(const Unit& unit, const Terms& terms, int rows, Theirs& theirs) const {
-    const unsigned mask = __ballot_sync(kFullWarp, terms.row >= 0);
-    Chunk own;
-    if (kTokenRows) {
-      if (mask != 0) read_row(terms, __ffs(static_cast<int>(mask)) - 1, 0, unit.chunk, rows, own);
-    } else {
-      sum_rows(terms, mask, unit.chunk, rows, own);
-    }
-    if (unit.sends) {
-      if (mask != 0) this->send_chunk(unit.source, unit.stage, unit.chunk, own);
-      return true;
-    }
-    ChunkSums<Format> sums;
-    if (!sum_ranks(unit, terms, own, theirs, sums)) return false;
-    Chunk out;
-    sums.pack(out);
-    this->store_sum(unit.idx, unit.chunk, out);
-    return true;
-  }
-
- private:
   /// Of a token's terms those of other ranks' experts are no rows of this one.
-  __device__ void keep_own(Terms& terms) const {
-    if (sources.is_void != 0) terms.dst_rank = -1;
-    bool own = terms.dst_rank == group().rank;
-    if (!kTokenRows) {
-      const ExpertPartition partition = args.layout.partition();
-      const std::int32_t first = partition.first_expert(group().rank);
-      own = sources.is_void == 0 && terms.expert >= first &&
-            terms.expert < first + partition.num_local_experts(group().rank);
-    }
-    if (!own) terms.row = -1;
+  [[nodiscard]] __device__ bool is_own(const Terms& terms) const {
+    if (sources.is_void != 0) return false;
+    if (kTokenRows) return terms.dst_rank == group().rank;
+    const ExpertPartition partition = args.layout.partition();
+    const std::int32_t first = partition.first_expert(group().rank);
+    return terms.expert >= first && terms.expert < first + partition.num_local_experts(group().rank);
   }
 
-  __device__ void look(const Unit& unit, const Terms& terms, Theirs& theirs) const {
-    const unsigned others = __ballot_sync(kFullWarp, terms.dst_rank >= 0 && terms.dst_rank != group().rank);
-    if (others == 0) return;
-    theirs.lane = __ffs(static_cast<int>(others)) - 1;
-    const std::int32_t stage = __shfl_sync(kFullWarp, terms.stage, theirs.lane);
-    theirs.data.ask(this->parts, this->lines_at(group().rank, stage, unit.chunk),
-                    lines_in_chunk(lines.combine_lines, unit.chunk));
-  }
-
-  __device__ void copy_rows(const Unit& unit, const Terms& terms, int rows) const {
-    const int num_bytes = this->bytes_of(unit.chunk);
-    const bool first_in = this->parts.is_in(0, num_bytes);
-    const bool second_in = this->parts.is_in(1, num_bytes);
+  __device__ void copy_rows(int chunk, int count) const {
+    const int num_bytes = this->bytes_of(chunk);
     const bool has_flag = this->parts.has_flag;
-    static_assert(Chunk::kVectors == 2);
-    const std::byte* chunk = this->own_chunk(0, unit.chunk) + this->parts.first;
+    const std::byte* first = this->own_chunk(0, chunk) + this->parts.first;
     const auto row_bytes = static_cast<std::uint32_t>(this->row_bytes());
     int to = rows;
-    int count = 0;
+    int term = term_list;
 #pragma unroll 1
-    for (unsigned left = __ballot_sync(kFullWarp, terms.row >= 0); left != 0 && count < kStagedRows; ++count) {
-      const auto row = static_cast<std::uint32_t>(__shfl_sync(kFullWarp, terms.row, __ffs(static_cast<int>(left)) - 1));
-      const std::byte* from = chunk + std::uint64_t{row} * row_bytes;
-      copy_ahead(to, from, first_in && !has_flag, first_in && has_flag);
-      copy_ahead(to + kStagedVectorBytes, from + Chunk::Parts::kStep, second_in && !has_flag, second_in && has_flag);
-      to += kStagedRowBytes;
-      left &= left - 1;
-    }
-  }
-
-  /// The row of a lane, the `i`-th of its unit. What a lane holds behind the chunk's bytes means nothing, as nobody
-  /// stores it.
-  __device__ void read_row(const Terms& terms, int lane, int i, int chunk, int rows, Chunk& data) const {
-    if constexpr (kAligned) {
-      if (i < kStagedRows) {
+    for (int left = min(count, kStagedRows); left > 0; --left) {
+      const std::byte* from = first + std::uint64_t{static_cast<std::uint32_t>(load_term(term).row)} * row_bytes;
 #pragma unroll
-        for (int v = 0; v < Chunk::kVectors; ++v) {
-          data.v[v] = load_staged(rows + i * kStagedRowBytes + v * kStagedVectorBytes);
-        }
-        return;
+      for (int v = 0; v < ChunkType::kVectors; ++v) {
+        const bool is_in = this->parts.is_in(v, num_bytes);
+        copy_ahead(to + v * kStagedVectorBytes, from + v * ChunkType::Parts::kStep, is_in && !has_flag,
+                   is_in && has_flag);
       }
+      to += kStagedRowBytes;
+      term += kTermBytes;
     }
-    this->load_own(__shfl_sync(kFullWarp, terms.row, lane), chunk, data);
   }
 
-  /// Rounded sum of the rows of the lanes in `mask`, in their order.
-  __device__ void sum_rows(const Terms& terms, unsigned mask, int chunk, int rows, Chunk& out) const {
-    ChunkSums<Format> sums;
-    sums.clear();
-    const float row_weight = args.weighted ? terms.row_weight : 1.0F;
-    int i = 0;
-#pragma unroll 1
-    for (unsigned left = mask; left != 0; left &= left - 1, ++i) {
-      const int lane = __ffs(static_cast<int>(left)) - 1;
-      Chunk row;
-      read_row(terms, lane, i, chunk, rows, row);
-      sums.add(row, __shfl_sync(kFullWarp, row_weight, lane));
+  /// The `i`-th row of a unit. What a lane holds behind the chunk's bytes means nothing, as nobody stores it.
+  __device__ void read_row(std::int32_t row, int i, int chunk, ChunkType& data) const {
+    if constexpr (kAligned) {
+#pragma unroll
+      for (int v = 0; v < ChunkType::kVectors; ++v) {
+        data.v[v] = load_staged(rows + i * kStagedRowBytes + v * kStagedVectorBytes);
+      }
+    } else {
+      this->load_own(row, chunk, data);
     }
-    sums.pack(out);
   }
 
   /// One row per rank; false when a wait was given up.
-  __device__ bool sum_ranks(const Unit& unit, const Terms& terms, const Chunk& own, Theirs& theirs,
-                            ChunkSums<Format>& sums) const {
-    const unsigned mask = __ballot_sync(kFullWarp, terms.dst_rank >= 0);
-    const unsigned mine = __ballot_sync(kFullWarp, terms.dst_rank == group().rank);
+  __device__ bool sum_ranks(const Unit& unit, const Terms& terms, const ChunkType& own,
+                            ChunkSums<Format, ChunkType>& sums) const {
+    const bool goes = sources.is_void == 0 && terms.dst_rank >= 0;
+    const unsigned mask = __ballot_sync(kFullWarp, goes);
+    const unsigned mine = __ballot_sync(kFullWarp, goes && terms.dst_rank == group().rank);
     const float weight = args.weighted && kTokenRows ? terms.weight : 1.0F;
-    const int num_lines = lines_in_chunk(lines.combine_lines, unit.chunk);
-    const bool first_there =
-        theirs.lane >= 0 &&
-        __all_sync(kFullWarp, theirs.data.is_there(this->parts, num_lines, line_flag(call.epoch))) != 0;
     sums.clear();
 #pragma unroll 1
     for (unsigned left = mask; left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
-      Chunk data = own;
+      ChunkType data = own;
       if ((mine >> lane & 1U) == 0) {
-        data = theirs.data;
-        if (lane != theirs.lane || !first_there) {
-          const int rank = __shfl_sync(kFullWarp, terms.dst_rank, lane);
-          const std::int32_t stage = __shfl_sync(kFullWarp, terms.stage, lane);
-          if (!this->await_chunk(rank, stage, unit.chunk, data)) return false;
-        }
+        const int rank = __shfl_sync(kFullWarp, terms.dst_rank, lane);
+        const std::int32_t stage = __shfl_sync(kFullWarp, terms.stage, lane);
+        if (!this->await_chunk(rank, stage, unit.chunk, data)) return false;
         data.clear_behind(this->parts, this->bytes_of(unit.chunk));
       }
       sums.add(data, __shfl_sync(kFullWarp, weight, lane));
@@ -296,50 +290,43 @@ struct RankSummer : LineSums<kAligned> {
   }
 };
 
-/// A unit on its way through a warp.
-struct Flight {
-  Unit unit;
-  Terms terms;
-  Theirs theirs;
-};
-
-/// All units of a warp, `first` (of which it is known already what the handle says) and those of the cursor. In every
-/// round one is asked for, one staged and one finished.
-template <class Summer>
-__device__ void run_units(const Summer& summer, Cursor cursor, const Unit& first, const Terms& first_terms) {
-  Flight asked{first, first_terms, {}};
-  Flight staged;
-  int place = 0;
+/// All units of a warp, `unit` (of which it is known already what the handle says) and those of the cursor.
+template <class ChunkType, class Summer>
+__device__ void run_units(const Summer& summer, Cursor cursor, Unit unit, Terms terms) {
+  int count = summer.stage(unit, terms);
 #pragma unroll 1
   while (true) {
-    summer.stage(asked.unit, asked.terms, summer.stages + place * kStageBytes, asked.theirs);
-    Flight coming;
     const bool more = cursor.has_more();
+    Unit next;
+    Terms next_terms;
     if (more) {
-      coming.unit = summer.next(cursor, summer.sources);
-      coming.terms = summer.ask(coming.unit);
+      next = summer.next(cursor, summer.sources);
+      next_terms = summer.ask(next);
     }
-    place ^= 1;
-    if (staged.unit.is_there) {
-      await_copies<1>();
-      if (!summer.finish(staged.unit, staged.terms, summer.stages + place * kStageBytes, staged.theirs)) break;
-    }
-    if (!more && !asked.unit.is_there) break;
-    staged = asked;
-    asked = coming;
+    ChunkType own;
+    if (unit.is_there) summer.add_rows(unit.chunk, count, own);
+    const int next_count = summer.stage(next, next_terms);
+    if (unit.is_there && !summer.finish(unit, terms, count, own)) break;
+    if (!more) break;
+    unit = next;
+    terms = next_terms;
+    count = next_count;
   }
-  await_copies<0>();
+  await_copies();
 }
 
-template <class Format, bool kAligned, bool kTokenRows>
+template <class Format, class ChunkType, bool kAligned, bool kTokenRows>
 __global__ void __launch_bounds__(kLineThreads, 1) combine_ranks_kernel(const __grid_constant__ LineCombineArgs args) {
   extern __shared__ __align__(16) std::byte staged[];
   __shared__ SourceRows sources;
+  __shared__ RowTerm term_lists[kLineWarps][kWarpSize];
   CallContext call;
   const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int stages = kept(static_cast<int>(__cvta_generic_to_shared(staged)) + warp * kStages * kStageBytes +
-                          lane_id() * kVectorBytes);
-  const RankSummer<Format, kAligned, kTokenRows> summer{{args.sum, args.lines, call, sources}, stages};
+  const int rows = kept(static_cast<int>(__cvta_generic_to_shared(staged)) + warp * kStageBytes +
+                        lane_id() * kVectorBytes);
+  const int term_list = kept(static_cast<int>(__cvta_generic_to_shared(term_lists[warp])));
+  const RankSummer<Format, ChunkType, kAligned, kTokenRows> summer{
+      {args.sum, args.lines, call, sources}, rows, term_list};
   Cursor cursor{};
   Unit first;
   Terms terms;
@@ -356,32 +343,45 @@ __global__ void __launch_bounds__(kLineThreads, 1) combine_ranks_kernel(const __
   };
   const auto move = [&] {
     if (sends) cursor.num_sends = summer.num_send_units();
-    run_units(summer, cursor, first, terms);
+    run_units<ChunkType>(summer, cursor, first, terms);
   };
   run_line_sum(args, call, sources, ask, move);
 }
 
 using RankKernel = void (*)(LineCombineArgs);
 
-RankKernel combine_ranks(DType dtype, bool aligned, bool token_rows) {
+template <class Format, class ChunkType>
+RankKernel combine_ranks_of(bool aligned, bool token_rows) {
+  if (token_rows) {
+    return aligned ? combine_ranks_kernel<Format, ChunkType, true, true>
+                   : combine_ranks_kernel<Format, ChunkType, false, true>;
+  }
+  return aligned ? combine_ranks_kernel<Format, ChunkType, true, false>
+                 : combine_ranks_kernel<Format, ChunkType, false, false>;
+}
+
+RankKernel combine_ranks(DType dtype, bool wide, bool aligned, bool token_rows) {
   return with_format(dtype, [&](auto format) -> RankKernel {
     using Format = decltype(format);
-    if (token_rows)
-      return aligned ? combine_ranks_kernel<Format, true, true> : combine_ranks_kernel<Format, false, true>;
-    return aligned ? combine_ranks_kernel<Format, true, false> : combine_ranks_kernel<Format, false, false>;
+    // Rows that are not aligned are read byte by byte: nothing is gained by wider chunks.
+    if (wide && aligned) return combine_ranks_of<Format, WideChunk>(aligned, token_rows);
+    return combine_ranks_of<Format, Chunk>(aligned, token_rows);
   });
 }
 
 }  // namespace
 
-const void* combine_ranks_address(DType dtype, bool aligned, bool token_rows) noexcept {
-  return reinterpret_cast<const void*>(combine_ranks(dtype, aligned, token_rows));
+const void* combine_ranks_address(DType dtype, bool wide, bool aligned, bool token_rows) noexcept {
+  return reinterpret_cast<const void*>(combine_ranks(dtype, wide, aligned, token_rows));
 }
 
 cudaError_t launch_combine_ranks(const LineCombineArgs& args, bool aligned, cudaStream_t stream) {
-  return start_kernel(combine_ranks(args.sum.dtype, aligned, args.sum.layout.token_major()),
+  LineCombineArgs chosen = args;
+  const bool wide = args.wide && aligned;
+  if (wide) chosen.lines.widen_combine();
+  return start_kernel(combine_ranks(args.sum.dtype, wide, aligned, args.sum.layout.token_major()),
                       {args.sum.tuning.num_blocks, kLineThreads, aligned ? kStagedBytes : 0},
-                      args.sum.group.early_start, args, stream);
+                      args.sum.group.early_start, chosen, stream);
 }
 
 }  // namespace epistle::cuda

@@ -8,7 +8,7 @@ namespace epistle::cuda {
 const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept;
 std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept;
 const void* combine_experts_address(DType dtype, bool aligned) noexcept;
-const void* combine_ranks_address(DType dtype, bool aligned, bool token_rows) noexcept;
+const void* combine_ranks_address(DType dtype, bool wide, bool aligned, bool token_rows) noexcept;
 cudaError_t launch_combine_experts(const LineCombineArgs& args, bool aligned, cudaStream_t stream);
 cudaError_t launch_combine_ranks(const LineCombineArgs& args, bool aligned, cudaStream_t stream);
 const void* line_complete_kernel_address() noexcept;
@@ -21,8 +21,10 @@ std::int64_t line_shared_bytes(const DispatchLayout& layout) noexcept {
 cudaError_t load_line_kernels(const LinePlan& lines) {
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
     for (const bool aligned : {false, true}) {
-      for (const void* kernel : {combine_experts_address(dtype, aligned), combine_ranks_address(dtype, aligned, false),
-                                 combine_ranks_address(dtype, aligned, true)}) {
+      for (const void* kernel :
+           {combine_experts_address(dtype, aligned), combine_ranks_address(dtype, false, aligned, false),
+            combine_ranks_address(dtype, false, aligned, true), combine_ranks_address(dtype, true, aligned, false),
+            combine_ranks_address(dtype, true, aligned, true)}) {
         const cudaError_t error = allow_all_shared_memory(kernel);
         if (error != cudaSuccess) return error;
       }

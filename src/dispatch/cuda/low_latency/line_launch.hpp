@@ -27,6 +27,7 @@ struct LineDispatchArgs {
 struct LineCombineArgs {
   SumArgs sum;
   LinePlan lines;
+  bool wide = false;  ///< chunks, where the ranks of the experts sum first
   bool next_starts_early = false;
   /// The host is told that the dispatch of the handle has passed (Summary::passed_id); null: it knows.
   std::uint64_t* passed_id = nullptr;

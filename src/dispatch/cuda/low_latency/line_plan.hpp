@@ -24,6 +24,11 @@ inline constexpr std::int32_t kPairUnits = 15;  ///< in two lines
 inline constexpr std::int32_t kBlockUnits = 7;  ///< in a line, where it also has a scale
 /// Lines that a warp moves at once.
 inline constexpr std::int32_t kChunkLines = 8;
+/// The same in a combine of more chunks than there are warps: what a warp does for each chunk besides is half as much.
+inline constexpr std::int32_t kWideChunkLines = 16;
+/// Of a block that moves lines.
+inline constexpr std::int32_t kLineThreads = 512;
+inline constexpr std::int32_t kLineWarps = kLineThreads / 32;
 /// A warp has a lane for every top-k position.
 inline constexpr std::int32_t kMaxLineTopK = 32;
 /// Every block of dispatch reads the whole routing of its rank.
@@ -157,6 +162,11 @@ struct LinePlan {
     by_ranks = LineDivisor(num_ranks);
     by_others = LineDivisor(num_ranks - 1);
     by_top_k = LineDivisor(top_k);
+  }
+  /// Of a combine that moves wide chunks. What lies where stays as it is.
+  constexpr void widen_combine() noexcept {
+    combine_chunks = (combine_lines + kWideChunkLines - 1) / kWideChunkLines;
+    by_combine_chunks = LineDivisor(combine_chunks);
   }
 
   // ---- In the section of dispatch -----------------------------------------------------------------------------------

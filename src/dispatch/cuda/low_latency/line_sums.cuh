@@ -12,9 +12,9 @@
 namespace epistle::cuda {
 
 /// fp32 sums of a chunk's elements.
-template <class Format>
+template <class Format, class ChunkType = Chunk>
 struct ChunkSums {
-  static constexpr int kVectors = Chunk::kVectors;
+  static constexpr int kVectors = ChunkType::kVectors;
   float value[kVectors][Format::kElements];
 
   __device__ void clear() {
@@ -26,7 +26,7 @@ struct ChunkSums {
   }
   /// Adds weight x row; a weight of one leaves every bit of the row as it is, but for NaNs, which are all the same in
   /// the end.
-  __device__ void add(const Chunk& row, float weight) {
+  __device__ void add(const ChunkType& row, float weight) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       float elements[Format::kElements];
@@ -37,7 +37,7 @@ struct ChunkSums {
       }
     }
   }
-  __device__ void pack(Chunk& row) const {
+  __device__ void pack(ChunkType& row) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) row.v[i] = Format::pack(value[i]);
   }
@@ -92,17 +92,17 @@ struct SendUnit {
 };
 
 /// `kAligned`: every row given and every row of the result begins at a multiple of 16 bytes.
-template <bool kAligned>
+template <bool kAligned, class ChunkType = Chunk>
 struct LineSums {
   const SumArgs& args;
   const LinePlan& lines;
   const CallContext& call;
   const SourceRows& sources;
-  Chunk::Parts parts = {};
+  typename ChunkType::Parts parts = {};
 
   [[nodiscard]] __device__ const DeviceGroup& group() const { return args.group; }
   [[nodiscard]] __device__ std::int64_t row_bytes() const { return lines.combine_row_bytes; }
-  [[nodiscard]] __device__ int bytes_of(int chunk) const { return bytes_in_chunk<Chunk>(row_bytes(), chunk); }
+  [[nodiscard]] __device__ int bytes_of(int chunk) const { return bytes_in_chunk<ChunkType>(row_bytes(), chunk); }
 
   /// Units of this rank's rows for the tokens of others, and the `unit`-th of them; false where there is none, as
   /// sources, which take turns, have different numbers.
@@ -134,27 +134,27 @@ struct LineSums {
   }
 
   [[nodiscard]] __device__ const std::byte* own_chunk(std::int32_t row, int chunk) const {
-    return args.rows + wide_product(row, row_bytes()) + chunk * Chunk::kBytes;
+    return args.rows + wide_product(row, row_bytes()) + chunk * ChunkType::kBytes;
   }
-  __device__ void load_own(std::int32_t row, int chunk, Chunk& data) const {
+  __device__ void load_own(std::int32_t row, int chunk, ChunkType& data) const {
     data.load(parts, own_chunk(row, chunk), bytes_of(chunk), kAligned);
   }
   [[nodiscard]] __device__ std::byte* lines_at(int rank, std::int64_t slot, int chunk) const {
     return group().section(rank, BufferSection::kCombineLines) + lines.combine_slot_offset(call.epoch, slot) +
-           chunk * kChunkLines * kLineBytes;
+           chunk * ChunkType::kLines * kLineBytes;
   }
-  __device__ void send_chunk(int rank, std::int64_t slot, int chunk, const Chunk& data) const {
-    data.send(parts, lines_at(rank, slot, chunk), lines_in_chunk(lines.combine_lines, chunk), line_flag(call.epoch));
+  __device__ void send_chunk(int rank, std::int64_t slot, int chunk, const ChunkType& data) const {
+    data.send(parts, lines_at(rank, slot, chunk), lines_in_chunk<ChunkType>(lines.combine_lines, chunk), line_flag(call.epoch));
   }
   /// Waits for a chunk of another rank; false when the wait was given up.
-  [[nodiscard]] __device__ bool await_chunk(int rank, std::int64_t slot, int chunk, Chunk& data) const {
+  [[nodiscard]] __device__ bool await_chunk(int rank, std::int64_t slot, int chunk, ChunkType& data) const {
     const std::byte* from = lines_at(group().rank, slot, chunk);
-    const int num_lines = lines_in_chunk(lines.combine_lines, chunk);
+    const int num_lines = lines_in_chunk<ChunkType>(lines.combine_lines, chunk);
     const uint2 flag = line_flag(call.epoch);
     return poll_lines(call, rank, [&] { return data.look(parts, from, num_lines, flag); });
   }
-  __device__ void store_sum(std::int32_t token, int chunk, const Chunk& data) const {
-    data.store(parts, args.out + token * args.out_stride + std::int64_t{chunk} * Chunk::kBytes, bytes_of(chunk),
+  __device__ void store_sum(std::int32_t token, int chunk, const ChunkType& data) const {
+    data.store(parts, args.out + token * args.out_stride + std::int64_t{chunk} * ChunkType::kBytes, bytes_of(chunk),
                kAligned);
   }
 };

@@ -84,11 +84,12 @@ struct LaneParts {
 };
 
 /// A chunk of a row in the registers of a warp.
-template <class Packing>
+template <class Packing, int kNumLines = kChunkLines>
 struct ChunkOf {
   using Parts = LaneParts<Packing>;
-  static constexpr int kVectors = kChunkLines / kLinesAtOnce;
-  static constexpr int kBytes = kChunkLines / Packing::kLinesPerGroup * Packing::kUnitsPerGroup * kUnitBytes;
+  static constexpr int kLines = kNumLines;
+  static constexpr int kVectors = kLines / kLinesAtOnce;
+  static constexpr int kBytes = kLines / Packing::kLinesPerGroup * Packing::kUnitsPerGroup * kUnitBytes;
 
   uint4 v[kVectors];
 
@@ -180,6 +181,7 @@ struct ChunkOf {
 };
 
 using Chunk = ChunkOf<PairPacking>;
+using WideChunk = ChunkOf<PairPacking, kWideChunkLines>;
 using BlockChunk = ChunkOf<BlockPacking>;
 
 /// gives_up() for waits that nearly always end before they ask. The call is copied, so that the caller's can stay in
@@ -205,8 +207,9 @@ __device__ inline bool poll_lines(const CallContext& call, int peer, const Look&
 }
 
 /// Lines of a row from the chunk's first one on.
+template <class ChunkType = Chunk>
 __device__ inline int lines_in_chunk(int row_lines, int chunk) {
-  return min(kChunkLines, row_lines - chunk * kChunkLines);
+  return min(ChunkType::kLines, row_lines - chunk * ChunkType::kLines);
 }
 template <class ChunkType>
 __device__ inline int bytes_in_chunk(std::int64_t row_bytes, int chunk) {
