@@ -67,9 +67,11 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   tell_counts(args, call, t, __syncthreads_or(bad) != 0);
   Exchange exchange;
   if (!compute_tables(args, call, t, exchange)) return;
-  for (int e = threadIdx.x; e < experts && !exchange.refused; e += kPrepareThreads) {
-    count_expert_tokens(args, e, t.counts[ranks + e]);
-  }
+  const auto count_tokens = [&] {
+    for (int e = threadIdx.x; e < experts && !exchange.refused; e += kPrepareThreads) {
+      count_expert_tokens(args, e, t.counts[ranks + e]);
+    }
+  };
   const Received mine = received(args, t, exchange);
   const bool overflow = exchange.overflow_rank >= 0;
   if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, call, t, exchange, mine);
@@ -78,6 +80,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
   PlaceCounts counts;
   const Share share = block_share(args.handle.num_tokens);
   const bool one_tile = share.end - share.begin <= t.tile_tokens;
+  if (!one_tile) count_tokens();  // whose counts are those of a tile afterwards
   for_each_tile(args, t, [&](const Tile& tile) {
     place_tile(args, t, exchange, tile, counts);
     if (!one_tile) {
@@ -97,7 +100,8 @@ __global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __gri
     if (last) send_outcome(args);
   }
   if (!exchange.disagreed) signal_done<true>(call);
-  // While the records of the others are on their way.
+  // While the records of the others are on their way. (The fences before would wait for what is added up.)
+  if (one_tile) count_tokens();
   if (!args.layout.token_major()) describe_groups(args, t, exchange, mine);
   const auto tell_host = [&] {
     write_counts(args, call, t, exchange, mine, *args.summary);
