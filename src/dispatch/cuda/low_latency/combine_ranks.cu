@@ -21,7 +21,7 @@ constexpr int kStageBytes = 12 * Chunk::kVectors * kStagedVectorBytes;
 constexpr std::int64_t kStagedBytes = std::int64_t{kStageBytes} * kLineWarps;
 
 /// A row that is added: what a lane has found out for the others.
-struct RowTerm {
+struct alignas(8) RowTerm {
   std::int32_t row;
   float weight;
 };

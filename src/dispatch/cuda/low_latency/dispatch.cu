@@ -159,8 +159,8 @@ __device__ __noinline__ void keep_refusal(const LineDispatchArgs& args, const Ca
 struct BlockState {
   int refusing_rank;  ///< kMaxRanks: none
   Books books;
-  volatile int placed;  ///< the tables say where rows go
-  volatile std::uint32_t touched;
+  std::uint64_t placed;  ///< a barrier that the keepers open when the tables say where rows go
+  volatile std::uint32_t touched[kLineWarps];
 };
 
 /// The block that keeps the books waits for all counts, and tells of them as soon as they are there. All of it.
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
     if (keepers.thread == 0) {
       state.refusing_rank = kMaxRanks;
       state.books = Books{};
-      state.placed = 0;
+      open_later(state.placed);
     }
   }
   __syncthreads();
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
   if (sends_rows) sender.make(given, sending.idx, data);
   const bool bad = read_routing<kPlaced>(routing, args.lines, t, early, readers);
   if (keeps_books && readers.thread == 0) *t.all.routed = early.num_routed(routing);
-  if (lane_id() == 0) state.touched = touch;
+  if (lane_id() == 0) state.touched[warp] = touch;
   // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
   const bool refused = __syncthreads_or(bad) != 0;
   bool ok = true;
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
   } else if (has_receive && !sends) {
     ok = place_received(routing, call, args.lines, t, refused, keepers, state.refusing_rank);
     // Nearly: a block whose warps still watch meets in a moment.
-    if (keepers.thread == 0) state.placed = 1;
+    if (keepers.thread == 0) open(state.placed);
   }
   if (!has_receive) return;
   typename LineReceiver<kQuantises>::Unit first;

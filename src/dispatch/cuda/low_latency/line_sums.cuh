@@ -164,7 +164,7 @@ struct LineSums {
 template <class Ask, class Move>
 __device__ void run_line_sum(const LineCombineArgs& args, CallContext& call, SourceRows& sources, const Ask& ask,
                              const Move& move) {
-  __shared__ volatile std::uint32_t touched;
+  __shared__ volatile std::uint32_t touched[kLineWarps];
   const std::uint32_t touch = touch_args(args);
   const SumArgs& sum = args.sum;
   const DeviceGroup& group = sum.group;
@@ -183,7 +183,7 @@ __device__ void run_line_sum(const LineCombineArgs& args, CallContext& call, Sou
   ask(has_send && group.num_ranks > 1, has_receive);
   if (!next.finish(group, start, call)) return;
   sources.keep(some, group.num_ranks, group.rank);
-  if (lane_id() == 0) touched = touch;
+  if (lane_id() == 0) touched[threadIdx.x / kWarpSize] = touch;
   // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
   __syncthreads();
   if (agrees && has_send) {

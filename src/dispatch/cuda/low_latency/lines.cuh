@@ -29,6 +29,28 @@ __device__ inline uint4 load_line_vector(const std::byte* from) {
   return v;
 }
 
+/// A barrier in shared memory for one thread to open, once, and others to look at.
+__device__ inline void open_later(std::uint64_t& barrier) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(static_cast<int>(__cvta_generic_to_shared(&barrier)))
+               : "memory");
+}
+__device__ inline void open(std::uint64_t& barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(
+                   static_cast<int>(__cvta_generic_to_shared(&barrier)))
+               : "memory");
+}
+__device__ inline bool is_open(const std::uint64_t& barrier) {
+  std::uint32_t open;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared.b64 p, [%1], 0;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(open)
+      : "r"(static_cast<int>(__cvta_generic_to_shared(&barrier)))
+      : "memory");
+  return open != 0;
+}
+
 /// How units lie in lines: where what a lane holds of one belongs in the chunk, and how much it is.
 struct PairPacking {
   static constexpr int kLinesPerGroup = 2;

@@ -29,12 +29,12 @@ struct LineReceiver {
   };
 
   /// Looks for the first unit of a warp before it is known whether there is such a row, until `placed`.
-  __device__ void watch(int unit, const volatile int& placed, Unit& first) const {
+  __device__ void watch(int unit, const std::uint64_t& placed, Unit& first) const {
     const Part part = part_of(unit);
     if (part.idx >= args.lines.max_tokens) return;
     do {
       first.there = __all_sync(kFullWarp, look(part, first)) != 0;
-    } while (!first.there && __any_sync(kFullWarp, placed != 0) == 0);
+    } while (!first.there && __any_sync(kFullWarp, is_open(placed)) == 0);
   }
 
   /// All rows that this rank receives, its own among them; one warp among others. Sources take turns.
