@@ -134,8 +134,8 @@ struct LinePlan {
   std::int32_t row_chunks = 0;
   std::int32_t scale_chunks = 0;  ///< of scales that travel as they are given
   std::int32_t combine_chunks = 0;
-  std::int32_t dispatch_parts = 0;  ///< what of a dispatched row is for a warp each; see chunk_of()
-  std::int32_t first_chunk = -1;    ///< of a row's parts
+  std::int32_t dispatch_parts =
+      0;  ///< what of a dispatched row is for a warp each: header, chunks of row and scales, the handle
   std::uint32_t slot_bytes = 0;
   std::uint32_t combine_slot_bytes = 0;
   std::int64_t counts_bytes =
@@ -163,31 +163,6 @@ struct LinePlan {
     by_others = LineDivisor(num_ranks - 1);
     by_top_k = LineDivisor(top_k);
   }
-  /// Of a dispatch of more parts than there are warps: chunks only. Who has the first one also sees to the header, who has
-  /// the last one to what the handle keeps of a token.
-  constexpr void merge_parts() noexcept {
-    dispatch_parts = row_chunks + scale_chunks;
-    by_parts = LineDivisor(dispatch_parts);
-    first_chunk = 0;
-  }
-  /// The chunk of a `part` of a row: of the row, or behind those of its scales. Unless parts are merged, the one before the
-  /// first is the header, and the one behind the last what the handle keeps.
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t chunk_of(std::int32_t part) const noexcept {
-    return part + first_chunk;
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool has_header(std::int32_t chunk) const noexcept {
-    return chunk == first_chunk;
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool has_token(std::int32_t chunk) const noexcept {
-    return chunk == dispatch_parts - 1 + first_chunk;
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool is_of_row(std::int32_t chunk) const noexcept {
-    return static_cast<std::uint32_t>(chunk) < static_cast<std::uint32_t>(row_chunks);
-  }
-  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr bool is_of_scales(std::int32_t chunk) const noexcept {
-    return static_cast<std::uint32_t>(chunk - row_chunks) < static_cast<std::uint32_t>(scale_chunks);
-  }
-
   /// Of a combine that moves wide chunks. What lies where stays as it is.
   constexpr void widen_combine() noexcept {
     combine_chunks = (combine_lines + kWideChunkLines - 1) / kWideChunkLines;

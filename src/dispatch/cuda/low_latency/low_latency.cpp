@@ -86,7 +86,6 @@ void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const
   const std::int64_t num_units = tokens_to_move(handle) * lines_.dispatch_parts * 2;
   lines.num_blocks = num_blocks(num_units + kUnitsPerBlock);
   lines.patient = num_units > std::int64_t{lines.num_blocks} * kLineWarps;
-  if (lines.patient) lines.lines.merge_parts();
   lines.next_starts_early = may_overlap(lines.num_blocks);
   check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");
 }

@@ -75,7 +75,8 @@ struct LineReceiver {
   }
 
  private:
-  /// Which part of which row (LinePlan::chunk_of()).
+  /// Which part of which row: the header (`chunk` -1), a chunk of the row, or of its scales; or what is kept of this
+  /// rank's own tokens (the last).
   struct Part {
     int source;
     int idx;  ///< of the row among the source's
@@ -94,13 +95,13 @@ struct LineReceiver {
     const auto idx = args.lines.by_ranks.quotient(row);
     int source = group().rank + row - idx * ranks;
     if (source >= ranks) source -= ranks;
-    return {source, idx, args.lines.chunk_of(unit - row * parts)};
+    return {source, idx, unit - row * parts - 1};
   }
 
   /// There is such a row, and the part has something to do.
   [[nodiscard]] __device__ bool is_wanted(const Part& part) const {
     return part.idx < t.pair_begin[part.source + 1] - t.pair_begin[part.source] &&
-           (part.chunk < args.lines.row_chunks + args.lines.scale_chunks || part.source == group().rank);
+           (part.chunk < args.lines.dispatch_parts - 2 || part.source == group().rank);
   }
   [[nodiscard]] __device__ bool in_header() const { return parts.line < args.lines.header_lines; }
 
@@ -111,9 +112,9 @@ struct LineReceiver {
   };
   [[nodiscard]] __device__ PartLines lines_of_part(const Part& part) const {
     const LinePlan& lines = args.lines;
+    if (part.chunk < 0 || part.chunk == lines.dispatch_parts - 2) return {0, 0};
     // Chunks of scales, as those of rows, are kChunkLines at most.
-    const bool in_row = lines.is_of_row(part.chunk);
-    if (!in_row && !lines.is_of_scales(part.chunk)) return {0, 0};
+    const bool in_row = part.chunk < lines.row_chunks;
     const int chunk = in_row ? part.chunk : part.chunk - lines.row_chunks;
     return {lines.header_lines + (in_row ? 0 : lines.row_lines) + chunk * kChunkLines,
             lines_in_chunk(in_row ? lines.row_lines : lines.scale_lines, chunk)};
@@ -162,14 +163,16 @@ struct LineReceiver {
   __device__ void take(const Part& part, const RowChunk& data) const {
     const LinePlan& lines = args.lines;
     const Places places = places_of(part.source, part.idx);
-    if (lines.is_of_row(part.chunk)) {
+    if (part.chunk < 0) {
+      describe(part.source, part.idx, places);
+    } else if (part.chunk < lines.row_chunks) {
       store_row(places, data, part.chunk);
       if constexpr (kQuantises) store_block_scales(places, data, part.chunk);
-    } else if (lines.is_of_scales(part.chunk)) {
+    } else if (part.chunk == lines.dispatch_parts - 2) {
+      describe_own(part.idx, places);
+    } else {
       if constexpr (!kQuantises) store_scales(places, data, part.chunk - lines.row_chunks);
     }
-    if (lines.has_header(part.chunk)) describe(part.source, part.idx, places);
-    if (lines.has_token(part.chunk) && part.source == group().rank) describe_own(part.idx, places);
   }
 
   [[nodiscard]] __device__ Places places_of(int source, int idx) const {

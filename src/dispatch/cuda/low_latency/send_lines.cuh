@@ -40,15 +40,16 @@ struct LineSender {
     const LinePlan& lines = args.lines;
     const int parts = lines.dispatch_parts;
     const auto token = args.lines.by_parts.quotient(unit);
-    const int chunk = lines.chunk_of(unit - token * parts);
+    const int chunk = unit - token * parts - 1;
     if (token >= static_cast<int>(routing().handle.num_tokens)) return;
-    if (lines.has_header(chunk) || lines.has_token(chunk)) {
+    if (chunk < 0 || chunk == parts - 2) {
       given.weight = 1.0F;
       if (routing().weights != nullptr && lane_id() < routing().handle.top_k) {
         given.weight = routing().weights[token * routing().weight_stride + lane_id()];
       }
+      return;
     }
-    if (!lines.is_of_row(chunk)) return;
+    if (chunk >= lines.row_chunks) return;
     const bool aligned = common_width(reinterpret_cast<std::uint64_t>(args.rows),
                                       static_cast<std::uint64_t>(args.strides.row), 0) == kVectorBytes;
     constexpr std::int64_t kGivenBytes = kQuantises ? kQuantisedElements * 2 : RowChunk::kBytes;
@@ -67,8 +68,8 @@ struct LineSender {
       const LinePlan& lines = args.lines;
       const int parts = lines.dispatch_parts;
       const auto token = args.lines.by_parts.quotient(unit);
-      const int chunk = lines.chunk_of(unit - token * parts);
-      if (token >= static_cast<int>(routing().handle.num_tokens) || !lines.is_of_row(chunk)) return;
+      const int chunk = unit - token * parts - 1;
+      if (token >= static_cast<int>(routing().handle.num_tokens) || chunk < 0 || chunk >= lines.row_chunks) return;
       const int num_bytes = bytes_in_chunk<RowChunk>(lines.row_bytes, chunk);
       quantise(given.chunk, num_bytes, lines.powers_of_two, scratch.quantised);
       data.load_shared(parts_of_lane, scratch.quantised.elements, num_bytes);
@@ -89,14 +90,16 @@ struct LineSender {
       const int next = unit + worker.count;
       load(next, given);
       const auto token = args.lines.by_parts.quotient(unit);
-      const int chunk = args.lines.chunk_of(unit - token * parts);
-      if (args.lines.has_header(chunk)) send_headers(token, weight);
-      if (args.lines.is_of_row(chunk)) {
+      const int chunk = unit - token * parts - 1;
+      if (chunk < 0) {
+        send_headers(token, weight);
+      } else if (chunk == parts - 2) {
+        write_token(token, weight);
+      } else if (chunk < args.lines.row_chunks) {
         send_row_chunk(token, chunk, data);
-      } else if (args.lines.is_of_scales(chunk)) {
+      } else {
         send_scale_chunk(token, chunk - args.lines.row_chunks);
       }
-      if (args.lines.has_token(chunk)) write_token(token, weight);
       unit = next;
       if (unit < count) make(given, unit, data);
     }
