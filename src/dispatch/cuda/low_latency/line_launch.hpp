@@ -20,7 +20,6 @@ struct LineDispatchArgs {
   std::int32_t buffer = 0;  ///< this rank's copy of what it receives into
   std::uint32_t phases = kBothPhases;
   bool zero_padding = true;
-  bool patient = false;            ///< there is more to send than warps: who waits keeps out of the way
   bool next_starts_early = false;  ///< the next kernel may take SMs while this one waits for peers
   int num_blocks = 1;
 };

@@ -151,9 +151,7 @@ struct LineSums {
     const std::byte* from = lines_at(group().rank, slot, chunk);
     const int num_lines = lines_in_chunk<ChunkType>(lines.combine_lines, chunk);
     const uint2 flag = line_flag(call.epoch);
-    return poll_lines(
-        call, rank, ChunkType::kLines > kChunkLines, [&] { return data.look(parts, from, num_lines, flag); },
-        [&] { return ChunkType::glance(parts, from, num_lines, flag); });
+    return poll_lines(call, rank, [&] { return data.look(parts, from, num_lines, flag); });
   }
   __device__ void store_sum(std::int32_t token, int chunk, const ChunkType& data) const {
     data.store(parts, args.out + token * args.out_stride + std::int64_t{chunk} * ChunkType::kBytes, bytes_of(chunk),

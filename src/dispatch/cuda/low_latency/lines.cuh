@@ -200,13 +200,6 @@ struct ChunkOf {
     ask(parts, lines, num_lines);
     return is_there(parts, num_lines, flag);
   }
-  /// Looks at the flag of the last line alone: true in the other lanes.
-  [[nodiscard]] __device__ static bool glance(const Parts& parts, const std::byte* lines, int num_lines, uint2 flag) {
-    const int last = num_lines - 1;
-    if (!parts.has_flag || parts.line != last % kLinesAtOnce) return true;
-    const uint4 v = load_line_vector(lines + last / kLinesAtOnce * kWarpSize * kUnitBytes + parts.at);
-    return v.z == flag.x && v.w == flag.y;
-  }
 };
 
 using Chunk = ChunkOf<PairPacking>;
@@ -220,23 +213,17 @@ __device__ __noinline__ inline bool gives_up_slowly(const CallContext call, int 
   return gives_up(call, peer, start_ns, polls);
 }
 
-/// Looks until `look()` is true in all lanes. `patient`: in between only where `glance()` is, which takes longer by one
-/// look, and much less of what those need who send. The same answer in all lanes; false when the wait was given up.
-template <typename Look, typename Glance>
-__device__ inline bool poll_lines(const CallContext& call, int peer, bool patient, const Look& look,
-                                  const Glance& glance) {
+/// Looks until `look()` is true in all lanes. The same answer in all of them; false when the wait was given up.
+template <typename Look>
+__device__ inline bool poll_lines(const CallContext& call, int peer, const Look& look) {
   std::uint64_t start_ns = 0;
-  std::uint32_t polls = 0;
 #pragma unroll 1
-  while (__all_sync(kFullWarp, look()) == 0) {
-#pragma unroll 1
-    do {
-      if ((++polls & 0x3fU) != 0) continue;
-      if (start_ns == 0) start_ns = now_ns();
-      bool given_up = false;
-      if (lane_id() == 0) given_up = gives_up_slowly(call, peer, start_ns, polls);
-      if (__any_sync(kFullWarp, given_up) != 0) return false;
-    } while (patient && __all_sync(kFullWarp, glance()) == 0);
+  for (std::uint32_t polls = 0; __all_sync(kFullWarp, look()) == 0; ++polls) {
+    if ((polls & 0x3fU) != 0x3fU) continue;
+    if (start_ns == 0) start_ns = now_ns();
+    bool given_up = false;
+    if (lane_id() == 0) given_up = gives_up_slowly(call, peer, start_ns, polls + 1);
+    if (__any_sync(kFullWarp, given_up) != 0) return false;
   }
   return true;
 }

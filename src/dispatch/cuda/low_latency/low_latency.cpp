@@ -83,9 +83,7 @@ void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const
   lines.phases = args.phases;
   lines.zero_padding = args.zero_padding;
   // One more for the books.
-  const std::int64_t num_units = tokens_to_move(handle) * lines_.dispatch_parts * 2;
-  lines.num_blocks = num_blocks(num_units + kUnitsPerBlock);
-  lines.patient = num_units > std::int64_t{lines.num_blocks} * kLineWarps;
+  lines.num_blocks = num_blocks(tokens_to_move(handle) * lines_.dispatch_parts * 2 + kUnitsPerBlock);
   lines.next_starts_early = may_overlap(lines.num_blocks);
   check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");
 }

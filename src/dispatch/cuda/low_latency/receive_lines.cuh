@@ -32,12 +32,8 @@ struct LineReceiver {
   __device__ void watch(int unit, const std::uint64_t& placed, Unit& first) const {
     const Part part = part_of(unit);
     if (part.idx >= args.lines.max_tokens) return;
-    first.there = __all_sync(kFullWarp, look(part, first)) != 0;
-    if (first.there) return;
     do {
-      if (!args.patient || __all_sync(kFullWarp, glance(part)) != 0) {
-        first.there = __all_sync(kFullWarp, look(part, first)) != 0;
-      }
+      first.there = __all_sync(kFullWarp, look(part, first)) != 0;
     } while (!first.there && __any_sync(kFullWarp, is_open(placed)) == 0);
   }
 
@@ -52,12 +48,7 @@ struct LineReceiver {
 #pragma unroll 1
     for (int unit = worker.idx; unit < count; unit += worker.count) {
       const bool is_row = is_wanted(part);
-      if (is_row && !current.there &&
-          !poll_lines(
-              call, part.source, args.patient, [&] { return look(part, current); },
-              [&] { return glance(part); })) {
-        return;
-      }
+      if (is_row && !current.there && !poll_lines(call, part.source, [&] { return look(part, current); })) return;
       // The next one is on its way while this one is taken to its places.
       const Part next = part_of(unit + worker.count);
       Unit coming;
@@ -121,7 +112,8 @@ struct LineReceiver {
   }
   /// Asks for a part and for the header of its row.
   __device__ void ask(const Part& part, Unit& unit) const {
-    const std::byte* slot = slot_of(part);
+    const std::byte* slot = group().section(group().rank, BufferSection::kDispatchLines) +
+                            args.lines.slot_offset(call.epoch, part.source, part.idx);
     if (in_header()) unit.head = load_line_vector(slot + parts.at);
     const PartLines at = lines_of_part(part);
     unit.data.ask(parts, slot + at.first * kLineBytes, at.count);
@@ -136,16 +128,6 @@ struct LineReceiver {
   __device__ bool look(const Part& part, Unit& unit) const {
     ask(part, unit);
     return is_there(part, unit);
-  }
-  [[nodiscard]] __device__ const std::byte* slot_of(const Part& part) const {
-    return group().section(group().rank, BufferSection::kDispatchLines) +
-           args.lines.slot_offset(call.epoch, part.source, part.idx);
-  }
-  /// Looks at the last line of a part, or of the header where it has none of its own.
-  [[nodiscard]] __device__ bool glance(const Part& part) const {
-    const PartLines at = lines_of_part(part);
-    return RowChunk::glance(parts, slot_of(part) + at.first * kLineBytes,
-                            at.count > 0 ? at.count : args.lines.header_lines, line_flag(call.epoch));
   }
 
   /// The words of a header, without the flags, to where all lanes can read them.
