@@ -24,7 +24,7 @@ inline constexpr std::int32_t kPairUnits = 15;  ///< in two lines
 inline constexpr std::int32_t kBlockUnits = 7;  ///< in a line, where it also has a scale
 /// Lines that a warp moves at once.
 inline constexpr std::int32_t kChunkLines = 8;
-/// The same in a combine of more chunks than there are warps: what a warp does for each chunk besides is half as much.
+/// The same in a combine of many chunks for every warp: what it does for each besides is half as much.
 inline constexpr std::int32_t kWideChunkLines = 16;
 /// Of a block that moves lines.
 inline constexpr std::int32_t kLineThreads = 512;

@@ -15,6 +15,8 @@ namespace {
 
 /// Chunks that the warps of a block move one behind the other, as long as there are SMs for more blocks.
 constexpr std::int64_t kUnitsPerBlock = 8;
+/// Of a combine. With more, which is with few SMs, a warp that moves wide chunks is done sooner.
+constexpr std::int64_t kNarrowUnitsPerWarp = 4;
 /// What other ranks send is not known when a kernel is launched: at least this part of the largest call is provided
 /// for.
 constexpr std::int64_t kShareOfOthers = 8;
@@ -101,7 +103,7 @@ void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args
   lines.next_starts_early = may_overlap(lines.sum.tuning.num_blocks);
   const std::int64_t num_units = tokens_to_move(handle) * lines_.combine_chunks *
                                  std::min(lines_.num_ranks, lines_.top_k);
-  lines.wide = num_units > std::int64_t{lines.sum.tuning.num_blocks} * kLineWarps;
+  lines.wide = num_units > std::int64_t{lines.sum.tuning.num_blocks} * kLineWarps * kNarrowUnitsPerWarp;
   if (handle.routed) {
     lines.passed_id = &handle.summary->passed_id;
     lines.prepare_id = handle.prepare_id;
