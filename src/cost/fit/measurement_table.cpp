@@ -297,7 +297,9 @@ class TableReader {
     } else if (dtype != "bfloat16" && dtype != "float16") {
       line.fail("moe_dtype", fmt::format("is '{}'; it must be bfloat16, float16, fp8, fp8_block or an fp4", dtype));
     }
-    const GemmWork work = gemm_work(cluster_, shape);
+    GemmWork work = gemm_work(cluster_, shape);
+    // A benchmark multiplies by the same weights again and again; a step of a model has read those of all layers since.
+    work.cache_bytes = cache_bytes(cluster_);
     const std::string curve = fmt::format("gemm {}", to_string(shape.type));
     add(line, curve,
         {.table = {},
