@@ -70,7 +70,8 @@ struct GemmWork {
   double weight_bytes_per_element = 2;
   double peak_flops_per_us = 1;
   double hbm_bytes_per_us = 1;
-  double cache_bytes = 0;  ///< of the GPU, where the last run of the same weights leaves them; 0 = they come from memory
+  double cache_bytes =
+      0;  ///< of the GPU, where the last run of the same weights leaves them; 0 = they come from memory
 };
 
 struct GemmTerms {

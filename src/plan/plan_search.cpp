@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -78,16 +79,44 @@ class FactsCache {
   std::map<std::pair<std::int32_t, std::int32_t>, RoutingCounts> counts_;  // by ranks and redundant experts
 };
 
+/// EP degrees to look at, the smallest first: with a number of GPUs its divisors; else powers of two, parts of a
+/// domain, and whole domains by twos and threes.
+std::vector<std::int32_t> degrees_to_choose(const PlanRequest& request) {
+  const std::int32_t most = std::min(kMaxRanks, request.model.num_experts);
+  std::set<std::int32_t> degrees;
+  if (request.num_gpus > 0) {
+    for (std::int32_t ranks = 1; ranks <= std::min(most, request.num_gpus); ++ranks) {
+      if (request.num_gpus % ranks == 0) degrees.insert(ranks);
+    }
+    return {degrees.begin(), degrees.end()};
+  }
+  const std::int32_t domain = request.cluster.gpus_per_domain();
+  for (std::int32_t ranks = 1; ranks <= most; ranks *= 2) degrees.insert(ranks);
+  for (std::int32_t ranks = 1; ranks <= std::min(most, domain); ++ranks) {
+    if (domain % ranks == 0) degrees.insert(ranks);
+  }
+  for (const std::int32_t group : {domain, 3 * domain}) {
+    for (std::int32_t ranks = group; ranks <= most; ranks *= 2) degrees.insert(ranks);
+  }
+  return {degrees.begin(), degrees.end()};
+}
+
+/// Further copies of experts. They help where some are hotter than others, and where ranks could not hold equally many
+/// otherwise: then as many as make them equal.
+std::vector<std::int32_t> redundancy_to_choose(const PlanRequest& request, std::int32_t ranks) {
+  const std::int32_t rest = request.model.num_experts % ranks;
+  if (rest == 0 && request.popularity.empty()) return {0};
+  return {0, ranks - rest};
+}
+
 /// Calls `visit` with every choice.
 template <typename Visit>
 void for_each_choice(const PlanRequest& request, Visit visit) {
   const std::vector<const ExchangeMode*> modes = allowed_modes(request);
-  const std::int32_t max_ranks =
-      std::min({kMaxRanks, request.num_gpus > 0 ? request.num_gpus : kMaxRanks, request.model.num_experts});
-  for (std::int32_t ranks = 1; ranks <= max_ranks; ranks *= 2) {
-    if (request.num_gpus > 0 && request.num_gpus % ranks != 0) continue;
+  for (const std::int32_t ranks : degrees_to_choose(request)) {
     for (std::int32_t tensor = 1; tensor <= std::min({kMaxTensorRanks, ranks, request.cluster.gpus_per_domain()});
          tensor *= 2) {
+      if (ranks % tensor != 0) continue;
       PlanChoice choice;
       choice.num_ranks = ranks;
       choice.tensor_ranks = tensor;
@@ -96,9 +125,7 @@ void for_each_choice(const PlanRequest& request, Visit visit) {
         visit(choice);
         continue;
       }
-      for (const std::int32_t redundant : {0, ranks}) {
-        // Copies of experts help where some are hotter than others.
-        if (redundant > 0 && request.popularity.empty()) continue;
+      for (const std::int32_t redundant : redundancy_to_choose(request, ranks)) {
         choice.num_redundant = redundant;
         for (const ExchangeMode* const mode : modes) {
           choice.mode = mode;
