@@ -51,32 +51,42 @@ std::vector<std::int32_t> sms_to_choose(const ExchangeMode& mode, const Cluster&
   return choices;
 }
 
+/// Where tokens go, by ranks and redundant experts. It depends on the model, the popularity of its experts and the size
+/// of a domain alone, and is most of the work of a search: searches that differ in something else share it.
+class RoutingCache {
+ public:
+  explicit RoutingCache(const PlanRequest& request) : inclusion_(expert_inclusion(request)) {}
+
+  const RoutingCounts& of(const PlanRequest& request, const PlanChoice& choice) {
+    const auto key = std::make_pair(choice.num_ranks, choice.num_redundant);
+    const auto found = counts_.find(key);
+    if (found != counts_.end()) return found->second;
+    return counts_.emplace(key, routing_counts(request, inclusion_, choice.num_ranks, choice.num_redundant))
+        .first->second;
+  }
+
+ private:
+  std::vector<double> inclusion_;
+  std::map<std::pair<std::int32_t, std::int32_t>, RoutingCounts> counts_;
+};
+
 /// Facts depend on less than plans do, so they are found once.
 class FactsCache {
  public:
-  explicit FactsCache(const PlanRequest& request) : request_(request), inclusion_(expert_inclusion(request)) {}
+  FactsCache(const PlanRequest& request, RoutingCache& routing) : request_(request), routing_(routing) {}
 
   const PlanFacts& of(const PlanChoice& choice) {
     const auto key =
         std::make_tuple(choice.mode, choice.num_ranks, tokens_per_call(request_, choice), choice.num_redundant);
     const auto found = facts_.find(key);
     if (found != facts_.end()) return found->second;
-    return facts_.emplace(key, plan_facts(request_, choice, counts_of(choice))).first->second;
+    return facts_.emplace(key, plan_facts(request_, choice, routing_.of(request_, choice))).first->second;
   }
 
  private:
-  const RoutingCounts& counts_of(const PlanChoice& choice) {
-    const auto key = std::make_pair(choice.num_ranks, choice.num_redundant);
-    const auto found = counts_.find(key);
-    if (found != counts_.end()) return found->second;
-    return counts_.emplace(key, routing_counts(request_, inclusion_, choice.num_ranks, choice.num_redundant))
-        .first->second;
-  }
-
   const PlanRequest& request_;
-  std::vector<double> inclusion_;
+  RoutingCache& routing_;
   std::map<std::tuple<const ExchangeMode*, std::int32_t, double, std::int32_t>, PlanFacts> facts_;
-  std::map<std::pair<std::int32_t, std::int32_t>, RoutingCounts> counts_;  // by ranks and redundant experts
 };
 
 /// EP degrees to look at, the smallest first: with a number of GPUs its divisors; else powers of two, parts of a
@@ -147,8 +157,25 @@ double score(const PlanRequest& request, const Plan& plan) {
   return request.objective == Objective::kLatency ? plan.step_us : -plan.tokens_per_s_per_gpu;
 }
 
-std::optional<Plan> find_best(const PlanRequest& request, const Calibration& calibration) {
-  std::vector<Plan> plans = search_plans(request, calibration);
+std::vector<Plan> search_with(const PlanRequest& request, const Calibration& calibration, RoutingCache& routing) {
+  check_request(request);
+  FactsCache facts(request, routing);
+  std::vector<Plan> plans;
+  for_each_choice(request, [&](const PlanChoice& choice) {
+    plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
+  });
+  std::vector<std::pair<std::tuple<std::size_t, double, std::string>, std::size_t>> order;
+  for (std::size_t idx = 0; idx < plans.size(); ++idx) {
+    order.push_back({{plans[idx].refusals.size(), score(request, plans[idx]), plans[idx].choice.name()}, idx});
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<Plan> ranked;
+  for (const auto& [key, idx] : order) ranked.push_back(std::move(plans[idx]));
+  return ranked;
+}
+
+std::optional<Plan> find_best(const PlanRequest& request, const Calibration& calibration, RoutingCache& routing) {
+  std::vector<Plan> plans = search_with(request, calibration, routing);
   if (plans.empty() || !plans.front().refusals.empty()) return std::nullopt;
   return std::move(plans.front());
 }
@@ -182,19 +209,8 @@ PlanRequest with_skew(PlanRequest request, double exponent) {
 
 std::vector<Plan> search_plans(const PlanRequest& request, const Calibration& calibration) {
   check_request(request);
-  FactsCache facts(request);
-  std::vector<Plan> plans;
-  for_each_choice(request, [&](const PlanChoice& choice) {
-    plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
-  });
-  std::vector<std::pair<std::tuple<std::size_t, double, std::string>, std::size_t>> order;
-  for (std::size_t idx = 0; idx < plans.size(); ++idx) {
-    order.push_back({{plans[idx].refusals.size(), score(request, plans[idx]), plans[idx].choice.name()}, idx});
-  }
-  std::sort(order.begin(), order.end());
-  std::vector<Plan> ranked;
-  for (const auto& [key, idx] : order) ranked.push_back(std::move(plans[idx]));
-  return ranked;
+  RoutingCache routing(request);
+  return search_with(request, calibration, routing);
 }
 
 std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& calibration, const Plan& best) {
@@ -212,8 +228,11 @@ std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& 
     changes.emplace_back(fmt::format("routing skew zipf {}", exponent), with_skew(request, exponent));
   }
   std::vector<PlanFlip> flips;
+  RoutingCache asked(request);
   for (auto& [assumption, changed] : changes) {
-    const std::optional<Plan> plan = find_best(changed, calibration);
+    std::optional<RoutingCache> other;
+    if (changed.popularity != request.popularity) other.emplace(changed);
+    const std::optional<Plan> plan = find_best(changed, calibration, other ? *other : asked);
     PlanFlip flip{.assumption = assumption, .best = "none fits", .step_us = 0, .flips = true};
     if (plan) {
       flip.best = plan->choice.name();
@@ -228,12 +247,13 @@ std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& 
 
 std::vector<FlipCell> map_flips(const PlanRequest& request, const Calibration& calibration) {
   std::vector<FlipCell> cells;
+  RoutingCache routing(request);
   for (const double network : {0.25, 0.5, 1.0, 2.0, 4.0}) {
     for (const double tokens : {0.25, 0.5, 1.0, 2.0, 4.0}) {
       const PlanRequest changed = with_tokens(scaled(request, ClusterField::kNicBytesPerS, network), tokens);
       FlipCell cell{
           .tokens_factor = tokens, .network_factor = network, .best = "none fits", .num_ranks = 0, .step_us = 0};
-      if (const std::optional<Plan> plan = find_best(changed, calibration)) {
+      if (const std::optional<Plan> plan = find_best(changed, calibration, routing)) {
         cell.best = plan->choice.name();
         cell.num_ranks = plan->choice.num_ranks;
         cell.step_us = plan->step_us;
