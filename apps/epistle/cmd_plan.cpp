@@ -52,12 +52,13 @@ void show_plans(const PlanOptions& options) {
                     .sm_points = {},
                     .measurements = {},
                     .unmeasured = {}};
+  const bool wants_json = !options.targets.json.empty();  // of thousands of plans: longer than the search
   Json json;
   std::string text;
   if (!options.explain.empty()) {
     const Plan& first = find_plan(report.plans, options.explain[0]);
     const Plan& second = find_plan(report.plans, options.explain[1]);
-    json = explanation_json(first, second);
+    if (wants_json) json = explanation_json(first, second);
     text = render_explanation(first, second);
   } else {
     if (!report.plans.empty() && report.plans.front().refusals.empty()) {
@@ -69,10 +70,10 @@ void show_plans(const PlanOptions& options) {
       report.measurements = next_measurements(request, calibration, report.plans);
       report.unmeasured = unmeasured_terms(request, best);
     }
-    json = plan_report_json(report);
+    if (wants_json) json = plan_report_json(report);
     text = render_plan_report(report, options.num_shown);
   }
-  if (!options.targets.json.empty()) write_output(options.targets.json, json_text(json));
+  if (wants_json) write_output(options.targets.json, json_text(json));
   if (!options.targets.html.empty()) write_output(options.targets.html, render_plan_page(report));
   if (options.targets.leave_stdout()) print(text);
 }

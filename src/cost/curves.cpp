@@ -38,6 +38,19 @@ ExchangeTimes exchange_time(const ExchangeWork& work, const ExchangeTerms& terms
   return times;
 }
 
+namespace {
+
+/// Bytes of memory that reading `bytes` over and over costs: what fits the cache stays there, and what is larger by a
+/// little leaves nothing, as the least recently used go first.
+double read_bytes(double bytes, double cache_bytes, double cached_share) noexcept {
+  if (cache_bytes <= 0.0) return bytes;
+  constexpr double kSharpness = 6;  // of the end of the cache: its addresses are hashed, so it is not a step
+  const double kept = 1.0 / (1.0 + std::pow(bytes / cache_bytes, kSharpness));
+  return bytes * (1.0 - kept * (1.0 - std::min(cached_share, 1.0)));
+}
+
+}  // namespace
+
 GemmTimes gemm_time(const GemmWork& work, const GemmTerms& terms) noexcept {
   constexpr double kMatrices = 3;         // gate, up, down
   constexpr double kFlopsPerElement = 2;  // multiply and add
@@ -49,12 +62,13 @@ GemmTimes gemm_time(const GemmWork& work, const GemmTerms& terms) noexcept {
   GemmTimes times;
   times.fixed_us = terms.start_us;
   times.compute_us = kFlopsPerElement * elements * tiled_rows / (terms.compute_efficiency * work.peak_flops_per_us);
-  times.weights_us = work.active_experts * elements * work.weight_bytes_per_element /
+  times.weights_us = read_bytes(work.active_experts * elements * work.weight_bytes_per_element, work.cache_bytes,
+                                terms.cached_byte_share) /
                      (terms.weight_efficiency * work.hbm_bytes_per_us);
   times.activations_us = (work.rows + terms.global_row_share * work.global_rows) * row_bytes /
                          (terms.activation_efficiency * work.hbm_bytes_per_us);
   times.total_us =
-      times.fixed_us + overlapped_us(terms.overlap_norm, times.compute_us, times.weights_us + times.activations_us);
+      times.fixed_us + overlapped_us(terms.overlap_norm, times.compute_us, times.weights_us) + times.activations_us;
   return times;
 }
 

@@ -70,6 +70,8 @@ struct GemmWork {
   double weight_bytes_per_element = 2;
   double peak_flops_per_us = 1;
   double hbm_bytes_per_us = 1;
+  double cache_bytes =
+      0;  ///< of the GPU, where the last run of the same weights leaves them; 0 = they come from memory
 };
 
 struct GemmTerms {
@@ -79,7 +81,8 @@ struct GemmTerms {
   double weight_efficiency = 1;      ///< of the memory rate, reading weights
   double activation_efficiency = 1;  ///< of the memory rate, moving rows
   double global_row_share = 0;       ///< of a row's bytes, that every row of all ranks costs here
-  double overlap_norm = 3;
+  double overlap_norm = 3;           ///< of computing and reading weights; rows are moved by kernels of their own
+  double cached_byte_share = 1;      ///< cost of a byte of weights in the cache, in bytes of memory
 };
 
 struct GemmTimes {

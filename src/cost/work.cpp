@@ -99,12 +99,27 @@ double peak_flops_per_us(const Cluster& cluster, ExpertType type) {
   return peak * 1e-6;
 }
 
+double cache_bytes(const Cluster& cluster) noexcept {
+  struct ArchitectureCache {
+    std::string_view architecture;
+    double bytes;
+  };
+  // Data sheets and cudaDevAttrL2CacheSize, 2026-11.
+  constexpr ArchitectureCache kCaches[] = {{"sm_80", 40e6},   {"sm_90", 50e6},   {"sm_100", 126e6},
+                                           {"sm_103", 126e6}, {"sm_120", 128e6}, {"gfx942", 256e6}};
+  for (const ArchitectureCache& cache : kCaches) {
+    if (cluster.gpu_architecture == cache.architecture) return cache.bytes;
+  }
+  return 0.0;
+}
+
 GemmWork gemm_work(const Cluster& cluster, const GemmShape& shape) {
   GemmWork work;
   work.global_rows = shape.global_tokens * shape.top_k;
   // Somebody gets the row, however few there are.
   work.rows = std::max(shape.busiest_factor * work.global_rows / shape.num_ranks, 1.0);
-  work.active_experts = std::min(std::max(shape.num_experts / shape.num_ranks, 1.0), work.rows);
+  // Of the rank that has most where they cannot be shared evenly.
+  work.active_experts = std::min(std::max(std::ceil(shape.num_experts / shape.num_ranks), 1.0), work.rows);
   work.hidden = shape.hidden;
   work.expert_ffn = shape.expert_ffn;
   work.weight_bytes_per_element = weight_bytes_per_element(shape.type);

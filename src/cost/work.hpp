@@ -55,6 +55,9 @@ struct GemmShape {
   ExpertType type = ExpertType::kBf16;
 };
 
+/// The last-level cache of the cluster's GPU; 0 = not known.
+[[nodiscard]] double cache_bytes(const Cluster& cluster) noexcept;
+
 [[nodiscard]] GemmWork gemm_work(const Cluster& cluster, const GemmShape& shape);
 
 }  // namespace epistle

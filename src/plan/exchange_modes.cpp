@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -108,6 +110,13 @@ ExchangeBuffers exchange_buffers(const ExchangeMode& mode, const PlanRequest& re
   if (num_ranks <= 1) return {.bytes = 0, .source = "one rank needs none", .refusal = {}};
   if (!mode.own_name.empty()) return own_buffers(mode, request, num_ranks, tokens, num_redundant);
   const PlanModel& model = request.model;
+  const bool collective = mode.kind == ExchangeKind::kAllToAll || mode.kind == ExchangeKind::kGather;
+  const double num_slots = model.num_experts + num_redundant;
+  std::optional<std::string> uneven;
+  if (!collective && std::fmod(num_slots, num_ranks) != 0.0) {
+    uneven = fmt::format("{} needs equally many experts on every rank: {} do not share {} evenly; add copies of {}",
+                         mode.name, num_ranks, num_slots, num_ranks - std::fmod(num_slots, num_ranks));
+  }
   const double hidden = model.routed_hidden;
   const double bf16_row = 2 * hidden;
   const double fp8_row = hidden + 4 * hidden / 128;
@@ -118,16 +127,16 @@ ExchangeBuffers exchange_buffers(const ExchangeMode& mode, const PlanRequest& re
       // Independent of the ranks: slots for every expert and token, twice for each direction.
       return {.bytes = 4 * (model.num_experts + num_redundant) * tokens * (bf16_row + 4 * hidden / 128),
               .source = "DeepEP's buffer formula, 2026-03",
-              .refusal = {}};
+              .refusal = uneven};
     case ExchangeKind::kThroughput:
       return {.bytes = 2 * tokens * num_ranks * fp8_row + tokens * distinct * bf16_row,
               .source = "rows of all ranks at worst, and their outputs",
-              .refusal = {}};
+              .refusal = uneven};
     case ExchangeKind::kOneSided:
     case ExchangeKind::kFused:
       return {.bytes = tokens * num_ranks * (fp8_row + bf16_row),
               .source = "a slot for every token of every rank, both ways",
-              .refusal = {}};
+              .refusal = uneven};
     case ExchangeKind::kAllToAll:
       return {
           .bytes = 3 * tokens * model.top_k * bf16_row, .source = "permuted rows, sent and received", .refusal = {}};

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "cost/exchange_counts.hpp"
@@ -35,7 +36,15 @@ RoutingCounts routing_counts(const PlanRequest& request, std::span<const double>
     counts.distinct_ranks = expected_distinct_groups(request.popularity, model.top_k, num_ranks);
     counts.distinct_domains = expected_distinct_groups(request.popularity, model.top_k, num_domains);
   }
-  counts.busiest_factor = planned_busiest_factor(inclusion, num_ranks, num_redundant);
+  const bool uneven = (model.num_experts + num_redundant) % num_ranks != 0;
+  if (inclusion.empty() && (uneven || num_redundant > 0)) {
+    // Even routing over ranks that do not hold equally many experts, or over some that exist twice.
+    const double experts = model.num_experts;
+    const std::vector<double> even(static_cast<std::size_t>(model.num_experts), model.top_k / experts);
+    counts.busiest_factor = planned_busiest_factor(even, num_ranks, num_redundant);
+  } else {
+    counts.busiest_factor = planned_busiest_factor(inclusion, num_ranks, num_redundant);
+  }
   return counts;
 }
 
@@ -64,9 +73,11 @@ MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice,
   const double dense_layers = model.num_layers - model.num_moe_layers;
 
   MemoryLedger ledger;
-  ledger.expert_weights = model.num_moe_layers * (model.num_experts + choice.num_redundant) /
-                          static_cast<double>(choice.num_ranks) * kMatrices * model.routed_hidden * model.expert_ffn *
-                          weight_bytes;
+  // Where experts cannot be shared evenly some rank has one more than others.
+  const double expert_slots =
+      std::ceil(static_cast<double>(model.num_experts + choice.num_redundant) / choice.num_ranks);
+  ledger.expert_weights =
+      model.num_moe_layers * expert_slots * kMatrices * model.routed_hidden * model.expert_ffn * weight_bytes;
   const double other_elements =
       model.num_layers * model.attention_elements / choice.tensor_ranks +
       dense_layers * kMatrices * model.hidden * model.dense_ffn / choice.tensor_ranks +

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -50,44 +51,82 @@ std::vector<std::int32_t> sms_to_choose(const ExchangeMode& mode, const Cluster&
   return choices;
 }
 
+/// Where tokens go, by ranks and redundant experts. It depends on the model, the popularity of its experts and the size
+/// of a domain alone, and is most of the work of a search: searches that differ in something else share it.
+class RoutingCache {
+ public:
+  explicit RoutingCache(const PlanRequest& request) : inclusion_(expert_inclusion(request)) {}
+
+  const RoutingCounts& of(const PlanRequest& request, const PlanChoice& choice) {
+    const auto key = std::make_pair(choice.num_ranks, choice.num_redundant);
+    const auto found = counts_.find(key);
+    if (found != counts_.end()) return found->second;
+    return counts_.emplace(key, routing_counts(request, inclusion_, choice.num_ranks, choice.num_redundant))
+        .first->second;
+  }
+
+ private:
+  std::vector<double> inclusion_;
+  std::map<std::pair<std::int32_t, std::int32_t>, RoutingCounts> counts_;
+};
+
 /// Facts depend on less than plans do, so they are found once.
 class FactsCache {
  public:
-  explicit FactsCache(const PlanRequest& request) : request_(request), inclusion_(expert_inclusion(request)) {}
+  FactsCache(const PlanRequest& request, RoutingCache& routing) : request_(request), routing_(routing) {}
 
   const PlanFacts& of(const PlanChoice& choice) {
     const auto key =
         std::make_tuple(choice.mode, choice.num_ranks, tokens_per_call(request_, choice), choice.num_redundant);
     const auto found = facts_.find(key);
     if (found != facts_.end()) return found->second;
-    return facts_.emplace(key, plan_facts(request_, choice, counts_of(choice))).first->second;
+    return facts_.emplace(key, plan_facts(request_, choice, routing_.of(request_, choice))).first->second;
   }
 
  private:
-  const RoutingCounts& counts_of(const PlanChoice& choice) {
-    const auto key = std::make_pair(choice.num_ranks, choice.num_redundant);
-    const auto found = counts_.find(key);
-    if (found != counts_.end()) return found->second;
-    return counts_.emplace(key, routing_counts(request_, inclusion_, choice.num_ranks, choice.num_redundant))
-        .first->second;
-  }
-
   const PlanRequest& request_;
-  std::vector<double> inclusion_;
+  RoutingCache& routing_;
   std::map<std::tuple<const ExchangeMode*, std::int32_t, double, std::int32_t>, PlanFacts> facts_;
-  std::map<std::pair<std::int32_t, std::int32_t>, RoutingCounts> counts_;  // by ranks and redundant experts
 };
+
+/// EP degrees to look at, the smallest first: with a number of GPUs its divisors; else powers of two, parts of a
+/// domain, and whole domains by twos and threes.
+std::vector<std::int32_t> degrees_to_choose(const PlanRequest& request) {
+  const std::int32_t most = std::min(kMaxRanks, request.model.num_experts);
+  std::set<std::int32_t> degrees;
+  if (request.num_gpus > 0) {
+    for (std::int32_t ranks = 1; ranks <= std::min(most, request.num_gpus); ++ranks) {
+      if (request.num_gpus % ranks == 0) degrees.insert(ranks);
+    }
+    return {degrees.begin(), degrees.end()};
+  }
+  const std::int32_t domain = request.cluster.gpus_per_domain();
+  for (std::int32_t ranks = 1; ranks <= most; ranks *= 2) degrees.insert(ranks);
+  for (std::int32_t ranks = 1; ranks <= std::min(most, domain); ++ranks) {
+    if (domain % ranks == 0) degrees.insert(ranks);
+  }
+  for (const std::int32_t group : {domain, 3 * domain}) {
+    for (std::int32_t ranks = group; ranks <= most; ranks *= 2) degrees.insert(ranks);
+  }
+  return {degrees.begin(), degrees.end()};
+}
+
+/// Further copies of experts. They help where some are hotter than others, and where ranks could not hold equally many
+/// otherwise: then as many as make them equal.
+std::vector<std::int32_t> redundancy_to_choose(const PlanRequest& request, std::int32_t ranks) {
+  const std::int32_t rest = request.model.num_experts % ranks;
+  if (rest == 0 && request.popularity.empty()) return {0};
+  return {0, ranks - rest};
+}
 
 /// Calls `visit` with every choice.
 template <typename Visit>
 void for_each_choice(const PlanRequest& request, Visit visit) {
   const std::vector<const ExchangeMode*> modes = allowed_modes(request);
-  const std::int32_t max_ranks =
-      std::min({kMaxRanks, request.num_gpus > 0 ? request.num_gpus : kMaxRanks, request.model.num_experts});
-  for (std::int32_t ranks = 1; ranks <= max_ranks; ranks *= 2) {
-    if (request.num_gpus > 0 && request.num_gpus % ranks != 0) continue;
+  for (const std::int32_t ranks : degrees_to_choose(request)) {
     for (std::int32_t tensor = 1; tensor <= std::min({kMaxTensorRanks, ranks, request.cluster.gpus_per_domain()});
          tensor *= 2) {
+      if (ranks % tensor != 0) continue;
       PlanChoice choice;
       choice.num_ranks = ranks;
       choice.tensor_ranks = tensor;
@@ -96,9 +135,7 @@ void for_each_choice(const PlanRequest& request, Visit visit) {
         visit(choice);
         continue;
       }
-      for (const std::int32_t redundant : {0, ranks}) {
-        // Copies of experts help where some are hotter than others.
-        if (redundant > 0 && request.popularity.empty()) continue;
+      for (const std::int32_t redundant : redundancy_to_choose(request, ranks)) {
         choice.num_redundant = redundant;
         for (const ExchangeMode* const mode : modes) {
           choice.mode = mode;
@@ -120,8 +157,25 @@ double score(const PlanRequest& request, const Plan& plan) {
   return request.objective == Objective::kLatency ? plan.step_us : -plan.tokens_per_s_per_gpu;
 }
 
-std::optional<Plan> find_best(const PlanRequest& request, const Calibration& calibration) {
-  std::vector<Plan> plans = search_plans(request, calibration);
+std::vector<Plan> search_with(const PlanRequest& request, const Calibration& calibration, RoutingCache& routing) {
+  check_request(request);
+  FactsCache facts(request, routing);
+  std::vector<Plan> plans;
+  for_each_choice(request, [&](const PlanChoice& choice) {
+    plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
+  });
+  std::vector<std::pair<std::tuple<std::size_t, double, std::string>, std::size_t>> order;
+  for (std::size_t idx = 0; idx < plans.size(); ++idx) {
+    order.push_back({{plans[idx].refusals.size(), score(request, plans[idx]), plans[idx].choice.name()}, idx});
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<Plan> ranked;
+  for (const auto& [key, idx] : order) ranked.push_back(std::move(plans[idx]));
+  return ranked;
+}
+
+std::optional<Plan> find_best(const PlanRequest& request, const Calibration& calibration, RoutingCache& routing) {
+  std::vector<Plan> plans = search_with(request, calibration, routing);
   if (plans.empty() || !plans.front().refusals.empty()) return std::nullopt;
   return std::move(plans.front());
 }
@@ -155,19 +209,8 @@ PlanRequest with_skew(PlanRequest request, double exponent) {
 
 std::vector<Plan> search_plans(const PlanRequest& request, const Calibration& calibration) {
   check_request(request);
-  FactsCache facts(request);
-  std::vector<Plan> plans;
-  for_each_choice(request, [&](const PlanChoice& choice) {
-    plans.push_back(evaluate_plan(request, calibration, choice, facts.of(choice)));
-  });
-  std::vector<std::pair<std::tuple<std::size_t, double, std::string>, std::size_t>> order;
-  for (std::size_t idx = 0; idx < plans.size(); ++idx) {
-    order.push_back({{plans[idx].refusals.size(), score(request, plans[idx]), plans[idx].choice.name()}, idx});
-  }
-  std::sort(order.begin(), order.end());
-  std::vector<Plan> ranked;
-  for (const auto& [key, idx] : order) ranked.push_back(std::move(plans[idx]));
-  return ranked;
+  RoutingCache routing(request);
+  return search_with(request, calibration, routing);
 }
 
 std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& calibration, const Plan& best) {
@@ -185,8 +228,11 @@ std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& 
     changes.emplace_back(fmt::format("routing skew zipf {}", exponent), with_skew(request, exponent));
   }
   std::vector<PlanFlip> flips;
+  RoutingCache asked(request);
   for (auto& [assumption, changed] : changes) {
-    const std::optional<Plan> plan = find_best(changed, calibration);
+    std::optional<RoutingCache> other;
+    if (changed.popularity != request.popularity) other.emplace(changed);
+    const std::optional<Plan> plan = find_best(changed, calibration, other ? *other : asked);
     PlanFlip flip{.assumption = assumption, .best = "none fits", .step_us = 0, .flips = true};
     if (plan) {
       flip.best = plan->choice.name();
@@ -201,12 +247,13 @@ std::vector<PlanFlip> find_flips(const PlanRequest& request, const Calibration& 
 
 std::vector<FlipCell> map_flips(const PlanRequest& request, const Calibration& calibration) {
   std::vector<FlipCell> cells;
+  RoutingCache routing(request);
   for (const double network : {0.25, 0.5, 1.0, 2.0, 4.0}) {
     for (const double tokens : {0.25, 0.5, 1.0, 2.0, 4.0}) {
       const PlanRequest changed = with_tokens(scaled(request, ClusterField::kNicBytesPerS, network), tokens);
       FlipCell cell{
           .tokens_factor = tokens, .network_factor = network, .best = "none fits", .num_ranks = 0, .step_us = 0};
-      if (const std::optional<Plan> plan = find_best(changed, calibration)) {
+      if (const std::optional<Plan> plan = find_best(changed, calibration, routing)) {
         cell.best = plan->choice.name();
         cell.num_ranks = plan->choice.num_ranks;
         cell.step_us = plan->step_us;

@@ -12,6 +12,7 @@ namespace epistle {
 namespace {
 
 constexpr double kSigmasOf90Percent = 1.645;
+constexpr double kIntervalShare = 0.9;
 // Without any measurement: priors were fitted together, to times of the same libraries, and so miss by less than the
 // factors say which each may take where measurements pull at it.
 constexpr double kPriorSigmas = 0.6;
@@ -57,25 +58,33 @@ std::vector<double> independent_shares(const std::vector<const Observation*>& me
   return shares;
 }
 
-// Neither the easiest nor the hardest group sets a width.
-constexpr double kHardShare = 0.6;
+using GroupErrors = std::vector<std::vector<double>>;  // in sigmas, of every group that was left out
 
-/// The width of an interval, in sigmas, by what groups that were left out needed for 90% of their errors. Errors of a
-/// group have one cause, so groups are what is counted: a few of them say little, and Student's t widens accordingly.
-double width_of_groups(const std::vector<double>& needed) {
-  if (needed.empty()) return kSigmasOf90Percent;
-  // 95% quantiles of Student's t, by degrees of freedom, over that of the normal distribution.
-  constexpr std::array<double, 8> kWider = {3.84, 1.77, 1.43, 1.30, 1.22, 1.18, 1.15, 1.13};
-  const double wider = kWider[std::min(needed.size(), kWider.size()) - 1];
-  const double width = std::min(quantile(needed, kHardShare) * wider, kMostSigmas);
-  // A fit without one of few groups is much less sure than the one with it, so that errors look small in its sigmas.
-  constexpr std::size_t kManyGroups = 3;
-  return needed.size() < kManyGroups ? std::max(width, kSigmasOf90Percent) : width;
+/// The width, in sigmas, that holds 90% of the errors of groups, each of which counts as much as any other: errors of a
+/// group have one cause, and a large one must not outvote the rest.
+double pooled_width(const GroupErrors& groups) {
+  std::vector<std::pair<double, double>> weighted;  // errors and what each is of the whole
+  for (const std::vector<double>& errors : groups) {
+    for (const double error : errors) {
+      weighted.emplace_back(error, 1.0 / static_cast<double>(errors.size() * groups.size()));
+    }
+  }
+  std::sort(weighted.begin(), weighted.end());
+  double below = 0.0;
+  for (const auto& [error, weight] : weighted) {
+    below += weight;
+    if (below >= kIntervalShare) return error;
+  }
+  return weighted.empty() ? kSigmasOf90Percent : weighted.back().first;
 }
 
-/// What was measured has many rows to go by.
-double seen_width(const std::vector<double>& needed) {
-  return needed.empty() ? kSigmasOf90Percent : quantile(needed, kHardShare);
+/// The width of an interval, in sigmas, of a question that such groups have answered. Few groups say little, and what
+/// the field says of itself counts as much as this number of groups.
+double width_of_groups(const GroupErrors& groups) {
+  constexpr double kGroupsOfField = 4.0;
+  const auto count = static_cast<double>(groups.size());
+  const double width = std::min(pooled_width(groups), kMostSigmas);
+  return (count * width + kGroupsOfField * kSigmasOf90Percent) / (count + kGroupsOfField);
 }
 
 }  // namespace
@@ -305,12 +314,12 @@ void CalibratedCurve::set_widths() {
     widths_.fill(kPriorSigmas * kSigmasOf90Percent);
     return;
   }
-  std::array<std::vector<double>, kNumNovelties> needed;
-  std::vector<std::vector<double>> needed_of_quantity(family_->quantities.size());
-  std::vector<std::vector<double>> needed_of_levels;
-  const auto note = [](const std::vector<double>& errors, std::vector<double>& groups) {
+  std::array<GroupErrors, kNumNovelties> needed;
+  std::vector<GroupErrors> needed_of_quantity(family_->quantities.size());
+  std::vector<GroupErrors> needed_of_levels;
+  const auto note = [](const std::vector<double>& errors, GroupErrors& groups) {
     constexpr std::size_t kEnough = 5;
-    if (errors.size() >= kEnough) groups.push_back(quantile(errors, 0.9));
+    if (errors.size() >= kEnough) groups.push_back(errors);
   };
   for (const Fold& fold : make_folds()) {
     const FoldErrors errors = errors_of(fold);
@@ -324,17 +333,18 @@ void CalibratedCurve::set_widths() {
     if (fold.quantity >= needed_of_quantity.size()) continue;
     note(errors.by_novelty[static_cast<std::size_t>(Novelty::kSetting)], needed_of_quantity[fold.quantity]);
   }
-  widths_[static_cast<std::size_t>(Novelty::kSeen)] = seen_width(needed[static_cast<std::size_t>(Novelty::kSeen)]);
+  // What was measured has many rows to go by.
+  widths_[static_cast<std::size_t>(Novelty::kSeen)] = pooled_width(needed[static_cast<std::size_t>(Novelty::kSeen)]);
   for (const Novelty novelty : {Novelty::kSetting, Novelty::kLibrary}) {
     widths_[static_cast<std::size_t>(novelty)] = width_of_groups(needed[static_cast<std::size_t>(novelty)]);
   }
   // A new number of ranks is another question than a new width of rows, and a new GPU another than a new version.
   setting_widths_.clear();
-  for (const std::vector<double>& groups : needed_of_quantity) {
+  for (const GroupErrors& groups : needed_of_quantity) {
     setting_widths_.push_back(groups.empty() ? 0.0 : width_of_groups(groups));
   }
   library_widths_.clear();
-  for (const std::vector<double>& groups : needed_of_levels) library_widths_.push_back(width_of_groups(groups));
+  for (const GroupErrors& groups : needed_of_levels) library_widths_.push_back(width_of_groups(groups));
 }
 
 std::vector<double> CalibratedCurve::constants_at(const std::vector<std::string>& path) const {

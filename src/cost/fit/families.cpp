@@ -147,7 +147,8 @@ CurveFamily make_gemm(std::string_view name, double compute_efficiency) {
                         {"weight_efficiency", "1", 0.85, 1.1, "16 to 256 tokens where a rank has 32 experts or more"},
                         {"activation_efficiency", "1", 0.5, 1.6, "4096 tokens of a model with narrow experts"},
                         {"global_row_share", "1", 0.05, 4, "16384 tokens at 16 ranks or more"},
-                        {"overlap_norm", "1", 3, 1.5, "rows per expert around the ridge of the GPU"}},
+                        {"overlap_norm", "1", 3, 1.5, "rows per expert around the ridge of the GPU"},
+                        {"cached_byte_share", "1", 0.3, 2, "16 tokens where the weights of a rank fit its cache"}},
           .quantities = {"tokens", "rows per expert", "ranks", "hidden", "expert ffn", "experts"},
           .num_varied = 2,
           .scales = {.lengths = {2, 3, 3, 3, 3, 4}, .level_sigmas = {0.1, 0.1, 0.1, 0.05, 0.05}, .noise_sigma = 0.03},
@@ -402,7 +403,8 @@ GemmTerms gemm_terms(std::span<const double> constants) noexcept {
           .weight_efficiency = constants[3],
           .activation_efficiency = constants[4],
           .global_row_share = constants[5],
-          .overlap_norm = std::max(constants[6], 1.0)};
+          .overlap_norm = std::max(constants[6], 1.0),
+          .cached_byte_share = constants[7]};
 }
 
 std::span<const CurveFamily> curve_families() {

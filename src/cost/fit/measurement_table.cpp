@@ -1,6 +1,7 @@
 #include "cost/fit/measurement_table.hpp"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -35,7 +36,49 @@ std::vector<std::string> split_line(std::string_view line) {
       cells.back() += character;
     }
   }
+  // Blanks around a cell are of whoever aligned the columns.
+  for (std::string& cell : cells) {
+    const std::size_t begin = std::min(cell.find_first_not_of(" \t"), cell.size());
+    cell = cell.substr(begin, cell.find_last_not_of(" \t") + 1 - begin);
+  }
   return cells;
+}
+
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+
+/// The column that `name` would be if it were in microseconds; empty where it is in them, or no time that is read.
+std::string time_in_another_unit(std::string_view name) {
+  constexpr std::array<std::string_view, 7> kTimes = {
+      "dispatch", "combine", "latency", "dispatch_transmit", "dispatch_notify", "combine_transmit", "combine_notify"};
+  const std::size_t end = name.rfind('_');
+  if (end == std::string_view::npos) return {};
+  const std::string_view unit = name.substr(end + 1);
+  const bool other = unit == "ms" || unit == "ns" || unit == "s" || unit == "sec" || unit == "seconds";
+  const bool known = std::find(kTimes.begin(), kTimes.end(), name.substr(0, end)) != kTimes.end();
+  return other && known ? fmt::format("{}_us", name.substr(0, end)) : std::string();
+}
+
+/// The names of columns and where they are. Throws kCorruptInput for a header that would be misread in silence.
+std::map<std::string, std::size_t> read_header(const std::vector<std::string>& cells, std::string_view file,
+                                               std::size_t line) {
+  std::map<std::string, std::size_t> columns;
+  for (std::size_t idx = 0; idx < cells.size(); ++idx) {
+    const std::string& name = cells[idx];
+    if (name.find(';') != std::string::npos || name.find('\t') != std::string::npos) {
+      throw Error(
+          ErrorCode::kCorruptInput,
+          fmt::format("{}:{}: the header has no commas between its columns; separate cells by commas", file, line));
+    }
+    if (const std::string time = time_in_another_unit(name); !time.empty()) {
+      throw Error(
+          ErrorCode::kCorruptInput,
+          fmt::format("{}:{}: column {} is not in microseconds; convert it and name it {}", file, line, name, time));
+    }
+    if (!columns.emplace(name, idx).second) {
+      throw Error(ErrorCode::kCorruptInput, fmt::format("{}:{}: column {} is there twice", file, line, name));
+    }
+  }
+  return columns;
 }
 
 /// A line of a table with the names of its columns.
@@ -140,7 +183,10 @@ class TableReader {
     } else {
       throw Error(
           ErrorCode::kCorruptInput,
-          fmt::format("{}: no column tells what was measured; see docs/calibrate.md for the tables there are", file_));
+          fmt::format(
+              "{}: no column tells what was measured; a table has message_elems, inter, phase, num_sms, dispatch_us "
+              "or combine_us, as docs/calibrate.md describes",
+              file_));
     }
   }
 
@@ -297,7 +343,9 @@ class TableReader {
     } else if (dtype != "bfloat16" && dtype != "float16") {
       line.fail("moe_dtype", fmt::format("is '{}'; it must be bfloat16, float16, fp8, fp8_block or an fp4", dtype));
     }
-    const GemmWork work = gemm_work(cluster_, shape);
+    GemmWork work = gemm_work(cluster_, shape);
+    // A benchmark multiplies by the same weights again and again; a step of a model has read those of all layers since.
+    work.cache_bytes = cache_bytes(cluster_);
     const std::string curve = fmt::format("gemm {}", to_string(shape.type));
     add(line, curve,
         {.table = {},
@@ -322,6 +370,11 @@ MeasurementTable parse_measurements(std::string_view text, std::string_view file
   MeasurementTable table;
   table.name = std::filesystem::path(file).stem().string();
   TableReader reader(file, table.name);
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+  if (text.find('\n') == std::string_view::npos && text.find('\r') != std::string_view::npos) {
+    throw Error(ErrorCode::kCorruptInput,
+                fmt::format("{}: lines end with a carriage return alone; end them with a line feed", file));
+  }
   std::map<std::string, std::size_t> columns;
   std::size_t number = 0;
   while (!text.empty()) {
@@ -332,12 +385,7 @@ MeasurementTable parse_measurements(std::string_view text, std::string_view file
     if (row.empty() || row == "\r") continue;
     std::vector<std::string> cells = split_line(row);
     if (columns.empty()) {
-      for (std::size_t idx = 0; idx < cells.size(); ++idx) {
-        if (!columns.emplace(cells[idx], idx).second) {
-          throw Error(ErrorCode::kCorruptInput,
-                      fmt::format("{}:{}: column {} is there twice", file, number, cells[idx]));
-        }
-      }
+      columns = read_header(cells, file, number);
       continue;
     }
     reader.read(TableLine(file, number, columns, std::move(cells)), table);

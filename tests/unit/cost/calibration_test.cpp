@@ -146,6 +146,43 @@ TEST(MeasurementTable, ErrorsNameFileLineAndColumn) {
   EXPECT_THROW((void)read_measurements("none/such.csv"), Error);
 }
 
+TEST(MeasurementTable, ReadsWhatSpreadsheetsWrite) {
+  const std::string header = kLowLatencyHeader;
+  const std::string line = "h100_sxm,1,8,1,7168,8,256,64,20,30\n";
+  const MeasurementTable plain = parse_measurements(header + line, "t.csv");
+  std::string crlf = header + line;
+  for (std::size_t at = 0; (at = crlf.find('\n', at)) != std::string::npos; at += 2) crlf.insert(at, "\r");
+  const std::string spaced = "  h100_sxm , 1,8 ,1,7168, 8,256,64 , 20, 30 \n";
+  const std::string quoted = "\"h100_sxm\",\"1\",8,1,7168,8,256,64,20,30\n";
+  for (const std::string& text :
+       {crlf, "\xef\xbb\xbf" + header + line, header + spaced, header + quoted, "\n" + header + "\n" + line + "\n"}) {
+    const MeasurementTable table = parse_measurements(text, "t.csv");
+    ASSERT_EQ(table.times.size(), plain.times.size()) << text;
+    EXPECT_EQ(table.times[0].observation.point.path, plain.times[0].observation.point.path) << text;
+    EXPECT_EQ(table.times[1].observation.us, plain.times[1].observation.us) << text;
+  }
+  const MeasurementTable turned = parse_measurements(
+      "combine_us,note,tokens_per_rank,num_experts,topk,hidden,ep_size,system,dispatch_us,wall_s,version\n"
+      "30,any,64,256,8,7168,8,h100_sxm,20,1,1\n",
+      "t.csv");
+  EXPECT_EQ(turned.times.at(0).observation.us, plain.times[0].observation.us);
+  EXPECT_EQ(turned.times[0].observation.point.position, plain.times[0].observation.point.position);
+}
+
+TEST(MeasurementTable, RefusesWhatItWouldMisread) {
+  const std::string header = kLowLatencyHeader;
+  EXPECT_NE(table_error("").find("there is no measurement"), std::string::npos);
+  EXPECT_NE(table_error("ep_size,dispatch_ms,combine_us\n8,1,1\n").find("name it dispatch_us"), std::string::npos);
+  EXPECT_NE(table_error("ep_size;dispatch_us;combine_us\n8;1;1\n").find("separate cells by commas"), std::string::npos);
+  EXPECT_NE(table_error("ep_size,dispatch_us\r8,1\r").find("end them with a line feed"), std::string::npos);
+  EXPECT_NE(table_error("ep_size,dispatch_us\n8,1\n").find("t.csv:2: tokens_per_rank is missing"), std::string::npos);
+  for (const std::string cell : {"", "nan", "inf", "-1", "12us", "1e99"}) {
+    EXPECT_NE(table_error(header + "h100_sxm,1,8,1,7168,8,256,64," + cell + ",1\n").find("t.csv:2: dispatch_us is"),
+              std::string::npos)
+        << cell;
+  }
+}
+
 TEST(MeasurementTable, KnowsCollectivesPhasesAndGemms) {
   const MeasurementTable collectives = parse_measurements(
       "system,nccl_version,op,dtype,num_gpus,message_elems,latency_us\nb200_sxm,2.27,alltoall,half,8,1024,10\n",

@@ -112,5 +112,40 @@ TEST(Curves, SmallGroupedGemmsReadWeightsLargeOnesCompute) {
   EXPECT_DOUBLE_EQ(gemm_work(cluster, shape).weight_bytes_per_element, 1.0);
 }
 
+TEST(Curves, RowsOfGroupedGemmsAreMovedByKernelsOfTheirOwn) {
+  const GemmTerms terms = gemm_terms(prior_values(find_curve_family("gemm bf16")));
+  GemmShape shape{.global_tokens = 16384,
+                  .num_ranks = 16,
+                  .num_experts = 128,
+                  .top_k = 8,
+                  .hidden = 4096,
+                  .expert_ffn = 1536,
+                  .type = ExpertType::kBf16};
+  const GemmTimes times = gemm_time(gemm_work(find_cluster("h100-hgx"), shape), terms);
+  const double multiplied_us = overlapped_us(terms.overlap_norm, times.compute_us, times.weights_us);
+  EXPECT_DOUBLE_EQ(times.total_us, times.fixed_us + multiplied_us + times.activations_us);
+}
+
+TEST(Curves, MeasuredAgainAndAgainSmallWeightsStayInTheCacheAndAStepOfAModelReadsThem) {
+  const Cluster& cluster = find_cluster("h100-hgx");
+  const GemmTerms terms = gemm_terms(prior_values(find_curve_family("gemm fp8")));
+  GemmShape shape{.global_tokens = 64,
+                  .num_ranks = 64,
+                  .num_experts = 128,
+                  .top_k = 8,
+                  .hidden = 4096,
+                  .expert_ffn = 1536,
+                  .type = ExpertType::kFp8};
+  GemmWork repeated = gemm_work(cluster, shape);
+  const double once_us = gemm_time(repeated, terms).weights_us;
+  repeated.cache_bytes = cache_bytes(cluster);
+  const double fits_us = gemm_time(repeated, terms).weights_us;  // 38 MB of 50
+  EXPECT_LT(fits_us, 0.7 * once_us);
+  EXPECT_GT(fits_us, terms.cached_byte_share * once_us);
+  repeated.active_experts *= 4;
+  EXPECT_GT(gemm_time(repeated, terms).weights_us, 0.99 * 4 * once_us);
+  EXPECT_EQ(cache_bytes(find_cluster("unknown")), 0.0);
+}
+
 }  // namespace
 }  // namespace epistle::test

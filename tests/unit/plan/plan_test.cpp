@@ -2,6 +2,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <set>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -134,6 +135,53 @@ TEST(PlanSearch, KeepsLimitsAndNumbersOfGpus) {
     ASSERT_FALSE(plan.refusals.empty());
     EXPECT_NE(plan.refusals.back().find("a step takes"), std::string::npos);
   }
+}
+
+std::set<std::int32_t> degrees_of(const PlanRequest& request) {
+  std::set<std::int32_t> degrees;
+  for (const Plan& plan : search_plans(request, priors())) degrees.insert(plan.choice.num_ranks);
+  return degrees;
+}
+
+TEST(PlanSearch, LooksAtPartsOfADomainAndAtWholeDomainsWhateverTheirSize) {
+  PlanRequest request = request_for("deepseek-v3", "gb200-nvl72");
+  const std::set<std::int32_t> rack = degrees_of(request);
+  for (const std::int32_t degree : {1, 8, 9, 12, 18, 24, 36, 64, 72, 144, 216, 256}) {
+    EXPECT_TRUE(rack.contains(degree)) << degree;
+  }
+  request.cluster = find_cluster("h100-hgx");
+  const std::set<std::int32_t> hosts = degrees_of(request);
+  EXPECT_TRUE(hosts.contains(24));
+  EXPECT_FALSE(hosts.contains(12));  // a host and a half
+  request.num_gpus = 12;
+  EXPECT_EQ(degrees_of(request), (std::set<std::int32_t>{1, 2, 3, 4, 6, 12}));
+}
+
+TEST(PlanSearch, ExpertsThatRanksCannotShareEvenlyCostWhatTheFullestRankHolds) {
+  const PlanRequest request = request_for("deepseek-v3", "gb200-nvl72");
+  const std::map<std::string, Plan> plans = by_name(search_plans(request, priors()));
+  std::size_t num_uneven = 0;
+  std::size_t num_copied = 0;
+  for (const auto& [name, plan] : plans) {
+    if (plan.choice.num_ranks != 72) continue;
+    // 256 experts over 72 ranks: four on some, and 32 copies make it four on all.
+    const std::map<std::int32_t, std::size_t*> counts = {{0, &num_uneven}, {32, &num_copied}};
+    ++*counts.at(plan.choice.num_redundant);
+    EXPECT_DOUBLE_EQ(plan.memory.expert_weights, 58.0 * 4 * 3 * 7168 * 2048) << name;
+    EXPECT_GE(plan.counts.busiest_factor, 1.0) << name;
+    if (plan.choice.num_redundant == 0) {
+      EXPECT_NEAR(plan.counts.busiest_factor, 4 / (256.0 / 72), 1e-9) << name;
+    }
+    const bool refused_for_that =
+        std::any_of(plan.refusals.begin(), plan.refusals.end(),
+                    [](const std::string& reason) { return reason.find("equally many experts") != std::string::npos; });
+    const bool peer = plan.choice.mode->name == std::string_view("deepep_low_latency");
+    if (peer) {
+      EXPECT_EQ(refused_for_that, plan.choice.num_redundant == 0) << name;
+    }
+  }
+  EXPECT_GT(num_uneven, 0U);
+  EXPECT_GT(num_copied, 0U);
 }
 
 TEST(PlanSearch, SaysWhatToMeasureAndWhatFlips) {
