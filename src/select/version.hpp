@@ -20,6 +20,8 @@ struct Version {
 inline constexpr Version kNewestMegatron{0, 20};
 /// From here on one option says the SMs of every flex backend, and `ncclep` is one of them.
 inline constexpr Version kOneSmOption{0, 20};
+/// Before it, only alltoall overlapped shared experts.
+inline constexpr Version kFlexSharedOverlap{0, 18};
 /// Before it, vLLM took the backend from the environment.
 inline constexpr Version kVllmBackendOption{0, 11};
 /// Before it, SGLang had a switch for DeepEP.

@@ -129,7 +129,8 @@ ConfigFile parse_config(std::string_view text, const std::string& name) {
   } else if (is_yaml(text, name)) {
     read_yaml_runs(file, parse_yaml(text, name));
   } else {
-    read_script_runs(file, number_lines(text), {});
+    const LinedText service = script_of_service(text, name);
+    read_script_runs(file, service.bytes.empty() ? number_lines(text) : service, {});
   }
   return file;
 }

@@ -251,7 +251,15 @@ void find_capacity_trouble(const RunFacts& facts, const CheckRule& rule, Finding
 
 void find_shared_overlap(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const overlap = facts.run.find("moe-shared-expert-overlap");
-  if (overlap == nullptr || !facts.run.has(overlap->name) || facts.would_run != "allgather") return;
+  if (overlap == nullptr || !facts.run.has(overlap->name)) return;
+  const bool flex = facts.run.text("moe-token-dispatcher-type") == "flex";
+  if (flex && facts.options.megatron && *facts.options.megatron < kFlexSharedOverlap) {
+    add_finding(findings, rule, *overlap,
+                fmt::format("{} works with alltoall only before Megatron core {}; the run uses flex", overlap->flag,
+                            to_string(kFlexSharedOverlap)),
+                "remove it, or use alltoall");
+  }
+  if (facts.would_run != "allgather") return;
   if (facts.run.find("moe-token-dispatcher-type") == nullptr && !facts.run.complete) return;
   add_finding(findings, rule, *overlap,
               fmt::format("{} works with alltoall and flex only; the run uses allgather", overlap->flag),
@@ -289,7 +297,7 @@ constexpr std::array kMegatronRules = {
     CheckRule{"megatron-conflict", Engine::kMegatron, Severity::kError, "options that contradict each other", find_conflicts, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-refused", Engine::kMegatron, Severity::kError, "options that the dispatcher refuses", find_ncclep_trouble, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-capacity", Engine::kMegatron, Severity::kError, "padding to no capacity", find_capacity_trouble, source::kMegatron, source::kMegatronDate},
-    CheckRule{"megatron-shared-overlap", Engine::kMegatron, Severity::kError, "shared-expert overlap with all-gather", find_shared_overlap, source::kMegatron, source::kMegatronDate},
+    CheckRule{"megatron-shared-overlap", Engine::kMegatron, Severity::kError, "shared-expert overlap with a dispatcher that has none", find_shared_overlap, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-router-dtype", Engine::kMegatron, Severity::kInfo, "DeepEP without fp32 probabilities", find_router_dtype, source::kMegatron, source::kMegatronDate},
     CheckRule{"megatron-forced-balance", Engine::kMegatron, Severity::kInfo, "forced balance", find_forced_balance, source::kGuide, source::kGuideDate},
 };

@@ -204,11 +204,16 @@ void find_overlap_trouble(const RunFacts& facts, const CheckRule& rule, Findings
   const bool type_known = run.find("moe-token-dispatcher-type") != nullptr || run.complete;
   if (facts.would_run == "allgather" && type_known)
     add("it works with alltoall and flex only; the run uses allgather", "set --moe-token-dispatcher-type");
-  const bool stages = run.find("num-layers-per-virtual-pipeline-stage") != nullptr ||
-                      run.find("num-virtual-stages-per-pipeline-rank") != nullptr ||
-                      run.find("pipeline-model-parallel-layout") != nullptr ||
-                      run.find("virtual-pipeline-model-parallel-size") != nullptr;
-  if (run.number(kPp).value_or(1) > 1 && !stages && run.complete)
+  bool stages = false;
+  bool denied = false;  // said to be none, where a base might have given some
+  for (const std::string_view name : {"num-layers-per-virtual-pipeline-stage", "num-virtual-stages-per-pipeline-rank",
+                                      "pipeline-model-parallel-layout", "virtual-pipeline-model-parallel-size"}) {
+    const Setting* const setting = run.find(name);
+    const bool none = setting != nullptr && setting->known_value && is_false(setting->value());
+    stages = stages || (setting != nullptr && !none);
+    denied = denied || none;
+  }
+  if (run.number(kPp).value_or(1) > 1 && !stages && (run.complete || denied))
     add("with PP above 1 it needs virtual stages",
         "add --num-layers-per-virtual-pipeline-stage or --num-virtual-stages-per-pipeline-rank");
   if (run.text("recompute-granularity") == "full")

@@ -29,6 +29,14 @@ void read_python_runs(ConfigFile& file, std::string_view text);
 /// A run from words: options, and the engine that they and the program tell. kUnknown where it is none.
 [[nodiscard]] RunConfig read_words(const std::vector<LinedText>& words);
 
+/// Takes out of a trainer's options those that it hands on to an engine for rollouts ("--sglang-ep-size",
+/// "--vllm-all2all-backend"): each engine is a run of its own.
+[[nodiscard]] std::vector<RunConfig> take_rollout_runs(RunConfig& trainer);
+
+/// Unit files of systemd and recipes of containers as the shell scripts that they stand for, line for line; empty where
+/// `text` is neither.
+[[nodiscard]] LinedText script_of_service(std::string_view text, std::string_view name);
+
 /// The name under which rules know an option of the engine: "tp" of SGLang is "tp-size".
 [[nodiscard]] std::string canonical_name(Engine engine, std::string_view name);
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <utility>
 
@@ -79,8 +80,11 @@ void note_build(ConfigFile& file, const ShellScript& script) {
       builds = builds || word.ends_with("setup.py") || install;
       flag = flag || word == "HYBRID_EP_MULTINODE=1";
     }
-    for (const auto& [name, value] : command.environment)
-      flag = flag || (name == "HYBRID_EP_MULTINODE" && value.bytes == "1");
+    for (const auto& [name, value] : command.environment) {
+      if (name != "HYBRID_EP_MULTINODE") continue;
+      hybrid = true;  // nothing else reads it
+      flag = value.bytes == "1";
+    }
     if (hybrid && builds && !flag) file.plain_hybridep_build_line = command.words.front().line();
   }
 }
@@ -106,7 +110,9 @@ void script_read_command(ConfigFile& file, const ShellCommand& command, const Ba
     file.hardware = run.hardware;
     file.hardware_line = run.line;
   }
+  std::vector<RunConfig> rollouts = take_rollout_runs(run);
   file.runs.push_back(std::move(run));
+  for (RunConfig& rollout : rollouts) file.runs.push_back(std::move(rollout));
 }
 
 Setting lost_setting(const LinedText& word, std::string flag) {
@@ -148,12 +154,54 @@ void read_values(ConfigFile& file, const ShellScript& script, const std::vector<
   file.runs.push_back(std::move(run));
 }
 
+/// Whether what stands below a command is a script that it runs, or writes to be run.
+bool is_here_script(const ShellCommand& command, std::string_view text) {
+  constexpr std::array<std::string_view, 7> kShells = {"bash", "sh", "zsh", "sbatch", "qsub", "bsub", "ssh"};
+  const std::string_view first = text.substr(0, text.find('\n'));
+  if (first.starts_with("#!") && first.find("sh") != std::string_view::npos) return true;
+  return std::any_of(command.words.begin(), command.words.end(), [&](const LinedText& word) {
+    const std::string_view name = std::string_view(word.bytes).substr(word.bytes.rfind('/') + 1);
+    return std::find(kShells.begin(), kShells.end(), name) != kShells.end();
+  });
+}
+
+void read_here_scripts(ConfigFile& file, const ShellScript& script, std::size_t command_idx,
+                       const std::vector<Setting>& environment, int depth) {
+  if (depth >= kMaxNestedScripts) return;
+  const ShellCommand& command = script.commands[command_idx];
+  for (const HereDocument& document : script.here_documents) {
+    if (document.command != command_idx || !is_here_script(command, document.text.bytes)) continue;
+    std::vector<Setting> all = environment;
+    for (const auto& variable : command.environment) all.push_back(to_setting(variable));
+    read_nested(file, document.text, all, depth + 1);
+  }
+}
+
+/// Lines of options and nothing else: one run, with a line for each option.
+bool is_option_list(const ShellScript& script) {
+  return script.commands.size() > 1 &&
+         std::all_of(script.commands.begin(), script.commands.end(),
+                     [](const auto& command) { return !option_in_front(command).empty(); });
+}
+
+void read_option_list(ConfigFile& file, const ShellScript& script, const std::vector<Setting>& environment) {
+  ShellCommand joined;
+  for (const ShellCommand& command : script.commands) {
+    joined.words.insert(joined.words.end(), command.words.begin(), command.words.end());
+    joined.complete = joined.complete && command.complete;
+  }
+  script_read_command(file, joined, {}, environment, kMaxNestedScripts);
+}
+
 void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Setting>& environment, int depth) {
   const ShellScript script = parse_shell(text, file.name);
   const BatchJob job = read_directives(file, script.directives);
   const std::size_t first = file.runs.size();
   bool started = false;
-  for (const ShellCommand& command : script.commands) {
+  const bool list = is_option_list(script);
+  if (list) read_option_list(file, script, environment);
+  for (std::size_t idx = 0; idx < script.commands.size() && !list; ++idx) {
+    const ShellCommand& command = script.commands[idx];
     const std::string flag = option_in_front(command);
     if (started && !flag.empty()) {
       file.runs.back().lost.push_back(lost_setting(command.words.front(), flag));
@@ -164,6 +212,7 @@ void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Sett
     started = file.runs.size() > before && flag.empty();
     const LinedText* const backslash = broken_backslash(command);
     if (started && backslash != nullptr) file.runs.back().lost.push_back(lost_setting(*backslash, "\\"));
+    read_here_scripts(file, script, idx, environment, depth);
   }
   if (file.runs.size() == first && depth == 0) read_values(file, script, environment);
   if (depth == 0) note_build(file, script);

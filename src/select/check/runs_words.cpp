@@ -164,7 +164,14 @@ struct Program {
   Engine engine = Engine::kUnknown;
   std::string name;
   bool bridge = false;
+  bool fields = false;  ///< options are fields of a configuration, with underscores
 };
+
+/// "megatron sft ..." of ms-swift.
+bool is_swift_command(std::string_view name, std::string_view next) {
+  constexpr std::array<std::string_view, 4> kTasks = {"sft", "pt", "rlhf", "export"};
+  return name == "megatron" && std::find(kTasks.begin(), kTasks.end(), next) != kTasks.end();
+}
 
 /// An image whose entry point is vllm serve, as docker runs it: options stand behind its name.
 bool is_vllm_image(std::string_view word) {
@@ -184,9 +191,12 @@ Program find_program(const std::vector<LinedText>& words) {
     const std::string_view name = base_name(word);
     const std::string_view next = idx + 1 < words.size() ? std::string_view(words[idx + 1].bytes) : "";
     if (name == "vllm" && (next == "serve" || next == "bench" || next == "chat" || next == "complete")) {
-      return {.end = idx + 2, .engine = Engine::kVllm, .name = "vllm " + std::string(next), .bridge = false};
+      return {.end = idx + 2, .engine = Engine::kVllm, .name = "vllm " + std::string(next)};
     }
     if (name == "sglang" && next == "serve") return {idx + 2, Engine::kSglang, "sglang serve", false};
+    if (is_swift_command(name, next))
+      return {.end = idx + 2, .engine = Engine::kMegatron, .name = "megatron", .fields = true};
+    if (name == "nemo" && next == "llm") return {.end = idx + 2, .engine = Engine::kMegatron, .name = "nemo llm"};
     if (word == "-m" && next.starts_with("vllm.")) return {idx + 2, Engine::kVllm, std::string(next), false};
     if (word == "-m" && next.starts_with("sglang")) return {idx + 2, Engine::kSglang, std::string(next), false};
     if (word == "-m" && next.starts_with("megatron")) return {idx + 2, Engine::kMegatron, std::string(next), false};
@@ -221,13 +231,23 @@ Setting words_make_setting(const LinedText& word, std::string_view flag) {
   return setting;
 }
 
+/// Options of several values, each a word, of which rules read more than the first.
+bool takes_list(std::string_view name) {
+  constexpr std::array<std::string_view, 5> kLists = {"cuda-graph-scope", "cuda-graph-modules", "recompute-modules",
+                                                      "cuda-graph-bs", "moe-router-load-balancing-type"};
+  return std::find(kLists.begin(), kLists.end(), name) != kLists.end();
+}
+
 std::vector<Setting> read_options(const std::vector<LinedText>& words, std::size_t begin) {
   std::vector<Setting> options;
   for (std::size_t idx = begin; idx < words.size(); ++idx) {
     const LinedText& word = words[idx];
     const bool override_word = is_override(word.bytes) && !word.bytes.starts_with("--");
     if (!is_option(word.bytes) && !override_word) {
-      if (!options.empty() && options.back().name.find('=') == std::string::npos) {
+      // What stands behind a whole option and is not known may be other options, and no second value.
+      const bool others =
+          !word.known && !options.empty() && !options.back().values.empty() && !takes_list(options.back().name);
+      if (!others && !options.empty() && options.back().name.find('=') == std::string::npos) {
         options.back().values.push_back(word.bytes);
         options.back().known_value = options.back().known_value && word.known;
         options.back().assumed_value = options.back().assumed_value || word.assumed;
@@ -263,6 +283,35 @@ std::optional<std::int64_t> number_of(const std::vector<Setting>& options,
   return std::nullopt;
 }
 
+bool is_upper_name(std::string_view name) {
+  return !name.empty() && std::all_of(name.begin(), name.end(), [](char byte) {
+    return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
+           std::isdigit(static_cast<unsigned char>(byte)) != 0;
+  });
+}
+
+/// "A=1,B=2" of a word from `begin` on: a comma ends a value only where another name follows.
+void add_variables(RunConfig& run, const LinedText& word, std::size_t begin) {
+  std::string_view rest = std::string_view(word.bytes).substr(begin);
+  Setting* last = nullptr;
+  while (!rest.empty()) {
+    const std::size_t comma = std::min(rest.find(','), rest.size());
+    const std::string_view item = rest.substr(0, comma);
+    rest.remove_prefix(std::min(comma + 1, rest.size()));
+    const std::size_t equals = item.find('=');
+    if (equals != std::string_view::npos && is_upper_name(item.substr(0, equals))) {
+      Setting setting = words_make_setting(word, item.substr(0, equals));
+      setting.name = item.substr(0, equals);
+      setting.values.emplace_back(item.substr(equals + 1));
+      setting.known_value = word.known;
+      run.environment.push_back(std::move(setting));
+      last = &run.environment.back();
+    } else if (last != nullptr && !is_upper_name(item)) {
+      last->values.front().append(",").append(item);
+    }
+  }
+}
+
 /// What stands in front of the program says how many ranks there are.
 void read_launcher(RunConfig& run, const std::vector<LinedText>& words, std::size_t end) {
   const std::vector<LinedText> launcher(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(end));
@@ -289,20 +338,16 @@ void read_launcher(RunConfig& run, const std::vector<LinedText>& words, std::siz
                       setting.name == "nodes";
     return size && setting.assumed_value;
   });
-  for (const LinedText& word : launcher) {
-    const std::size_t equals = word.bytes.find('=');
-    if (equals == std::string::npos || equals == 0 || word.bytes.starts_with('-')) continue;
-    const std::string name = word.bytes.substr(0, equals);
-    const bool upper = std::all_of(name.begin(), name.end(), [](char byte) {
-      return std::isupper(static_cast<unsigned char>(byte)) != 0 || byte == '_' ||
-             std::isdigit(static_cast<unsigned char>(byte)) != 0;
-    });
-    if (!upper) continue;
-    Setting setting = words_make_setting(word, name);
-    setting.name = name;
-    setting.values.push_back(word.bytes.substr(equals + 1));
-    setting.known_value = word.known;
-    run.environment.push_back(std::move(setting));
+  for (std::size_t idx = 0; idx < launcher.size(); ++idx) {
+    const std::string& word = launcher[idx].bytes;
+    if (!word.starts_with('-')) {
+      add_variables(run, launcher[idx], 0);
+      continue;
+    }
+    // srun --export=ALL,A=1; docker --env=A=1; singularity --env A=1,B=2 (the list is a word of its own)
+    for (const std::string_view option : {"--export=", "--env="}) {
+      if (word.starts_with(option)) add_variables(run, launcher[idx], option.size());
+    }
   }
 }
 
@@ -356,8 +401,9 @@ std::string find_hardware_name(std::string_view text) {
 namespace {
 
 /// The names that rules know: aliases, and what argparse takes for the one name that begins so.
-void name_options(RunConfig& run, bool bridge) {
+void name_options(RunConfig& run, bool bridge, bool fields) {
   if (bridge) run.dialect = Dialect::kBridgeScript;
+  if (fields) run.dialect = Dialect::kYaml;
   for (Setting& setting : run.options) {
     // "model.x=y" belongs to recipes, whose options are fields.
     const bool field = setting.flag.find('.') != std::string::npos && !setting.flag.starts_with('-');
@@ -403,7 +449,7 @@ RunConfig read_words(const std::vector<LinedText>& words) {
   }
   if (run.engine == Engine::kUnknown) return run;
   read_launcher(run, words, program.end);
-  name_options(run, program.bridge);
+  name_options(run, program.bridge, program.fields);
   if (program.bridge) read_bridge(run);
   return run;
 }

@@ -60,8 +60,20 @@ class Document {
     // Recipes of Megatron-Bridge start from a base that is not in the file; a config of vLLM or SGLang is whole.
     if (fields.engine == Engine::kMegatron) fields.complete = false;
     for (Setting& setting : fields.options) setting.name = canonical_name(fields.engine, setting.name);
+    if (fields.engine != Engine::kMegatron) take_back(fields.options);
     fields.environment = environment_;
     file_.runs.push_back(std::move(fields));
+  }
+
+  /// To an engine that has all its options here, "name: null" is as good as none.
+  static void take_back(std::vector<Setting>& options) {
+    std::vector<Setting> kept;
+    for (Setting& setting : options) {
+      const bool null = setting.values.size() == 1 && setting.values.front() == "null";
+      if (null) std::erase_if(kept, [&](const Setting& other) { return other.name == setting.name; });
+      if (!null) kept.push_back(std::move(setting));
+    }
+    options = std::move(kept);
   }
 
   /// One value for prefill and another for decode: which is a run's own is not told.
@@ -134,6 +146,11 @@ class Document {
     const bool option = key.text != "<<" && is_option_key(name);
     if (option && value.kind == YamlKind::kScalar && !(yaml_holds_options(value.text) && value.block)) {
       options_.push_back(make_setting(key, name, {value.text}, scope));
+      return;
+    }
+    if (option && value.kind == YamlKind::kNull) {
+      // It takes back what a base or a merge has said.
+      options_.push_back(make_setting(key, name, {"null"}, scope));
       return;
     }
     if (option && value.kind == YamlKind::kSequence && is_scalar_list(value) && !starts_with_option(value)) {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "select/check/config.hpp"
 #include "select/check/shell_condition.hpp"
 #include "select/check/shell_words.hpp"
 
@@ -165,7 +166,7 @@ class Reader : private ShellWords {
     if (byte != '\n' && byte != ';' && byte != '&' && byte != '|' && byte != '(' && byte != ')') return false;
     if (byte == ';' && peek(1) == ';' && !branches_.empty()) branches_.back().happens = false;
     ++at_;
-    if (byte == '\n') skip_here_documents();
+    if (byte == '\n') read_here_documents();
     return true;
   }
 
@@ -183,22 +184,59 @@ class Reader : private ShellWords {
       return true;
     }
     if (at_ >= size() || peek() == '\n') return true;
+    const bool quoted = peek() == '\'' || peek() == '"' || peek() == '\\';
     const ShellFields target = read_word();
-    if (here && !target.empty()) here_ends_.push_back(target.front().bytes);
+    if (here && !target.empty()) here_ends_.push_back({target.front().bytes, script_.commands.size(), quoted});
     return true;
   }
 
-  void skip_here_documents() {
-    for (const std::string& mark : here_ends_) {
+  void read_here_documents() {
+    for (const HereEnd& here : here_ends_) {
+      const std::size_t begin = at_;
+      std::size_t body_end = at_;
       while (at_ < size()) {
         const std::size_t end = std::min(text_.bytes.find('\n', at_), size());
         std::string_view one = std::string_view(text_.bytes).substr(at_, end - at_);
         at_ = std::min(end + 1, size());
         while (one.starts_with('\t')) one.remove_prefix(1);
-        if (one == mark) break;
+        if (one.ends_with('\r')) one.remove_suffix(1);
+        if (one == here.mark) break;
+        body_end = at_;
       }
+      script_.here_documents.push_back({here.command, here_text(begin, body_end, here.quoted)});
     }
     here_ends_.clear();
+  }
+
+  [[nodiscard]] LinedText here_text(std::size_t begin, std::size_t end, bool quoted) const {
+    LinedText text;
+    for (std::size_t idx = begin; idx < end; ++idx) {
+      const char byte = text_.bytes[idx];
+      if (!quoted && byte == '\\' && idx + 1 < end && text_.bytes[idx + 1] == '$') continue;
+      const bool escaped = idx > begin && text_.bytes[idx - 1] == '\\';
+      std::size_t last = idx;
+      const LinedText* const value = quoted || escaped || byte != '$' ? nullptr : named_value(idx, end, last);
+      if (value == nullptr || text.bytes.size() + value->bytes.size() > kMaxConfigBytes) {
+        text.add(byte, text_.lines[idx]);
+        continue;
+      }
+      for (const char put : value->bytes) text.add(put, text_.lines[idx]);
+      idx = last;
+    }
+    return text;
+  }
+
+  /// Of "$NAME" or "${NAME}" at `at`, which ends at `last`; null where its value is not known here.
+  [[nodiscard]] const LinedText* named_value(std::size_t at, std::size_t end, std::size_t& last) const {
+    const bool braces = at + 1 < end && text_.bytes[at + 1] == '{';
+    std::size_t name_end = at + (braces ? 2 : 1);
+    const std::size_t name_begin = name_end;
+    while (name_end < end && is_name_byte(text_.bytes[name_end])) ++name_end;
+    if (braces && (name_end >= end || text_.bytes[name_end] != '}')) return nullptr;
+    const auto found = variables_.find(text_.bytes.substr(name_begin, name_end - name_begin));
+    if (found == variables_.end() || !found->second.front().known) return nullptr;
+    last = braces ? name_end : name_end - 1;
+    return &found->second.front();
   }
 
   // ---- Assignments
@@ -285,7 +323,12 @@ class Reader : private ShellWords {
 
   std::vector<Branch> branches_;  ///< open if and case
   bool condition_begins_ = false;
-  std::vector<std::string> here_ends_;
+  struct HereEnd {
+    std::string mark;
+    std::size_t command = 0;
+    bool quoted = false;  ///< nothing in it is put in
+  };
+  std::vector<HereEnd> here_ends_;
   ShellScript script_;
 };
 

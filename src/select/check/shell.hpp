@@ -1,6 +1,7 @@
 // A shell script as a list of commands. Not a shell: nothing is run, and what only a run would know stays unknown.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -30,8 +31,15 @@ struct ShellCommand {
   bool complete = true;                                        ///< false where words come from what is not known
 };
 
+/// What stands below "COMMAND <<MARK".
+struct HereDocument {
+  std::size_t command = 0;  ///< its position among the commands
+  LinedText text;           ///< with variables put in, unless the mark was quoted
+};
+
 struct ShellScript {
   std::vector<ShellCommand> commands;
+  std::vector<HereDocument> here_documents;
   std::vector<LinedText> values;                           ///< of variables and arrays, in the order of assignment
   std::vector<std::pair<std::string, LinedText>> exports;  ///< at the end
   std::vector<std::pair<std::string, LinedText>> plain;    ///< assigned and not exported

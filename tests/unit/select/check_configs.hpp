@@ -2,10 +2,10 @@
 // out.
 //
 //   ### name file=run.sh hardware=h100-hgx version=0.16 would_run=hybridep rule=... severity=error line=3 flag=--x
-//   besides=...
+//   besides=... endings=crlf
 //
 // file: as what it is read, by the ending. rule, severity, line and flag: of the planted mistake, where there is one.
-// besides: rules that find more in it, as one mistake leads to another.
+// besides: rules that find more in it, as one mistake leads to another. endings: lines as some editors end them.
 #pragma once
 
 #include <algorithm>
@@ -59,7 +59,7 @@ inline CheckedConfig read_header(const std::string& line) {
       if (line.starts_with("### ")) {
         configs.push_back(read_header(line));
       } else if (!configs.empty()) {
-        configs.back().text += line + "\n";
+        configs.back().text += line + (configs.back().get("endings") == "crlf" ? "\r\n" : "\n");
       }
     }
   }
