@@ -30,9 +30,9 @@ using test::Replicas;
 class CudaBatchQuotas : public OnGpu<> {};
 
 DispatcherConfig placed_config(const Placement& placement, std::int32_t slots_per_rank) {
-  return {.num_experts = placement.num_experts(),
+  return {.hidden = 64,
+          .num_experts = placement.num_experts(),
           .top_k = 1,
-          .hidden = 64,
           .max_tokens = 64,
           .placement = placement,
           .slots_per_rank = slots_per_rank};
