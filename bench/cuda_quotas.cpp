@@ -11,6 +11,8 @@
 
 #include <fmt/format.h>
 
+#include "epistle/cuda.hpp"
+
 #include "balance/batch_quotas.hpp"
 #include "balance/planner.hpp"
 #include "dispatch/call/resolved_config.hpp"
@@ -161,4 +163,10 @@ int run() {
 }  // namespace
 }  // namespace epistle::bench
 
-int main() { return epistle::bench::run(); }
+int main() {
+  if (const epistle::CudaSupport support = epistle::cuda_support(); support.num_devices == 0) {
+    std::fprintf(stderr, "cuda_quotas needs a GPU: %s\n", support.reason.c_str());
+    return 77;
+  }
+  return epistle::bench::run();
+}

@@ -51,8 +51,9 @@ class StepWords {
   void propose(Proposal proposal) noexcept { proposal_.store(proposal.word(), std::memory_order_release); }
   [[nodiscard]] Proposal proposal() const noexcept { return Proposal(proposal_.load(std::memory_order_acquire)); }
 
-  [[nodiscard]] bool is_resolved(Proposal proposal) const noexcept {
-    return last_resolved(outcome_.load(std::memory_order_acquire)) >= proposal;
+  /// It was resolved, and nobody switches there.
+  [[nodiscard]] bool is_off(Proposal proposal) const noexcept {
+    return outcome_.load(std::memory_order_acquire) == proposal.word();
   }
   /// The first that resolves a proposal does so for all: returns whether it is on.
   bool resolve(Proposal proposal, bool is_on) noexcept {
@@ -96,7 +97,7 @@ class StepAgreement {
     StepWords& shared = words_of(0);
     const Proposal last = shared.proposal();
     const bool is_first = last.round() != round_;
-    if (!is_first && (!shared.is_resolved(last) || last.attempt() == Proposal::kMaxAttempt)) return false;
+    if (!is_first && (!shared.is_off(last) || last.attempt() == Proposal::kMaxAttempt)) return false;
     const std::uint64_t attempt = is_first ? 1 : last.attempt() + 1;
     std::uint64_t furthest = step_;
     for (int rank = 0; rank < num_ranks; ++rank) furthest = std::max(furthest, words_of(rank).passed());

@@ -192,8 +192,8 @@ TEST_F(CudaMigration, CancelledOneLeavesThePlacementThatWasThere) {
                      const Placement before = rank.store().placement();
                      ASSERT_TRUE(rank.store().begin(slots_of(5)));
                      if (group.rank() == 1) {
-          EXPECT_TRUE(rank.store().cancel());
-        }
+                       EXPECT_TRUE(rank.store().cancel());
+                     }
                      for (int step = 0; step < 20; ++step) EXPECT_FALSE(rank.step(step));
                      EXPECT_EQ(rank.store().status().state, MigrationState::kCancelled);
                      EXPECT_EQ(rank.store().placement(), before);
