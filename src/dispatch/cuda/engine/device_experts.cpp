@@ -28,6 +28,7 @@ DeviceExperts::DeviceExperts(int device, const ResolvedConfig& config, int num_r
   }
   counts_read_ = PinnedMemory(num_experts_ * static_cast<std::int64_t>(sizeof(std::int64_t)));
   if (!config.places_experts()) return;
+  const DeviceGuard guard(device);
   check_cuda(load_batch_quotas({.slots = {},
                                 .num_experts = config.num_experts,
                                 .num_ranks = num_ranks,
