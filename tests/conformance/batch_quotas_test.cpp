@@ -43,7 +43,8 @@ TEST_P(HostBatchQuotas, RowsGoWhereTheTablesSendThemAndRanksAreAlike) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, HostBatchQuotas, ::testing::Values("direct", "low_latency", "auto"),
+INSTANTIATE_TEST_SUITE_P(All, HostBatchQuotas,
+                         ::testing::Values("direct", "low_latency", "auto", "alltoall", "hybrid", "reference"),
                          [](const auto& param_info) { return param_info.param; });
 
 /// What one rank throws that sets quotas with a dispatcher of `config`.
@@ -67,7 +68,6 @@ TEST(HostBatchQuotasRefused, WhatCannotBeSharedOut) {
   config.placement = Placement(2, {{0, 1}}, 1);
   EXPECT_EQ(refusal("direct", config, tokens), ErrorCode::kOk);
   EXPECT_EQ(refusal("direct", config, nullptr), ErrorCode::kInvalidArgument) << "no tokens";
-  EXPECT_EQ(refusal("reference", config, tokens), ErrorCode::kUnsupported);
   config.placement = Placement(2, {{0, 1}}, 1, {.near_first = true});
   EXPECT_EQ(refusal("direct", config, tokens), ErrorCode::kInvalidArgument) << "near ones come first";
 }

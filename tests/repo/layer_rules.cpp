@@ -224,7 +224,9 @@ const std::vector<Layer>& layers() {
         "simulate"},
        gpu},
       // Weights on their way between ranks, in the order of the balancer's copies.
-      {"src/migrate/cuda", {"epistle", "core", "group", "gpu", "dispatch/cuda/engine", "migrate"}, {}},
+      {"src/migrate/cuda",
+       {"epistle", "core", "group", "gpu", "dispatch", "migrate"},
+       {"dispatch/host/", "dispatch/reference/", "dispatch/registry/", "dispatch/auto/"}},
       {"src/migrate", {"epistle", "core", "group", "balance", "migrate"}, gpu},
       // What C++ users see, how a rank leaves its group, and placements for engines.
       {"python/src", {"epistle", "group", "balance"}, {}},
