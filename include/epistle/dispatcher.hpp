@@ -139,6 +139,16 @@ struct CombineBackwardRequest {
   int num_sms = 0;
 };
 
+/// What a batch brings, known before it is routed.
+struct BatchQuotasRequest {
+  /// [num_experts] tokens that every logical expert is given by all ranks together. Of the batch itself quotas are
+  /// exact, of the one before as good as that foretells it.
+  const std::int64_t* expert_tokens = nullptr;
+  std::int64_t* rank_tokens = nullptr;  ///< out, [num_ranks]: tokens that come to each rank by the quotas; null = none
+  /// out, [num_ranks, slots_per_rank]: the same of each slot, 0 where there is none; null = not wanted.
+  std::int64_t* slot_tokens = nullptr;
+};
+
 /// Bytes by how far they go.
 struct LinkBytes {
   std::int64_t own = 0;      ///< within a rank's memory
@@ -236,6 +246,16 @@ class EPISTLE_API Dispatcher {
   void set_placement(const Placement& placement, Stream stream = {});
   /// The one in force.
   [[nodiscard]] const Placement& placement() const noexcept;
+
+  /// The calls that follow choose replicas by quotas that suit one batch, until the next ones or the next placement:
+  /// the fullest rank gets as little as the slots in force allow, to the token (of more than 2^30 tokens, to the power
+  /// of two that brings them below it). Nothing is exchanged, and no rank waits: each that should share out alike gives
+  /// the same tokens; where they differ all rows arrive nevertheless, less evenly. Integers only, as are all tokens: the
+  /// same bits on every device. Which tokens go where the hash says, so that counts of a batch deviate by chance.
+  /// On CUDA one kernel on `stream` reads device memory when it runs, and can be captured.
+  /// Throws kInvalidArgument without tokens, where experts are not placed, and where replicas near a token come first:
+  /// their parts are made of the quotas beforehand. kUnsupported of the reference.
+  void set_batch_quotas(const BatchQuotasRequest& request, Stream stream = {});
 
   /// How many tokens of this rank every logical expert was given, [num_experts], by all prepared routings since the
   /// dispatcher was created: what load is measured from. Routings that were refused do not count. May be called from

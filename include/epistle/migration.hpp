@@ -15,9 +15,11 @@
 #include <span>
 #include <vector>
 
+#include "epistle/config.hpp"
 #include "epistle/export.hpp"
 #include "epistle/group.hpp"
 #include "epistle/placement.hpp"
+#include "epistle/stream.hpp"
 #include "epistle/types.hpp"
 
 namespace epistle {
@@ -40,6 +42,7 @@ struct WeightStoreConfig {
   bool low_priority = true;
   /// Above 0: no thread, and advance() copies so much before it looks whether to switch. So nothing competes with a
   /// step, on machines that have no core to spare as well; advance() takes as long as the copy (1 MiB: some 0.1 ms).
+  /// Not for weights on a GPU, which its copy engines move.
   std::int64_t bytes_per_advance = 0;
 };
 
@@ -65,10 +68,17 @@ struct MigrationStatus {
 /// place that is in use is written to. When all have everything, all ranks switch at the same advance(): which one is
 /// announced by rank 0 a collective step ahead, so that all know without waiting. The switch is decided by one word in
 /// shared memory: either for all ranks or for none, whenever a rank dies.
+///
+/// On GPUs each rank's copy engines pull, on a stream of the lowest priority; a thread hands them one chunk after the
+/// other, and sleeps meanwhile. Hosts run ahead of kernels and take no collective step for a call, so ranks count the
+/// calls of advance() instead: rank 0 proposes one that is to come, and the switch is made there if all ranks have seen
+/// that in time; otherwise another is proposed.
 class EPISTLE_API WeightStore {
  public:
-  /// Collective. Throws kInvalidArgument, kShapeMismatch where ranks give different configurations, kOutOfMemory.
-  WeightStore(Group& group, const WeightStoreConfig& config);
+  /// Collective. With CudaOptions weights lie in memory of the ranks' GPUs (CudaOptions::device; nothing else of them
+  /// counts). Throws kInvalidArgument, kShapeMismatch where ranks give different configurations or devices,
+  /// kOutOfMemory, kUnsupported where there is no such device.
+  WeightStore(Group& group, const WeightStoreConfig& config, const DeviceOptions& options = HostOptions{});
   ~WeightStore();
   WeightStore(WeightStore&&) noexcept;
   WeightStore& operator=(WeightStore&&) noexcept;
@@ -78,7 +88,9 @@ class EPISTLE_API WeightStore {
   /// The placement in force: slots that hold nothing are left out. It has a generation.
   [[nodiscard]] const Placement& placement() const noexcept;
   /// Weights in slot `local_slot` of this rank in placement(), expert_bytes of them. Stays valid until a later
-  /// placement no longer has the expert here. May be written to while no migration runs.
+  /// placement no longer has the expert here. May be written to while no migration runs. On CUDA: device memory; what
+  /// is written on a stream must have arrived when begin() is called, and calls that are on their stream when advance()
+  /// switches may still read what was valid before.
   [[nodiscard]] std::span<std::byte> weights(std::int32_t local_slot) const;
 
   /// Collective: begins to move weights, so that slots hold `slot_experts` (as many slots as now). Throws
@@ -89,8 +101,10 @@ class EPISTLE_API WeightStore {
   /// Between two steps, at the same places on all ranks: makes the next placement the one in force when all ranks have
   /// all its weights. Waits for nothing, and copies only with bytes_per_advance; true when the placement has changed.
   /// After a failure of the group it throws that, having done what settle() does. Between the last copy and the switch
-  /// lie two collective steps of the group.
-  bool advance();
+  /// lie two collective steps of the group; on CUDA, two calls of advance() or more. There `stream` is that of the
+  /// steps, not being captured: weights that it may still read are not written to before it has come to the switch.
+  /// Throws what has gone wrong with a copy; the placement stays then.
+  bool advance(Stream stream = {});
 
   /// Ends the migration unless its round is decided already; false where it is, or none runs. One rank is enough: the
   /// others see it in advance().

@@ -2,10 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <utility>
-
-#include <sched.h>
 
 namespace epistle::migrate {
 namespace {
@@ -33,15 +30,9 @@ class Pace {
   std::int64_t sent_ = 0;
 };
 
-void take_low_priority() noexcept {
-  // Where the system refuses it, the thread runs as others do.
-  const sched_param none{};
-  (void)::sched_setscheduler(0, SCHED_IDLE, &none);
-}
-
 }  // namespace
 
-void Copier::start(Rounds rounds, const CopyRules& rules, Callbacks callbacks) {
+void Copier::start(Rounds rounds, const CopyRules& rules, WeightMemory& memory, Callbacks callbacks) {
   stop();
   num_allowed_ = 1;
   is_stopping_ = false;
@@ -49,15 +40,13 @@ void Copier::start(Rounds rounds, const CopyRules& rules, Callbacks callbacks) {
   Work work;
   work.rounds = std::move(rounds);
   work.rules = rules;
+  work.memory = &memory;
   work.callbacks = std::move(callbacks);
   if (!rules.has_thread) {
     work_ = std::move(work);
     return;
   }
-  thread_ = std::thread([this, work = std::move(work)]() mutable {
-    if (work.rules.low_priority) take_low_priority();
-    run(work);
-  });
+  thread_ = std::thread([this, work = std::move(work)]() mutable { run_to_the_end(work); });
 }
 
 void Copier::copy_some(std::int64_t max_bytes) {
@@ -105,7 +94,7 @@ bool Copier::wait_for_round(std::size_t round_idx) const noexcept {
 std::int64_t Copier::copy_chunk(Work& work, std::int64_t max_bytes) {
   const CopyJob& job = work.rounds[work.round_idx][work.job_idx];
   const std::int64_t chunk = std::min({work.rules.chunk_bytes, job.num_bytes - work.done, max_bytes});
-  std::memcpy(job.destination + work.done, job.source + work.done, static_cast<std::size_t>(chunk));
+  work.memory->copy(job.destination + work.done, job.source + work.done, static_cast<std::size_t>(chunk));
   work.done += chunk;
   if (work.done == job.num_bytes) {
     ++work.job_idx;
@@ -123,9 +112,19 @@ void Copier::finish_round(Work& work) const {
   work.job_idx = 0;
 }
 
+void Copier::run_to_the_end(Work& work) noexcept {
+  try {
+    run(work);
+  } catch (const Error& error) {
+    work.callbacks.on_failure(work.round_idx, error);
+  }
+}
+
 void Copier::run(Work& work) {
+  work.memory->begin_thread();
   while (work.round_idx < work.rounds.size()) {
     if (!wait_for_round(work.round_idx)) return;
+    work.memory->wait_for_free_places();
     Pace pace(work.rules.max_bytes_per_s);
     while (work.job_idx < work.rounds[work.round_idx].size()) {
       if (is_stopping_) return;

@@ -9,13 +9,16 @@
 #include <thread>
 #include <vector>
 
+#include "epistle/error.hpp"
+
+#include "migrate/weight_memory.hpp"
+
 namespace epistle::migrate {
 
 struct CopyRules {
   std::int64_t chunk_bytes = 0;
   std::int64_t max_bytes_per_s = 0;  ///< 0 = no limit
-  bool low_priority = true;
-  bool has_thread = true;  ///< otherwise copy_some() does it
+  bool has_thread = true;            ///< otherwise copy_some() does it
 };
 
 struct CopyJob {
@@ -30,6 +33,7 @@ class Copier {
   struct Callbacks {
     std::function<void(std::size_t round_idx)> on_first_chunk;  ///< or where none is to come
     std::function<void(std::size_t round_idx)> on_copied;
+    std::function<void(std::size_t round_idx, const Error& error)> on_failure;  ///< of a copy, which is the last one
   };
 
   Copier() = default;
@@ -37,8 +41,8 @@ class Copier {
   Copier(const Copier&) = delete;
   Copier& operator=(const Copier&) = delete;
 
-  /// Begins with the first round, once what went before has stopped.
-  void start(Rounds rounds, const CopyRules& rules, Callbacks callbacks);
+  /// Begins with the first round, once what went before has stopped. `memory` outlives the copier.
+  void start(Rounds rounds, const CopyRules& rules, WeightMemory& memory, Callbacks callbacks);
   /// Without a thread: copies at most `max_bytes` of the round that is allowed, and returns.
   void copy_some(std::int64_t max_bytes);
   /// The next round may be copied. Does not wait.
@@ -55,6 +59,7 @@ class Copier {
   struct Work {
     Rounds rounds;
     CopyRules rules;
+    WeightMemory* memory = nullptr;
     Callbacks callbacks;
     std::size_t round_idx = 0;
     std::size_t job_idx = 0;
@@ -62,6 +67,7 @@ class Copier {
     bool is_first = true;   ///< no chunk of the round has been copied
   };
   void run(Work& work);
+  void run_to_the_end(Work& work) noexcept;
   [[nodiscard]] std::int64_t copy_chunk(Work& work, std::int64_t max_bytes);
   void finish_round(Work& work) const;
   [[nodiscard]] bool wait_for_round(std::size_t round_idx) const noexcept;

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "group/barrier.hpp"
+#include "migrate/step_agreement.hpp"
 
 namespace epistle::migrate {
 
@@ -41,6 +42,9 @@ class Control {
     return static_cast<Ticket>(word);
   }
 
+  /// For ranks that count their steps: see StepAgreement.
+  [[nodiscard]] StepWords& steps() noexcept { return steps_; }
+
   [[nodiscard]] Verdict verdict(RoundNumber round) const noexcept {
     return verdict_in(verdict_.load(std::memory_order_acquire), round);
   }
@@ -67,6 +71,7 @@ class Control {
   alignas(kCacheLineBytes) std::atomic<std::uint64_t> announced_;  // round, ticket
   alignas(kCacheLineBytes) std::atomic<std::uint64_t> verdict_;    // round, whether it was switched to
   alignas(kCacheLineBytes) std::atomic<RoundNumber> copied_;
+  StepWords steps_;
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "words are shared between processes");
 

@@ -1,8 +1,9 @@
 #include <algorithm>
-#include <cstring>
+#include <atomic>
 #include <limits>
 #include <optional>
 #include <utility>
+#include <variant>
 
 #include <fmt/format.h>
 
@@ -13,9 +14,11 @@
 #include "core/reject.hpp"
 #include "group/group_impl.hpp"
 #include "migrate/copier.hpp"
+#include "migrate/host_weights.hpp"
 #include "migrate/rounds.hpp"
 #include "migrate/stages.hpp"
 #include "migrate/verdict.hpp"
+#include "migrate/weight_memory.hpp"
 
 namespace epistle {
 namespace {
@@ -116,8 +119,9 @@ void check_config(const WeightStoreConfig& config, int num_ranks) {
   }
 }
 
-std::uint64_t digest_of(const WeightStoreConfig& config) {
+std::uint64_t digest_of(const WeightStoreConfig& config, bool is_on_gpu) {
   Digest digest;
+  digest.add(std::int64_t{is_on_gpu});
   digest.add(config.num_experts);
   digest.add(config.expert_bytes);
   digest.add(config.slot_experts);
@@ -153,19 +157,36 @@ void check_one_host(const GroupImpl& group) {
 
 class WeightStore::Impl {
  public:
-  Impl(std::shared_ptr<GroupImpl> group, const WeightStoreConfig& config)
-      : group_(std::move(group)), mask_version_(group_->mask_version()), config_(config) {
-    agree_on_same(*group_, kCreateStore, digest_of(config), "configuration of the weights", attempt([&] {
+  Impl(std::shared_ptr<GroupImpl> group, const WeightStoreConfig& config, const DeviceOptions& options)
+      : group_(std::move(group)),
+        mask_version_(group_->mask_version()),
+        config_(config),
+        is_on_gpu_(std::holds_alternative<CudaOptions>(options)) {
+    agree_on_same(*group_, kCreateStore, digest_of(config, is_on_gpu_), "configuration of the weights", attempt([&] {
       check_config(config, group_->num_ranks());
       check_one_host(*group_);
+      if (is_on_gpu_ && config.bytes_per_advance > 0) {
+        reject("bytes_per_advance is for weights on the host; those on GPUs are moved by copy engines: leave it at 0");
+      }
     }));
     cluster_ = cluster_of(config);
     stride_ = whole_pages(config.expert_bytes);
-    const std::int32_t most = *std::max_element(cluster_.slots_of_rank.begin(), cluster_.slots_of_rank.end());
-    region_ = group_->create_region(bytes_of(most));
-    const std::int64_t own_bytes = bytes_of(cluster_.slots_of_rank[static_cast<std::size_t>(group_->rank())]);
+    const std::int64_t control_bytes = whole_pages(sizeof(Control));
+    std::vector<std::int64_t> weight_bytes;
+    for (const std::int32_t slots : cluster_.slots_of_rank) {
+      weight_bytes.push_back((std::int64_t{slots} + config_.spare_slots) * stride_);
+    }
+    const std::int64_t most = *std::max_element(weight_bytes.begin(), weight_bytes.end());
+    region_ = group_->create_region(control_bytes + (is_on_gpu_ ? 0 : most));
+    const std::int64_t own_bytes =
+        control_bytes + (is_on_gpu_ ? 0 : weight_bytes[static_cast<std::size_t>(group_->rank())]);
     group_->ask_for_memory(own_bytes, Phase::kCreate);
     group_->take_together(kCreateStore, Phase::kCreate, [&] { region_.commit(0, own_bytes); });
+    if (is_on_gpu_) {
+      memory_ = migrate::make_gpu_weights(*group_, std::get<CudaOptions>(options), weight_bytes);
+    } else {
+      memory_ = std::make_unique<migrate::HostWeights>(region_, control_bytes, config.low_priority);
+    }
     take(Places::from(table_of(config.slot_experts)));
   }
 
@@ -211,26 +232,22 @@ class WeightStore::Impl {
         {.rank = group_->rank()});
   }
 
-  bool advance() {
+  bool advance(Stream stream) {
+    if (!is_on_gpu_ && stream.get() != nullptr) reject("a stream is given, and the weights lie on the host; give none");
     if (!is_active()) return false;
     if (group_->failed()) {
       settle();
       group_->check_usable();
     }
     if (config_.bytes_per_advance > 0) copier_.copy_some(config_.bytes_per_advance);
+    if (is_on_gpu_) agreement_.count(control(group_->rank()).steps());
     if (group_->rank() == 0) announce();
     Control& shared = control(0);
-    if (shared.verdict(round_) == Verdict::kStay) {
-      end(MigrationState::kCancelled);
-      return false;
-    }
-    const std::optional<Ticket> ticket = shared.announced(round_);
-    if (!ticket || static_cast<std::int32_t>(group_->next_ticket() - *ticket) < 0) return false;
+    if (shared.verdict(round_) == Verdict::kStay) return end_cancelled();
+    if (!is_here(shared)) return false;
+    if (is_on_gpu_) memory_->free_behind(stream);
     migrate::reach(migrate::Stage::kDeciding, round_);
-    if (shared.decide(round_, Verdict::kSwitch) == Verdict::kStay) {
-      end(MigrationState::kCancelled);
-      return false;
-    }
+    if (shared.decide(round_, Verdict::kSwitch) == Verdict::kStay) return end_cancelled();
     migrate::reach(migrate::Stage::kDecided, round_);
     switch_round();
     return true;
@@ -266,14 +283,11 @@ class WeightStore::Impl {
   }
 
  private:
-  [[nodiscard]] std::int64_t bytes_of(std::int32_t slots) const {
-    return whole_pages(sizeof(Control)) + (std::int64_t{slots} + config_.spare_slots) * stride_;
-  }
   [[nodiscard]] Control& control(int rank) const noexcept {
     return *std::launder(reinterpret_cast<Control*>(region_.base(rank)));
   }
   [[nodiscard]] std::byte* address(int rank, std::int32_t place) const noexcept {
-    return region_.base(rank) + whole_pages(sizeof(Control)) + place * stride_;
+    return memory_->base(rank) + place * stride_;
   }
   [[nodiscard]] bool is_active() const noexcept { return state_ == MigrationState::kCopying; }
 
@@ -297,11 +311,37 @@ class WeightStore::Impl {
       state_ = MigrationState::kDone;
       return false;
     }
-    ++round_;
+    begin_round();
     state_ = MigrationState::kCopying;
     migrate::reach(migrate::Stage::kBegun, round_);
     start_copier();
     return true;
+  }
+
+  void begin_round() {
+    ++round_;
+    agreement_.begin(round_, control(group_->rank()).steps());
+  }
+
+  /// Of the copying thread.
+  void fail(RoundNumber round, const Error& error) noexcept {
+    failure_ = error;
+    has_failed_.store(true, std::memory_order_release);
+    (void)control(0).decide(round, Verdict::kStay);
+  }
+
+  [[nodiscard]] auto steps_of_ranks() const noexcept {
+    return [this](int rank) -> migrate::StepWords& { return control(rank).steps(); };
+  }
+
+  /// Whether all ranks switch between the same two steps as these.
+  [[nodiscard]] bool is_here(Control& shared) {
+    if (is_on_gpu_) {
+      return agreement_.pass(group_->rank(), group_->num_ranks(), shared.verdict(round_) == Verdict::kSwitch,
+                             steps_of_ranks()) == migrate::StepAgreement::Answer::kSwitchHere;
+    }
+    const std::optional<Ticket> ticket = shared.announced(round_);
+    return ticket && static_cast<std::int32_t>(group_->next_ticket() - *ticket) >= 0;
   }
 
   void start_copier() {
@@ -317,32 +357,39 @@ class WeightStore::Impl {
       }
     }
     const RoundNumber first = round_;
+    has_failed_ = false;
     Control* const own = &control(group_->rank());
     const auto number = [first](std::size_t round_idx) { return first + static_cast<RoundNumber>(round_idx); };
-    copier_.start(std::move(jobs),
-                  {.chunk_bytes = config_.chunk_bytes,
-                   .max_bytes_per_s = config_.max_bytes_per_s,
-                   .low_priority = config_.low_priority,
-                   .has_thread = config_.bytes_per_advance == 0},
-                  {.on_first_chunk =
-                       [number](std::size_t round_idx) { migrate::reach(migrate::Stage::kCopying, number(round_idx)); },
-                   .on_copied =
-                       [number, own](std::size_t round_idx) {
-                         migrate::reach(migrate::Stage::kCopied, number(round_idx));
-                         own->report(number(round_idx));
-                         migrate::reach(migrate::Stage::kReported, number(round_idx));
-                       }});
+    copier_.start(
+        std::move(jobs),
+        {.chunk_bytes = config_.chunk_bytes,
+         .max_bytes_per_s = config_.max_bytes_per_s,
+         .has_thread = config_.bytes_per_advance == 0},
+        *memory_,
+        {.on_first_chunk =
+             [number](std::size_t round_idx) { migrate::reach(migrate::Stage::kCopying, number(round_idx)); },
+         .on_copied =
+             [number, own](std::size_t round_idx) {
+               migrate::reach(migrate::Stage::kCopied, number(round_idx));
+               own->report(number(round_idx));
+               migrate::reach(migrate::Stage::kReported, number(round_idx));
+             },
+         .on_failure = [this, number](std::size_t round_idx, const Error& error) { fail(number(round_idx), error); }});
   }
 
   /// Of rank 0. A rank whose next step is `ticket + 2` has passed that of `ticket`, which this rank enters only after
   /// it has written the announcement: so all ranks see it there, and the ranks are at the same place of their program.
   void announce() {
     Control& shared = control(0);
-    if (shared.announced(round_)) return;
+    if (!is_on_gpu_ && shared.announced(round_)) return;
     for (int rank = 0; rank < group_->num_ranks(); ++rank) {
       if (!control(rank).has_copied(round_)) return;
     }
-    shared.announce(round_, group_->next_ticket() + 2);
+    if (!is_on_gpu_) {
+      shared.announce(round_, group_->next_ticket() + 2);
+    } else if (!agreement_.propose(group_->num_ranks(), steps_of_ranks())) {
+      return;
+    }
     migrate::reach(migrate::Stage::kAnnounced, round_);
   }
 
@@ -355,8 +402,15 @@ class WeightStore::Impl {
       state_ = MigrationState::kDone;
       return;
     }
-    ++round_;
+    begin_round();
     copier_.go_on();
+  }
+
+  /// Returns false, or throws what has gone wrong with a copy of this rank.
+  bool end_cancelled() {
+    end(MigrationState::kCancelled);
+    if (has_failed_.load(std::memory_order_acquire)) throw Error(*failure_);
+    return false;
   }
 
   void end(MigrationState state) noexcept {
@@ -369,7 +423,9 @@ class WeightStore::Impl {
   WeightStoreConfig config_;
   balance::Cluster cluster_;
   std::int64_t stride_ = 0;  ///< from place to place
+  bool is_on_gpu_;
   SymmetricRegion region_;
+  std::unique_ptr<migrate::WeightMemory> memory_;
   Places places_;
   Placement placement_;
   std::vector<migrate::Held> usable_;  ///< of this rank, by local slot of the placement
@@ -379,11 +435,14 @@ class WeightStore::Impl {
   std::size_t num_done_ = 0;
   std::int64_t bytes_into_rank_ = 0;
   MigrationState state_ = MigrationState::kIdle;
+  migrate::StepAgreement agreement_;
+  std::optional<Error> failure_;  ///< of a copy
+  std::atomic<bool> has_failed_{false};
   migrate::Copier copier_;
 };
 
-WeightStore::WeightStore(Group& group, const WeightStoreConfig& config)
-    : impl_(std::make_unique<Impl>(group.share(), config)) {}
+WeightStore::WeightStore(Group& group, const WeightStoreConfig& config, const DeviceOptions& options)
+    : impl_(std::make_unique<Impl>(group.share(), config, options)) {}
 WeightStore::~WeightStore() = default;
 WeightStore::WeightStore(WeightStore&&) noexcept = default;
 WeightStore& WeightStore::operator=(WeightStore&&) noexcept = default;
@@ -393,7 +452,7 @@ std::span<std::byte> WeightStore::weights(std::int32_t local_slot) const { retur
 bool WeightStore::begin(const std::vector<std::vector<std::int32_t>>& slot_experts) {
   return impl_->begin(slot_experts);
 }
-bool WeightStore::advance() { return impl_->advance(); }
+bool WeightStore::advance(Stream stream) { return impl_->advance(stream); }
 bool WeightStore::cancel() noexcept { return impl_->cancel(); }
 void WeightStore::settle() { impl_->settle(); }
 MigrationStatus WeightStore::status() const noexcept { return impl_->status(); }

@@ -24,7 +24,8 @@ const std::vector<ThirdPartyRule>& third_party_rules() {
       {{"CLI/"}, {"apps"}, {""}, "the command line is parsed in apps only"},
       {{"gtest/", "gmock/", "rapidcheck", "benchmark/"}, {}, {""}, "test frameworks belong into tests and bench"},
       {{"cuda", "nccl", "nvml", "cub/", "cooperative_groups", "cute/"},
-       {"src/topology", "src/gpu", "src/dispatch/cuda", "src/dispatch/registry", "src/measure", "apps", "examples"},
+       {"src/topology", "src/gpu", "src/dispatch/cuda", "src/dispatch/registry", "src/measure", "src/migrate/cuda",
+        "apps", "examples"},
        {""},
        "only the rooms of the GPU see CUDA"},
       {{"rdma/"}, {"src/fabric/ofi"}, {""}, "only the endpoint sees libfabric"},
@@ -223,6 +224,9 @@ const std::vector<Layer>& layers() {
         "simulate"},
        gpu},
       // Weights on their way between ranks, in the order of the balancer's copies.
+      {"src/migrate/cuda",
+       {"epistle", "core", "group", "gpu", "dispatch", "migrate"},
+       {"dispatch/host/", "dispatch/reference/", "dispatch/registry/", "dispatch/auto/"}},
       {"src/migrate", {"epistle", "core", "group", "balance", "migrate"}, gpu},
       // What C++ users see, how a rank leaves its group, and placements for engines.
       {"python/src", {"epistle", "group", "balance"}, {}},

@@ -1,7 +1,7 @@
 # Run with cmake -P by the test repo.source_filter: a clone below folders with the names of those that the filter takes out
 # (and with a space) loses no source, and each kind of build takes its own. WORK_DIR and MODULE_DIR are given.
 include("${MODULE_DIR}/EpistleSources.cmake")
-set(root "${WORK_DIR}/a b/src/gpu/dispatch/cuda/measure/cuda/gpu/nccl/fabric/ofi/epistle/src")
+set(root "${WORK_DIR}/a b/src/gpu/dispatch/cuda/measure/cuda/migrate/cuda/gpu/nccl/fabric/ofi/epistle/src")
 file(REMOVE_RECURSE "${WORK_DIR}")
 set(host core/types.cpp dispatch/host/direct/direct.cpp measure/verify.cpp)
 set(infos dispatch/cuda/direct/direct_info.cpp dispatch/cuda/engine/sizes.cpp)
@@ -11,7 +11,8 @@ set(without_fabric fabric/without_fabric.cpp)
 set(fabric fabric/ofi/endpoint.cpp)
 set(without_pmix group/net/without_pmix.cpp)
 set(pmix group/net/pmix/gathering.cpp)
-set(cuda dispatch/cuda/direct/move.cu gpu/driver_api.cpp measure/cuda/cuda_bench.cpp)
+set(cuda dispatch/cuda/direct/move.cu gpu/driver_api.cpp measure/cuda/cuda_bench.cpp
+  migrate/cuda/gpu_weights.cpp)
 set(nccl dispatch/cuda/alltoall/move.cu gpu/nccl/api.cpp)
 foreach(source IN LISTS host infos without_cuda without_nccl without_fabric fabric without_pmix pmix cuda nccl)
   file(WRITE "${root}/${source}" "")

@@ -90,6 +90,11 @@ void AutoDispatcher::set_placement(const Placement& placement, Stream stream) {
   many_->set_placement(placement, stream);
 }
 
+void AutoDispatcher::set_batch_quotas(const BatchQuotasRequest& request, Stream stream) {
+  if (few_ != nullptr) few_->set_batch_quotas(request, stream);
+  many_->set_batch_quotas(request, stream);
+}
+
 std::vector<std::int64_t> AutoDispatcher::expert_tokens() const {
   return few_ != nullptr ? sum_of(many_->expert_tokens(), few_->expert_tokens()) : many_->expert_tokens();
 }

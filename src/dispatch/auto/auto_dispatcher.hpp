@@ -33,6 +33,7 @@ class AutoDispatcher final : public DispatcherImpl {
   [[nodiscard]] Received combine_backward(const CombineBackwardRequest& request, Stream stream) override;
   /// On both, or on none: ranks that do not agree on it have not changed the first.
   void set_placement(const Placement& placement, Stream stream) override;
+  void set_batch_quotas(const BatchQuotasRequest& request, Stream stream) override;
   [[nodiscard]] const Placement& placement() const noexcept override { return many_->placement(); }
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override;
   [[nodiscard]] std::vector<std::int64_t> lost_tokens() const override;

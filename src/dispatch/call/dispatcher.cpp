@@ -56,6 +56,11 @@ WireBytes wire_bytes_of(const BufferPlan& plan, const RoutingStats& stats) noexc
           .combine = combined * params.combine_row_bytes};
 }
 
+void DispatcherImpl::set_batch_quotas(const BatchQuotasRequest& /*request*/, Stream /*stream*/) {
+  throw Error(ErrorCode::kUnsupported,
+              "this dispatcher goes by the quotas of its placement; give those of a batch in set_placement");
+}
+
 Dispatcher::~Dispatcher() = default;
 Dispatcher::Dispatcher(Dispatcher&&) noexcept = default;
 Dispatcher& Dispatcher::operator=(Dispatcher&&) noexcept = default;
@@ -86,6 +91,9 @@ Received Dispatcher::combine_backward(const CombineBackwardRequest& request, Str
 }
 void Dispatcher::set_placement(const Placement& placement, Stream stream) { impl_->set_placement(placement, stream); }
 const Placement& Dispatcher::placement() const noexcept { return impl_->placement(); }
+void Dispatcher::set_batch_quotas(const BatchQuotasRequest& request, Stream stream) {
+  impl_->set_batch_quotas(request, stream);
+}
 std::vector<std::int64_t> Dispatcher::expert_tokens() const { return impl_->expert_tokens(); }
 std::vector<std::int64_t> Dispatcher::lost_tokens() const { return impl_->lost_tokens(); }
 void Dispatcher::wait() { impl_->wait(); }

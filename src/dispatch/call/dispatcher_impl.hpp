@@ -98,6 +98,7 @@ class DispatcherImpl {
   [[nodiscard]] virtual bool owns(const HandleState& state) const noexcept = 0;
   virtual void set_placement(const Placement& placement, Stream stream) = 0;
   [[nodiscard]] virtual const Placement& placement() const noexcept = 0;
+  virtual void set_batch_quotas(const BatchQuotasRequest& request, Stream stream);
   [[nodiscard]] virtual std::vector<std::int64_t> expert_tokens() const = 0;
   /// Where no rank can be masked out nothing is lost.
   [[nodiscard]] virtual std::vector<std::int64_t> lost_tokens() const {

@@ -41,6 +41,37 @@ PlacedExperts::PlacedExperts(Placement placement, const ResolvedConfig& config, 
   }
 }
 
+void PlacedExperts::share_batch(const BatchQuotasRequest& request) {
+  const std::size_t num_ranks = slots_of_rank_.size();
+  if (!batch_shares_) batch_shares_.emplace(replica_begin_, entries_, static_cast<std::int32_t>(num_ranks));
+  batch_shares_->solve(std::span(request.expert_tokens, replica_begin_.size() - 1));
+  batch_shares_->set_parts(entries_);
+  for (std::size_t rank = 0; rank < num_ranks && request.rank_tokens != nullptr; ++rank) {
+    request.rank_tokens[rank] = batch_shares_->in_tokens(batch_shares_->rank_units()[rank]);
+  }
+  if (request.slot_tokens == nullptr) return;
+  std::fill_n(request.slot_tokens, expert_of_slot_.size(), 0);
+  for (std::size_t entry = 0; entry < entries_.size(); ++entry) {
+    request.slot_tokens[entries_[entry].slot] = batch_shares_->in_tokens(batch_shares_->units()[entry]);
+  }
+}
+
+Complaint refuse_batch_quotas(const BatchQuotasRequest& request, const PlacedExperts& placed) {
+  const auto complain = [](const char* message) { return Error(ErrorCode::kInvalidArgument, message); };
+  if (request.expert_tokens == nullptr) {
+    return complain("set_batch_quotas: expert_tokens is null; give the tokens of every expert, [num_experts]");
+  }
+  if (placed.is_trivial()) {
+    return complain("set_batch_quotas: experts are not placed, so every one has one slot; give a placement first");
+  }
+  if (placed.placement().choice().near_first) {
+    return complain(
+        "set_batch_quotas: the placement has near_first, whose parts are made of quotas that are known beforehand; use "
+        "one without it");
+  }
+  return std::nullopt;
+}
+
 Placement blocks_of_experts(std::int32_t num_experts, int num_ranks) {
   const ExpertPartition partition{num_experts, num_ranks};
   std::vector<std::vector<std::int32_t>> slots(static_cast<std::size_t>(num_ranks));

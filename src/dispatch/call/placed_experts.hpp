@@ -3,16 +3,19 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
 
+#include "epistle/dispatcher.hpp"
 #include "epistle/error.hpp"
 #include "epistle/placement.hpp"
 
 #include "core/complaint.hpp"
 #include "dispatch/call/resolved_config.hpp"
 #include "group/group_impl.hpp"
+#include "layout/batch_shares.hpp"
 #include "layout/replica_hash.hpp"
 
 namespace epistle {
@@ -39,6 +42,9 @@ class PlacedExperts {
   [[nodiscard]] std::span<const ReplicaEntry> entries() const noexcept { return entries_; }
   [[nodiscard]] const ReplicaPolicy& policy() const noexcept { return policy_; }
 
+  /// Dispatcher::set_batch_quotas() on the host; refuse_batch_quotas() has found nothing.
+  void share_batch(const BatchQuotasRequest& request);
+
   /// For this rank's tokens in one call. Refers to this object.
   [[nodiscard]] SlotChooser chooser(std::uint64_t step_seed) const noexcept {
     return {{replica_begin_.data(), entries_.data()}, &policy_, rank_, first_position_, step_seed};
@@ -53,7 +59,11 @@ class PlacedExperts {
   std::vector<std::int32_t> expert_of_slot_;
   std::vector<std::int32_t> replica_begin_;
   std::vector<ReplicaEntry> entries_;
+  std::optional<BatchShares> batch_shares_;  ///< made when the first batch is shared out
 };
+
+/// Why quotas for a batch cannot be set with these experts in force.
+[[nodiscard]] Complaint refuse_batch_quotas(const BatchQuotasRequest& request, const PlacedExperts& placed);
 
 /// The first position (see dispatcher.hpp) of a rank's tokens.
 [[nodiscard]] inline std::int64_t first_position(std::int64_t max_tokens, int rank) noexcept {

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "dispatch/cuda/engine/sizes.hpp"
+#include "dispatch/cuda/quotas/batch_quotas.hpp"
 #include "gpu/cuda_error.hpp"
 
 namespace epistle {
@@ -406,6 +407,20 @@ void CudaEngine::set_placement(const Placement& placement, Stream stream) {
       attempt([&] { placed = PlacedExperts(placement, context_.config, context_.num_ranks(), context_.rank()); });
   (void)group_->agree({.kind = CallKind::kSetPlacement, .step = 1}, Phase::kLayout, complaint);
   experts_->set(std::move(placed), context_.stream);
+}
+
+void CudaEngine::set_batch_quotas(const BatchQuotasRequest& request, Stream stream) {
+  const DeviceGuard guard(context_.device);
+  if (Complaint complaint = refuse_batch_quotas(request, experts_->placed())) throw *complaint;
+  check_cuda(launch_batch_quotas({.slots = experts_->tables(),
+                                  .expert_tokens = request.expert_tokens,
+                                  .rank_tokens = request.rank_tokens,
+                                  .slot_tokens = request.slot_tokens,
+                                  .num_experts = context_.config.num_experts,
+                                  .num_ranks = context_.num_ranks(),
+                                  .slots_per_rank = context_.config.slots_per_rank},
+                                 stream.get()),
+             "sharing out a batch");
 }
 
 // ---- Questions ------------------------------------------------------------------------------------------------------

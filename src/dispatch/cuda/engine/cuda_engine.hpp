@@ -69,6 +69,7 @@ class CudaEngine final : public DispatcherImpl {
   }
   [[nodiscard]] std::int64_t resident_bytes() const override { return context_.heap->resident_bytes(); }
   void set_placement(const Placement& placement, Stream stream) override;
+  void set_batch_quotas(const BatchQuotasRequest& request, Stream stream) override;
   [[nodiscard]] const Placement& placement() const noexcept override { return experts_->placed().placement(); }
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override { return experts_->tokens(); }
   [[nodiscard]] int device_ordinal() const noexcept override { return context_.device; }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "dispatch/cuda/engine/sizes.hpp"
+#include "dispatch/cuda/quotas/batch_quotas.hpp"
 #include "gpu/cuda_error.hpp"
 #include "gpu/private_stream.hpp"
 
@@ -27,6 +28,12 @@ DeviceExperts::DeviceExperts(int device, const ResolvedConfig& config, int num_r
   }
   counts_read_ = PinnedMemory(num_experts_ * static_cast<std::int64_t>(sizeof(std::int64_t)));
   if (!config.places_experts()) return;
+  const DeviceGuard guard(device);
+  check_cuda(load_batch_quotas({.slots = {},
+                                .num_experts = config.num_experts,
+                                .num_ranks = num_ranks,
+                                .slots_per_rank = config.slots_per_rank}),
+             "loading the kernel that shares out a batch");
   staging_ = PinnedMemory(table_bytes_);
   cudaEvent_t event = nullptr;
   check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");

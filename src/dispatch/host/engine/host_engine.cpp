@@ -190,6 +190,12 @@ void HostEngine::set_placement(const Placement& placement, Stream stream) {
   differing_generation_.reset();
 }
 
+void HostEngine::set_batch_quotas(const BatchQuotasRequest& request, Stream stream) {
+  if (Complaint complaint = checks().device_options(stream, 0, Phase::kLayout)) throw *complaint;
+  if (Complaint complaint = refuse_batch_quotas(request, preparation_.placed())) throw *complaint;
+  preparation_.share_batch(request);
+}
+
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, Stream stream) {

@@ -41,6 +41,7 @@ class HostEngine final : public DispatcherImpl {
     return state.dispatcher_id == dispatcher_id_;
   }
   void set_placement(const Placement& placement, Stream stream) override;
+  void set_batch_quotas(const BatchQuotasRequest& request, Stream stream) override;
   [[nodiscard]] const Placement& placement() const noexcept override { return preparation_.placed().placement(); }
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override { return preparation_.expert_tokens(); }
   [[nodiscard]] std::vector<std::int64_t> lost_tokens() const override { return preparation_.lost_tokens(); }

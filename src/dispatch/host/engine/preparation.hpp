@@ -25,6 +25,7 @@ class Preparation {
 
   /// Routings that are read from now on are of this placement; to be set between two calls.
   void place_experts(PlacedExperts placed) { placed_ = std::move(placed); }
+  void share_batch(const BatchQuotasRequest& request) { placed_.share_batch(request); }
   [[nodiscard]] const PlacedExperts& placed() const noexcept { return placed_; }
   /// See Dispatcher::expert_tokens(); from any thread.
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const;

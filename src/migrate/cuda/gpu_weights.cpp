@@ -1,0 +1,118 @@
+// Weights in GPU memory that all ranks of the group address; each rank's copy engines pull what it needs.
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include <cuda_runtime_api.h>
+
+#include "core/complaint.hpp"
+#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "gpu/cuda_error.hpp"
+#include "gpu/heap/symmetric_heap.hpp"
+#include "migrate/weight_memory.hpp"
+
+namespace epistle::migrate {
+namespace {
+
+using cuda::check_cuda;
+
+/// The stream of this process for copies on a device, of the lowest priority. One for all stores, made once and never
+/// destroyed, because every further stream could share a hardware queue with one of a rank's (gpu/private_stream.hpp).
+/// Nothing that waits for a rank is put on it.
+cudaStream_t copy_stream(int device) {
+  static std::mutex mutex;
+  static std::map<int, cudaStream_t> streams;
+  const std::lock_guard lock(mutex);
+  const auto found = streams.find(device);
+  if (found != streams.end()) return found->second;
+  const cuda::DeviceGuard guard(device);
+  int lowest = 0;
+  check_cuda(cudaDeviceGetStreamPriorityRange(&lowest, nullptr), "asking for the priorities of streams");
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, lowest), "creating a stream for weights");
+  streams.emplace(device, stream);
+  return stream;
+}
+
+/// Whoever waits for it sleeps: the cores are those of ranks.
+class Event {
+ public:
+  explicit Event(int device) {
+    const cuda::DeviceGuard guard(device);
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
+               "creating an event for weights");
+  }
+  ~Event() { cuda::warn_cuda(cudaEventDestroy(event_), "destroying an event of weights"); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void record(cudaStream_t stream) { check_cuda(cudaEventRecord(event_, stream), "recording an event of weights"); }
+  /// At once where nothing was recorded.
+  void wait() { check_cuda(cudaEventSynchronize(event_), "copying weights"); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+std::int64_t largest_of(const std::vector<std::int64_t>& values) {
+  return *std::max_element(values.begin(), values.end());
+}
+
+class GpuWeights final : public WeightMemory {
+ public:
+  GpuWeights(GroupImpl& group, int device, const std::vector<std::int64_t>& bytes_of_rank)
+      : device_(device),
+        stream_(copy_stream(device)),
+        heap_(group, device, largest_of(bytes_of_rank)),
+        copied_(device),
+        free_(device) {
+    std::vector<cuda::HeapRange> ranges;
+    const std::int64_t unit = heap_.granularity();
+    for (std::size_t rank = 0; rank < bytes_of_rank.size(); ++rank) {
+      const std::int64_t bytes = (bytes_of_rank[rank] + unit - 1) / unit * unit;
+      ranges.push_back({.rank = static_cast<int>(rank), .offset = 0, .num_bytes = bytes});
+    }
+    heap_.commit(ranges);
+  }
+
+  [[nodiscard]] std::byte* base(int rank) const noexcept override { return heap_.base(rank); }
+
+  void begin_thread() override { check_cuda(cudaSetDevice(device_), "choosing the GPU of the copying thread"); }
+
+  void wait_for_free_places() override { free_.wait(); }
+
+  void copy(std::byte* destination, const std::byte* source, std::size_t num_bytes) override {
+    check_cuda(cudaMemcpyAsync(destination, source, num_bytes, cudaMemcpyDefault, stream_), "copying weights");
+    copied_.record(stream_);
+    copied_.wait();
+  }
+
+  void free_behind(Stream stream) override {
+    const cuda::DeviceGuard guard(device_);
+    free_.record(stream.get());
+  }
+
+ private:
+  int device_;
+  cudaStream_t stream_;
+  cuda::SymmetricHeap heap_;
+  Event copied_;  ///< of the copying thread alone
+  Event free_;
+};
+
+}  // namespace
+
+std::unique_ptr<WeightMemory> make_gpu_weights(GroupImpl& group, const CudaOptions& options,
+                                               const std::vector<std::int64_t>& bytes_of_rank) {
+  int device = 0;
+  const Complaint complaint = attempt([&] { device = cuda::choose_device(options, group.rank(), group.num_ranks()); });
+  (void)group.agree({.kind = CallKind::kCreateWeightStore, .step = 2}, Phase::kCreate, complaint);
+  std::unique_ptr<WeightMemory> weights;
+  group.take_together({.kind = CallKind::kCreateWeightStore, .step = 3}, Phase::kCreate,
+                      [&] { weights = std::make_unique<GpuWeights>(group, device, bytes_of_rank); });
+  return weights;
+}
+
+}  // namespace epistle::migrate
