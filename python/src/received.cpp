@@ -154,7 +154,13 @@ nb::object expert_outputs_of(const nb::object& self, bool leased) {
   return nb::cast(make_array(outputs, place_of(received.dispatcher), owner_of(self, leased)));
 }
 
+Array counts_of(const Description& d) {
+  return make_array(d.rows.expert_counts, "int32", {.sizes = {d.rows.num_local_experts}}, d.place, d.owner);
+}
+
 }  // namespace
+
+nb::object counts_tensor(const nb::object& handle) { return to_torch(counts_of(describe<PyHandle>(handle))); }
 
 void bind_received(nb::module_& module) {
   nb::class_<PyHandle> handle(

@@ -224,6 +224,7 @@ Tensor read_tensor(const nb::handle& object) {
 namespace {
 
 constexpr std::size_t kAnyDimensions = ~std::size_t{0};
+constexpr std::size_t kRowsOrBlocks = kAnyDimensions - 1;  ///< 2, or 3 that are 2 in another form
 
 /// Integers of the same size stand for a type that a library has not got: uint16 for bf16, uint8 for fp8.
 bool stands_for(const Tensor& tensor, DType dtype) {
@@ -253,6 +254,17 @@ std::string shape_text(std::int64_t rows, std::int64_t columns) {
 /// From one row to the next; a single row has none.
 std::int64_t row_stride(const Tensor& tensor) { return tensor.shape[0] > 1 ? tensor.strides[0] : 0; }
 
+/// [blocks, rows, hidden], whose blocks lie one behind the other, as [blocks * rows, hidden]; other shapes as they are.
+void flatten_blocks(Tensor& tensor) {
+  if (tensor.num_dimensions != 3) return;
+  const auto [blocks, rows, hidden, none] = tensor.shape;
+  const std::int64_t row_stride = rows == 1 ? tensor.strides[0] : tensor.strides[1];
+  if (blocks > 1 && rows > 1 && tensor.strides[0] != rows * row_stride) return;
+  tensor.num_dimensions = 2;
+  tensor.shape = {blocks * rows, hidden};
+  tensor.strides = {row_stride, tensor.strides[2]};
+}
+
 }  // namespace
 
 bool TensorReader::complain(std::string_view name, const std::string& text) {
@@ -268,6 +280,10 @@ bool TensorReader::read(std::string_view name, const nb::handle& object, std::si
   }
   if (tensor.on_cuda && library_ == nullptr) library_ = tensor.api;
   if (tensor.keep.is_valid()) keep_[num_kept_++ % keep_.size()] = tensor.keep;
+  if (num_dimensions == kRowsOrBlocks) {
+    flatten_blocks(tensor);
+    num_dimensions = 2;
+  }
   const bool any = num_dimensions == kAnyDimensions && tensor.num_dimensions <= kMaxDimensions;
   if (!any && tensor.num_dimensions != num_dimensions) {
     return complain(name, "has " + std::to_string(tensor.num_dimensions) + " dimensions; 2 are expected");
@@ -284,8 +300,9 @@ bool TensorReader::read(std::string_view name, const nb::handle& object, std::si
   return true;
 }
 
-bool TensorReader::read_table(std::string_view name, const nb::handle& object, Tensor& tensor) {
-  if (!read(name, object, 2, tensor)) return false;
+bool TensorReader::read_table(std::string_view name, const nb::handle& object, Tensor& tensor,
+                              std::size_t num_dimensions) {
+  if (!read(name, object, num_dimensions, tensor)) return false;
   if (tensor.shape[1] <= 1 || tensor.shape[0] == 0 || tensor.strides[1] == 1) return true;
   return complain(name, "has rows whose elements do not lie one behind the other; make it contiguous");
 }
@@ -296,7 +313,7 @@ bool TensorReader::check_writable(std::string_view name, const Tensor& tensor) {
 
 Rows TensorReader::read_rows(std::string_view name, const nb::handle& object, DType dtype, bool writable) {
   Tensor tensor;
-  if (object.is_none() || !read_table(name, object, tensor)) return {};
+  if (object.is_none() || !read_table(name, object, tensor, kRowsOrBlocks)) return {};
   if (writable && !check_writable(name, tensor)) return {};
   if (!stands_for(tensor, dtype)) {
     static_cast<void>(complain(name, wrong_type(tensor, to_string(dtype))));
