@@ -342,7 +342,7 @@ Place place_of(const nb::object& dispatcher) {
 void bind_dispatcher(nb::module_& module) {
   const auto none = [](const char* name) { return nb::arg(name).none() = nb::none(); };
   nb::class_<PyDispatcher>(
-      module, "Dispatcher",
+      module, "Dispatcher", nb::is_weak_referenceable(),
       "Dispatch and combine for the ranks of a group, on one device. Every call is collective: all "
       "ranks make the same calls in the same order. Tensors are those of any library, on the "
       "dispatcher's device; rows are [num_rows, hidden] with any stride from row to row. ``stream``: "

@@ -192,7 +192,7 @@ void bind_received(nb::module_& module) {
           "Waits for the counts on the host; returns at once under exact sizing.");
 
   nb::class_<PyReceived> received(
-      module, "Received",
+      module, "Received", nb::is_weak_referenceable(),
       "Received rows, and where the experts may write their outputs: a lease on a buffer of "
       "the dispatcher, which has num_buffers to give. The lease lives as long as this object "
       "and the arrays that were taken of it, or until release().");
