@@ -153,8 +153,28 @@ std::string name_of(dlpack::DataType type) {
   return kFamilies[type.code] + std::to_string(type.bits);
 }
 
+struct CommonType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  ElementType type;
+  const char* name;
+};
+
+/// What calls are made with: their names need not be put together in every call.
+constexpr CommonType kCommonTypes[] = {{dlpack::kBfloat, 16, ElementType::kBf16, "bfloat16"},
+                                       {dlpack::kInt, 64, ElementType::kInt64, "int64"},
+                                       {dlpack::kFloat, 32, ElementType::kFp32, "float32"},
+                                       {dlpack::kInt, 32, ElementType::kInt32, "int32"},
+                                       {dlpack::kFloat8E4m3fn, 8, ElementType::kFp8E4m3, "float8_e4m3fn"}};
+
 void set_type(Tensor& tensor, dlpack::DataType type) {
   tensor.element_bytes = type.bits / 8;
+  for (const CommonType& common : kCommonTypes) {
+    if (type.lanes != 1 || type.code != common.code || type.bits != common.bits) continue;
+    tensor.type = common.type;
+    tensor.type_name = common.name;
+    return;
+  }
   tensor.type_name = name_of(type);
   tensor.type = type_of_name(tensor.type_name, tensor.element_bytes).type;
 }
@@ -202,7 +222,7 @@ Tensor read_dlpack(const nb::handle& object) {
 Tensor read_tensor(const nb::handle& object) {
   const KnownType type = type_of(object);
   if (type.api != nullptr) {
-    if (const std::optional<Tensor> tensor = read_by_exchange(object, *type.api)) return *tensor;
+    if (std::optional<Tensor> tensor = read_by_exchange(object, *type.api)) return *std::move(tensor);
   }
   switch (type.protocol) {
     case Protocol::kTorch:
