@@ -161,6 +161,9 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
   add_number(command, "--replays", options.num_replays, {1, kMaxReplays},
              "CUDA device: also replay a graph of one such pair N times in a row and time every replay; needs --sizing "
              "capacity");
+  add_number(command, "--host-calls", options.num_host_calls, {1, kMaxReplays},
+             "CUDA device: also time N dispatches (with expert ids) one by one by the host's clock, each from the call "
+             "until its rows are there");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
   add_numbers(
@@ -205,6 +208,7 @@ std::vector<std::pair<std::string_view, std::string>> shared_options(const Bench
           {"--chain", given(options.num_chained_pairs)},
           {"--graph", text(options.chain_in_graph)},
           {"--replays", given(options.num_replays)},
+          {"--host-calls", given(options.num_host_calls)},
           {"--seed", text(options.seed)},
           {"--no-verify", text(options.no_verify)},
           {"--no-bind", text(options.no_bind)},

@@ -52,6 +52,7 @@ struct BenchOptions {
   std::int32_t num_warmups = 5;
   std::int32_t num_chained_pairs = 0;  ///< 0 = not given
   std::int32_t num_replays = 0;        ///< 0 = not given
+  std::int32_t num_host_calls = 0;     ///< 0 = not given
   std::uint64_t seed = 1;
   bool compares = false;  ///< contenders take turns, and what cannot serve is no error
   bool chain_in_graph = false;

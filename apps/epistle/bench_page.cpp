@@ -122,6 +122,30 @@ void add_pairs(html::Page& page, const Json& record) {
   page.add(std::move(chart));
 }
 
+void add_host_calls(html::Page& page, const Json& record) {
+  if (record.at("host_calls").is_null()) return;
+  html::TableBlock table{.title = "Dispatches by the host's clock",
+                         .columns = {{"dispatcher"},
+                                     {"median", Align::kRight},
+                                     {"p10", Align::kRight},
+                                     {"p90", Align::kRight},
+                                     {"p99", Align::kRight},
+                                     {"samples", Align::kRight}},
+                         .rows = {},
+                         .note =
+                             "On the slowest rank: from the call, with expert ids, until its host knows that the "
+                             "rows are there."};
+  for (const Json& calls : record.at("host_calls")) {
+    table.rows.push_back({{.text = plain_text(calls.at("dispatcher"))},
+                          us_cell(calls.at("median_us")),
+                          us_cell(calls.at("p10_us")),
+                          us_cell(calls.at("p90_us")),
+                          us_cell(calls.at("p99_us")),
+                          count_cell(calls.at("samples"))});
+  }
+  page.add(std::move(table));
+}
+
 html::TableBlock buffers_table(const Json& record) {
   html::TableBlock table{.title = "Buffers",
                          .columns = {{"dispatcher"}, {"on the largest rank", Align::kRight}, {"as predicted"}},
@@ -153,6 +177,7 @@ std::string render_bench_page(const Json& record) {
                                  .field = std::string(limit_field(record)),
                                  .scale = kPercent,
                                  .value_title = "percent of the limit"}));
+  add_host_calls(page, record);
   add_pairs(page, record);
   page.add_section("Load and memory");
   page.add(load_chart(record.at("load")));

@@ -18,6 +18,34 @@ std::string chain_text(const PairTimes& chain, bool on_cuda) {
   return text;
 }
 
+/// One row for each dispatcher and way to launch.
+class PairsTable {
+ public:
+  explicit PairsTable(const std::string& what)
+      : table_({{"dispatcher", Align::kLeft},
+                {what, Align::kLeft},
+                {"median", Align::kRight},
+                {"p10", Align::kRight},
+                {"p90", Align::kRight},
+                {"p99", Align::kRight},
+                {"samples", Align::kRight}}) {}
+
+  void add(const PairTimes& pairs, const std::string& what) {
+    const Summary& time_us = pairs.time_us;
+    table_.add_row({pairs.dispatcher, what, format_us(time_us.median), format_us(time_us.p10), format_us(time_us.p90),
+                    format_us(time_us.p99), format_count(pairs.num_samples)});
+    has_rows_ = true;
+  }
+  /// Nothing where nothing was added.
+  [[nodiscard]] std::string render(std::string_view note) const {
+    return has_rows_ ? fmt::format("{}{}\n\n", table_.render(), note) : std::string();
+  }
+
+ private:
+  Table table_;
+  bool has_rows_ = false;
+};
+
 Json pairs_json(const std::vector<PairTimes>& all, std::string_view num_name) {
   if (all.empty()) return nullptr;
   Json list = Json::array();
@@ -39,26 +67,19 @@ Json pairs_json(const std::vector<PairTimes>& all, std::string_view num_name) {
 }  // namespace
 
 std::string render_pairs_table(const BenchResult& result) {
-  if (result.chains.empty() && result.replays.empty()) return {};
-  Table table({{"dispatcher", Align::kLeft},
-               {"in a row", Align::kLeft},
-               {"median", Align::kRight},
-               {"p10", Align::kRight},
-               {"p90", Align::kRight},
-               {"p99", Align::kRight},
-               {"samples", Align::kRight}});
-  const auto add_row = [&](const PairTimes& pairs, const std::string& what) {
-    const Summary& time_us = pairs.time_us;
-    table.add_row({pairs.dispatcher, what, format_us(time_us.median), format_us(time_us.p10), format_us(time_us.p90),
-                   format_us(time_us.p99), format_count(pairs.num_samples)});
-  };
-  for (const PairTimes& chain : result.chains) add_row(chain, chain_text(chain, result.cuda.has_value()));
-  for (const PairTimes& replays : result.replays) add_row(replays, "replays of a graph of one pair");
-  return table.render() +
-         "Times are those of one pair on the slowest rank: a dispatch that reads its routing anew, and a combine.\n\n";
+  std::string text;
+  PairsTable pairs("in a row");
+  for (const PairTimes& chain : result.chains) pairs.add(chain, chain_text(chain, result.cuda.has_value()));
+  for (const PairTimes& replays : result.replays) pairs.add(replays, "replays of a graph of one pair");
+  text += pairs.render(
+      "Times are those of one pair on the slowest rank: a dispatch that reads its routing anew, and a combine.");
+  PairsTable calls("by the host's clock");
+  for (const PairTimes& dispatches : result.host_calls) calls.add(dispatches, "dispatch+layout");
+  return text + calls.render("On the slowest rank: from the call until its host knows that the rows are there.");
 }
 
 Json chains_json(const BenchResult& result) { return pairs_json(result.chains, "pairs"); }
 Json replays_json(const BenchResult& result) { return pairs_json(result.replays, "replays"); }
+Json host_calls_json(const BenchResult& result) { return pairs_json(result.host_calls, "dispatches"); }
 
 }  // namespace epistle::cli

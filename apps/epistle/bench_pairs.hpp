@@ -1,4 +1,4 @@
-// What `epistle bench` prints of pairs in a row: chains, and replays of a graph.
+// What `epistle bench` prints of pairs in a row: chains, and replays of a graph; and of calls by the host's clock.
 #pragma once
 
 #include <string>
@@ -8,12 +8,13 @@
 
 namespace epistle::cli {
 
-/// A table, and what it shows; empty where neither chains nor replays were asked for.
+/// Tables, and what they show; empty where none of it was asked for.
 [[nodiscard]] std::string render_pairs_table(const BenchResult& result);
 
 // One object for each dispatcher and way to launch; null where not asked for.
 
 [[nodiscard]] Json chains_json(const BenchResult& result);
 [[nodiscard]] Json replays_json(const BenchResult& result);
+[[nodiscard]] Json host_calls_json(const BenchResult& result);
 
 }  // namespace epistle::cli

@@ -138,6 +138,7 @@ void choose_device(const BenchOptions& options, int num_ranks, BenchSpec& spec) 
   belongs_to(Device::kCuda, !options.mover.empty(), "--mover");
   belongs_to(Device::kCuda, options.num_runs > 0, "--runs");
   belongs_to(Device::kCuda, options.num_replays > 0, "--replays");
+  belongs_to(Device::kCuda, options.num_host_calls > 0, "--host-calls");
   spec.bind = !on_cuda && !options.no_bind;
   spec.host.num_workers = options.num_workers > 0 ? options.num_workers : 1;
   spec.cuda.num_sms = options.num_sms;
@@ -418,6 +419,7 @@ BenchPlan make_bench_plan(const BenchOptions& options, int num_ranks, GroupKind 
   plan.spec.stage_combine = options.stage_combine;
   plan.spec.num_chained_pairs = options.num_chained_pairs;
   plan.spec.num_replays = options.num_replays;
+  plan.spec.num_host_calls = options.num_host_calls;
   plan.spec.num_in_flight = options.concurrency;
   plan.spec.compute_beside = options.gemm;
   choose_device(options, num_ranks, plan.spec);

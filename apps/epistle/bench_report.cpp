@@ -245,6 +245,7 @@ Json bench_json(const BenchPlan& plan, const BenchResult& result) {
                        {"results", phases_json(result)},
                        {"chain", chains_json(result)},
                        {"replays", replays_json(result)},
+                       {"host_calls", host_calls_json(result)},
                        {"stack", stack_json(plan, result)}});
   return document;
 }

@@ -92,8 +92,14 @@ nb::object call_package(const char* function, const nb::object& self) {
   return package_attribute("epistle._arrays", function)(self);
 }
 
-/// As a tensor of Torch. Where its type has no table of functions yet, or does not take the array, by a capsule.
-nb::object to_torch(const nb::object& self) {
+std::string describe(const Array& array) {
+  const auto shape = nb::cast<std::string>(nb::repr(to_tuple(array.shape)));
+  return "<epistle.Array " + array.dtype + " " + shape + " on " + std::string(to_string(array.place.device)) + ">";
+}
+
+}  // namespace
+
+nb::object to_torch(const Array& array) {
   // Not initialised by their declaration: importing Torch may let other threads run, which would wait for it.
   static const dlpack::ExchangeApi* api = nullptr;
   static bool is_known = false;
@@ -102,18 +108,11 @@ nb::object to_torch(const nb::object& self) {
     is_known = true;
   }
   if (api != nullptr) {
-    nb::object tensor = make_exchange(*api, nb::cast<const Array&>(self));
+    nb::object tensor = make_exchange(*api, array);
     if (tensor.is_valid()) return tensor;
   }
-  return call_package("to_torch", self);
+  return call_package("to_torch", nb::cast(array));
 }
-
-std::string describe(const Array& array) {
-  const auto shape = nb::cast<std::string>(nb::repr(to_tuple(array.shape)));
-  return "<epistle.Array " + array.dtype + " " + shape + " on " + std::string(to_string(array.place.device)) + ">";
-}
-
-}  // namespace
 
 ElementCode code_of(const Array& array) {
   const TypeRow& row = row_of(array);

@@ -42,4 +42,8 @@ struct ElementCode {
 /// [num_rows, num_columns]; in blocks [num_blocks, rows_per_block, num_columns].
 [[nodiscard]] Array make_array(const ScalesView& scales, Place place, nb::object owner);
 
+/// As a tensor of Torch, on the same memory. Where its type has no table of functions yet (exchange.hpp), or does not
+/// take the array, by a capsule.
+[[nodiscard]] nb::object to_torch(const Array& array);
+
 }  // namespace epistle::python

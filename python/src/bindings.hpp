@@ -64,6 +64,9 @@ struct Place {
 };
 [[nodiscard]] Place place_of(const nb::object& dispatcher);
 
+/// Handle.expert_counts of a handle, as a tensor of Torch that keeps it.
+[[nodiscard]] nb::object counts_tensor(const nb::object& handle);
+
 /// An attribute of one of the package's own Python modules.
 [[nodiscard]] nb::object package_attribute(const char* module, const char* name);
 

@@ -150,6 +150,19 @@ PyPending dispatch_send(const nb::object& self, const nb::object& tokens, const 
                                       })};
 }
 
+/// What a step of decoding needs of a dispatch, in one call: that is what its host time is made of.
+nb::tuple dispatch_decode(const nb::object& self, const nb::object& tokens, const nb::object& expert_ids,
+                          const nb::object& stream) {
+  const nb::object none = nb::none();
+  Received received = with_dispatch_request(self, {tokens, none, expert_ids, none, none, none, 0, 0, none, 0, stream},
+                                            [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
+                                              return dispatcher.dispatch(request, on);
+                                            });
+  const nb::object handle = nb::cast(PyHandle{self, received.handle()});
+  received.release();
+  return nb::make_tuple(handle, counts_tensor(handle));
+}
+
 /// The object that is given last, where it is one of `self`'s.
 Pending take(const nb::object& pending) { return std::move(nb::cast<PyPending&>(pending).pending); }
 
@@ -329,7 +342,7 @@ Place place_of(const nb::object& dispatcher) {
 void bind_dispatcher(nb::module_& module) {
   const auto none = [](const char* name) { return nb::arg(name).none() = nb::none(); };
   nb::class_<PyDispatcher>(
-      module, "Dispatcher",
+      module, "Dispatcher", nb::is_weak_referenceable(),
       "Dispatch and combine for the ranks of a group, on one device. Every call is collective: all "
       "ranks make the same calls in the same order. Tensors are those of any library, on the "
       "dispatcher's device; rows are [num_rows, hidden] with any stride from row to row. ``stream``: "
@@ -365,6 +378,12 @@ void bind_dispatcher(nb::module_& module) {
            "Moves rows to the ranks of their experts. ``tokens`` [num_tokens, hidden] of the input type; ``scales`` "
            "[num_tokens, columns] in any strides where the payload has scales. With ``handle`` of a prepare, or with "
            "``expert_ids``, ``weights``, ``num_tokens``, ``most_tokens`` and ``step_seed`` as there.")
+      .def(
+          "dispatch_decode", &dispatch_decode, nb::arg("tokens"), nb::arg("expert_ids"), none("stream"),
+          nb::sig("def dispatch_decode(self, tokens: typing.Any, expert_ids: typing.Any, stream: typing.Any = None) -> "
+                  "tuple[Handle, typing.Any]"),
+          "dispatch with expert_ids whose lease is given back at once, for callers who know where its rows lie "
+          "(Received.borrow): (handle, Handle.expert_counts as a tensor of Torch).")
       .def("dispatch_send", &dispatch_send, nb::arg("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
            none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
            none("step_seed_at"), nb::arg("num_sms") = 0, none("stream"),
@@ -377,7 +396,8 @@ void bind_dispatcher(nb::module_& module) {
            none("weights"), nb::arg("num_sms") = 0, none("stream"), EPISTLE_COMBINE_SIGNATURE("combine", "None"),
            "Sums expert outputs back to their tokens, into ``out`` [num_tokens, expert_output_hidden]. ``rows`` "
            "[num_rows, "
-           "expert_output_hidden]; those of ``received.expert_outputs`` are not copied, and are taken where "
+           "expert_output_hidden], or in blocks [experts, rows, expert_output_hidden]; those of "
+           "``received.expert_outputs`` are not copied, and are taken where "
            "``received`` "
            "is given without rows.")
       .def("combine_send", &combine_send, nb::arg("out"), nb::kw_only(), none("rows"), none("handle"), none("received"),

@@ -59,6 +59,8 @@ struct ExchangeApi {
 
 inline constexpr std::int32_t kCpu = 1;
 inline constexpr std::int32_t kCuda = 2;
+inline constexpr std::uint8_t kInt = 0;
+inline constexpr std::uint8_t kFloat = 2;
 inline constexpr std::uint8_t kBfloat = 4;
 inline constexpr std::uint8_t kFloat8E4m3fn = 10;  // DLPack 1.1
 

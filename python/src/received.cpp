@@ -154,7 +154,13 @@ nb::object expert_outputs_of(const nb::object& self, bool leased) {
   return nb::cast(make_array(outputs, place_of(received.dispatcher), owner_of(self, leased)));
 }
 
+Array counts_of(const Description& d) {
+  return make_array(d.rows.expert_counts, "int32", {.sizes = {d.rows.num_local_experts}}, d.place, d.owner);
+}
+
 }  // namespace
+
+nb::object counts_tensor(const nb::object& handle) { return to_torch(counts_of(describe<PyHandle>(handle))); }
 
 void bind_received(nb::module_& module) {
   nb::class_<PyHandle> handle(
@@ -186,7 +192,7 @@ void bind_received(nb::module_& module) {
           "Waits for the counts on the host; returns at once under exact sizing.");
 
   nb::class_<PyReceived> received(
-      module, "Received",
+      module, "Received", nb::is_weak_referenceable(),
       "Received rows, and where the experts may write their outputs: a lease on a buffer of "
       "the dispatcher, which has num_buffers to give. The lease lives as long as this object "
       "and the arrays that were taken of it, or until release().");

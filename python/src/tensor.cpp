@@ -153,8 +153,28 @@ std::string name_of(dlpack::DataType type) {
   return kFamilies[type.code] + std::to_string(type.bits);
 }
 
+struct CommonType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  ElementType type;
+  const char* name;
+};
+
+/// What calls are made with: their names need not be put together in every call.
+constexpr CommonType kCommonTypes[] = {{dlpack::kBfloat, 16, ElementType::kBf16, "bfloat16"},
+                                       {dlpack::kInt, 64, ElementType::kInt64, "int64"},
+                                       {dlpack::kFloat, 32, ElementType::kFp32, "float32"},
+                                       {dlpack::kInt, 32, ElementType::kInt32, "int32"},
+                                       {dlpack::kFloat8E4m3fn, 8, ElementType::kFp8E4m3, "float8_e4m3fn"}};
+
 void set_type(Tensor& tensor, dlpack::DataType type) {
   tensor.element_bytes = type.bits / 8;
+  for (const CommonType& common : kCommonTypes) {
+    if (type.lanes != 1 || type.code != common.code || type.bits != common.bits) continue;
+    tensor.type = common.type;
+    tensor.type_name = common.name;
+    return;
+  }
   tensor.type_name = name_of(type);
   tensor.type = type_of_name(tensor.type_name, tensor.element_bytes).type;
 }
@@ -202,7 +222,7 @@ Tensor read_dlpack(const nb::handle& object) {
 Tensor read_tensor(const nb::handle& object) {
   const KnownType type = type_of(object);
   if (type.api != nullptr) {
-    if (const std::optional<Tensor> tensor = read_by_exchange(object, *type.api)) return *tensor;
+    if (std::optional<Tensor> tensor = read_by_exchange(object, *type.api)) return *std::move(tensor);
   }
   switch (type.protocol) {
     case Protocol::kTorch:
@@ -224,6 +244,7 @@ Tensor read_tensor(const nb::handle& object) {
 namespace {
 
 constexpr std::size_t kAnyDimensions = ~std::size_t{0};
+constexpr std::size_t kRowsOrBlocks = kAnyDimensions - 1;  ///< 2, or 3 that are 2 in another form
 
 /// Integers of the same size stand for a type that a library has not got: uint16 for bf16, uint8 for fp8.
 bool stands_for(const Tensor& tensor, DType dtype) {
@@ -253,6 +274,17 @@ std::string shape_text(std::int64_t rows, std::int64_t columns) {
 /// From one row to the next; a single row has none.
 std::int64_t row_stride(const Tensor& tensor) { return tensor.shape[0] > 1 ? tensor.strides[0] : 0; }
 
+/// [blocks, rows, hidden], whose blocks lie one behind the other, as [blocks * rows, hidden]; other shapes as they are.
+void flatten_blocks(Tensor& tensor) {
+  if (tensor.num_dimensions != 3) return;
+  const auto [blocks, rows, hidden, none] = tensor.shape;
+  const std::int64_t row_stride = rows == 1 ? tensor.strides[0] : tensor.strides[1];
+  if (blocks > 1 && rows > 1 && tensor.strides[0] != rows * row_stride) return;
+  tensor.num_dimensions = 2;
+  tensor.shape = {blocks * rows, hidden};
+  tensor.strides = {row_stride, tensor.strides[2]};
+}
+
 }  // namespace
 
 bool TensorReader::complain(std::string_view name, const std::string& text) {
@@ -268,6 +300,10 @@ bool TensorReader::read(std::string_view name, const nb::handle& object, std::si
   }
   if (tensor.on_cuda && library_ == nullptr) library_ = tensor.api;
   if (tensor.keep.is_valid()) keep_[num_kept_++ % keep_.size()] = tensor.keep;
+  if (num_dimensions == kRowsOrBlocks) {
+    flatten_blocks(tensor);
+    num_dimensions = 2;
+  }
   const bool any = num_dimensions == kAnyDimensions && tensor.num_dimensions <= kMaxDimensions;
   if (!any && tensor.num_dimensions != num_dimensions) {
     return complain(name, "has " + std::to_string(tensor.num_dimensions) + " dimensions; 2 are expected");
@@ -284,8 +320,9 @@ bool TensorReader::read(std::string_view name, const nb::handle& object, std::si
   return true;
 }
 
-bool TensorReader::read_table(std::string_view name, const nb::handle& object, Tensor& tensor) {
-  if (!read(name, object, 2, tensor)) return false;
+bool TensorReader::read_table(std::string_view name, const nb::handle& object, Tensor& tensor,
+                              std::size_t num_dimensions) {
+  if (!read(name, object, num_dimensions, tensor)) return false;
   if (tensor.shape[1] <= 1 || tensor.shape[0] == 0 || tensor.strides[1] == 1) return true;
   return complain(name, "has rows whose elements do not lie one behind the other; make it contiguous");
 }
@@ -296,7 +333,7 @@ bool TensorReader::check_writable(std::string_view name, const Tensor& tensor) {
 
 Rows TensorReader::read_rows(std::string_view name, const nb::handle& object, DType dtype, bool writable) {
   Tensor tensor;
-  if (object.is_none() || !read_table(name, object, tensor)) return {};
+  if (object.is_none() || !read_table(name, object, tensor, kRowsOrBlocks)) return {};
   if (writable && !check_writable(name, tensor)) return {};
   if (!stands_for(tensor, dtype)) {
     static_cast<void>(complain(name, wrong_type(tensor, to_string(dtype))));

@@ -60,7 +60,7 @@ class TensorReader {
   /// Of the first tensor on a GPU, where it has a table for exchange.
   [[nodiscard]] const dlpack::ExchangeApi* library() const noexcept { return library_; }
 
-  /// None gives empty views.
+  /// None gives empty views. Rows are [num_rows, hidden], or [blocks, rows, hidden] where these are the same in memory.
   [[nodiscard]] ConstRows rows(std::string_view name, const nb::handle& object, DType dtype);
   [[nodiscard]] Rows writable_rows(std::string_view name, const nb::handle& object, DType dtype);
   [[nodiscard]] ScalesView scales(std::string_view name, const nb::handle& object, DType payload);
@@ -76,7 +76,8 @@ class TensorReader {
  private:
   // False where something is wrong, which is kept.
   [[nodiscard]] bool read(std::string_view name, const nb::handle& object, std::size_t num_dimensions, Tensor& tensor);
-  [[nodiscard]] bool read_table(std::string_view name, const nb::handle& object, Tensor& tensor);
+  [[nodiscard]] bool read_table(std::string_view name, const nb::handle& object, Tensor& tensor,
+                                std::size_t num_dimensions = 2);
   [[nodiscard]] Rows read_rows(std::string_view name, const nb::handle& object, DType dtype, bool writable);
   [[nodiscard]] bool check_writable(std::string_view name, const Tensor& tensor);
   [[nodiscard]] bool complain(std::string_view name, const std::string& text);

@@ -49,6 +49,7 @@ struct BenchSpec {
   std::int32_t num_warmups = 5;
   std::int32_t num_chained_pairs = 0;  ///< pairs in a chain, see PairTimes; 0 = no chains
   std::int32_t num_replays = 0;        ///< kCuda only: replays of a graph of one pair; 0 = none
+  std::int32_t num_host_calls = 0;     ///< kCuda only: dispatches with ids by the host's clock; 0 = none
   /// Requests of a chain that are under way at once: as many dispatches, each with buffers of its own, and then their
   /// combines.
   std::int32_t num_in_flight = 1;
@@ -170,6 +171,8 @@ struct BenchResult {
   std::vector<PhaseResult> phases;
   std::vector<PairTimes> chains;
   std::vector<PairTimes> replays;  ///< kCuda
+  /// kCuda: no pairs, but dispatches with ids, one by one, from the call until the host knows that its rows are there.
+  std::vector<PairTimes> host_calls;
   std::vector<DispatcherSummary> dispatchers;
   std::vector<Unavailable> unavailable;  ///< contenders
   LoadSummary load;

@@ -61,6 +61,7 @@ TEST(BenchPairs, WithoutTheOptionThereAreNone) {
   ASSERT_TRUE(json.contains("replays"));
   EXPECT_TRUE(json.at("chain").is_null());
   EXPECT_TRUE(json.at("replays").is_null());
+  EXPECT_TRUE(json.at("host_calls").is_null());
   EXPECT_FALSE(has_line_starting_with(run_bench({"--dispatcher", "direct"}).out, "direct      chain"));
 }
 
@@ -78,6 +79,8 @@ TEST(BenchPairs, WrongUse) {
            {{"--chain", "201"}, "--chain is '201'"},
            {{"--chain", "many"}, "--chain is 'many'"},
            {{"--device", "cuda", "--replays", "0"}, "--replays is '0'"},
+           {{"--host-calls", "10"}, "--host-calls belongs to --device cuda; the device is host"},
+           {{"--device", "cuda", "--host-calls", "0"}, "--host-calls is '0'"},
            {{"--replays", "10"}, "--replays belongs to --device cuda; the device is host"},
            {{"--chain", "2", "--replays", "10"}, "--replays belongs to --device cuda; the device is host"}}) {
     for (const char* const group : {"threads", "processes"}) {

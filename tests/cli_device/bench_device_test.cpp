@@ -111,6 +111,22 @@ TEST(BenchDevice, PairsInARowOnVirtualRanks) {
   EXPECT_GT(json.at("replays")[0].at("median_us").get<double>(), 0.0);
 }
 
+TEST(BenchDevice, DispatchesByTheHostsClock) {
+  if (!has_gpu()) GTEST_SKIP() << "this machine has no GPU";
+  for (const std::string sizing : {"exact", "capacity"}) {
+    std::vector<std::string> options = {"--device", "cuda", "--ranks", "2", "--sizing", sizing, "--host-calls", "20"};
+    if (sizing == "capacity") options.insert(options.end(), {"--capacity-rows", "40"});
+    const auto json = bench_json(options);
+    EXPECT_EQ(json.at("verification"), "passed");
+    ASSERT_EQ(json.at("host_calls").size(), 1U);
+    const auto& calls = json.at("host_calls")[0];
+    EXPECT_EQ(calls.at("dispatches"), 20);
+    EXPECT_EQ(calls.at("samples"), 20);
+    EXPECT_GT(calls.at("min_us").get<double>(), 0.0);
+    EXPECT_LE(calls.at("median_us").get<double>(), calls.at("p90_us").get<double>());
+  }
+}
+
 TEST(BenchDevice, PaddingCanStayAsItIs) {
   expect_rejected({"--no-zero-padding"}, "--no-zero-padding needs padding");
   const auto padded = bench_json({"--layout", "expert_major", "--alignment", "8"});

@@ -53,7 +53,7 @@ class _Shape:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Places:
     """Where a dispatcher's rows lie. It has one buffer, so they stay there; what is in it is a call's until the
     dispatcher's turn comes again: no lease is kept."""
@@ -72,7 +72,7 @@ class _Places:
         )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Line:
     """One of the dispatchers that are used in turn."""
 
@@ -85,16 +85,19 @@ class LowLatencyHandle:
     """What low_latency_dispatch returns for low_latency_combine. As a sequence it is DeepEP's (src_info, layout_range,
     num_max_dispatch_tokens_per_rank, hidden, num_experts)."""
 
+    __slots__ = ("dispatcher", "handle", "late_weights", "num_ranks", "outputs", "shape")
+
     def __init__(
         self,
         line: _Line,
         shape: tuple[int, int, int],
         num_ranks: int,
         outputs: torch.Tensor,
+        handle: epistle.Handle | None,
     ) -> None:
         self.dispatcher = line.dispatcher
         self.late_weights = line.late_weights
-        self.handle: epistle.Handle | None = None  # from the receive half on
+        self.handle = handle  # from the receive half on
         self.shape = shape
         self.num_ranks = num_ranks
         self.outputs = outputs
@@ -161,56 +164,77 @@ class LowLatencyCalls:
     ) -> tuple[typing.Any, torch.Tensor, LowLatencyHandle, EventOverlap, Hook]:
         """(recv_x [experts, R*M, hidden] or (recv_x, scales), recv_count int32 [experts], handle, event, hook). Two
         results may be outstanding; a third dispatch writes over the first."""
-        _refuse_forks("low_latency_dispatch", of_forks)
+        if of_forks:
+            _refuse_forks("low_latency_dispatch", of_forks)
         if dispatch_wait_recv_cost_stats is not None:
             raise lacking(
                 "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
-        _check_hooks(async_finish, return_recv_hook)
-        hidden = x.shape[1]
+        ordinal, hidden = x.get_device(), x.shape[1]
         sizes = (hidden, topk_idx.shape[1], num_max_dispatch_tokens_per_rank, num_experts)
-        line = self._next_line(x.get_device(), sizes, (use_fp8, round_scale, use_ue8m0))
-        dispatcher = line.dispatcher
-        pending: epistle.Pending | None = None
-        if not return_recv_hook:  # in one step, which is less than two for the host and for a GPU
-            received = dispatcher.dispatch(x, expert_ids=topk_idx)
-        elif x.is_cuda:  # routing and rows travel together
-            pending = dispatcher.dispatch_send(x, expert_ids=topk_idx)
-            received = pending.received()
+        line = self._next_line(ordinal, sizes, (use_fp8, round_scale, use_ue8m0))
+        shape = (num_max_dispatch_tokens_per_rank, hidden, num_experts)
+        if return_recv_hook:
+            _check_hooks(async_finish, return_recv_hook)
+            return self._dispatch_in_halves(line, x, topk_idx, shape, cumulative_local_expert_recv_stats)
+        # In one step, which is less than two for the host and for a GPU.
+        places = line.places
+        if places is None:
+            received = line.dispatcher.dispatch(x, expert_ids=topk_idx)
+            routed, places = self._keep_places(line, received, num_max_dispatch_tokens_per_rank)
+            recv_count = tensor_of(routed.expert_counts)
         else:
-            pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
-            received = pending.received()
+            routed, recv_count = line.dispatcher.dispatch_decode(x, topk_idx)
+        handle = LowLatencyHandle(line, shape, self._group.size, places.outputs, routed)
+        recv_x: typing.Any = places.rows
+        if places.scales is not None:
+            recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
+            fill_scales()
+            recv_x = (recv_x, recv_scales)
+        if cumulative_local_expert_recv_stats is not None:
+            cumulative_local_expert_recv_stats.add_(recv_count)
+        return recv_x, recv_count, handle, finish(async_finish), None
+
+    def _keep_places(
+        self, line: _Line, received: epistle.Received, max_tokens: int
+    ) -> tuple[epistle.Handle, _Places]:
+        """The routing of a dispatch, whose lease is given back, and where its rows are."""
         routed = received.handle
         places = line.places
         if places is None:
-            blocks = (routed.num_local_experts, self._group.size * num_max_dispatch_tokens_per_rank)
-            places = line.places = _Places.of(received, blocks)
+            places = line.places = _Places.of(received, (routed.num_local_experts, self._group.size * max_tokens))
         received.release()
-        handle = LowLatencyHandle(
-            line, (num_max_dispatch_tokens_per_rank, hidden, num_experts), self._group.size, places.outputs
-        )
+        return routed, places
+
+    def _dispatch_in_halves(
+        self,
+        line: _Line,
+        x: torch.Tensor,
+        topk_idx: torch.Tensor,
+        shape: tuple[int, int, int],
+        recv_stats: torch.Tensor | None,
+    ) -> tuple[typing.Any, torch.Tensor, LowLatencyHandle, EventOverlap, Hook]:
+        dispatcher = line.dispatcher
+        if x.is_cuda:  # routing and rows travel together
+            pending = dispatcher.dispatch_send(x, expert_ids=topk_idx)
+        else:
+            pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
+        routed, places = self._keep_places(line, pending.received(), shape[0])
+        handle = LowLatencyHandle(line, shape, self._group.size, places.outputs, None)
         recv_x: typing.Any = places.rows
         fill_scales: Callable[[], object] = _nothing
         if places.scales is not None:
             recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
             recv_x = (places.rows, recv_scales)
-        recv_count: torch.Tensor = routed.expert_counts.torch()
-
-        def finish_receiving() -> None:
-            fill_scales()
-            handle.handle = routed
-            if cumulative_local_expert_recv_stats is not None:
-                cumulative_local_expert_recv_stats.add_(recv_count)
-
-        if pending is None:
-            finish_receiving()
-            return recv_x, recv_count, handle, finish(async_finish), None
-        sent = pending
+        recv_count = tensor_of(routed.expert_counts)
 
         def receive(kept: tuple[torch.Tensor, ...] = (x, topk_idx)) -> None:
             del kept  # read by the receive half as well
-            dispatcher.dispatch_receive(sent).release()
-            finish_receiving()
+            dispatcher.dispatch_receive(pending).release()
+            fill_scales()
+            handle.handle = routed
+            if recv_stats is not None:
+                recv_stats.add_(recv_count)
 
         return recv_x, recv_count, handle, EventOverlap(), receive
 
@@ -229,23 +253,24 @@ class LowLatencyCalls:
         **of_forks: typing.Any,
     ) -> tuple[torch.Tensor, EventOverlap, Hook]:
         """(sums [T, hidden], event, hook): the rows of a token times its weights, added in top-k order in fp32."""
-        _refuse_forks("low_latency_combine", of_forks)
+        if of_forks:
+            _refuse_forks("low_latency_combine", of_forks)
         if use_logfmt:
             raise lacking("LogFMT", "leave use_logfmt False: combine sends bf16")
         if combine_wait_recv_cost_stats is not None:
             raise lacking(
                 "combine_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
-        _check_hooks(async_finish, return_recv_hook)
+        if return_recv_hook:
+            _check_hooks(async_finish, return_recv_hook)
         dispatcher = handle.dispatcher
         weights: torch.Tensor | None = topk_weights.contiguous()
         if handle.late_weights:
-            weighted = handle.described()
+            weighted = handle.handle or handle.described()
         else:  # they come with the ids in a prepare; the same ids get the same places
             weighted, weights = dispatcher.prepare(topk_idx, topk_weights), None
         rows = handle.outputs if zero_copy else x
         result = x.new_empty((topk_idx.shape[0], x.shape[-1])) if out is None else out
-        rows = rows.view(-1, rows.shape[-1])
         if not return_recv_hook:
             dispatcher.combine(result, rows=rows, handle=weighted, weights=weights)
             return result, finish(async_finish), None

@@ -12,6 +12,7 @@ from epistle.deep_ep._events import EventOverlap, finish, wait_for
 from epistle.deep_ep._prepared import Made, Prepared, move
 from epistle.deep_ep._routes import (
     MAX_HANDLES,
+    NUM_BUFFERS,
     Dispatchers,
     Payload,
     align_up,
@@ -97,19 +98,31 @@ class Routing:
         is_token_in_rank: torch.Tensor | None,
     ) -> None:
         self.rank, self.num_ranks = group.rank, group.size
-        # Copies: the caller may write the next ones there, and a cached dispatch of another payload needs them again.
-        self.expert_ids = expert_ids.clone()
-        self.weights = None if weights is None else weights.clone()
+        self.expert_ids = expert_ids
+        self.weights = weights
         self.num_experts = num_experts
         self.num_worst_tokens = num_worst_tokens
         self.max_tokens = max_tokens
         self.is_token_in_rank = is_token_in_rank
+
+    def copy_inputs(self) -> None:
+        """The caller may write the next ones there, and a cached dispatch of another payload needs these again."""
+        self.expert_ids = self.expert_ids.clone()
+        self.weights = None if self.weights is None else self.weights.clone()
 
     def prepare(
         self, payload: Payload, dispatchers: Dispatchers, num_rows: int = 0
     ) -> tuple[epistle.Dispatcher, epistle.Handle]:
         """``num_rows``: of static shapes; 0: as the routing says."""
         num_rows = num_rows or self.num_worst_tokens
+        top_k = self.expert_ids.shape[1]
+        key = (payload, self.num_experts, top_k, num_rows, self.expert_ids.get_device())
+        dispatcher = dispatchers.find(key, self.max_tokens)
+        if dispatcher is None:
+            dispatcher = dispatchers.keep(key, self._make(payload, dispatchers, num_rows), self.max_tokens)
+        return dispatcher, dispatcher.prepare(self.expert_ids, self.weights)
+
+    def _make(self, payload: Payload, dispatchers: Dispatchers, num_rows: int) -> epistle.Dispatcher:
         fields = {
             **payload.config(),
             "num_experts": self.num_experts,
@@ -119,8 +132,9 @@ class Routing:
         }
         if num_rows > 0:
             fields["sizing"] = epistle.Capacity(rows_per_rank=num_rows)
-        dispatcher = dispatchers.get("direct", fields, options_for(self.expert_ids), self.max_tokens)
-        return dispatcher, dispatcher.prepare(self.expert_ids, self.weights)
+        else:
+            fields["num_buffers"] = NUM_BUFFERS
+        return dispatchers.get("direct", fields, options_for(self.expert_ids), self.max_tokens)
 
 
 class NormalCalls:
@@ -183,27 +197,30 @@ class NormalCalls:
                 raise ValueError(
                     "a cached dispatch takes its routing from the handle; leave topk_idx and topk_weights out"
                 )
-            rows = self._move(handle.for_payload(payload, self._dispatchers), payload, tokens, scales, config)
+            made_by = handle.for_payload(payload, self._dispatchers)
+            rows = self._move(made_by, payload, tokens, scales, config, handle.routing.num_worst_tokens == 0)
             return rows, None, None, None, None, finish(async_finish)
 
         routing = self._routing(
             tokens, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens
         )
         dispatcher, prepared = routing.prepare(payload, self._dispatchers)
-        rows = self._move((dispatcher, prepared), payload, tokens, scales, config)
+        rows = self._move((dispatcher, prepared), payload, tokens, scales, config, num_worst_tokens == 0)
+        # Behind the rows on the stream, and the host waits behind all of it: nothing of this is on anybody's way.
         made = Handle(routing, dispatcher, prepared, payload)
+        routing.copy_inputs()
+        recv_idx = recv_weights = None
+        if topk_idx is not None:
+            local_experts = prepared.local_experts
+            assert local_experts is not None
+            recv_idx = local_experts.torch().to(topk_idx.dtype, copy=True)
+            recv_weights = None if topk_weights is None else prepared.weights.torch().clone()
         counts: list[int] = []
         if num_worst_tokens == 0 and topk_idx is not None:
             counts = prepared.expert_counts.torch().tolist()
         elif num_worst_tokens == 0 and num_tokens_per_expert is not None:
             counts = self._gather_counts(num_tokens_per_expert)
         counts = [align_up(count, expert_alignment) for count in counts]
-        if topk_idx is None:
-            return rows, None, None, counts, made, finish(async_finish)
-        local_experts = prepared.local_experts
-        assert local_experts is not None
-        recv_idx = local_experts.torch().to(topk_idx.dtype, copy=True)
-        recv_weights = None if topk_weights is None else prepared.weights.torch().clone()
         return rows, recv_idx, recv_weights, counts, made, finish(async_finish)
 
     def combine(
@@ -288,9 +305,15 @@ class NormalCalls:
         )
 
     def _move(
-        self, made: Made, payload: Payload, x: torch.Tensor, scales: torch.Tensor | None, config: Config | None
+        self,
+        made: Made,
+        payload: Payload,
+        x: torch.Tensor,
+        scales: torch.Tensor | None,
+        config: Config | None,
+        may_lease: bool,
     ) -> typing.Any:
-        rows, row_scales = move(made, payload, x, scales, self._sms(x, config))
+        rows, row_scales = move(made, payload, x, scales, self._sms(x, config), may_lease)
         return rows if row_scales is None else (rows, row_scales)
 
     def _gather_counts(self, num_tokens_per_expert: torch.Tensor) -> list[int]:

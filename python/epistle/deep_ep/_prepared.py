@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+import weakref
 
 import epistle
 from epistle.deep_ep._routes import Payload
@@ -41,12 +42,39 @@ class Prepared:
         return prepare(Payload(rows.dtype, rows.shape[1]))
 
 
+class Leases:
+    """Which dispatches' rows are still in use where they lie, by dispatcher."""
+
+    def __init__(self) -> None:
+        self._taken: weakref.WeakKeyDictionary[epistle.Dispatcher, weakref.ref[epistle.Received]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def take(self, dispatcher: epistle.Dispatcher, received: epistle.Received) -> bool:
+        """Whether the caller may keep this lease, and the next dispatch still finds a buffer of NUM_BUFFERS."""
+        taken = self._taken.get(dispatcher)
+        if taken is not None and taken() is not None:
+            return False
+        self._taken[dispatcher] = weakref.ref(received)
+        return True
+
+
+_leases = Leases()
+
+
 def move(
-    made: Made, payload: Payload, rows: torch.Tensor, scales: torch.Tensor | None, num_sms: int = 0
+    made: Made,
+    payload: Payload,
+    rows: torch.Tensor,
+    scales: torch.Tensor | None,
+    num_sms: int = 0,
+    may_lease: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Dispatches rows of ``payload``. What comes back are copies: the caller may keep them for as long as it likes, and
-    leases are few."""
+    """Dispatches rows of ``payload``. What comes back may be kept for as long as anybody likes, and buffers are few: so
+    these are copies, unless the dispatcher has NUM_BUFFERS (``may_lease``) and what came before is not in use any more."""
     dispatcher, handle = made
     received = dispatcher.dispatch(handle=handle, num_sms=num_sms, **payload.given(rows, scales))
     moved, moved_scales = payload.received(received.rows, received.scales)
+    if may_lease and _leases.take(dispatcher, received):
+        return moved, moved_scales
     return moved.clone(), None if moved_scales is None else moved_scales.clone()

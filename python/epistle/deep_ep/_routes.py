@@ -19,6 +19,10 @@ _SCALE_BLOCK = 128
 MAX_HANDLES = 128
 
 
+# Of a dispatcher whose rows the caller is given where they lie: one for these, one for the next dispatch.
+NUM_BUFFERS = 2
+
+
 def join(group: typing.Any, comm: typing.Any = None) -> epistle.Group:
     """From what a caller of DeepEP has: a process group of Torch, an mpi4py communicator, or a group of Epistle's."""
     if comm is not None:
@@ -149,6 +153,8 @@ class Dispatchers:
     def __init__(self, group: epistle.Group) -> None:
         self.group = group
         self._made: dict[typing.Any, tuple[int, epistle.Dispatcher]] = {}
+        # The same by shorter keys of those who ask in every call.
+        self._found: dict[typing.Any, tuple[int, epistle.Dispatcher]] = {}
 
     def get(
         self,
@@ -170,6 +176,16 @@ class Dispatchers:
             self._made[key] = (size, dispatcher)
         return dispatcher
 
+    def find(self, key: typing.Any, max_tokens: int) -> epistle.Dispatcher | None:
+        """What was kept by this key, where it is large enough."""
+        size, dispatcher = self._found.get(key, (-1, None))
+        return dispatcher if size >= max_tokens else None
+
+    def keep(self, key: typing.Any, dispatcher: epistle.Dispatcher, max_tokens: int) -> epistle.Dispatcher:
+        """``dispatcher``: what get() gave for ``max_tokens``."""
+        self._found[key] = (max_tokens, dispatcher)
+        return dispatcher
+
     def suspects(self) -> set[int]:
         return {rank for _, dispatcher in self._made.values() for rank in dispatcher.suspects()}
 
@@ -179,6 +195,7 @@ class Dispatchers:
 
     def clear(self) -> None:
         self._made.clear()
+        self._found.clear()
 
 
 def sum_rows(

@@ -9,9 +9,11 @@
 
 #include <fmt/format.h>
 
+#include "measure/clock.hpp"
 #include "measure/cuda/cuda_bench_rank.hpp"
 #include "measure/cuda/link_probe.hpp"
 #include "measure/gpu_driver.hpp"
+#include "measure/slowest_rank.hpp"
 
 namespace epistle {
 namespace {
@@ -55,6 +57,7 @@ void CudaBench::run_alone(const Contender& contender) {
   start(trial);
   time_phases(trial);
   check_after_times(trial);
+  time_host_calls(trial);
   time_pairs(trial);
   collector_.add_buffers(trial.name, trial.dispatcher);
   collector_.result().dispatchers.back().tuning = trial.dispatcher.describe_tuning(config_.max_tokens);
@@ -294,6 +297,26 @@ PairCalls CudaBench::pair_calls(CudaTrial& trial) {
           .put_requests = [&](std::int32_t num_requests) { put_requests(trial, num_requests); },
           .compute = compute_ ? &*compute_ : nullptr,
           .compute_units = collector_.result().compute_units};
+}
+
+void CudaBench::time_host_calls(CudaTrial& trial) {
+  if (spec_.num_host_calls == 0) return;
+  quiet(trial);
+  SlowestRank slowest(group_);
+  std::vector<double> times_us;
+  const std::string task = fmt::format("timing the host of {}", trial.name);
+  const std::int32_t num_rounds = spec_.num_warmups + spec_.num_host_calls;
+  for (std::int32_t round = 0; round < num_rounds; ++round) {
+    group_.barrier();
+    const double begin_us = steady_now_us();
+    prepare_and_dispatch(trial);
+    wait_for_stream(rank_->stream.get());
+    const double time_us = slowest.reduce(steady_now_us() - begin_us);
+    if (round >= spec_.num_warmups) times_us.push_back(time_us);
+    report({.task = task, .done = round + 1, .total = num_rounds});
+  }
+  collector_.result().host_calls.push_back(pair_times(trial.name, {.num = spec_.num_host_calls}, times_us));
+  quiet(trial);
 }
 
 /// Pairs in a row, captured and not. Graphs come and go while all streams are quiet.

@@ -108,6 +108,8 @@ class CudaBench {
   void time_graph(CudaTrial& trial, StreamTimer& timer, std::int32_t round);
   void add_times(const CudaTrial& trial);
   void time_pairs(CudaTrial& trial);
+  /// Dispatches with ids, one by one, as a caller with a clock sees them.
+  void time_host_calls(CudaTrial& trial);
   [[nodiscard]] Stream stream() const noexcept { return rank_->stream.get(); }
   [[nodiscard]] Handle prepare(Dispatcher& dispatcher) {
     return dispatcher.prepare({.expert_ids = rank_->inputs.ids(), .weights = rank_->inputs.probs()}, stream());

@@ -203,8 +203,10 @@ void CudaEngine::take_own_memory() {
   for (int peer = 0; peer < num_ranks; ++peer) devices.base[peer] = context_.heap->base(peer);
   // All in advance: making one later would be an allocation in a call, and may wait for the device, where a peer's
   // kernel may wait for this rank.
-  while (static_cast<std::int32_t>(handles_.size()) < config.max_handles) {
-    handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout(), context_.rank()));
+  const auto told = std::make_shared<PinnedMemory>(told_bytes(num_ranks) * config.max_handles);
+  for (std::int64_t idx = 0; idx < config.max_handles; ++idx) {
+    handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout(), context_.rank(), told,
+                                                         idx * told_bytes(num_ranks)));
   }
   cudaEvent_t event = nullptr;
   check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
@@ -251,17 +253,28 @@ void CudaEngine::grow(const std::vector<RowDemand>& demands) {
   demands_ = std::move(raised);
 }
 
+CudaEngine::UnusedHandles CudaEngine::unused_handles() const {
+  UnusedHandles unused;
+  for (const auto& handle : handles_) {
+    // Held by the list, by whoever is here, and by nobody else but the last call.
+    const long own_uses = 1 + (handle == last_handle_ ? 1 : 0) + (handle == unused.oldest ? 1 : 0);
+    if (handle.use_count() > own_uses) continue;
+    if (handle->checked) return {.settled = handle, .oldest = nullptr};
+    if (unused.oldest == nullptr || handle->prepare_id < unused.oldest->prepare_id) unused.oldest = handle;
+  }
+  return unused;
+}
+
 /// A handle that nobody uses. Where all are still being prepared the host is far ahead of the GPU: it waits for the
 /// oldest. Not collective: a rank that fails here refuses its prepare.
 std::shared_ptr<CudaHandleState> CudaEngine::acquire_handle() {
-  std::shared_ptr<CudaHandleState> oldest;
-  for (const auto& handle : handles_) {
-    // Held by the list, by whoever is here, and by nobody else but the last call.
-    const long own_uses = 1 + (handle == last_handle_ ? 1 : 0) + (handle == oldest ? 1 : 0);
-    if (handle.use_count() > own_uses) continue;
-    if (handle->checked) return handle;
-    if (oldest == nullptr || handle->prepare_id < oldest->prepare_id) oldest = handle;
+  UnusedHandles unused = unused_handles();
+  if (unused.settled == nullptr && settle_passed()) {
+    unused = {};
+    unused = unused_handles();
   }
+  if (unused.settled != nullptr) return unused.settled;
+  const std::shared_ptr<CudaHandleState>& oldest = unused.oldest;
   if (oldest == nullptr || (is_capturing() && !oldest->is_complete() && !oldest->has_passed_on_device())) {
     throw complain(ErrorCode::kInvalidArgument, Phase::kLayout, all_handles_in_use(context_.config.max_handles));
   }

@@ -98,6 +98,12 @@ class CudaEngine final : public DispatcherImpl {
   void set_up(const PlanRules& rules);
   void take_own_memory();
   void grow(const std::vector<RowDemand>& demands);
+  /// Handles that nobody uses: the first of which nothing is to be found any more, otherwise the oldest.
+  struct UnusedHandles {
+    std::shared_ptr<CudaHandleState> settled;
+    std::shared_ptr<CudaHandleState> oldest;
+  };
+  [[nodiscard]] UnusedHandles unused_handles() const;
   [[nodiscard]] std::shared_ptr<CudaHandleState> acquire_handle();
   [[nodiscard]] std::shared_ptr<CudaHandleState> prepare_for(const PrepareRequest& request, Follows follows,
                                                              const RowBuffer* follow_buffer);
@@ -115,6 +121,9 @@ class CudaEngine final : public DispatcherImpl {
   /// Until the device has found what there is to find in a routing, or has passed it.
   void wait_until_complete(CudaHandleState& state);
   void check_summary(CudaHandleState& state);
+  /// Where no combine has told of routed dispatches (LineCombineArgs::passed_id): asks the device once for many.
+  /// Whether there are handles now of which nothing is to be found any more.
+  bool settle_passed();
   template <typename IsDone>
   void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
   [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <utility>
 
 #include "epistle/error.hpp"
 
@@ -27,16 +28,21 @@ class RelaxedCapture {
 
 }  // namespace
 
-CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int rank)
-    : layout_(layout), device_(device), rank_(rank), ranks_(layout.params().num_ranks) {
+CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int rank, std::shared_ptr<PinnedMemory> told,
+                                 std::int64_t told_at)
+    : layout_(layout),
+      device_(device),
+      rank_(rank),
+      ranks_(layout.params().num_ranks),
+      told_(std::move(told)),
+      probe_(told_->get() + told_at) {
   // First the sizes, then the memory, then the places in it.
   for (const bool placing : {false, true}) {
     BufferCarver carver(memory_.get());
     carve_handle(carver, layout, arrays);
     if (!placing) memory_ = allocate_on(device, carver.num_bytes());
   }
-  pinned_ = PinnedMemory(kProbeBytes + summary_bytes(ranks_));
-  summary = reinterpret_cast<Summary*>(pinned_.get() + kProbeBytes);
+  summary = reinterpret_cast<Summary*>(probe_ + kProbeBytes);
   pairs.reserve(static_cast<std::size_t>(ranks_) * static_cast<std::size_t>(ranks_));
 }
 
@@ -91,7 +97,7 @@ bool CudaHandleState::has_passed_on_device() {
   const DeviceGuard guard(device_);
   const RelaxedCapture relaxed;
   cudaStream_t stream = private_stream(device_);
-  auto* seen = reinterpret_cast<std::uint64_t*>(pinned_.get());
+  auto* seen = reinterpret_cast<std::uint64_t*>(probe_);
   check_cuda(cudaMemcpyAsync(seen, &arrays.summary->passed_id, sizeof(*seen), cudaMemcpyDeviceToHost, stream),
              "looking whether the counts of a handle are there");
   check_cuda(cudaStreamSynchronize(stream), "looking whether the counts of a handle are there");

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -19,7 +20,9 @@ namespace epistle::cuda {
 
 class CudaHandleState final : public HandleState {
  public:
-  CudaHandleState(int device, const DispatchLayout& layout, int rank);
+  /// `told`: told_bytes() of pinned memory at `told_at`, where the device tells the host of this handle.
+  CudaHandleState(int device, const DispatchLayout& layout, int rank, std::shared_ptr<PinnedMemory> told,
+                  std::int64_t told_at);
 
   [[nodiscard]] bool counts_are_known() override;
   void wait_for_counts() override;
@@ -79,7 +82,9 @@ class CudaHandleState final : public HandleState {
   int rank_;
   int ranks_;
   DeviceBuffer memory_;
-  PinnedMemory pinned_;
+  std::shared_ptr<PinnedMemory>
+      told_;          ///< of all handles of the dispatcher, which the host looks through in every call
+  std::byte* probe_;  ///< in it
 };
 
 }  // namespace epistle::cuda

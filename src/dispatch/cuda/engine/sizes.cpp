@@ -101,13 +101,18 @@ std::int64_t summary_bytes(int num_ranks) noexcept {
          (ranks * ranks + 2 * ranks) * static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
+std::int64_t told_bytes(int num_ranks) noexcept {
+  constexpr std::int64_t kCacheLine = 64;
+  return (kProbeBytes + summary_bytes(num_ranks) + kCacheLine - 1) / kCacheLine * kCacheLine;
+}
+
 std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_ranks) {
   BufferCarver carver(nullptr);
   HandleArrays arrays;
   carve_handle(carver, DispatchLayout(to_layout_params(config, num_ranks)), arrays);
   const std::int64_t handle_bytes = carver.num_bytes() * config.max_handles;
   const std::int64_t pinned_bytes =
-      static_cast<std::int64_t>(sizeof(HostControl)) + (kProbeBytes + summary_bytes(num_ranks)) * config.max_handles;
+      static_cast<std::int64_t>(sizeof(HostControl)) + told_bytes(num_ranks) * config.max_handles;
   BufferCarver quantised(nullptr);
   std::byte* rows = nullptr;
   std::byte* scales = nullptr;

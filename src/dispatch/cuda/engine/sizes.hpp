@@ -48,6 +48,8 @@ void carve_quantised(BufferCarver& carver, const ResolvedConfig& config, std::by
 inline constexpr std::int64_t kProbeBytes = 16;
 /// Host memory in which the device tells of one handle.
 [[nodiscard]] std::int64_t summary_bytes(int num_ranks) noexcept;
+/// Both, in cache lines of their own.
+[[nodiscard]] std::int64_t told_bytes(int num_ranks) noexcept;
 /// What a rank takes besides its buffers.
 [[nodiscard]] std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_ranks);
 
