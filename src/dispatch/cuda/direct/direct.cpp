@@ -44,6 +44,7 @@ WireBytes DirectTransport::wire_bytes(const CudaHandleState& handle) const {
 void check_direct(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
   check_cuda_options(config, cuda_options, group);
+  check_no_row_flags(cuda_options, "direct");
   if (cuda_options.mover != CudaMover::kCopyEngines) return;
   if (CopyEngines::can_serve(to_layout_params(config, group.size()))) return;
   throw Error(ErrorCode::kUnsupported,

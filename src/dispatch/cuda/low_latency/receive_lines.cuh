@@ -2,16 +2,17 @@
 // describes them.
 #pragma once
 
+#include "dispatch/cuda/low_latency/row_flags.cuh"
 #include "dispatch/cuda/low_latency/send_lines.cuh"
 #include "dispatch/cuda/prepare/prepare_describe.cuh"
 
 namespace epistle::cuda {
 
-template <bool kQuantises>
+template <bool kQuantises, class Args>
 struct LineReceiver {
   using RowChunk = std::conditional_t<kQuantises, BlockChunk, Chunk>;
 
-  const LineDispatchArgs& args;
+  const Args& args;
   const CallContext& call;
   const LineTables& t;
   WarpScratch& scratch;
@@ -58,6 +59,7 @@ struct LineReceiver {
         open_header(current.head);
         take(part, current.data);
         __syncwarp();
+        if constexpr (raises_flags<Args>) count_part(part);
       }
       coming.there = asks && __all_sync(kFullWarp, is_there(next, coming)) != 0;
       current = coming;
@@ -139,6 +141,13 @@ struct LineReceiver {
       if (lane_id() % kLineLanes != kFlagLane) reinterpret_cast<uint2*>(words)[1] = make_uint2(head.z, head.w);
     }
     __syncwarp();
+  }
+
+  /// For flags: the part is where it belongs, for every expert here that the row goes to.
+  __device__ void count_part(const Part& part) const {
+    if (part.chunk == args.lines.dispatch_parts - 2 || lane_id() >= routing().handle.top_k) return;
+    const auto expert = static_cast<std::int32_t>(scratch.header[kHeaderStart + lane_id()]);
+    if (expert >= 0) count_row_part(args, t, call.epoch, part.source, expert);
   }
 
   /// Takes a part to where it belongs.
