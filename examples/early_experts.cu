@@ -1,14 +1,14 @@
 // Experts that begin before all rows are there, and a combine that begins before all experts are done.
 //
 // A stand-in for a grouped GEMM (one kernel, a thread block for the rows of a source and an expert) runs beside the
-// receive half of dispatch and beside combine: it takes rows as their flags rise (epistle/device/row_flags.hpp) and marks
-// its outputs. The same step is also made one call after the other; sums must be the same, bit for bit, and what a step
-// takes is printed for both.
+// receive half of dispatch and beside combine: it takes rows as their flags rise (epistle/device/row_flags.hpp) and
+// marks its outputs. The same step is also made one call after the other; sums must be the same, bit for bit, and what
+// a step takes is printed for both.
 //
 //   early_experts [SMs of each call beside the experts, 32] [products per output, 16] [tokens per rank, 128]
 //
-// The ranks are threads, each with a GPU of its own, or half of one ("virtual ranks"). The exit code is 77 where there is
-// no GPU.
+// The ranks are threads, each with a GPU of its own, or half of one ("virtual ranks"). The exit code is 77 where there
+// is no GPU.
 
 #include <algorithm>
 #include <atomic>
@@ -36,7 +36,7 @@ constexpr int kThreads = 256;
 constexpr std::uint64_t kPatienceNs = 2'000'000'000;
 constexpr int kReplays = 100;
 constexpr int kRounds = 7;
-constexpr int kMostUnits = 32;  // of a block of experts: the bits of a word
+constexpr int kMostUnits = 32;      // of a block of experts: the bits of a word
 constexpr int kNoGpuExitCode = 77;  // ctest counts it as skipped
 
 struct Settings {
@@ -157,7 +157,9 @@ class Rank {
     std::vector<float> weights;
     std::vector<__nv_bfloat16> tokens;
     std::uint64_t state = 12345U + static_cast<std::uint64_t>(group.rank());
-    const auto random = [&state] { return static_cast<std::uint32_t>((state = state * 6364136223846793005U + 1) >> 33); };
+    const auto random = [&state] {
+      return static_cast<std::uint32_t>((state = state * 6364136223846793005U + 1) >> 33);
+    };
     for (std::int64_t token = 0; token < settings.tokens; ++token) {
       const auto begin = static_cast<std::int64_t>(ids.size());
       while (static_cast<std::int64_t>(ids.size()) < begin + kTopK) {
@@ -165,7 +167,8 @@ class Rank {
         if (std::find(ids.begin() + begin, ids.end(), id) == ids.end()) ids.push_back(id);
       }
       for (int k = 0; k < kTopK; ++k) weights.push_back(static_cast<float>(1 + k) / 36.0F);
-      for (std::int64_t c = 0; c < kHidden; ++c) tokens.push_back(__float2bfloat16(static_cast<float>(random() % 255) - 127));
+      for (std::int64_t c = 0; c < kHidden; ++c)
+        tokens.push_back(__float2bfloat16(static_cast<float>(random() % 255) - 127));
     }
     ids_ = upload(ids);
     weights_ = upload(weights);
@@ -252,12 +255,14 @@ class Rank {
     const Result within = measure(plain_, [&] { return step(settings_.comm_sms); });
     const Result early = measure(flagged_, [&] { return early_step(); });
     int failed_waits = 0;
-    check(cudaMemcpyAsync(&failed_waits, num_failed_waits_, sizeof(int), cudaMemcpyDeviceToHost, stream_), "cudaMemcpyAsync");
+    check(cudaMemcpyAsync(&failed_waits, num_failed_waits_, sizeof(int), cudaMemcpyDeviceToHost, stream_),
+          "cudaMemcpyAsync");
     finish(flagged_);
     const bool same = all.sums == within.sums && all.sums == early.sums;
     std::printf(
         "rank %d: %lld tokens, %d products: a step takes %.1f us one call after the other, %.1f us within %d SMs, "
-        "%.1f us with early starts within %d SMs: %.1f us saved, %.1f us against the same SMs; sums %s; %d waits failed\n",
+        "%.1f us with early starts within %d SMs: %.1f us saved, %.1f us against the same SMs; sums %s; %d waits "
+        "failed\n",
         group_.rank(), static_cast<long long>(settings_.tokens), settings_.taps, all.step_us, within.step_us,
         settings_.comm_sms, early.step_us, settings_.comm_sms, all.step_us - early.step_us,
         within.step_us - early.step_us, same ? "equal bit for bit" : "DIFFER", failed_waits);
@@ -279,7 +284,10 @@ class Rank {
     return {.data = data, .num_rows = settings_.tokens, .hidden = kHidden, .dtype = epistle::DType::kBf16};
   }
   [[nodiscard]] epistle::DispatchRequest request(int num_sms) const {
-    return {.expert_ids = {ids_, settings_.tokens, kTopK}, .weights = weights_, .tokens = rows(tokens_), .num_sms = num_sms};
+    return {.expert_ids = {ids_, settings_.tokens, kTopK},
+            .weights = weights_,
+            .tokens = rows(tokens_),
+            .num_sms = num_sms};
   }
   template <typename Value>
   Value* upload(const std::vector<Value>& values) {
@@ -290,7 +298,8 @@ class Rank {
     check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
     return static_cast<Value*>(memory);
   }
-  void launch(const epistle::Received& received, const epistle::device::RowFlags& flags, int blocks, cudaStream_t stream) {
+  void launch(const epistle::Received& received, const epistle::device::RowFlags& flags, int blocks,
+              cudaStream_t stream) {
     const epistle::RowDescription& description = received.description();
     const ExpertArgs args{.flags = flags,
                           .rows = static_cast<const __nv_bfloat16*>(received.rows().data),

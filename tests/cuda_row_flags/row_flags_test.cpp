@@ -1,5 +1,7 @@
 // Flags of rows: they rise when rows are complete and not before, for every source and expert, at every replay of a
 // graph; combine takes outputs as they are marked; and waits end.
+#include "epistle/device/row_flags.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -18,7 +20,6 @@
 #include <gtest/gtest.h>
 
 #include "epistle/cuda.hpp"
-#include "epistle/device/row_flags.hpp"
 #include "epistle/dispatcher.hpp"
 #include "epistle/group.hpp"
 
@@ -251,7 +252,8 @@ class FlagRank {
     const auto tokens = arena_->read(description.src_token, args.flags.num_rows);
     const auto ranks = arena_->read(description.src_rank, args.flags.num_rows);
     const auto experts = arena_->read(description.row_expert, args.flags.num_rows);
-    const auto rows = arena_->read(static_cast<const std::byte*>(right.rows().data), args.flags.num_rows * args.row_bytes);
+    const auto rows =
+        arena_->read(static_cast<const std::byte*>(right.rows().data), args.flags.num_rows * args.row_bytes);
     const auto scales =
         arena_->read(static_cast<const std::byte*>(right.scales().data), args.flags.num_rows * args.scale_bytes);
 
@@ -303,64 +305,63 @@ class RowFlags : public OnGpu<::testing::TestWithParam<Case>> {};
 
 TEST_P(RowFlags, RiseWhenRowsAreCompleteAndCombineTakesWhatIsMarked) {
   const Case& test_case = GetParam();
-  run_thread_ranks(
-      static_cast<int>(test_case.tokens.size()),
-      [&](Group& group) {
-        FlagRank rank(group, test_case);
-        std::optional<ConsumerArgs> known;
-        for (int round = 0; round < 4; ++round) {
-          rank.fill(round);
-          if (known) rank.poison(*known, round % 2 != 0 ? kPoison : kOtherPoison);
-          rank.arena().synchronize();
-          group.barrier();
-          ConsumerArgs args;
-          const Received received = rank.start(known ? &*known : nullptr, args);
-          rank.flagged().wait();
-          rank.arena().synchronize();
-          // The first round only says where everything lies.
-          if (known) rank.check(args);
-          known = args;
-          group.barrier();
-        }
-      },
-      {.timeout = std::chrono::milliseconds(20'000)});
+  run_thread_ranks(static_cast<int>(test_case.tokens.size()),
+                   [&](Group& group) {
+                     FlagRank rank(group, test_case);
+                     std::optional<ConsumerArgs> known;
+                     for (int round = 0; round < 4; ++round) {
+                       rank.fill(round);
+                       if (known) rank.poison(*known, round % 2 != 0 ? kPoison : kOtherPoison);
+                       rank.arena().synchronize();
+                       group.barrier();
+                       ConsumerArgs args;
+                       const Received received = rank.start(known ? &*known : nullptr, args);
+                       rank.flagged().wait();
+                       rank.arena().synchronize();
+                       // The first round only says where everything lies.
+                       if (known) rank.check(args);
+                       known = args;
+                       group.barrier();
+                     }
+                   },
+                   {.timeout = std::chrono::milliseconds(20'000)});
 }
 
 TEST_P(RowFlags, HoldForReplaysOfAGraph) {
   const Case& test_case = GetParam();
-  run_thread_ranks(
-      static_cast<int>(test_case.tokens.size()),
-      [&](Group& group) {
-        FlagRank rank(group, test_case);
-        ConsumerArgs args;
-        rank.fill(0);
-        group.barrier();
-        static_cast<void>(rank.start(nullptr, args));
-        rank.flagged().wait();
-        rank.arena().synchronize();
-        group.barrier();
-        const ConsumerArgs known = args;
-        check_cuda(cudaStreamBeginCapture(rank.stream(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-        const Received received = rank.start(&known, args);
-        cudaGraph_t graph = nullptr;
-        check_cuda(cudaStreamEndCapture(rank.stream(), &graph), "cudaStreamEndCapture");
-        cudaGraphExec_t exec = nullptr;
-        check_cuda(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
-        for (int replay = 1; replay <= 4; ++replay) {
-          rank.fill(replay);
-          rank.poison(args, replay % 2 != 0 ? kPoison : kOtherPoison);
-          rank.arena().synchronize();
-          group.barrier();
-          check_cuda(cudaGraphLaunch(exec, rank.stream()), "cudaGraphLaunch");
-          rank.flagged().wait();
-          rank.arena().synchronize();
-          rank.check(args);
-          group.barrier();
-        }
-        (void)cudaGraphExecDestroy(exec);
-        (void)cudaGraphDestroy(graph);
-      },
-      {.timeout = std::chrono::milliseconds(20'000)});
+  run_thread_ranks(static_cast<int>(test_case.tokens.size()),
+                   [&](Group& group) {
+                     FlagRank rank(group, test_case);
+                     ConsumerArgs args;
+                     rank.fill(0);
+                     group.barrier();
+                     static_cast<void>(rank.start(nullptr, args));
+                     rank.flagged().wait();
+                     rank.arena().synchronize();
+                     group.barrier();
+                     const ConsumerArgs known = args;
+                     check_cuda(cudaStreamBeginCapture(rank.stream(), cudaStreamCaptureModeThreadLocal),
+                                "cudaStreamBeginCapture");
+                     const Received received = rank.start(&known, args);
+                     cudaGraph_t graph = nullptr;
+                     check_cuda(cudaStreamEndCapture(rank.stream(), &graph), "cudaStreamEndCapture");
+                     cudaGraphExec_t exec = nullptr;
+                     check_cuda(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+                     for (int replay = 1; replay <= 4; ++replay) {
+                       rank.fill(replay);
+                       rank.poison(args, replay % 2 != 0 ? kPoison : kOtherPoison);
+                       rank.arena().synchronize();
+                       group.barrier();
+                       check_cuda(cudaGraphLaunch(exec, rank.stream()), "cudaGraphLaunch");
+                       rank.flagged().wait();
+                       rank.arena().synchronize();
+                       rank.check(args);
+                       group.barrier();
+                     }
+                     (void)cudaGraphExecDestroy(exec);
+                     (void)cudaGraphDestroy(graph);
+                   },
+                   {.timeout = std::chrono::milliseconds(20'000)});
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RowFlags, ::testing::ValuesIn(cases()),
@@ -401,28 +402,28 @@ TEST_F(RowFlagWaits, EndAtTheirDeadlineWhileAnotherRankIsLateAndTheCallGoesOn) {
 
 TEST_F(RowFlagWaits, EndWhenTheDispatcherHasGivenUp) {
   const Case test_case = plain_case();
-  EXPECT_THROW(run_thread_ranks(
-                   2,
-                   [&](Group& group) {
-                     FlagRank rank(group, test_case);
-                     rank.fill(0);
-                     group.barrier();
-                     if (group.rank() == 1) {
-                       std::this_thread::sleep_for(std::chrono::seconds(2));
-                       group.barrier();
-                       return;
-                     }
-                     Pending pending = rank.flagged().dispatch_send(rank.request(), rank.stream());
-                     Received received = pending.received();
-                     const ConsumerArgs args = rank.consumer(received, received.row_flags());
-                     rank.arena().fill(args.findings, std::byte{0}, sizeof(ConsumerFindings));
-                     received = rank.flagged().dispatch_receive(std::move(pending), rank.stream());
-                     check_cuda(launch_consumer(args, kConsumerBlocks, rank.other()), "launching the consumer");
-                     check_cuda(cudaStreamSynchronize(rank.other()), "waiting for the consumer");
-                     EXPECT_EQ(rank.arena().read(args.findings, 1).front().ends[2], 16U);
-                     rank.flagged().wait();
-                   },
-                   {.timeout = std::chrono::milliseconds(500)}),
+  EXPECT_THROW(run_thread_ranks(2,
+                                [&](Group& group) {
+                                  FlagRank rank(group, test_case);
+                                  rank.fill(0);
+                                  group.barrier();
+                                  if (group.rank() == 1) {
+                                    std::this_thread::sleep_for(std::chrono::seconds(2));
+                                    group.barrier();
+                                    return;
+                                  }
+                                  Pending pending = rank.flagged().dispatch_send(rank.request(), rank.stream());
+                                  Received received = pending.received();
+                                  const ConsumerArgs args = rank.consumer(received, received.row_flags());
+                                  rank.arena().fill(args.findings, std::byte{0}, sizeof(ConsumerFindings));
+                                  received = rank.flagged().dispatch_receive(std::move(pending), rank.stream());
+                                  check_cuda(launch_consumer(args, kConsumerBlocks, rank.other()),
+                                             "launching the consumer");
+                                  check_cuda(cudaStreamSynchronize(rank.other()), "waiting for the consumer");
+                                  EXPECT_EQ(rank.arena().read(args.findings, 1).front().ends[2], 16U);
+                                  rank.flagged().wait();
+                                },
+                                {.timeout = std::chrono::milliseconds(500)}),
                Error);
 }
 
@@ -430,23 +431,23 @@ TEST_F(RowFlagWaits, OfCombineEndWithAnErrorWhereNobodyMarksARow) {
   const Case test_case = plain_case();
   std::atomic<int> num_told{0};
   try {
-    run_thread_ranks(
-        2,
-        [&](Group& group) {
-          FlagRank rank(group, test_case);
-          rank.fill(0);
-          group.barrier();
-          const Received received = rank.flagged().dispatch(rank.request(), rank.stream());
-          rank.flagged().combine({.received = received, .out = rank.out(), .as_rows_finish = true}, rank.stream());
-          try {
-            rank.flagged().wait();
-            ADD_FAILURE() << "combine ended without rows";
-          } catch (const Error& error) {
-            if (std::string(error.what()).find("mark_rows_done") != std::string::npos) ++num_told;
-            throw;
-          }
-        },
-        {.timeout = std::chrono::milliseconds(500)});
+    run_thread_ranks(2,
+                     [&](Group& group) {
+                       FlagRank rank(group, test_case);
+                       rank.fill(0);
+                       group.barrier();
+                       const Received received = rank.flagged().dispatch(rank.request(), rank.stream());
+                       rank.flagged().combine({.received = received, .out = rank.out(), .as_rows_finish = true},
+                                              rank.stream());
+                       try {
+                         rank.flagged().wait();
+                         ADD_FAILURE() << "combine ended without rows";
+                       } catch (const Error& error) {
+                         if (std::string(error.what()).find("mark_rows_done") != std::string::npos) ++num_told;
+                         throw;
+                       }
+                     },
+                     {.timeout = std::chrono::milliseconds(500)});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kTimeout) << error.what();
@@ -478,9 +479,9 @@ TEST_F(RowFlagWaits, AreRefusedWhereThereAreNoFlags) {
     const Received received =
         rank.flagged().dispatch({.handle = handle, .tokens = rank.request().tokens}, rank.stream());
     EXPECT_THROW((void)received.row_flags(), Error);
-    EXPECT_THROW(rank.flagged().combine({.received = received, .out = rank.out(), .as_rows_finish = true},
-                                        rank.stream()),
-                 Error);
+    EXPECT_THROW(
+        rank.flagged().combine({.received = received, .out = rank.out(), .as_rows_finish = true}, rank.stream()),
+        Error);
     rank.arena().synchronize();
     group.barrier();
   });

@@ -1,6 +1,6 @@
 // Flags between the kernels of a dispatcher and kernels of yours, in device memory: which received rows are there, and
-// which expert outputs are done. A grouped GEMM can begin with the experts whose rows have come, and combine sums rows as
-// the GEMM has written them, each while the kernel before it still runs (docs/low_latency.md, "Seams").
+// which expert outputs are done. A grouped GEMM can begin with the experts whose rows have come, and combine sums rows
+// as the GEMM has written them, each while the kernel before it still runs (docs/low_latency.md, "Seams").
 //
 // RowFlags comes from Received::row_flags() and is passed to kernels by value. The functions are for kernels; this
 // header needs nothing else of the library. Flags hold the number of their dispatch, so nobody clears them, and a graph
@@ -28,10 +28,10 @@ struct RowFlags {
   std::int32_t num_ranks = 0;
   std::int32_t num_local_experts = 0;
   std::int64_t num_rows = 0;
-  const std::uint32_t* number = nullptr;   ///< of the dispatch under way
-  const RowArrival* arrivals = nullptr;    ///< [num_ranks (source), num_local_experts]
-  std::uint32_t* done = nullptr;           ///< [num_rows] the number of the dispatch: its expert output is written
-  const std::uint32_t* failed = nullptr;   ///< not 0: the dispatcher has given up, and what has not come will not
+  const std::uint32_t* number = nullptr;  ///< of the dispatch under way
+  const RowArrival* arrivals = nullptr;   ///< [num_ranks (source), num_local_experts]
+  std::uint32_t* done = nullptr;          ///< [num_rows] the number of the dispatch: its expert output is written
+  const std::uint32_t* failed = nullptr;  ///< not 0: the dispatcher has given up, and what has not come will not
 };
 
 /// How a wait has ended.
@@ -106,8 +106,8 @@ __device__ inline void mark_rows_done(const RowFlags& flags, std::uint32_t numbe
 }
 
 /// For outputs whose columns several blocks write: true in the block that is the last of `parts` to have come to
-/// `counter`, a word of yours that is 0 at first and again afterwards. That block marks the rows. By one thread of each,
-/// after a barrier of those that wrote.
+/// `counter`, a word of yours that is 0 at first and again afterwards. That block marks the rows. By one thread of
+/// each, after a barrier of those that wrote.
 __device__ inline bool is_last_part(std::uint32_t* counter, std::uint32_t parts) {
   detail::fence();
   const bool is_last = atomicInc(counter, parts - 1) == parts - 1;

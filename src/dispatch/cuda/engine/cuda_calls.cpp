@@ -108,10 +108,8 @@ void CudaEngine::end_open_call() {
   if (call.call == DeviceCall::kDispatch) {
     receive(call);
   } else {
-    sum(*call.handle, {.rows = call.rows,
-                       .out = call.out,
-                       .phases = kReceivePhase,
-                       .as_rows_finish = call.as_rows_finish});
+    sum(*call.handle,
+        {.rows = call.rows, .out = call.out, .phases = kReceivePhase, .as_rows_finish = call.as_rows_finish});
   }
 }
 

@@ -101,12 +101,13 @@ void CudaEngine::fail_for_unmarked_rows(Phase phase) {
   try {
     group_->fail(ErrorCode::kTimeout, phase, context_.rank(), nullptr);
   } catch (const Error& error) {
-    throw Error(error.code(),
-                fmt::format("{}; combine was given rows as they finish, and some were not marked as done within {} ms: "
-                            "have a kernel call mark_rows_done() for every row that the flags tell of, and leave it SMs "
-                            "beside combine",
-                            error.message(), group_->timeout().count()),
-                error.context());
+    throw Error(
+        error.code(),
+        fmt::format("{}; combine was given rows as they finish, and some were not marked as done within {} ms: "
+                    "have a kernel call mark_rows_done() for every row that the flags tell of, and leave it SMs "
+                    "beside combine",
+                    error.message(), group_->timeout().count()),
+        error.context());
   }
 }
 

@@ -234,8 +234,9 @@ __global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const _
   const bool refused = __syncthreads_or(bad) != 0;
   bool ok = true;
   if (keeps_books && has_send && !sends) announce(group, call, keepers.thread, keepers.count);
-  if constexpr (raises_flags<Args>) {
-    if (has_send && blockIdx.x == 0 && threadIdx.x == 0) *args.flags.number = call.epoch;
+  if constexpr (has_extras<Args>) {
+    const bool tells = has_send && args.flags.number != nullptr;
+    if (tells && blockIdx.x == 0 && threadIdx.x == 0) *args.flags.number = call.epoch;
   }
   if (sends && has_send) {
     tell_line_counts(group, call, args.lines, t, refused, senders);
@@ -265,7 +266,9 @@ __global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const _
     if (moves_rows && sends) sender.clear(sending);
   }
   if (moves_rows) {
-    if constexpr (raises_flags<Args>) raise_empty(args, t, call.epoch, num_movers);
+    if constexpr (has_extras<Args>) {
+      if (args.flags.number != nullptr) raise_empty(args, t, call.epoch, num_movers);
+    }
     receiver.run(receiving, first);
     LinePadding{args, t, receiving}.run();
   }
@@ -313,15 +316,11 @@ std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept {
 const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept {
   return reinterpret_cast<const void*>(dispatch_kernel<LineDispatchArgs>(quantises, placed));
 }
-const void* flagged_dispatch_kernel_address(bool quantises, bool placed) noexcept {
-  return reinterpret_cast<const void*>(dispatch_kernel<FlaggedDispatchArgs>(quantises, placed));
+const void* extra_dispatch_kernel_address(bool quantises, bool placed) noexcept {
+  return reinterpret_cast<const void*>(dispatch_kernel<ExtraDispatchArgs>(quantises, placed));
 }
 
-cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) {
-  return launch(args, stream);
-}
-cudaError_t launch_flagged_dispatch(const FlaggedDispatchArgs& args, cudaStream_t stream) {
-  return launch(args, stream);
-}
+cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) { return launch(args, stream); }
+cudaError_t launch_extra_dispatch(const ExtraDispatchArgs& args, cudaStream_t stream) { return launch(args, stream); }
 
 }  // namespace epistle::cuda

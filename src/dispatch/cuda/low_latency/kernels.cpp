@@ -6,7 +6,7 @@ namespace epistle::cuda {
 
 // Each in the file of its kernel.
 const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept;
-const void* flagged_dispatch_kernel_address(bool quantises, bool placed) noexcept;
+const void* extra_dispatch_kernel_address(bool quantises, bool placed) noexcept;
 const void* marked_combine_address(DType dtype, bool aligned) noexcept;
 cudaError_t launch_marked(const MarkedCombineArgs& args, bool aligned, cudaStream_t stream);
 std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept;
@@ -39,7 +39,7 @@ cudaError_t load_line_kernels(const LinePlan& lines) {
   return allow_all_shared_memory(line_complete_kernel_address());
 }
 
-cudaError_t load_flag_kernels(const LinePlan& lines) {
+cudaError_t load_extra_kernels(const LinePlan& lines) {
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
     for (const bool aligned : {false, true}) {
       const cudaError_t error = allow_all_shared_memory(marked_combine_address(dtype, aligned));
@@ -47,7 +47,7 @@ cudaError_t load_flag_kernels(const LinePlan& lines) {
     }
   }
   for (const bool placed : {false, true}) {
-    const cudaError_t error = allow_all_shared_memory(flagged_dispatch_kernel_address(lines.quantises, placed));
+    const cudaError_t error = allow_all_shared_memory(extra_dispatch_kernel_address(lines.quantises, placed));
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -73,7 +73,7 @@ cudaError_t launch_marked_combine(const MarkedCombineArgs& args, cudaStream_t st
 cudaError_t launch_line_combine(const LineCombineArgs& args, cudaStream_t stream) {
   const bool aligned = is_aligned(args);
   return args.sum.layout.can_combine_per_rank() ? launch_combine_ranks(args, aligned, stream)
-                                           : launch_combine_experts(args, aligned, stream);
+                                                : launch_combine_experts(args, aligned, stream);
 }
 
 }  // namespace epistle::cuda

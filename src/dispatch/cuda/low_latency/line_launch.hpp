@@ -25,9 +25,10 @@ struct LineDispatchArgs {
   int num_blocks = 1;
 };
 
-/// The same that raises flags of rows.
-struct FlaggedDispatchArgs : LineDispatchArgs {
-  LineFlags flags;
+/// The same with what few ask for: a kernel of its own, so that the others need not know of it.
+struct ExtraDispatchArgs : LineDispatchArgs {
+  LineFlags flags;           ///< without a number where none are to be raised
+  ScalePlaces scale_places;  ///< of what this rank receives
 };
 
 struct LineCombineArgs {
@@ -56,10 +57,10 @@ struct LineCompleteArgs {
 [[nodiscard]] std::int64_t line_shared_bytes(const DispatchLayout& layout) noexcept;
 /// Loads the kernels and raises their shared memory limits.
 [[nodiscard]] cudaError_t load_line_kernels(const LinePlan& lines);
-/// Those of flags beside them.
-[[nodiscard]] cudaError_t load_flag_kernels(const LinePlan& lines);
+/// Those with extras beside them.
+[[nodiscard]] cudaError_t load_extra_kernels(const LinePlan& lines);
 [[nodiscard]] cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_flagged_dispatch(const FlaggedDispatchArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_extra_dispatch(const ExtraDispatchArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_line_combine(const LineCombineArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_marked_combine(const MarkedCombineArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_line_complete(const LineCompleteArgs& args, cudaStream_t stream);

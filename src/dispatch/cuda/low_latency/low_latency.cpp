@@ -62,11 +62,14 @@ LowLatencyTransport::LowLatencyTransport(EngineContext& context)
     const DeviceGuard guard(context.device);
     if (lines_.routes) check_shared_memory(context.device, line_shared_bytes(context.layout()));
     check_cuda(load_line_kernels(lines_), "loading the kernels of low_latency");
-    if (!context.options.row_flags) return;
-    check_cuda(load_flag_kernels(lines_), "loading the kernels of low_latency that raise flags");
-    flags_ = RowFlagMemory(context);
+    if (has_extras()) check_cuda(load_extra_kernels(lines_), "loading the kernels of low_latency with extras");
+    if (context.options.row_flags) flags_ = RowFlagMemory(context);
   });
   (void)context.group->agree(kGpuSetUp, Phase::kCreate, error);
+}
+
+bool LowLatencyTransport::has_extras() const noexcept {
+  return context_.options.row_flags || lays_scales_in_columns(context_.layout());
 }
 
 int LowLatencyTransport::budget() const noexcept {
@@ -99,9 +102,10 @@ void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const
   // One more for the books.
   lines.num_blocks = num_blocks(tokens_to_move(handle) * lines_.dispatch_parts * 2 + kUnitsPerBlock);
   lines.next_starts_early = may_overlap(lines.num_blocks);
-  if (context_.options.row_flags) {
-    const FlaggedDispatchArgs flagged{lines, flags_.for_dispatch(args.buffer)};
-    check_cuda(launch_flagged_dispatch(flagged, context_.stream), "launching dispatch");
+  if (has_extras()) {
+    const ExtraDispatchArgs extra{lines, flags_.for_dispatch(args.buffer),
+                                  args.layout.scale_places(handle.description.num_rows)};
+    check_cuda(launch_extra_dispatch(extra, context_.stream), "launching dispatch");
     return;
   }
   check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");

@@ -30,6 +30,8 @@ class LowLatencyTransport final : public RowTransport {
   }
 
  private:
+  /// Whether dispatches by lines do more than move rows.
+  [[nodiscard]] bool has_extras() const noexcept;
   /// SMs that the call at hand may occupy.
   [[nodiscard]] int budget() const noexcept;
   /// Whether the next kernel can lie beside one of so many blocks without taking more than a call may: always where a

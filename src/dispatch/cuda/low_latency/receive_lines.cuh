@@ -59,7 +59,9 @@ struct LineReceiver {
         open_header(current.head);
         take(part, current.data);
         __syncwarp();
-        if constexpr (raises_flags<Args>) count_part(part);
+        if constexpr (has_extras<Args>) {
+          if (args.flags.number != nullptr) count_part(part);
+        }
       }
       coming.there = asks && __all_sync(kFullWarp, is_there(next, coming)) != 0;
       current = coming;
@@ -221,8 +223,7 @@ struct LineReceiver {
     });
   }
   /// The scales of a chunk's blocks, each with the flag lane of a line: fp32 words, or exponent bytes; eight lanes for
-  /// every row. The last chunk's warp also fills up the row of scales. (Scales of low_latency are in the order of
-  /// rows.)
+  /// every row. The last chunk's warp also fills up the row of scales.
   __device__ void store_block_scales(const Places& places, const BlockChunk& data, int chunk) const {
     static_assert(BlockChunk::kVectors == 2 && kChunkLines == kLineLanes);
     const LinePlan& lines = args.lines;
@@ -238,6 +239,9 @@ struct LineReceiver {
     const bool has_scale = line < kQuantisedBlocks && scale < num_scales;
     const bool fills = !words && chunk == lines.row_chunks - 1;
     const int count = __popc(places.mask);
+    if constexpr (has_extras<Args>) {
+      if (args.scale_places.in_columns()) return store_scale_columns(count, has_scale, scale, value, fills);
+    }
 #pragma unroll 1
     for (int i = lane_id() / kLineLanes; i < count; i += kLinesAtOnce) {
       std::byte* row_scales = scales + wide_product(scratch.rows[i], lines.scale_bytes);
@@ -248,6 +252,29 @@ struct LineReceiver {
       }
       if (!fills) continue;
       for (int fill = num_scales + line; fill < lines.scale_bytes; fill += kLineLanes) row_scales[fill] = std::byte{0};
+    }
+  }
+
+  /// The same where words of scales lie in columns: scale `scale`, a word or a byte of one, of the rows of
+  /// scratch.rows.
+  __device__ void store_scale_columns(int count, bool has_scale, int scale, std::uint32_t value, bool fills) const {
+    const ScalePlaces& at = args.scale_places;
+    std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
+    const bool words = args.lines.scale_format == ScaleFormat::kFp32;
+    const int num_scales = static_cast<int>(fp8::num_scales(args.lines.row_bytes));
+    constexpr int kPerWord = 4;
+#pragma unroll 1
+    for (int i = lane_id() / kLineLanes; i < count; i += kLinesAtOnce) {
+      const std::int32_t row = scratch.rows[i];
+      if (has_scale && words) {
+        *reinterpret_cast<std::uint32_t*>(scales + at.offset(row, scale)) = value;
+      } else if (has_scale) {
+        scales[at.offset(row, scale / kPerWord) + scale % kPerWord] = static_cast<std::byte>(value);
+      }
+      if (!fills) continue;
+      for (int fill = num_scales + lane_id() % kLineLanes; fill < args.lines.scale_bytes; fill += kLineLanes) {
+        scales[at.offset(row, fill / kPerWord) + fill % kPerWord] = std::byte{0};
+      }
     }
   }
 

@@ -39,6 +39,7 @@ device::RowFlags RowFlagMemory::of_buffer(std::int32_t buffer) const noexcept {
 }
 
 LineFlags RowFlagMemory::for_dispatch(std::int32_t buffer) const noexcept {
+  if (memory_ == nullptr) return {};
   return {.number = numbers_ + buffer, .arrivals = arrivals_ + buffer * num_flags(shape_), .parts = parts_};
 }
 

@@ -9,7 +9,7 @@
 namespace epistle::cuda {
 
 /// Rows of a source for an expert here.
-__device__ inline device::RowArrival rows_of_source(const FlaggedDispatchArgs& args, const LineTables& t,
+__device__ inline device::RowArrival rows_of_source(const ExtraDispatchArgs& args, const LineTables& t,
                                                     std::uint32_t epoch, int source, int local) {
   const std::int32_t begin = t.begin[source * t.num_local + local];
   const int expert = t.all.first[args.routing.group.rank] + local;
@@ -28,7 +28,7 @@ __device__ inline void raise_flag(device::RowArrival* flag, const device::RowArr
 
 /// One more part of a row of `source` for the expert has been written, by the warp of this thread, which has met since;
 /// the last one of all raises the flag.
-__device__ inline void count_row_part(const FlaggedDispatchArgs& args, const LineTables& t, std::uint32_t epoch,
+__device__ inline void count_row_part(const ExtraDispatchArgs& args, const LineTables& t, std::uint32_t epoch,
                                       int source, int local) {
   const int idx = source * t.num_local + local;
   const device::RowArrival rows = rows_of_source(args, t, epoch, source, local);
@@ -42,7 +42,7 @@ __device__ inline void count_row_part(const FlaggedDispatchArgs& args, const Lin
 }
 
 /// Flags of sources that have no rows for an expert; by the blocks that move rows.
-__device__ inline void raise_empty(const FlaggedDispatchArgs& args, const LineTables& t, std::uint32_t epoch,
+__device__ inline void raise_empty(const ExtraDispatchArgs& args, const LineTables& t, std::uint32_t epoch,
                                    int num_movers) {
   const int count = args.routing.group.num_ranks * t.num_local;
   const int first = static_cast<int>(blockIdx.x) * kLineThreads + static_cast<int>(threadIdx.x);

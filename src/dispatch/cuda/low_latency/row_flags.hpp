@@ -18,10 +18,10 @@ struct LineFlags {
   std::uint32_t* parts = nullptr;          ///< likewise: parts of rows that have come so far; 0 between dispatches
 };
 
-struct FlaggedDispatchArgs;
-/// Whether a dispatch with such arguments raises flags.
+struct ExtraDispatchArgs;
+/// Whether a dispatch with such arguments may raise flags, or lay scales in columns.
 template <class Args>
-inline constexpr bool raises_flags = std::is_same_v<Args, FlaggedDispatchArgs>;
+inline constexpr bool has_extras = std::is_same_v<Args, ExtraDispatchArgs>;
 
 /// The flags of every buffer of a dispatcher.
 class RowFlagMemory {
@@ -35,11 +35,11 @@ class RowFlagMemory {
 
  private:
   DeviceBuffer memory_;
-  device::RowFlags shape_;                 ///< sizes, without pointers but `failed`
-  device::RowArrival* arrivals_ = nullptr; ///< [buffers, num_ranks, num_local_experts]
-  std::uint32_t* parts_ = nullptr;         ///< [num_ranks, num_local_experts]
-  std::uint32_t* done_ = nullptr;          ///< [buffers, num_rows]
-  std::uint32_t* numbers_ = nullptr;       ///< [buffers]
+  device::RowFlags shape_;                  ///< sizes, without pointers but `failed`
+  device::RowArrival* arrivals_ = nullptr;  ///< [buffers, num_ranks, num_local_experts]
+  std::uint32_t* parts_ = nullptr;          ///< [num_ranks, num_local_experts]
+  std::uint32_t* done_ = nullptr;           ///< [buffers, num_rows]
+  std::uint32_t* numbers_ = nullptr;        ///< [buffers]
 };
 
 }  // namespace epistle::cuda
