@@ -146,21 +146,20 @@ std::vector<Fp8Blocks> scale_forms() {
   return forms;
 }
 
+std::string scale_case_name(const ::testing::TestParamInfo<ScaleParam>& param_info) {
+  const auto& [dispatcher, layout, sizing, wire] = param_info.param;
+  const std::string scales = wire.scales == ScaleFormat::kUe8m0 ? "Ue8m0" : wire.powers_of_two ? "Powers" : "Fp32";
+  return dispatcher + "_" + std::string(to_string(layout)) + "_" + std::string(to_string(sizing)) + "_" + scales +
+         (wire.order == ScaleOrder::kColumns ? "_Columns" : "_Rows");
+}
+
 INSTANTIATE_TEST_SUITE_P(All, CudaScales,
                          ::testing::Combine(::testing::Values("direct", "low_latency"),
                                             ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
                                                               OutputLayout::kExpertBlocks),
                                             ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
                                             ::testing::ValuesIn(scale_forms())),
-                         [](const auto& param_info) {
-                           const auto& [dispatcher, layout, sizing, wire] = param_info.param;
-                           const std::string scales = wire.scales == ScaleFormat::kUe8m0 ? "Ue8m0"
-                                                      : wire.powers_of_two               ? "Powers"
-                                                                                         : "Fp32";
-                           return dispatcher + "_" + std::string(to_string(layout)) + "_" +
-                                  std::string(to_string(sizing)) + "_" + scales +
-                                  (wire.order == ScaleOrder::kColumns ? "_Columns" : "_Rows");
-                         });
+                         scale_case_name);
 
 /// The copy engines move rows of exact token_major calls with one buffer only.
 std::vector<NamedScenario> copy_engine_scenarios() {
