@@ -123,6 +123,9 @@ struct CudaOptions {
   /// more than the GPU's share of one rank, so that the kernels of all ranks on it are resident together.
   int num_sms = 0;
   CudaMover mover = CudaMover::kAuto;
+  /// Flags for kernels of yours (Received::row_flags, CombineRequest::as_rows_finish): `low_latency`, expert layouts,
+  /// dispatches with ids that go by lines. Dispatch is then another kernel, slower by the flags.
+  bool row_flags = false;
 };
 
 /// Chooses the device, too.

@@ -118,6 +118,10 @@ struct CombineRequest {
   WeightsView weights = {};  ///< [num_tokens, top_k], dense, in place of those that came with the ids: see late_weights
   Rows out = {};             ///< [num_tokens, expert_output_hidden]
   int num_sms = 0;
+  /// CUDA: `rows`, the expert_outputs() of `received`, are still being written, and are taken as they are marked done
+  /// (epistle/device/row_flags.hpp). Rows that nobody marks end in a timeout. Needs CudaOptions::row_flags, and sums
+  /// that are not flat.
+  bool as_rows_finish = false;
 };
 
 struct DispatchBackwardRequest {

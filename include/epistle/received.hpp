@@ -11,6 +11,10 @@
 
 namespace epistle {
 
+namespace device {
+struct RowFlags;  // epistle/device/row_flags.hpp
+}  // namespace device
+
 class HandleState;
 class RowBuffer;
 struct CallAccess;
@@ -109,6 +113,9 @@ class EPISTLE_API Received {
   [[nodiscard]] ScalesView scales() const;
   /// Where expert outputs [num_rows, expert_output_hidden] may be written to save combine a copy.
   [[nodiscard]] Rows expert_outputs() const;
+  /// Flags for kernels that begin before all rows are there, or tell combine which outputs are done. Throws
+  /// kUnsupported where nobody raises any: see CudaOptions::row_flags.
+  [[nodiscard]] device::RowFlags row_flags() const;
 
   [[nodiscard]] const RowDescription& description() const;
   [[nodiscard]] std::int64_t num_rows() const { return description().num_rows; }

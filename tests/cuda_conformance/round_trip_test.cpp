@@ -69,6 +69,98 @@ INSTANTIATE_TEST_SUITE_P(Lines, CudaRoundTrip,
                                             ::testing::Values(CudaMover::kAuto), ::testing::Bool()),
                          mover_case_name);
 
+/// Kernels that raise flags of rows move them alike.
+std::vector<NamedScenario> flagged_scenarios() {
+  std::vector<NamedScenario> chosen;
+  for (NamedScenario named : named_scenarios()) {
+    Scenario& scenario = named.scenario;
+    DispatcherConfig& config = scenario.config;
+    if (std::holds_alternative<TokenMajor>(config.layout) || scenario.domain_size > 0) continue;
+    // Room for every routing, which is where rows go by lines.
+    const std::int64_t most = config.max_tokens * scenario.num_ranks();
+    if (std::holds_alternative<ExpertBlocks>(config.layout)) {
+      config.layout = ExpertBlocks{};
+      config.sizing = Capacity{};
+    } else {
+      const auto& groups = std::get<ExpertMajor>(config.layout);
+      config.sizing = Capacity{.rows_per_rank = most * config.top_k + 4 * config.num_experts * groups.alignment};
+    }
+    chosen.push_back(named);
+  }
+  return chosen;
+}
+
+class CudaFlaggedRoundTrip : public OnGpu<::testing::TestWithParam<std::tuple<NamedScenario, bool>>> {};
+
+TEST_P(CudaFlaggedRoundTrip, GivesTheSameBits) {
+  const auto& [named, split_halves] = GetParam();
+  if (const std::string reason = cannot_play("low_latency", named.scenario); !reason.empty()) GTEST_SKIP() << reason;
+  for (const int num_sms : {2, 0}) {
+    SCOPED_TRACE("num_sms " + std::to_string(num_sms));
+    expect_play("low_latency", named.scenario, on_cuda({.num_sms = num_sms, .row_flags = true}, split_halves));
+    if (HasFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaFlaggedRoundTrip,
+                         ::testing::Combine(::testing::ValuesIn(flagged_scenarios()), ::testing::Bool()),
+                         [](const auto& param_info) {
+                           return std::get<0>(param_info.param).name +
+                                  (std::get<1>(param_info.param) ? "_Halves" : "_Fused");
+                         });
+
+// ---- Scales ---------------------------------------------------------------------------------------------------------
+
+using ScaleParam = std::tuple<std::string, OutputLayout, SizingMode, Fp8Blocks>;
+
+class CudaScales : public OnGpu<::testing::TestWithParam<ScaleParam>> {};
+
+/// Every layout with every form of scales; under capacity there is room for every routing, as lines need it.
+TEST_P(CudaScales, AreThoseOfTheOracle) {
+  const auto& [dispatcher, layout, sizing, wire] = GetParam();
+  for (const std::int64_t hidden : {128, 1032, 4096}) {
+    Scenario scenario;
+    scenario.config = small_config();
+    scenario.config.hidden = hidden;
+    scenario.config.wire = wire;
+    scenario.tokens_per_rank = {20, 40, 0, 7};
+    const std::int64_t rows = layout == OutputLayout::kExpertBlocks  ? 161
+                              : layout == OutputLayout::kExpertMajor ? 999
+                                                                     : 163;
+    set_layout(scenario.config, layout, sizing, rows, layout == OutputLayout::kExpertMajor ? 16 : 1);
+    SCOPED_TRACE("hidden " + std::to_string(hidden));
+    for (const bool split_halves : {false, true}) {
+      expect_play(dispatcher, scenario, on_cuda({}, split_halves));
+      if (HasFailure()) return;
+    }
+  }
+}
+
+std::vector<Fp8Blocks> scale_forms() {
+  std::vector<Fp8Blocks> forms;
+  for (const ScaleOrder order : {ScaleOrder::kRows, ScaleOrder::kColumns}) {
+    forms.push_back({.order = order});
+    forms.push_back({.powers_of_two = true, .order = order});
+    forms.push_back({.scales = ScaleFormat::kUe8m0, .order = order});
+  }
+  return forms;
+}
+
+std::string scale_case_name(const ::testing::TestParamInfo<ScaleParam>& param_info) {
+  const auto& [dispatcher, layout, sizing, wire] = param_info.param;
+  const std::string scales = wire.scales == ScaleFormat::kUe8m0 ? "Ue8m0" : wire.powers_of_two ? "Powers" : "Fp32";
+  return dispatcher + "_" + std::string(to_string(layout)) + "_" + std::string(to_string(sizing)) + "_" + scales +
+         (wire.order == ScaleOrder::kColumns ? "_Columns" : "_Rows");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaScales,
+                         ::testing::Combine(::testing::Values("direct", "low_latency"),
+                                            ::testing::Values(OutputLayout::kTokenMajor, OutputLayout::kExpertMajor,
+                                                              OutputLayout::kExpertBlocks),
+                                            ::testing::Values(SizingMode::kExact, SizingMode::kCapacity),
+                                            ::testing::ValuesIn(scale_forms())),
+                         scale_case_name);
+
 /// The copy engines move rows of exact token_major calls with one buffer only.
 std::vector<NamedScenario> copy_engine_scenarios() {
   std::vector<NamedScenario> chosen;

@@ -226,6 +226,20 @@ Complaint CallChecks::sums(const HandleState& state, const Rows& out) const {
                        .phase = Phase::kCombine});
 }
 
+Complaint CallChecks::as_rows_finish(bool asked, const ConstRows& given, const RowBuffer* buffer) const {
+  if (!asked) return std::nullopt;
+  if (buffer == nullptr || !buffer->raises_flags || given.data != buffer->outputs) {
+    return complain(ErrorCode::kUnsupported, Phase::kCombine,
+                    "combine takes rows as they finish (as_rows_finish) from the expert_outputs() of a Received whose "
+                    "row_flags() there are; make a low_latency dispatcher on cuda with CudaOptions::row_flags, give it "
+                    "ids in place of a handle, and write the outputs there");
+  }
+  if (params.order != SumOrder::kFlat) return std::nullopt;
+  return complain(ErrorCode::kUnsupported, Phase::kCombine,
+                  "combine takes no rows as they finish (as_rows_finish) under SumOrder::kFlat; take another order, or "
+                  "combine when all rows are done");
+}
+
 Complaint CallChecks::dispatch_backward(const HandleState& state, const DispatchBackwardRequest& request) const {
   if (Complaint complaint = has_sums()) return complaint;
   if (Complaint complaint = rows(request.grad_rows, {.name = "grad_rows",

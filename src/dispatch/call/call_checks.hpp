@@ -56,6 +56,8 @@ struct CallChecks {
   [[nodiscard]] Complaint expert_outputs(const HandleState& state, const ConstRows& outputs,
                                          const WeightsView& weights) const;
   [[nodiscard]] Complaint sums(const HandleState& state, const Rows& out) const;
+  /// combine: outputs that are still being written, in `buffer` (null: none was found).
+  [[nodiscard]] Complaint as_rows_finish(bool asked, const ConstRows& given, const RowBuffer* buffer) const;
   [[nodiscard]] Complaint dispatch_backward(const HandleState& state, const DispatchBackwardRequest& request) const;
   /// `target`: where the gradients go, which must not be the saved rows.
   [[nodiscard]] Complaint combine_backward(const HandleState& state, const CombineBackwardRequest& request,

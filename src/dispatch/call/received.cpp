@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "epistle/device/row_flags.hpp"
 #include "epistle/error.hpp"
 
 #include "dispatch/call/dispatcher_impl.hpp"
@@ -81,6 +82,16 @@ ScalesView Received::scales() const {
 Rows Received::expert_outputs() const {
   const RowBuffer& buffer = require(buffer_);
   return {.data = buffer.outputs, .num_rows = num_rows(), .hidden = buffer.output_hidden, .dtype = buffer.output_dtype};
+}
+
+device::RowFlags Received::row_flags() const {
+  const RowBuffer& buffer = require(buffer_);
+  if (buffer.raises_flags && !is_gradient_) return buffer.flags;
+  throw Error(ErrorCode::kUnsupported,
+              buffer.flags.number == nullptr
+                  ? "the dispatcher raises no flags of rows; make a low_latency dispatcher with CudaOptions::row_flags"
+                  : "these rows were not received by a dispatch with ids, and only that raises flags of rows; give it "
+                    "the expert ids in place of a handle");
 }
 
 const RowDescription& Received::description() const {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "epistle/device/row_flags.hpp"
 #include "epistle/types.hpp"
 #include "epistle/views.hpp"
 
@@ -36,6 +37,8 @@ class RowBuffer {
   std::int64_t output_hidden = 0;
   std::shared_ptr<const void> memory;   ///< keeps it mapped
   const HandleState* holder = nullptr;  ///< the handle whose rows it was filled with last
+  device::RowFlags flags = {};          ///< without a number where the dispatcher has none
+  bool raises_flags = false;            ///< the call that fills it does
 };
 
 /// The buffers of one dispatcher on this rank. A buffer is free when nobody but the pool holds it.

@@ -289,6 +289,7 @@ namespace epistle::cuda {
 void check_alltoall(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
   check_cuda_options(config, cuda_options, group);
+  check_no_row_flags(cuda_options, "alltoall");
   if (cuda_options.mover != CudaMover::kCopyEngines) return;
   throw Error(ErrorCode::kUnsupported,
               "copy engines move the rows of dispatcher 'direct' only, not of 'alltoall'; use another mover");

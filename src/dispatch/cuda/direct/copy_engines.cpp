@@ -209,7 +209,8 @@ class CopyEngines::Call {
 // ---- Calls ----------------------------------------------------------------------------------------------------------
 
 bool CopyEngines::can_serve(const LayoutParams& params) noexcept {
-  return params.layout == OutputLayout::kTokenMajor && params.sizing == SizingMode::kExact && params.num_buffers == 1;
+  return params.layout == OutputLayout::kTokenMajor && params.sizing == SizingMode::kExact && params.num_buffers == 1 &&
+         params.scale_order == ScaleOrder::kRows;
 }
 
 CopyEngines::CopyEngines(const DispatchLayout& layout, int rank, int device, bool shares_gpu)

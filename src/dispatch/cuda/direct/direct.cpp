@@ -28,7 +28,18 @@ void DirectTransport::start_move(const CudaHandleState& handle, MoveArgs& args) 
   }
   const TuningChoice choice = choose(query);
   args.tuning = {.num_blocks = choice.num_blocks, .remote_blocks = choice.peer_blocks, .bulk = choice.bulk};
-  check_cuda(launch_move(args, context_.stream), "launching dispatch");
+  if (args.target != BufferSection::kReceiveRows || !lays_scales_in_columns(args.layout)) {
+    check_cuda(launch_move(args, context_.stream), "launching dispatch");
+    return;
+  }
+  ColumnMoveArgs columns{args};
+  const LayoutParams& params = args.layout.params();
+  const bool exact = params.sizing == SizingMode::kExact;
+  // What an expert's block has does not depend on it.
+  for (int rank = 0; rank < context_.num_ranks(); ++rank) {
+    columns.num_rows[rank] = static_cast<std::int32_t>(exact ? handle.output_rows(rank) : params.capacity_rows);
+  }
+  check_cuda(launch_column_move(columns, context_.stream), "launching dispatch");
 }
 
 void DirectTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
@@ -44,11 +55,12 @@ WireBytes DirectTransport::wire_bytes(const CudaHandleState& handle) const {
 void check_direct(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
   check_cuda_options(config, cuda_options, group);
+  check_no_row_flags(cuda_options, "direct");
   if (cuda_options.mover != CudaMover::kCopyEngines) return;
   if (CopyEngines::can_serve(to_layout_params(config, group.size()))) return;
   throw Error(ErrorCode::kUnsupported,
-              fmt::format("copy engines move rows of layout token_major under exact sizing with one buffer only; this "
-                          "is {}, {} and {} buffers: use another mover",
+              fmt::format("copy engines move rows of layout token_major under exact sizing with one buffer and scales "
+                          "in rows only; this is {}, {} and {} buffers: use another mover",
                           to_string(config.layout), to_string(config.sizing), config.num_buffers));
 }
 

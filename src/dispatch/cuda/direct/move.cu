@@ -3,12 +3,15 @@
 // Remote blocks write each row once per (token, rank) to its final place in the peer's memory; the other blocks write
 // the rows that stay, and, in expert layouts, duplicate received rows for the token's other local experts as they
 // arrive. Split by destination, local stores do not queue behind those that cross the link.
+#include <type_traits>
+
 #include "dispatch/cuda/device/bulk.cuh"
 #include "dispatch/cuda/device/peer_rows.cuh"
 #include "dispatch/cuda/device/received_pairs.cuh"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/direct/unflagged_tokens.cuh"
 #include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
@@ -67,47 +70,6 @@ class BulkCopier {
 using BulkCopier = VectorCopier;
 #endif
 
-/// Tokens of one warp whose receivers have not been told yet, oldest first, each with the copier's mark behind its
-/// rows.
-class UnflaggedTokens {
- public:
-  [[nodiscard]] __device__ int count() const { return static_cast<int>(added_ - taken_); }
-  [[nodiscard]] __device__ bool full() const { return count() == kRoom; }
-  __device__ void add(std::int64_t token, std::uint32_t mark) {
-    // Without indices that the compiler cannot know, so that it stays in registers.
-#pragma unroll
-    for (unsigned i = 0; i < kRoom; ++i) {
-      if (i != added_ % kRoom) continue;
-      tokens_[i] = static_cast<std::int32_t>(token);
-      marks_[i] = mark;
-    }
-    ++added_;
-  }
-  [[nodiscard]] __device__ std::uint32_t oldest_mark() const { return at(marks_); }
-  __device__ std::int32_t take_oldest() {
-    const std::int32_t token = at(tokens_);
-    ++taken_;
-    return token;
-  }
-
- private:
-  static constexpr unsigned kRoom = 8;
-  template <typename Value>
-  __device__ Value at(const Value (&values)[kRoom]) const {
-    Value value{};
-#pragma unroll
-    for (unsigned i = 0; i < kRoom; ++i) {
-      if (i == taken_ % kRoom) value = values[i];
-    }
-    return value;
-  }
-
-  std::int32_t tokens_[kRoom] = {};
-  std::uint32_t marks_[kRoom] = {};
-  unsigned added_ = 0;
-  unsigned taken_ = 0;
-};
-
 /// Where the call puts rows and their scales. In shared memory.
 struct MoveTargets {
   PeerRows rows;
@@ -123,9 +85,11 @@ struct MoveTargets {
   }
 };
 
-template <class Copier>
+template <class Copier, class Args>
 struct Mover {
-  const MoveArgs& args;
+  static constexpr bool kColumns = std::is_same_v<Args, ColumnMoveArgs>;
+
+  const Args& args;
   const CallContext& call;
   const MoveTargets& targets;
   Copier& copier;
@@ -147,6 +111,13 @@ struct Mover {
     const bool mine = (mask >> lane_id() & 1U) != 0;
     copier.copy(mask, mine ? row_at(rank, row) : nullptr, from, args.row_bytes);
     if (args.scale_bytes == 0) return;
+    if constexpr (kColumns) {
+      // Given scales are those that were quantised before, in dense rows; received ones lie in columns.
+      if constexpr (kSpaced) {
+        copy_scales(mask, rank, row, [&](int word) { return reinterpret_cast<const std::uint32_t*>(scales)[word]; });
+        return;
+      }
+    }
     std::byte* target = mine ? scales_at(rank, row) : nullptr;
     if (kSpaced && !args.strides.has_dense_scales()) {
       gather_row_to(mask, target,
@@ -155,6 +126,28 @@ struct Mover {
       copy_row_to(mask, target, scales, args.scale_bytes);
     }
   }
+  /// Words of scales, as `read(word)` gives them, to the columns of the lanes in `mask`.
+  template <typename Read>
+  __device__ void copy_scales(unsigned mask, std::int32_t rank, std::int32_t row, const Read& read) const {
+    const auto num_words = static_cast<int>(args.scale_bytes / ScalePlaces::kWordBytes);
+#pragma unroll 1
+    for (int first = 0; first < num_words; first += kWarpSize) {
+      const int word = first + lane_id();
+      const std::uint32_t value = word < num_words ? read(word) : 0;
+#pragma unroll 1
+      for (unsigned left = mask; left != 0; left &= left - 1) {
+        const int lane = __ffs(static_cast<int>(left)) - 1;
+        const std::int32_t to_rank = __shfl_sync(kFullWarp, rank, lane);
+        const std::int32_t to_row = __shfl_sync(kFullWarp, row, lane);
+        if (word < num_words) *scale_word(to_rank, to_row, word) = value;
+      }
+    }
+  }
+  [[nodiscard]] __device__ std::uint32_t* scale_word(int rank, std::int32_t row, int word) const {
+    const ScalePlaces at = args.layout.scale_places(args.num_rows[rank]);
+    return reinterpret_cast<std::uint32_t*>(targets.scales.begin[rank] + at.offset(row, word));
+  }
+
   __device__ void copy_token(unsigned mask, std::int32_t rank, std::int32_t row, std::int64_t token) const {
     copy<true>(mask, rank, row, args.rows + token * args.strides.row,
                args.scale_bytes > 0 ? args.scales + token * args.strides.scale_row : nullptr);
@@ -258,6 +251,13 @@ struct Mover {
         if (__all_sync(kFullWarp, there) == 0) return;
         __syncwarp();
       }
+      if constexpr (kColumns) {
+        if (mask == 0) continue;
+        copier.copy(mask, (mask >> lane_id() & 1U) != 0 ? row_at(group().rank, row) : nullptr,
+                    row_at(group().rank, primary), args.row_bytes);
+        copy_scales(mask, group().rank, row, [&](int word) { return *scale_word(group().rank, primary, word); });
+        continue;
+      }
       copy<false>(mask, group().rank, row, row_at(group().rank, primary),
                   args.scale_bytes > 0 ? scales_at(group().rank, primary) : nullptr);
     }
@@ -282,6 +282,12 @@ struct Mover {
   __device__ void zero_range(std::int64_t begin, std::int64_t end, const Worker& worker) const {
     for (std::int64_t row = begin + worker.idx; row < end; row += worker.count) {
       zero_row(row_at(group().rank, static_cast<std::int32_t>(row)), args.row_bytes);
+      if constexpr (kColumns) {
+        for (int word = lane_id(); word < args.scale_bytes / ScalePlaces::kWordBytes; word += kWarpSize) {
+          *scale_word(group().rank, static_cast<std::int32_t>(row), word) = 0;
+        }
+        continue;
+      }
       if (args.scale_bytes > 0) zero_row(scales_at(group().rank, static_cast<std::int32_t>(row)), args.scale_bytes);
     }
   }
@@ -360,8 +366,8 @@ struct CloselyBehind {
 };
 static_assert(kMaxRanks <= kMoveThreads && kMaxRanks <= kBulkThreads, "a thread for the announcement of every rank");
 
-template <class Copier>
-__device__ void move_rows(const MoveArgs& args, std::byte* shared) {
+template <class Copier, class Args>
+__device__ void move_rows(const Args& args, std::byte* shared) {
   const DeviceGroup& group = args.group;
   const int block = static_cast<int>(blockIdx.x);
   const int blocks = args.tuning.num_blocks;
@@ -386,7 +392,7 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   const auto follow = [&](int peer, std::uint64_t word) { targets.follow(args, peer, word); };
   CallContext call;
   Copier copier(shared);
-  const Mover<Copier> mover{args, call, targets, copier};
+  const Mover<Copier, Args> mover{args, call, targets, copier};
   CloselyBehind behind;
   if (args.behind_prepare) {
     mover.prefetch_first(is_remote ? remote : local);
@@ -442,27 +448,42 @@ __device__ void move_rows(const MoveArgs& args, std::byte* shared) {
   if (block == 0) end_call(call, ok);
 }
 
-__global__ void __launch_bounds__(kMoveThreads, 1) move_vector_kernel(const __grid_constant__ MoveArgs args) {
+template <class Args>
+__global__ void __launch_bounds__(kMoveThreads, 1) move_vector_kernel(const __grid_constant__ Args args) {
   move_rows<VectorCopier>(args, nullptr);
 }
 
-__global__ void __launch_bounds__(kBulkThreads, 1) move_bulk_kernel(const __grid_constant__ MoveArgs args) {
+template <class Args>
+__global__ void __launch_bounds__(kBulkThreads, 1) move_bulk_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(128) std::byte shared[];
   move_rows<BulkCopier>(args, shared);
 }
 
+template <class Args>
+using MoveKernel = void (*)(Args);
+template <class Args>
+MoveKernel<Args> move_kernel(bool bulk) noexcept {
+  return bulk ? move_bulk_kernel<Args> : move_vector_kernel<Args>;
+}
+
+template <class Args>
+cudaError_t start(const Args& args, cudaStream_t stream) {
+  const bool bulk = args.tuning.bulk;
+  const std::int64_t shared_bytes = bulk ? static_cast<std::int64_t>(sizeof(BulkSlots)) * kBulkWarps : 0;
+  return start_kernel(move_kernel<Args>(bulk),
+                      {args.tuning.num_blocks, bulk ? kBulkThreads : kMoveThreads, shared_bytes},
+                      args.behind_prepare || args.group.early_start, args, stream);
+}
+
 }  // namespace
 
-const void* move_kernel_address(bool bulk) noexcept {
-  return bulk ? reinterpret_cast<const void*>(&move_bulk_kernel) : reinterpret_cast<const void*>(&move_vector_kernel);
+const void* move_kernel_address(bool bulk, bool columns) noexcept {
+  return columns ? reinterpret_cast<const void*>(move_kernel<ColumnMoveArgs>(bulk))
+                 : reinterpret_cast<const void*>(move_kernel<MoveArgs>(bulk));
 }
 std::int64_t move_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(BulkSlots)) * kBulkWarps; }
 
-cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream) {
-  const bool bulk = args.tuning.bulk;
-  return start_kernel(bulk ? move_bulk_kernel : move_vector_kernel,
-                      {args.tuning.num_blocks, bulk ? kBulkThreads : kMoveThreads, bulk ? move_shared_bytes() : 0},
-                      args.behind_prepare || args.group.early_start, args, stream);
-}
+cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream) { return start(args, stream); }
+cudaError_t launch_column_move(const ColumnMoveArgs& args, cudaStream_t stream) { return start(args, stream); }
 
 }  // namespace epistle::cuda

@@ -33,7 +33,8 @@ struct EngineContext {
   // Of the call under way.
   cudaStream_t stream = nullptr;
   int num_sms = 0;
-  std::int32_t buffer = 0;  ///< this rank's choice
+  std::int32_t buffer = 0;      ///< this rank's choice
+  bool as_rows_finish = false;  ///< of a sum: rows are taken as their flags say that they are done
   /// Waits until all calls so far are done, and throws what they have found.
   std::function<void()> wait;
   /// An event behind everything that the calls so far have put on the stream. Recorded when it is asked for: a record

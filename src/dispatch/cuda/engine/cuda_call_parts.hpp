@@ -16,6 +16,7 @@ struct CudaEngine::SumCall {
   const float* weights = nullptr;  ///< null: those of the routing
   std::uint32_t phases = kBothPhases;
   bool weighted = false;
+  bool as_rows_finish = false;  ///< CombineRequest::as_rows_finish
 };
 
 /// Tokens on their way, and how the dispatch stands to its prepare.

@@ -108,7 +108,8 @@ void CudaEngine::end_open_call() {
   if (call.call == DeviceCall::kDispatch) {
     receive(call);
   } else {
-    sum(*call.handle, {.rows = call.rows, .out = call.out, .phases = kReceivePhase});
+    sum(*call.handle,
+        {.rows = call.rows, .out = call.out, .phases = kReceivePhase, .as_rows_finish = call.as_rows_finish});
   }
 }
 
@@ -175,6 +176,7 @@ void CudaEngine::move(const OpenCall& call, const Move& what) {
   args.prepare_blocks = prepare_blocks_;
   context_.buffer = call.buffer->idx;
   call.buffer->holder = call.handle.get();
+  call.buffer->raises_flags = false;
   last_handle_ = call.handle;
   transport_->start_move(*call.handle, args);
 }
@@ -198,6 +200,7 @@ void CudaEngine::move_routed(const OpenCall& call, const DispatchRequest& reques
   MoveArgs args = move_args(call, {.tokens = request.tokens, .scales = request.scales, .phases = phases});
   context_.buffer = call.buffer->idx;
   call.buffer->holder = call.handle.get();
+  call.buffer->raises_flags = call.buffer->flags.number != nullptr;
   last_handle_ = call.handle;
   transport_->start_routed_move(*call.handle, routing, args);
 }
@@ -305,6 +308,7 @@ void CudaEngine::sum(const CudaHandleState& state, const SumCall& call) {
   args.out_stride = call.out.stride_bytes();
   args.weighted = call.weighted;
   if (call.weights != nullptr) args.handle.weights = const_cast<float*>(call.weights);  // sums only read them
+  context_.as_rows_finish = call.as_rows_finish;
   transport_->start_sum(state, args);
 }
 
@@ -334,18 +338,21 @@ CudaEngine::OpenCall CudaEngine::begin_combine(const CombineRequest& request, St
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
   if (!complaint) call.buffer = checks().buffer_of_rows(buffers_, *call.handle, rows, "combine", complaint);
+  if (!complaint) complaint = checks().as_rows_finish(request.as_rows_finish, rows, call.buffer.get());
   announce_call(DeviceCall::kCombine, call.handle.get(), complaint);
   context_.buffer = call.buffer->idx;
   last_handle_ = call.handle;
   call.rows = share_rows(*call.handle, rows, pulls_rows() && !transport_->pushes_outputs());
   call.out = request.out;
   call.weights = request.weights.data;
+  call.as_rows_finish = request.as_rows_finish;
   if (phases == kSendPhase) ++num_send_halves_;
   sum(*call.handle, {.rows = call.rows,
                      .out = call.out,
                      .weights = call.weights,
                      .phases = phases,
-                     .weighted = context_.config.apply_weights});
+                     .weighted = context_.config.apply_weights,
+                     .as_rows_finish = call.as_rows_finish});
   return call;
 }
 
@@ -370,7 +377,8 @@ void CudaEngine::combine_receive(Pending pending, Stream stream) {
                      .out = call.out,
                      .weights = call.weights,
                      .phases = kReceivePhase,
-                     .weighted = context_.config.apply_weights});
+                     .weighted = context_.config.apply_weights,
+                     .as_rows_finish = call.as_rows_finish});
 }
 
 }  // namespace epistle::cuda

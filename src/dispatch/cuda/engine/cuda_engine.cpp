@@ -113,6 +113,14 @@ void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options
   static_cast<void>(choose_tile_for(config, group.size(), choose_device(options, group.rank(), group.size())));
 }
 
+void check_no_row_flags(const CudaOptions& options, std::string_view dispatcher) {
+  if (!options.row_flags) return;
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("dispatcher '{}' raises no flags of rows (CudaOptions::row_flags); use low_latency, or leave "
+                          "the option out",
+                          dispatcher));
+}
+
 PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int device) {
   // Some is left for what kernels declare themselves.
   constexpr std::int64_t kStaticBytes = 1024;
@@ -143,6 +151,9 @@ CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTra
   context_.last_work = [this] { return last_work(); };
   set_up(rules);
   transport_ = make_transport(context_);
+  for (std::int32_t idx = 0; idx < context_.config.num_buffers; ++idx) {
+    buffers_.at(idx)->flags = transport_->row_flags(idx);
+  }
 }
 
 /// Collective.

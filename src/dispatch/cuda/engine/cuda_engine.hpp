@@ -35,6 +35,8 @@ namespace epistle::cuda {
 
 /// DispatcherInfo::Functions::check of every dispatcher on a GPU.
 void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options, const Group& group);
+/// The same of a dispatcher that raises no flags of rows.
+void check_no_row_flags(const CudaOptions& options, std::string_view dispatcher);
 
 class CudaEngine final : public DispatcherImpl {
  public:
@@ -89,6 +91,7 @@ class CudaEngine final : public DispatcherImpl {
     const std::byte* rows = nullptr;
     Rows out;
     const float* weights = nullptr;              ///< of a combine that brings them
+    bool as_rows_finish = false;                 ///< of a combine
     std::optional<DispatchRequest> routed = {};  ///< of a dispatch that is one call with its routing
   };
   struct SumCall;
@@ -126,6 +129,7 @@ class CudaEngine final : public DispatcherImpl {
   bool settle_passed();
   template <typename IsDone>
   void wait_on_host(const CudaHandleState* state, const IsDone& is_done);
+  void fail_for_unmarked_rows(Phase phase);
   [[noreturn]] void throw_finding(const Report& report, const CudaHandleState* state);
   void throw_disagreement();
   void stop_for_lost_rank(int lost, const CudaHandleState* state);

@@ -96,12 +96,28 @@ void CudaEngine::stop_for_lost_rank(int lost, const CudaHandleState* state) {
   group_->fail(ErrorCode::kPeerLost, phase, lost, &missing);
 }
 
+/// Combine waits for this rank itself only where its rows are taken as they finish.
+void CudaEngine::fail_for_unmarked_rows(Phase phase) {
+  try {
+    group_->fail(ErrorCode::kTimeout, phase, context_.rank(), nullptr);
+  } catch (const Error& error) {
+    throw Error(
+        error.code(),
+        fmt::format("{}; combine was given rows as they finish, and some were not marked as done within {} ms: "
+                    "have a kernel call mark_rows_done() for every row that the flags tell of, and leave it SMs "
+                    "beside combine",
+                    error.message(), group_->timeout().count()),
+        error.context());
+  }
+}
+
 void CudaEngine::throw_finding(const Report& report, const CudaHandleState* state) {
   const auto phase = static_cast<Phase>(report.phase);
   const int peer = report.peer;
   const MissingRows missing = rows_owed_in(phase, state);
   switch (static_cast<Finding>(report.finding)) {
     case Finding::kTimeout: {
+      if (peer == context_.rank()) fail_for_unmarked_rows(phase);
       const int lost = group_->find_lost_rank();
       group_->fail(lost == peer ? ErrorCode::kPeerLost : ErrorCode::kTimeout, phase, peer, &missing);
     }

@@ -8,7 +8,7 @@ namespace epistle::cuda {
 const void* prepare_kernel_address(bool placed) noexcept;
 const void* refuse_kernel_address() noexcept;
 const void* quantise_kernel_address() noexcept;
-const void* move_kernel_address(bool bulk) noexcept;
+const void* move_kernel_address(bool bulk, bool columns) noexcept;
 std::int64_t move_shared_bytes() noexcept;
 const void* sum_kernel_address(DType dtype) noexcept;
 const void* sum_bulk_kernel_address(DType dtype, SumKind kind) noexcept;
@@ -36,11 +36,11 @@ cudaError_t load_kernels(int compute_major) {
   cudaFuncAttributes attributes;
   for (const void* kernel :
        {prepare_kernel_address(false), prepare_kernel_address(true), refuse_kernel_address(), quantise_kernel_address(),
-        move_kernel_address(false), move_kernel_address(true), sum_kernel_address(DType::kBf16),
-        sum_kernel_address(DType::kFp16), sum_kernel_address(DType::kFp32), weight_gradient_kernel_address(),
-        scale_rows_kernel_address(DType::kBf16), scale_rows_kernel_address(DType::kFp16),
-        scale_rows_kernel_address(DType::kFp32), start_copies_kernel_address(), finish_copies_kernel_address(),
-        find_runs_kernel_address(), pack_kernel_address()}) {
+        move_kernel_address(false, false), move_kernel_address(false, true), move_kernel_address(true, false),
+        move_kernel_address(true, true), sum_kernel_address(DType::kBf16), sum_kernel_address(DType::kFp16),
+        sum_kernel_address(DType::kFp32), weight_gradient_kernel_address(), scale_rows_kernel_address(DType::kBf16),
+        scale_rows_kernel_address(DType::kFp16), scale_rows_kernel_address(DType::kFp32), start_copies_kernel_address(),
+        finish_copies_kernel_address(), find_runs_kernel_address(), pack_kernel_address()}) {
     const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
   }
@@ -60,7 +60,11 @@ cudaError_t load_kernels(int compute_major) {
       if (const cudaError_t error = raise(kernel, sum_bulk_shared_bytes()); error != cudaSuccess) return error;
     }
   }
-  return raise(move_kernel_address(true), move_shared_bytes());
+  for (const bool columns : {false, true}) {
+    const cudaError_t error = raise(move_kernel_address(true, columns), move_shared_bytes());
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace epistle::cuda

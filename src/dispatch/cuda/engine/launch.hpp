@@ -113,6 +113,16 @@ struct MoveArgs {
   bool skips_void = false;
 };
 
+[[nodiscard]] inline bool lays_scales_in_columns(const DispatchLayout& layout) noexcept {
+  return layout.params().scale_bytes > 0 && layout.params().scale_order == ScaleOrder::kColumns;
+}
+
+/// The same where words of scales lie in columns at their receivers, which depends on how many rows each receives: a
+/// kernel of its own, so that the others need not know of it.
+struct ColumnMoveArgs : MoveArgs {
+  std::int32_t num_rows[kMaxRanks] = {};
+};
+
 struct SumTuning {
   int num_blocks = 1;
   int push_blocks = 1;  ///< the first ones send rows or partial sums to their sources, the others sum; equal to
@@ -269,6 +279,7 @@ inline constexpr int kMaxTileTokens = 512;
 [[nodiscard]] cudaError_t launch_refuse(const RefuseArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_quantise(const QuantiseArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream);
+[[nodiscard]] cudaError_t launch_column_move(const ColumnMoveArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_weight_gradients(const WeightGradientArgs& args, cudaStream_t stream);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "epistle/device/row_flags.hpp"
 #include "epistle/dispatcher.hpp"
 
 #include "core/complaint.hpp"
@@ -53,6 +54,11 @@ class RowTransport {
   [[nodiscard]] virtual bool pushes_outputs() const noexcept { return false; }
   /// True when start_move can put a kernel behind prepare that starts before that has ended (MoveArgs::behind_prepare).
   [[nodiscard]] virtual bool can_follow_closely() const noexcept { return false; }
+  /// Flags of what is received into buffer `buffer`, and of the outputs there; without a number where none are raised.
+  [[nodiscard]] virtual device::RowFlags row_flags(std::int32_t buffer) const {
+    static_cast<void>(buffer);
+    return {};
+  }
   /// Where ranks agree on the host: whether peers read this rank's expert outputs where they lie.
   [[nodiscard]] virtual bool reads_peers_outputs() const noexcept { return false; }
   /// Brings gradients of the weights to their sources, and says so. `args` is complete.

@@ -338,6 +338,7 @@ bool HybridTransport::bring_weight_gradients(const CudaHandleState& handle, cons
 void check_hybrid(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
   check_cuda_options(config, cuda_options, group);
+  check_no_row_flags(cuda_options, "hybrid");
   if (cuda_options.mover == CudaMover::kCopyEngines) {
     throw Error(ErrorCode::kUnsupported,
                 "copy engines move the rows of dispatcher 'direct' only, not of 'hybrid'; use another mover");

@@ -178,9 +178,8 @@ __device__ bool settle_books(const LineDispatchArgs& args, const CallContext& ca
   return ok;
 }
 
-template <bool kQuantises, bool kPlaced>
-__global__ void __launch_bounds__(kLineThreads, 1)
-    dispatch_lines_kernel(const __grid_constant__ LineDispatchArgs args) {
+template <bool kQuantises, bool kPlaced, class Args>
+__global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) std::byte shared[];
   __shared__ BlockState state;
   const std::uint32_t touch = touch_args(args);
@@ -202,7 +201,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
   WarpScratch& scratch = t.scratch[warp];
   CallContext call;
   const LineSender<kQuantises> sender{args, call, t, scratch};
-  const LineReceiver<kQuantises> receiver{args, call, t, scratch};
+  const LineReceiver<kQuantises, Args> receiver{args, call, t, scratch};
   const Team senders{static_cast<int>(threadIdx.x), kSenderWarps * kWarpSize, kSenderBarrier};
   const Team keepers{static_cast<int>(threadIdx.x) - senders.count, kKeeperWarps * kWarpSize, kKeeperBarrier};
   if (!sends) {
@@ -235,6 +234,10 @@ __global__ void __launch_bounds__(kLineThreads, 1)
   const bool refused = __syncthreads_or(bad) != 0;
   bool ok = true;
   if (keeps_books && has_send && !sends) announce(group, call, keepers.thread, keepers.count);
+  if constexpr (has_extras<Args>) {
+    const bool tells = has_send && args.flags.number != nullptr;
+    if (tells && blockIdx.x == 0 && threadIdx.x == 0) *args.flags.number = call.epoch;
+  }
   if (sends && has_send) {
     tell_line_counts(group, call, args.lines, t, refused, senders);
     if (sends_rows && !refused) sender.run(sending, data, given);
@@ -247,7 +250,7 @@ __global__ void __launch_bounds__(kLineThreads, 1)
     if (keepers.thread == 0) open(state.placed);
   }
   if (!has_receive) return;
-  typename LineReceiver<kQuantises>::Unit first;
+  typename LineReceiver<kQuantises, Args>::Unit first;
   if (moves_rows && !keeps_books) receiver.watch(receiving.idx, state.placed, first);
   const bool disagreed = __syncthreads_and(ok) == 0;
   leave_call(group, call, kLineThreads - 1);
@@ -263,6 +266,9 @@ __global__ void __launch_bounds__(kLineThreads, 1)
     if (moves_rows && sends) sender.clear(sending);
   }
   if (moves_rows) {
+    if constexpr (has_extras<Args>) {
+      if (args.flags.number != nullptr) raise_empty(args, t, call.epoch, num_movers);
+    }
     receiver.run(receiving, first);
     LinePadding{args, t, receiving}.run();
   }
@@ -277,17 +283,27 @@ __global__ void __launch_bounds__(kLineThreads, 1)
   if (disagreed) abandon_call(call, false);  // the summary tells the host
 }
 
-using DispatchKernel = void (*)(LineDispatchArgs);
+template <class Args>
+using DispatchKernel = void (*)(Args);
 
-DispatchKernel dispatch_kernel(bool quantises, bool placed) {
-  if (placed) return quantises ? dispatch_lines_kernel<true, true> : dispatch_lines_kernel<false, true>;
-  return quantises ? dispatch_lines_kernel<true, false> : dispatch_lines_kernel<false, false>;
+template <class Args>
+DispatchKernel<Args> dispatch_kernel(bool quantises, bool placed) {
+  if (placed) return quantises ? dispatch_lines_kernel<true, true, Args> : dispatch_lines_kernel<false, true, Args>;
+  return quantises ? dispatch_lines_kernel<true, false, Args> : dispatch_lines_kernel<false, false, Args>;
 }
 
 LineShape shape_of(const DispatchLayout& layout) {
   const LayoutParams& params = layout.params();
   return {params.num_ranks, params.num_experts, params.top_k, layout.partition().max_local_experts(),
           params.max_tokens};
+}
+
+template <class Args>
+cudaError_t launch(const Args& args, cudaStream_t stream) {
+  LineTables t;
+  const std::int64_t shared_bytes = carve(nullptr, shape_of(args.routing.layout), t);
+  return start_kernel(dispatch_kernel<Args>(args.lines.quantises, args.routing.places_experts()),
+                      {args.num_blocks, kLineThreads, shared_bytes}, args.routing.group.early_start, args, stream);
 }
 
 }  // namespace
@@ -298,13 +314,13 @@ std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept {
 }
 
 const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept {
-  return reinterpret_cast<const void*>(dispatch_kernel(quantises, placed));
+  return reinterpret_cast<const void*>(dispatch_kernel<LineDispatchArgs>(quantises, placed));
+}
+const void* extra_dispatch_kernel_address(bool quantises, bool placed) noexcept {
+  return reinterpret_cast<const void*>(dispatch_kernel<ExtraDispatchArgs>(quantises, placed));
 }
 
-cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) {
-  const std::int64_t shared_bytes = line_dispatch_shared_bytes(args.routing.layout);
-  return start_kernel(dispatch_kernel(args.lines.quantises, args.routing.places_experts()),
-                      {args.num_blocks, kLineThreads, shared_bytes}, args.routing.group.early_start, args, stream);
-}
+cudaError_t launch_line_dispatch(const LineDispatchArgs& args, cudaStream_t stream) { return launch(args, stream); }
+cudaError_t launch_extra_dispatch(const ExtraDispatchArgs& args, cudaStream_t stream) { return launch(args, stream); }
 
 }  // namespace epistle::cuda

@@ -6,6 +6,9 @@ namespace epistle::cuda {
 
 // Each in the file of its kernel.
 const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept;
+const void* extra_dispatch_kernel_address(bool quantises, bool placed) noexcept;
+const void* marked_combine_address(DType dtype, bool aligned) noexcept;
+cudaError_t launch_marked(const MarkedCombineArgs& args, bool aligned, cudaStream_t stream);
 std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept;
 const void* combine_experts_address(DType dtype, bool aligned) noexcept;
 const void* combine_ranks_address(DType dtype, bool wide, bool aligned, bool token_rows) noexcept;
@@ -38,14 +41,41 @@ cudaError_t load_line_kernels(const LinePlan& lines) {
   return allow_all_shared_memory(line_complete_kernel_address());
 }
 
-cudaError_t launch_line_combine(const LineCombineArgs& args, cudaStream_t stream) {
+cudaError_t load_extra_kernels(const LinePlan& lines) {
+  for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
+    for (const bool aligned : {false, true}) {
+      const cudaError_t error = allow_all_shared_memory(marked_combine_address(dtype, aligned));
+      if (error != cudaSuccess) return error;
+    }
+  }
+  for (const bool placed : {false, true}) {
+    const cudaError_t error = allow_all_shared_memory(extra_dispatch_kernel_address(lines.quantises, placed));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+namespace {
+
+/// Whether every row given and every row of the result begins at a multiple of a unit.
+bool is_aligned(const LineCombineArgs& args) {
   const SumArgs& sum = args.sum;
   const std::uint64_t bits = reinterpret_cast<std::uint64_t>(sum.rows) | reinterpret_cast<std::uint64_t>(sum.out) |
                              static_cast<std::uint64_t>(sum.out_stride) |
                              static_cast<std::uint64_t>(args.lines.combine_row_bytes);
-  const bool aligned = bits % kUnitBytes == 0;
-  return sum.layout.can_combine_per_rank() ? launch_combine_ranks(args, aligned, stream)
-                                           : launch_combine_experts(args, aligned, stream);
+  return bits % kUnitBytes == 0;
+}
+
+}  // namespace
+
+cudaError_t launch_marked_combine(const MarkedCombineArgs& args, cudaStream_t stream) {
+  return launch_marked(args, is_aligned(args), stream);
+}
+
+cudaError_t launch_line_combine(const LineCombineArgs& args, cudaStream_t stream) {
+  const bool aligned = is_aligned(args);
+  return args.sum.layout.can_combine_per_rank() ? launch_combine_ranks(args, aligned, stream)
+                                                : launch_combine_experts(args, aligned, stream);
 }
 
 }  // namespace epistle::cuda

@@ -44,6 +44,17 @@ void check_shared_memory(int device, std::int64_t needed_bytes) {
                           needed_bytes, device, limit_bytes));
 }
 
+/// Throws where flags of rows were asked for and no dispatch would raise them.
+void check_row_flags(const DispatchLayout& layout) {
+  if (plan_lines(layout).routes && !layout.token_major()) return;
+  throw Error(ErrorCode::kUnsupported,
+              fmt::format("flags of rows (CudaOptions::row_flags) need an expert layout, capacity sizing with room for "
+                          "every routing, and at most {} entries of a routing; this is {} of {} tokens, top-{}: change "
+                          "that, or leave the option out",
+                          kMaxLineEntries, to_string(layout.params().layout), layout.params().max_tokens,
+                          layout.params().top_k));
+}
+
 }  // namespace
 
 LowLatencyTransport::LowLatencyTransport(EngineContext& context)
@@ -53,8 +64,14 @@ LowLatencyTransport::LowLatencyTransport(EngineContext& context)
     const DeviceGuard guard(context.device);
     if (lines_.routes) check_shared_memory(context.device, line_shared_bytes(context.layout()));
     check_cuda(load_line_kernels(lines_), "loading the kernels of low_latency");
+    if (has_extras()) check_cuda(load_extra_kernels(lines_), "loading the kernels of low_latency with extras");
+    if (context.options.row_flags) flags_ = RowFlagMemory(context);
   });
   (void)context.group->agree(kGpuSetUp, Phase::kCreate, error);
+}
+
+bool LowLatencyTransport::has_extras() const noexcept {
+  return context_.options.row_flags || lays_scales_in_columns(context_.layout());
 }
 
 int LowLatencyTransport::budget() const noexcept {
@@ -87,6 +104,12 @@ void LowLatencyTransport::start_routed_move(const CudaHandleState& handle, const
   // One more for the books.
   lines.num_blocks = num_blocks(tokens_to_move(handle) * lines_.dispatch_parts * 2 + kUnitsPerBlock);
   lines.next_starts_early = may_overlap(lines.num_blocks);
+  if (has_extras()) {
+    const ExtraDispatchArgs extra{lines, flags_.for_dispatch(args.buffer),
+                                  args.layout.scale_places(handle.description.num_rows)};
+    check_cuda(launch_extra_dispatch(extra, context_.stream), "launching dispatch");
+    return;
+  }
   check_cuda(launch_line_dispatch(lines, context_.stream), "launching dispatch");
 }
 
@@ -108,6 +131,13 @@ void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args
     lines.passed_id = &handle.summary->passed_id;
     lines.prepare_id = handle.prepare_id;
   }
+  if (context_.as_rows_finish) {
+    const device::RowFlags flags = flags_.of_buffer(context_.buffer);
+    lines.next_starts_early = false;
+    const MarkedCombineArgs marked{lines, flags.number, flags.done};
+    check_cuda(launch_marked_combine(marked, context_.stream), "launching combine");
+    return;
+  }
   check_cuda(launch_line_combine(lines, context_.stream), "launching combine");
 }
 
@@ -117,6 +147,7 @@ void check_low_latency(const ResolvedConfig& config, const DeviceOptions& option
   if (cuda_options.mover == CudaMover::kCopyEngines) {
     throw Error(ErrorCode::kUnsupported, "low_latency does not use copy engines; use direct, or another mover");
   }
+  if (cuda_options.row_flags) check_row_flags(DispatchLayout(to_layout_params(config, group.size())));
 }
 
 std::unique_ptr<DispatcherImpl> create_low_latency(const Creation& creation) {

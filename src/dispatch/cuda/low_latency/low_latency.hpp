@@ -7,6 +7,7 @@
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/transport.hpp"
 #include "dispatch/cuda/low_latency/line_plan.hpp"
+#include "dispatch/cuda/low_latency/row_flags.hpp"
 
 namespace epistle::cuda {
 
@@ -22,12 +23,15 @@ class LowLatencyTransport final : public RowTransport {
   void start_routed_move(const CudaHandleState& handle, const PrepareArgs& routing, MoveArgs& args) override;
   void complete(const CudaHandleState& handle) override;
   [[nodiscard]] bool pushes_outputs() const noexcept override { return true; }
+  [[nodiscard]] device::RowFlags row_flags(std::int32_t buffer) const override { return flags_.of_buffer(buffer); }
   [[nodiscard]] bool can_follow_closely() const noexcept override { return direct_.can_follow_closely(); }
   [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
     return direct_.wire_bytes(handle);
   }
 
  private:
+  /// Whether dispatches by lines do more than move rows.
+  [[nodiscard]] bool has_extras() const noexcept;
   /// SMs that the call at hand may occupy.
   [[nodiscard]] int budget() const noexcept;
   /// Whether the next kernel can lie beside one of so many blocks without taking more than a call may: always where a
@@ -43,6 +47,7 @@ class LowLatencyTransport final : public RowTransport {
   EngineContext& context_;
   LinePlan lines_;
   DirectTransport direct_;
+  RowFlagMemory flags_;
 };
 
 }  // namespace epistle::cuda

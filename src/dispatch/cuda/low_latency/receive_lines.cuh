@@ -2,16 +2,17 @@
 // describes them.
 #pragma once
 
+#include "dispatch/cuda/low_latency/row_flags.cuh"
 #include "dispatch/cuda/low_latency/send_lines.cuh"
 #include "dispatch/cuda/prepare/prepare_describe.cuh"
 
 namespace epistle::cuda {
 
-template <bool kQuantises>
+template <bool kQuantises, class Args>
 struct LineReceiver {
   using RowChunk = std::conditional_t<kQuantises, BlockChunk, Chunk>;
 
-  const LineDispatchArgs& args;
+  const Args& args;
   const CallContext& call;
   const LineTables& t;
   WarpScratch& scratch;
@@ -58,6 +59,9 @@ struct LineReceiver {
         open_header(current.head);
         take(part, current.data);
         __syncwarp();
+        if constexpr (has_extras<Args>) {
+          if (args.flags.number != nullptr) count_part(part);
+        }
       }
       coming.there = asks && __all_sync(kFullWarp, is_there(next, coming)) != 0;
       current = coming;
@@ -141,6 +145,13 @@ struct LineReceiver {
     __syncwarp();
   }
 
+  /// For flags: the part is where it belongs, for every expert here that the row goes to.
+  __device__ void count_part(const Part& part) const {
+    if (part.chunk == args.lines.dispatch_parts - 2 || lane_id() >= routing().handle.top_k) return;
+    const auto expert = static_cast<std::int32_t>(scratch.header[kHeaderStart + lane_id()]);
+    if (expert >= 0) count_row_part(args, t, call.epoch, part.source, expert);
+  }
+
   /// Takes a part to where it belongs.
   __device__ void take(const Part& part, const RowChunk& data) const {
     const LinePlan& lines = args.lines;
@@ -212,8 +223,7 @@ struct LineReceiver {
     });
   }
   /// The scales of a chunk's blocks, each with the flag lane of a line: fp32 words, or exponent bytes; eight lanes for
-  /// every row. The last chunk's warp also fills up the row of scales. (Scales of low_latency are in the order of
-  /// rows.)
+  /// every row. The last chunk's warp also fills up the row of scales.
   __device__ void store_block_scales(const Places& places, const BlockChunk& data, int chunk) const {
     static_assert(BlockChunk::kVectors == 2 && kChunkLines == kLineLanes);
     const LinePlan& lines = args.lines;
@@ -229,6 +239,9 @@ struct LineReceiver {
     const bool has_scale = line < kQuantisedBlocks && scale < num_scales;
     const bool fills = !words && chunk == lines.row_chunks - 1;
     const int count = __popc(places.mask);
+    if constexpr (has_extras<Args>) {
+      if (args.scale_places.in_columns()) return store_scale_columns(count, has_scale, scale, value, fills);
+    }
 #pragma unroll 1
     for (int i = lane_id() / kLineLanes; i < count; i += kLinesAtOnce) {
       std::byte* row_scales = scales + wide_product(scratch.rows[i], lines.scale_bytes);
@@ -239,6 +252,29 @@ struct LineReceiver {
       }
       if (!fills) continue;
       for (int fill = num_scales + line; fill < lines.scale_bytes; fill += kLineLanes) row_scales[fill] = std::byte{0};
+    }
+  }
+
+  /// The same where words of scales lie in columns: scale `scale`, a word or a byte of one, of the rows of
+  /// scratch.rows.
+  __device__ void store_scale_columns(int count, bool has_scale, int scale, std::uint32_t value, bool fills) const {
+    const ScalePlaces& at = args.scale_places;
+    std::byte* scales = group().section(group().rank, BufferSection::kReceiveScales, args.buffer);
+    const bool words = args.lines.scale_format == ScaleFormat::kFp32;
+    const int num_scales = static_cast<int>(fp8::num_scales(args.lines.row_bytes));
+    constexpr int kPerWord = 4;
+#pragma unroll 1
+    for (int i = lane_id() / kLineLanes; i < count; i += kLinesAtOnce) {
+      const std::int32_t row = scratch.rows[i];
+      if (has_scale && words) {
+        *reinterpret_cast<std::uint32_t*>(scales + at.offset(row, scale)) = value;
+      } else if (has_scale) {
+        scales[at.offset(row, scale / kPerWord) + scale % kPerWord] = static_cast<std::byte>(value);
+      }
+      if (!fills) continue;
+      for (int fill = num_scales + lane_id() % kLineLanes; fill < args.lines.scale_bytes; fill += kLineLanes) {
+        scales[at.offset(row, fill / kPerWord) + fill % kPerWord] = std::byte{0};
+      }
     }
   }
 

@@ -330,6 +330,7 @@ HostEngine::OpenCall HostEngine::send_combine(const CombineRequest& request, Str
   if (!complaint) complaint = checks().expert_outputs(*call.handle, rows, request.weights);
   if (!complaint) complaint = checks().sums(*call.handle, request.out);
   if (!complaint) call.buffer = checks().buffer_of_rows(buffers_, *call.handle, rows, "combine", complaint);
+  if (!complaint) complaint = checks().as_rows_finish(request.as_rows_finish, rows, call.buffer.get());
   call.announced = call_of(CallKind::kCombine, call.handle.get(), call.buffer.get());
   call.sums = {.handle = call.handle.get(),
                .weighted = context_.config.apply_weights,

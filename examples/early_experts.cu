@@ -1,0 +1,366 @@
+// Experts that begin before all rows are there, and a combine that begins before all experts are done.
+//
+// A stand-in for a grouped GEMM (one kernel, a thread block for the rows of a source and an expert) runs beside the
+// receive half of dispatch and beside combine: it takes rows as their flags rise (epistle/device/row_flags.hpp) and
+// marks its outputs. The same step is also made one call after the other; sums must be the same, bit for bit, and what
+// a step takes is printed for both.
+//
+//   early_experts [SMs of each call beside the experts, 32] [products per output, 16] [tokens per rank, 128]
+//
+// The ranks are threads, each with a GPU of its own, or half of one ("virtual ranks"). The exit code is 77 where there
+// is no GPU.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include "epistle/cuda.hpp"
+#include "epistle/device/row_flags.hpp"
+#include "epistle/dispatcher.hpp"
+
+namespace {
+
+constexpr int kRanks = 2;
+constexpr std::int32_t kExperts = 256;
+constexpr std::int32_t kTopK = 8;
+constexpr std::int64_t kHidden = 7168;
+constexpr int kThreads = 256;
+constexpr std::uint64_t kPatienceNs = 2'000'000'000;
+constexpr int kReplays = 100;
+constexpr int kRounds = 7;
+constexpr int kMostUnits = 32;      // of a block of experts: the bits of a word
+constexpr int kNoGpuExitCode = 77;  // ctest counts it as skipped
+
+struct Settings {
+  int comm_sms = 32;
+  int taps = 16;
+  std::int64_t tokens = 128;
+};
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw epistle::Error(epistle::ErrorCode::kSystem, std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// ---- The experts ----------------------------------------------------------------------------------------------------
+
+struct ExpertArgs {
+  epistle::device::RowFlags flags;  // without a number: all rows are there, and nobody asks what is done
+  const __nv_bfloat16* rows;
+  __nv_bfloat16* outputs;
+  const std::int32_t* expert_counts;
+  std::int64_t rows_per_expert;
+  int num_experts;  // here
+  int taps;
+  int* num_failed_waits;
+};
+
+/// out[c] = sum over t < taps of in[c + t * stride] * weight(expert, t), in this order.
+__device__ void compute_row(const ExpertArgs& args, std::int64_t row, int expert, float* in) {
+  const __nv_bfloat16* from = args.rows + row * kHidden;
+  for (int c = static_cast<int>(threadIdx.x); c < kHidden; c += kThreads) in[c] = __bfloat162float(from[c]);
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < kHidden; c += kThreads) {
+    float sum = 0.0F;
+    for (int t = 0; t < args.taps; ++t) {
+      const int at = c + t * 33;
+      sum += in[at < kHidden ? at : at - kHidden] * static_cast<float>((expert * 7 + t * 3) % 16 - 8);
+    }
+    args.outputs[row * kHidden + c] = __float2bfloat16(sum / 64.0F);
+  }
+  __syncthreads();
+}
+
+__device__ void compute_rows(const ExpertArgs& args, std::int64_t begin, std::int64_t count, int expert, float* in) {
+  for (std::int64_t row = begin; row < begin + count; ++row) compute_row(args, row, expert, in);
+}
+
+/// A block has every gridDim.x-th (source, expert), at most 32 of them, and does whichever is there.
+__device__ void compute_as_rows_come(const ExpertArgs& args, float* in) {
+  __shared__ int chosen;
+  __shared__ epistle::device::RowArrival rows;
+  const epistle::device::RowFlags& flags = args.flags;
+  const std::uint32_t number = epistle::device::current_number(flags);
+  const std::uint64_t deadline_ns = epistle::device::row_clock_ns() + kPatienceNs;
+  const int count = flags.num_ranks * flags.num_local_experts;
+  const auto step = static_cast<int>(gridDim.x);
+  const auto first = static_cast<int>(blockIdx.x);
+  std::uint32_t left = 0;
+  for (int i = 0; first + i * step < count; ++i) left |= 1U << i;
+  while (left != 0) {
+    if (threadIdx.x == 0) {
+      chosen = -1;
+      // Two looks at the last one that is missing: try the others first, then wait a moment for it.
+      for (std::uint32_t rest = left; rest != 0 && chosen < 0; rest &= rest - 1) {
+        const int i = __ffs(static_cast<int>(rest)) - 1;
+        const int idx = first + i * step;
+        if (epistle::device::try_rows(flags, number, idx / flags.num_local_experts, idx % flags.num_local_experts,
+                                      rows)) {
+          chosen = i;
+        }
+      }
+      const bool fails = chosen < 0 && (epistle::device::row_clock_ns() > deadline_ns ||
+                                        epistle::device::detail::load_relaxed(flags.failed) != 0);
+      if (fails) {
+        atomicAdd(args.num_failed_waits, 1);
+        chosen = -2;
+      }
+    }
+    __syncthreads();
+    const int taken = chosen;
+    if (taken == -2) return;
+    if (taken >= 0) {
+      compute_rows(args, rows.begin, rows.count, (first + taken * step) % flags.num_local_experts, in);
+      // compute_rows() has met behind its last row.
+      epistle::device::mark_rows_done(flags, number, rows.begin, rows.count, static_cast<int>(threadIdx.x), kThreads);
+      left &= ~(1U << taken);
+    }
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) experts_kernel(const ExpertArgs args) {
+  __shared__ float in[kHidden];
+  if (args.flags.number != nullptr) return compute_as_rows_come(args, in);
+  // As many units as there are sources and experts.
+  for (int unit = static_cast<int>(blockIdx.x); unit < args.num_experts * kRanks; unit += static_cast<int>(gridDim.x)) {
+    const int expert = unit % args.num_experts;
+    const int part = unit / args.num_experts;
+    const std::int32_t rows = args.expert_counts[expert];
+    const std::int32_t begin = rows * part / kRanks;
+    const std::int32_t end = rows * (part + 1) / kRanks;
+    compute_rows(args, expert * args.rows_per_expert + begin, end - begin, expert, in);
+  }
+}
+
+// ---- A rank ---------------------------------------------------------------------------------------------------------
+
+class Rank {
+ public:
+  Rank(epistle::Group& group, const Settings& settings, int device)
+      : group_(group),
+        settings_(settings),
+        plain_(group, "low_latency", config(settings), epistle::CudaOptions{.device = device}),
+        flagged_(group, "low_latency", config(settings), epistle::CudaOptions{.device = device, .row_flags = true}) {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    check(cudaStreamCreateWithFlags(&experts_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    for (cudaEvent_t* event : {&sent_, &computed_, &began_, &ended_}) check(cudaEventCreate(event), "cudaEventCreate");
+    std::vector<std::int32_t> ids;
+    std::vector<float> weights;
+    std::vector<__nv_bfloat16> tokens;
+    std::uint64_t state = 12345U + static_cast<std::uint64_t>(group.rank());
+    const auto random = [&state] {
+      return static_cast<std::uint32_t>((state = state * 6364136223846793005U + 1) >> 33);
+    };
+    for (std::int64_t token = 0; token < settings.tokens; ++token) {
+      const auto begin = static_cast<std::int64_t>(ids.size());
+      while (static_cast<std::int64_t>(ids.size()) < begin + kTopK) {
+        const auto id = static_cast<std::int32_t>(random() % kExperts);
+        if (std::find(ids.begin() + begin, ids.end(), id) == ids.end()) ids.push_back(id);
+      }
+      for (int k = 0; k < kTopK; ++k) weights.push_back(static_cast<float>(1 + k) / 36.0F);
+      for (std::int64_t c = 0; c < kHidden; ++c)
+        tokens.push_back(__float2bfloat16(static_cast<float>(random() % 255) - 127));
+    }
+    ids_ = upload(ids);
+    weights_ = upload(weights);
+    tokens_ = upload(tokens);
+    out_ = upload(tokens);
+    num_failed_waits_ = upload(std::vector<int>{0});
+    int sms = 0;
+    check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    int num_gpus = 0;
+    check(cudaGetDeviceCount(&num_gpus), "cudaGetDeviceCount");
+    sms_ = num_gpus >= kRanks ? sms : sms / kRanks;
+    const int most = sms_ - kRanks * kExperts / kRanks / kMostUnits - 1;
+    if (settings.comm_sms < 1 || settings.comm_sms > most) {
+      throw epistle::Error(epistle::ErrorCode::kInvalidArgument,
+                           "SMs beside the experts are 1 to " + std::to_string(most));
+    }
+    group_.barrier();
+  }
+
+  /// One call after the other, each within `num_sms` SMs (0: as it likes).
+  epistle::Received step(int num_sms) {
+    const epistle::Received received = plain_.dispatch(request(num_sms), stream_);
+    launch(received, {}, num_sms > 0 ? sms_ - num_sms : sms_, stream_);
+    plain_.combine({.received = received, .out = rows(out_), .num_sms = num_sms}, stream_);
+    return received;
+  }
+
+  /// All at once.
+  epistle::Received early_step() {
+    epistle::Pending pending = flagged_.dispatch_send(request(settings_.comm_sms), stream_);
+    check(cudaEventRecord(sent_, stream_), "cudaEventRecord");
+    check(cudaStreamWaitEvent(experts_, sent_, 0), "cudaStreamWaitEvent");
+    // What raises the flags is launched before what waits for them.
+    const epistle::Received received = flagged_.dispatch_receive(std::move(pending), stream_);
+    launch(received, received.row_flags(), sms_ - settings_.comm_sms, experts_);
+    check(cudaEventRecord(computed_, experts_), "cudaEventRecord");
+    flagged_.combine({.received = received, .out = rows(out_), .num_sms = settings_.comm_sms, .as_rows_finish = true},
+                     stream_);
+    check(cudaStreamWaitEvent(stream_, computed_, 0), "cudaStreamWaitEvent");
+    return received;
+  }
+
+  struct Result {
+    double step_us;
+    std::vector<std::uint16_t> sums;
+  };
+  /// A step in a graph, replayed in a row.
+  template <typename Step>
+  Result measure(epistle::Dispatcher& dispatcher, const Step& make_step) {
+    // Once without a graph, so that nothing is loaded for the first time while the stream is captured.
+    make_step().release();
+    finish(dispatcher);
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    const epistle::Received received = make_step();
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+    cudaGraphExec_t exec = nullptr;
+    check(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+    check(cudaMemsetAsync(out_, 0xff, static_cast<std::size_t>(num_values()) * 2, stream_), "cudaMemsetAsync");
+    std::vector<double> times;
+    for (int round = 0; round < kRounds; ++round) {
+      finish(dispatcher);
+      check(cudaGraphLaunch(exec, stream_), "cudaGraphLaunch");  // the ranks meet in it
+      check(cudaEventRecord(began_, stream_), "cudaEventRecord");
+      for (int i = 0; i < kReplays; ++i) check(cudaGraphLaunch(exec, stream_), "cudaGraphLaunch");
+      check(cudaEventRecord(ended_, stream_), "cudaEventRecord");
+      finish(dispatcher);
+      float ms = 0.0F;
+      check(cudaEventElapsedTime(&ms, began_, ended_), "cudaEventElapsedTime");
+      times.push_back(1e3 * ms / kReplays);
+    }
+    std::sort(times.begin(), times.end());
+    Result result{times[times.size() / 2], std::vector<std::uint16_t>(static_cast<std::size_t>(num_values()))};
+    check(cudaMemcpyAsync(result.sums.data(), out_, result.sums.size() * 2, cudaMemcpyDeviceToHost, stream_),
+          "cudaMemcpyAsync");
+    finish(dispatcher);
+    (void)cudaGraphExecDestroy(exec);
+    (void)cudaGraphDestroy(graph);
+    return result;
+  }
+
+  int run() {
+    const Result all = measure(plain_, [&] { return step(0); });
+    const Result within = measure(plain_, [&] { return step(settings_.comm_sms); });
+    const Result early = measure(flagged_, [&] { return early_step(); });
+    int failed_waits = 0;
+    check(cudaMemcpyAsync(&failed_waits, num_failed_waits_, sizeof(int), cudaMemcpyDeviceToHost, stream_),
+          "cudaMemcpyAsync");
+    finish(flagged_);
+    const bool same = all.sums == within.sums && all.sums == early.sums;
+    std::printf(
+        "rank %d: %lld tokens, %d products: a step takes %.1f us one call after the other, %.1f us within %d SMs, "
+        "%.1f us with early starts within %d SMs: %.1f us saved, %.1f us against the same SMs; sums %s; %d waits "
+        "failed\n",
+        group_.rank(), static_cast<long long>(settings_.tokens), settings_.taps, all.step_us, within.step_us,
+        settings_.comm_sms, early.step_us, settings_.comm_sms, all.step_us - early.step_us,
+        within.step_us - early.step_us, same ? "equal bit for bit" : "DIFFER", failed_waits);
+    return same && failed_waits == 0 ? 0 : 1;
+  }
+
+ private:
+  static epistle::DispatcherConfig config(const Settings& settings) {
+    return {.hidden = kHidden,
+            .num_experts = kExperts,
+            .top_k = kTopK,
+            .max_tokens = settings.tokens,
+            .layout = epistle::ExpertBlocks{},
+            .sizing = epistle::Capacity{},
+            .zero_padding = false};
+  }
+  [[nodiscard]] std::int64_t num_values() const { return settings_.tokens * kHidden; }
+  [[nodiscard]] epistle::Rows rows(void* data) const {
+    return {.data = data, .num_rows = settings_.tokens, .hidden = kHidden, .dtype = epistle::DType::kBf16};
+  }
+  [[nodiscard]] epistle::DispatchRequest request(int num_sms) const {
+    return {.expert_ids = {ids_, settings_.tokens, kTopK},
+            .weights = weights_,
+            .tokens = rows(tokens_),
+            .num_sms = num_sms};
+  }
+  template <typename Value>
+  Value* upload(const std::vector<Value>& values) {
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, values.size() * sizeof(Value)), "cudaMalloc");
+    check(cudaMemcpyAsync(memory, values.data(), values.size() * sizeof(Value), cudaMemcpyHostToDevice, stream_),
+          "cudaMemcpyAsync");
+    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    return static_cast<Value*>(memory);
+  }
+  void launch(const epistle::Received& received, const epistle::device::RowFlags& flags, int blocks,
+              cudaStream_t stream) {
+    const epistle::RowDescription& description = received.description();
+    const ExpertArgs args{.flags = flags,
+                          .rows = static_cast<const __nv_bfloat16*>(received.rows().data),
+                          .outputs = static_cast<__nv_bfloat16*>(received.expert_outputs().data),
+                          .expert_counts = description.expert_counts,
+                          .rows_per_expert = description.num_rows / description.num_local_experts,
+                          .num_experts = description.num_local_experts,
+                          .taps = settings_.taps,
+                          .num_failed_waits = num_failed_waits_};
+    experts_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
+    check(cudaGetLastError(), "launching the experts");
+  }
+  void finish(epistle::Dispatcher& dispatcher) {
+    dispatcher.wait();
+    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    group_.barrier();
+  }
+
+  epistle::Group& group_;
+  Settings settings_;
+  epistle::Dispatcher plain_;
+  epistle::Dispatcher flagged_;
+  cudaStream_t stream_ = nullptr;
+  cudaStream_t experts_ = nullptr;
+  cudaEvent_t sent_ = nullptr;
+  cudaEvent_t computed_ = nullptr;
+  cudaEvent_t began_ = nullptr;
+  cudaEvent_t ended_ = nullptr;
+  std::int32_t* ids_ = nullptr;
+  float* weights_ = nullptr;
+  __nv_bfloat16* tokens_ = nullptr;
+  __nv_bfloat16* out_ = nullptr;
+  int* num_failed_waits_ = nullptr;
+  int sms_ = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Settings settings;
+    if (argc > 1) settings.comm_sms = std::atoi(argv[1]);
+    if (argc > 2) settings.taps = std::atoi(argv[2]);
+    if (argc > 3) settings.tokens = std::atoi(argv[3]);
+    const epistle::CudaSupport support = epistle::cuda_support();
+    if (support.num_devices == 0) {
+      std::fprintf(stderr, "early_experts: needs a GPU: %s\n", support.reason.c_str());
+      return kNoGpuExitCode;
+    }
+    const int num_devices = std::min(support.num_devices, kRanks);
+    std::atomic<int> num_wrong{0};
+    epistle::run_thread_ranks(kRanks, [&](epistle::Group& group) {
+      const int device = group.rank() % num_devices;
+      check(cudaSetDevice(device), "cudaSetDevice");
+      Rank rank(group, settings, device);
+      num_wrong += rank.run();
+      group.barrier();
+    });
+    return num_wrong == 0 ? 0 : 1;
+  } catch (const epistle::Error& error) {
+    std::fprintf(stderr, "early_experts: %s\n", error.what());
+    return 1;
+  }
+}
