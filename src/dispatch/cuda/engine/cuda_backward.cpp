@@ -29,7 +29,6 @@ void CudaEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   if (!complaint) {
     complaint = checks().dispatch_backward(*state, request);
     call = backward_call(*state, request);
-    if (call == DeviceCall::kDispatchBackwardWithWeights) complaint = find_unreachable_gradients();
   }
   if (!complaint) {
     buffer = checks().buffer_of_rows(buffers_, *state, request.grad_rows, "dispatch_backward", complaint);
@@ -41,15 +40,6 @@ void CudaEngine::dispatch_backward(const DispatchBackwardRequest& request, Strea
   const std::byte* rows = share_rows(*state, request.grad_rows, pulls_rows());
   gather_weight_gradients(*state, call, request);
   sum(*state, {.call = call, .rows = rows, .out = request.grad_tokens});
-}
-
-Complaint CudaEngine::find_unreachable_gradients() const {
-  if (relay_ == nullptr || transport_->brings_weight_gradients()) return std::nullopt;
-  return complain(
-      ErrorCode::kUnsupported, Phase::kCombine,
-      fmt::format("dispatcher '{}' on cuda reads gradients of the weights where peers have them, and the {} "
-                  "ranks of this group are on {} hosts; leave grad_weights out, or take hybrid",
-                  identity().info->name(), context_.num_ranks(), group_->num_hosts()));
 }
 
 /// Brings the gradients of the weights to their sources: they lie where the peers can read them when this rank
@@ -75,6 +65,7 @@ void CudaEngine::gather_weight_gradients(const CudaHandleState& state, DeviceCal
   args.grad_topk_weights = state.num_tokens > 0 ? request.grad_probs : nullptr;
   args.num_blocks = choose(context_.tuning_query(TunedCall::kCombine, state.num_tokens)).num_blocks;
   if (transport_->bring_weight_gradients(state, args)) return;
+  if (relay_ != nullptr) relay_->answer(args.call, state);
   check_cuda(launch_weight_gradients(args, context_.stream), "launching the gathering of gradients");
 }
 

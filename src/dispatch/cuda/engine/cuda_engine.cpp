@@ -80,8 +80,10 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
   return own;
 }
 
-/// Whether prepare tells other ranks something by writing there.
-bool is_told_of(BufferSection section) noexcept {
+/// Whether mirrors of ranks of other hosts have it: prepare tells them something there, or the backward pass looks for
+/// gradients of the weights, unless these cross like rows.
+bool is_mirrored(const BufferPlan& plan, BufferSection section) noexcept {
+  if (section == BufferSection::kGradWeights) return !plan.crosses_domains();
   return section == BufferSection::kControl || section == BufferSection::kRecords;
 }
 
@@ -173,7 +175,7 @@ void CudaEngine::set_up(const PlanRules& rules) {
   for (int peer = 0; peer < shape.num_ranks; ++peer) {
     for (const BufferSection section : kBufferSections) {
       if (fixed[section] == 0) continue;
-      fixed_ranges.push_back({peer, plan.section_offset(section), fixed[section], is_told_of(section)});
+      fixed_ranges.push_back({peer, plan.section_offset(section), fixed[section], is_mirrored(plan, section)});
     }
   }
   context_.heap->commit(fixed_ranges);
@@ -256,7 +258,7 @@ void CudaEngine::grow(const std::vector<RowDemand>& demands) {
       if (need[section] <= have[section]) continue;
       for (std::int32_t copy = 0; copy < plan.section_copies(section); ++copy) {
         ranges.push_back({peer, plan.section_offset(section) + copy * plan.section_stride(section) + have[section],
-                          need[section] - have[section], is_told_of(section)});
+                          need[section] - have[section], is_mirrored(plan, section)});
       }
     }
   }

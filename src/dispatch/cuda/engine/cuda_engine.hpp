@@ -170,8 +170,6 @@ class CudaEngine final : public DispatcherImpl {
   }
   [[nodiscard]] const std::byte* share_rows(const CudaHandleState& state, const ConstRows& rows, bool pulled);
   void sum(const CudaHandleState& state, const SumCall& call);
-  /// Why gradients of the weights cannot come to their sources.
-  [[nodiscard]] Complaint find_unreachable_gradients() const;
   void gather_weight_gradients(const CudaHandleState& state, DeviceCall call, const DispatchBackwardRequest& request);
 
   std::shared_ptr<GroupImpl> group_;

@@ -70,6 +70,7 @@ void HostRelay::take_memory() {
   for (const bool placing : {false, true}) {
     BufferCarver carver(word_memory_.get());
     carver.take(words_.completed, 1);
+    carver.take(words_.prepared, 1);
     carver.take(words_.ready, control.num_ranks);
     carver.take(words_.done, control.num_ranks);
     carver.take(words_.counts, std::int64_t{control.num_ranks} * control.count_blocks * control.count_columns());
@@ -153,18 +154,40 @@ void HostRelay::prepare(const CudaHandleState& handle, const PrepareArgs& args, 
 
 // ---- Runs -----------------------------------------------------------------------------------------------------------
 
-/// What the ranks of other hosts would have told by now, if the kernel that starts next had told them, and that they
-/// are done. Nothing on the stream reads the words of the run before any more.
-void HostRelay::run(const PrepareArgs& args, const Launch& launch) {
-  read_epoch();
+constexpr const char* kTelling = "telling a GPU what ranks of other hosts have told";
+
+/// Nothing on the stream reads the words of the run before any more.
+void HostRelay::stand_in(std::uint64_t word) {
   const DeviceControl& control = context_.control;
-  const auto epoch = static_cast<std::uint32_t>(*words_.completed + 1);
-  const std::uint64_t tag = std::uint64_t{epoch} << 32;
+  const std::uint32_t epoch = epoch_of(word);
+  std::fill_n(words_.ready, control.num_ranks, word);
+  std::fill_n(words_.done, control.num_ranks, (std::uint64_t{epoch} << 32) | 1U);  // by one block
+  std::byte* const own = control_of(context_.rank());
+  const std::int64_t ready_offset = control.ready_offset() + (epoch & 1U) * control.num_ranks * kWordBytes;
+  for (const Span& span : elsewhere_) {
+    const std::int64_t num_ranks = span.end - span.begin;
+    copy(own + ready_offset + span.begin * kWordBytes, words_.ready + span.begin, num_ranks * kWordBytes, kTelling);
+    constexpr auto kPitch = static_cast<std::size_t>(DeviceControl::kMaxBlocks * kWordBytes);
+    check_cuda(cudaMemcpy2DAsync(own + control.done_offset() + span.begin * static_cast<std::int64_t>(kPitch), kPitch,
+                                 words_.done + span.begin, sizeof(std::uint64_t), sizeof(std::uint64_t),
+                                 static_cast<std::size_t>(num_ranks), cudaMemcpyHostToDevice, context_.stream),
+               kTelling);
+  }
+}
+
+void HostRelay::answer(DeviceCall call, const CudaHandleState& handle) {
+  copy(words_.prepared, &handle.arrays.totals->prepared, sizeof(*words_.prepared), "reading the number of a handle");
+  const std::uint32_t epoch = read_epoch();
+  stand_in(call_word(epoch, call, *words_.prepared));
+}
+
+void HostRelay::run(const PrepareArgs& args, const Launch& launch) {
+  const DeviceControl& control = context_.control;
+  const std::uint32_t epoch = read_epoch();
+  stand_in(call_word(epoch, args.call, 0));
   const std::int64_t columns = control.count_columns();
   const std::int64_t words_of_rank = control.count_blocks * columns;
-  std::fill_n(words_.ready, control.num_ranks, call_word(epoch, args.call, 0));
-  std::fill_n(words_.done, control.num_ranks, tag | 1U);  // by one block
-  std::fill_n(words_.counts, control.num_ranks * words_of_rank, tag);
+  std::fill_n(words_.counts, control.num_ranks * words_of_rank, std::uint64_t{epoch} << 32);
   for (int rank = 0; rank < control.num_ranks && !counts_.empty(); ++rank) {
     // As if the first block had counted all.
     for (std::int64_t column = 0; column < columns; ++column) {
@@ -172,26 +195,19 @@ void HostRelay::run(const PrepareArgs& args, const Launch& launch) {
           static_cast<std::uint32_t>(tokens(rank, static_cast<int>(column)));
     }
   }
-  constexpr const char* kWhat = "telling a GPU what ranks of other hosts have counted";
-  std::byte* const own = control_of(context_.rank());
-  const std::int64_t ready_offset = control.ready_offset() + (epoch & 1U) * control.num_ranks * kWordBytes;
   for (const Span& span : elsewhere_) {
-    const std::int64_t num_ranks = span.end - span.begin;
-    copy(own + ready_offset + span.begin * kWordBytes, words_.ready + span.begin, num_ranks * kWordBytes, kWhat);
-    copy(own + control.counts_offset() + span.begin * words_of_rank * kWordBytes,
-         words_.counts + span.begin * words_of_rank, num_ranks * words_of_rank * kWordBytes, kWhat);
-    constexpr auto kPitch = static_cast<std::size_t>(DeviceControl::kMaxBlocks * kWordBytes);
-    check_cuda(cudaMemcpy2DAsync(own + control.done_offset() + span.begin * static_cast<std::int64_t>(kPitch), kPitch,
-                                 words_.done + span.begin, sizeof(std::uint64_t), sizeof(std::uint64_t),
-                                 static_cast<std::size_t>(num_ranks), cudaMemcpyHostToDevice, context_.stream),
-               kWhat);
+    const std::int64_t begin = span.begin * words_of_rank;
+    copy(control_of(context_.rank()) + control.counts_offset() + begin * kWordBytes, words_.counts + begin,
+         (span.end - span.begin) * words_of_rank * kWordBytes, kTelling);
   }
   launch(args);
 }
 
-void HostRelay::read_epoch() {
+/// Of the next call.
+std::uint32_t HostRelay::read_epoch() {
   copy(words_.completed, &context_.device_group.local->epoch, kWordBytes, "reading the number of the next call");
   context_.wait();
+  return static_cast<std::uint32_t>(*words_.completed + 1);
 }
 
 std::vector<std::int32_t> HostRelay::read_own_counts() {

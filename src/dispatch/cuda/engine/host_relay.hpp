@@ -39,6 +39,9 @@ class HostRelay {
   /// Collective: in place of one launch. Waits for the stream. Throws on all ranks alike where one of them fails.
   void prepare(const CudaHandleState& handle, const PrepareArgs& args, const Launch& launch);
 
+  /// The call that this rank's next kernel announces, on behalf of the ranks of other hosts. Waits for the stream.
+  void answer(DeviceCall call, const CudaHandleState& handle);
+
   /// Put on links so far.
   [[nodiscard]] std::int64_t sent_bytes() const noexcept { return traffic_.sent_bytes(); }
   /// Of them, for the prepare of a handle.
@@ -58,6 +61,7 @@ class HostRelay {
   /// What the host writes for the ranks of other hosts before a run.
   struct Words {
     std::uint64_t* completed = nullptr;  ///< [1] calls, as the device counts them
+    std::uint32_t* prepared = nullptr;   ///< [1] epoch of the prepare of a handle, likewise
     std::uint64_t* ready = nullptr;      ///< [num_ranks]
     std::uint64_t* done = nullptr;       ///< [num_ranks]
     std::uint64_t* counts = nullptr;     ///< [num_ranks, count_blocks, count_columns]
@@ -89,7 +93,9 @@ class HostRelay {
 
   /// One run of the kernel, for which the others have told `counts_`.
   void run(const PrepareArgs& args, const Launch& launch);
-  void read_epoch();
+  /// Has the ranks of other hosts announce this, and be done with it.
+  void stand_in(std::uint64_t word);
+  [[nodiscard]] std::uint32_t read_epoch();
   [[nodiscard]] std::vector<std::int32_t> read_own_counts();
   void gather_counts();
   void pack();

@@ -35,7 +35,6 @@ class HybridTransport final : public RowTransport {
   void raise_demands(CudaHandleState& handle, std::vector<RowDemand>& demands) override;
   void start_move(const CudaHandleState& handle, MoveArgs& args) override;
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
-  [[nodiscard]] bool brings_weight_gradients() const noexcept override { return true; }
   bool bring_weight_gradients(const CudaHandleState& handle, const WeightGradientArgs& args) override;
   [[nodiscard]] std::int64_t network_bytes() const noexcept override { return links_.traffic().sent_bytes(); }
   [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
