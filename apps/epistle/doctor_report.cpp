@@ -245,9 +245,8 @@ std::string render_doctor(const DoctorReport& report) {
                                                      report.fabric.ways.size(), report.fabric.library);
   const Json over_hosts = dispatchers_over_hosts();
   const auto names = [&](const char* device) { return over_hosts.at(device).get<std::vector<std::string>>(); };
-  text +=
-      fmt::format("  {} rails for the ranks of a host; dispatchers over hosts: {} (host), {} (cuda, by host memory)\n",
-                  report.fabric.nics.size(), fmt::join(names("host"), ", "), fmt::join(names("cuda"), ", "));
+  text += fmt::format("  rails of a host: {}; dispatchers over hosts: {} (host), {} (cuda)\n",
+                      report.fabric.nics.size(), fmt::join(names("host"), ", "), fmt::join(names("cuda"), ", "));
   text += fmt::format("NCCL: {}\n", report.nccl_version.empty() ? "not found" : report.nccl_version);
   if (!report.python.python.empty())
     text += fmt::format("Python {}, torch {}\n", report.python.python,
