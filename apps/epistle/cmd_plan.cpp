@@ -58,7 +58,7 @@ void show_plans(const PlanOptions& options) {
   if (!options.explain.empty()) {
     const Plan& first = find_plan(report.plans, options.explain[0]);
     const Plan& second = find_plan(report.plans, options.explain[1]);
-    if (wants_json) json = explanation_json(first, second);
+    if (wants_json) json = explanation_json(request, first, second);
     text = render_explanation(first, second);
   } else {
     if (!report.plans.empty() && report.plans.front().refusals.empty()) {

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "epistle/dispatcher_info.hpp"
 #include "epistle/version.hpp"
 
 #include "core/complaint.hpp"
@@ -87,6 +88,27 @@ Json host_json() {
           {"num_processing_units", machine.num_processing_units},
           {"num_usable_processing_units", machine.num_usable_processing_units},
           {"memory_bytes", machine.memory_bytes}};
+}
+
+/// What a group over several hosts can be given, by device.
+Json dispatchers_over_hosts() {
+  Json names = {{"host", Json::array()}, {"cuda", Json::array()}};
+  for (const DispatcherInfo* info : dispatchers()) {
+    if (info->capabilities().joins_hosts) names[std::string(to_string(info->device()))].push_back(info->name());
+  }
+  return names;
+}
+
+/// Cards that carry something, and those of them that a GPU has for itself.
+Json cards_json(const DoctorReport& report) {
+  const auto is_active = [](const NicPort& nic) { return nic.state.find("ACTIVE") != std::string::npos; };
+  const auto num_active = std::count_if(report.nics.begin(), report.nics.end(), is_active);
+  const auto num_gpus = static_cast<double>(report.gpus.gpus.size());
+  return {{"nics", report.nics.size()},
+          {"active_nics", num_active},
+          {"nics_per_gpu", num_gpus > 0 ? Json(static_cast<double>(num_active) / num_gpus) : Json(nullptr)},
+          {"rails", report.fabric.nics.size()},
+          {"dispatchers", dispatchers_over_hosts()}};
 }
 
 Json fabric_json(const FabricProbe& fabric) {
@@ -200,6 +222,7 @@ Json doctor_json(const DoctorReport& report) {
                                 {"what_is_left", kWithoutGpu}}},
       {"host", host_json()},
       {"nics", nic_json(report.nics)},
+      {"network", cards_json(report)},
       {"fabric", fabric_json(report.fabric)},
       {"dispatchers", own},
       {"backends", backends},
@@ -220,6 +243,10 @@ std::string render_doctor(const DoctorReport& report) {
   text += report.fabric.chosen.empty() ? fmt::format("Between hosts: {}\n", report.fabric.missing)
                                        : fmt::format("Between hosts: {}, of {} ways by {}\n", report.fabric.chosen,
                                                      report.fabric.ways.size(), report.fabric.library);
+  const Json over_hosts = dispatchers_over_hosts();
+  const auto names = [&](const char* device) { return over_hosts.at(device).get<std::vector<std::string>>(); };
+  text += fmt::format("  rails of a host: {}; dispatchers over hosts: {} (host), {} (cuda)\n",
+                      report.fabric.nics.size(), fmt::join(names("host"), ", "), fmt::join(names("cuda"), ", "));
   text += fmt::format("NCCL: {}\n", report.nccl_version.empty() ? "not found" : report.nccl_version);
   if (!report.python.python.empty())
     text += fmt::format("Python {}, torch {}\n", report.python.python,

@@ -134,8 +134,43 @@ Json reduction_json(const PlanRequest& request, const Plan& plan) {
           {"pays", switches_add(request) && plan.choice.num_ranks > 1 && reduction.pays()}};
 }
 
+/// What of a row's copies leaves a token's domain, and over how many rails; nothing within one domain.
+Json crossing_json(const PlanRequest& request, const Plan& plan) {
+  const PlanChoice& choice = plan.choice;
+  const double domains = std::ceil(static_cast<double>(choice.num_ranks) / request.cluster.gpus_per_domain());
+  if (choice.mode == nullptr || domains <= 1) return nullptr;
+  const bool gathers = choice.mode->kind == ExchangeKind::kGather;
+  double copies = plan.counts.distinct_ranks;
+  const char* per = "rank";
+  if (choice.mode->kind == ExchangeKind::kThroughput) {
+    copies = plan.counts.distinct_domains;
+    per = "domain";
+  } else if (choice.mode->kind == ExchangeKind::kLowLatency || choice.mode->kind == ExchangeKind::kAllToAll) {
+    copies = request.model.top_k;
+    per = "expert";
+  }
+  if (gathers) copies = choice.num_ranks;
+  const double elsewhere = copies * (domains - 1) / domains;
+  return {{"domains", domains},
+          {"a_row_per", per},
+          {"rows_per_token", elsewhere},
+          {"nics_per_domain", request.cluster.nics_per_domain()},
+          {"rails", request.cluster.num_rails()}};
+}
+
+std::string render_network(const PlanRequest& request, const Plan& plan) {
+  const Json network = crossing_json(request, plan);
+  if (network.is_null()) return {};
+  return fmt::format(
+      "\nBetween {:.0f} domains a token puts {:.2f} rows on the network, one per {} elsewhere; a domain has {} "
+      "network cards on {} rails.\n",
+      network.at("domains").get<double>(), network.at("rows_per_token").get<double>(),
+      network.at("a_row_per").get<std::string>(), request.cluster.nics_per_domain(), request.cluster.num_rails());
+}
+
 std::string render_rest(const PlanReport& report) {
-  std::string text = render_reduction(*report.request, report.plans.front());
+  std::string text = render_network(*report.request, report.plans.front());
+  text += render_reduction(*report.request, report.plans.front());
   if (!report.crossovers.empty()) {
     text += "\nFastest exchange by tokens per rank:\n";
     for (const CrossoverPoint& point : report.crossovers) {
@@ -196,7 +231,7 @@ Json memory_json(const MemoryLedger& memory) {
           {"limit_bytes", memory.limit}};
 }
 
-Json plan_json(const Plan& plan) {
+Json plan_json(const PlanRequest& request, const Plan& plan) {
   Json terms = Json::array();
   for (const PlanTerm& term : plan.terms) terms.push_back(term_json(term));
   const PlanChoice& choice = plan.choice;
@@ -220,6 +255,7 @@ Json plan_json(const Plan& plan) {
           {"layer_low_us", plan.layer_us * plan.step_low_us / plan.step_us},
           {"layer_high_us", plan.layer_us * plan.step_high_us / plan.step_us},
           {"overlap_hides_us", plan.hidden_us},
+          {"network", crossing_json(request, plan)},
           {"terms", terms},
           {"memory", memory_json(plan.memory)}};
 }
@@ -286,7 +322,7 @@ std::string render_plan_report(const PlanReport& report, int num_shown) {
 Json plan_report_json(const PlanReport& report) {
   const PlanRequest& request = *report.request;
   Json plans = Json::array();
-  for (const Plan& plan : report.plans) plans.push_back(plan_json(plan));
+  for (const Plan& plan : report.plans) plans.push_back(plan_json(request, plan));
   Json flips = Json::array();
   for (const PlanFlip& flip : report.flips) {
     flips.push_back(
@@ -362,14 +398,14 @@ std::string render_explanation(const Plan& first, const Plan& second) {
   return text;
 }
 
-Json explanation_json(const Plan& first, const Plan& second) {
+Json explanation_json(const PlanRequest& request, const Plan& first, const Plan& second) {
   Json terms = Json::array();
   for (const auto& [name, us] : paired_terms(first, second)) {
     terms.push_back({{"name", name}, {"first_us", us.first}, {"second_us", us.second}});
   }
   return {{"tool", "epistle plan --explain"},
-          {"first", plan_json(first)},
-          {"second", plan_json(second)},
+          {"first", plan_json(request, first)},
+          {"second", plan_json(request, second)},
           {"terms", terms},
           {"intervals_overlap", intervals_overlap(first, second)}};
 }

@@ -33,6 +33,6 @@ struct PlanReport {
 /// Why `first` is ahead of `second`, or behind it, term by term.
 [[nodiscard]] std::string render_explanation(const Plan& first, const Plan& second);
 
-[[nodiscard]] Json explanation_json(const Plan& first, const Plan& second);
+[[nodiscard]] Json explanation_json(const PlanRequest& request, const Plan& first, const Plan& second);
 
 }  // namespace epistle::cli

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -16,6 +17,7 @@
 #include "output.hpp"
 #include "select/backends.hpp"
 #include "topology/cluster.hpp"
+#include "topology/nic.hpp"
 #include "topology/nvml.hpp"
 
 namespace epistle::cli {
@@ -41,6 +43,24 @@ std::optional<Version> read_version(const std::string& option, const std::string
   return version;
 }
 
+/// The cards that carry something, in place of the preset's, where there are any: a machine without cards for RDMA may
+/// have a network all the same.
+void set_nics(Cluster& cluster, const std::vector<NicPort>& nics, std::size_t num_gpus) {
+  double num_active = 0;
+  double slowest = 0;
+  for (const NicPort& nic : nics) {
+    if (nic.state.find("ACTIVE") == std::string::npos || nic.gigabits_per_s <= 0) continue;
+    ++num_active;
+    slowest = slowest > 0 ? std::min(slowest, nic.gigabits_per_s) : nic.gigabits_per_s;
+  }
+  if (num_active == 0 || num_gpus == 0) return;
+  constexpr double kBytesPerGigabit = 1e9 / 8;
+  cluster.constant(ClusterField::kNicsPerGpu) = {
+      .value = num_active / static_cast<double>(num_gpus), .source = "the cards of this machine", .date = {}};
+  cluster.constant(ClusterField::kNicBytesPerS) = {
+      .value = slowest * kBytesPerGigabit, .source = "the cards of this machine", .date = {}};
+}
+
 /// This machine, by its driver: the preset of its GPU, with the GPUs that reach each other.
 Cluster local_hardware() {
   const NvmlProbe probe = probe_nvml();
@@ -50,6 +70,7 @@ Cluster local_hardware() {
   // Of a rack this machine sees its own GPUs only.
   const bool rack = !probe.gpus.empty() && !probe.gpus.front().fabric_cluster.empty();
   if (largest > 0 && !rack) cluster.constant(ClusterField::kGpusPerDomain).value = static_cast<double>(largest);
+  set_nics(cluster, probe_nics(), probe.gpus.size());
   return cluster;
 }
 

@@ -19,6 +19,7 @@ Json exchange_json(const simulate::ExchangeLoad& load) {
           {"domain_bytes", load.domain_bytes},
           {"network_bytes", load.network_bytes},
           {"other_rail_bytes", load.other_rail_bytes},
+          {"rail_bytes", load.rail_bytes},
           {"busiest_link",
            {{"link", simulate::to_string(link.kind)}, {"rank", link.rank}, {"bytes", link.bytes}, {"us", link.us}}}};
 }
@@ -99,6 +100,8 @@ Json simulate_json(const SimulateOptions& options, const simulate::SimulateReque
           {"ranks", result.grid.num_ranks},
           {"domains", result.grid.num_domains()},
           {"ranks_per_domain", result.grid.ranks_per_domain},
+          {"nics_per_domain", request.cluster.nics_per_domain()},
+          {"rails", request.cluster.num_rails()},
           {"experts", result.num_experts},
           {"top_k", result.top_k},
           {"slots", result.num_slots},

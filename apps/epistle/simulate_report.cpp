@@ -35,6 +35,18 @@ std::string class_text(const Json& document, std::size_t place, const char* fiel
   return format_bytes(std::llround(bytes / real(document.at("ranks"))));
 }
 
+/// Of a dispatch: the rail with most bytes over the mean of all.
+std::string rail_text(const Json& exchange) {
+  const Json& rails = exchange.at("rail_bytes");
+  double most = 0.0;
+  double sum = 0.0;
+  for (const Json& bytes : rails) {
+    most = std::max(most, real(bytes));
+    sum += real(bytes);
+  }
+  return sum > 0 ? fmt::format("{:.3f}", most * static_cast<double>(rails.size()) / sum) : std::string("-");
+}
+
 std::string link_text(const Json& exchange) {
   const Json& link = exchange.at("busiest_link");
   if (real(link.at("bytes")) <= 0) return "-";
@@ -68,6 +80,7 @@ std::string render_modes(const Json& document) {
                {"to itself", Align::kRight},
                {"in the domain", Align::kRight},
                {"network", Align::kRight},
+               {"busiest rail", Align::kRight},
                {"dispatch", Align::kRight},
                {"GEMM", Align::kRight},
                {"combine", Align::kRight},
@@ -89,10 +102,16 @@ std::string render_modes(const Json& document) {
     };
     table.add_row({plain_text(mode.at("name")), plain_text(mode.at("sms")), class_text(document, place, "self_bytes"),
                    class_text(document, place, "domain_bytes"), class_text(document, place, "network_bytes"),
-                   us("dispatch"), us("grouped_gemm"), us("combine"), format_us(field("layer_us")),
-                   fmt::format("{:.2f}", field("straggler_factor")), link_text(mode.at("dispatch"))});
+                   rail_text(mode.at("dispatch")), us("dispatch"), us("grouped_gemm"), us("combine"),
+                   format_us(field("layer_us")), fmt::format("{:.2f}", field("straggler_factor")),
+                   link_text(mode.at("dispatch"))});
   }
-  const std::string text = table.render() + "Bytes are per rank, both ways. SMs, links and times as calibrated.\n";
+  std::string text = table.render() + "Bytes are per rank, both ways. SMs, links and times as calibrated.\n";
+  if (document.at("domains") > 1) {
+    text +=
+        fmt::format("A domain has {} network cards on {} rails; busiest rail: its bytes of a dispatch over the mean.\n",
+                    plain_text(document.at("nics_per_domain")), plain_text(document.at("rails")));
+  }
   return refusals.empty() ? text : text + "\nNot possible here:\n" + refusals;
 }
 

@@ -125,8 +125,9 @@ class GroupImpl {
   /// them no longer, as if they were on other hosts.
   [[nodiscard]] std::unique_ptr<DomainLink> open_link(const SymmetricRegion& region);
 
-  /// Collective: every rank gives a valid descriptor and receives a copy of every rank's, in rank order. A rank that is
-  /// lost or does not come breaks the group. Throws kUnsupported in a thread group.
+  /// Collective: every rank gives a valid descriptor and receives a copy of that of every rank of its host, in rank
+  /// order; those of ranks elsewhere are invalid. A rank that is lost or does not come breaks the group. Throws
+  /// kUnsupported in a thread group.
   [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own);
 
   /// Collective, before memory is taken: asks whether the machine has `num_bytes` for this rank and what the others

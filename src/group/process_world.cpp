@@ -99,7 +99,13 @@ SymmetricRegion ProcessWorld::create_region(int rank, int /*region_idx*/, std::i
 }
 
 std::vector<UniqueFd> ProcessWorld::exchange_fds(const UniqueFd& own, const Watch& watch) {
-  return rendezvous_.exchange(own, watch.deadline, watch.is_hopeless);
+  const auto is_hopeless = [&](int place) { return watch.is_hopeless(ranks_.here[static_cast<std::size_t>(place)]); };
+  std::vector<UniqueFd> here = in_group_numbers([&] { return rendezvous_.exchange(own, watch.deadline, is_hopeless); });
+  std::vector<UniqueFd> files(static_cast<std::size_t>(ranks_.num_ranks));
+  for (std::size_t place = 0; place < here.size(); ++place) {
+    files[static_cast<std::size_t>(ranks_.here[place])] = std::move(here[place]);
+  }
+  return files;
 }
 
 UniqueFd ProcessWorld::create_region_file(std::int64_t reserved_bytes) const {

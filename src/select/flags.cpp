@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::string_view kDirect = "direct";
 constexpr std::string_view kLowLatency = "low_latency";
+constexpr std::string_view kHybrid = "hybrid";
 constexpr std::int64_t kTrainingTokens = 4096;
 constexpr std::int64_t kDecodeTokens = 128;
 constexpr std::int32_t kEpistleSms = 16;
@@ -140,7 +141,8 @@ std::int64_t epistle_bytes(std::string_view dispatcher, const SelectFacts& facts
   // Where every routing fits: all ranks may send all that they have to one.
   config.sizing = Capacity{.rows_per_rank = config.max_tokens * facts.query.ep};
   try {
-    const MemoryPlan plan = find_dispatcher(dispatcher, Device::kCuda).memory(config, facts.query.ep);
+    const MemoryPlan plan =
+        find_dispatcher(dispatcher, Device::kCuda).memory(config, facts.query.ep, facts.domain_ranks);
     return plan.largest_bytes(MemoryKind::kShared) + plan.largest_bytes(MemoryKind::kPrivate);
   } catch (const Error&) {
     return -1;  // a shape that it refuses; the rules say which it takes
@@ -150,11 +152,12 @@ std::int64_t epistle_bytes(std::string_view dispatcher, const SelectFacts& facts
 }  // namespace
 
 std::string_view candidate_mode(std::string_view backend, const SelectFacts& facts) {
+  if (backend == "epistle" && facts.num_domains > 1) return kHybrid;
   if (backend == "epistle") return facts.low_latency ? kLowLatency : kDirect;
   if (backend == "deepep" || backend == "uccl" || backend == "mori") return facts.low_latency ? kLowLatency : "normal";
   if (backend == "hybridep") return facts.num_domains > 1 ? "multi_domain" : "single_domain";
   if (backend == "ncclep") return facts.low_latency ? kLowLatency : "high_throughput";
-  if (backend == "deepep-v2") return facts.num_domains > 1 ? "hybrid" : kDirect;
+  if (backend == "deepep-v2") return facts.num_domains > 1 ? kHybrid : kDirect;
   return "default";
 }
 

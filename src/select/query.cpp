@@ -11,6 +11,7 @@
 
 #include "core/ascii.hpp"
 #include "core/reject.hpp"
+#include "cost/exchange_counts.hpp"
 
 namespace epistle {
 namespace {
@@ -132,6 +133,8 @@ SelectFacts make_facts(SelectQuery query) {
   const std::int32_t domain = std::max(query.cluster.gpus_per_domain(), 1);
   facts.domain_ranks = static_cast<std::int32_t>(ranks_per_domain(query.ep, domain));
   facts.num_domains = (query.ep + facts.domain_ranks - 1) / facts.domain_ranks;
+  facts.distinct_ranks = expected_distinct_groups(model.num_experts, model.top_k, query.ep);
+  facts.distinct_domains = expected_distinct_groups(model.num_experts, model.top_k, facts.num_domains);
   if (query.phase != WorkPhase::kTraining) {
     facts.low_latency = query.tokens_per_rank ? *query.tokens_per_rank <= low_latency_limit(query.ep)
                                               : query.phase == WorkPhase::kDecode;

@@ -62,11 +62,22 @@ struct SelectFacts {
   bool nvlink = false;
   std::int32_t domain_ranks = 1;  ///< ranks of the EP group that share a scale-up domain
   std::int32_t num_domains = 1;
-  bool low_latency = false;  ///< few enough tokens for the low-latency modes
+  double distinct_ranks = 1;    ///< ranks that a token has experts on, on average, under uniform routing
+  double distinct_domains = 1;  ///< domains likewise
+  bool low_latency = false;     ///< few enough tokens for the low-latency modes
+
+  /// Rows that a token puts on the network, on average: one per expert, rank or domain elsewhere.
+  [[nodiscard]] double network_rows_per_expert() const noexcept { return elsewhere(query.model.top_k); }
+  [[nodiscard]] double network_rows_per_rank() const noexcept { return elsewhere(distinct_ranks); }
+  [[nodiscard]] double network_rows_per_domain() const noexcept { return elsewhere(distinct_domains); }
 
   [[nodiscard]] bool training() const noexcept { return query.phase == WorkPhase::kTraining; }
   [[nodiscard]] bool has(std::string_view backend) const { return query.available.contains(backend); }
   [[nodiscard]] bool eight_bit() const noexcept { return query.precision != Precision::kBf16; }
+
+ private:
+  /// Of copies that are spread evenly over the domains, those that leave the token's.
+  [[nodiscard]] double elsewhere(double copies) const noexcept { return copies * (num_domains - 1) / num_domains; }
 };
 
 [[nodiscard]] GpuClass classify_gpu(const Cluster& cluster) noexcept;

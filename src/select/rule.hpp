@@ -67,6 +67,7 @@ inline constexpr std::string_view kIssuesDate = "2026-08";
 inline constexpr std::string_view kEfa = "step times of Qwen3-30B on 8 H100 nodes over EFA, public issue thread";
 inline constexpr std::string_view kEfaDate = "2026-08";
 inline constexpr std::string_view kEpistle = "Epistle, docs/results";
+inline constexpr std::string_view kEpistleHosts = "Epistle, docs/hybrid.md and docs/deploy.md";
 inline constexpr std::string_view kEpistleDate = "2026-11";
 }  // namespace source
 

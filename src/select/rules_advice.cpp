@@ -61,6 +61,14 @@ constexpr std::array kAdviceRules = {
     SelectRule{"advice-h20-sms", "fewer than 100 SMs", [](const SelectFacts& f) { return f.gpu == GpuClass::kHopper && f.query.cluster.num_sms() < 100; },
         kAdvise, "", 0,
         "this GPU has {sms} SMs: 20 of them for communication are a quarter of the GPU; sweep from 8", kGuide, kGuideDate},
+    SelectRule{"advice-network-rows", "several domains", [](const SelectFacts& f) { return f.num_domains > 1; }, kAdvise, "", 0,
+        "a token puts {rows_per_expert} rows on the network where a row goes to every expert, {rows_per_rank} where one goes to every "
+        "rank, {rows_per_domain} where one goes to every domain and is passed on there (uniform routing; deepep, hybridep and "
+        "epistle's hybrid do)", kEpistleHosts, kEpistleDate},
+    SelectRule{"advice-rails", "several domains with a network", [](const SelectFacts& f) { return f.num_domains > 1 && f.query.cluster.num_rails() > 0; },
+        kAdvise, "", 0,
+        "a domain has {nics} network cards on {rails} rails: bind every rank to the card nearest to its GPU, so that ranks of one "
+        "index speak over one rail (NCCL finds it; epistle takes EPISTLE_FABRIC_NICS in that order)", kEpistleHosts, kEpistleDate},
     SelectRule{"advice-validate-phases", "several domains", [](const SelectFacts& f) { return f.num_domains > 1; }, kAdvise, "", 0,
         "validate in phases: one rank, then one domain, then all {domains} domains; network settings (virtual lanes, congestion "
         "control) show only in the last", kDeepEp, kDeepEpDate},

@@ -76,6 +76,11 @@ constexpr std::array kHardwareRules = {
         RuleEffect::kScore, "epistle", 11, "only compiled for this GPU, not measured: compare before it is used",
         kEpistle, kEpistleDate},
 
+    SelectRule{"ab-epistle-domains", "NVLink, several domains", [](const SelectFacts& f) { return f.nvlink && f.num_domains > 1; },
+        RuleEffect::kScore, "epistle", 13,
+        "hybrid puts {rows_per_domain} rows of a token on the network, one per domain, alltoall {rows_per_expert}; it stages them "
+        "through host memory, and between machines it has not been measured: compare before it is used", kEpistleHosts, kEpistleDate},
+
     // The table by EP degree.
     SelectRule{"ep-one", "EP 1", [](const SelectFacts& f) { return f.query.ep == 1; }, RuleEffect::kScore, "alltoall", 2 * kDecides,
         "EP 1 has no expert-parallel all-to-all: nothing crosses between ranks, and any dispatcher only permutes",

@@ -94,7 +94,7 @@ std::string fill_text(std::string_view text, const SelectFacts& facts) {
   std::string filled(text);
   if (filled.find('{') == std::string::npos) return filled;
   const SelectModel& model = facts.query.model;
-  const std::array<std::pair<std::string_view, std::string>, 15> values = {{
+  const std::array<std::pair<std::string_view, std::string>, 20> values = {{
       {"{ep}", std::to_string(facts.query.ep)},
       {"{hidden}", std::to_string(model.hidden)},
       {"{experts}", std::to_string(model.num_experts)},
@@ -110,6 +110,11 @@ std::string fill_text(std::string_view text, const SelectFacts& facts) {
       {"{megatron}", to_string(facts.query.megatron)},
       {"{crossover}", std::to_string(low_latency_limit(facts.query.ep))},
       {"{fabric}", std::string(to_string(facts.query.fabric))},
+      {"{nics}", std::to_string(facts.query.cluster.nics_per_domain())},
+      {"{rails}", std::to_string(facts.query.cluster.num_rails())},
+      {"{rows_per_expert}", fmt::format("{:.2f}", facts.network_rows_per_expert())},
+      {"{rows_per_rank}", fmt::format("{:.2f}", facts.network_rows_per_rank())},
+      {"{rows_per_domain}", fmt::format("{:.2f}", facts.network_rows_per_domain())},
   }};
   for (const auto& [name, value] : values) replace_all(filled, name, value);
   return filled;

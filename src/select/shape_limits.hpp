@@ -37,6 +37,9 @@ inline constexpr std::int64_t kNcclEpMaxTokens = 8192;
 inline constexpr std::int32_t kNcclEpMaxTopK = 9;
 // Its kernels come from DeepEP: the hidden sizes of kDeepEpLowLatencyHidden.
 
+// Epistle on CUDA.
+inline constexpr std::int32_t kEpistleMaxRanks = 72;
+
 /// Every DeepEP-class kernel aborted above this many ranks on EFA (2026-08).
 inline constexpr std::int32_t kEfaMaxRanks = 64;
 

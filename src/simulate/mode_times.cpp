@@ -71,12 +71,6 @@ void turn_round(std::vector<LinkRows>& rows) {
   }
 }
 
-/// Ranks that share one network card: 1 unless a card serves several.
-std::int32_t ranks_per_card(const Cluster& cluster) {
-  const double cards = cluster.value(ClusterField::kNicsPerGpu);
-  return cards > 0 && cards < 1 ? static_cast<std::int32_t>(std::lround(1.0 / cards)) : 1;
-}
-
 /// The exchange of one mode in one direction.
 class Exchange {
  public:
@@ -109,6 +103,7 @@ class Exchange {
       load.network_bytes += bytes(link.network_out);
       load.other_rail_bytes += bytes(link.other_rail);
     }
+    set_rails(load);
     load.busiest_link = busiest_link();
     set_times(load);
     return load;
@@ -117,9 +112,20 @@ class Exchange {
  private:
   [[nodiscard]] double bytes(std::int64_t rows) const { return static_cast<double>(rows) * row_bytes_; }
 
+  /// By the rail of the card that bytes leave by.
+  void set_rails(ExchangeLoad& load) const {
+    const RankGrid& grid = traffic_.grid();
+    if (grid.num_domains() == 1) return;
+    load.rail_bytes.assign(static_cast<std::size_t>(rules_.cluster->num_rails()), 0.0);
+    for (std::int32_t rank = 0; rank < grid.num_ranks && !load.rail_bytes.empty(); ++rank) {
+      const std::int32_t rail = grid.rail_of(rank) / rules_.cluster->gpus_per_nic();
+      load.rail_bytes[static_cast<std::size_t>(rail)] += bytes(rows_[static_cast<std::size_t>(rank)].network_out);
+    }
+  }
+
   /// Network rows of a rank as if its card were its own.
   void share_cards() {
-    const auto sharing = static_cast<std::size_t>(ranks_per_card(*rules_.cluster));
+    const auto sharing = static_cast<std::size_t>(rules_.cluster->gpus_per_nic());
     network_out_.resize(rows_.size());
     network_in_.resize(rows_.size());
     for (std::size_t first = 0; first < rows_.size(); first += sharing) {
@@ -138,7 +144,7 @@ class Exchange {
   }
 
   [[nodiscard]] BusiestLink busiest_link() const {
-    const double sharing = ranks_per_card(*rules_.cluster);
+    const double sharing = rules_.cluster->gpus_per_nic();
     BusiestLink busiest;
     for (std::size_t rank = 0; rank < rows_.size(); ++rank) {
       const std::pair<LinkKind, double> domain_links[] = {{LinkKind::kDomainOut, bytes(rows_[rank].domain_out)},

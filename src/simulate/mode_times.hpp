@@ -32,7 +32,8 @@ struct ExchangeLoad {
   double self_bytes = 0;  ///< of all ranks together
   double domain_bytes = 0;
   double network_bytes = 0;
-  double other_rail_bytes = 0;  ///< of network_bytes
+  double other_rail_bytes = 0;     ///< of network_bytes
+  std::vector<double> rail_bytes;  ///< network_bytes by the rail that they leave by; empty within one domain
   BusiestLink busiest_link;
   std::int32_t slowest_rank = 0;
   double us = 0;  ///< until the slowest rank is done

@@ -42,6 +42,20 @@ std::string_view to_string(ScaleUpLink link) noexcept {
 
 std::span<const ClusterFieldInfo> cluster_fields() noexcept { return kFields; }
 
+std::int32_t Cluster::nics_per_domain() const noexcept {
+  return static_cast<std::int32_t>(std::lround(value(ClusterField::kNicsPerGpu) * gpus_per_domain()));
+}
+
+std::int32_t Cluster::gpus_per_nic() const noexcept {
+  const double nics = value(ClusterField::kNicsPerGpu);
+  return nics > 0 && nics < 1 ? static_cast<std::int32_t>(std::lround(1.0 / nics)) : 1;
+}
+
+std::int32_t Cluster::num_rails() const noexcept {
+  if (network_bytes_per_s() <= 0) return 0;
+  return (gpus_per_domain() + gpus_per_nic() - 1) / gpus_per_nic();
+}
+
 void check_cluster(const Cluster& cluster) {
   if (cluster.name.empty()) reject("name is empty; give the cluster one");
   for (const ClusterFieldInfo& info : kFields) {

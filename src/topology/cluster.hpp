@@ -80,6 +80,13 @@ struct Cluster {
   [[nodiscard]] double network_bytes_per_s() const noexcept {
     return value(ClusterField::kNicsPerGpu) * value(ClusterField::kNicBytesPerS);
   }
+  /// Network cards of a domain: of a host, where a domain is one.
+  [[nodiscard]] std::int32_t nics_per_domain() const noexcept;
+  /// GPUs that share a network card: 1 unless a card serves several.
+  [[nodiscard]] std::int32_t gpus_per_nic() const noexcept;
+  /// Ways from domain to domain that do not meet: GPUs at one place of their domains are on one, with those that share
+  /// their card; 0 = there is no network.
+  [[nodiscard]] std::int32_t num_rails() const noexcept;
   [[nodiscard]] double hbm_bytes() const noexcept { return value(ClusterField::kHbmBytes); }
   [[nodiscard]] double hbm_bytes_per_s() const noexcept { return value(ClusterField::kHbmBytesPerS); }
 };

@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -47,6 +49,16 @@ TEST(Doctor, ProvesTheHostDeviceByRunningIt) {
   }
   EXPECT_GE(num_host, 3U);
   EXPECT_GT(report.at("host").at("num_cores"), 0);
+  const Json& network = report.at("network");
+  EXPECT_EQ(network.at("nics"), report.at("nics").size());
+  EXPECT_LE(network.at("active_nics"), network.at("nics"));
+  EXPECT_EQ(network.at("rails"), report.at("fabric").at("nics").size());
+  EXPECT_EQ(network.at("nics_per_gpu").is_null(), report.at("gpus").empty());
+  for (const char* const device : {"host", "cuda"}) {
+    std::vector<std::string> names = network.at("dispatchers").at(device);
+    std::sort(names.begin(), names.end());
+    EXPECT_EQ(names, (std::vector<std::string>{"alltoall", "hybrid"})) << device;
+  }
   for (const char* const field : {"versions", "gpus", "nvlink_domains", "nics", "backends", "memory"})
     EXPECT_TRUE(report.contains(field)) << field;
   if (report.at("gpus").empty()) {

@@ -1,4 +1,5 @@
 // epistle plan and epistle calibrate.
+#include <map>
 #include <set>
 #include <sstream>
 #include <string>
@@ -35,6 +36,28 @@ TEST(PlanCommand, RanksPlansAndExplainsThem) {
   ASSERT_EQ(explained.exit_code, 0) << explained.describe();
   EXPECT_NE(explained.out.find("grouped_gemm"), std::string::npos) << explained.out;
   EXPECT_EQ(run_epistle({"plan", "--explain", "1", "ep3"}).exit_code, 3);
+}
+
+TEST(PlanCommand, SaysWhatATokenPutsOnTheNetwork) {
+  const CommandResult result =
+      run_epistle({"plan", "--gpus", "16", "--json", "-", "--dispatchers", "hybrid,nccl_alltoall"});
+  ASSERT_EQ(result.exit_code, 0) << result.describe();
+  const PlanJson json = PlanJson::parse(result.out);
+  std::map<std::string, double> rows;
+  for (const PlanJson& plan : json.at("plans")) {
+    if (plan.at("ep") != 16) {
+      EXPECT_TRUE(plan.at("network").is_null()) << plan.at("name");
+      continue;
+    }
+    EXPECT_EQ(plan.at("network").at("domains"), 2);
+    EXPECT_EQ(plan.at("network").at("nics_per_domain"), 8);
+    EXPECT_EQ(plan.at("network").at("rails"), 8);
+    rows[plan.at("dispatcher")] = plan.at("network").at("rows_per_token");
+  }
+  // Top-8 over two domains: one copy per domain at most, or four experts elsewhere.
+  EXPECT_GT(rows.at("hybrid"), 0.9);
+  EXPECT_LE(rows.at("hybrid"), 1.0);
+  EXPECT_DOUBLE_EQ(rows.at("nccl_alltoall"), 4.0);
 }
 
 TEST(PlanCommand, TakesClusterModelAndMeasurementsFromFiles) {

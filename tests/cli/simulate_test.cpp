@@ -28,6 +28,8 @@ TEST(SimulateCommand, SaysWhatMovesAndWhatItTakes) {
       simulated({"--ranks", "16", "--tokens", "256", "--experts", "64", "--top-k", "4", "--routing", "zipf:0.8"});
   EXPECT_EQ(json.at("ranks"), 16);
   EXPECT_EQ(json.at("domains"), 2);
+  EXPECT_EQ(json.at("nics_per_domain"), 8);
+  EXPECT_EQ(json.at("rails"), 8);
   const SimulateJson& step = json.at("steps").at(0);
   EXPECT_EQ(step.at("tokens"), 16 * 256);
   EXPECT_EQ(step.at("assignments"), 16 * 256 * 4);
@@ -44,6 +46,7 @@ TEST(SimulateCommand, SaysWhatMovesAndWhatItTakes) {
     for (const char* const phase : {"dispatch", "combine"}) {
       const SimulateJson& exchange = mode.at(phase);
       has_bytes = has_bytes || exchange.at("network_bytes").get<double>() > 0;
+      EXPECT_EQ(exchange.at("rail_bytes").size(), 8U);
       EXPECT_LE(exchange.at("low_us").get<double>(), exchange.at("us").get<double>());
       EXPECT_GT(exchange.at("busiest_link").at("us").get<double>(), 0.0);
     }

@@ -93,6 +93,25 @@ TEST(GroupOverHostsOnce, RanksMayBeDealtOutInTurns) {
   expect_all_well(children);
 }
 
+TEST(GroupOverHostsOnce, DescriptorsReachTheRanksOfTheHost) {
+  HostsJob job = make_hosts_job(2, 2);
+  job.host_of = {0, 1, 0, 1};
+  ReportingChildren children(host_ranks(job, [](Group& group, ChildReport&) {
+    for (int round = 0; round < 2; ++round) {
+      const std::int64_t num_bytes = 4096 * (group.rank() + 1) + round;
+      const std::vector<UniqueFd> files = group.impl().exchange_fds(create_shared_file(num_bytes));
+      for (int peer = 0; peer < group.size(); ++peer) {
+        const UniqueFd& file = files[static_cast<std::size_t>(peer)];
+        require(file.valid() == (peer % 2 == group.rank() % 2), "whose descriptors came");
+        if (!file.valid()) continue;
+        require(::lseek(file.get(), 0, SEEK_END) == 4096 * (peer + 1) + round, "what a descriptor is of");
+      }
+    }
+    group.barrier();  // the first to leave must not be taken for lost
+  }));
+  expect_all_well(children);
+}
+
 TEST(GroupOverHostsOnce, DifferentCallsAreFoundByAllAndTheGroupGoesOn) {
   const HostsJob job = make_hosts_job(2, 2);
   ReportingChildren children(host_ranks(job, [](Group& group, ChildReport&) {

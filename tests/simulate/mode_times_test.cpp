@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -41,6 +42,35 @@ TEST(ModeTimes, BytesAreThoseOfTheRows) {
   EXPECT_EQ(per_domain.dispatch.other_rail_bytes, 0.0);
   EXPECT_GT(per_expert.dispatch.other_rail_bytes, 0.0);
   EXPECT_LE(per_domain.dispatch.network_bytes, tokens * fp8_row);
+}
+
+TEST(ModeTimes, NetworkBytesAreSplitByTheRailThatTheyLeaveBy) {
+  SimulateRequest request = small_request();
+  for (const auto& [name, mode] : modes_of(request)) {
+    if (mode.refusal) continue;
+    for (const ExchangeLoad* const load : {&mode.dispatch, &mode.combine}) {
+      ASSERT_EQ(load->rail_bytes.size(), 8U) << name;
+      EXPECT_NEAR(std::accumulate(load->rail_bytes.begin(), load->rail_bytes.end(), 0.0), load->network_bytes, 1.0);
+    }
+  }
+  // Two GPUs share a card.
+  request.cluster.constant(ClusterField::kNicsPerGpu).value = 0.5;
+  EXPECT_EQ(modes_of(request).at("hybrid").dispatch.rail_bytes.size(), 4U);
+  const auto inside = modes_of(small_request({.num_ranks = 8}));
+  EXPECT_TRUE(inside.at("hybrid").dispatch.rail_bytes.empty());
+}
+
+TEST(ModeTimes, HybridPutsOneCopyPerTokenAndDomainOnTheNetwork) {
+  const SimulateRequest request = small_request();
+  const StepResult step = run_step(request);
+  const ModeStep hybrid = modes_of(request).at("hybrid");
+  ASSERT_FALSE(hybrid.refusal.has_value()) << *hybrid.refusal;
+  EXPECT_EQ(hybrid.dispatch.network_bytes, modes_of(request).at("deepep").dispatch.network_bytes);
+  EXPECT_EQ(hybrid.dispatch.other_rail_bytes, 0.0);
+  // Of two domains every token has at most one elsewhere.
+  const double fp8_row = 2048 + 4.0 * 2048 / 128;
+  EXPECT_LE(hybrid.dispatch.network_bytes, static_cast<double>(step.num_tokens) * fp8_row);
+  EXPECT_GT(hybrid.dispatch.network_bytes, 0.0);
 }
 
 TEST(ModeTimes, AModeThatCannotServeSaysWhy) {

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <netinet/in.h>
@@ -37,14 +38,17 @@ std::string address_of(const fi_info& info) {
   return ::inet_ntop(family, bytes, text.data(), text.size()) != nullptr ? text.data() : "";
 }
 
-InfoList find_infos(const FabricRequest& request) {
+/// `of_gpus`: of providers that register memory of GPUs (FI_HMEM), which they say only where they are asked.
+InfoList find_infos(const FabricRequest& request, bool of_gpus = false) {
   const OfiApi& api = load_ofi();
   InfoList hints = own_info(api.duplicate_info(nullptr));
   if (hints == nullptr) throw Error(ErrorCode::kOutOfMemory, "libfabric has no memory for its hints");
   hints->caps = FI_RMA | FI_WRITE | FI_REMOTE_WRITE;
+  if (of_gpus) hints->caps |= FI_HMEM;
   hints->mode = FI_CONTEXT | FI_CONTEXT2;
   hints->ep_attr->type = FI_EP_RDM;
   hints->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
+  if (of_gpus) hints->domain_attr->mr_mode |= FI_MR_HMEM;
   hints->domain_attr->resource_mgmt = FI_RM_ENABLED;
   hints->tx_attr->op_flags = FI_DELIVERY_COMPLETE;
   if (!request.provider.empty()) hints->fabric_attr->prov_name = ::strdup(request.provider.c_str());
@@ -87,7 +91,16 @@ namespace epistle {
 std::vector<FabricWay> list_fabric_ways(const FabricRequest& request) {
   std::vector<FabricWay> ways;
   const ofi::InfoList infos = ofi::find_infos(request);
-  for (const fi_info* info = infos.get(); info != nullptr; info = info->next) ways.push_back(ofi::way_of(*info));
+  const ofi::InfoList of_gpus = ofi::find_infos(request, true);
+  for (const fi_info* info = infos.get(); info != nullptr; info = info->next) {
+    FabricWay way = ofi::way_of(*info);
+    for (const fi_info* other = of_gpus.get(); other != nullptr; other = other->next) {
+      const FabricWay of_gpu = ofi::way_of(*other);
+      way.reaches_gpu_memory =
+          way.reaches_gpu_memory || (of_gpu.provider == way.provider && of_gpu.domain == way.domain);
+    }
+    ways.push_back(std::move(way));
+  }
   return ways;
 }
 

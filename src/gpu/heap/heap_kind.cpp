@@ -30,7 +30,7 @@ void check_sizes(std::span<const HeapFacts> facts, int rank) {
 void check_devices_differ(std::span<const HeapFacts> facts, int rank) {
   for (std::size_t peer = 1; peer < facts.size(); ++peer) {
     for (std::size_t other = 0; other < peer; ++other) {
-      if (facts[other].uuid != facts[peer].uuid) continue;
+      if (facts[other].uuid != facts[peer].uuid || facts[other].host != facts[peer].host) continue;
       throw Error(
           ErrorCode::kUnsupported,
           fmt::format("ranks {} and {} have the same GPU (device {} and device {}): ranks of different processes "

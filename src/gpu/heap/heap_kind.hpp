@@ -20,6 +20,7 @@ enum class HeapKind : std::int32_t {
 /// What a rank tells the others before a heap is made.
 struct HeapFacts {
   int device = 0;
+  int host = 0;  ///< of the group's
   DeviceUuid uuid{};
   CudaHeapChoice choice = CudaHeapChoice::kAuto;
   bool virtual_memory = false;

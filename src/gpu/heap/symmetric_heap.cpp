@@ -95,6 +95,7 @@ SymmetricHeap::SymmetricHeap(GroupImpl& group, int device, std::int64_t reserved
   });
   facts_ = group.gather(kGpuSetUp, Phase::kCreate, own_facts, facts_error);
   kind_ = choose_heap_kind(facts_, group.kind(), rank_);
+  check_kind();
   for (const HeapFacts& facts : facts_) granularity_bytes_ = std::max(granularity_bytes_, facts.granularity_bytes);
   reserved_bytes_ = (reserved_bytes + granularity_bytes_ - 1) / granularity_bytes_ * granularity_bytes_;
   if (is_process_group()) {
@@ -119,6 +120,7 @@ HeapFacts SymmetricHeap::gather_facts(std::int64_t reserved_bytes) {
   check_cuda(cudaFree(nullptr), fmt::format("the creation of a CUDA context on device {}", device_).c_str());
   const MemoryCapabilities capabilities = memory_capabilities(device_);
   return {.device = device_,
+          .host = group_->host_of(rank_),
           .uuid = uuid_of(device_),
           .choice = settings().cuda_heap(),
           .virtual_memory = capabilities.virtual_memory,
@@ -128,10 +130,20 @@ HeapFacts SymmetricHeap::gather_facts(std::int64_t reserved_bytes) {
           .granularity_bytes = mapping_granularity(device_)};
 }
 
+void SymmetricHeap::check_kind() const {
+  if (kind_ != HeapKind::kIpc || group_->num_hosts() == 1) return;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("GPU memory that goes by CUDA IPC is allocated as a whole, and a group over {} hosts needs parts "
+                  "of it; use GPUs with virtual memory management, and EPISTLE_CUDA_HEAP=auto or fd",
+                  group_->num_hosts()),
+      {.rank = rank_, .phase = Phase::kCreate});
+}
+
 void SymmetricHeap::check_reach() const {
   const std::vector<DeviceUuid> visible = visible_uuids();
   for (int peer = 0; peer < group_->num_ranks(); ++peer) {
-    if (shares_device(peer)) continue;
+    if (shares_device(peer) || !reaches(peer)) continue;
     const HeapFacts& facts = facts_[static_cast<std::size_t>(peer)];
     const auto found = std::find(visible.begin(), visible.end(), facts.uuid);
     // A GPU that this process does not see (CUDA_VISIBLE_DEVICES) cannot be asked about; mapping its memory will tell.
@@ -274,6 +286,7 @@ void SymmetricHeap::stage_own(std::span<const HeapRange> ranges, Staged& staged)
     check_cuda(cudaMemsetAsync(address, 0, static_cast<std::size_t>(range.num_bytes), stream),
                fmt::format("cudaMemsetAsync of {} bytes", range.num_bytes).c_str());
   }
+  stage_mirrors(ranges, staged);
   check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize after the zero-fill of GPU memory");
   // A rank with fewer ranges than others takes part in every exchange all the same.
   std::size_t max_ranges = 0;
@@ -282,6 +295,17 @@ void SymmetricHeap::stage_own(std::span<const HeapRange> ranges, Staged& staged)
   }
   while (shares_files && staged.files.size() < max_ranges) staged.files.push_back(open_placeholder());
   if (kind_ == HeapKind::kVmmFabric) staged.fabric_handles.resize(max_ranges);
+}
+
+void SymmetricHeap::stage_mirrors(std::span<const HeapRange> ranges, Staged& staged) {
+  for (const HeapRange& range : ranges) {
+    if (!range.mirrored || reaches(range.rank)) continue;
+    const PhysicalMemory memory(device_, range.num_bytes, CU_MEM_HANDLE_TYPE_NONE);
+    std::byte* const address = base(range.rank) + range.offset;
+    staged.mapped.emplace_back(range.rank, MappedMemory(address, memory, accessing_devices_));
+    check_cuda(cudaMemsetAsync(address, 0, static_cast<std::size_t>(range.num_bytes), private_stream(device_)),
+               fmt::format("cudaMemsetAsync of {} bytes", range.num_bytes).c_str());
+  }
 }
 
 void SymmetricHeap::stage_peer_range(const HeapRange& range, const std::function<PhysicalMemory()>& import_one,
@@ -307,7 +331,7 @@ void SymmetricHeap::stage_peers(std::span<const HeapRange> ranges, Staged& stage
   // Imports the `idx`-th range of every other rank; after a failure only the exchanges go on, for the others' sake.
   const auto import_all = [&](std::size_t idx, const auto& import_one) {
     for (std::size_t peer = 0; peer < by_rank.size() && !error; ++peer) {
-      if (static_cast<int>(peer) == rank_ || idx >= by_rank[peer].size()) continue;
+      if (static_cast<int>(peer) == rank_ || !reaches(static_cast<int>(peer)) || idx >= by_rank[peer].size()) continue;
       const HeapRange& range = by_rank[peer][idx];
       error = attempt([&] {
         stage_peer_range(
@@ -343,7 +367,10 @@ void SymmetricHeap::commit(std::span<const HeapRange> ranges) {
     guard.emplace(device_);
     check_ranges(ranges);
     std::int64_t num_bytes = 0;
-    for (const HeapRange& range : ranges_of(ranges, rank_)) num_bytes += range.num_bytes;
+    for (const HeapRange& range : ranges) {
+      const bool is_mirror = range.mirrored && !reaches(range.rank);
+      if (range.rank == rank_ || is_mirror) num_bytes += range.num_bytes;
+    }
     return kind_ == HeapKind::kIpc ? 0 : num_bytes;
   });
   const auto own_error = attempt([&] {

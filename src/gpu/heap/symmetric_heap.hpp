@@ -1,4 +1,6 @@
-// GPU memory that every rank of a group can address: one piece per rank, of one size, committed range by range.
+// GPU memory that every rank of a group can address: one piece per rank, of one size, committed range by range. Of
+// ranks of other hosts, which are out of reach, there is a piece as well, whose memory is this rank's own: what kernels
+// tell such a rank stands in that mirror, for the host to carry it across.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +24,7 @@ struct HeapRange {
   int rank = 0;
   std::int64_t offset = 0;
   std::int64_t num_bytes = 0;
+  bool mirrored = false;  ///< has memory in the mirrors that ranks of other hosts have of this piece; else none
 };
 
 /// Ranks may destroy their heaps at different times. In thread groups a piece stays until the last rank has let go of
@@ -31,7 +34,8 @@ class SymmetricHeap {
  public:
   /// Collective. Reserves at least `reserved_bytes` (equal on all ranks) of address space for every rank's piece.
   /// `device` is this rank's GPU, which nothing is committed on yet; but with HeapKind::kIpc the whole piece is.
-  /// The group must outlive the heap. Throws kUnsupported where a GPU cannot reach another one's memory.
+  /// The group must outlive the heap. Throws kUnsupported where a GPU cannot reach another one's memory,
+  /// and for CUDA IPC over several hosts.
   SymmetricHeap(GroupImpl& group, int device, std::int64_t reserved_bytes);
   ~SymmetricHeap() = default;
   SymmetricHeap(const SymmetricHeap&) = delete;
@@ -49,6 +53,10 @@ class SymmetricHeap {
   [[nodiscard]] std::int64_t resident_bytes() const noexcept { return piece(rank_).resident_bytes(); }
   /// The number of `rank`'s GPU, as its own process counts.
   [[nodiscard]] int device_of(int rank) const noexcept { return facts_[static_cast<std::size_t>(rank)].device; }
+  /// False for ranks of other hosts: base() of theirs is a mirror.
+  [[nodiscard]] bool reaches(int rank) const noexcept {
+    return facts_[static_cast<std::size_t>(rank)].host == facts_[static_cast<std::size_t>(rank_)].host;
+  }
   /// True when `rank` has the same physical GPU as this rank, as this rank itself has.
   [[nodiscard]] bool shares_device(int rank) const noexcept {
     return facts_[static_cast<std::size_t>(rank)].uuid == facts_[static_cast<std::size_t>(rank_)].uuid;
@@ -69,12 +77,14 @@ class SymmetricHeap {
   [[nodiscard]] CUmemAllocationHandleType handle_type() const noexcept;
 
   [[nodiscard]] HeapFacts gather_facts(std::int64_t reserved_bytes);
+  void check_kind() const;
   void check_reach() const;
   void create_own_piece();
   void share_pieces();
 
   void check_ranges(std::span<const HeapRange> ranges) const;
   void stage_own(std::span<const HeapRange> ranges, Staged& staged);
+  void stage_mirrors(std::span<const HeapRange> ranges, Staged& staged);
   void stage_peers(std::span<const HeapRange> ranges, Staged& staged);
   void stage_peer_range(const HeapRange& range, const std::function<PhysicalMemory()>& import_one,
                         Staged& staged) const;

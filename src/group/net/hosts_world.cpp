@@ -102,12 +102,6 @@ void HostsWorld::found(int rank, std::int64_t reserved_bytes, std::chrono::milli
                     }});
 }
 
-std::vector<UniqueFd> HostsWorld::exchange_fds(const UniqueFd& /*own*/, const Watch& /*watch*/) {
-  throw Error(ErrorCode::kUnsupported,
-              fmt::format("memory is shared by descriptors between processes of one host, but this group has {}",
-                          table_.describe()));
-}
-
 std::string HostsWorld::host_address() const {
   return parse_host_and_port(table_.hosts[static_cast<std::size_t>(host_of(rank_))].address).host;
 }

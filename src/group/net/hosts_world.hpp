@@ -18,8 +18,6 @@ class HostsWorld final : public ProcessWorld {
 
   void found(int rank, std::int64_t reserved_bytes, std::chrono::milliseconds timeout,
              const std::function<void(SymmetricRegion)>& attach) override;
-  /// Throws kUnsupported: descriptors do not travel between hosts.
-  [[nodiscard]] std::vector<UniqueFd> exchange_fds(const UniqueFd& own, const Watch& watch) override;
 
   [[nodiscard]] int num_hosts() const noexcept override { return table_.num_hosts(); }
   [[nodiscard]] int host_of(int rank) const noexcept override { return table_.host_of[static_cast<std::size_t>(rank)]; }

@@ -127,6 +127,29 @@ TEST(Select, EpistleIsThereOnlyWhereItIsAssumed) {
   for (const SelectCandidate& candidate : without.candidates) EXPECT_NE(candidate.backend, "epistle");
 }
 
+TEST(Select, EpistleCrossesDomainsByHybrid) {
+  const SelectFacts facts = facts_of("hw=h200-hgx ep=16 model=deepseek-v3 assume=epistle");
+  const Selection selection = select_dispatcher(facts);
+  const auto found = std::find_if(selection.candidates.begin(), selection.candidates.end(),
+                                  [](const SelectCandidate& candidate) { return candidate.backend == "epistle"; });
+  ASSERT_NE(found, selection.candidates.end());
+  EXPECT_EQ(found->mode, "hybrid");
+  EXPECT_GT(found->buffer_bytes, 0);
+  // Unmeasured between machines: behind what needs no package.
+  EXPECT_EQ(selection.candidates[0].backend, "alltoall");
+  EXPECT_EQ(select_for("hw=h200-hgx ep=16 phase=decode assume=epistle").candidates.size(), 3U);
+}
+
+TEST(Select, RowsOnTheNetworkAreOnePerExpertRankOrDomainElsewhere) {
+  const SelectFacts facts = facts_of("ep=16 experts=128 topk=8");
+  EXPECT_DOUBLE_EQ(facts.network_rows_per_expert(), 4.0);
+  EXPECT_LT(facts.network_rows_per_rank(), 4.0);
+  EXPECT_GT(facts.network_rows_per_rank(), facts.network_rows_per_domain());
+  // Nearly every token has an expert in the other of two domains.
+  EXPECT_NEAR(facts.network_rows_per_domain(), 0.997, 0.003);
+  EXPECT_EQ(facts_of("ep=8").network_rows_per_domain(), 0.0);
+}
+
 TEST(Select, FlagsAndCountsGoByVersion) {
   const SelectCandidate newest = select_for("hw=h100-hgx ep=16 assume=deepep").candidates[0];
   EXPECT_EQ(newest.flags.megatron,

@@ -48,6 +48,23 @@ TEST(Cluster, IsFoundByAliasIgnoringCase) {
   EXPECT_THROW((void)find_cluster(""), Error);
 }
 
+TEST(Cluster, KnowsItsCardsAndRails) {
+  Cluster cluster = find_cluster("h100-hgx");
+  EXPECT_EQ(cluster.nics_per_domain(), 8);
+  EXPECT_EQ(cluster.gpus_per_nic(), 1);
+  EXPECT_EQ(cluster.num_rails(), 8);
+  // Two GPUs share a card, and so a rail.
+  cluster.constant(ClusterField::kNicsPerGpu).value = 0.5;
+  EXPECT_EQ(cluster.nics_per_domain(), 4);
+  EXPECT_EQ(cluster.gpus_per_nic(), 2);
+  EXPECT_EQ(cluster.num_rails(), 4);
+  // Both cards of a GPU are on its rail.
+  cluster.constant(ClusterField::kNicsPerGpu).value = 2;
+  EXPECT_EQ(cluster.nics_per_domain(), 16);
+  EXPECT_EQ(cluster.num_rails(), 8);
+  EXPECT_EQ(find_cluster("host").num_rails(), 0);
+}
+
 TEST(Cluster, FieldsStandInTheirOrder) {
   ASSERT_EQ(cluster_fields().size(), kNumClusterFields);
   for (std::size_t idx = 0; idx < kNumClusterFields; ++idx) {

@@ -282,6 +282,21 @@ void AllToAllTransport::start_sum(const CudaHandleState& handle, SumArgs& args) 
              "launching the sums");
 }
 
+bool AllToAllTransport::bring_weight_gradients(const CudaHandleState& handle,
+                                               const cuda::WeightGradientArgs& /*args*/) {
+  std::vector<Transfer> transfers;
+  for (int peer = 0; peer < context_.num_ranks(); ++peer) {
+    if (context_.heap->reaches(peer)) continue;
+    const Rows gradients{
+        .send = context_.own_section(BufferSection::kGradWeights, 0),
+        .receive = context_.heap->base(peer) + context_.plan.section_offset(BufferSection::kGradWeights),
+        .row_bytes = context_.layout().weights_per_row() * static_cast<std::int64_t>(sizeof(float))};
+    queue(transfers, peer, gradients, {0, handle.output_rows(context_.rank())}, {0, handle.output_rows(peer)});
+  }
+  exchange(transfers, Phase::kCombine);
+  return false;
+}
+
 }  // namespace epistle::nccl
 
 namespace epistle::cuda {

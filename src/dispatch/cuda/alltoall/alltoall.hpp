@@ -36,6 +36,8 @@ class AllToAllTransport final : public cuda::RowTransport {
   void end() noexcept override;
   void start_move(const cuda::CudaHandleState& handle, cuda::MoveArgs& args) override;
   void start_sum(const cuda::CudaHandleState& handle, cuda::SumArgs& args) override;
+  /// Over several hosts: fills the mirrors of ranks of other hosts, from which they are read.
+  bool bring_weight_gradients(const cuda::CudaHandleState& handle, const cuda::WeightGradientArgs& args) override;
   /// Pairs that keep a place in expert layouts although all their rows were dropped are sent, too.
   [[nodiscard]] WireBytes wire_bytes(const cuda::CudaHandleState& handle) const override;
 

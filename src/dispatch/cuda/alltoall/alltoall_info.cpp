@@ -41,6 +41,7 @@ class AllToAllRules final : public DeviceRules {
 Capabilities alltoall_capabilities() {
   Capabilities can = common_capabilities();
   can.agrees_on_host = true;
+  can.joins_hosts = true;
   can.one_rank_per_gpu = true;
   can.max_ranks = kMaxRanks;
   can.missing = kLackOfNccl;

@@ -65,6 +65,7 @@ void CudaEngine::gather_weight_gradients(const CudaHandleState& state, DeviceCal
   args.grad_topk_weights = state.num_tokens > 0 ? request.grad_probs : nullptr;
   args.num_blocks = choose(context_.tuning_query(TunedCall::kCombine, state.num_tokens)).num_blocks;
   if (transport_->bring_weight_gradients(state, args)) return;
+  if (relay_ != nullptr) relay_->answer(args.call, state);
   check_cuda(launch_weight_gradients(args, context_.stream), "launching the gathering of gradients");
 }
 

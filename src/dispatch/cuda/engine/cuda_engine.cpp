@@ -81,6 +81,13 @@ DeviceFacts gather_facts(GroupImpl& group, int device) {
   return own;
 }
 
+/// Whether mirrors of ranks of other hosts have it: prepare tells them something there, or the backward pass looks for
+/// gradients of the weights, unless these cross like rows.
+bool is_mirrored(const BufferPlan& plan, BufferSection section) noexcept {
+  if (section == BufferSection::kGradWeights) return !plan.crosses_domains();
+  return section == BufferSection::kControl || section == BufferSection::kRecords;
+}
+
 /// Where copy `idx` of what a lease shows lies on this rank.
 RowBuffer place_buffer(const EngineContext& context, std::int32_t idx) {
   RowBuffer buffer;
@@ -93,7 +100,7 @@ RowBuffer place_buffer(const EngineContext& context, std::int32_t idx) {
 
 }  // namespace
 
-int choose_device(const CudaOptions& options, int rank, int num_ranks) {
+int choose_device(const CudaOptions& options, const GroupImpl& group) {
   const CudaSupport support = cuda_support();
   if (support.num_devices == 0) throw Error(ErrorCode::kUnsupported, support.reason);
   if (options.device >= support.num_devices) {
@@ -101,6 +108,13 @@ int choose_device(const CudaOptions& options, int rank, int num_ranks) {
                                                          options.device, support.num_devices));
   }
   if (options.device >= 0) return options.device;
+  int rank = 0;
+  int num_ranks = 0;
+  for (int peer = 0; peer < group.num_ranks(); ++peer) {
+    if (group.host_of(peer) != group.host_of(group.rank())) continue;
+    ++num_ranks;
+    rank += peer < group.rank() ? 1 : 0;
+  }
   if (num_ranks <= support.num_devices) return rank;
   return static_cast<int>(std::int64_t{rank} * support.num_devices / num_ranks);
 }
@@ -110,7 +124,7 @@ void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("an SM budget of {}; it is 0 (as the tuning table says) or more", options.num_sms));
   }
-  static_cast<void>(choose_tile_for(config, group.size(), choose_device(options, group.rank(), group.size())));
+  static_cast<void>(choose_tile_for(config, group.size(), choose_device(options, group.impl())));
 }
 
 void check_no_row_flags(const CudaOptions& options, std::string_view dispatcher) {
@@ -146,7 +160,7 @@ CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTra
   context_.config = creation.config;
   context_.options = std::get<CudaOptions>(creation.options);
   context_.group = group_.get();
-  context_.device = choose_device(context_.options, group_->rank(), group_->num_ranks());
+  context_.device = choose_device(context_.options, *group_);
   context_.wait = [this] { wait(); };
   context_.last_work = [this] { return last_work(); };
   set_up(rules);
@@ -172,7 +186,8 @@ void CudaEngine::set_up(const PlanRules& rules) {
   std::vector<HeapRange> fixed_ranges;
   for (int peer = 0; peer < shape.num_ranks; ++peer) {
     for (const BufferSection section : kBufferSections) {
-      if (fixed[section] > 0) fixed_ranges.push_back({peer, plan.section_offset(section), fixed[section]});
+      if (fixed[section] == 0) continue;
+      fixed_ranges.push_back({peer, plan.section_offset(section), fixed[section], is_mirrored(plan, section)});
     }
   }
   context_.heap->commit(fixed_ranges);
@@ -180,6 +195,7 @@ void CudaEngine::set_up(const PlanRules& rules) {
   buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
   // Also keeps every rank until all have their memory: taking some may wait for the device.
   (void)group_->agree(kGpuSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
+  if (group_->num_hosts() > 1) relay_ = std::make_unique<HostRelay>(context_);
 }
 
 /// What no other rank sees; may fail on this rank alone.
@@ -256,7 +272,7 @@ void CudaEngine::grow(const std::vector<RowDemand>& demands) {
       if (need[section] <= have[section]) continue;
       for (std::int32_t copy = 0; copy < plan.section_copies(section); ++copy) {
         ranges.push_back({peer, plan.section_offset(section) + copy * plan.section_stride(section) + have[section],
-                          need[section] - have[section]});
+                          need[section] - have[section], is_mirrored(plan, section)});
       }
     }
   }
@@ -398,7 +414,18 @@ void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, F
   const PrepareLaunch launch{.num_blocks = std::clamp(useful, 1, std::min({budget, count_blocks, context_.sm_share})),
                              .shared_bytes = prepare_tile_.shared_bytes};
   prepare_blocks_ = launch.num_blocks;
-  check_cuda(launch_prepare(args, launch, context_.stream), "launching prepare");
+  const auto start = [&](const PrepareArgs& run) {
+    check_cuda(launch_prepare(run, launch, context_.stream), "launching prepare");
+  };
+  if (relay_ == nullptr) return start(args);
+  try {
+    relay_->prepare(state, args, start);
+  } catch (const Error&) {
+    // Nobody has the handle, and nothing will be told of it.
+    state.finished = true;
+    state.checked = true;
+    throw;
+  }
 }
 
 std::vector<RowDemand> CudaEngine::demands_of(CudaHandleState& handle) {
@@ -451,7 +478,10 @@ void CudaEngine::set_batch_quotas(const BatchQuotasRequest& request, Stream stre
 
 WireBytes CudaEngine::wire_bytes(const Handle& handle) const {
   static_cast<void>(handle.wait_stats());
-  return transport_->wire_bytes(static_cast<const CudaHandleState&>(*CallAccess::state(handle)));
+  const auto& state = static_cast<const CudaHandleState&>(*CallAccess::state(handle));
+  WireBytes bytes = transport_->wire_bytes(state);
+  if (relay_ != nullptr) bytes.header_bytes += relay_->header_bytes(state);
+  return bytes;
 }
 
 std::string CudaEngine::describe_tuning(std::int64_t num_tokens) const {

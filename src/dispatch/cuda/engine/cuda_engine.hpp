@@ -21,6 +21,7 @@
 #include "dispatch/cuda/engine/cuda_handle.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
 #include "dispatch/cuda/engine/device_experts.hpp"
+#include "dispatch/cuda/engine/host_relay.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/engine/transport.hpp"
 #include "gpu/cuda_error.hpp"
@@ -30,8 +31,8 @@ namespace epistle::cuda {
 /// The tile of prepare on `device`. Throws kUnsupported where ranks, experts and top_k are more than it can hold.
 [[nodiscard]] PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int device);
 
-/// The GPU of this rank. Throws where there is none, or not this one.
-[[nodiscard]] int choose_device(const CudaOptions& options, int rank, int num_ranks);
+/// The GPU of this rank: ranks of a host take its GPUs in turn. Throws where there is none, or not this one.
+[[nodiscard]] int choose_device(const CudaOptions& options, const GroupImpl& group);
 
 /// DispatcherInfo::Functions::check of every dispatcher on a GPU.
 void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options, const Group& group);
@@ -65,7 +66,9 @@ class CudaEngine final : public DispatcherImpl {
   void abort() noexcept override;
 
   [[nodiscard]] WireBytes wire_bytes(const Handle& handle) const override;
-  [[nodiscard]] std::int64_t network_bytes() const noexcept override { return transport_->network_bytes(); }
+  [[nodiscard]] std::int64_t network_bytes() const noexcept override {
+    return transport_->network_bytes() + (relay_ != nullptr ? relay_->sent_bytes() : 0);
+  }
   [[nodiscard]] std::int64_t shared_bytes() const noexcept override {
     return context_.plan.buffer_bytes(demands_[static_cast<std::size_t>(context_.rank())]);
   }
@@ -202,6 +205,7 @@ class CudaEngine final : public DispatcherImpl {
   OpenCall open_;
   std::uint32_t num_send_halves_ = 0;        ///< so far; the number of the open one
   int prepare_blocks_ = 0;                   ///< of the last prepare
+  std::unique_ptr<HostRelay> relay_;         ///< of prepare, where ranks are on several hosts
   std::unique_ptr<RowTransport> transport_;  ///< goes before what it uses
 };
 

@@ -61,7 +61,8 @@ class RowTransport {
   }
   /// Where ranks agree on the host: whether peers read this rank's expert outputs where they lie.
   [[nodiscard]] virtual bool reads_peers_outputs() const noexcept { return false; }
-  /// Brings gradients of the weights to their sources, and says so. `args` is complete.
+  /// Brings gradients of the weights to their sources, and says so; otherwise they are read where peers have them, or
+  /// from the mirrors of ranks of other hosts, which this has to fill. `args` is complete.
   virtual bool bring_weight_gradients(const CudaHandleState& handle, const WeightGradientArgs& args) {
     static_cast<void>(handle);
     static_cast<void>(args);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include <fmt/format.h>
-
 #include "dispatch/cuda/direct/direct.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "dispatch/cuda/engine/owed_rows.hpp"
@@ -339,15 +337,9 @@ void check_hybrid(const ResolvedConfig& config, const DeviceOptions& options, co
   const auto& cuda_options = std::get<CudaOptions>(options);
   check_cuda_options(config, cuda_options, group);
   check_no_row_flags(cuda_options, "hybrid");
-  if (cuda_options.mover == CudaMover::kCopyEngines) {
-    throw Error(ErrorCode::kUnsupported,
-                "copy engines move the rows of dispatcher 'direct' only, not of 'hybrid'; use another mover");
-  }
-  if (group.num_hosts() == 1) return;
+  if (cuda_options.mover != CudaMover::kCopyEngines) return;
   throw Error(ErrorCode::kUnsupported,
-              fmt::format("dispatcher 'hybrid' on cuda tells of places in GPU memory that all ranks map, and the {} "
-                          "ranks of this group are on {} hosts; take hybrid on host, or form a group of one host",
-                          group.size(), group.num_hosts()));
+              "copy engines move the rows of dispatcher 'direct' only, not of 'hybrid'; use another mover");
 }
 
 std::unique_ptr<DispatcherImpl> create_hybrid(const Creation& creation) {

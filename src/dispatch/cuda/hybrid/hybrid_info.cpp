@@ -53,10 +53,11 @@ Capabilities hybrid_capabilities() {
   put_domains_first(can.orders);
   can.quantises = true;
   can.joins_domains = true;
+  can.joins_hosts = true;
   can.agrees_on_host = true;
   can.max_ranks = kMaxRanks;
   can.missing = kLackOfCuda;
-  can.needs = {"a GPU of sm_80 or later", "GPUs of one host that reach each other's memory"};
+  can.needs = {"a GPU of sm_80 or later", "GPUs of a host that reach each other's memory", "libfabric, between hosts"};
   return can;
 }
 
