@@ -107,7 +107,7 @@ class GpuWeights final : public WeightMemory {
 std::unique_ptr<WeightMemory> make_gpu_weights(GroupImpl& group, const CudaOptions& options,
                                                const std::vector<std::int64_t>& bytes_of_rank) {
   int device = 0;
-  const Complaint complaint = attempt([&] { device = cuda::choose_device(options, group.rank(), group.num_ranks()); });
+  const Complaint complaint = attempt([&] { device = cuda::choose_device(options, group); });
   (void)group.agree({.kind = CallKind::kCreateWeightStore, .step = 2}, Phase::kCreate, complaint);
   std::unique_ptr<WeightMemory> weights;
   group.take_together({.kind = CallKind::kCreateWeightStore, .step = 3}, Phase::kCreate,
