@@ -22,6 +22,7 @@ Capabilities direct_capabilities() {
   Capabilities can = common_capabilities();
   can.graph_capture = true;
   can.quantises = true;
+  can.masks = true;
   can.max_ranks = kMaxRanks;
   can.missing = kLackOfCuda;
   can.needs = {"a GPU of sm_80 or later", "GPUs that reach each other's memory (NVLink, PCIe peer access, or one GPU)"};
