@@ -17,6 +17,8 @@
 
 #include "epistle/error.hpp"
 
+#include "group/meeting_address.hpp"
+
 namespace epistle {
 namespace {
 
@@ -35,15 +37,9 @@ struct Message {
   throw Error(ErrorCode::kSystem, fmt::format("{} failed: {}{}", what, std::strerror(error), descriptor_hint(error)));
 }
 
-UniqueFd open_socket() {
-  UniqueFd socket = own_descriptor(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket.valid()) throw_errno("making a socket");
-  return socket;
-}
-
 /// A socket whose messages all go to `address`; invalid where nobody has that any more.
 UniqueFd open_socket_to(const DescriptorMail::Address& address) {
-  UniqueFd socket = open_socket();
+  UniqueFd socket = open_socket(SOCK_DGRAM);
   sockaddr_un peer{};
   peer.sun_family = AF_UNIX;
   std::memcpy(peer.sun_path, address.name, address.name_bytes);
@@ -62,7 +58,7 @@ std::uint64_t random_token() {
 
 }  // namespace
 
-DescriptorMail::DescriptorMail() : socket_(open_socket()) {
+DescriptorMail::DescriptorMail() : socket_(open_socket(SOCK_DGRAM)) {
   // Without a name: the kernel finds one that nobody has.
   sockaddr_un own{};
   own.sun_family = AF_UNIX;

@@ -70,8 +70,9 @@ __device__ inline bool is_lost_id(const PrepareArgs& args, const Tables& t, std:
 }
 
 /// Takes their bits back: they were needed to see whether an id stands twice in a token.
-__device__ __noinline__ inline void leave_out_masked(const PrepareArgs& args, const Tables& t) {
+__device__ inline void leave_out_masked(const PrepareArgs& args, const Tables& t) {
   const int ranks = args.group.num_ranks;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < t.columns * t.words; i += kPrepareThreads) {
     const int expert = i % t.columns - ranks;
     if (expert >= 0 && is_lost_id(args, t, expert)) t.bitmap[i] = 0;
