@@ -177,14 +177,14 @@ TEST_P(CudaMasks, LeaveOutTokensAndExperts) {
         whole.masked.clear();
         Subject subject = make_subject(group, whole, masked.size() == 1);
         const auto play = [&]() -> Mismatch {
-          EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(whole, 5)));
+          EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(whole, 0)));
           // Otherwise a rank may be told that it is left out before it has seen the end of its call.
           group.barrier();
           if (leaves_out(masked, group.rank())) return std::nullopt;
           group.set_mask(masked);
           EPISTLE_RETURN_MISMATCH(play_on(subject, way.scenario));
           Subject later = make_subject(group, way.scenario);
-          return round_trip(later, Round(way.scenario, 3));
+          return round_trip(later, Round(way.scenario, 0));
         };
         Mismatch found;
         try {
@@ -320,7 +320,7 @@ TEST_P(CudaMasks, StillTellOfCallsThatDoNotGoTogether) {
       const Handle first = subject.prepare(inputs.prepare());
       const Handle second = subject.prepare(inputs.prepare());
       EPISTLE_RETURN_MISMATCH(expect_code(
-          ErrorCode::kHandleMismatch,
+          ErrorCode::kShapeMismatch,
           [&] { (void)subject.dispatch(inputs.dispatch(group.rank() == 2 ? first : second)); }, "different handles"));
       EPISTLE_RETURN_MISMATCH(expect_code(
           ErrorCode::kShapeMismatch,
@@ -367,17 +367,19 @@ TEST_P(CudaMasks, ForgetHalvesThatAreOpen) {
           if (group.rank() == kOut) return std::nullopt;
           const Round round(whole, 1);
           RankInputs inputs(round, group.rank());
-          TestMemory& memory = subject.memory();
-          memory.begin_call();
-          DispatchRequest request = inputs.prepare_and_dispatch();
-          const RoutingTable& table = round.table(group.rank());
-          const auto num_entries = static_cast<std::int64_t>(table.expert_ids.size());
-          request.expert_ids.data = memory.place(request.expert_ids.data, num_entries * 4);
-          request.weights.data = static_cast<const float*>(memory.place(request.weights.data, num_entries * 4));
-          request.tokens.data = memory.place(request.tokens.data, table.num_tokens * whole.config.hidden * 2);
-          Pending open;
+          const auto placed_request = [&] {
+            TestMemory& memory = subject.memory();
+            memory.begin_call();
+            DispatchRequest request = inputs.prepare_and_dispatch();
+            const RoutingTable& table = round.table(group.rank());
+            const auto num_entries = static_cast<std::int64_t>(table.expert_ids.size());
+            request.expert_ids.data = memory.place(request.expert_ids.data, num_entries * 4);
+            request.weights.data = static_cast<const float*>(memory.place(request.weights.data, num_entries * 4));
+            request.tokens.data = memory.place(request.tokens.data, table.num_tokens * whole.config.hidden * 2);
+            return request;
+          };
           const Outcome sent = outcome_of([&] {
-            open = subject.dispatcher().dispatch_send(request, subject.stream());
+            Pending open = subject.dispatcher().dispatch_send(placed_request(), subject.stream());
             (void)subject.dispatcher().dispatch_receive(std::move(open), subject.stream());
             subject.dispatcher().wait();
           });
@@ -386,7 +388,7 @@ TEST_P(CudaMasks, ForgetHalvesThatAreOpen) {
           go_on_without(group, *sent);
           EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(rest, 1)));
           // One that is open while the mask is changed.
-          Pending forgotten = subject.dispatcher().dispatch_send(request, subject.stream());
+          Pending forgotten = subject.dispatcher().dispatch_send(placed_request(), subject.stream());
           group.set_mask({kOut});
           EPISTLE_RETURN_MISMATCH(expect_equal(cuda_code_of([&] {
                                                  (void)subject.dispatcher().dispatch_receive(std::move(forgotten),

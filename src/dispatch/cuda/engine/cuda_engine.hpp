@@ -100,6 +100,9 @@ class CudaEngine final : public DispatcherImpl {
     std::shared_ptr<SymmetricHeap> heap;
     DeviceBuffer local;
     std::vector<std::shared_ptr<CudaHandleState>> handles;
+    bool graphs_know_it;
+
+    [[nodiscard]] bool is_used() const noexcept;
   };
 
   // cuda_engine.cpp: memory, prepare
@@ -220,7 +223,7 @@ class CudaEngine final : public DispatcherImpl {
   int prepare_blocks_ = 0;                             ///< of the last prepare
   std::optional<std::uint64_t> differing_generation_;  ///< the newest, where ranks have different placements
   bool was_captured_ = false;                          ///< graphs know the memory
-  std::vector<FormerMemory> former_memory_;            ///< that graphs may still know
+  std::vector<FormerMemory> former_memory_;            ///< that leases, handles or graphs may still know
   std::unique_ptr<RowTransport> transport_;            ///< goes before what it uses
 };
 

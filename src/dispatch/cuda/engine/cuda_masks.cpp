@@ -59,16 +59,24 @@ void CudaEngine::put_memory_away() {
     handle->detach();
   }
   buffers_ = {};
-  FormerMemory former{std::move(context_.heap), std::move(local_memory_), std::exchange(handles_, {})};
+  const bool graphs_know_it = std::exchange(was_captured_, false);
   // A graph from before is not to run any more. Where it does all the same, its kernels find that and do nothing.
-  if (was_captured_ && former.local != nullptr) {
+  if (graphs_know_it && local_memory_ != nullptr) {
     const auto failed = static_cast<std::uint32_t>(Finding::kAborted);
     check_cuda(cudaMemcpy(&context_.device_group.local->failed, &failed, sizeof(failed), cudaMemcpyHostToDevice),
                "stopping graphs from before the mask was changed");
-    former_memory_.push_back(std::move(former));
   }
-  was_captured_ = false;
+  former_memory_.push_back(
+      {std::move(context_.heap), std::move(local_memory_), std::exchange(handles_, {}), graphs_know_it});
+  // Memory is given back here only, where all ranks wait for each other on the host, and not with the last lease:
+  // giving it back may wait for the device.
+  std::erase_if(former_memory_, [](const FormerMemory& former) { return !former.is_used(); });
   std::fill(demands_.begin(), demands_.end(), RowDemand{});
+}
+
+bool CudaEngine::FormerMemory::is_used() const noexcept {
+  return graphs_know_it || heap.use_count() > 1 ||
+         std::any_of(handles.begin(), handles.end(), [](const auto& handle) { return handle.use_count() > 1; });
 }
 
 void CudaEngine::compare_placements() {
