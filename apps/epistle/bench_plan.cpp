@@ -352,7 +352,7 @@ void check_capabilities(const BenchPlan& plan) {
     throw Error(
         ErrorCode::kUnsupported,
         fmt::format("--dispatcher {}: on {} it waits for all ranks, and --mask leaves some out; leave --mask out, "
-                    "or take --device host",
+                    "or take direct, low_latency or auto, or --device host",
                     name, to_string(plan.spec.device)));
   }
 }

@@ -347,7 +347,7 @@ SymmetricRegion GroupImpl::create_region(std::int64_t reserved_bytes) {
 
 std::vector<UniqueFd> GroupImpl::exchange_fds(const UniqueFd& own) {
   const Call call{.kind = CallKind::kExchangeDescriptors};
-  if (fetches_descriptors()) return fetch_descriptors(own, std::nullopt);
+  if (fetches_descriptors()) return num_hosts() == 1 ? mail_descriptors(own) : fetch_descriptors(own, std::nullopt);
   if (world_->kind() != GroupKind::kThreads) (void)agree(call, Phase::kCreate);
   std::vector<UniqueFd> files;
   const Complaint complaint = attempt([&] { files = world_->exchange_fds(own, watch()); });

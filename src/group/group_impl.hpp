@@ -248,6 +248,7 @@ class GroupImpl {
   }
   [[nodiscard]] SymmetricRegion create_region_of_members(std::int64_t reserved_bytes);
   [[nodiscard]] std::vector<UniqueFd> fetch_descriptors(const UniqueFd& own, const Complaint& complaint);
+  [[nodiscard]] std::vector<UniqueFd> mail_descriptors(const UniqueFd& own);
   struct MaskChange;
   [[nodiscard]] std::uint16_t mask_number_of_group() const noexcept;
   void check_connection(const MaskChange& change) const;

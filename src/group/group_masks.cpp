@@ -17,6 +17,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "group/descriptor_mail.hpp"
 #include "group/group_impl.hpp"
 #include "group/limits.hpp"
 
@@ -280,6 +281,27 @@ std::vector<UniqueFd> GroupImpl::fetch_descriptors(const UniqueFd& own, const Co
       files[idx] = fetch_descriptor(rank_control(peer).process, numbers[idx]);
     }
   });
+  return files;
+}
+
+/// As fetch_descriptors(), for descriptors of any kind: those of a GPU's memory are none of a file that /proc opens
+/// anew.
+std::vector<UniqueFd> GroupImpl::mail_descriptors(const UniqueFd& own) {
+  const Call call{.kind = CallKind::kExchangeDescriptors};
+  std::optional<DescriptorMail> mail;
+  const Complaint no_mail = attempt([&] { mail.emplace(); });
+  const std::vector<DescriptorMail::Address> addresses =
+      gather(call, Phase::kCreate, mail ? mail->address() : DescriptorMail::Address{}, no_mail);
+  std::vector<int> ranks;
+  for (int rank = 0; rank < num_ranks_; ++rank) {
+    if (!is_masked(rank)) ranks.push_back(rank);
+  }
+  std::vector<UniqueFd> files;
+  const Watch waiting = watch();
+  const Complaint complaint = attempt([&] {
+    files = mail->exchange({ranks, addresses, rank_}, own, waiting.deadline, waiting.is_hopeless);
+  });
+  conclude(call, complaint);
   return files;
 }
 

@@ -39,9 +39,9 @@ MeetingAddress::MeetingAddress(const std::string& job) : job_check(hash_of(job, 
   name_bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size());
 }
 
-UniqueFd open_socket() {
+UniqueFd open_socket(int type) {
   for (int num_tries = 1;; ++num_tries) {
-    UniqueFd socket = own_descriptor(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    UniqueFd socket = own_descriptor(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (socket.valid()) return socket;
     const int error = errno;
     if (!is_shortage(error) || num_tries == kMaxSocketTries) {

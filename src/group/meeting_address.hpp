@@ -23,7 +23,7 @@ struct MeetingAddress {
 };
 
 /// A socket that does not block. Tries again for a moment where the system is short of something. Throws kSystem.
-[[nodiscard]] UniqueFd open_socket();
+[[nodiscard]] UniqueFd open_socket(int type = SOCK_SEQPACKET);
 
 /// Whether the process at the other end runs as the same user; nothing, with errno set, where the kernel does not tell.
 [[nodiscard]] std::optional<bool> is_same_user(int socket) noexcept;

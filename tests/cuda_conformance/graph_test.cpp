@@ -1,5 +1,6 @@
 // prepare, dispatch, combine and the backward pass of dispatch captured into a CUDA graph, and replayed with other
 // routing and rows in the same buffers.
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -278,6 +279,9 @@ class CudaGraph : public OnGpu<::testing::TestWithParam<GraphParam>> {
     std::vector<Mismatch> mismatches(scenario.tokens_per_rank.size());
     run_thread_ranks(static_cast<int>(mismatches.size()),
                      [&](Group& group) {
+                       const auto out = std::find(scenario.masked.begin(), scenario.masked.end(), group.rank());
+                       if (out != scenario.masked.end()) return;
+                       if (!scenario.masked.empty()) group.set_mask(scenario.masked);
                        GraphRank rank(group, dispatcher(), scenario);
                        mismatches[static_cast<std::size_t>(group.rank())] = rank.play();
                      },
@@ -301,6 +305,17 @@ TEST_P(CudaGraph, ReplaysWithAnotherNumberOfTokens) {
   counted.counted = 1.0;
   if (const std::string reason = cannot_play(dispatcher(), counted); !reason.empty()) GTEST_SKIP() << reason;
   expect_replays(counted);
+}
+
+TEST_P(CudaGraph, ReplaysWithoutARankThatIsMaskedOut) {
+  if (!find_dispatcher(dispatcher(), Device::kCuda).capabilities().masks) GTEST_SKIP() << "no masks";
+  for (const int capacity : {30, 200}) {
+    Scenario masked = scenario();
+    masked.tokens_per_rank = {24, 9, 17};
+    masked.masked = {capacity == 30 ? 0 : 1};
+    set_layout(masked.config, std::get<1>(GetParam()), SizingMode::kCapacity, capacity, /*alignment=*/4);
+    expect_replays(masked);
+  }
 }
 
 /// Every replay goes by another placement, and another seed.

@@ -309,7 +309,7 @@ class LowLatencyCalls:
     def _check_masks(self) -> None:
         if not self._dispatchers.can_mask():
             raise lacking(
-                "a mask where rows lie in GPU memory",
+                "a mask with a dispatcher that waits for all ranks",
                 "a lost rank is an epistle.Error on all survivors; make a new buffer of them",
             )
 

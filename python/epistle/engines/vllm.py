@@ -65,8 +65,8 @@ class _Manager:
 
     @property
     def support_fault_tolerance(self) -> bool:
-        """Whether ranks can be masked: not where rows lie in GPU memory. There a lost rank is told of, and survivors go
-        on with new buffers."""
+        """Whether ranks can be masked: not with dispatchers that wait for all ranks. There a lost rank is told of, and
+        survivors go on with new buffers."""
         return bool(self._buffers) and all(buffer._dispatchers.can_mask() for buffer in self._buffers.values())
 
     def query_active_mask(self) -> torch.Tensor:
@@ -92,8 +92,8 @@ class _Manager:
         """Collective over the ranks that stay, or come back."""
         if not self.support_fault_tolerance:
             raise NotImplementedError(
-                f"rank {rank} cannot be {'masked' if masked else 'unmasked'} where rows lie in GPU memory; make a new "
-                "group and manager of the survivors"
+                f"rank {rank} cannot be {'masked' if masked else 'unmasked'} with a dispatcher that waits for all ranks; "
+                "make a new group and manager of the survivors"
             )
         for buffer in self._buffers.values():
             known = set(buffer._group.masked)

@@ -90,6 +90,10 @@ struct PlacementChange {
 /// this rank's own, found before.
 void agree_on_placement(GroupImpl& group, const PlacementChange& change, const Complaint& complaint);
 
+/// The complaint of every routing from then on, until a newer placement is set.
+inline constexpr const char* kPlacementsDiffer =
+    "ranks have different placements in force, since one of them was masked out while one was set; call set_placement "
+    "with a newer one on all ranks";
 /// Collective: the newest generation in force on any rank, where not all have the same placement.
 [[nodiscard]] std::optional<std::uint64_t> newest_where_placements_differ(GroupImpl& group, const Placement& placement,
                                                                           std::uint64_t dispatcher);

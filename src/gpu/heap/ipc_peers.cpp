@@ -30,7 +30,11 @@ Counter& counter_of(const SymmetricRegion& region, int rank) {
 IpcPeers::IpcPeers(GroupImpl& group)
     : num_closed_(group.create_region(static_cast<std::int64_t>(kCacheLineBytes))),
       rank_(group.rank()),
-      num_ranks_(group.num_ranks()) {}
+      num_ranks_(group.num_ranks()) {
+  for (int rank = 0; rank < num_ranks_; ++rank) {
+    if (rank != rank_ && !group.is_masked(rank)) peers_.push_back(rank);
+  }
+}
 
 IpcPeers::~IpcPeers() {
   if (!shared_) return;
@@ -39,13 +43,13 @@ IpcPeers::~IpcPeers() {
   if (previous != device_) warn_cuda(cudaSetDevice(device_), "cudaSetDevice");
   for (void* const address : opened_) warn_cuda(cudaIpcCloseMemHandle(address), "cudaIpcCloseMemHandle");
   if (previous != device_) warn_cuda(cudaSetDevice(previous), "cudaSetDevice");
-  for (int peer = 0; peer < num_ranks_; ++peer) {
+  for (const int peer : peers_) {
     // pairs with the acquire below
-    if (peer != rank_) counter_of(num_closed_, peer).fetch_add(1, std::memory_order_release);
+    counter_of(num_closed_, peer).fetch_add(1, std::memory_order_release);
   }
   const auto deadline = std::chrono::steady_clock::now() + kLongestWait;
   // pairs with the release above: the peers closed their mappings before they said so
-  while (counter_of(num_closed_, rank_).load(std::memory_order_acquire) < num_ranks_ - 1) {
+  while (counter_of(num_closed_, rank_).load(std::memory_order_acquire) < static_cast<std::int32_t>(peers_.size())) {
     if (std::chrono::steady_clock::now() >= deadline) {
       own_->abandon();
       log_debug("other ranks still hold this rank's GPU memory; it is freed when the process ends");
@@ -67,18 +71,14 @@ cudaIpcMemHandle_t IpcPeers::export_own(std::shared_ptr<AllocatedPiece> own) {
 std::vector<std::byte*> IpcPeers::open_all(const std::vector<cudaIpcMemHandle_t>& handles) {
   shared_ = true;
   opened_.reserve(handles.size());
-  std::vector<std::byte*> bases;
-  bases.reserve(handles.size());
-  for (int rank = 0; rank < num_ranks_; ++rank) {
-    if (rank == rank_) {
-      bases.push_back(own_->base());
-      continue;
-    }
+  std::vector<std::byte*> bases(handles.size());
+  bases[static_cast<std::size_t>(rank_)] = own_->base();
+  for (const int rank : peers_) {
     void* address = nullptr;
     check_cuda(cudaIpcOpenMemHandle(&address, handles[static_cast<std::size_t>(rank)], cudaIpcMemLazyEnablePeerAccess),
                fmt::format("cudaIpcOpenMemHandle of rank {}'s memory", rank).c_str());
     opened_.push_back(address);
-    bases.push_back(static_cast<std::byte*>(address));
+    bases[static_cast<std::size_t>(rank)] = static_cast<std::byte*>(address);
   }
   return bases;
 }

@@ -36,7 +36,8 @@ void claim_memory(GroupImpl& group, const HeapFacts& own, const Check& bytes_nee
     claim.needed_bytes = bytes_needed();
     claim.available_bytes = free_device_bytes(own.device);
   });
-  const std::vector<DeviceClaim> claims = group.gather(kGpuSetUp, Phase::kCreate, claim, error);
+  std::vector<DeviceClaim> claims = group.gather(kGpuSetUp, Phase::kCreate, claim, error);
+  for (const int masked : group.masked_ranks()) claims[static_cast<std::size_t>(masked)].needed_bytes = 0;
   if (const auto shortage = find_shortage(claims, group.rank(), "the GPU heap")) throw Error(*shortage);
 }
 
@@ -212,7 +213,7 @@ void SymmetricHeap::share_pieces() {
       return;
     }
     for (int peer = 0; peer < group_->num_ranks(); ++peer) {
-      if (peer == rank_) continue;
+      if (peer == rank_ || group_->is_masked(peer)) continue;
       const auto idx = static_cast<std::size_t>(peer);
       pieces_[idx] = is_process_group() ? std::make_shared<VirtualPiece>(reserved_bytes_)
                                         : PieceRegistry::instance().find(facts[idx].piece_id);
@@ -263,6 +264,7 @@ void SymmetricHeap::check_ranges(std::span<const HeapRange> ranges) const {
     if (range.offset % granularity_bytes_ != 0 || range.num_bytes % granularity_bytes_ != 0) {
       reject(range, fmt::format("both must be multiples of {}", granularity_bytes_));
     }
+    if (base(range.rank) == nullptr) reject(range, "the rank was masked out when the heap was made");
     const auto overlaps = [&](const HeapRange& other) { return overlap(range, other); };
     const auto earlier = ranges.first(idx);
     if (std::any_of(committed_.begin(), committed_.end(), overlaps) ||

@@ -41,7 +41,8 @@ class SymmetricHeap {
   SymmetricHeap(const SymmetricHeap&) = delete;
   SymmetricHeap& operator=(const SymmetricHeap&) = delete;
 
-  /// This process's address of `rank`'s piece. All ranks of a thread group have the same.
+  /// This process's address of `rank`'s piece. All ranks of a thread group have the same. Null where the rank was
+  /// masked out when the heap was made.
   [[nodiscard]] std::byte* base(int rank) const noexcept { return bases_[static_cast<std::size_t>(rank)]; }
 
   /// Collective, with the same list on all ranks. Offsets and sizes are multiples of granularity(), and nothing is

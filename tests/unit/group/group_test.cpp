@@ -1,6 +1,7 @@
 // Groups of threads: barriers, gathers, and what becomes of ranks that leave, throw or stall.
 #include "epistle/group.hpp"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -11,6 +12,9 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <gtest/gtest.h>
 
@@ -341,6 +345,45 @@ TEST(Group, RankLostInAnExchangeBreaksTheGroup) {
     return names_rank_1(outcome_of([&] { group.barrier(); })) ? 0 : 2;
   });
   EXPECT_EQ(exits, std::vector<int>({0, 0, 0}));
+}
+
+// Of a kind that another process cannot open by its number: sockets, as memory of a GPU is.
+TEST(Group, ExchangesAnyDescriptorWithoutRanksThatAreMaskedOut) {
+  for (const std::vector<int>& masked : {std::vector<int>{0}, std::vector<int>{1, 2}, std::vector<int>{0, 1, 2}}) {
+    const std::vector<int> exits = run_process_ranks(4, [&masked](Group& group) {
+      if (std::find(masked.begin(), masked.end(), group.rank()) != masked.end()) ::_exit(0);
+      group.set_mask(masked);
+      for (int round = 0; round < 2; ++round) {
+        std::array<int, 2> ends{};
+        if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) return 10;
+        const UniqueFd reading(ends[0]);
+        const UniqueFd given(ends[1]);
+        const std::vector<UniqueFd> files = group.impl().exchange_fds(given);
+        const char own = static_cast<char>('a' + group.rank());
+        for (int peer = 0; peer < group.size(); ++peer) {
+          const UniqueFd& file = files[static_cast<std::size_t>(peer)];
+          if (file.valid() == group.is_masked(peer)) return 20 + peer;
+          if (file.valid() && ::write(file.get(), &own, 1) != 1) return 30 + peer;
+        }
+        group.barrier();
+        std::string heard(static_cast<std::size_t>(group.size()) - masked.size(), ' ');
+        if (::read(reading.get(), heard.data(), heard.size()) != static_cast<ssize_t>(heard.size())) return 40;
+        std::sort(heard.begin(), heard.end());
+        std::string expected;
+        for (int peer = 0; peer < group.size(); ++peer) {
+          if (!group.is_masked(peer)) expected += static_cast<char>('a' + peer);
+        }
+        if (heard != expected) return 50;
+        group.barrier();
+      }
+      return 0;
+    });
+    for (int rank = 0; rank < 4; ++rank) {
+      // Who is left out may be told so while it still joins.
+      if (std::find(masked.begin(), masked.end(), rank) != masked.end()) continue;
+      EXPECT_EQ(exits[static_cast<std::size_t>(rank)], 0) << ::testing::PrintToString(masked) << ", rank " << rank;
+    }
+  }
 }
 
 TEST(Group, ThreadsExchangeNoDescriptors) {

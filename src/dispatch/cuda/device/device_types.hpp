@@ -75,10 +75,19 @@ struct LocalState {
   std::uint32_t queues[2][kNumWorkQueues];  ///< units taken in the running call, by the last bit of its epoch
 };
 
+/// Who says something where: what `source` says, in the memory of `rank`.
+struct Voice {
+  int rank;
+  int source;
+};
+
 /// The ranks as one of them sees them.
 struct DeviceGroup {
   std::int32_t rank = 0;
   std::int32_t num_ranks = 1;
+  // Ranks that are left out. Beside what every kernel looks at first: where nobody is, that is all there is to it.
+  std::int32_t num_masked = 0;
+  std::uint32_t masked[(kMaxRanks + 31) / 32] = {};  ///< one bit for each rank
   std::byte* base[kMaxRanks] = {};
   std::int64_t section_offset[kNumBufferSections] = {};  ///< of the first copy
   std::int64_t section_stride[kNumBufferSections] = {};  ///< bytes from one copy to the next; 0 where there is one
@@ -88,6 +97,16 @@ struct DeviceGroup {
   HostControl* host = nullptr;
   std::uint64_t timeout_ns = 0;
   bool early_start = false;  ///< kernels may start while the one before them ends (sm_90 and later, one rank per GPU)
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE bool is_masked(int peer) const {
+    return num_masked != 0 && (masked[peer / 32] >> (peer & 31) & 1U) != 0;
+  }
+  /// Where this rank says what it has to say to `peer`. For a rank that is left out it speaks to itself: that the other
+  /// is in the same call, has nothing to send, and is done. So whoever waits waits for all ranks, and never for one
+  /// that is not there.
+  [[nodiscard]] EPISTLE_HOST_DEVICE Voice voice_to(int peer) const {
+    return is_masked(peer) ? Voice{rank, peer} : Voice{peer, rank};
+  }
 
   /// `buffer`: the copy, for sections that are there several times (BufferPlan::section_copies).
   [[nodiscard]] EPISTLE_HOST_DEVICE std::byte* section(int peer, BufferSection section, std::int32_t buffer = 0) const {
@@ -139,6 +158,7 @@ struct Summary {
   std::int64_t dropped_in_group;
   std::int64_t dropped_here;  ///< assignments to this rank's experts
   std::int64_t num_tokens;    ///< of this rank that were routed: fewer than the handle's where the device said so
+  std::int64_t lost_by_this_rank;
 };
 
 /// The placement in force, in device memory: it changes between two calls, so that graphs go by the new one. All null

@@ -254,7 +254,8 @@ __device__ inline void announce_early(const CallContext& call, std::int32_t buff
   const DeviceGroup& group = *call.group;
   const std::uint64_t word = call_word(call.epoch + 1, DeviceCall::kDispatch, call.epoch, buffer);
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    store_relaxed(early_flag(group, peer, group.rank), word);
+    const Voice voice = group.voice_to(peer);
+    store_relaxed(early_flag(group, voice.rank, voice.source), word);
   }
 }
 
@@ -264,7 +265,8 @@ __device__ inline void announce_early(const CallContext& call, std::int32_t buff
 __device__ inline void announce(const DeviceGroup& group, const CallContext& call, int thread, int num_threads) {
 #pragma unroll 1
   for (int peer = thread; peer < group.num_ranks; peer += num_threads) {
-    store_relaxed(ready_flag(group, call.epoch, peer, group.rank), call.announced);
+    const Voice voice = group.voice_to(peer);
+    store_relaxed(ready_flag(group, call.epoch, voice.rank, voice.source), call.announced);
   }
 }
 /// The same by the whole block.
@@ -287,7 +289,8 @@ __device__ inline void signal_done(const CallContext& call) {
   const DeviceGroup& group = *call.group;
   __syncthreads();
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    std::uint64_t* signal = done_signals(group, peer, group.rank) + blockIdx.x;
+    const Voice voice = group.voice_to(peer);
+    std::uint64_t* signal = done_signals(group, voice.rank, voice.source) + blockIdx.x;
     const std::uint64_t word = (std::uint64_t{call.epoch} << 32) | gridDim.x;
     if constexpr (kSends) {
       store_release(signal, word);

@@ -23,6 +23,7 @@ Capabilities direct_capabilities() {
   can.graph_capture = true;
   can.quantises = true;
   can.scale_orders = {ScaleOrder::kRows, ScaleOrder::kColumns};
+  can.masks = true;
   can.max_ranks = kMaxRanks;
   can.missing = kLackOfCuda;
   can.needs = {"a GPU of sm_80 or later", "GPUs that reach each other's memory (NVLink, PCIe peer access, or one GPU)"};

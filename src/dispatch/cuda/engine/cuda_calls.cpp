@@ -32,14 +32,17 @@ std::shared_ptr<CudaHandleState> CudaEngine::own_handle(const std::shared_ptr<Ha
 }
 
 void CudaEngine::use(Stream stream) {
-  if (stream.get() == context_.stream) return;
-  // What is behind on the other stream is remembered: nobody asks that one again.
-  static_cast<void>(last_work());
-  context_.stream = stream.get();
+  if (stream.get() != context_.stream) {
+    // What is behind on the other stream is remembered: nobody asks that one again.
+    static_cast<void>(last_work());
+    context_.stream = stream.get();
+  }
+  was_captured_ = was_captured_ || is_capturing();
 }
 
 Complaint CudaEngine::begin_call(Stream stream, int num_sms, Phase phase) {
   use(stream);
+  follow_mask();
   context_.num_sms = num_sms > 0 ? num_sms : context_.options.num_sms;
   Complaint complaint = checks().device_options(stream, num_sms, phase);
   if (!transport_->agrees_on_host()) {
@@ -282,8 +285,12 @@ Pending CudaEngine::dispatch_send(const DispatchRequest& request, Stream stream)
 }
 
 Received CudaEngine::dispatch_receive(Pending pending, Stream stream) {
-  close(pending, DeviceCall::kDispatch);
   const DeviceGuard guard(context_.device);
+  if (is_behind_mask()) {
+    use(stream);
+    follow_mask();
+  }
+  close(pending, DeviceCall::kDispatch);
   use(stream);
   OpenCall call = std::exchange(open_, OpenCall{});
   receive(call);
@@ -368,8 +375,12 @@ Pending CudaEngine::combine_send(const CombineRequest& request, Stream stream) {
 }
 
 void CudaEngine::combine_receive(Pending pending, Stream stream) {
-  close(pending, DeviceCall::kCombine);
   const DeviceGuard guard(context_.device);
+  if (is_behind_mask()) {
+    use(stream);
+    follow_mask();
+  }
+  close(pending, DeviceCall::kCombine);
   use(stream);
   const OpenCall call = std::exchange(open_, OpenCall{});
   context_.buffer = call.buffer->idx;

@@ -151,12 +151,16 @@ PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int dev
                           config.top_k, tile.shared_bytes, device, shared_bytes));
 }
 
+std::uint64_t CudaEngine::new_dispatcher_id() noexcept {
+  return next_dispatcher_id.fetch_add(1, std::memory_order_relaxed);
+}
+
 CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTransport make_transport)
     : DispatcherImpl(creation.identity),
       group_(creation.group),
       mask_version_(group_->mask_version()),
       demands_(static_cast<std::size_t>(group_->num_ranks())),
-      dispatcher_id_(next_dispatcher_id.fetch_add(1, std::memory_order_relaxed)) {
+      dispatcher_id_(new_dispatcher_id()) {
   context_.config = creation.config;
   context_.options = std::get<CudaOptions>(creation.options);
   context_.group = group_.get();
@@ -179,12 +183,38 @@ void CudaEngine::set_up(const PlanRules& rules) {
   context_.shares_gpu = facts.shares_gpu != 0;
   context_.control = control_of(context_.config, shape);
   context_.plan = plan_buffers(context_.config, shape, rules);
+  Complaint complaint = attempt([&] {
+    const DeviceGuard guard(context_.device);
+    host_control_ = PinnedMemory(sizeof(HostControl));
+    check_cuda(cudaDeviceGetAttribute(&context_.compute_major, cudaDevAttrComputeCapabilityMajor, context_.device),
+               "asking for the compute capability");
+    prepare_tile_ = choose_tile_for(context_.config, context_.num_ranks(), context_.device);
+    check_cuda(load_kernels(context_.compute_major), "loading the kernels");
+    experts_ = std::make_unique<DeviceExperts>(context_.device, context_.config, context_.num_ranks(), context_.rank());
+    cudaEvent_t event = nullptr;
+    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+    last_work_.reset(event);
+  });
+  (void)group_->agree(kGpuSetUp, Phase::kCreate, complaint);
+  take_memory();
+}
+
+void CudaEngine::take_memory() {
+  share_memory();
+  buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
+  // Also keeps every rank until all have their memory: taking some may wait for the device.
+  (void)group_->agree(kGpuSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
+  if (group_->num_hosts() > 1) relay_ = std::make_unique<HostRelay>(context_);
+}
+
+void CudaEngine::share_memory() {
   const BufferPlan& plan = context_.plan;
   context_.heap = std::make_shared<SymmetricHeap>(*group_, context_.device, plan.reserved_bytes());
   // What does not depend on any demand: the control section, and lines.
   const SectionBytes fixed = plan.section_bytes(RowDemand{});
   std::vector<HeapRange> fixed_ranges;
-  for (int peer = 0; peer < shape.num_ranks; ++peer) {
+  for (int peer = 0; peer < context_.num_ranks(); ++peer) {
+    if (group_->is_masked(peer)) continue;
     for (const BufferSection section : kBufferSections) {
       if (fixed[section] == 0) continue;
       fixed_ranges.push_back({peer, plan.section_offset(section), fixed[section], is_mirrored(plan, section)});
@@ -192,10 +222,6 @@ void CudaEngine::set_up(const PlanRules& rules) {
   }
   context_.heap->commit(fixed_ranges);
   grow(std::vector<RowDemand>(demands_.size(), plan.initial_demand()));
-  buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
-  // Also keeps every rank until all have their memory: taking some may wait for the device.
-  (void)group_->agree(kGpuSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
-  if (group_->num_hosts() > 1) relay_ = std::make_unique<HostRelay>(context_);
 }
 
 /// What no other rank sees; may fail on this rank alone.
@@ -204,11 +230,6 @@ void CudaEngine::take_own_memory() {
   const ResolvedConfig& config = context_.config;
   DeviceGroup& devices = context_.device_group;
   const int num_ranks = context_.num_ranks();
-  host_control_ = PinnedMemory(sizeof(HostControl));
-  check_cuda(cudaDeviceGetAttribute(&context_.compute_major, cudaDevAttrComputeCapabilityMajor, context_.device),
-             "asking for the compute capability");
-  prepare_tile_ = choose_tile_for(config, num_ranks, context_.device);
-  check_cuda(load_kernels(context_.compute_major), "loading the kernels");
   for (const bool placing : {false, true}) {
     BufferCarver carver(local_memory_.get());
     carver.take(devices.local, 1);
@@ -216,9 +237,11 @@ void CudaEngine::take_own_memory() {
     carve_quantised(carver, config, quantised_rows_, quantised_scales_);
     if (!placing) local_memory_ = allocate_on(context_.device, carver.num_bytes());
   }
-  experts_ = std::make_unique<DeviceExperts>(context_.device, config, num_ranks, context_.rank());
   devices.rank = context_.rank();
   devices.num_ranks = num_ranks;
+  devices.num_masked = static_cast<std::int32_t>(group_->masked_ranks().size());
+  std::fill(std::begin(devices.masked), std::end(devices.masked), 0U);
+  for (const int masked : group_->masked_ranks()) devices.masked[masked / 32] |= 1U << (masked % 32);
   devices.control = context_.control;
   devices.host = reinterpret_cast<HostControl*>(host_control_.get());
   devices.early_start = context_.has_bulk_copies() && !context_.shares_gpu;
@@ -235,9 +258,6 @@ void CudaEngine::take_own_memory() {
     handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout(), context_.rank(), told,
                                                          idx * told_bytes(num_ranks)));
   }
-  cudaEvent_t event = nullptr;
-  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
-  last_work_.reset(event);
 }
 
 CudaEngine::~CudaEngine() {
@@ -264,6 +284,7 @@ void CudaEngine::grow(const std::vector<RowDemand>& demands) {
   std::vector<HeapRange> ranges;
   std::vector<RowDemand> raised = demands_;
   for (int peer = 0; peer < context_.num_ranks(); ++peer) {
+    if (group_->is_masked(peer)) continue;
     const auto idx = static_cast<std::size_t>(peer);
     raised[idx].raise_to(demands[idx]);
     const SectionBytes have = plan.section_bytes(demands_[idx]);
@@ -330,6 +351,8 @@ Handle CudaEngine::prepare(const PrepareRequest& request, Stream stream) {
 std::shared_ptr<CudaHandleState> CudaEngine::begin_routing(const PrepareRequest& request, Complaint& complaint) {
   if (!complaint) complaint = checks().nothing_open(open_call_name(), Phase::kLayout);
   if (!complaint) complaint = checks().routing(request);
+  if (!complaint && differing_generation_)
+    complaint = complain(ErrorCode::kShapeMismatch, Phase::kLayout, kPlacementsDiffer);
   if (complaint) return nullptr;
   try {
     return acquire_handle();
@@ -395,6 +418,7 @@ PrepareArgs CudaEngine::routing_args(const CudaHandleState& state, const Prepare
   args.tile_tokens = prepare_tile_.num_tokens;
   args.num_experts = context_.config.num_experts;
   args.expert_tokens = experts_->counters();
+  args.lost_tokens = experts_->lost_counters();
   args.slots = experts_->tables();
   args.first_position = first_position(context_.config.max_tokens, context_.rank());
   args.step_seed = request.step_seed;
@@ -443,6 +467,7 @@ std::vector<RowDemand> CudaEngine::demands_of(CudaHandleState& handle) {
 void CudaEngine::set_placement(const Placement& placement, Stream stream) {
   const DeviceGuard guard(context_.device);
   use(stream);
+  follow_mask();
   Complaint complaint = attempt([&]() -> Complaint {
     check_findings();
     if (Complaint found = checks().device_options(stream, 0, Phase::kLayout)) return found;
@@ -451,13 +476,17 @@ void CudaEngine::set_placement(const Placement& placement, Stream stream) {
     return complain(ErrorCode::kInvalidArgument, Phase::kLayout,
                     "the stream is being captured; set a placement between replays of the graph, which go by it");
   });
-  agree_on_placement(
-      *group_, {.config = context_.config, .generation = this->placement().generation(), .next = placement}, complaint);
+  agree_on_placement(*group_,
+                     {.config = context_.config,
+                      .generation = differing_generation_.value_or(this->placement().generation()),
+                      .next = placement},
+                     complaint);
   PlacedExperts placed;
   complaint =
       attempt([&] { placed = PlacedExperts(placement, context_.config, context_.num_ranks(), context_.rank()); });
   (void)group_->agree({.kind = CallKind::kSetPlacement, .step = 1}, Phase::kLayout, complaint);
   experts_->set(std::move(placed), context_.stream);
+  differing_generation_.reset();
 }
 
 void CudaEngine::set_batch_quotas(const BatchQuotasRequest& request, Stream stream) {
@@ -496,14 +525,15 @@ std::string CudaEngine::describe_tuning(std::int64_t num_tokens) const {
 
 Health CudaEngine::poll() const noexcept {
   const Health health = health_of(group_->health());
-  if (health != Health::kOk) return health;
+  // What was found before the mask was changed is over.
+  if (health != Health::kOk || is_behind_mask()) return health;
   const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
   return control->report.finding == static_cast<std::uint32_t>(Finding::kNone) ? Health::kOk : Health::kTimeout;
 }
 
 std::vector<int> CudaEngine::suspects() const {
   std::vector<int> ranks = group_->suspects();
-  if (!ranks.empty()) return ranks;
+  if (!ranks.empty() || is_behind_mask()) return ranks;
   const auto* control = reinterpret_cast<const volatile HostControl*>(host_control_.get());
   return control->report.finding != 0 && control->report.peer >= 0 ? std::vector<int>{control->report.peer}
                                                                    : std::vector<int>{};

@@ -2,6 +2,7 @@
 // what the device finds, and the steps of each call. How rows travel in a step is the transport's.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -77,6 +78,7 @@ class CudaEngine final : public DispatcherImpl {
   void set_batch_quotas(const BatchQuotasRequest& request, Stream stream) override;
   [[nodiscard]] const Placement& placement() const noexcept override { return experts_->placed().placement(); }
   [[nodiscard]] std::vector<std::int64_t> expert_tokens() const override { return experts_->tokens(); }
+  [[nodiscard]] std::vector<std::int64_t> lost_tokens() const override { return experts_->lost_tokens(); }
   [[nodiscard]] int device_ordinal() const noexcept override { return context_.device; }
   [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const override;
 
@@ -100,8 +102,21 @@ class CudaEngine final : public DispatcherImpl {
   struct SumCall;
   struct Move;
 
+  /// What calls from before a change of the mask have used.
+  struct FormerMemory {
+    std::shared_ptr<SymmetricHeap> heap;
+    DeviceBuffer local;
+    std::vector<std::shared_ptr<CudaHandleState>> handles;
+    bool graphs_know_it;
+
+    [[nodiscard]] bool is_used() const noexcept;
+  };
+
   // cuda_engine.cpp: memory, prepare
   void set_up(const PlanRules& rules);
+  /// Collective: what the ranks share, and what this one needs to use it.
+  void take_memory();
+  void share_memory();
   void take_own_memory();
   void grow(const std::vector<RowDemand>& demands);
   /// Handles that nobody uses: the first of which nothing is to be found any more, otherwise the oldest.
@@ -119,6 +134,24 @@ class CudaEngine final : public DispatcherImpl {
   [[nodiscard]] PrepareArgs routing_args(const CudaHandleState& state, const PrepareRequest& request) const;
   void launch(CudaHandleState& state, const PrepareRequest& request, Follows follows, const RowBuffer* follow_buffer);
   [[nodiscard]] std::vector<RowDemand> demands_of(CudaHandleState& handle);
+
+  // cuda_masks.cpp: a change of the group's mask
+  [[nodiscard]] bool is_behind_mask() const noexcept {
+    return group_->mask_version() != mask_version_.load(std::memory_order_relaxed);
+  }
+  /// Where the mask of the group has changed, makes anew what the ranks share: collective then. Otherwise compares one
+  /// number.
+  void follow_mask() {
+    if (is_behind_mask()) [[unlikely]]
+      renew();
+  }
+  void renew();
+  void check_can_renew() const;
+  /// Ends what kernels of this rank still wait for, and forgets what they have found.
+  void end_former_calls();
+  void put_memory_away();
+  [[nodiscard]] static std::uint64_t new_dispatcher_id() noexcept;
+  void compare_placements();
 
   // cuda_findings.cpp: waiting on the host, errors
   [[nodiscard]] cudaEvent_t last_work();
@@ -187,7 +220,7 @@ class CudaEngine final : public DispatcherImpl {
   void gather_weight_gradients(const CudaHandleState& state, DeviceCall call, const DispatchBackwardRequest& request);
 
   std::shared_ptr<GroupImpl> group_;
-  std::uint64_t mask_version_;  ///< of the group as this was made
+  std::atomic<std::uint64_t> mask_version_;  ///< of the group, for which the memory was made
   EngineContext context_;
   PinnedMemory host_control_;
   DeviceBuffer local_memory_;
@@ -203,10 +236,13 @@ class CudaEngine final : public DispatcherImpl {
   std::uint64_t num_prepared_ = 0;
   std::shared_ptr<CudaHandleState> last_handle_;  ///< of the last call, for what the device finds in it
   OpenCall open_;
-  std::uint32_t num_send_halves_ = 0;        ///< so far; the number of the open one
-  int prepare_blocks_ = 0;                   ///< of the last prepare
-  std::unique_ptr<HostRelay> relay_;         ///< of prepare, where ranks are on several hosts
-  std::unique_ptr<RowTransport> transport_;  ///< goes before what it uses
+  std::uint32_t num_send_halves_ = 0;                  ///< so far; the number of the open one
+  int prepare_blocks_ = 0;                             ///< of the last prepare
+  std::optional<std::uint64_t> differing_generation_;  ///< the newest, where ranks have different placements
+  bool was_captured_ = false;                          ///< graphs know the memory
+  std::vector<FormerMemory> former_memory_;            ///< that leases, handles or graphs may still know
+  std::unique_ptr<HostRelay> relay_;                   ///< of prepare, where ranks are on several hosts
+  std::unique_ptr<RowTransport> transport_;            ///< goes before what it uses
 };
 
 }  // namespace epistle::cuda

@@ -132,14 +132,7 @@ void CudaEngine::throw_finding(const Report& report, const CudaHandleState* stat
 /// Throws what earlier calls have found; does not wait.
 void CudaEngine::check_findings() {
   group_->check_usable();
-  if (group_->mask_version() != mask_version_) {
-    throw complain(
-        ErrorCode::kUnsupported, Phase::kNone,
-        fmt::format("dispatcher '{}' on cuda waits for all ranks, and the mask of the group was changed after it "
-                    "was made; its memory is as the calls before have left it: make another one when all ranks "
-                    "take part again, or take one whose Capabilities::masks says so",
-                    identity().info->name()));
-  }
+  if (is_behind_mask()) return check_can_renew();
   auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
   if (control->report.finding != 0) {
     throw_finding(reinterpret_cast<HostControl*>(host_control_.get())->report, last_handle_.get());
@@ -185,6 +178,11 @@ void CudaEngine::wait() {
   const DeviceGuard guard(context_.device);
   if (is_capturing()) {
     throw complain(ErrorCode::kInvalidArgument, Phase::kNone, "the stream is being captured and cannot be waited for");
+  }
+  if (is_behind_mask()) {
+    // The calls so far ended with the change of the mask.
+    check_findings();
+    return end_former_calls();
   }
   const cudaEvent_t work = last_work();
   int num_polls = 0;

@@ -137,6 +137,7 @@ void CudaHandleState::finish() {
   stats.dropped_by_this_rank = summary->dropped_by_this_rank;
   stats.dropped_in_group = summary->dropped_in_group;
   stats.dropped_here = summary->dropped_here;
+  stats.lost_by_this_rank = summary->lost_by_this_rank;
   // The device counts blocks of all slots that a placement may have; those of this one are known.
   if (layout_.params().layout != OutputLayout::kExpertBlocks) description.num_rows = summary->num_rows;
   stats.padding_rows = description.num_rows - stats.output_rows;

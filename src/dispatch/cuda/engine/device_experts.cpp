@@ -23,7 +23,7 @@ DeviceExperts::DeviceExperts(int device, const ResolvedConfig& config, int num_r
     BufferCarver carver(memory_.get());
     carve_placement(carver, config, num_ranks, tables_);
     table_bytes_ = carver.num_bytes();
-    carver.take(counters_, num_experts_);
+    carver.take(counters_, std::int64_t{2} * num_experts_);
     if (!placing) memory_ = allocate_on(device, carver.num_bytes());
   }
   counts_read_ = PinnedMemory(num_experts_ * static_cast<std::int64_t>(sizeof(std::int64_t)));
@@ -68,12 +68,12 @@ void DeviceExperts::send(cudaStream_t stream) {
   check_cuda(cudaEventRecord(sent_.get(), stream), "recording an event");
 }
 
-std::vector<std::int64_t> DeviceExperts::tokens() const {
+std::vector<std::int64_t> DeviceExperts::read(const unsigned long long* counters) const {
   const DeviceGuard guard(device_);
   const std::lock_guard lock(reading_);
   cudaStream_t stream = private_stream(device_);
   const auto* counts = reinterpret_cast<const std::int64_t*>(counts_read_.get());
-  check_cuda(cudaMemcpyAsync(counts_read_.get(), counters_, static_cast<std::size_t>(num_experts_) * sizeof(*counts),
+  check_cuda(cudaMemcpyAsync(counts_read_.get(), counters, static_cast<std::size_t>(num_experts_) * sizeof(*counts),
                              cudaMemcpyDeviceToHost, stream),
              "reading the tokens of experts");
   check_cuda(cudaStreamSynchronize(stream), "reading the tokens of experts");

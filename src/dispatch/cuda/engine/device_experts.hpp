@@ -22,17 +22,21 @@ class DeviceExperts {
   [[nodiscard]] const PlacedExperts& placed() const noexcept { return placed_; }
   [[nodiscard]] const SlotTables& tables() const noexcept { return tables_; }
   [[nodiscard]] unsigned long long* counters() const noexcept { return counters_; }
+  [[nodiscard]] unsigned long long* lost_counters() const noexcept { return counters_ + num_experts_; }
 
   /// What is behind on the stream goes by `placed`. Waits where the last change is still to come on its stream.
   void set(PlacedExperts placed, cudaStream_t stream);
   /// See Dispatcher::expert_tokens().
-  [[nodiscard]] std::vector<std::int64_t> tokens() const;
+  [[nodiscard]] std::vector<std::int64_t> tokens() const { return read(counters()); }
+  /// See Dispatcher::lost_tokens().
+  [[nodiscard]] std::vector<std::int64_t> lost_tokens() const { return read(lost_counters()); }
 
  private:
   struct DestroyEvent {
     void operator()(cudaEvent_t event) const noexcept;
   };
   void send(cudaStream_t stream);
+  [[nodiscard]] std::vector<std::int64_t> read(const unsigned long long* counters) const;
 
   int device_;
   std::int32_t num_experts_;
@@ -41,7 +45,7 @@ class DeviceExperts {
   PinnedMemory staging_;  ///< the tables on their way
   std::int64_t table_bytes_ = 0;
   SlotTables tables_;
-  unsigned long long* counters_ = nullptr;
+  unsigned long long* counters_ = nullptr;  ///< [2, num_experts] tokens that came, and those that were lost
   std::unique_ptr<CUevent_st, DestroyEvent> sent_;
   mutable std::mutex reading_;  ///< guards counts_read_
   PinnedMemory counts_read_;

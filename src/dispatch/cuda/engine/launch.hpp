@@ -38,6 +38,7 @@ struct PrepareArgs {
   std::int32_t num_experts = 0;     ///< that ids may name
   /// [num_experts] tokens of this rank so far, by the ids that were given.
   unsigned long long* expert_tokens = nullptr;
+  unsigned long long* lost_tokens = nullptr;  ///< [num_experts] likewise, of ranks that are left out
   // Where experts are placed:
   SlotTables slots;
   std::int64_t first_position = 0;  ///< of this rank's tokens

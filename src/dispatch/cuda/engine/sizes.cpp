@@ -127,12 +127,13 @@ std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_rank
   SlotTables tables;
   carve_placement(placement, config, num_ranks, tables);
   const std::int64_t counter_bytes = config.num_experts * static_cast<std::int64_t>(sizeof(std::int64_t));
-  // The tables, and the tokens of every expert, each with a copy on the host.
-  const std::int64_t placement_bytes = placement.num_bytes() + counter_bytes;
-  for (const MemoryKind kind : {MemoryKind::kPrivate, MemoryKind::kPinnedHost}) {
-    sections.push_back(
-        {.name = "experts", .kind = kind, .initial_bytes = placement_bytes, .largest_bytes = placement_bytes});
-  }
+  // The tables, and of every expert the tokens that came and those that were lost. On the host there is room for the
+  // tables and for one of the two.
+  const auto add = [&](MemoryKind kind, std::int64_t num_bytes) {
+    sections.push_back({.name = "experts", .kind = kind, .initial_bytes = num_bytes, .largest_bytes = num_bytes});
+  };
+  add(MemoryKind::kPrivate, placement.num_bytes() + 2 * counter_bytes);
+  add(MemoryKind::kPinnedHost, placement.num_bytes() + counter_bytes);
   if (config.quantises) {
     sections.push_back({.name = "quantised rows",
                         .kind = MemoryKind::kPrivate,

@@ -79,13 +79,14 @@ __device__ void write_pairs(const PrepareArgs& args, const LineTables& t, Summar
 
 /// The numbers of a call as a whole, for the host and for later calls; by one thread.
 __device__ void write_numbers(const PrepareArgs& args, const LineTables& t, const Received& mine,
-                              std::int32_t content_rows, std::int64_t remote) {
+                              std::int32_t content_rows, const Books& books) {
   Summary& summary = *args.handle.summary;
   args.handle.totals->content_rows = content_rows;
   summary.content_rows = content_rows;
   summary.num_rows = mine.num_rows;
   summary.padding_rows = mine.num_rows - content_rows;
-  summary.sent_remote_assignments = remote;
+  summary.sent_remote_assignments = books.remote;
+  summary.lost_by_this_rank = books.lost;
   summary.dropped_by_this_rank = 0;
   summary.dropped_here = 0;
   summary.dropped_in_group = 0;
@@ -113,7 +114,7 @@ __device__ void keep_books(const LineDispatchArgs& args, const CallContext& call
     write_pairs(routing, t, *routing.handle.summary);
     const Received mine = received(routing, t.all, exchange);
     if (lane_id() == 0) {
-      write_numbers(routing, t, mine, routing.layout.token_major() ? mine.num_pairs : books.content, books.remote);
+      write_numbers(routing, t, mine, routing.layout.token_major() ? mine.num_pairs : books.content, books);
     }
     __syncwarp();
     // Nothing of it crosses to the host before somebody asks, or combine tells (LineCombineArgs::passed_id): a kernel
@@ -144,7 +145,7 @@ __device__ __noinline__ void keep_refusal(const LineDispatchArgs& args, const Ca
     write_totals(routing, call, t.all, exchange, mine);
     write_pairs(routing, t, summary);
     if (lane_id() == 0) {
-      write_numbers(routing, t, mine, 0, books.remote);
+      write_numbers(routing, t, mine, 0, books);
       find_fault(routing, call, exchange, summary);
     }
   }
@@ -153,6 +154,25 @@ __device__ __noinline__ void keep_refusal(const LineDispatchArgs& args, const Ca
   if (threadIdx.x != 0) return;
   tell_finding(routing, summary);
   publish_summary(routing);
+}
+
+/// Ranks that are left out have no rows: takes the assignments to their experts back out of the tables that
+/// read_routing() has filled. By the whole block.
+__device__ __noinline__ void leave_out_masked(const LineDispatchArgs& args, std::byte* memory) {
+  const PrepareArgs& routing = args.routing;
+  const int ranks = routing.group.num_ranks;
+  LineTables t = tables_of(routing, memory);
+  const int count = static_cast<int>(routing.handle.num_tokens) * args.lines.top_k;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kLineThreads) {
+    if (t.routing.entries[i] == kNoExpert) continue;
+    if (routing.group.is_masked(t.routing.ranks[i])) t.routing.entries[i] = kNoExpert;
+  }
+  for (int column = static_cast<int>(threadIdx.x); column < t.routing.num_columns; column += kLineThreads) {
+    const int rank = column < ranks ? column : args.lines.ranks.rank_of(column - ranks);
+    if (!routing.group.is_masked(rank)) continue;
+    for (int word = 0; word < t.routing.stride; ++word) t.routing.bits[column * t.routing.stride + word] = 0;
+  }
+  __syncthreads();
 }
 
 /// What the warps of a block have in common.
@@ -173,6 +193,10 @@ __device__ bool settle_books(const LineDispatchArgs& args, const CallContext& ca
     place_pairs(t, ranks, [&](int source) { return t.all.tokens[source * ranks + args.routing.group.rank]; });
   }
   if (state.books.trouble != 0) return ok;
+  if (args.routing.group.num_masked != 0) {
+    count_lost(args.routing, *t.all.routed, state.books.lost);
+    __syncthreads();
+  }
   keep_books(args, call, t, state.books);
   if (args.routing.layout.params().layout == OutputLayout::kExpertBlocks) describe_block_padding(args.routing, t);
   return ok;
@@ -232,6 +256,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const _
   if (lane_id() == 0) state.touched[warp] = touch;
   // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
   const bool refused = __syncthreads_or(bad) != 0;
+  if (group.num_masked != 0) leave_out_masked(args, shared);
   bool ok = true;
   if (keeps_books && has_send && !sends) announce(group, call, keepers.thread, keepers.count);
   if constexpr (has_extras<Args>) {

@@ -190,8 +190,9 @@ __device__ inline void tell_line_counts(const DeviceGroup& group, const CallCont
 #pragma unroll 1
     for (int peer = 0; peer < group.num_ranks; ++peer) {
       if (peer == group.rank) continue;
-      store_relaxed(line_counts(group, lines, call.epoch, peer, group.rank) + column,
-                    tag | static_cast<std::uint32_t>(value));
+      const Voice voice = group.voice_to(peer);
+      store_relaxed(line_counts(group, lines, call.epoch, voice.rank, voice.source) + column,
+                    tag | (voice.source == group.rank ? static_cast<std::uint32_t>(value) : 0U));
     }
   }
 }
@@ -356,6 +357,7 @@ __device__ inline bool place_received(const PrepareArgs& args, const CallContext
 struct Books {
   int remote;   ///< assignments of this rank to experts of others
   int content;  ///< of all ranks to the experts here
+  int lost;     ///< of this rank to experts of ranks that are left out; see count_lost()
   int trouble;  ///< not 0: a rank refused its input, is in another call, or does not come
 };
 

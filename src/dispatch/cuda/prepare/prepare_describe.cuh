@@ -15,14 +15,18 @@ __device__ inline void send_outcome(const PrepareArgs& args) {
   const int ranks = group.num_ranks;
   const ExpertPartition partition = args.layout.partition();
   for (int peer = 0; peer < ranks; ++peer) {
-    std::int32_t* out = group.control_at<std::int32_t>(peer, group.control.outcomes_offset()) +
-                        std::int64_t{group.rank} * group.control.outcome_entries();
-    for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) out[d] = __ldcg(&group.outcome[d]);
-    for (int local = threadIdx.x; local < partition.num_local_experts(peer); local += kPrepareThreads) {
-      out[ranks + local] = __ldcg(&group.outcome[ranks + partition.first_expert(peer) + local]);
+    const Voice voice = group.voice_to(peer);
+    const bool masked = voice.source != group.rank;
+    std::int32_t* out = group.control_at<std::int32_t>(voice.rank, group.control.outcomes_offset()) +
+                        std::int64_t{voice.source} * group.control.outcome_entries();
+    for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) out[d] = masked ? 0 : __ldcg(&group.outcome[d]);
+    for (int local = threadIdx.x; local < partition.num_local_experts(voice.rank); local += kPrepareThreads) {
+      const int expert = partition.first_expert(voice.rank) + local;
+      out[ranks + local] = masked ? 0 : __ldcg(&group.outcome[ranks + expert]);
     }
     if (threadIdx.x == 0) {
-      out[ranks + group.control.max_local_experts()] = static_cast<std::int32_t>(__ldcg(&group.local->dropped));
+      out[ranks + group.control.max_local_experts()] =
+          masked ? 0 : static_cast<std::int32_t>(__ldcg(&group.local->dropped));
     }
   }
   __syncthreads();
@@ -242,11 +246,14 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
   const std::int32_t stride = group.control.outcome_entries();
   __shared__ int content_rows;
   __shared__ int dropped_here;
+  __shared__ int lost;
   if (threadIdx.x == 0) {
     content_rows = token_major ? mine.num_pairs : 0;
     dropped_here = 0;
+    lost = 0;
   }
   __syncthreads();
+  if (group.num_masked != 0 && !exchange.refused) count_lost(args, *t.routed, lost);
   for (int local = threadIdx.x; local < num_local; local += static_cast<int>(blockDim.x)) {
     const int expert = first_expert + local;
     const std::int32_t dropped = overflow && !exchange.refused ? dropped_of(args, local) : 0;
@@ -286,6 +293,7 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
       overflow ? __ldcg(&group.local->sent_remote_assignments) : exchange.remote_assignments;
   summary.dropped_by_this_rank = overflow ? __ldcg(&group.local->dropped) : 0;
   summary.dropped_here = dropped_here;
+  summary.lost_by_this_rank = lost;
   summary.num_tokens = *t.routed;
   std::int64_t in_group = 0;
   for (int s = 0; s < ranks && overflow && !exchange.refused; ++s) {

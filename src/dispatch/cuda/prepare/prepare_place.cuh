@@ -64,6 +64,22 @@ __device__ inline void mark_ranks(const PrepareArgs& args, const Tables& t) {
   }
 }
 
+/// Whether a column is that of an expert of a rank that is left out.
+__device__ inline bool is_lost_id(const PrepareArgs& args, const Tables& t, std::int64_t column) {
+  return args.group.num_masked != 0 && column != kNoExpert && args.group.is_masked(t.rank_of[column]);
+}
+
+/// Takes their bits back: they were needed to see whether an id stands twice in a token.
+__device__ inline void leave_out_masked(const PrepareArgs& args, const Tables& t) {
+  const int ranks = args.group.num_ranks;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < t.columns * t.words; i += kPrepareThreads) {
+    const int expert = i % t.columns - ranks;
+    if (expert >= 0 && is_lost_id(args, t, expert)) t.bitmap[i] = 0;
+  }
+  __syncthreads();
+}
+
 /// Reads a tile into shared memory and sets its bitmaps. The first time it also checks the ids and fills the handle;
 /// returns true in a thread that has seen a bad one. kPlaced: ids name experts whose slots are to be chosen.
 template <bool kFirst, bool kPlaced>
@@ -84,6 +100,7 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
     const int position = i - token * top_k;
     std::int64_t id = kNoExpert;
     float weight = 1.0F;
+    bool is_lost = false;
     if constexpr (kFirst) {
       const bool routed = tile + token < *t.routed;
       if (early != nullptr && round < EarlyEntries::kPerThread) {
@@ -102,16 +119,17 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
       if constexpr (kPlaced) {
         if (id != kNoExpert) id = chooser.slot_of(static_cast<std::int32_t>(id), tile + token);
       }
-      args.handle.expert_ids[entry] = static_cast<std::int32_t>(id);
+      is_lost = is_lost_id(args, t, id);
+      args.handle.expert_ids[entry] = is_lost ? kNoExpert : static_cast<std::int32_t>(id);
       args.handle.weights[entry] = weight;
     } else {
       id = args.handle.expert_ids[entry];
       weight = args.handle.weights[entry];
     }
     const int at = t.at(token, position);
-    t.ids[at] = static_cast<std::int32_t>(id);
+    t.ids[at] = is_lost ? kNoExpert : static_cast<std::int32_t>(id);
     t.weights[at] = weight;
-    t.ranks[at] = id == kNoExpert ? kNoRank : t.rank_of[id];
+    t.ranks[at] = id == kNoExpert || is_lost ? kNoRank : t.rank_of[id];
     if (id == kNoExpert) continue;
     const std::uint32_t bit = 1U << (token & 31);
     const std::uint32_t old = atomicOr(&t.bitmap[(token >> 5) * t.columns + ranks + id], bit);
@@ -121,6 +139,7 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
     }
   }
   __syncthreads();
+  if (kFirst && args.group.num_masked != 0) leave_out_masked(args, t);
   mark_ranks(args, t);
   __syncthreads();
   return bad;

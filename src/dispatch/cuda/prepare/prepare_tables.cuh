@@ -116,6 +116,24 @@ __device__ inline void count_expert_tokens(const PrepareArgs& args, int slot, in
   atomicAdd(&args.expert_tokens[expert], static_cast<unsigned long long>(count));
 }
 
+/// Adds up what this rank's routing has lost: assignments to experts of ranks that are left out. By the whole block, to
+/// `lost`, in shared memory. Reads the routing once more: it is rare.
+__device__ __noinline__ inline void count_lost(const PrepareArgs& args, int num_routed, int& lost) {
+  const ExpertPartition partition = args.layout.partition();
+  const int top_k = args.handle.top_k;
+  SlotChooser chooser;
+  if (args.places_experts()) chooser = slot_chooser(args);
+  for (int i = static_cast<int>(threadIdx.x); i < num_routed * top_k; i += static_cast<int>(blockDim.x)) {
+    const int token = i / top_k;
+    const auto expert = static_cast<std::int32_t>(read_id(args, token * args.id_stride + (i - token * top_k)));
+    if (expert == kNoExpert) continue;
+    const std::int32_t column = args.places_experts() ? chooser.slot_of(expert, token) : expert;
+    if (!args.group.is_masked(partition.rank_of(column))) continue;
+    atomicAdd(&args.lost_tokens[expert], 1ULL);
+    atomicAdd(&lost, 1);
+  }
+}
+
 // ---- Telling --------------------------------------------------------------------------------------------------------
 
 /// Tells every rank what this block has counted. Every count carries the epoch, so it needs neither fence nor flag.
@@ -126,12 +144,14 @@ __device__ inline void tell_counts(const PrepareArgs& args, const CallContext& c
   // A smaller grid than agreed on: the places of the blocks that are not there get zeros.
   const int places = group.control.count_blocks;
   for (int peer = 0; peer < ranks; ++peer) {
+    const Voice voice = group.voice_to(peer);
+    const bool masked = voice.source != group.rank;
     for (int place = blockIdx.x; place < places; place += gridDim.x) {
-      std::uint64_t* out = group.control_at<std::uint64_t>(peer, group.control.counts_offset()) +
-                           (std::int64_t{group.rank} * places + place) * group.control.count_columns();
-      const bool empty = refused || place != static_cast<int>(blockIdx.x);
+      std::uint64_t* out = group.control_at<std::uint64_t>(voice.rank, group.control.counts_offset()) +
+                           (std::int64_t{voice.source} * places + place) * group.control.count_columns();
+      const bool empty = refused || masked || place != static_cast<int>(blockIdx.x);
       for (int c = threadIdx.x; c <= t.columns; c += kPrepareThreads) {
-        const int count = c == t.columns ? (refused ? 1 : 0) : empty ? 0 : t.counts[c];
+        const int count = c == t.columns ? (refused && !masked ? 1 : 0) : empty ? 0 : t.counts[c];
         store_relaxed(out + c, tag | static_cast<std::uint32_t>(count));
       }
     }

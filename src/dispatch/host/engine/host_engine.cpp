@@ -24,10 +24,6 @@ constexpr std::int32_t kRowsRead = 2;
 constexpr std::int32_t kPlacementMade = 1;
 constexpr std::int32_t kRowsForwarded = 3;
 
-constexpr const char* kPlacementsDiffer =
-    "ranks have different placements in force, since one of them was masked out while one was set; call set_placement "
-    "with a newer one on all ranks";
-
 Call step_of(Call call, std::int32_t step) noexcept {
   call.step = step;
   return call;
