@@ -18,12 +18,6 @@ struct RankSet {
     for (int w = 0; w < kWords; ++w) all |= word[w];
     return all != 0;
   }
-  [[nodiscard]] __device__ bool has(int rank) const {
-    std::uint32_t found = 0;
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) found |= rank / 32 == w ? word[w] >> (rank & 31) : 0;
-    return (found & 1U) != 0;
-  }
   __device__ void add(const RankSet& other) {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) word[w] |= other.word[w];
@@ -71,6 +65,7 @@ class Phases {
         raise_target(stuck);
         continue;
       }
+      find_routes();
       __syncwarp();
       for (int level = outermost; level > 0; --level) {
 #pragma unroll
@@ -101,35 +96,65 @@ class Phases {
     return set;
   }
 
+  /// Of one lane: `body` is called with the number of every replicated expert of its own.
+  template <typename Body>
+  __device__ void for_experts(const Body& body) const {
+#pragma unroll 2
+    for (int number = lane_; number < totals_.num_replicated; number += 32) body(number);
+  }
+
   /// Which ranks have some of an expert, as of the beginning of the phase.
   __device__ void find_givers(int number) {
-    const int e = t_.expert_at[number];
+    const std::uint32_t span = t_.span[number];
+    const int begin = static_cast<int>(span & 0xffffU);
+    const int end = begin + static_cast<int>(span >> 16U);
     Set givers;
-    for (int i = t_.begin[e]; i < t_.begin[e + 1]; ++i) {
-      if (t_.share[i] == 0) continue;
+#pragma unroll 2
+    for (int i = begin; i < end; ++i) {
       const int rank = t_.rank_of[i];
+      const std::uint32_t bit = t_.share[i] > 0 ? 1U << (rank & 31) : 0;
 #pragma unroll
-      for (int w = 0; w < kWords; ++w) givers.word[w] |= rank / 32 == w ? 1U << (rank & 31) : 0;
+      for (int w = 0; w < kWords; ++w) givers.word[w] |= rank / 32 == w ? bit : 0;
     }
 #pragma unroll
     for (int w = 0; w < kWords; ++w) t_.givers[w * args_.num_experts + number] = givers.word[w];
-    t_.level[number] = 0;
+    t_.route[number] = 0;
+  }
+
+  /// Experts of one lane that are looked at together, so that their words are on their way at the same time.
+  static constexpr int kTogether = 4;
+
+  /// Adds the givers of the lane's experts of which a rank that was reached has a replica, and notes the level.
+  __device__ void reach(int level, Set& added) {
+    for (int first = lane_; first < totals_.num_replicated; first += 32 * kTogether) {
+      Set holders[kTogether];
+      Set givers[kTogether];
+      std::uint32_t route[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        const int number = first + 32 * j;
+        route[j] = 1;
+        if (number >= totals_.num_replicated) continue;
+        holders[j] = load_set(t_.holders, number);
+        givers[j] = load_set(t_.givers, number);
+        route[j] = t_.route[number];
+      }
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        if (route[j] != 0 || !holders[j].both(reached_).any()) continue;
+        added.add(givers[j]);
+        t_.route[first + 32 * j] = Route::to(0, 0, level).word;
+      }
+    }
   }
 
   __device__ int search() {
-    for (int number = lane_; number < totals_.num_replicated; number += 32) find_givers(number);
+    for_experts([this](int number) { find_givers(number); });
     int level = 0;
     while (above_.without(reached_).any()) {
       ++level;
       Set added;
-      for (int number = lane_; number < totals_.num_replicated; number += 32) {
-        if (t_.level[number] != 0) continue;
-        const Set near = load_set(t_.holders, number).both(reached_);
-        if (!near.any()) continue;
-        t_.level[number] = static_cast<std::uint8_t>(level);
-        t_.receiver[number] = emptiest(t_.expert_at[number], near);
-        added.add(load_set(t_.givers, number));
-      }
+      reach(level, added);
       added = added.of_warp().without(reached_);
       if (!added.any()) break;
 #pragma unroll
@@ -141,27 +166,42 @@ class Phases {
     return level;
   }
 
-  [[nodiscard]] __device__ std::uint16_t emptiest(int expert, const Set& ranks) const {
-    int best = -1;
-    std::int32_t least = 0;
-    for (int i = t_.begin[expert]; i < t_.begin[expert + 1]; ++i) {
-      const int rank = t_.rank_of[i];
-      if (!ranks.has(rank)) continue;
-      const std::int32_t load = totals_.rank_load[rank];
-      if (best >= 0 && load >= least) continue;
-      best = i;
-      least = load;
-    }
-    return static_cast<std::uint16_t>(best);
+  /// The emptiest of an expert's ranks that were reached first takes what its others pass on: all those are of one
+  /// level.
+  __device__ void find_routes() {
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) totals_.rank_level[w * 32 + lane_] = rank_level_[w];
+    __syncwarp();
+    for_experts([this](int number) {
+      const int level = Route{t_.route[number]}.level();
+      if (level == 0) return;
+      const std::uint32_t span = t_.span[number];
+      const int begin = static_cast<int>(span & 0xffffU);
+      const int end = begin + static_cast<int>(span >> 16U);
+      int best = -1;
+      int best_rank = 0;
+      std::int32_t least = 0;
+#pragma unroll 2
+      for (int i = begin; i < end; ++i) {
+        const int rank = t_.rank_of[i];
+        const std::int32_t load = totals_.rank_load[rank];
+        const bool is_better = totals_.rank_level[rank] == level - 1 && (best < 0 || load < least);
+        best = is_better ? i : best;
+        best_rank = is_better ? rank : best_rank;
+        least = is_better ? load : least;
+      }
+      t_.route[number] = Route::to(best, best_rank, level).word;
+    });
   }
 
   /// To the mean of the ranks that what is stuck can go to at all.
   __device__ void raise_target(Set stuck) {
     while (true) {
       Set grown;
-      for (int number = lane_; number < totals_.num_replicated; number += 32) {
-        if (load_set(t_.givers, number).both(stuck).any()) grown.add(load_set(t_.holders, number));
-      }
+      for_experts([&](int number) {
+        const Set holders = load_set(t_.holders, number);
+        if (load_set(t_.givers, number).both(stuck).any()) grown.add(holders);
+      });
       grown = grown.of_warp().without(stuck);
       if (!grown.any()) break;
       stuck.add(grown);
@@ -179,20 +219,21 @@ class Phases {
   /// What a rank has too much goes one level further in. Nothing that is read here is written by another rank of the
   /// level: those that take are all of the level below.
   __device__ void pass_on(int rank, int level) {
+    const int count = rank < args_.num_ranks ? totals_.num_entries[rank] : 0;
     std::int32_t surplus = totals_.rank_load[rank] - target_;
     if (surplus <= 0) return;
-    const std::uint16_t* own = t_.entry_at + rank * args_.slots_per_rank;
-    for (int idx = 0; idx < totals_.num_entries[rank] && surplus > 0; ++idx) {
-      const int entry = own[idx];
-      const int number = t_.replicated[t_.expert_of[entry]];
+    const std::uint32_t* own = t_.own + rank * args_.slots_per_rank;
+#pragma unroll 2
+    for (int idx = 0; idx < count; ++idx) {
+      const int entry = static_cast<int>(own[idx] & 0xffffU);
+      const Route route{t_.route[own[idx] >> 16U]};
       const std::int32_t share = t_.share[entry];
-      if (t_.level[number] != level || share == 0) continue;
-      const std::int32_t amount = min(surplus, share);
-      const int receiver = t_.receiver[number];
+      const std::int32_t amount = route.level() == level ? min(surplus, share) : 0;
+      if (amount == 0) continue;
       t_.share[entry] = share - amount;
       surplus -= amount;
-      atomicAdd(&t_.share[receiver], amount);
-      atomicAdd(&totals_.rank_load[t_.rank_of[receiver]], amount);
+      atomicAdd(&t_.share[route.entry()], amount);
+      atomicAdd(&totals_.rank_load[route.rank()], amount);
     }
     totals_.rank_load[rank] = surplus + target_;
   }
@@ -215,11 +256,9 @@ __global__ void __launch_bounds__(kQuotaThreads, 1) batch_quotas_kernel(const __
   const QuotaTables tables = QuotaTables::at(quota_memory, args.num_experts, args.num_columns());
   if (threadIdx.x < kMaxRankWords * 32) totals.rank_load[threadIdx.x] = 0;
   if (threadIdx.x < kMaxRankWords) totals.holding[threadIdx.x] = 0;
-  if (threadIdx.x == 0) totals.tokens = 0;
+  read_all(args, tables, totals);
   __syncthreads();
-  read_counts(args, tables, totals);
-  __syncthreads();
-  const int shift = batch_shift(static_cast<std::int64_t>(totals.tokens));
+  const int shift = shift_of(totals);
   count_replicated(args, tables);
   __syncthreads();
   number_replicated(args, tables, totals);

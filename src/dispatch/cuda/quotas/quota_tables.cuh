@@ -22,18 +22,19 @@ struct QuotaTables {
   std::uint32_t* holders;     // [words, experts] ranks of a replicated expert
   std::uint32_t* givers;      // [words, experts] those that have some of it to pass on
   std::int32_t* chunk_count;  // [experts / 32 + 1] replicated ones
+  std::uint32_t* span;        // [replicated] first entry; from bit 16 on, how many
+  std::uint32_t* route;       // [replicated] see Route
+  std::uint32_t* own;         // [columns] from each rank's first column on, its entries of replicated experts, and from
+                              // bit 16 on the number of the expert; before that, kNoEntry where none is in the column
   std::uint16_t* expert_of;   // [entries]
-  std::uint16_t* entry_at;    // [columns]; then, from each rank's first column on, its entries of replicated experts
+  std::uint16_t* slot_of;     // [entries]
   std::uint16_t* replicated;  // [experts] number of the expert; kNoEntry = it has one replica
-  std::uint16_t* expert_at;   // [replicated]
-  std::uint16_t* receiver;    // [replicated] entry that takes what others pass on
   std::uint8_t* rank_of;      // [entries]
-  std::uint8_t* level;        // [replicated] 0 = not reached
 
   [[nodiscard]] EPISTLE_HOST_DEVICE static constexpr std::int64_t num_bytes(std::int64_t experts,
                                                                             std::int64_t columns) noexcept {
-    const std::int64_t words = (experts + 1) + columns + 2 * kMaxRankWords * experts + experts / 32 + 1;
-    return words * 4 + (columns * 2 + experts * 3) * 2 + columns + experts;
+    const std::int64_t words = (experts + 1) + 2 * columns + (2 * kMaxRankWords + 2) * experts + experts / 32 + 1;
+    return words * 4 + (columns * 2 + experts) * 2 + columns;
   }
 
   __device__ static QuotaTables at(std::byte* memory, int experts, int columns) {
@@ -47,42 +48,70 @@ struct QuotaTables {
     take(t.holders, kMaxRankWords * experts);
     take(t.givers, kMaxRankWords * experts);
     take(t.chunk_count, experts / 32 + 1);
+    take(t.span, experts);
+    take(t.route, experts);
+    take(t.own, columns);
     take(t.expert_of, columns);
-    take(t.entry_at, columns);
+    take(t.slot_of, columns);
     take(t.replicated, experts);
-    take(t.expert_at, experts);
-    take(t.receiver, experts);
     take(t.rank_of, columns);
-    take(t.level, experts);
     return t;
   }
 
   [[nodiscard]] __device__ int num_replicas(int expert) const { return begin[expert + 1] - begin[expert]; }
 };
 
+/// Where what ranks pass on of an expert goes in a phase.
+struct Route {
+  std::uint32_t word;
+
+  __device__ static Route to(int entry, int rank, int level) {
+    return {static_cast<std::uint32_t>(entry) | static_cast<std::uint32_t>(rank) << 16U |
+            static_cast<std::uint32_t>(level) << 24U};
+  }
+  [[nodiscard]] __device__ int entry() const { return static_cast<int>(word & 0xffffU); }
+  [[nodiscard]] __device__ int rank() const { return static_cast<int>(word >> 16U & 0xffU); }
+  /// 0 = the expert was not reached.
+  [[nodiscard]] __device__ int level() const { return static_cast<int>(word >> 24U); }
+};
+
 /// What the block knows besides.
 struct QuotaTotals {
-  unsigned long long tokens;
+  std::int64_t tokens_of_warp[kQuotaWarps];
   std::int32_t rank_load[kMaxRankWords * 32];
-  std::uint32_t holding[kMaxRankWords];  // ranks that have slots
-  std::int32_t num_entries[kMaxRanks];   // of replicated experts
+  std::uint32_t holding[kMaxRankWords];         // ranks that have slots
+  std::int32_t num_entries[kMaxRanks];          // of replicated experts
+  std::int32_t rank_level[kMaxRankWords * 32];  // of the last search
   std::int32_t num_replicated;
 };
 
-/// Reads begins and tokens; the block has to meet afterwards.
-__device__ inline void read_counts(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
-  unsigned long long sum = 0;
+/// All that is read of device memory, at once; the block has to meet afterwards. Of entries there may be fewer than
+/// columns: what lies behind is read, but does not count.
+__device__ inline void read_all(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
+  std::int64_t sum = 0;
   for (int e = threadIdx.x; e < args.num_experts; e += kQuotaThreads) {
     const std::int64_t tokens = args.expert_tokens[e];
     t.begin[e] = args.slots.replica_begin[e];
-    sum += tokens > 0 ? static_cast<unsigned long long>(tokens) : 0;
+    sum += max(tokens, std::int64_t{0});
   }
   if (threadIdx.x == 0) t.begin[args.num_experts] = args.slots.replica_begin[args.num_experts];
   for (int c = threadIdx.x; c < args.num_columns(); c += kQuotaThreads) {
-    t.entry_at[c] = kNoEntry;
+    const ReplicaEntry& entry = args.slots.entries[c];
+    t.rank_of[c] = static_cast<std::uint8_t>(entry.rank);
+    t.slot_of[c] = static_cast<std::uint16_t>(entry.slot);
+    t.own[c] = kNoEntry;
     if (args.slot_tokens != nullptr) args.slot_tokens[c] = 0;
   }
-  if (sum != 0) atomicAdd(&totals.tokens, sum);
+  // Not by atomic additions of 64 bits, which are loops in shared memory.
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  if ((threadIdx.x & 31) == 0) totals.tokens_of_warp[threadIdx.x / 32] = sum;
+}
+
+__device__ inline int shift_of(const QuotaTotals& totals) {
+  std::int64_t tokens = 0;
+#pragma unroll
+  for (int warp = 0; warp < kQuotaWarps; ++warp) tokens += totals.tokens_of_warp[warp];
+  return batch_shift(tokens);
 }
 
 /// Experts of entries, and how many of every 32 experts are replicated.
@@ -110,7 +139,7 @@ __device__ inline void number_replicated(const BatchQuotasArgs& args, const Quot
     if (e >= args.num_experts) continue;
     t.replicated[e] = several ? static_cast<std::uint16_t>(number) : kNoEntry;
     if (!several) continue;
-    t.expert_at[number] = static_cast<std::uint16_t>(e);
+    t.span[number] = static_cast<std::uint32_t>(t.begin[e]) | static_cast<std::uint32_t>(t.num_replicas(e)) << 16U;
     for (int w = 0; w < kMaxRankWords; ++w) t.holders[w * args.num_experts + number] = 0;
   }
 }
@@ -121,16 +150,15 @@ __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTabl
   for (int i = threadIdx.x; i < num_entries; i += kQuotaThreads) {
     const int e = t.expert_of[i];
     const std::int32_t units = batch_units(args.expert_tokens[e], shift);
-    const std::int32_t rank = args.slots.entries[i].rank;
+    const std::int32_t rank = t.rank_of[i];
     const std::int32_t share = first_share(units, t.num_replicas(e), i - t.begin[e]);
     t.share[i] = share;
-    t.rank_of[i] = static_cast<std::uint8_t>(rank);
     atomicAdd(&totals.rank_load[rank], share);
     const std::uint32_t bit = 1U << (rank & 31);
     atomicOr(&totals.holding[rank / 32], bit);
     const std::uint16_t number = t.replicated[e];
     if (number == kNoEntry) continue;
-    t.entry_at[args.slots.entries[i].slot] = static_cast<std::uint16_t>(i);
+    t.own[t.slot_of[i]] = static_cast<std::uint32_t>(i) | std::uint32_t{number} << 16U;
     atomicOr(&t.holders[rank / 32 * args.num_experts + number], bit);
   }
 }
@@ -139,11 +167,11 @@ __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTabl
 __device__ inline void list_entries(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
   for (int rank = static_cast<int>(threadIdx.x) / 32; rank < args.num_ranks; rank += kQuotaWarps) {
-    std::uint16_t* own = t.entry_at + rank * args.slots_per_rank;
+    std::uint32_t* own = t.own + rank * args.slots_per_rank;
     int count = 0;
     for (int first = 0; first < args.slots_per_rank; first += 32) {
       const bool inside = first + lane < args.slots_per_rank;
-      const std::uint16_t entry = inside ? own[first + lane] : kNoEntry;
+      const std::uint32_t entry = inside ? own[first + lane] : kNoEntry;
       const unsigned bits = __ballot_sync(kAllLanes, entry != kNoEntry);
       __syncwarp();  // all have read what is written to now
       if (entry != kNoEntry) own[count + __popc(bits & ((1U << lane) - 1))] = entry;
@@ -161,7 +189,7 @@ __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTabl
   for (int i = threadIdx.x; i < num_entries; i += kQuotaThreads) {
     const int e = t.expert_of[i];
     if (args.slot_tokens != nullptr) {
-      args.slot_tokens[args.slots.entries[i].slot] = static_cast<std::int64_t>(t.share[i]) << shift;
+      args.slot_tokens[t.slot_of[i]] = static_cast<std::int64_t>(t.share[i]) << shift;
     }
     if (t.replicated[e] == kNoEntry) continue;
     std::int32_t sum = 0;
