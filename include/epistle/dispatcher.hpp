@@ -258,7 +258,7 @@ class EPISTLE_API Dispatcher {
   /// same bits on every device. Which tokens go where the hash says, so that counts of a batch deviate by chance.
   /// On CUDA one kernel on `stream` reads device memory when it runs, and can be captured.
   /// Throws kInvalidArgument without tokens, where experts are not placed, and where replicas near a token come first:
-  /// their parts are made of the quotas beforehand. kUnsupported of the reference.
+  /// their parts are made of the quotas beforehand.
   void set_batch_quotas(const BatchQuotasRequest& request, Stream stream = {});
 
   /// How many tokens of this rank every logical expert was given, [num_experts], by all prepared routings since the
