@@ -34,6 +34,7 @@ void write_machine(const TempDir& dir, int num_gpus) {
   write_program(dir, "build/tests/cuda_conformance",
                 "case \"$1\" in\n--gtest_list_tests) echo 'SanitizerSuite.'; echo '  One' ;;\n"
                 "*) echo '[  PASSED  ] 10 tests.'; echo '[  SKIPPED ] 2 tests, listed below:' ;;\nesac");
+  write_program(dir, "build/tests/cuda_row_flags", "echo '[  PASSED  ] 10 tests.'");
   write_program(dir, "build/tests/cuda_soak", "echo 'rank 1: rows differ'; exit 1");
   write_program(
       dir, "build/apps/epistle/epistle",
@@ -64,8 +65,8 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   const CommandResult result = check_gpu(dir, {"--quick"});
   EXPECT_EQ(result.exit_code, 1) << result.describe();
   const auto lines = split_lines(result.out);
-  // conformance, memcheck, doctor and the benchmarks that one GPU is enough for
-  EXPECT_TRUE(lines.back().starts_with("5 passed, 3 failed, ")) << result.out;
+  // conformance, row-flags, memcheck, doctor and the benchmarks that one GPU is enough for
+  EXPECT_TRUE(lines.back().starts_with("6 passed, 3 failed, ")) << result.out;
   const Json summary = Json::parse(read_file(dir.file("out/summary.json")));
   EXPECT_EQ(summary.at("device"), "Test GPU");
   EXPECT_EQ(summary.at("num_devices"), 1);

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "epistle/device/row_flags.hpp"
 #include "epistle/dispatcher.hpp"
 
 #include "support/bad_rank.hpp"
@@ -114,6 +115,24 @@ TEST_P(DispatcherMisuse, NoRowsForCombine) {
     caller.subject.dispatcher().combine(request);
   });
   expect_rejected(outcomes, ErrorCode::kInvalidArgument);
+}
+
+TEST_P(DispatcherMisuse, RowsAsTheyFinishWhereNobodyRaisesFlags) {
+  const auto outcomes = call([](const Caller& caller) {
+    const Handle handle = caller.prepare();
+    Buffers buffers(caller, handle);
+    CombineRequest request = buffers.combine(handle);
+    request.as_rows_finish = true;
+    caller.subject.dispatcher().combine(request);
+  });
+  expect_on_all(outcomes, ErrorCode::kUnsupported, "CudaOptions::row_flags");
+}
+
+TEST_P(DispatcherMisuse, FlagsOfRowsWhereNobodyRaisesThem) {
+  const auto outcomes = call([](const Caller& caller) {
+    static_cast<void>(caller.subject.dispatch(caller.inputs.dispatch(caller.prepare())).row_flags());
+  });
+  expect_on_all(outcomes, ErrorCode::kUnsupported, "CudaOptions::row_flags");
 }
 
 TEST_P(DispatcherMisuse, OutputOfAnotherShapeForCombine) {
