@@ -21,7 +21,6 @@ constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left 
 constexpr double kPoolSigma = 0.4;        // of a constant between a library and its relatives
 constexpr double kFixedSigma = 1e-4;      // of a constant that is held
 constexpr double kSlopeStep = 1e-3;       // of a constant's logarithm
-constexpr double kMostSigmas = 3.0;       // of an interval: what a single group needed says no more
 constexpr std::size_t kMinLibraryRows = 3;
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
@@ -83,8 +82,7 @@ double pooled_width(const GroupErrors& groups) {
 double width_of_groups(const GroupErrors& groups) {
   constexpr double kGroupsOfField = 4.0;
   const auto count = static_cast<double>(groups.size());
-  const double width = std::min(pooled_width(groups), kMostSigmas);
-  return (count * width + kGroupsOfField * kSigmasOf90Percent) / (count + kGroupsOfField);
+  return (count * pooled_width(groups) + kGroupsOfField * kSigmasOf90Percent) / (count + kGroupsOfField);
 }
 
 }  // namespace
