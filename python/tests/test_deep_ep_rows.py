@@ -47,7 +47,12 @@ class Layer:
 def test_rows_stay_while_they_are_kept_and_are_copied_only_then() -> None:
     def play(group: epistle.Group) -> None:
         layer = Layer(group)
-        kept = [layer.dispatch(value)[0] for value in range(4)]
+        results = [layer.dispatch(value)[:3] for value in range(4)]
+        for _, recv_ids, recv_weights in results:
+            assert torch.equal(recv_weights, torch.where(recv_ids >= 0, 0.5, 0.0))
+            assert bool(((recv_ids >= 0).sum(1) == 1).all())
+        kept = [result[0] for result in results]
+        del results
         for value, rows in enumerate(kept):
             assert rows.shape == (12, HIDDEN)
             assert bool((rows == value).all())

@@ -30,10 +30,16 @@ class EventHandle:
 class EventOverlap:
     """An event with the tensors that must live until it is reached. ``with event: ...`` waits at the end."""
 
+    # What most have, whose calls are done in the order of the stream: every call makes one.
+    event: EventHandle | None = None
+    extra_tensors: Iterable[typing.Any] | None = None
+    _after_wait: tuple[Callable[[], typing.Any], ...] = ()
+
     def __init__(self, event: EventHandle | None = None, extra_tensors: Iterable[typing.Any] | None = None) -> None:
-        self.event = event
-        self.extra_tensors = extra_tensors
-        self._after_wait: tuple[Callable[[], typing.Any], ...] = ()
+        if event is not None:
+            self.event = event
+        if extra_tensors is not None:
+            self.extra_tensors = extra_tensors
 
     def current_stream_wait(self, release_handle: bool = False) -> None:
         if self.event is not None:

@@ -171,9 +171,11 @@ class LowLatencyCalls:
                 "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
         ordinal, hidden = x.get_device(), x.shape[1]
-        sizes = (hidden, topk_idx.shape[1], num_max_dispatch_tokens_per_rank, num_experts)
-        line = self._next_line(ordinal, sizes, (use_fp8, round_scale, use_ue8m0))
-        shape = (num_max_dispatch_tokens_per_rank, hidden, num_experts)
+        max_tokens = num_max_dispatch_tokens_per_rank
+        # The fields of _Shape behind its options.
+        key = (ordinal, hidden, topk_idx.shape[1], max_tokens, num_experts, use_fp8, round_scale, use_ue8m0)
+        line = self._next_line(key)
+        shape = (max_tokens, hidden, num_experts)
         if return_recv_hook:
             _check_hooks(async_finish, return_recv_hook)
             return self._dispatch_in_halves(line, x, topk_idx, shape, cumulative_local_expert_recv_stats)
@@ -181,7 +183,7 @@ class LowLatencyCalls:
         places = line.places
         if places is None:
             received = line.dispatcher.dispatch(x, expert_ids=topk_idx)
-            routed, places = self._keep_places(line, received, num_max_dispatch_tokens_per_rank)
+            routed, places = self._keep_places(line, received, max_tokens)
             recv_count = tensor_of(routed.expert_counts)
         else:
             routed, recv_count = line.dispatcher.dispatch_decode(x, topk_idx)
@@ -313,15 +315,12 @@ class LowLatencyCalls:
                 "a lost rank is an epistle.Error on all survivors; make a new buffer of them",
             )
 
-    def _next_line(
-        self, ordinal: int, sizes: tuple[int, int, int, int], quantisation: tuple[bool, bool, bool]
-    ) -> _Line:
-        """``ordinal``: of the GPU, -1 for the CPU."""
-        key = (ordinal, sizes, quantisation)
+    def _next_line(self, key: tuple[int, int, int, int, int, bool, bool, bool]) -> _Line:
+        """Its first: of the GPU, -1 for the CPU."""
         lines = self._low_latency.get(key)
         if lines is None:
-            options = epistle.Cuda(device=ordinal) if ordinal >= 0 else epistle.Host()
-            lines = self._low_latency[key] = self._make_lines(_Shape(options, *sizes, *quantisation))
+            options = epistle.Cuda(device=key[0]) if key[0] >= 0 else epistle.Host()
+            lines = self._low_latency[key] = self._make_lines(_Shape(options, *key[1:]))
         turn = self._num_low_latency % NUM_OUTSTANDING
         self._num_low_latency += 1
         return lines[turn]

@@ -105,10 +105,11 @@ class Routing:
         self.max_tokens = max_tokens
         self.is_token_in_rank = is_token_in_rank
 
-    def copy_inputs(self) -> None:
-        """The caller may write the next ones there, and a cached dispatch of another payload needs these again."""
+    def keep(self) -> None:
+        """The caller may write the next ids there, and a cached dispatch of another payload needs these again; it gives
+        no weights."""
         self.expert_ids = self.expert_ids.clone()
-        self.weights = None if self.weights is None else self.weights.clone()
+        self.weights = None
 
     def prepare(
         self, payload: Payload, dispatchers: Dispatchers, num_rows: int = 0
@@ -208,13 +209,16 @@ class NormalCalls:
         rows = self._move((dispatcher, prepared), payload, tokens, scales, config, num_worst_tokens == 0)
         # Behind the rows on the stream, and the host waits behind all of it: nothing of this is on anybody's way.
         made = Handle(routing, dispatcher, prepared, payload)
-        routing.copy_inputs()
+        routing.keep()
         recv_idx = recv_weights = None
         if topk_idx is not None:
             local_experts = prepared.local_experts
             assert local_experts is not None
             recv_idx = local_experts.torch().to(topk_idx.dtype, copy=True)
-            recv_weights = None if topk_weights is None else prepared.weights.torch().clone()
+            if topk_weights is not None:
+                recv_weights = prepared.weights.torch()  # nobody else writes there while it lives
+                if num_worst_tokens > 0:  # but a graph, when it is replayed
+                    recv_weights = recv_weights.clone()
         counts: list[int] = []
         if num_worst_tokens == 0 and topk_idx is not None:
             counts = prepared.expert_counts.torch().tolist()
