@@ -7,8 +7,8 @@ figure, what was measured, what it is held against and whether it is within it:
 
 - ``pair``: low_latency_dispatch and low_latency_combine, 20 pairs in a CUDA graph, against `epistle bench --chain 20`
 - ``host``: host time of an eager call of one token, median of 10,000, on the slower rank
-- ``dispatch``: Buffer.dispatch with the host's wait for the counts, by the host's clock until its rows are there, against
-  the same of `epistle bench --host-calls`
+- ``dispatch``: Buffer.dispatch with the host's wait for the counts, by its clock until the rows are there, against the
+  same of `epistle bench --host-calls`
 - ``buffers``: memory, file descriptors and threads before and after 1,000 buffers that were made, used and destroyed
 """
 
