@@ -7,8 +7,8 @@ figure, what was measured, what it is held against and whether it is within it:
 
 - ``pair``: low_latency_dispatch and low_latency_combine, 20 pairs in a CUDA graph, against `epistle bench --chain 20`
 - ``host``: host time of an eager call of one token, median of 10,000, on the slower rank
-- ``dispatch``: Buffer.dispatch with the host's wait for the counts, by the host's clock until its rows are there, against
-  the same of `epistle bench --host-calls`
+- ``dispatch``: Buffer.dispatch with the host's wait for the counts, by its clock until the rows are there, against the
+  same of `epistle bench --host-calls`
 - ``buffers``: memory, file descriptors and threads before and after 1,000 buffers that were made, used and destroyed
 """
 
@@ -53,7 +53,7 @@ class Bench:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.command = command
         self.quick = quick
-        # A rank that waits in a collective of NCCL has a kernel on its GPU, which takes turns with those of the command.
+        # A rank that waits in a collective of NCCL has a kernel on its GPU, beside which the command would be slow.
         self.hosts: typing.Any = dist.new_group(backend="gloo")
 
     def inputs(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -79,7 +79,13 @@ class Bench:
                 file = pathlib.Path(folder, "record.json")
                 given = ["--device", "cuda", "--group", "processes", "--ranks", str(self.size)]
                 shape = ["--hidden", str(HIDDEN), "--experts", str(EXPERTS), "--top-k", str(TOP_K)]
-                rounds = ["--iters", *(("10", "--no-verify") if self.quick else ("50",)), "--quiet", "--json", str(file)]
+                rounds = [
+                    "--iters",
+                    *(("10", "--no-verify") if self.quick else ("50",)),
+                    "--quiet",
+                    "--json",
+                    str(file),
+                ]
                 launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
                 environment = {
                     name: value

@@ -197,9 +197,7 @@ class LowLatencyCalls:
             cumulative_local_expert_recv_stats.add_(recv_count)
         return recv_x, recv_count, handle, finish(async_finish), None
 
-    def _keep_places(
-        self, line: _Line, received: epistle.Received, max_tokens: int
-    ) -> tuple[epistle.Handle, _Places]:
+    def _keep_places(self, line: _Line, received: epistle.Received, max_tokens: int) -> tuple[epistle.Handle, _Places]:
         """The routing of a dispatch, whose lease is given back, and where its rows are."""
         routed = received.handle
         places = line.places

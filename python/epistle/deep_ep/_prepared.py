@@ -70,8 +70,9 @@ def move(
     num_sms: int = 0,
     may_lease: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Dispatches rows of ``payload``. What comes back may be kept for as long as anybody likes, and buffers are few: so
-    these are copies, unless the dispatcher has NUM_BUFFERS (``may_lease``) and what came before is not in use any more."""
+    """Dispatches rows of ``payload``. What comes back may be kept for as long as anybody likes, and buffers are few:
+    these are copies, unless the dispatcher has NUM_BUFFERS (``may_lease``) and what came before is not in use any
+    more."""
     dispatcher, handle = made
     received = dispatcher.dispatch(handle=handle, num_sms=num_sms, **payload.given(rows, scales))
     moved, moved_scales = payload.received(received.rows, received.scales)
