@@ -36,7 +36,8 @@ void CudaEngine::renew() {
                    "the mask of the group was changed, and the first call after that takes memory, which cannot be "
                    "done while the stream is being captured; make one call outside of the capture first, on all ranks");
   }
-  end_former_calls();
+  // Who gives memory back may wait for the GPU, and ranks may share one: no kernel may wait for this rank by then.
+  (void)group_->agree(kGpuSetUp, Phase::kCreate, attempt([&] { end_former_calls(); }));
   put_memory_away();
   take_memory();
   compare_placements();
