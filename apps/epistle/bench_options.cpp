@@ -8,6 +8,7 @@
 
 #include "group/limits.hpp"
 #include "json_option.hpp"
+#include "not_empty.hpp"
 #include "number_options.hpp"
 #include "routing/limits.hpp"
 
@@ -33,8 +34,6 @@ constexpr double kMaxCapacityFactor = 1e6;
 }  // namespace
 
 void add_run_options(CLI::App& command, BenchOptions& options, const std::string& default_dispatchers) {
-  const CLI::Validator not_empty(
-      [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
   command.add_option("--device", options.device, "Where rows lie: host or cuda (default: host)")
       ->check(CLI::IsMember({"host", "cuda"}).description(""))
       ->type_name("DEVICE");
@@ -55,7 +54,7 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
       ->type_name("KIND");
   command
       .add_option("--model", options.model, "Shape of a published model; see 'epistle models' (default: qwen3-30b-a3b)")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("NAME");
   add_number(command, "--hidden", options.hidden, {1, kMaxHidden}, "Elements per row, instead of the model's");
   add_number(command, "--experts", options.num_experts, {1, kMaxRoutedExperts}, "Experts, instead of the model's");
@@ -138,9 +137,7 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
 }
 
 void add_profile_option(CLI::App& command, BenchOptions& options, const std::string& text) {
-  const CLI::Validator not_empty(
-      [](const std::string& name) { return name.empty() ? std::string("must not be empty") : std::string(); }, "");
-  command.add_option("--profile", options.profile, text)->check(not_empty)->type_name("FILE");
+  command.add_option("--profile", options.profile, text)->check(not_empty())->type_name("FILE");
 }
 
 void add_chain_option(CLI::App& command, BenchOptions& options, const std::string& text) {

@@ -65,7 +65,55 @@ class Pipe {
   std::array<int, 2> ends_ = {-1, -1};
 };
 
-pid_t spawn(const std::vector<std::string>& command, const Pipe& out, const Pipe& err) {
+constexpr std::array kEndings = {SIGHUP, SIGINT, SIGTERM};
+
+/// The group of the process that runs; 0 = none.
+volatile std::sig_atomic_t running_group = 0;
+
+void end_group_and_self(int signal) {
+  if (running_group > 0) ::kill(-static_cast<pid_t>(running_group), SIGKILL);
+  ::signal(signal, SIG_DFL);
+  ::raise(signal);
+}
+
+/// A signal that ends this command ends what it has started first: Ctrl-C does not reach another process group.
+class GroupEndsWithUs {
+ public:
+  GroupEndsWithUs() {
+    sigset_t endings;
+    sigemptyset(&endings);
+    for (std::size_t idx = 0; idx < kEndings.size(); ++idx) {
+      sigaddset(&endings, kEndings[idx]);
+      ::sigaction(kEndings[idx], nullptr, &before_[idx]);
+      if (before_[idx].sa_handler != SIG_DFL) continue;  // ignored, as below nohup
+      struct sigaction action = {};
+      action.sa_handler = end_group_and_self;
+      ::sigaction(kEndings[idx], &action, nullptr);
+    }
+    // Until the group is known.
+    ::pthread_sigmask(SIG_BLOCK, &endings, &mask_);
+  }
+  ~GroupEndsWithUs() {
+    running_group = 0;
+    for (std::size_t idx = 0; idx < kEndings.size(); ++idx) ::sigaction(kEndings[idx], &before_[idx], nullptr);
+    ::pthread_sigmask(SIG_SETMASK, &mask_, nullptr);
+  }
+  GroupEndsWithUs(const GroupEndsWithUs&) = delete;
+  GroupEndsWithUs& operator=(const GroupEndsWithUs&) = delete;
+
+  /// Of this thread, and of what it starts.
+  [[nodiscard]] const sigset_t& mask() const noexcept { return mask_; }
+  void is(pid_t group) noexcept {
+    running_group = group;
+    ::pthread_sigmask(SIG_SETMASK, &mask_, nullptr);
+  }
+
+ private:
+  std::array<struct sigaction, kEndings.size()> before_ = {};
+  sigset_t mask_ = {};
+};
+
+pid_t spawn(const std::vector<std::string>& command, const Pipe& out, const Pipe& err, const sigset_t& mask) {
   std::vector<char*> arguments;
   arguments.reserve(command.size() + 1);
   for (const std::string& argument : command) arguments.push_back(const_cast<char*>(argument.c_str()));
@@ -78,7 +126,8 @@ pid_t spawn(const std::vector<std::string>& command, const Pipe& out, const Pipe
   posix_spawn_file_actions_adddup2(&actions, out.write_end(), STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, err.write_end(), STDERR_FILENO);
   // A group of its own, so that what it starts ends with it.
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
+  posix_spawnattr_setsigmask(&attributes, &mask);
   posix_spawnattr_setpgroup(&attributes, 0);
   pid_t pid = -1;
   const int error = ::posix_spawnp(&pid, arguments[0], &actions, &attributes, arguments.data(), environ);
@@ -101,7 +150,9 @@ BoundedRun run_bounded(const std::vector<std::string>& command, std::chrono::mil
   run.limit = limit;
   Pipe out;
   Pipe err;
-  const pid_t pid = spawn(command, out, err);
+  GroupEndsWithUs ending;
+  const pid_t pid = spawn(command, out, err, ending.mask());
+  ending.is(pid);
   out.close_end(1);
   err.close_end(1);
   const Clock::time_point deadline = Clock::now() + limit;

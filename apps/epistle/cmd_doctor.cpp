@@ -14,6 +14,7 @@
 #include "doctor_own.hpp"
 #include "doctor_packages.hpp"
 #include "doctor_report.hpp"
+#include "not_empty.hpp"
 #include "number_options.hpp"
 #include "optional_json.hpp"
 #include "output.hpp"
@@ -87,10 +88,8 @@ void examine(const DoctorOptions& options) {
 void add_doctor_command(CLI::App& app, int& /*exit_code*/) {
   CLI::App* const command = app.add_subcommand("doctor", "Show what this machine has, and prove which backends work");
   const auto options = std::make_shared<DoctorOptions>();
-  const CLI::Validator not_empty(
-      [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
   command->add_option("--python", options->python, "Python interpreter whose packages are tried")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("PATH");
   command
       ->add_option("--packages", options->packages,
@@ -105,7 +104,7 @@ void add_doctor_command(CLI::App& app, int& /*exit_code*/) {
   command
       ->add_option("--model", options->model,
                    "Shape for the memory of a rank; see 'epistle models' (default: qwen3-30b-a3b)")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("NAME");
   add_number(*command, "--ep", options->ep, {1, kDoctorMaxEp},
              "Ranks for the memory of a rank (default: the GPUs, or 8)");

@@ -12,6 +12,7 @@
 #include "commands.hpp"
 #include "core/reject.hpp"
 #include "exit_codes.hpp"
+#include "not_empty.hpp"
 #include "number_options.hpp"
 #include "output.hpp"
 #include "tune_report.hpp"
@@ -114,7 +115,9 @@ void add_tune_command(CLI::App& app, int& exit_code) {
   add_number(*command, "--concurrency", options->bench.concurrency, {1, kMaxConcurrency},
              "Requests at once: so many dispatches, each with buffers of its own, and then their combines (default: 1)")
       ->type_name("N");
-  command->add_option("--profile", options->profile_target, "Write the profile to FILE")->type_name("FILE");
+  command->add_option("--profile", options->profile_target, "Write the profile to FILE")
+      ->check(not_empty())
+      ->type_name("FILE");
   command->footer(kTuneFooter);
   command->callback([options, &exit_code] {
     check_options(*options);

@@ -5,16 +5,15 @@
 #include "epistle/error.hpp"
 
 #include "core/reject.hpp"
+#include "not_empty.hpp"
 #include "output.hpp"
 #include "report/html/page.hpp"
 
 namespace epistle::cli {
 
 void add_html_option(CLI::App& command, std::string& target) {
-  const CLI::Validator not_empty(
-      [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
   command.add_option("--html", target, "Write a report with charts to FILE, which a browser opens without a network")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("FILE");
 }
 

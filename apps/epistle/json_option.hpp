@@ -5,15 +5,15 @@
 
 #include <CLI/CLI.hpp>
 
+#include "not_empty.hpp"
+
 namespace epistle::cli {
 
 /// Sets `target`, which must live as long as `command`. An empty name, as an unset variable of a script gives it, is an
 /// error: it would write nothing.
 inline void add_json_option(CLI::App& command, std::string& target) {
-  const CLI::Validator not_empty(
-      [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
   command.add_option("--json", target, "Write JSON to FILE; '-' = standard output, instead of the table")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("FILE");
 }
 

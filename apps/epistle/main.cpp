@@ -70,6 +70,21 @@ const CLI::Option* find_repeated(const CLI::App& app) {
   return nullptr;
 }
 
+/// The first switch of the command that is given a value, as it was typed up to the '='; empty where none is. The
+/// parser would read "--quiet=no" as it likes, and any number as yes.
+std::string find_valued_switch(const CLI::App& app, const std::vector<std::string>& arguments) {
+  const auto named = app.get_subcommands(
+      [&](const CLI::App* command) { return !arguments.empty() && command->get_name() == arguments.front(); });
+  if (named.empty()) return {};
+  for (const std::string& argument : arguments) {
+    const std::string name = argument.substr(0, argument.find('='));
+    if (name.size() == argument.size() || !name.starts_with("--")) continue;
+    const CLI::Option* const option = named.front()->get_option_no_throw(name);
+    if (option != nullptr && option->get_items_expected_max() == 0) return name;
+  }
+  return {};
+}
+
 /// What is wrong with the command line: the parser's own words, where they say it.
 std::string describe_usage(const CLI::App& app, const CLI::ParseError& error,
                            const std::vector<std::string>& arguments) {
@@ -108,6 +123,12 @@ int run(int argc, char** argv) {
   const std::vector<std::string> program(argv + std::min(own_argc + 1, argc), argv + argc);
   add_run_command(app, program, exit_code);
   for (const auto add_command : kCommands) add_command(app, exit_code);
+  const std::vector<std::string> arguments(argv + std::min(1, own_argc), argv + own_argc);
+  if (const std::string name = find_valued_switch(app, arguments); !name.empty()) {
+    return report(fmt::format("{} takes no value; give it alone, or leave it out; see 'epistle {} --help'", name,
+                              arguments.front()),
+                  kExitUsage);
+  }
   try {
     app.parse(own_argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -118,7 +139,7 @@ int run(int argc, char** argv) {
       print(text.str());
       return code;
     }
-    return report_usage(app, error, {argv + std::min(1, own_argc), argv + own_argc});
+    return report_usage(app, error, arguments);
   }
   return exit_code;
 }

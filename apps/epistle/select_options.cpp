@@ -13,6 +13,7 @@
 #include "cluster_option.hpp"
 #include "core/whole_file.hpp"
 #include "json_text.hpp"
+#include "not_empty.hpp"
 #include "number_options.hpp"
 #include "output.hpp"
 #include "select/backends.hpp"
@@ -110,8 +111,6 @@ void read_doctor(const std::string& path, SelectQuery& query) {
 }  // namespace
 
 void add_select_options(CLI::App& command, SelectOptions& options) {
-  const CLI::Validator not_empty(
-      [](const std::string& text) { return text.empty() ? std::string("must not be empty") : std::string(); }, "");
   const auto add_choice = [&](const char* name, std::string& value, std::vector<std::string> choices, const char* text,
                               const char* type) {
     command.add_option(name, value, text)->check(CLI::IsMember(std::move(choices)).description(""))->type_name(type);
@@ -119,12 +118,12 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
   command
       .add_option("--hardware", options.hardware,
                   "A preset (h100-hgx, gb200-nvl72, ...) or a JSON file of a cluster (default: this machine)")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("NAME");
   add_number(command, "--ep", options.ep, {1, kSelectOptionsMaxEp},
              "Expert-parallel degree: ranks that share one set of experts");
   command.add_option("--model", options.model, "Shape of a published model; see 'epistle models'")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("NAME");
   add_number(command, "--hidden", options.hidden, {1, kSelectOptionsMaxHidden},
              "Elements per row, instead of the model's");
@@ -142,23 +141,23 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
              "Network between domains: unknown (default), infiniband, roce or efa", "FABRIC");
   command.add_flag("--unequal-tokens", options.unequal_tokens, "Ranks may bring different numbers of tokens");
   command.add_option("--assume", options.assume, "Backends that are installed, separated by commas, or none, or all")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("LIST");
   command.add_option("--doctor", options.doctor, "Take what is installed from a report of 'epistle doctor --json'")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("FILE");
   for (const auto& [name, value, engine] :
        {std::tuple{"--megatron-version", &options.megatron_version, "Megatron core"},
         std::tuple{"--vllm-version", &options.vllm_version, "vLLM"},
         std::tuple{"--sglang-version", &options.sglang_version, "SGLang"}}) {
     command.add_option(name, *value, fmt::format("Version of {} (default: the newest that is known)", engine))
-        ->check(not_empty)
+        ->check(not_empty())
         ->type_name("V");
   }
   command
       .add_option("--check", options.check,
                   "Check a command line (shell script) or YAML of Megatron, vLLM or SGLang; '-' = standard input")
-      ->check(not_empty)
+      ->check(not_empty())
       ->type_name("FILE");
   add_choice("--fail-on", options.fail_on, {"error", "warning"},
              "With --check: exit with 1 on findings of that severity or above (default: never)", "SEVERITY");

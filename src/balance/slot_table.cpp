@@ -1,6 +1,8 @@
 #include "balance/slot_table.hpp"
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -15,6 +17,27 @@ std::vector<std::int32_t> share_out(std::int32_t total, std::int32_t num_parts) 
   std::vector<std::int32_t> parts(static_cast<std::size_t>(num_parts), total / num_parts);
   std::fill_n(parts.begin(), total % num_parts, total / num_parts + 1);
   return parts;
+}
+
+constexpr std::int64_t kMaxSlots = std::int64_t{1} << 24;  // what a slot takes here stays below a gigabyte
+
+/// Slots of all ranks together. Refuses what no table is made of, before there is one.
+std::int64_t count_slots(std::span<const std::int32_t> slots_of_rank) {
+  std::int64_t total = 0;
+  std::int64_t rank = 0;
+  for (const std::int32_t slots : slots_of_rank) {
+    if (slots < 0) reject(fmt::format("rank {} has {} slots, expected 0 or more", rank, slots));
+    total += slots;
+    ++rank;
+  }
+  if (total > kMaxSlots) reject(fmt::format("{} slots, expected at most {}", total, kMaxSlots));
+  return total;
+}
+
+void check_room(std::int32_t num_experts, std::int64_t num_slots) {
+  if (num_experts >= 1 && num_slots >= num_experts) return;
+  reject(fmt::format("{} slots for {} experts, expected at least one expert and a slot for each; give more slots",
+                     num_slots, num_experts));
 }
 
 }  // namespace
@@ -39,7 +62,10 @@ Cluster Cluster::even(std::int32_t num_ranks, std::int32_t num_slots, std::int32
 }
 
 std::int32_t Cluster::num_slots() const noexcept {
-  return std::accumulate(slots_of_rank.begin(), slots_of_rank.end(), std::int32_t{0});
+  // More than a table may have is refused by check().
+  return static_cast<std::int32_t>(
+      std::min<std::int64_t>(std::accumulate(slots_of_rank.begin(), slots_of_rank.end(), std::int64_t{0}),
+                             std::numeric_limits<std::int32_t>::max()));
 }
 
 std::int32_t Cluster::num_domains() const noexcept {
@@ -52,19 +78,8 @@ std::int32_t Cluster::num_holders() const noexcept {
 }
 
 void Cluster::check(std::int32_t num_experts) const {
-  constexpr std::int64_t kMaxSlots = std::int64_t{1} << 24;  // what a slot takes here stays below a gigabyte
   if (num_ranks() < 1) reject("no ranks, expected at least 1");
-  std::int64_t total = 0;
-  for (std::int32_t rank = 0; rank < num_ranks(); ++rank) {
-    const std::int32_t slots = slots_of_rank[static_cast<std::size_t>(rank)];
-    if (slots < 0) reject(fmt::format("rank {} has {} slots, expected 0 or more", rank, slots));
-    total += slots;
-  }
-  if (total > kMaxSlots) reject(fmt::format("{} slots, expected at most {}", total, kMaxSlots));
-  if (num_experts < 1 || total < num_experts) {
-    reject(fmt::format("{} slots for {} experts, expected at least one expert and a slot for each; give more slots",
-                       total, num_experts));
-  }
+  check_room(num_experts, count_slots(slots_of_rank));
   if (!domain_of_rank.empty() && domain_of_rank.size() != slots_of_rank.size()) {
     reject(fmt::format("domains of {} ranks, expected those of {}", domain_of_rank.size(), num_ranks()));
   }
@@ -76,6 +91,7 @@ void Cluster::check(std::int32_t num_experts) const {
 }
 
 SlotTable SlotTable::empty(std::span<const std::int32_t> slots_of_rank) {
+  static_cast<void>(count_slots(slots_of_rank));
   SlotTable table;
   table.begin.reserve(slots_of_rank.size() + 1);
   table.begin.push_back(0);
@@ -85,6 +101,7 @@ SlotTable SlotTable::empty(std::span<const std::int32_t> slots_of_rank) {
 }
 
 SlotTable SlotTable::trivial(std::int32_t num_experts, std::span<const std::int32_t> slots_of_rank) {
+  check_room(num_experts, count_slots(slots_of_rank));
   SlotTable table = empty(slots_of_rank);
   const auto num_ranks = static_cast<std::int32_t>(slots_of_rank.size());
   std::vector<std::int32_t> counts = share_out(num_experts, num_ranks);

@@ -41,7 +41,8 @@ struct SlotTable {
 
   [[nodiscard]] static SlotTable empty(std::span<const std::int32_t> slots_of_rank);
   /// Contiguous blocks of experts: those of the trivial placement where they fit, else in proportion to the slots. What
-  /// slots are left over stay empty.
+  /// slots are left over stay empty. Throws kInvalidArgument where not every expert has a slot, or a rank a negative
+  /// number.
   [[nodiscard]] static SlotTable trivial(std::int32_t num_experts, std::span<const std::int32_t> slots_of_rank);
 
   [[nodiscard]] std::int32_t num_ranks() const noexcept { return static_cast<std::int32_t>(begin.size()) - 1; }

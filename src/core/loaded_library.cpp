@@ -8,9 +8,12 @@
 
 #include "epistle/error.hpp"
 
+#include "core/kept_signals.hpp"
+
 namespace epistle {
 
 LoadedLibrary::LoadedLibrary(std::string name, Symbols symbols) : name_(std::move(name)) {
+  const KeptSignals signals;
   handle_ = ::dlopen(name_.c_str(), RTLD_NOW | (symbols == Symbols::kOwn ? RTLD_LOCAL : RTLD_GLOBAL));
   if (handle_ != nullptr) return;
   const char* const reason = ::dlerror();

@@ -64,6 +64,19 @@ TEST(Usage, WrongUsageIsOneLineAndExitCodeTwo) {
   }
 }
 
+TEST(Usage, SwitchesTakeNoValue) {
+  for (const char* const value : {"", "false", "0", "-1", "18446744073709551616", "yes"}) {
+    for (const std::vector<std::string>& command :
+         {std::vector<std::string>{"bench", "--list", "--no-verify"}, {"simulate", "--near"}, {"tune", "--gemm"}}) {
+      std::vector<std::string> arguments = command;
+      arguments.back() += std::string("=") + value;
+      const CommandResult result = run_epistle(arguments);
+      EXPECT_EQ(result.exit_code, 2) << result.describe();
+      EXPECT_TRUE(is_error_line(result.err, command.back() + " takes no value")) << result.describe();
+    }
+  }
+}
+
 TEST(Usage, UnknownCommandsAreNamedWithThoseThereAre) {
   const std::string commands =
       "; the commands are run, bench, compare, tune, trace, balance, calibrate, doctor, models, plan, simulate, "

@@ -23,6 +23,7 @@
 
 #include "epistle/error.hpp"
 
+#include "core/kept_signals.hpp"
 #include "core/random_bytes.hpp"
 #include "fabric/fabric.hpp"
 #include "fabric/ofi/ofi_library.hpp"
@@ -61,6 +62,7 @@ class OfiEndpoint final : public FabricEndpoint {
   explicit OfiEndpoint(const FabricRequest& request) : info_(choose_info(request)), way_(way_of(*info_)) {
     way_.needs_local_keys = way_.needs_local_keys || request.stage_sources;
     const OfiApi& api = load_ofi();
+    const KeptSignals signals;
     fid_fabric* fabric = nullptr;
     require(api.open_fabric(info_->fabric_attr, &fabric, nullptr), "fi_fabric");
     fabric_.reset(fabric);

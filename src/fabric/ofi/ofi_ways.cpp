@@ -15,6 +15,7 @@
 
 #include "epistle/error.hpp"
 
+#include "core/kept_signals.hpp"
 #include "fabric/rails.hpp"
 
 namespace epistle::ofi {
@@ -53,6 +54,7 @@ InfoList find_infos(const FabricRequest& request, bool of_gpus = false) {
   hints->tx_attr->op_flags = FI_DELIVERY_COMPLETE;
   if (!request.provider.empty()) hints->fabric_attr->prov_name = ::strdup(request.provider.c_str());
   fi_info* found = nullptr;
+  const KeptSignals signals;  // providers are loaded here
   const int status = api.get_info(FI_VERSION(1, 14), nullptr, nullptr, 0, hints.get(), &found);
   InfoList infos = own_info(found);
   if (status != 0 && status != -FI_ENODATA) require(status, "fi_getinfo");
