@@ -163,9 +163,8 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
              "until its rows are there");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
-  add_numbers(
-      command, "--mask", options.masked, {1, kMaxRanks - 1},
-      "Mask these ranks out: the others go on without their tokens and their experts. Rank 0 stays");
+  add_numbers(command, "--mask", options.masked, {1, kMaxRanks - 1},
+              "Mask these ranks out: the others go on without their tokens and their experts. Rank 0 stays");
 }
 
 std::vector<std::pair<std::string_view, std::string>> shared_options(const BenchOptions& options) {
