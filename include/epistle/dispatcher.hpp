@@ -254,8 +254,8 @@ class EPISTLE_API Dispatcher {
   /// The calls that follow choose replicas by quotas that suit one batch, until the next ones or the next placement:
   /// the fullest rank gets as little as the slots in force allow, to the token (of more than 2^30 tokens, to the power
   /// of two that brings them below it). Nothing is exchanged, and no rank waits: each that should share out alike gives
-  /// the same tokens; where they differ all rows arrive nevertheless, less evenly. Integers only, as are all tokens: the
-  /// same bits on every device. Which tokens go where the hash says, so that counts of a batch deviate by chance.
+  /// the same tokens; where they differ all rows arrive nevertheless, less evenly. Integers only, as are all tokens:
+  /// the same bits on every device. Which tokens go where the hash says, so that counts of a batch deviate by chance.
   /// On CUDA one kernel on `stream` reads device memory when it runs, and can be captured.
   /// Throws kInvalidArgument without tokens, where experts are not placed, and where replicas near a token come first:
   /// their parts are made of the quotas beforehand.

@@ -79,7 +79,7 @@ std::vector<NamedScenario> flagged_scenarios() {
     // Room for every routing, which is where rows go by lines.
     const std::int64_t most = config.max_tokens * scenario.num_ranks();
     if (std::holds_alternative<ExpertBlocks>(config.layout)) {
-      config.layout = ExpertBlocks{};
+      config.layout = ExpertBlocks{.rows_per_expert = most};
       config.sizing = Capacity{};
     } else {
       const auto& groups = std::get<ExpertMajor>(config.layout);
@@ -161,13 +161,14 @@ INSTANTIATE_TEST_SUITE_P(All, CudaScales,
                                             ::testing::ValuesIn(scale_forms())),
                          scale_case_name);
 
-/// The copy engines move rows of exact token_major calls with one buffer only.
+/// The copy engines move rows of exact token_major calls with one buffer only, with scales in rows.
 std::vector<NamedScenario> copy_engine_scenarios() {
   std::vector<NamedScenario> chosen;
   for (const NamedScenario& named : named_scenarios()) {
     const DispatcherConfig& config = named.scenario.config;
+    const auto* fp8 = std::get_if<Fp8Blocks>(&config.wire);
     if (std::holds_alternative<TokenMajor>(config.layout) && std::holds_alternative<Exact>(config.sizing) &&
-        config.num_buffers == 1) {
+        config.num_buffers == 1 && (fp8 == nullptr || fp8->order == ScaleOrder::kRows)) {
       chosen.push_back(named);
     }
   }

@@ -61,6 +61,9 @@ std::vector<Case> cases() {
   const auto add = [&](const std::string& name, const std::function<void(Case&)>& change) {
     Case added{.name = name, .config = base_config(), .tokens = {64, 64}};
     change(added);
+    if (auto* blocks = std::get_if<ExpertBlocks>(&added.config.layout)) {
+      blocks->rows_per_expert = added.config.max_tokens * static_cast<std::int64_t>(added.tokens.size());
+    }
     all.push_back(std::move(added));
   };
   add("Blocks", [](Case&) {});

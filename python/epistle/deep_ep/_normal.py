@@ -193,20 +193,24 @@ class NormalCalls:
         wait_for(previous_event)
         tokens, scales = x if isinstance(x, tuple) else (x, None)
         payload = Payload.of(tokens, scales)
+        # Who works with events reads rows on other streams, behind which nothing waits before they are written again.
+        in_order = previous_event is None and not async_finish
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
                 raise ValueError(
                     "a cached dispatch takes its routing from the handle; leave topk_idx and topk_weights out"
                 )
             made_by = handle.for_payload(payload, self._dispatchers)
-            rows = self._move(made_by, payload, tokens, scales, config, handle.routing.num_worst_tokens == 0)
+            rows = self._move(
+                made_by, payload, tokens, scales, config, in_order and handle.routing.num_worst_tokens == 0
+            )
             return rows, None, None, None, None, finish(async_finish)
 
         routing = self._routing(
             tokens, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens
         )
         dispatcher, prepared = routing.prepare(payload, self._dispatchers)
-        rows = self._move((dispatcher, prepared), payload, tokens, scales, config, num_worst_tokens == 0)
+        rows = self._move((dispatcher, prepared), payload, tokens, scales, config, in_order and num_worst_tokens == 0)
         # Behind the rows on the stream, and the host waits behind all of it: nothing of this is on anybody's way.
         made = Handle(routing, dispatcher, prepared, payload)
         routing.keep()

@@ -15,9 +15,10 @@ namespace epistle::cuda {
 
 void CudaEngine::check_can_renew() const {
   if (context_.options.row_flags) {
-    throw complain(ErrorCode::kUnsupported, Phase::kNone,
-                   "nobody raises the flags of rows (CudaOptions::row_flags) of a rank that is left out, and kernels may "
-                   "wait for them; make another dispatcher, without flags");
+    throw complain(
+        ErrorCode::kUnsupported, Phase::kNone,
+        "nobody raises the flags of rows (CudaOptions::row_flags) of a rank that is left out, and kernels may "
+        "wait for them; make another dispatcher, without flags");
   }
   if (!transport_->agrees_on_host()) return;
   throw complain(ErrorCode::kUnsupported, Phase::kNone,

@@ -1,5 +1,5 @@
-// CudaEngine: the memory that its ranks share, and what each of them needs to use it. Taken when a dispatcher is made, and
-// again where the mask of its group has changed (cuda_masks.cpp).
+// CudaEngine: the memory that its ranks share, and what each of them needs to use it. Taken when a dispatcher is made,
+// and again where the mask of its group has changed (cuda_masks.cpp).
 #include <algorithm>
 #include <utility>
 

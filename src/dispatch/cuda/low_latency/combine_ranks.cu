@@ -99,8 +99,8 @@ struct RankSummer : LineSums<kAligned, ChunkType> {
   static constexpr int kStagedRowBytes = ChunkType::kVectors * kStagedVectorBytes;
   static constexpr int kStagedRows = kStageBytes / kStagedRowBytes;
 
-  int rows;        ///< address in shared memory of this lane's part of the warp's rows
-  int term_list;   ///< likewise of the warp's RowTerms, those of a unit one behind the other
+  int rows;       ///< address in shared memory of this lane's part of the warp's rows
+  int term_list;  ///< likewise of the warp's RowTerms, those of a unit one behind the other
 
   /// The next unit of a warp. `totals`: as in find_send_unit().
   template <class Totals>
@@ -322,8 +322,8 @@ __global__ void __launch_bounds__(kLineThreads, 1) combine_ranks_kernel(const __
   __shared__ RowTerm term_lists[kLineWarps][kWarpSize];
   CallContext call;
   const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int rows = kept(static_cast<int>(__cvta_generic_to_shared(staged)) + warp * kStageBytes +
-                        lane_id() * kVectorBytes);
+  const int rows =
+      kept(static_cast<int>(__cvta_generic_to_shared(staged)) + warp * kStageBytes + lane_id() * kVectorBytes);
   const int term_list = kept(static_cast<int>(__cvta_generic_to_shared(term_lists[warp])));
   const RankSummer<Format, ChunkType, kAligned, kTokenRows> summer{
       {args.sum, args.lines, call, sources}, rows, term_list};

@@ -144,7 +144,8 @@ struct LineSums {
            chunk * ChunkType::kLines * kLineBytes;
   }
   __device__ void send_chunk(int rank, std::int64_t slot, int chunk, const ChunkType& data) const {
-    data.send(parts, lines_at(rank, slot, chunk), lines_in_chunk<ChunkType>(lines.combine_lines, chunk), line_flag(call.epoch));
+    data.send(parts, lines_at(rank, slot, chunk), lines_in_chunk<ChunkType>(lines.combine_lines, chunk),
+              line_flag(call.epoch));
   }
   /// Waits for a chunk of another rank; false when the wait was given up.
   [[nodiscard]] __device__ bool await_chunk(int rank, std::int64_t slot, int chunk, ChunkType& data) const {

@@ -124,8 +124,8 @@ void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args
   LineCombineArgs lines{.sum = args, .lines = lines_};
   lines.sum.tuning.num_blocks = num_blocks(tokens_to_move(handle) * lines_.combine_chunks * 2 + kUnitsPerBlock);
   lines.next_starts_early = may_overlap(lines.sum.tuning.num_blocks);
-  const std::int64_t num_units = tokens_to_move(handle) * lines_.combine_chunks *
-                                 std::min(lines_.num_ranks, lines_.top_k);
+  const std::int64_t num_units =
+      tokens_to_move(handle) * lines_.combine_chunks * std::min(lines_.num_ranks, lines_.top_k);
   lines.wide = num_units > std::int64_t{lines.sum.tuning.num_blocks} * kLineWarps * kNarrowUnitsPerWarp;
   if (handle.routed) {
     lines.passed_id = &handle.summary->passed_id;

@@ -10,7 +10,6 @@
 
 namespace epistle::cuda {
 
-
 /// Asks for all of a kernel's arguments at once, each warp for some of them: they lie in constant memory, where the
 /// first look at every 64 bytes takes as long as one at global memory, and one warp would wait for one after the other.
 /// What comes back means nothing, but must be used.
