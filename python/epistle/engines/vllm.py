@@ -92,8 +92,8 @@ class _Manager:
         """Collective over the ranks that stay, or come back."""
         if not self.support_fault_tolerance:
             raise NotImplementedError(
-                f"rank {rank} cannot be {'masked' if masked else 'unmasked'} with a dispatcher that waits for all ranks; "
-                "make a new group and manager of the survivors"
+                f"rank {rank} cannot be {'masked' if masked else 'unmasked'} with a dispatcher that waits for all "
+                "ranks; make a new group and manager of the survivors"
             )
         for buffer in self._buffers.values():
             known = set(buffer._group.masked)

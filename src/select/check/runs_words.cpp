@@ -338,15 +338,15 @@ void read_launcher(RunConfig& run, const std::vector<LinedText>& words, std::siz
                       setting.name == "nodes";
     return size && setting.assumed_value;
   });
-  for (std::size_t idx = 0; idx < launcher.size(); ++idx) {
-    const std::string& word = launcher[idx].bytes;
+  for (const auto& argument : launcher) {
+    const std::string& word = argument.bytes;
     if (!word.starts_with('-')) {
-      add_variables(run, launcher[idx], 0);
+      add_variables(run, argument, 0);
       continue;
     }
     // srun --export=ALL,A=1; docker --env=A=1; singularity --env A=1,B=2 (the list is a word of its own)
     for (const std::string_view option : {"--export=", "--env="}) {
-      if (word.starts_with(option)) add_variables(run, launcher[idx], option.size());
+      if (word.starts_with(option)) add_variables(run, argument, option.size());
     }
   }
 }

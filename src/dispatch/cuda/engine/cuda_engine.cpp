@@ -389,7 +389,7 @@ void CudaEngine::set_placement(const Placement& placement, Stream stream) {
 
 void CudaEngine::set_batch_quotas(const BatchQuotasRequest& request, Stream stream) {
   const DeviceGuard guard(context_.device);
-  if (Complaint complaint = refuse_batch_quotas(request, experts_->placed())) throw *complaint;
+  if (Complaint complaint = refuse_batch_quotas(request, experts_->placed())) throw Error(*complaint);
   check_cuda(launch_batch_quotas({.slots = experts_->tables(),
                                   .expert_tokens = request.expert_tokens,
                                   .rank_tokens = request.rank_tokens,

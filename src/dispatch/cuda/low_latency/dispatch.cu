@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const _
   if (group.num_masked != 0) leave_out_masked(args, shared);
   bool ok = true;
   if (keeps_books && has_send && !sends) announce(group, call, keepers.thread, keepers.count);
-  if constexpr (has_extras<Args>) {
+  if constexpr (kHasExtras<Args>) {
     const bool tells = has_send && args.flags.number != nullptr;
     if (tells && blockIdx.x == 0 && threadIdx.x == 0) *args.flags.number = call.epoch;
   }
@@ -291,7 +291,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const _
     if (moves_rows && sends) sender.clear(sending);
   }
   if (moves_rows) {
-    if constexpr (has_extras<Args>) {
+    if constexpr (kHasExtras<Args>) {
       if (args.flags.number != nullptr) raise_empty(args, t, call.epoch, num_movers);
     }
     receiver.run(receiving, first);

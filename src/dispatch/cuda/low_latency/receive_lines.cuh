@@ -59,7 +59,7 @@ struct LineReceiver {
         open_header(current.head);
         take(part, current.data);
         __syncwarp();
-        if constexpr (has_extras<Args>) {
+        if constexpr (kHasExtras<Args>) {
           if (args.flags.number != nullptr) count_part(part);
         }
       }
@@ -239,7 +239,7 @@ struct LineReceiver {
     const bool has_scale = line < kQuantisedBlocks && scale < num_scales;
     const bool fills = !words && chunk == lines.row_chunks - 1;
     const int count = __popc(places.mask);
-    if constexpr (has_extras<Args>) {
+    if constexpr (kHasExtras<Args>) {
       if (args.scale_places.in_columns()) return store_scale_columns(count, has_scale, scale, value, fills);
     }
 #pragma unroll 1

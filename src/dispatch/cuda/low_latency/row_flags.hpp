@@ -21,7 +21,7 @@ struct LineFlags {
 struct ExtraDispatchArgs;
 /// Whether a dispatch with such arguments may raise flags, or lay scales in columns.
 template <class Args>
-inline constexpr bool has_extras = std::is_same_v<Args, ExtraDispatchArgs>;
+inline constexpr bool kHasExtras = std::is_same_v<Args, ExtraDispatchArgs>;
 
 /// The flags of every buffer of a dispatcher.
 class RowFlagMemory {

@@ -187,8 +187,8 @@ void HostEngine::set_placement(const Placement& placement, Stream stream) {
 }
 
 void HostEngine::set_batch_quotas(const BatchQuotasRequest& request, Stream stream) {
-  if (Complaint complaint = checks().device_options(stream, 0, Phase::kLayout)) throw *complaint;
-  if (Complaint complaint = refuse_batch_quotas(request, preparation_.placed())) throw *complaint;
+  if (Complaint complaint = checks().device_options(stream, 0, Phase::kLayout)) throw Error(*complaint);
+  if (Complaint complaint = refuse_batch_quotas(request, preparation_.placed())) throw Error(*complaint);
   preparation_.share_batch(request);
 }
 
