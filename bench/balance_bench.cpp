@@ -321,9 +321,8 @@ void bench_migration(Report& report) {
   const SegmentTimes times = measure_migration(CopyMode::kBetweenSteps, kSeconds);
   const RatioInterval interval = p99_ratio(times.moving_us, times.quiet_us);
   report.add("p99 of dispatch during a migration, host",
-             fmt::format("{:.3f} ({:.3f} to {:.3f}); {} migrations", interval.ratio, interval.low, interval.high,
-                         times.num_migrations),
-             fmt::format("{:.2f}", kP99Goal), std::string(verdict_on(interval)));
+             fmt::format("{}; {} migrations", to_text(interval), times.num_migrations), fmt::format("{:.2f}", kP99Goal),
+             std::string(verdict_on(interval)));
 }
 
 void name_what_needs_gpus(Report& report) {

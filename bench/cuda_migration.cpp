@@ -181,16 +181,6 @@ GpuTimes measure_on_gpus(std::int64_t chunk_bytes, double seconds) {
   return times;
 }
 
-std::vector<double> all_of(const std::vector<std::vector<double>>& segments) {
-  std::vector<double> all;
-  for (const std::vector<double>& segment : segments) all.insert(all.end(), segment.begin(), segment.end());
-  return all;
-}
-
-std::string interval_text(const RatioInterval& interval) {
-  return fmt::format("{:.3f} ({:.3f} to {:.3f})", interval.ratio, interval.low, interval.high);
-}
-
 void print_gpu_times(double seconds) {
   Table table({{"chunk", Align::kRight},
                {"calls", Align::kRight},
@@ -216,8 +206,8 @@ void print_gpu_times(double seconds) {
     const RatioInterval interval = p99_ratio(times.segments.moving_us, times.segments.quiet_us);
     table.add_row({format_bytes(chunk_bytes), format_count(static_cast<std::int64_t>(moving.size())),
                    format_us(summarize(quiet).median), format_us(summarize(moving).median),
-                   format_us(summarize(quiet).p99), format_us(summarize(moving).p99), interval_text(interval),
-                   interval_text(noise_of(times.segments)),
+                   format_us(summarize(quiet).p99), format_us(summarize(moving).p99), to_text(interval),
+                   to_text(noise_of(times.segments)),
                    fmt::format("{:.1f}", static_cast<double>(times.copied_bytes) / times.copy_us / 1e3),
                    format_count(times.num_short), fmt::format("{:.2f}", kP99Goal), std::string(verdict_on(interval))});
   }

@@ -16,10 +16,6 @@
 namespace epistle::bench {
 namespace {
 
-std::string text_of(const RatioInterval& interval) {
-  return fmt::format("{:.3f} ({:.3f} to {:.3f})", interval.ratio, interval.low, interval.high);
-}
-
 void print_times(double seconds) {
   Table table({{"copied by", Align::kLeft},
                {"calls", Align::kRight},
@@ -39,17 +35,13 @@ void print_times(double seconds) {
   for (const CopyMode mode : kCopyModes) {
     const SegmentTimes times = measure_migration(mode, seconds);
     is_pinned = is_pinned && times.is_pinned;
-    std::vector<double> quiet;
-    std::vector<double> moving;
-    for (const std::vector<double>& segment : times.quiet_us) quiet.insert(quiet.end(), segment.begin(), segment.end());
-    for (const std::vector<double>& segment : times.moving_us) {
-      moving.insert(moving.end(), segment.begin(), segment.end());
-    }
+    const std::vector<double> quiet = all_of(times.quiet_us);
+    const std::vector<double> moving = all_of(times.moving_us);
     const RatioInterval interval = p99_ratio(times.moving_us, times.quiet_us);
     table.add_row({std::string(to_string(mode)), format_count(static_cast<std::int64_t>(moving.size())),
                    format_us(summarize(quiet).median), format_us(summarize(moving).median),
-                   format_us(summarize(quiet).p99), format_us(summarize(moving).p99), text_of(interval),
-                   text_of(noise_of(times)), format_us(summarize(times.quiet_steps_us).median),
+                   format_us(summarize(quiet).p99), format_us(summarize(moving).p99), to_text(interval),
+                   to_text(noise_of(times)), format_us(summarize(times.quiet_steps_us).median),
                    format_us(summarize(times.moving_steps_us).median), format_count(times.num_migrations),
                    format_bytes(times.bytes_moved), fmt::format("{:.2f}", kP99Goal),
                    std::string(verdict_on(interval))});

@@ -9,6 +9,8 @@
 
 #include <sched.h>
 
+#include <fmt/format.h>
+
 #include "epistle/dispatcher.hpp"
 #include "epistle/group.hpp"
 #include "epistle/migration.hpp"
@@ -239,6 +241,16 @@ RatioInterval noise_of(const SegmentTimes& times) {
   std::vector<std::vector<double>> halves[2];
   for (std::size_t idx = 0; idx < times.quiet_us.size(); ++idx) halves[idx % 2].push_back(times.quiet_us[idx]);
   return p99_ratio(halves[0], halves[1]);
+}
+
+std::string to_text(const RatioInterval& interval) {
+  return fmt::format("{:.3f} ({:.3f} to {:.3f})", interval.ratio, interval.low, interval.high);
+}
+
+std::vector<double> all_of(const std::vector<std::vector<double>>& segments) {
+  std::vector<double> all;
+  for (const std::vector<double>& segment : segments) all.insert(all.end(), segment.begin(), segment.end());
+  return all;
 }
 
 std::string_view verdict_on(const RatioInterval& interval) noexcept {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -45,6 +46,12 @@ struct RatioInterval {
 
 /// The same of every second quiet segment over the others: what the ratio is worth on this machine. 1 but for noise.
 [[nodiscard]] RatioInterval noise_of(const SegmentTimes& times);
+
+/// "ratio (low to high)".
+[[nodiscard]] std::string to_text(const RatioInterval& interval);
+
+/// The times of all segments, one segment behind the other.
+[[nodiscard]] std::vector<double> all_of(const std::vector<std::vector<double>>& segments);
 
 inline constexpr double kP99Goal = 1.05;
 

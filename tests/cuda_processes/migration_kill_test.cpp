@@ -29,12 +29,7 @@ TEST_P(CudaMigrationKill, SurvivorsKeepOnePlacementAndItsWeights) {
   SharedArray<Survivor> survivors(2);
   const auto play = [&](Group& group) {
     kill_at(point, group.rank());
-    WeightStoreConfig config;
-    config.num_experts = kMigrationExperts;
-    config.expert_bytes = 40'000;
-    config.slot_experts = kGpuSlotsBefore;
-    config.chunk_bytes = 4096;
-    WeightStore store(group, config, CudaOptions{});
+    WeightStore store(group, killed_config(kGpuSlotsBefore), CudaOptions{});
     DeviceArena arena(group.rank(), std::int64_t{1} << 20);
     fill_gpu_weights(store, group.rank(), arena);
     migrate_until_failure(

@@ -25,11 +25,7 @@ TEST_P(MigrationKill, SurvivorsKeepOnePlacementAndItsWeights) {
   const int turn = static_cast<int>(point.stage) + static_cast<int>(point.round) + point.victim;
   const auto play = [&](Group& group) {
     kill_at(point, group.rank());
-    WeightStoreConfig config;
-    config.num_experts = kMigrationExperts;
-    config.expert_bytes = 40'000;
-    config.slot_experts = kSlotsBefore;
-    config.chunk_bytes = 4096;
+    WeightStoreConfig config = killed_config(kSlotsBefore);
     config.low_priority = false;
     config.bytes_per_advance = turn % 2 == 0 ? 0 : 7000;
     WeightStore store(group, config);

@@ -35,6 +35,16 @@ struct Survivor {
   bool serves_all = false;
 };
 
+/// Experts of several chunks each.
+inline WeightStoreConfig killed_config(const std::vector<std::vector<std::int32_t>>& slots) {
+  WeightStoreConfig config;
+  config.num_experts = kMigrationExperts;
+  config.expert_bytes = 40'000;
+  config.slot_experts = slots;
+  config.chunk_bytes = 4096;
+  return config;
+}
+
 /// Where a rank ends.
 struct KillPoint {
   migrate::Stage stage = migrate::Stage::kBegun;

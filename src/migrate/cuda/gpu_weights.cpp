@@ -1,8 +1,6 @@
 // Weights in GPU memory that all ranks of the group address; each rank's copy engines pull what it needs.
 #include <algorithm>
 #include <cstddef>
-#include <map>
-#include <mutex>
 #include <utility>
 
 #include <cuda_runtime_api.h>
@@ -11,30 +9,13 @@
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "gpu/cuda_error.hpp"
 #include "gpu/heap/symmetric_heap.hpp"
+#include "gpu/private_stream.hpp"
 #include "migrate/weight_memory.hpp"
 
 namespace epistle::migrate {
 namespace {
 
 using cuda::check_cuda;
-
-/// The stream of this process for copies on a device, of the lowest priority. One for all stores, made once and never
-/// destroyed, because every further stream could share a hardware queue with one of a rank's (gpu/private_stream.hpp).
-/// Nothing that waits for a rank is put on it.
-cudaStream_t copy_stream(int device) {
-  static std::mutex mutex;
-  static std::map<int, cudaStream_t> streams;
-  const std::lock_guard lock(mutex);
-  const auto found = streams.find(device);
-  if (found != streams.end()) return found->second;
-  const cuda::DeviceGuard guard(device);
-  int lowest = 0;
-  check_cuda(cudaDeviceGetStreamPriorityRange(&lowest, nullptr), "asking for the priorities of streams");
-  cudaStream_t stream = nullptr;
-  check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, lowest), "creating a stream for weights");
-  streams.emplace(device, stream);
-  return stream;
-}
 
 /// Whoever waits for it sleeps: the cores are those of ranks.
 class Event {
@@ -64,7 +45,7 @@ class GpuWeights final : public WeightMemory {
  public:
   GpuWeights(GroupImpl& group, int device, const std::vector<std::int64_t>& bytes_of_rank)
       : device_(device),
-        stream_(copy_stream(device)),
+        stream_(cuda::private_stream(device, cuda::StreamPriority::kLowest)),
         heap_(group, device, largest_of(bytes_of_rank)),
         copied_(device),
         free_(device) {

@@ -91,15 +91,19 @@ TEST(SwitchReduction, PaysOnlyWhereTokensGoToAlmostAllRanks) {
   EXPECT_TRUE(switch_reduction(2, 1.995, 128, 2).pays());
 }
 
+GemmShape some_experts(double global_tokens, double num_ranks, ExpertType type) {
+  return {.global_tokens = global_tokens,
+          .num_ranks = num_ranks,
+          .num_experts = 128,
+          .top_k = 8,
+          .hidden = 4096,
+          .expert_ffn = 1536,
+          .type = type};
+}
+
 TEST(Curves, SmallGroupedGemmsReadWeightsLargeOnesCompute) {
   const Cluster& cluster = find_cluster("h100-hgx");
-  GemmShape shape{.global_tokens = 64,
-                  .num_ranks = 8,
-                  .num_experts = 128,
-                  .top_k = 8,
-                  .hidden = 4096,
-                  .expert_ffn = 1536,
-                  .type = ExpertType::kBf16};
+  GemmShape shape = some_experts(64, 8, ExpertType::kBf16);
   const GemmTerms terms = gemm_terms(prior_values(find_curve_family("gemm bf16")));
   const GemmTimes small = gemm_time(gemm_work(cluster, shape), terms);
   EXPECT_GT(small.weights_us, small.compute_us);
@@ -114,13 +118,7 @@ TEST(Curves, SmallGroupedGemmsReadWeightsLargeOnesCompute) {
 
 TEST(Curves, RowsOfGroupedGemmsAreMovedByKernelsOfTheirOwn) {
   const GemmTerms terms = gemm_terms(prior_values(find_curve_family("gemm bf16")));
-  GemmShape shape{.global_tokens = 16384,
-                  .num_ranks = 16,
-                  .num_experts = 128,
-                  .top_k = 8,
-                  .hidden = 4096,
-                  .expert_ffn = 1536,
-                  .type = ExpertType::kBf16};
+  GemmShape shape = some_experts(16384, 16, ExpertType::kBf16);
   const GemmTimes times = gemm_time(gemm_work(find_cluster("h100-hgx"), shape), terms);
   const double multiplied_us = overlapped_us(terms.overlap_norm, times.compute_us, times.weights_us);
   EXPECT_DOUBLE_EQ(times.total_us, times.fixed_us + multiplied_us + times.activations_us);
@@ -129,13 +127,7 @@ TEST(Curves, RowsOfGroupedGemmsAreMovedByKernelsOfTheirOwn) {
 TEST(Curves, MeasuredAgainAndAgainSmallWeightsStayInTheCacheAndAStepOfAModelReadsThem) {
   const Cluster& cluster = find_cluster("h100-hgx");
   const GemmTerms terms = gemm_terms(prior_values(find_curve_family("gemm fp8")));
-  GemmShape shape{.global_tokens = 64,
-                  .num_ranks = 64,
-                  .num_experts = 128,
-                  .top_k = 8,
-                  .hidden = 4096,
-                  .expert_ffn = 1536,
-                  .type = ExpertType::kFp8};
+  GemmShape shape = some_experts(64, 64, ExpertType::kFp8);
   GemmWork repeated = gemm_work(cluster, shape);
   const double once_us = gemm_time(repeated, terms).weights_us;
   repeated.cache_bytes = cache_bytes(cluster);

@@ -4,7 +4,6 @@
 // A warp moves one chunk of one token at a time. While it adds the rows of a unit, what the handle knows of the next
 // one is on its way; as soon as they are added, the rows of the next are asked for, before the sum is sent, or what
 // others send for it is waited for.
-#include <algorithm>
 #include <climits>
 
 #include "dispatch/cuda/device/start_kernel.cuh"
@@ -351,21 +350,19 @@ __global__ void __launch_bounds__(kLineThreads, 1) combine_ranks_kernel(const __
 using RankKernel = void (*)(LineCombineArgs);
 
 template <class Format, class ChunkType>
-RankKernel combine_ranks_of(bool aligned, bool token_rows) {
-  if (token_rows) {
-    return aligned ? combine_ranks_kernel<Format, ChunkType, true, true>
-                   : combine_ranks_kernel<Format, ChunkType, false, true>;
-  }
-  return aligned ? combine_ranks_kernel<Format, ChunkType, true, false>
-                 : combine_ranks_kernel<Format, ChunkType, false, false>;
+RankKernel combine_aligned(bool token_rows) {
+  return token_rows ? combine_ranks_kernel<Format, ChunkType, true, true>
+                    : combine_ranks_kernel<Format, ChunkType, true, false>;
 }
 
 RankKernel combine_ranks(DType dtype, bool wide, bool aligned, bool token_rows) {
   return with_format(dtype, [&](auto format) -> RankKernel {
     using Format = decltype(format);
     // Rows that are not aligned are read byte by byte: nothing is gained by wider chunks.
-    if (wide && aligned) return combine_ranks_of<Format, WideChunk>(aligned, token_rows);
-    return combine_ranks_of<Format, Chunk>(aligned, token_rows);
+    if (!aligned)
+      return token_rows ? combine_ranks_kernel<Format, Chunk, false, true>
+                        : combine_ranks_kernel<Format, Chunk, false, false>;
+    return wide ? combine_aligned<Format, WideChunk>(token_rows) : combine_aligned<Format, Chunk>(token_rows);
   });
 }
 
