@@ -275,7 +275,7 @@ class Rank {
             .num_experts = kExperts,
             .top_k = kTopK,
             .max_tokens = settings.tokens,
-            .layout = epistle::ExpertBlocks{},
+            .layout = epistle::ExpertBlocks{.rows_per_expert = kRanks * settings.tokens},
             .sizing = epistle::Capacity{},
             .zero_padding = false};
   }
@@ -354,6 +354,9 @@ int main(int argc, char** argv) {
     epistle::run_thread_ranks(kRanks, [&](epistle::Group& group) {
       const int device = group.rank() % num_devices;
       check(cudaSetDevice(device), "cudaSetDevice");
+      // Not at the first launch: loading waits for running kernels, and those of another rank may wait for this one.
+      cudaFuncAttributes attributes;
+      check(cudaFuncGetAttributes(&attributes, experts_kernel), "cudaFuncGetAttributes");
       Rank rank(group, settings, device);
       num_wrong += rank.run();
       group.barrier();

@@ -73,6 +73,12 @@ __global__ void __launch_bounds__(kThreads) outputs_kernel(const ConsumerArgs ar
 
 }  // namespace
 
+cudaError_t load_consumer_kernels() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, consumer_kernel);
+  return error == cudaSuccess ? cudaFuncGetAttributes(&attributes, outputs_kernel) : error;
+}
+
 cudaError_t launch_consumer(const ConsumerArgs& args, int blocks, cudaStream_t stream) {
   consumer_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
   return cudaGetLastError();

@@ -38,6 +38,8 @@ struct ConsumerArgs {
   ConsumerFindings* findings = nullptr;
 };
 
+/// Before a kernel waits for another rank whose thread may launch one of these for the first time.
+cudaError_t load_consumer_kernels();
 /// With `blocks` of one SM each.
 cudaError_t launch_consumer(const ConsumerArgs& args, int blocks, cudaStream_t stream);
 /// The outputs of all rows that some token has come for, without any flag.

@@ -178,6 +178,7 @@ __device__ __noinline__ void leave_out_masked(const LineDispatchArgs& args, std:
 /// What the warps of a block have in common.
 struct BlockState {
   int refusing_rank;  ///< kMaxRanks: none
+  bool bad_routing;   ///< some thread has seen ids that are refused
   Books books;
   std::uint64_t placed;  ///< a barrier that the keepers open when the tables say where rows go
   volatile std::uint32_t touched[kLineWarps];
@@ -233,6 +234,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const _
     fill_rank_tables(routing, t, keepers.thread);
     if (keepers.thread == 0) {
       state.refusing_rank = kMaxRanks;
+      state.bad_routing = false;
       state.books = Books{};
       open_later(state.placed);
     }
@@ -255,7 +257,10 @@ __global__ void __launch_bounds__(kLineThreads, 1) dispatch_lines_kernel(const _
   if (keeps_books && readers.thread == 0) *t.all.routed = early.num_routed(routing);
   if (lane_id() == 0) state.touched[warp] = touch;
   // Also: every thread has read the epoch. The next kernel reads it when all blocks of this one have ended.
-  const bool refused = __syncthreads_or(bad) != 0;
+  // A word and a plain barrier: racecheck does not see that BAR.RED (__syncthreads_or) orders the tables too.
+  if (bad) state.bad_routing = true;
+  __syncthreads();
+  const bool refused = state.bad_routing;
   if (group.num_masked != 0) leave_out_masked(args, shared);
   bool ok = true;
   if (keeps_books && has_send && !sends) announce(group, call, keepers.thread, keepers.count);
