@@ -1,11 +1,11 @@
 // Experts that begin before all rows are there, and a combine that begins before all experts are done.
 //
-// A stand-in for a grouped GEMM (one kernel, a thread block for the rows of a source and an expert) runs beside the
+// A stand-in for a grouped GEMM (one kernel, a thread block for each row) runs beside the
 // receive half of dispatch and beside combine: it takes rows as their flags rise (epistle/device/row_flags.hpp) and
 // marks its outputs. The same step is also made one call after the other; sums must be the same, bit for bit, and what
 // a step takes is printed for both.
 //
-//   early_experts [SMs of each call beside the experts, 32] [products per output, 16] [tokens per rank, 128]
+//   early_experts [SMs of each call beside the experts, 16] [products per output, 4] [tokens per rank, 128]
 //
 // The ranks are threads, each with a GPU of its own, or half of one ("virtual ranks"). The exit code is 77 where there
 // is no GPU.
@@ -32,16 +32,18 @@ constexpr int kRanks = 2;
 constexpr std::int32_t kExperts = 256;
 constexpr std::int32_t kTopK = 8;
 constexpr std::int64_t kHidden = 7168;
-constexpr int kThreads = 256;
+constexpr int kThreads = 1024;  // a block fills an SM
+constexpr int kWarp = 32;
 constexpr std::uint64_t kPatienceNs = 2'000'000'000;
 constexpr int kReplays = 100;
 constexpr int kRounds = 7;
-constexpr int kMostUnits = 32;      // of a block of experts: the bits of a word
+static_assert(kExperts <= 32 * kWarp, "a lane has a bit for each of its sources and experts");
+constexpr int kCountBits = 12;      // of a claim, for the rows of a source and an expert that are taken
 constexpr int kNoGpuExitCode = 77;  // ctest counts it as skipped
 
 struct Settings {
-  int comm_sms = 32;
-  int taps = 16;
+  int comm_sms = 16;
+  int taps = 4;
   std::int64_t tokens = 128;
 };
 
@@ -60,6 +62,7 @@ struct ExpertArgs {
   std::int64_t rows_per_expert;
   int num_experts;  // here
   int taps;
+  std::uint32_t* claims;  // [source, expert] of early rows: see claim_row()
   int* num_failed_waits;
 };
 
@@ -79,65 +82,125 @@ __device__ void compute_row(const ExpertArgs& args, std::int64_t row, int expert
   __syncthreads();
 }
 
-__device__ void compute_rows(const ExpertArgs& args, std::int64_t begin, std::int64_t count, int expert, float* in) {
-  for (std::int64_t row = begin; row < begin + count; ++row) compute_row(args, row, expert, in);
+/// Every gridDim.x-th row of all that there are.
+__device__ void compute_all(const ExpertArgs& args, float* in) {
+  const auto step = static_cast<int>(gridDim.x);
+  int next = static_cast<int>(blockIdx.x);
+  int before = 0;
+  for (int expert = 0; expert < args.num_experts; ++expert) {
+    const int end = before + args.expert_counts[expert];
+    for (; next < end; next += step) compute_row(args, expert * args.rows_per_expert + next - before, expert, in);
+    before = end;
+  }
 }
 
-/// A block has every gridDim.x-th (source, expert), at most 32 of them, and does whichever is there.
-__device__ void compute_as_rows_come(const ExpertArgs& args, float* in) {
-  __shared__ int chosen;
-  __shared__ epistle::device::RowArrival rows;
+/// How many rows of a source and an expert blocks have taken. A claim also holds the number of their dispatch, so that
+/// nobody clears it between replays.
+__device__ std::uint32_t num_taken(std::uint32_t claim, std::uint32_t number) {
+  return claim >> kCountBits == number << kCountBits >> kCountBits ? claim & ((1U << kCountBits) - 1) : 0;
+}
+
+/// The next of `count` rows that no block has taken, or -1.
+__device__ int claim_row(std::uint32_t* claim, std::uint32_t number, std::int32_t count) {
+  std::uint32_t seen = epistle::device::detail::load_relaxed(claim);
+  while (true) {
+    const std::uint32_t taken = num_taken(seen, number);
+    if (taken >= static_cast<std::uint32_t>(count)) return -1;
+    const std::uint32_t now = atomicCAS(claim, seen, (number << kCountBits) + taken + 1);
+    if (now == seen) return static_cast<int>(taken);
+    seen = now;
+  }
+}
+
+/// What a block does next: a row, or nothing yet, or nothing any more.
+struct Chosen {
+  enum Kind : int { kRow, kNothingYet, kEnd } kind;
+  int row;
+  int expert;
+};
+
+/// A lane has every 32nd (source, expert), and takes a row of one that is there; the lanes take turns.
+__device__ Chosen choose(const ExpertArgs& args, std::uint32_t number, std::uint32_t& left) {
   const epistle::device::RowFlags& flags = args.flags;
+  const auto lane = static_cast<int>(threadIdx.x);
+  int row = -1;
+  int expert = -1;
+  epistle::device::RowArrival rows{};
+  int bit = -1;
+  for (std::uint32_t rest = left; rest != 0 && bit < 0; rest &= rest - 1) {
+    const int i = __ffs(static_cast<int>(rest)) - 1;
+    const int unit = i * kWarp + lane;
+    if (!epistle::device::try_rows(flags, number, unit / flags.num_local_experts, unit % flags.num_local_experts,
+                                   rows)) {
+      continue;
+    }
+    const std::uint32_t claim = epistle::device::detail::load_relaxed(args.claims + unit);
+    if (num_taken(claim, number) < static_cast<std::uint32_t>(rows.count)) {
+      bit = i;
+    } else {
+      left &= ~(1U << i);
+    }
+  }
+  // Blocks begin with other lanes, so that they do not all ask for the same rows.
+  const std::uint32_t ready = __ballot_sync(~0U, bit >= 0);
+  const int shift = static_cast<int>(blockIdx.x) % kWarp;
+  const std::uint32_t turned = __funnelshift_r(ready, ready, shift);
+  if (turned != 0 && lane == (__ffs(static_cast<int>(turned)) - 1 + shift) % kWarp) {
+    const int unit = bit * kWarp + lane;
+    const int taken = claim_row(args.claims + unit, number, rows.count);
+    if (taken >= 0) {
+      row = rows.begin + taken;
+      expert = unit % flags.num_local_experts;
+    }
+  }
+  const std::uint32_t found = __ballot_sync(~0U, row >= 0);
+  if (found != 0) {
+    const int from = __ffs(static_cast<int>(found)) - 1;
+    return {Chosen::kRow, __shfl_sync(~0U, row, from), __shfl_sync(~0U, expert, from)};
+  }
+  return {__any_sync(~0U, left != 0) != 0 ? Chosen::kNothingYet : Chosen::kEnd, -1, -1};
+}
+
+/// Takes rows as they come, and says of each when it is done.
+__device__ void compute_as_rows_come(const ExpertArgs& args, float* in) {
+  __shared__ Chosen chosen;
+  const epistle::device::RowFlags& flags = args.flags;
+  const bool chooses = threadIdx.x < kWarp;
   const std::uint32_t number = epistle::device::current_number(flags);
   const std::uint64_t deadline_ns = epistle::device::row_clock_ns() + kPatienceNs;
   const int count = flags.num_ranks * flags.num_local_experts;
-  const auto step = static_cast<int>(gridDim.x);
-  const auto first = static_cast<int>(blockIdx.x);
   std::uint32_t left = 0;
-  for (int i = 0; first + i * step < count; ++i) left |= 1U << i;
-  while (left != 0) {
-    if (threadIdx.x == 0) {
-      chosen = -1;
-      // Two looks at the last one that is missing: try the others first, then wait a moment for it.
-      for (std::uint32_t rest = left; rest != 0 && chosen < 0; rest &= rest - 1) {
-        const int i = __ffs(static_cast<int>(rest)) - 1;
-        const int idx = first + i * step;
-        if (epistle::device::try_rows(flags, number, idx / flags.num_local_experts, idx % flags.num_local_experts,
-                                      rows)) {
-          chosen = i;
+  for (int i = 0; chooses && i * kWarp + static_cast<int>(threadIdx.x) < count; ++i) left |= 1U << i;
+  while (true) {
+    if (chooses) {
+      Chosen next = choose(args, number, left);
+      while (next.kind == Chosen::kNothingYet) {
+        const bool gives_up =
+            epistle::device::row_clock_ns() > deadline_ns || epistle::device::detail::load_relaxed(flags.failed) != 0;
+        if (__any_sync(~0U, gives_up) != 0) {
+          if (threadIdx.x == 0) atomicAdd(args.num_failed_waits, 1);
+          next.kind = Chosen::kEnd;
+          break;
         }
+        next = choose(args, number, left);
       }
-      const bool fails = chosen < 0 && (epistle::device::row_clock_ns() > deadline_ns ||
-                                        epistle::device::detail::load_relaxed(flags.failed) != 0);
-      if (fails) {
-        atomicAdd(args.num_failed_waits, 1);
-        chosen = -2;
-      }
+      if (threadIdx.x == 0) chosen = next;
     }
     __syncthreads();
-    const int taken = chosen;
-    if (taken == -2) return;
-    if (taken >= 0) {
-      compute_rows(args, rows.begin, rows.count, (first + taken * step) % flags.num_local_experts, in);
-      // compute_rows() has met behind its last row.
-      epistle::device::mark_rows_done(flags, number, rows.begin, rows.count, static_cast<int>(threadIdx.x), kThreads);
-      left &= ~(1U << taken);
-    }
-    __syncthreads();
+    const Chosen now = chosen;
+    if (now.kind == Chosen::kEnd) return;
+    compute_row(args, now.row, now.expert, in);
+    // compute_row() has met behind its last element.
+    if (chooses) epistle::device::mark_rows_done(flags, number, now.row, 1, static_cast<int>(threadIdx.x), kWarp);
   }
 }
 
 __global__ void __launch_bounds__(kThreads) experts_kernel(const ExpertArgs args) {
   __shared__ float in[kHidden];
-  if (args.flags.number != nullptr) return compute_as_rows_come(args, in);
-  // As many units as there are sources and experts.
-  for (int unit = static_cast<int>(blockIdx.x); unit < args.num_experts * kRanks; unit += static_cast<int>(gridDim.x)) {
-    const int expert = unit % args.num_experts;
-    const int part = unit / args.num_experts;
-    const std::int32_t rows = args.expert_counts[expert];
-    const std::int32_t begin = rows * part / kRanks;
-    const std::int32_t end = rows * (part + 1) / kRanks;
-    compute_rows(args, expert * args.rows_per_expert + begin, end - begin, expert, in);
+  if (args.flags.number != nullptr) {
+    compute_as_rows_come(args, in);
+  } else {
+    compute_all(args, in);
   }
 }
 
@@ -174,13 +237,14 @@ class Rank {
     weights_ = upload(weights);
     tokens_ = upload(tokens);
     out_ = upload(tokens);
+    claims_ = upload(std::vector<std::uint32_t>(kExperts, 0));
     num_failed_waits_ = upload(std::vector<int>{0});
     int sms = 0;
     check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
     int num_gpus = 0;
     check(cudaGetDeviceCount(&num_gpus), "cudaGetDeviceCount");
     sms_ = num_gpus >= kRanks ? sms : sms / kRanks;
-    const int most = sms_ - kRanks * kExperts / kRanks / kMostUnits - 1;
+    const int most = sms_ - 1;
     if (settings.comm_sms < 1 || settings.comm_sms > most) {
       throw epistle::Error(epistle::ErrorCode::kInvalidArgument,
                            "SMs beside the experts are 1 to " + std::to_string(most));
@@ -308,6 +372,7 @@ class Rank {
                           .rows_per_expert = description.num_rows / description.num_local_experts,
                           .num_experts = description.num_local_experts,
                           .taps = settings_.taps,
+                          .claims = claims_,
                           .num_failed_waits = num_failed_waits_};
     experts_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
     check(cudaGetLastError(), "launching the experts");
@@ -332,6 +397,7 @@ class Rank {
   float* weights_ = nullptr;
   __nv_bfloat16* tokens_ = nullptr;
   __nv_bfloat16* out_ = nullptr;
+  std::uint32_t* claims_ = nullptr;
   int* num_failed_waits_ = nullptr;
   int sms_ = 0;
 };
@@ -344,6 +410,12 @@ int main(int argc, char** argv) {
     if (argc > 1) settings.comm_sms = std::atoi(argv[1]);
     if (argc > 2) settings.taps = std::atoi(argv[2]);
     if (argc > 3) settings.tokens = std::atoi(argv[3]);
+    constexpr std::int64_t kMostTokens = (1 << kCountBits) - 1;
+    if (settings.taps < 1 || settings.tokens < 1 || settings.tokens > kMostTokens) {
+      std::fprintf(stderr, "early_experts: products are at least 1, and tokens 1 to %lld\n",
+                   static_cast<long long>(kMostTokens));
+      return 2;
+    }
     const epistle::CudaSupport support = epistle::cuda_support();
     if (support.num_devices == 0) {
       std::fprintf(stderr, "early_experts: needs a GPU: %s\n", support.reason.c_str());

@@ -47,14 +47,22 @@ __device__ inline void init_barrier(std::uint64_t* barrier) {
 /// wrote them, so they are where bulk copies look.)
 __device__ inline void fence_async() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
-__device__ inline void load_part(std::byte* slot, const std::byte* from, std::uint32_t num_bytes,
-                                 std::uint64_t* barrier) {
+/// So many bytes will come, in parts.
+__device__ inline void expect_parts(std::uint32_t num_bytes, std::uint64_t* barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(num_bytes)
                : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(slot)),
+}
+/// One of those, to an address in shared memory.
+__device__ inline void load_expected_part(std::uint32_t slot, const std::byte* from, std::uint32_t num_bytes,
+                                          std::uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(slot),
                "l"(from), "r"(num_bytes), "r"(shared_address(barrier))
                : "memory");
+}
+__device__ inline void load_part(std::byte* slot, const std::byte* from, std::uint32_t num_bytes,
+                                 std::uint64_t* barrier) {
+  expect_parts(num_bytes, barrier);
+  load_expected_part(shared_address(slot), from, num_bytes, barrier);
 }
 
 __device__ inline bool is_loaded(std::uint64_t* barrier, std::uint32_t parity) {

@@ -8,53 +8,12 @@
 
 #include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/low_latency/line_sums.cuh"
+#include "dispatch/cuda/low_latency/staged_rows.cuh"
 
 namespace epistle::cuda {
 namespace {
 
-/// Rows of a unit that are on their way at once, in shared memory: for each warp [rows][vectors of a chunk][lanes] of
-/// 16 bytes, where a lane reads what it has copied itself. Of more (a token with so many experts on one rank) the
-/// others are read when their turn comes.
-constexpr int kStagedVectorBytes = kWarpSize * kVectorBytes;
-constexpr int kStageBytes = 12 * Chunk::kVectors * kStagedVectorBytes;
 constexpr std::int64_t kStagedBytes = std::int64_t{kStageBytes} * kLineWarps;
-
-/// A row that is added: what a lane has found out for the others.
-struct alignas(8) RowTerm {
-  std::int32_t row;
-  float weight;
-};
-
-/// 16 bytes, or 8, or nothing, on their way to shared memory; without branches, each of which takes longer.
-__device__ void copy_ahead(int to, const std::byte* from, bool whole, bool half) {
-  asm volatile(
-      "{\n.reg .pred p, q;\n"
-      "setp.ne.u32 p, %2, 0;\n"
-      "setp.ne.u32 q, %3, 0;\n"
-      "@p cp.async.cg.shared.global [%0], [%1], 16;\n"
-      "@q cp.async.ca.shared.global [%0], [%1], 8;\n}\n" ::"r"(to),
-      "l"(from), "r"(static_cast<std::uint32_t>(whole)), "r"(static_cast<std::uint32_t>(half))
-      : "memory");
-}
-__device__ uint4 load_staged(int from) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(from)
-               : "memory");
-  return v;
-}
-__device__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-__device__ void store_term(int to, const RowTerm& term) {
-  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(term.row), "f"(term.weight) : "memory");
-}
-__device__ RowTerm load_term(int from) {
-  RowTerm term;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(term.row), "=f"(term.weight) : "r"(from) : "memory");
-  return term;
-}
-constexpr int kTermBytes = sizeof(RowTerm);
 
 /// What a warp does at once: a chunk of a row to another rank, or of a token of this one.
 struct Unit {
@@ -95,11 +54,9 @@ struct RankSummer : LineSums<kAligned, ChunkType> {
   using Sums::lines;
   using Sums::sources;
 
-  static constexpr int kStagedRowBytes = ChunkType::kVectors * kStagedVectorBytes;
-  static constexpr int kStagedRows = kStageBytes / kStagedRowBytes;
+  using Stage = RowStage<ChunkType, kTokenRows>;
 
-  int rows;       ///< address in shared memory of this lane's part of the warp's rows
-  int term_list;  ///< likewise of the warp's RowTerms, those of a unit one behind the other
+  TermList list;  ///< of the unit under way
 
   /// The next unit of a warp. `totals`: as in find_send_unit().
   template <class Totals>
@@ -130,45 +87,51 @@ struct RankSummer : LineSums<kAligned, ChunkType> {
   }
 
   /// Lists the rows of a unit, and sends for them; the number of them.
-  __device__ int stage(const Unit& unit, const Terms& terms) const {
+  __device__ int ask_rows(const Unit& unit, const Terms& terms, Stage& stage) const {
     if (!unit.is_there) return 0;
     const bool has_row = terms.row >= 0 && (unit.sends || is_own(terms));
     const unsigned mask = __ballot_sync(kFullWarp, has_row);
-    __syncwarp();  // the list of the unit before is not needed any more
-    if (has_row) {
-      const int place = __popc(mask & ((1U << lane_id()) - 1));
-      store_term(term_list + place * kTermBytes, {terms.row, args.weighted ? terms.row_weight : 1.0F});
-    }
-    __syncwarp();
     const int count = __popc(mask);
-    if constexpr (kAligned) copy_rows(unit.chunk, count);
+    const int place = __popc(mask & ((1U << lane_id()) - 1));
+    __syncwarp();  // the list of the unit before is not needed any more
+    if (has_row) list.store(place, {terms.row, args.weighted ? terms.row_weight : 1.0F});
+    __syncwarp();
+    if constexpr (kAligned) {
+      const ChunkOfRows chunks{this->own_chunk(0, unit.chunk), static_cast<std::uint32_t>(this->row_bytes()),
+                               this->bytes_of(unit.chunk)};
+      stage.ask(chunks, this->parts, list, count, has_row ? terms.row : -1, place);
+    }
     return count;
   }
 
+  __device__ static void await_rows(int count, Stage& stage) {
+    if constexpr (kAligned) stage.await(count);
+  }
+
   /// The rows of this rank: their rounded sum, or the one that there is.
-  __device__ void add_rows(int chunk, int count, ChunkType& own) const {
-    if constexpr (kAligned) await_copies();
+  __device__ void add_rows(int chunk, int count, Stage& stage, ChunkType& own) const {
+    await_rows(count, stage);
     if constexpr (kTokenRows) {
-      if (count > 0) read_row(load_term(term_list).row, 0, chunk, own);
+      if (count == 0) return;
+      if constexpr (kAligned) {
+        stage.read(0, this->parts, own);
+      } else {
+        this->load_own(list[0].row, chunk, own);
+      }
       return;
     }
     ChunkSums<Format, ChunkType> sums;
     sums.clear();
-    const int num_staged = kAligned ? min(count, kStagedRows) : 0;
-    int from = rows;
-    int term = term_list;
+    const int num_staged = kAligned ? min(count, Stage::kRows) : 0;
 #pragma unroll 1
     for (int i = 0; i < num_staged; ++i) {
       ChunkType row;
-#pragma unroll
-      for (int v = 0; v < ChunkType::kVectors; ++v) row.v[v] = load_staged(from + v * kStagedVectorBytes);
-      sums.add(row, load_term(term).weight);
-      from += kStagedRowBytes;
-      term += kTermBytes;
+      stage.read(i, this->parts, row);
+      sums.add(row, list[i].weight);
     }
 #pragma unroll 1
     for (int i = num_staged; i < count; ++i) {
-      const RowTerm other = load_term(term_list + i * kTermBytes);
+      const RowTerm other = list[i];
       ChunkType row;
       this->load_own(other.row, chunk, row);
       sums.add(row, other.weight);
@@ -232,45 +195,13 @@ struct RankSummer : LineSums<kAligned, ChunkType> {
     return terms.expert >= first && terms.expert < first + partition.num_local_experts(group().rank);
   }
 
-  __device__ void copy_rows(int chunk, int count) const {
-    const int num_bytes = this->bytes_of(chunk);
-    const bool has_flag = this->parts.has_flag;
-    const std::byte* first = this->own_chunk(0, chunk) + this->parts.first;
-    const auto row_bytes = static_cast<std::uint32_t>(this->row_bytes());
-    int to = rows;
-    int term = term_list;
-#pragma unroll 1
-    for (int left = min(count, kStagedRows); left > 0; --left) {
-      const std::byte* from = first + std::uint64_t{static_cast<std::uint32_t>(load_term(term).row)} * row_bytes;
-#pragma unroll
-      for (int v = 0; v < ChunkType::kVectors; ++v) {
-        const bool is_in = this->parts.is_in(v, num_bytes);
-        copy_ahead(to + v * kStagedVectorBytes, from + v * ChunkType::Parts::kStep, is_in && !has_flag,
-                   is_in && has_flag);
-      }
-      to += kStagedRowBytes;
-      term += kTermBytes;
-    }
-  }
-
-  /// The `i`-th row of a unit. What a lane holds behind the chunk's bytes means nothing, as nobody stores it.
-  __device__ void read_row(std::int32_t row, int i, int chunk, ChunkType& data) const {
-    if constexpr (kAligned) {
-#pragma unroll
-      for (int v = 0; v < ChunkType::kVectors; ++v) {
-        data.v[v] = load_staged(rows + i * kStagedRowBytes + v * kStagedVectorBytes);
-      }
-    } else {
-      this->load_own(row, chunk, data);
-    }
-  }
-
   /// One row per rank; false when a wait was given up.
   __device__ bool sum_ranks(const Unit& unit, const Terms& terms, const ChunkType& own,
                             ChunkSums<Format, ChunkType>& sums) const {
     const bool goes = sources.is_void == 0 && terms.dst_rank >= 0;
     const unsigned mask = __ballot_sync(kFullWarp, goes);
     const unsigned mine = __ballot_sync(kFullWarp, goes && terms.dst_rank == group().rank);
+    // Weights of expert rows are in what their ranks have summed.
     const float weight = args.weighted && kTokenRows ? terms.weight : 1.0F;
     sums.clear();
 #pragma unroll 1
@@ -283,7 +214,11 @@ struct RankSummer : LineSums<kAligned, ChunkType> {
         if (!this->await_chunk(rank, stage, unit.chunk, data)) return false;
         data.clear_behind(this->parts, this->bytes_of(unit.chunk));
       }
-      sums.add(data, __shfl_sync(kFullWarp, weight, lane));
+      if constexpr (kTokenRows) {
+        sums.add(data, __shfl_sync(kFullWarp, weight, lane));
+      } else {
+        sums.add(data);
+      }
     }
     return true;
   }
@@ -291,8 +226,8 @@ struct RankSummer : LineSums<kAligned, ChunkType> {
 
 /// All units of a warp, `unit` (of which it is known already what the handle says) and those of the cursor.
 template <class ChunkType, class Summer>
-__device__ void run_units(const Summer& summer, Cursor cursor, Unit unit, Terms terms) {
-  int count = summer.stage(unit, terms);
+__device__ void run_units(const Summer& summer, Cursor cursor, Unit unit, Terms terms, typename Summer::Stage& stage) {
+  int count = summer.ask_rows(unit, terms, stage);
 #pragma unroll 1
   while (true) {
     const bool more = cursor.has_more();
@@ -303,15 +238,17 @@ __device__ void run_units(const Summer& summer, Cursor cursor, Unit unit, Terms 
       next_terms = summer.ask(next);
     }
     ChunkType own;
-    if (unit.is_there) summer.add_rows(unit.chunk, count, own);
-    const int next_count = summer.stage(next, next_terms);
-    if (unit.is_there && !summer.finish(unit, terms, count, own)) break;
+    if (unit.is_there) summer.add_rows(unit.chunk, count, stage, own);
+    const int next_count = summer.ask_rows(next, next_terms, stage);
+    if (unit.is_there && !summer.finish(unit, terms, count, own)) {
+      summer.await_rows(next_count, stage);  // nothing may be under way when the block ends
+      break;
+    }
     if (!more) break;
     unit = next;
     terms = next_terms;
     count = next_count;
   }
-  await_copies();
 }
 
 template <class Format, class ChunkType, bool kAligned, bool kTokenRows>
@@ -319,13 +256,12 @@ __global__ void __launch_bounds__(kLineThreads, 1) combine_ranks_kernel(const __
   extern __shared__ __align__(16) std::byte staged[];
   __shared__ SourceRows sources;
   __shared__ RowTerm term_lists[kLineWarps][kWarpSize];
+  __shared__ std::uint64_t arrived[kLineWarps];
   CallContext call;
   const auto warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int rows =
-      kept(static_cast<int>(__cvta_generic_to_shared(staged)) + warp * kStageBytes + lane_id() * kVectorBytes);
-  const int term_list = kept(static_cast<int>(__cvta_generic_to_shared(term_lists[warp])));
-  const RankSummer<Format, ChunkType, kAligned, kTokenRows> summer{
-      {args.sum, args.lines, call, sources}, rows, term_list};
+  using Summer = RankSummer<Format, ChunkType, kAligned, kTokenRows>;
+  const Summer summer{{args.sum, args.lines, call, sources}, TermList(term_lists[warp])};
+  typename Summer::Stage stage(staged + warp * kStageBytes, arrived[warp]);
   Cursor cursor{};
   Unit first;
   Terms terms;
@@ -342,7 +278,7 @@ __global__ void __launch_bounds__(kLineThreads, 1) combine_ranks_kernel(const __
   };
   const auto move = [&] {
     if (sends) cursor.num_sends = summer.num_send_units();
-    run_units<ChunkType>(summer, cursor, first, terms);
+    run_units<ChunkType>(summer, cursor, first, terms, stage);
   };
   run_line_sum(args, call, sources, ask, move);
 }

@@ -37,6 +37,16 @@ struct ChunkSums {
       }
     }
   }
+  /// Adds a row whose weight is one.
+  __device__ void add(const ChunkType& row) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      float elements[Format::kElements];
+      Format::unpack(row.v[i], elements);
+#pragma unroll
+      for (int e = 0; e < Format::kElements; ++e) value[i][e] = __fadd_rn(value[i][e], elements[e]);
+    }
+  }
   __device__ void pack(ChunkType& row) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) row.v[i] = Format::pack(value[i]);
