@@ -1,6 +1,6 @@
 // Experts that begin before all rows are there, and a combine that begins before all experts are done.
 //
-// A stand-in for a grouped GEMM (one kernel, a thread block for each row) runs beside the
+// A stand-in for a grouped GEMM (one kernel, a few warps for each row) runs beside the
 // receive half of dispatch and beside combine: it takes rows as their flags rise (epistle/device/row_flags.hpp) and
 // marks its outputs. The same step is also made one call after the other; sums must be the same, bit for bit, and what
 // a step takes is printed for both.
@@ -32,8 +32,11 @@ constexpr int kRanks = 2;
 constexpr std::int32_t kExperts = 256;
 constexpr std::int32_t kTopK = 8;
 constexpr std::int64_t kHidden = 7168;
-constexpr int kThreads = 1024;  // a block fills an SM
 constexpr int kWarp = 32;
+// A block fills an SM. Its teams work on rows of their own, so that one computes while another one waits for memory.
+constexpr int kTeams = 4;
+constexpr int kTeamThreads = 256;
+constexpr int kSharedBytes = kTeams * static_cast<int>(kHidden) * 4;
 constexpr std::uint64_t kPatienceNs = 2'000'000'000;
 constexpr int kReplays = 100;
 constexpr int kRounds = 7;
@@ -66,41 +69,54 @@ struct ExpertArgs {
   int* num_failed_waits;
 };
 
+/// Of a block.
+struct Team {
+  int number;
+  int thread;
+  float* in;  // of a row, in shared memory
+
+  __device__ explicit Team(float* shared)
+      : number(static_cast<int>(threadIdx.x) / kTeamThreads),
+        thread(static_cast<int>(threadIdx.x) % kTeamThreads),
+        in(shared + number * kHidden) {}
+  __device__ void meet() const { asm volatile("bar.sync %0, %1;" ::"r"(number + 1), "n"(kTeamThreads) : "memory"); }
+};
+
 /// out[c] = sum over t < taps of in[c + t * stride] * weight(expert, t), in this order.
-__device__ void compute_row(const ExpertArgs& args, std::int64_t row, int expert, float* in) {
+__device__ void compute_row(const ExpertArgs& args, std::int64_t row, int expert, const Team& team) {
   const __nv_bfloat16* from = args.rows + row * kHidden;
-  for (int c = static_cast<int>(threadIdx.x); c < kHidden; c += kThreads) in[c] = __bfloat162float(from[c]);
-  __syncthreads();
-  for (int c = static_cast<int>(threadIdx.x); c < kHidden; c += kThreads) {
+  for (int c = team.thread; c < kHidden; c += kTeamThreads) team.in[c] = __bfloat162float(from[c]);
+  team.meet();
+  for (int c = team.thread; c < kHidden; c += kTeamThreads) {
     float sum = 0.0F;
     for (int t = 0; t < args.taps; ++t) {
       const int at = c + t * 33;
-      sum += in[at < kHidden ? at : at - kHidden] * static_cast<float>((expert * 7 + t * 3) % 16 - 8);
+      sum += team.in[at < kHidden ? at : at - kHidden] * static_cast<float>((expert * 7 + t * 3) % 16 - 8);
     }
     args.outputs[row * kHidden + c] = __float2bfloat16(sum / 64.0F);
   }
-  __syncthreads();
+  team.meet();
 }
 
-/// Every gridDim.x-th row of all that there are.
-__device__ void compute_all(const ExpertArgs& args, float* in) {
-  const auto step = static_cast<int>(gridDim.x);
-  int next = static_cast<int>(blockIdx.x);
+/// Rows of all that there are, in turn.
+__device__ void compute_all(const ExpertArgs& args, const Team& team) {
+  const int step = static_cast<int>(gridDim.x) * kTeams;
+  int next = team.number * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   int before = 0;
   for (int expert = 0; expert < args.num_experts; ++expert) {
     const int end = before + args.expert_counts[expert];
-    for (; next < end; next += step) compute_row(args, expert * args.rows_per_expert + next - before, expert, in);
+    for (; next < end; next += step) compute_row(args, expert * args.rows_per_expert + next - before, expert, team);
     before = end;
   }
 }
 
-/// How many rows of a source and an expert blocks have taken. A claim also holds the number of their dispatch, so that
+/// How many rows of a source and an expert teams have taken. A claim also holds the number of their dispatch, so that
 /// nobody clears it between replays.
 __device__ std::uint32_t num_taken(std::uint32_t claim, std::uint32_t number) {
   return claim >> kCountBits == number << kCountBits >> kCountBits ? claim & ((1U << kCountBits) - 1) : 0;
 }
 
-/// The next of `count` rows that no block has taken, or -1.
+/// The next of `count` rows that no team has taken, or -1.
 __device__ int claim_row(std::uint32_t* claim, std::uint32_t number, std::int32_t count) {
   std::uint32_t seen = epistle::device::detail::load_relaxed(claim);
   while (true) {
@@ -112,7 +128,7 @@ __device__ int claim_row(std::uint32_t* claim, std::uint32_t number, std::int32_
   }
 }
 
-/// What a block does next: a row, or nothing yet, or nothing any more.
+/// What a team does next: a row, or nothing yet, or nothing any more.
 struct Chosen {
   enum Kind : int { kRow, kNothingYet, kEnd } kind;
   int row;
@@ -120,9 +136,9 @@ struct Chosen {
 };
 
 /// A lane has every 32nd (source, expert), and takes a row of one that is there; the lanes take turns.
-__device__ Chosen choose(const ExpertArgs& args, std::uint32_t number, std::uint32_t& left) {
+__device__ Chosen choose(const ExpertArgs& args, const Team& team, std::uint32_t number, std::uint32_t& left) {
   const epistle::device::RowFlags& flags = args.flags;
-  const auto lane = static_cast<int>(threadIdx.x);
+  const int lane = team.thread;
   int row = -1;
   int expert = -1;
   epistle::device::RowArrival rows{};
@@ -141,9 +157,9 @@ __device__ Chosen choose(const ExpertArgs& args, std::uint32_t number, std::uint
       left &= ~(1U << i);
     }
   }
-  // Blocks begin with other lanes, so that they do not all ask for the same rows.
+  // Teams begin with other lanes, so that they do not all ask for the same rows.
   const std::uint32_t ready = __ballot_sync(~0U, bit >= 0);
-  const int shift = static_cast<int>(blockIdx.x) % kWarp;
+  const int shift = (static_cast<int>(blockIdx.x) * kTeams + team.number) % kWarp;
   const std::uint32_t turned = __funnelshift_r(ready, ready, shift);
   if (turned != 0 && lane == (__ffs(static_cast<int>(turned)) - 1 + shift) % kWarp) {
     const int unit = bit * kWarp + lane;
@@ -162,45 +178,47 @@ __device__ Chosen choose(const ExpertArgs& args, std::uint32_t number, std::uint
 }
 
 /// Takes rows as they come, and says of each when it is done.
-__device__ void compute_as_rows_come(const ExpertArgs& args, float* in) {
-  __shared__ Chosen chosen;
+__device__ void compute_as_rows_come(const ExpertArgs& args, const Team& team) {
+  __shared__ Chosen chosen_of_team[kTeams];
+  Chosen& chosen = chosen_of_team[team.number];
   const epistle::device::RowFlags& flags = args.flags;
-  const bool chooses = threadIdx.x < kWarp;
+  const bool chooses = team.thread < kWarp;
   const std::uint32_t number = epistle::device::current_number(flags);
   const std::uint64_t deadline_ns = epistle::device::row_clock_ns() + kPatienceNs;
   const int count = flags.num_ranks * flags.num_local_experts;
   std::uint32_t left = 0;
-  for (int i = 0; chooses && i * kWarp + static_cast<int>(threadIdx.x) < count; ++i) left |= 1U << i;
+  for (int i = 0; chooses && i * kWarp + team.thread < count; ++i) left |= 1U << i;
   while (true) {
     if (chooses) {
-      Chosen next = choose(args, number, left);
+      Chosen next = choose(args, team, number, left);
       while (next.kind == Chosen::kNothingYet) {
         const bool gives_up =
             epistle::device::row_clock_ns() > deadline_ns || epistle::device::detail::load_relaxed(flags.failed) != 0;
         if (__any_sync(~0U, gives_up) != 0) {
-          if (threadIdx.x == 0) atomicAdd(args.num_failed_waits, 1);
+          if (team.thread == 0) atomicAdd(args.num_failed_waits, 1);
           next.kind = Chosen::kEnd;
           break;
         }
-        next = choose(args, number, left);
+        next = choose(args, team, number, left);
       }
-      if (threadIdx.x == 0) chosen = next;
+      if (team.thread == 0) chosen = next;
     }
-    __syncthreads();
+    team.meet();
     const Chosen now = chosen;
     if (now.kind == Chosen::kEnd) return;
-    compute_row(args, now.row, now.expert, in);
+    compute_row(args, now.row, now.expert, team);
     // compute_row() has met behind its last element.
-    if (chooses) epistle::device::mark_rows_done(flags, number, now.row, 1, static_cast<int>(threadIdx.x), kWarp);
+    if (chooses) epistle::device::mark_rows_done(flags, number, now.row, 1, team.thread, kWarp);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) experts_kernel(const ExpertArgs args) {
-  __shared__ float in[kHidden];
+__global__ void __launch_bounds__(kTeams* kTeamThreads, 1) experts_kernel(const ExpertArgs args) {
+  extern __shared__ float shared[];
+  const Team team(shared);
   if (args.flags.number != nullptr) {
-    compute_as_rows_come(args, in);
+    compute_as_rows_come(args, team);
   } else {
-    compute_all(args, in);
+    compute_all(args, team);
   }
 }
 
@@ -374,7 +392,7 @@ class Rank {
                           .taps = settings_.taps,
                           .claims = claims_,
                           .num_failed_waits = num_failed_waits_};
-    experts_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
+    experts_kernel<<<static_cast<unsigned>(blocks), kTeams * kTeamThreads, kSharedBytes, stream>>>(args);
     check(cudaGetLastError(), "launching the experts");
   }
   void finish(epistle::Dispatcher& dispatcher) {
@@ -429,6 +447,8 @@ int main(int argc, char** argv) {
       // Not at the first launch: loading waits for running kernels, and those of another rank may wait for this one.
       cudaFuncAttributes attributes;
       check(cudaFuncGetAttributes(&attributes, experts_kernel), "cudaFuncGetAttributes");
+      check(cudaFuncSetAttribute(experts_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+            "cudaFuncSetAttribute");
       Rank rank(group, settings, device);
       num_wrong += rank.run();
       group.barrier();

@@ -89,6 +89,16 @@ struct CheckReport {
   Findings findings;  ///< by line
 };
 
+/// Experts besides the model's own: replicas that a load balancer places.
+struct RedundantExperts {
+  std::int64_t count = 0;
+  const Setting* setting = nullptr;  ///< that says so; null where none does
+  bool known = true;
+};
+
+/// What `run` says of them, in whichever way its engine takes it.
+[[nodiscard]] RedundantExperts redundant_experts(const RunConfig& run);
+
 [[nodiscard]] RunFacts make_run_facts(const RunConfig& run, const CheckOptions& options);
 
 [[nodiscard]] CheckReport check_config(const ConfigFile& file, const CheckOptions& options);

@@ -2,6 +2,8 @@
 #include <array>
 #include <cstddef>
 
+#include <nlohmann/json.hpp>
+
 #include "epistle/models.hpp"
 
 #include "core/ascii.hpp"
@@ -142,6 +144,34 @@ void read_sglang(RunFacts& facts) {
 }
 
 }  // namespace
+
+RedundantExperts redundant_experts(const RunConfig& run) {
+  RedundantExperts found;
+  const auto take = [&](const Setting& setting, std::optional<std::int64_t> number) {
+    constexpr std::int64_t kMost = 1 << 20;
+    found.setting = &setting;
+    found.known = number.has_value();
+    found.count = std::clamp<std::int64_t>(number.value_or(0), 0, kMost);
+  };
+  for (const std::string_view name :
+       {"ep-num-redundant-experts", "num-redundant-experts", "eplb-config.num-redundant-experts"}) {
+    if (const Setting* const setting = run.find(name); setting != nullptr) take(*setting, run.number(name));
+  }
+  const Setting* const whole = run.find("eplb-config");
+  if (whole == nullptr || found.setting != nullptr) return found;
+  if (!whole->known_value) {
+    take(*whole, std::nullopt);
+    return found;
+  }
+  std::string text;
+  for (const std::string& value : whole->values) text += (text.empty() ? "" : " ") + value;
+  const auto config = nlohmann::json::parse(text, nullptr, false);
+  if (!config.is_object()) return found;
+  const auto field = config.find("num_redundant_experts");
+  if (field == config.end()) return found;
+  take(*whole, field->is_number_integer() ? std::optional(field->get<std::int64_t>()) : std::nullopt);
+  return found;
+}
 
 RunFacts make_run_facts(const RunConfig& run, const CheckOptions& options) {
   RunFacts facts{.run = run, .options = options};

@@ -83,15 +83,10 @@ void find_deepep_experts(const RunFacts& facts, const CheckRule& rule, Findings&
   if (facts.run.engine == Engine::kMegatron || !runs_deepep(facts) || at == nullptr || !facts.num_experts ||
       !facts.ep_known || facts.ep < 2)
     return;
-  std::int64_t slots = *facts.num_experts;
-  const Setting* redundant = nullptr;
-  for (const std::string_view name : {"ep-num-redundant-experts", "num-redundant-experts"}) {
-    constexpr std::int64_t kMost = 1 << 20;
-    slots += std::clamp<std::int64_t>(facts.run.number(name).value_or(0), 0, kMost);
-    if (facts.run.find(name) != nullptr) redundant = facts.run.find(name);
-  }
-  if (facts.run.find("eplb-config") != nullptr || slots % facts.ep == 0) return;
-  add_finding(findings, rule, redundant != nullptr ? *redundant : *at,
+  const RedundantExperts redundant = redundant_experts(facts.run);
+  const std::int64_t slots = *facts.num_experts + redundant.count;
+  if (!redundant.known || slots % facts.ep == 0) return;
+  add_finding(findings, rule, redundant.setting != nullptr ? *redundant.setting : *at,
               fmt::format("{} experts do not divide over EP {}", slots, facts.ep),
               "choose an EP degree that divides them, or add redundant experts");
 }

@@ -133,12 +133,28 @@ void find_eplb_trouble(const RunFacts& facts, const CheckRule& rule, Findings& f
                 "add --enable-expert-parallel");
   if (on && run.has("enable-expert-parallel") && facts.ep_known && facts.ep < 2 && run.complete)
     add_finding(findings, rule, *eplb, "--enable-eplb is refused on one rank", "add tensor or data parallelism");
-  const Setting* const redundant = run.find("num-redundant-experts");
-  if (redundant != nullptr && run.number("num-redundant-experts").value_or(0) > 0 && !on && run.complete)
-    add_finding(findings, rule, *redundant, "redundant experts are refused without --enable-eplb", "add --enable-eplb");
+  const RedundantExperts redundant = redundant_experts(run);
+  if (redundant.count > 0 && !on && run.complete) {
+    add_finding(findings, rule, *redundant.setting, "redundant experts are refused without --enable-eplb",
+                "add --enable-eplb");
+  }
   const Setting* const elastic = run.find("enable-elastic-ep");
   if (elastic != nullptr && run.has("enable-elastic-ep") && !on && run.complete)
     add_finding(findings, rule, *elastic, "--enable-elastic-ep is refused without --enable-eplb", "add --enable-eplb");
+}
+
+void find_eplb_split(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const RunConfig& run = facts.run;
+  // Of DeepEP's backends the same is said with or without a balancer.
+  if (!run.has("enable-eplb") || facts.would_run.starts_with("deepep") || !facts.num_experts || !facts.ep_known ||
+      facts.ep < 2)
+    return;
+  const RedundantExperts redundant = redundant_experts(run);
+  const std::int64_t slots = *facts.num_experts + redundant.count;
+  if (!redundant.known || slots % facts.ep == 0) return;
+  add_finding(findings, rule, redundant.setting != nullptr ? *redundant.setting : *run.find("enable-eplb"),
+              fmt::format("EPLB wants as many experts on every rank, and {} do not divide over EP {}", slots, facts.ep),
+              fmt::format("use {} redundant experts", redundant.count + (facts.ep - slots % facts.ep)));
 }
 
 void find_eplb_config(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -217,6 +233,7 @@ constexpr std::array kVllmRules = {
     CheckRule{"vllm-microbatches", Engine::kVllm, Severity::kError, "micro-batches with a backend that has none", find_microbatches, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-eplb", Engine::kVllm, Severity::kError, "load balancing without what it needs", find_eplb_trouble, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-eplb-config", Engine::kVllm, Severity::kError, "a configuration of load balancing that is refused", find_eplb_config, source::kVllm, source::kVllmDate},
+    CheckRule{"vllm-eplb-split", Engine::kVllm, Severity::kError, "load balancing of experts that do not divide", find_eplb_split, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-graphs", Engine::kVllm, Severity::kInfo, "a backend that turns graphs off", find_vllm_graphs, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-dp-local", Engine::kVllm, Severity::kError, "more local replicas than there are", find_dp_trouble, source::kVllm, source::kVllmDate},
     CheckRule{"vllm-gpu", Engine::kVllm, Severity::kError, "a backend on a GPU that it does not run on", find_backend_gpu, source::kVllm, source::kVllmDate},

@@ -116,14 +116,26 @@ struct MarkedSummer : LineSums<kAligned> {
 
   /// Rounded sum of rows of this rank, those of the lanes whose `row` is not negative, in their order.
   __device__ void sum_rows(std::int32_t row, float weight, int chunk, Chunk& out) const {
+    constexpr int kAtOnce = 4;  // on their way
     ChunkSums<Format> sums;
     sums.clear();
 #pragma unroll 1
-    for (unsigned left = __ballot_sync(kFullWarp, row >= 0); left != 0; left &= left - 1) {
-      const int lane = __ffs(static_cast<int>(left)) - 1;
-      Chunk data;
-      this->load_own(__shfl_sync(kFullWarp, row, lane), chunk, data);
-      sums.add(data, __shfl_sync(kFullWarp, weight, lane));
+    for (unsigned left = __ballot_sync(kFullWarp, row >= 0); left != 0;) {
+      Chunk data[kAtOnce];
+      float weights[kAtOnce];
+      const int count = min(__popc(left), kAtOnce);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (i >= count) break;
+        const int lane = __ffs(static_cast<int>(left)) - 1;
+        this->load_own(__shfl_sync(kFullWarp, row, lane), chunk, data[i]);
+        weights[i] = __shfl_sync(kFullWarp, weight, lane);
+        left &= left - 1;
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (i < count) sums.add(data[i], weights[i]);
+      }
     }
     sums.pack(out);
   }
@@ -155,30 +167,47 @@ struct MarkedSummer : LineSums<kAligned> {
       rank = send.dst_rank;
       stage = send.stage;
     }
+    const unsigned mask = __ballot_sync(kFullWarp, rank >= 0);
+    // Before anything is summed that would have to be summed again.
+    for (unsigned left = mask; left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      const int from = __shfl_sync(kFullWarp, rank, lane);
+      if (from == group().rank || has_come(__shfl_sync(kFullWarp, stage, lane), chunk)) continue;
+      peer = from;
+      return MarkedUnit::kWaits;
+    }
+    const int num_lines = lines_in_chunk(lines.combine_lines, chunk);
     ChunkSums<Format> sums;
     sums.clear();
 #pragma unroll 1
-    for (unsigned left = __ballot_sync(kFullWarp, rank >= 0); left != 0; left &= left - 1) {
+    for (unsigned left = mask; left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
-      const int from = __shfl_sync(kFullWarp, rank, lane);
       Chunk data;
-      if (from == group().rank) {
+      if (__shfl_sync(kFullWarp, rank, lane) == group().rank) {
         sum_own(token, chunk, data);
       } else {
-        const std::byte* at = this->lines_at(group().rank, __shfl_sync(kFullWarp, stage, lane), chunk);
-        const int num_lines = lines_in_chunk(lines.combine_lines, chunk);
-        if (__all_sync(kFullWarp, data.look(this->parts, at, num_lines, line_flag(call.epoch))) == 0) {
-          peer = from;
-          return MarkedUnit::kWaits;
-        }
+        data.ask(this->parts, this->lines_at(group().rank, __shfl_sync(kFullWarp, stage, lane), chunk), num_lines);
         data.clear_behind(this->parts, this->bytes_of(chunk));
       }
-      sums.add(data, 1.0F);
+      sums.add(data);
     }
     Chunk out;
     sums.pack(out);
     this->store_sum(token, chunk, out);
     return MarkedUnit::kEnds;
+  }
+
+  /// Whether all lines of a chunk are there, by their flags: a lane for each.
+  [[nodiscard]] __device__ bool has_come(std::int32_t stage, int chunk) const {
+    static_assert(kChunkLines <= kWarpSize);
+    bool there = true;
+    if (lane_id() < lines_in_chunk(lines.combine_lines, chunk)) {
+      const std::byte* line = this->lines_at(group().rank, stage, chunk) + lane_id() * kLineBytes;
+      const uint4 last = load_line_vector(line + kFlagLane * kUnitBytes);
+      const uint2 flag = line_flag(call.epoch);
+      there = last.z == flag.x && last.w == flag.y;
+    }
+    return __all_sync(kFullWarp, there) != 0;
   }
 
   __device__ void sum_own(int token, int chunk, Chunk& out) const {
