@@ -173,7 +173,8 @@ class TunedTransport final : public RowTransport {
   }
   void start_sum(const CudaHandleState& /*handle*/, SumArgs& args) override {
     args.tuning = tuning_.sum;
-    check_cuda(launch_sum(args, context_.stream), "launching combine");
+    const bool bulk = args.tuning.bulk && can_sum_in_bulk(args);
+    check_cuda(bulk ? launch_sum_bulk(args, context_.stream) : launch_sum(args, context_.stream), "launching combine");
   }
   [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
     return wire_bytes_of(context_.plan, handle.stats);

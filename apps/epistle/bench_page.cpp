@@ -39,35 +39,38 @@ std::string_view limit_field(const Json& record) {
   return record.at("gpu").is_null() ? "limit_fraction" : "link_fraction";
 }
 
+/// Columns of what a row is of, of the quantiles of its times, and of what else there is.
+std::vector<Column> quantile_columns(std::vector<Column> of, const std::vector<Column>& rest) {
+  for (const char* const quantile : {"median", "p10", "p90", "p99"}) of.push_back({quantile, Align::kRight});
+  of.insert(of.end(), rest.begin(), rest.end());
+  return of;
+}
+
+/// A row of such a table; `times` has the quantiles.
+std::vector<html::Cell> quantile_row(std::vector<html::Cell> of, const Json& times,
+                                     const std::vector<html::Cell>& rest) {
+  for (const char* const field : {"median_us", "p10_us", "p90_us", "p99_us"}) of.push_back(us_cell(times.at(field)));
+  of.insert(of.end(), rest.begin(), rest.end());
+  return of;
+}
+
 html::TableBlock times_table(const Json& record) {
   html::TableBlock table{.title = "Times by phase",
-                         .columns = {{"dispatcher"},
-                                     {"phase"},
-                                     {"median", Align::kRight},
-                                     {"p10", Align::kRight},
-                                     {"p90", Align::kRight},
-                                     {"p99", Align::kRight},
-                                     {"algorithm bytes", Align::kRight},
-                                     {"rate", Align::kRight},
-                                     {"wire bytes", Align::kRight},
-                                     {"wire rate", Align::kRight},
-                                     {"of limit", Align::kRight}},
+                         .columns = quantile_columns({{"dispatcher"}, {"phase"}}, {{"algorithm bytes", Align::kRight},
+                                                                                   {"rate", Align::kRight},
+                                                                                   {"wire bytes", Align::kRight},
+                                                                                   {"wire rate", Align::kRight},
+                                                                                   {"of limit", Align::kRight}}),
                          .rows = {},
                          .note =
                              "Of the slowest rank. Bytes and rates are per rank (means). Algorithm bytes: rows "
                              "received x row size, local rows included. Wire bytes: what crossed between ranks."};
   for (const Json& result : record.at("results")) {
-    table.rows.push_back({{.text = plain_text(result.at("dispatcher"))},
-                          {.text = plain_text(result.at("phase"))},
-                          us_cell(result.at("median_us")),
-                          us_cell(result.at("p10_us")),
-                          us_cell(result.at("p90_us")),
-                          us_cell(result.at("p99_us")),
-                          bytes_cell(result.at("algorithm_bytes")),
-                          rate_cell(result.at("algorithm_bytes_per_s")),
-                          bytes_cell(result.at("wire_bytes")),
-                          rate_cell(result.at("wire_bytes_per_s")),
-                          percent_cell(result.at(std::string(limit_field(record))))});
+    table.rows.push_back(
+        quantile_row({{.text = plain_text(result.at("dispatcher"))}, {.text = plain_text(result.at("phase"))}}, result,
+                     {bytes_cell(result.at("algorithm_bytes")), rate_cell(result.at("algorithm_bytes_per_s")),
+                      bytes_cell(result.at("wire_bytes")), rate_cell(result.at("wire_bytes_per_s")),
+                      percent_cell(result.at(std::string(limit_field(record))))}));
   }
   return table;
 }
@@ -81,13 +84,7 @@ std::string pairs_text(const Json& pairs, bool chains) {
 
 void add_pairs(html::Page& page, const Json& record) {
   html::TableBlock table{.title = "Pairs in a row",
-                         .columns = {{"dispatcher"},
-                                     {"in a row"},
-                                     {"median", Align::kRight},
-                                     {"p10", Align::kRight},
-                                     {"p90", Align::kRight},
-                                     {"p99", Align::kRight},
-                                     {"samples", Align::kRight}},
+                         .columns = quantile_columns({{"dispatcher"}, {"in a row"}}, {{"samples", Align::kRight}}),
                          .rows = {},
                          .note =
                              "Times of one pair on the slowest rank: a dispatch that reads its routing anew, and a "
@@ -104,13 +101,8 @@ void add_pairs(html::Page& page, const Json& record) {
     for (const Json& pairs : record.at(name)) {
       const std::string dispatcher = plain_text(pairs.at("dispatcher"));
       const std::string what = pairs_text(pairs, is_chain);
-      table.rows.push_back({{.text = dispatcher},
-                            {.text = what},
-                            us_cell(pairs.at("median_us")),
-                            us_cell(pairs.at("p10_us")),
-                            us_cell(pairs.at("p90_us")),
-                            us_cell(pairs.at("p99_us")),
-                            count_cell(pairs.at("samples"))});
+      table.rows.push_back(
+          quantile_row({{.text = dispatcher}, {.text = what}}, pairs, {count_cell(pairs.at("samples"))}));
       chart.labels.push_back(fmt::format("{}, {}", dispatcher, what));
       chart.series[0].values.push_back(number_of(pairs.at("median_us")));
       chart.series[1].values.push_back(number_of(pairs.at("p99_us")));
@@ -125,23 +117,14 @@ void add_pairs(html::Page& page, const Json& record) {
 void add_host_calls(html::Page& page, const Json& record) {
   if (record.at("host_calls").is_null()) return;
   html::TableBlock table{.title = "Dispatches by the host's clock",
-                         .columns = {{"dispatcher"},
-                                     {"median", Align::kRight},
-                                     {"p10", Align::kRight},
-                                     {"p90", Align::kRight},
-                                     {"p99", Align::kRight},
-                                     {"samples", Align::kRight}},
+                         .columns = quantile_columns({{"dispatcher"}}, {{"samples", Align::kRight}}),
                          .rows = {},
                          .note =
                              "On the slowest rank: from the call, with expert ids, until its host knows that the "
                              "rows are there."};
   for (const Json& calls : record.at("host_calls")) {
-    table.rows.push_back({{.text = plain_text(calls.at("dispatcher"))},
-                          us_cell(calls.at("median_us")),
-                          us_cell(calls.at("p10_us")),
-                          us_cell(calls.at("p90_us")),
-                          us_cell(calls.at("p99_us")),
-                          count_cell(calls.at("samples"))});
+    table.rows.push_back(
+        quantile_row({{.text = plain_text(calls.at("dispatcher"))}}, calls, {count_cell(calls.at("samples"))}));
   }
   page.add(std::move(table));
 }

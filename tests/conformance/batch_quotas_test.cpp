@@ -10,6 +10,7 @@
 #include "epistle/group.hpp"
 
 #include "support/batch_case.hpp"
+#include "support/dispatcher_names.hpp"
 
 namespace epistle::testing {
 namespace {
@@ -43,8 +44,7 @@ TEST_P(HostBatchQuotas, RowsGoWhereTheTablesSendThemAndRanksAreAlike) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, HostBatchQuotas,
-                         ::testing::Values("direct", "low_latency", "auto", "alltoall", "hybrid", "reference"),
+INSTANTIATE_TEST_SUITE_P(All, HostBatchQuotas, ::testing::ValuesIn(dispatcher_names()),
                          [](const auto& param_info) { return param_info.param; });
 
 /// What one rank throws that sets quotas with a dispatcher of `config`.

@@ -1,6 +1,7 @@
 // Flat sums of expert rows around an exchange: one row per (token, expert) comes back, so both ends need to know where
 // the entries of every pair begin.
 #include "dispatch/cuda/alltoall/exchange.hpp"
+#include "dispatch/cuda/device/received_pairs.cuh"
 #include "dispatch/cuda/device/row_sums.cuh"
 
 namespace epistle::nccl {
@@ -10,6 +11,7 @@ using cuda::kFullWarp;
 using cuda::kSumThreads;
 using cuda::kWarpSize;
 using cuda::lane_id;
+using cuda::rows_of_pair;
 using cuda::SendPlace;
 using cuda::sum_row;
 using cuda::SumArgs;
@@ -20,11 +22,6 @@ using cuda::WarpIndex;
 constexpr int kScanThreads = 1024;
 constexpr int kScanWarps = kScanThreads / kWarpSize;
 constexpr int kCountThreads = 256;
-
-__device__ const std::int32_t* record_rows(const cuda::HandleArrays& handle, const DispatchLayout& layout, int pair) {
-  return reinterpret_cast<const std::int32_t*>(handle.pair_records + std::int64_t{pair} * layout.pair_record_bytes()) +
-         2;
-}
 
 /// Calls `visit(packed pair, entry of the table)` for the rows of one token that come back from other ranks, in the
 /// order in which they come.
@@ -56,7 +53,7 @@ __global__ void __launch_bounds__(kCountThreads) count_entries_kernel(const __gr
   for (std::int64_t pair = first; pair < totals.num_pairs; pair += step) {
     std::int32_t count = 0;
     if (pair < own_begin || pair >= own_end) {
-      const std::int32_t* rows = record_rows(args.handle, args.layout, static_cast<int>(pair));
+      const std::int32_t* rows = rows_of_pair(args.handle, args.layout, static_cast<int>(pair));
       for (int i = 0; i < args.handle.top_k; ++i) count += rows[i] >= 0 ? 1 : 0;
     }
     args.tables.received_begin[pair] = count;
@@ -129,7 +126,7 @@ __global__ void __launch_bounds__(kSumThreads, 1)
   for (std::int32_t pair = warp.idx; pair < totals.num_pairs; pair += warp.count) {
     std::int32_t at = tables.received_begin[pair];
     if (at == tables.received_begin[pair + 1]) continue;
-    const std::int32_t* rows = record_rows(args.handle, args.layout, pair);
+    const std::int32_t* rows = rows_of_pair(args.handle, args.layout, pair);
     for (int i = 0; i < args.handle.top_k; ++i) {
       if (rows[i] < 0) continue;
       cuda::copy_row_to(1U, packed + at * row_bytes, args.rows + rows[i] * row_bytes, row_bytes);

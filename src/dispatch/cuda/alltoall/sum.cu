@@ -1,11 +1,13 @@
 // Combine around an exchange that brings back one row per (token, rank).
 #include "dispatch/cuda/alltoall/exchange.hpp"
+#include "dispatch/cuda/device/received_pairs.cuh"
 #include "dispatch/cuda/device/row_sums.cuh"
 
 namespace epistle::nccl {
 namespace {
 
 using cuda::kSumThreads;
+using cuda::rows_of_pair;
 using cuda::SendPlace;
 using cuda::sum_row;
 using cuda::SumArgs;
@@ -20,9 +22,7 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_pairs_kernel(const __grid_
   const WarpIndex warp = warp_index();
   // The own pairs too: their sums are added where they lie.
   for (std::int32_t pair = warp.idx; pair < args.handle.totals->num_pairs; pair += warp.count) {
-    const auto* rows = reinterpret_cast<const std::int32_t*>(args.handle.pair_records +
-                                                             std::int64_t{pair} * args.layout.pair_record_bytes()) +
-                       2;
+    const std::int32_t* rows = rows_of_pair(args.handle, args.layout, pair);
     const auto* weights = reinterpret_cast<const float*>(rows + args.handle.top_k);
     const auto term_at = [&](int i) {
       return rows[i] < 0 ? Term{} : Term{args.rows + rows[i] * row_bytes, weights[i]};

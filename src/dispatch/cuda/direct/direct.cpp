@@ -44,8 +44,9 @@ void DirectTransport::start_move(const CudaHandleState& handle, MoveArgs& args) 
 
 void DirectTransport::start_sum(const CudaHandleState& handle, SumArgs& args) {
   const TuningChoice choice = choose(context_.tuning_query(TunedCall::kCombine, handle.num_tokens));
-  args.tuning = {.num_blocks = choice.num_blocks, .push_blocks = choice.peer_blocks, .bulk = choice.bulk};
-  check_cuda(launch_sum(args, context_.stream), "launching combine");
+  const bool bulk = choice.bulk && can_sum_in_bulk(args);
+  args.tuning = {.num_blocks = choice.num_blocks, .push_blocks = choice.peer_blocks, .bulk = bulk};
+  check_cuda(bulk ? launch_sum_bulk(args, context_.stream) : launch_sum(args, context_.stream), "launching combine");
 }
 
 WireBytes DirectTransport::wire_bytes(const CudaHandleState& handle) const {

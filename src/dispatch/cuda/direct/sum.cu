@@ -21,7 +21,7 @@ constexpr int kSumWarps = kSumThreads / kWarpSize;
 constexpr int kSumVectors = 4;  // 16-byte vectors of a row that a lane sums at once
 
 /// What the alignment of every row of the result follows from.
-__host__ __device__ std::uint64_t out_bits(const SumArgs& args) {
+__device__ std::uint64_t out_bits(const SumArgs& args) {
   return reinterpret_cast<std::uint64_t>(args.out) | static_cast<std::uint64_t>(args.out_stride);
 }
 
@@ -331,9 +331,6 @@ const void* sum_kernel_address(DType dtype) noexcept {
 }
 
 cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream) {
-  const std::uint64_t bits = reinterpret_cast<std::uint64_t>(args.rows) | out_bits(args);
-  const bool can_bulk = (bits & 15U) == 0 && args.handle.top_k <= kWarpSize;
-  if (args.tuning.bulk && can_bulk) return launch_sum_bulk(args, stream);
   return with_format(args.dtype, [&](auto format) {
     return start_kernel(sum_kernel<decltype(format)>, {args.tuning.num_blocks, kSumThreads}, args.group.early_start,
                         args, stream);

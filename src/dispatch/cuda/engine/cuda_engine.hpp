@@ -112,13 +112,17 @@ class CudaEngine final : public DispatcherImpl {
     [[nodiscard]] bool is_used() const noexcept;
   };
 
-  // cuda_engine.cpp: memory, prepare
+  // cuda_engine.cpp: how it is made, placements, questions
   void set_up(const PlanRules& rules);
+
+  // cuda_memory.cpp
   /// Collective: what the ranks share, and what this one needs to use it.
   void take_memory();
   void share_memory();
   void take_own_memory();
   void grow(const std::vector<RowDemand>& demands);
+
+  // cuda_prepare.cpp
   /// Handles that nobody uses: the first of which nothing is to be found any more, otherwise the oldest.
   struct UnusedHandles {
     std::shared_ptr<CudaHandleState> settled;
@@ -174,7 +178,7 @@ class CudaEngine final : public DispatcherImpl {
   /// Throws what earlier calls have found; does not wait.
   void check_findings();
 
-  // cuda_calls.cpp: dispatch, combine, backward
+  // cuda_call_steps.cpp: what every call begins with
   [[nodiscard]] CallChecks checks() const noexcept {
     return {context_.rank(), context_.config, context_.layout().params(), *identity().info};
   }
@@ -195,6 +199,8 @@ class CudaEngine final : public DispatcherImpl {
                                                             Complaint& complaint) const;
   /// Tells the peers, then throws. `behind`: see MoveArgs::skips_void.
   [[noreturn]] void refuse(DeviceCall call, const Error& complaint, const HandleTotals* behind = nullptr);
+
+  // cuda_calls.cpp: dispatch, combine; cuda_backward.cpp
   void close(Pending& pending, DeviceCall call);
   void end_open_call();
   [[nodiscard]] Received dispatch_with_ids(const DispatchRequest& request, Stream stream);

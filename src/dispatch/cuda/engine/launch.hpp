@@ -128,7 +128,7 @@ struct SumTuning {
   int num_blocks = 1;
   int push_blocks = 1;  ///< the first ones send rows or partial sums to their sources, the others sum; equal to
                         ///< num_blocks: every block does both
-  bool bulk = false;    ///< rows come through shared memory (sm_90 and later); needs top_k <= 32 and aligned rows
+  bool bulk = false;    ///< rows come through shared memory (sm_90 and later)
 };
 
 /// What combine with bulk copies sums, and where from.
@@ -265,6 +265,15 @@ inline constexpr int kSumThreads = 512;
 inline constexpr int kFirstMajorWithBulkCopies = 9;
 /// What they take must begin at, and be, a multiple of this.
 inline constexpr std::int64_t kBulkCopyBytes = 16;
+
+/// Whether a sum can be made of bulk copies (launch_sum_bulk): its rows and its result lie where these can, and the
+/// lanes of a warp hold a token's experts. launch_sum makes any.
+[[nodiscard]] inline bool can_sum_in_bulk(const SumArgs& args) noexcept {
+  constexpr std::int32_t kLanes = 32;
+  const std::uint64_t bits = reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out) |
+                             static_cast<std::uint64_t>(args.out_stride);
+  return bits % kBulkCopyBytes == 0 && args.handle.top_k <= kLanes;
+}
 
 /// Most tokens that one pass of a block of prepare places.
 inline constexpr int kMaxTileTokens = 512;

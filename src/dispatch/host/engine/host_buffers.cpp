@@ -1,4 +1,4 @@
-// HostEngine: what ranks that send before all have agreed tell each other of their buffers.
+// HostEngine: what ranks tell each other of their buffers, where the mover sends before all have agreed.
 #include <algorithm>
 
 #include "dispatch/host/engine/host_engine.hpp"
@@ -7,7 +7,6 @@
 namespace epistle::host {
 
 void HostEngine::tell_of_buffers(std::int32_t used) {
-  if (!mover_->sends_unagreed()) return;
   // That of this call, if any, is taken already.
   const std::shared_ptr<RowBuffer> free = buffers_.find_free();
   context_.published_buffers(context_.rank, context_.num_exchanges) = {
@@ -15,7 +14,6 @@ void HostEngine::tell_of_buffers(std::int32_t used) {
 }
 
 void HostEngine::learn_of_buffers(const HostHandle& state, Ticket ticket) {
-  if (!mover_->sends_unagreed()) return;
   last_handle_id_ = state.handle_id;
   // Where no other step came in between, the step itself has brought it: a line less from every rank.
   const bool is_announced = group_->last_step() == ticket;
@@ -32,7 +30,6 @@ void HostEngine::learn_of_buffers(const HostHandle& state, Ticket ticket) {
 
 /// A dispatch is what follows a prepare.
 void HostEngine::ask_for_promises() const {
-  if (!mover_->sends_unagreed()) return;
   for (int peer = 0; peer < context_.num_ranks; ++peer) {
     if (group_->is_masked(peer)) continue;
     prefetch_lines(std::as_bytes(std::span(&context_.published_buffers(peer, context_.num_exchanges - 1), 1)));
@@ -49,7 +46,7 @@ void HostEngine::learn_of_promises() {
 
 HostEngine::SendOrder HostEngine::order_of_placing(const HostHandle& state) {
   // Rows of one handle have places of their own; those of two could meet in a buffer.
-  if (!mover_->sends_unagreed() || state.handle_id != last_handle_id_) return SendOrder::kWhenAgreed;
+  if (state.handle_id != last_handle_id_) return SendOrder::kWhenAgreed;
   // Read no sooner than they are needed: most calls are followed by another than a dispatch. They stay as they are
   // until this rank arrives in the next exchange.
   learn_of_promises();

@@ -109,7 +109,7 @@ std::int64_t HostEngine::agree(const Call& call, Phase phase, const Complaint& c
 template <typename Send>
 Ticket HostEngine::send(const Sending& sending, const Send& send_rows) {
   const Call& call = sending.call;
-  if (!sending.complaint) tell_of_buffers(call.buffer);
+  if (!sending.complaint && mover_->sends_unagreed()) tell_of_buffers(call.buffer);
   const bool agrees_first = sending.complaint || sending.order == SendOrder::kWhenAgreed;
   if (agrees_first) {
     (void)agree(call, sending.phase, sending.complaint, sending.missing);
@@ -122,7 +122,7 @@ Ticket HostEngine::send(const Sending& sending, const Send& send_rows) {
 
 void HostEngine::wait_for_all(const HostHandle& state, Ticket ticket, Phase phase, const MissingRows& missing) {
   group_->wait(ticket, phase, &missing);
-  learn_of_buffers(state, ticket);
+  if (mover_->sends_unagreed()) learn_of_buffers(state, ticket);
 }
 
 // ---- Prepare --------------------------------------------------------------------------------------------------------
@@ -159,10 +159,13 @@ Handle HostEngine::prepare(const PrepareRequest& request, Stream stream) {
   const Complaint complaint = read_routing(request, stream, state);
   Call call = call_of(CallKind::kPrepare, nullptr, nullptr);
   call.detail = num_prepared_ + 1;
-  if (!complaint) tell_of_buffers(call.buffer);
+  const bool promises_buffers = mover_->sends_unagreed();
+  if (!complaint && promises_buffers) tell_of_buffers(call.buffer);
   (void)group_->agree(call, Phase::kLayout, complaint);
-  learn_of_buffers(*state, group_->last_step());
-  ask_for_promises();
+  if (promises_buffers) {
+    learn_of_buffers(*state, group_->last_step());
+    ask_for_promises();
+  }
   finish_routing(*state, call);
   return CallAccess::handle(std::move(state));
 }
@@ -211,7 +214,8 @@ HostEngine::OpenCall HostEngine::send_dispatch(const DispatchRequest& request, S
     call.handle = own_handle(CallAccess::state(handle), Phase::kDispatch, complaint);
   }
   if (!complaint) complaint = checks().tokens(call.handle->num_tokens, request.tokens, request.scales);
-  const SendOrder order = complaint || call.brings_routing ? SendOrder::kAtOnce : order_of_placing(*call.handle);
+  SendOrder order = mover_->sends_unagreed() ? SendOrder::kAtOnce : SendOrder::kWhenAgreed;
+  if (!complaint && order == SendOrder::kAtOnce && !call.brings_routing) order = order_of_placing(*call.handle);
   const bool goes_to_promised = !call.brings_routing && order == SendOrder::kAtOnce;
   if (!complaint) {
     call.buffer =

@@ -19,6 +19,7 @@ Preparation::Preparation(HostContext& context, RowMover& mover)
       config_(context.config),
       published_(context),
       places_(context),
+      received_(context),
       expert_tokens_(static_cast<std::size_t>(config_.num_experts)),
       lost_tokens_(static_cast<std::size_t>(config_.num_experts)) {
   const auto ranks = static_cast<std::size_t>(context.num_ranks);
@@ -53,13 +54,13 @@ void Preparation::finish(HostHandle& state, const Call& call) {
   context_->grow(wanted_, call, Phase::kLayout);
 
   place_rows(state);
-  open_description(state);
+  received_.open(state, placed_, pairs_to_rank_);
   if (mover_->sends_unagreed()) {
     published_.derive(state, count_views_);
   } else {
     exchange_records(state, call);
   }
-  sum_counts(state);
+  received_.sum_counts(state);
   mover_->plan(state);
   count_expert_tokens(state);
 }
@@ -103,8 +104,8 @@ void Preparation::exchange_records(HostHandle& state, const Call& call) {
     places_.write_records(state, rank());
     (void)context_->group->agree(call, Phase::kLayout);
   }
-  read_counts(state);
-  layout_.token_major() ? read_token_records(state) : read_row_records(state);
+  received_.read_counts(state, count_views_, tells_of_drops(state));
+  received_.read_records(state);
 }
 
 /// Where other domains are out of reach, counts go by way of the group; and with them how many tokens a rank sends to

@@ -13,6 +13,7 @@
 #include "dispatch/call/placed_experts.hpp"
 #include "dispatch/host/engine/host_context.hpp"
 #include "dispatch/host/engine/published_routing.hpp"
+#include "dispatch/host/engine/received_rows.hpp"
 #include "dispatch/host/engine/row_mover.hpp"
 #include "dispatch/host/engine/token_places.hpp"
 #include "layout/layout_tables.hpp"
@@ -76,11 +77,6 @@ class Preparation {
   void reserve_handle(HostHandle& state, const HandleSizes& sizes) const;
   void place_rows(HostHandle& state);
   void exchange_records(HostHandle& state, const Call& call);
-  void open_description(HostHandle& state) const;
-  void read_counts(HostHandle& state) const;
-  void read_token_records(HostHandle& state) const;
-  void read_row_records(HostHandle& state) const;
-  void sum_counts(HostHandle& state) const;
 
   HostContext* context_;
   RowMover* mover_;
@@ -88,6 +84,7 @@ class Preparation {
   const ResolvedConfig& config_;
   PublishedRouting published_;
   TokenPlaces places_;
+  ReceivedRows received_;
   PlacedExperts placed_;
   std::vector<std::atomic<std::int64_t>> expert_tokens_;  ///< [num_experts], logical
   std::vector<std::atomic<std::int64_t>> lost_tokens_;    ///< likewise

@@ -1,21 +1,19 @@
-// Preparation: what a rank knows of the rows that it receives, and how many there are.
+#include "dispatch/host/engine/received_rows.hpp"
+
 #include <algorithm>
 #include <cstring>
 
-#include "dispatch/host/engine/preparation.hpp"
-
 namespace epistle::host {
 
-/// Arrays of the right sizes that say that there is nothing, for what is known only when all have told.
-void Preparation::open_description(HostHandle& state) const {
+void ReceivedRows::open(HostHandle& state, const PlacedExperts& placed, std::span<const std::int32_t> sent) const {
   const auto num_rows = static_cast<std::size_t>(state.tables.output_rows(rank()));
   const ExpertPartition partition = layout_.partition();
-  const bool is_trivial = placed_.is_trivial();
+  const bool is_trivial = placed.is_trivial();
   const auto num_local = static_cast<std::size_t>(
-      is_trivial ? partition.num_local_experts(rank()) : placed_.slots_of_rank()[static_cast<std::size_t>(rank())]);
+      is_trivial ? partition.num_local_experts(rank()) : placed.slots_of_rank()[static_cast<std::size_t>(rank())]);
   state.pairs.assign(state.num_ranks * state.num_ranks, 0);
   for (int peer = 0; peer < num_ranks(); ++peer) {
-    state.set_num_pairs(rank(), peer, pairs_to_rank_[static_cast<std::size_t>(peer)]);
+    state.set_num_pairs(rank(), peer, sent[static_cast<std::size_t>(peer)]);
   }
   state.expert_counts.assign(num_local, 0);
   state.expert_dropped.assign(num_local, 0);
@@ -28,11 +26,11 @@ void Preparation::open_description(HostHandle& state) const {
                                      .weights = state.row_weights.data(),
                                      .num_local_experts = static_cast<std::int32_t>(num_local),
                                      .first_expert = is_trivial ? partition.first_expert(rank()) : kNoExpert,
-                                     .placement_generation = placed_.generation(),
+                                     .placement_generation = placed.generation(),
                                      .expert_counts = state.expert_counts.data(),
                                      .expert_dropped = state.expert_dropped.data()};
   if (layout_.token_major()) {
-    state.local_experts.assign(num_rows * static_cast<std::size_t>(config_.top_k), kNoExpert);
+    state.local_experts.assign(num_rows * static_cast<std::size_t>(context_->config.top_k), kNoExpert);
     state.description.local_experts = state.local_experts.data();
     return;
   }
@@ -49,12 +47,11 @@ void Preparation::open_description(HostHandle& state) const {
   state.description.expert_begin = state.expert_begin.data();
 }
 
-void Preparation::read_counts(HostHandle& state) const {
+void ReceivedRows::read_counts(HostHandle& state, std::span<const ConstCountsView> all_counts, bool has_drops) const {
   const auto ranks = static_cast<std::size_t>(num_ranks());
   const auto first_expert = static_cast<std::size_t>(layout_.partition().first_expert(rank()));
-  const bool has_drops = tells_of_drops(state);
   for (std::size_t peer = 0; peer < ranks; ++peer) {
-    const ConstCountsView& counts = count_views_[peer];
+    const ConstCountsView& counts = all_counts[peer];
     const auto& pairs = has_drops ? counts.pairs_to_rank : counts.tokens_to_rank;
     std::copy(pairs.begin(), pairs.end(), state.pairs.begin() + static_cast<std::ptrdiff_t>(peer * ranks));
     for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
@@ -70,7 +67,7 @@ void Preparation::read_counts(HostHandle& state) const {
   }
 }
 
-void Preparation::sum_counts(HostHandle& state) const {
+void ReceivedRows::sum_counts(HostHandle& state) const {
   RoutingStats& stats = state.stats;
   for (int peer = 0; peer < num_ranks(); ++peer) {
     const std::int32_t sent = state.num_pairs(rank(), peer);
@@ -91,9 +88,13 @@ void Preparation::sum_counts(HostHandle& state) const {
   state.expert_begin[num_local] = static_cast<std::int32_t>(std::min(last_end, state.description.num_rows));
 }
 
-void Preparation::read_token_records(HostHandle& state) const {
-  const auto top_k = static_cast<std::size_t>(config_.top_k);
-  const std::byte* record = section(rank(), BufferSection::kRecords);
+void ReceivedRows::read_records(HostHandle& state) const {
+  layout_.token_major() ? read_token_records(state) : read_row_records(state);
+}
+
+void ReceivedRows::read_token_records(HostHandle& state) const {
+  const auto top_k = static_cast<std::size_t>(context_->config.top_k);
+  const std::byte* record = records();
   const auto num_content_rows = static_cast<std::size_t>(state.tables.content_rows(rank()));
   for (std::size_t row = 0; row < num_content_rows; ++row) {
     TokenRecordHeader header;
@@ -107,18 +108,18 @@ void Preparation::read_token_records(HostHandle& state) const {
   }
 }
 
-void Preparation::read_row_records(HostHandle& state) const {
-  const auto* records = reinterpret_cast<const RowRecord*>(section(rank(), BufferSection::kRecords));
+void ReceivedRows::read_row_records(HostHandle& state) const {
+  const auto* row_records = reinterpret_cast<const RowRecord*>(records());
   for (std::size_t local = 0; local < state.expert_counts.size(); ++local) {
     // Only rows that carry a token were written; the records of padding are left over from other calls.
     const auto begin = static_cast<std::size_t>(state.expert_begin[local]);
     const std::size_t end = begin + static_cast<std::size_t>(state.expert_counts[local]);
     for (std::size_t row = begin; row < end; ++row) {
-      state.records[row] = records[row];
-      state.src_rank[row] = records[row].src_rank;
-      state.src_token[row] = records[row].src_token;
+      state.records[row] = row_records[row];
+      state.src_rank[row] = row_records[row].src_rank;
+      state.src_token[row] = row_records[row].src_token;
       state.row_expert[row] = static_cast<std::int32_t>(local);
-      state.row_weights[row] = records[row].weight;
+      state.row_weights[row] = row_records[row].weight;
     }
   }
 }
