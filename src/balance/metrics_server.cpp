@@ -1,9 +1,9 @@
 #include "balance/metrics_server.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <chrono>
 #include <cstring>
 #include <string_view>
 #include <system_error>
@@ -19,54 +19,22 @@
 #include <fmt/format.h>
 
 #include "core/reject.hpp"
+#include "group/fd_channel.hpp"
 
 namespace epistle::balance {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr std::chrono::seconds kClientPatience{2};
 constexpr std::size_t kMaxRequestBytes = 8192;
+constexpr std::string_view kEndOfHead = "\r\n\r\n";
 constexpr int kBacklog = 16;
+// More wait in the backlog until one of these is answered or dropped.
+constexpr std::size_t kMaxClients = 64;
+// Where there is no descriptor left, the listener stays ready; asking it all the time would keep a core busy.
+constexpr std::chrono::milliseconds kPauseOfShortage{50};
 
 std::string last_error() { return std::generic_category().message(errno); }
 
-/// False where nothing came of it before the deadline.
-bool wait_until_ready(int fd, short events, Clock::time_point deadline) {
-  for (;;) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
-    if (left <= 0) return false;
-    pollfd waiting{.fd = fd, .events = events, .revents = 0};
-    const int ready = ::poll(&waiting, 1, static_cast<int>(left));
-    if (ready > 0) return true;
-    if (ready == 0 || errno != EINTR) return false;
-  }
-}
-
-/// The head of a request, up to its empty line; what was read where it has none.
-std::string read_request(int client, Clock::time_point deadline) {
-  std::string request;
-  std::array<char, 1024> buffer{};
-  while (request.size() < kMaxRequestBytes && request.find("\r\n\r\n") == std::string::npos) {
-    if (!wait_until_ready(client, POLLIN, deadline)) break;
-    const ssize_t num_bytes = ::recv(client, buffer.data(), buffer.size(), MSG_DONTWAIT);
-    if (num_bytes == 0) break;
-    if (num_bytes < 0) {
-      if (errno == EINTR || errno == EAGAIN) continue;
-      break;
-    }
-    request.append(buffer.data(), static_cast<std::size_t>(num_bytes));
-  }
-  return request;
-}
-
-void write_all(int client, std::string_view text, Clock::time_point deadline) {
-  while (!text.empty() && wait_until_ready(client, POLLOUT, deadline)) {
-    const ssize_t num_bytes = ::send(client, text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (num_bytes < 0 && errno != EINTR && errno != EAGAIN) return;
-    if (num_bytes > 0) text.remove_prefix(static_cast<std::size_t>(num_bytes));
-  }
-}
+bool passes_with_time(int error) noexcept { return error == EINTR || error == EAGAIN || error == EWOULDBLOCK; }
 
 std::string response(std::string_view status, std::string_view type, std::string_view body, bool with_body) {
   return fmt::format("HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n{}", status,
@@ -80,7 +48,7 @@ struct RequestLine {
 
 /// Empty where the request is none.
 RequestLine parse_request(std::string_view request) {
-  if (request.find("\r\n\r\n") == std::string_view::npos) return {};
+  if (request.find(kEndOfHead) == std::string_view::npos) return {};
   const std::string_view line = request.substr(0, request.find("\r\n"));
   const std::size_t first = line.find(' ');
   const std::size_t last = line.rfind(' ');
@@ -106,80 +74,124 @@ MetricsAddress MetricsAddress::parse(const std::string& text) {
   return address;
 }
 
-MetricsServer::MetricsServer(const MetricsAddress& address, Text text) : text_(std::move(text)) {
+MetricsServer::MetricsServer(const MetricsAddress& address, Text text, std::chrono::milliseconds patience)
+    : text_(std::move(text)), patience_(patience) {
   sockaddr_in name{};
   name.sin_family = AF_INET;
   name.sin_port = htons(address.port);
   if (::inet_pton(AF_INET, address.host.c_str(), &name.sin_addr) != 1) {
     reject(fmt::format("the host is '{}', expected an address as 127.0.0.1", address.host));
   }
-  const auto fail = [&] {
-    const std::string reason = last_error();
-    if (listener_ >= 0) ::close(listener_);
-    if (stop_event_ >= 0) ::close(stop_event_);
+  const auto fail = [&](const std::string& reason) {
     throw Error(ErrorCode::kSystem,
                 fmt::format("cannot serve metrics at {}:{}: {}; give another port, or 0 for any that is free",
                             address.host, address.port, reason));
   };
-  listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (listener_ < 0) fail();
+  listener_ = own_descriptor(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!listener_.valid()) fail(last_error() + descriptor_hint(errno));
   const int yes = 1;
-  (void)::setsockopt(listener_, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+  (void)::setsockopt(listener_.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
   socklen_t size = sizeof(name);
-  if (::bind(listener_, reinterpret_cast<const sockaddr*>(&name), sizeof(name)) != 0 ||
-      ::listen(listener_, kBacklog) != 0 || ::getsockname(listener_, reinterpret_cast<sockaddr*>(&name), &size) != 0) {
-    fail();
+  if (::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&name), sizeof(name)) != 0 ||
+      ::listen(listener_.get(), kBacklog) != 0 ||
+      ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&name), &size) != 0) {
+    fail(last_error());
   }
   port_ = ntohs(name.sin_port);
-  stop_event_ = ::eventfd(0, EFD_CLOEXEC);
-  if (stop_event_ < 0) fail();
-  thread_ = std::thread([this] { run(); });
+  stop_event_ = own_descriptor(::eventfd(0, EFD_CLOEXEC));
+  if (!stop_event_.valid()) fail(last_error() + descriptor_hint(errno));
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (const std::system_error& error) {
+    fail(fmt::format("no thread can be started: {}", error.what()));
+  }
 }
 
 MetricsServer::~MetricsServer() {
   const std::uint64_t one = 1;
   // An event counter takes eight bytes at once.
-  (void)!::write(stop_event_, &one, sizeof(one));
+  (void)!::write(stop_event_.get(), &one, sizeof(one));
   thread_.join();
-  ::close(listener_);
-  ::close(stop_event_);
 }
 
 void MetricsServer::run() {
-  for (;;) {
-    std::array<pollfd, 2> waiting = {pollfd{.fd = listener_, .events = POLLIN, .revents = 0},
-                                     pollfd{.fd = stop_event_, .events = POLLIN, .revents = 0}};
-    if (::poll(waiting.data(), waiting.size(), -1) < 0 && errno != EINTR) return;
-    if ((waiting[1].revents & POLLIN) != 0) return;
-    if ((waiting[0].revents & POLLIN) == 0) continue;
-    const int client = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
-    if (client < 0) continue;
-    serve(client);
-    ::close(client);
+  while (wait_for_work()) {
+    std::erase_if(clients_, [this](Client& client) { return !serve(client); });
+    if (clients_.size() < kMaxClients && Clock::now() >= accepts_again_) accept_clients();
   }
 }
 
-void MetricsServer::serve(int client) {
-  const Clock::time_point deadline = Clock::now() + kClientPatience;
-  const std::string request = read_request(client, deadline);
-  const RequestLine line = parse_request(request);
-  constexpr std::string_view kPlain = "text/plain; charset=utf-8";
-  std::string answer;
-  if (line.method.empty()) {
-    answer = response("400 Bad Request", kPlain, "no HTTP/1 request\n", true);
-  } else if (line.method != "GET" && line.method != "HEAD") {
-    answer = response("405 Method Not Allowed", kPlain, "GET or HEAD\n", true);
-  } else if (line.path != "/metrics") {
-    answer = response("404 Not Found", kPlain, "the metrics are at /metrics\n", line.method == "GET");
-  } else {
-    try {
-      answer = response("200 OK", "text/plain; version=0.0.4; charset=utf-8", text_(), line.method == "GET");
-      ++num_scrapes_;
-    } catch (const std::exception& error) {
-      answer = response("500 Internal Server Error", kPlain, fmt::format("{}\n", error.what()), true);
+bool MetricsServer::wait_for_work() {
+  const bool accepts = clients_.size() < kMaxClients && Clock::now() >= accepts_again_;
+  std::vector<pollfd> waits = {{stop_event_.get(), POLLIN, 0}};
+  if (accepts) waits.push_back({listener_.get(), POLLIN, 0});
+  Clock::time_point next = Clock::time_point::max();
+  if (!accepts && clients_.size() < kMaxClients) next = accepts_again_;
+  for (const Client& client : clients_) {
+    waits.push_back({client.socket.get(), static_cast<short>(client.answer.empty() ? POLLIN : POLLOUT), 0});
+    next = std::min(next, client.deadline);
+  }
+  const bool has_end = next != Clock::time_point::max();
+  const int num_ready = ::poll(waits.data(), waits.size(), has_end ? remaining_ms(next) : -1);
+  // What the kernel lacks for a moment it is not asked for again at once.
+  if (num_ready < 0 && errno != EINTR) std::this_thread::sleep_for(kPauseOfShortage);
+  return num_ready <= 0 || (waits[0].revents & POLLIN) == 0;
+}
+
+void MetricsServer::accept_clients() {
+  while (clients_.size() < kMaxClients) {
+    UniqueFd socket = own_descriptor(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (socket.valid()) {
+      clients_.push_back({.socket = std::move(socket), .deadline = Clock::now() + patience_});
+      continue;
+    }
+    if (errno == ECONNABORTED || errno == EINTR) continue;
+    if (!passes_with_time(errno)) accepts_again_ = Clock::now() + kPauseOfShortage;
+    return;
+  }
+}
+
+bool MetricsServer::serve(Client& client) {
+  const int socket = client.socket.get();
+  bool has_more = client.answer.empty();
+  std::array<char, 1024> buffer{};
+  while (has_more && client.request.size() < kMaxRequestBytes && client.request.find(kEndOfHead) == std::string::npos) {
+    const ssize_t num_bytes = ::recv(socket, buffer.data(), buffer.size(), MSG_DONTWAIT);
+    if (num_bytes > 0) {
+      client.request.append(buffer.data(), static_cast<std::size_t>(num_bytes));
+    } else if (num_bytes < 0 && passes_with_time(errno)) {
+      if (Clock::now() < client.deadline) return true;
+      has_more = false;
+    } else {
+      has_more = false;
     }
   }
-  write_all(client, answer, deadline);
+  if (client.answer.empty()) client.answer = answer_to(client.request);
+  while (!client.answer.empty()) {
+    const ssize_t num_bytes = ::send(socket, client.answer.data(), client.answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (num_bytes < 0) return passes_with_time(errno) && Clock::now() < client.deadline;
+    client.answer.erase(0, static_cast<std::size_t>(num_bytes));
+  }
+  return false;
+}
+
+std::string MetricsServer::answer_to(const std::string& request) {
+  const RequestLine line = parse_request(request);
+  constexpr std::string_view kPlain = "text/plain; charset=utf-8";
+  if (line.method.empty()) return response("400 Bad Request", kPlain, "no HTTP/1 request\n", true);
+  if (line.method != "GET" && line.method != "HEAD") {
+    return response("405 Method Not Allowed", kPlain, "GET or HEAD\n", true);
+  }
+  if (line.path != "/metrics") {
+    return response("404 Not Found", kPlain, "the metrics are at /metrics\n", line.method == "GET");
+  }
+  try {
+    std::string answer = response("200 OK", "text/plain; version=0.0.4; charset=utf-8", text_(), line.method == "GET");
+    ++num_scrapes_;
+    return answer;
+  } catch (const std::exception& error) {
+    return response("500 Internal Server Error", kPlain, fmt::format("{}\n", error.what()), true);
+  }
 }
 
 }  // namespace epistle::balance

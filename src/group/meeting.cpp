@@ -84,7 +84,10 @@ class Meeting {
   void step(Deadline deadline) {
     std::vector<pollfd> entries = {{listener_.get(), POLLIN, 0}};
     for (const UniqueFd& stranger : strangers_) entries.push_back({stranger.get(), POLLIN, 0});
-    for (const UniqueFd& socket : sockets_) entries.push_back({socket.get(), POLLIN, 0});  // -1 is passed over
+    // Those that are open only: poll takes no more entries than the process may have descriptors.
+    for (const UniqueFd& socket : sockets_) {
+      if (socket.valid()) entries.push_back({socket.get(), POLLIN, 0});
+    }
     const int num_ready = ::poll(entries.data(), entries.size(), remaining_ms(deadline));
     if (num_ready < 0 && errno != EINTR) {
       throw Error(ErrorCode::kSystem, fmt::format("poll failed: {}", std::strerror(errno)));

@@ -26,6 +26,8 @@ namespace {
 
 constexpr int kKillRanks = 4;
 constexpr std::size_t kDefaultTrials = 24;
+// A stopped rank, and one that has died before it came, are given up after this long.
+constexpr std::chrono::milliseconds kTimeoutOfLostRanks{3000};
 
 std::uint64_t number_from_environment(const char* name, std::uint64_t otherwise) {
   const char* const text = std::getenv(name);
@@ -50,6 +52,7 @@ Trial make_trial(std::uint64_t seed, std::size_t idx) {
   trial.options.victim = static_cast<int>(draw % kKillRanks);
   trial.signal = (draw >> 8) % 3 == 0 ? SIGSTOP : SIGKILL;
   trial.delay = std::chrono::microseconds(mix(draw, 1) % kLongestDelayUs);
+  if (trial.signal == SIGSTOP || trial.stage == Stage::kJoin) trial.options.timeout = kTimeoutOfLostRanks;
   return trial;
 }
 

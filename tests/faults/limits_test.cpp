@@ -158,7 +158,8 @@ TEST_P(DescriptorLimit, OfOneRank) {
 }
 
 // From where joining is possible at all, to where all is.
-INSTANTIATE_TEST_SUITE_P(All, DescriptorLimit, ::testing::Values(12, 14, 16, 17, 18, 20, 22, 24, 26, 28, 40));
+INSTANTIATE_TEST_SUITE_P(All, DescriptorLimit,
+                         ::testing::Values(9, 10, 11, 12, 14, 16, 17, 18, 20, 22, 24, 26, 28, 40));
 
 // ---- Sizes ----------------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ std::uint64_t fingerprint_of(std::span<const HeapRange> ranges) {
 }
 
 UniqueFd open_placeholder() {
-  UniqueFd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  UniqueFd file = own_descriptor(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (!file.valid()) {
     throw Error(ErrorCode::kSystem, fmt::format("/dev/null cannot be opened: {}", std::strerror(errno)));
   }

@@ -1,19 +1,50 @@
 #include "balance/metrics_server.hpp"
 
+#include <chrono>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <gtest/gtest.h>
 
 #include "epistle/error.hpp"
 
+#include "group/descriptor.hpp"
 #include "support/http.hpp"
 
 namespace epistle::balance {
 namespace {
 
 using test::ask_loopback;
+using test::connect_to_loopback;
+
+constexpr const char* kScrape = "GET /metrics HTTP/1.1\r\n\r\n";
+constexpr std::chrono::milliseconds kEndlessPatience{600'000};
+
+/// The exit code of a process that does `body` and nothing else: 0 where it returns true.
+template <typename Body>
+int exit_code_of(const Body& body) {
+  const pid_t pid = ::fork();
+  if (pid == 0) ::_exit(body() ? 0 : 1);
+  int status = 0;
+  EXPECT_EQ(::waitpid(pid, &status, 0), pid);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+std::chrono::microseconds processor_time() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return std::chrono::seconds(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+         std::chrono::microseconds(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+}
 
 ErrorCode code_of_parse(const std::string& text) {
   try {
@@ -56,6 +87,62 @@ TEST(MetricsServer, AnswersWhatItCannotServeAndGoesOn) {
   const std::string answer = ask_loopback(failing.port(), "GET /metrics HTTP/1.1\r\n\r\n");
   EXPECT_TRUE(answer.starts_with("HTTP/1.1 500")) << answer;
   EXPECT_TRUE(answer.ends_with("no figures yet\n")) << answer;
+}
+
+TEST(MetricsServer, SilentClientsHoldUpNobody) {
+  const MetricsServer server(
+      {}, [] { return std::string("x\n"); }, kEndlessPatience);
+  std::vector<UniqueFd> silent;
+  for (int client = 0; client < 20; ++client) silent.emplace_back(connect_to_loopback(server.port()));
+  ASSERT_EQ(::send(silent.back().get(), "GET /me", 7, 0), 7);
+  EXPECT_TRUE(ask_loopback(server.port(), kScrape).starts_with("HTTP/1.1 200"));
+  const std::string rest = "trics HTTP/1.1\r\n\r\n";
+  ASSERT_EQ(::send(silent.back().get(), rest.data(), rest.size(), 0), static_cast<ssize_t>(rest.size()));
+  EXPECT_TRUE(test::read_to_end(silent.back().get()).starts_with("HTTP/1.1 200"));
+}
+
+TEST(MetricsServer, SilentClientsAreDroppedInTheEnd) {
+  const MetricsServer server(
+      {}, [] { return std::string("x\n"); }, std::chrono::milliseconds(20));
+  const UniqueFd silent(connect_to_loopback(server.port()));
+  EXPECT_TRUE(test::read_to_end(silent.get()).starts_with("HTTP/1.1 400"));
+}
+
+// Nobody can be let in, and the listener stays ready all the time.
+TEST(MetricsServer, WaitsQuietlyWhereDescriptorsRunOut) {
+  const int exit_code = exit_code_of([] {
+    const MetricsServer server({}, [] { return std::string("x\n"); });
+    const UniqueFd client(connect_to_loopback(server.port()));
+    // The server has taken that one in, which shows by its answer.
+    (void)::send(client.get(), kScrape, std::char_traits<char>::length(kScrape), 0);
+    (void)test::read_to_end(client.get());
+    rlimit before{};
+    ::getrlimit(RLIMIT_NOFILE, &before);
+    const UniqueFd waiting(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    // The lowest number that was free: all below are taken.
+    const rlimit none{static_cast<rlim_t>(waiting.get()) + 1, before.rlim_max};
+    ::setrlimit(RLIMIT_NOFILE, &none);
+    (void)test::connect_to_loopback(server.port(), waiting.get());
+    (void)::send(waiting.get(), kScrape, std::char_traits<char>::length(kScrape), 0);
+    const auto used_before = processor_time();
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    const bool was_quiet = processor_time() - used_before < std::chrono::milliseconds(100);
+    ::setrlimit(RLIMIT_NOFILE, &before);
+    return was_quiet && test::read_to_end(waiting.get()).starts_with("HTTP/1.1 200");
+  });
+  EXPECT_EQ(exit_code, 0);
+}
+
+TEST(MetricsServer, TakesNoNumberOfAStandardStream) {
+  const int exit_code = exit_code_of([] {
+    for (const int fd : {0, 1, 2}) ::close(fd);
+    const MetricsServer server({}, [] { return std::string("x\n"); });
+    for (const int fd : {0, 1, 2}) {
+      if (::fcntl(fd, F_GETFD) != -1) return false;
+    }
+    return true;
+  });
+  EXPECT_EQ(exit_code, 0);
 }
 
 TEST(MetricsServer, IsOnLoopbackUnlessToldOtherwise) {
