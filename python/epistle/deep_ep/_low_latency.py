@@ -18,7 +18,6 @@ Hook = typing.Optional["Callable[[], None]"]
 
 # Dispatches whose results may be outstanding: each has a dispatcher of its own, used in turn.
 NUM_OUTSTANDING = 2
-_EXPONENTS_PER_WORD = 4
 # Of every dispatcher; a round trip takes two.
 MAX_HANDLES = 64
 
@@ -45,11 +44,8 @@ class _Shape:
             return epistle.AsGiven()
         if self.use_ue8m0 and not self.round_scale:
             raise ValueError("use_ue8m0 needs round_scale: its scales are powers of two")
-        orders = epistle.find_dispatcher("low_latency", self.device).capabilities.scale_orders
         return epistle.Fp8Blocks(
-            scales="ue8m0" if self.use_ue8m0 else "fp32",
-            powers_of_two=self.round_scale,
-            order="columns" if "columns" in orders else "rows",
+            scales="ue8m0" if self.use_ue8m0 else "fp32", powers_of_two=self.round_scale, order="columns"
         )
 
 
@@ -188,11 +184,7 @@ class LowLatencyCalls:
         else:
             routed, recv_count = line.dispatcher.dispatch_decode(x, topk_idx)
         handle = LowLatencyHandle(line, shape, self._group.size, places.outputs, routed)
-        recv_x: typing.Any = places.rows
-        if places.scales is not None:
-            recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
-            fill_scales()
-            recv_x = (recv_x, recv_scales)
+        recv_x = places.rows if places.scales is None else (places.rows, places.scales)
         if cumulative_local_expert_recv_stats is not None:
             cumulative_local_expert_recv_stats.add_(recv_count)
         return recv_x, recv_count, handle, finish(async_finish), None
@@ -221,17 +213,12 @@ class LowLatencyCalls:
             pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
         routed, places = self._keep_places(line, pending.received(), shape[0])
         handle = LowLatencyHandle(line, shape, self._group.size, places.outputs, None)
-        recv_x: typing.Any = places.rows
-        fill_scales: Callable[[], object] = _nothing
-        if places.scales is not None:
-            recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
-            recv_x = (places.rows, recv_scales)
+        recv_x = places.rows if places.scales is None else (places.rows, places.scales)
         recv_count = tensor_of(routed.expert_counts)
 
         def receive(kept: tuple[torch.Tensor, ...] = (x, topk_idx)) -> None:
             del kept  # read by the receive half as well
             dispatcher.dispatch_receive(pending).release()
-            fill_scales()
             handle.handle = routed
             if recv_stats is not None:
                 recv_stats.add_(recv_count)
@@ -324,30 +311,27 @@ class LowLatencyCalls:
         return lines[turn]
 
     def _make_lines(self, shape: _Shape) -> list[_Line]:
-        fields: dict[str, typing.Any] = {
-            "hidden": shape.hidden,
-            "num_experts": shape.num_experts,
-            "top_k": shape.top_k,
-            "wire": shape.wire(),
-            "layout": epistle.ExpertBlocks(self._group.size * shape.max_tokens),
-            "sizing": epistle.Capacity(),
-            "order": "flat",
-            "zero_padding": False,
-            "max_handles": MAX_HANDLES,
-        }
-        config = epistle.DispatcherConfig(max_tokens=shape.max_tokens, **fields)
+        # Not for one token more: what low_latency sends without asking anybody must find room at its receiver, and blocks
+        # have room for as many rows as that.
+        config = epistle.DispatcherConfig(
+            hidden=shape.hidden,
+            num_experts=shape.num_experts,
+            top_k=shape.top_k,
+            max_tokens=shape.max_tokens,
+            wire=shape.wire(),
+            layout=epistle.ExpertBlocks(self._group.size * shape.max_tokens),
+            sizing=epistle.Capacity(),
+            order="flat",
+            zero_padding=False,
+            max_handles=MAX_HANDLES,
+        )
         # What the kernel of few tokens cannot do, the other one does.
         refused = epistle.find_dispatcher("low_latency", shape.device).cannot_serve(config, self._group.size)
         name = "direct" if refused else "low_latency"
         late_weights = epistle.find_dispatcher(name, shape.device).capabilities.late_weights
         return [
-            _Line(self._dispatchers.get(name, fields, shape.options, shape.max_tokens, turn), late_weights)
-            for turn in range(NUM_OUTSTANDING)
+            _Line(self._dispatchers.make(name, config, shape.options), late_weights) for _ in range(NUM_OUTSTANDING)
         ]
-
-
-def _nothing() -> None:
-    pass
 
 
 def _check_hooks(async_finish: bool, return_recv_hook: bool) -> None:
@@ -360,24 +344,3 @@ def _refuse_forks(call: str, arguments: dict[str, typing.Any]) -> None:
     used = sorted(name for name, value in arguments.items() if value is not None and value is not False)
     if used:
         raise lacking(f"{', '.join(used)} in {call}", "turn the option off: it is of a fork of DeepEP")
-
-
-def _in_columns(given: torch.Tensor, blocks: typing.Sequence[int]) -> tuple[torch.Tensor, Callable[[], object]]:
-    """[experts, rows, scales] of fp32, or int32 words of four exponents, the rows of a column one behind the other; and
-    what fills it once the rows are there."""
-    if given.dim() == 3:
-        return given, _nothing
-    is_packed = given.dtype == torch.uint8
-    num_columns = -(-given.shape[1] // _EXPONENTS_PER_WORD) if is_packed else given.shape[1]
-    columns = torch.empty(
-        (blocks[0], num_columns, blocks[1]), dtype=torch.int32 if is_packed else given.dtype, device=given.device
-    ).transpose(1, 2)
-
-    def fill() -> None:
-        rows = given
-        if is_packed:
-            padding = num_columns * _EXPONENTS_PER_WORD - given.shape[1]
-            rows = torch.nn.functional.pad(given, (0, padding)).view(torch.int32)
-        columns.copy_(rows.view(blocks[0], blocks[1], -1))
-
-    return columns, fill

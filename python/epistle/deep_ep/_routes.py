@@ -155,6 +155,7 @@ class Dispatchers:
         self._made: dict[typing.Any, tuple[int, epistle.Dispatcher]] = {}
         # The same by shorter keys of those who ask in every call.
         self._found: dict[typing.Any, tuple[int, epistle.Dispatcher]] = {}
+        self._others: list[epistle.Dispatcher] = []
 
     def get(
         self,
@@ -162,11 +163,10 @@ class Dispatchers:
         fields: dict[str, typing.Any],
         options: epistle.Host | epistle.Cuda,
         max_tokens: int,
-        copy: int = 0,
     ) -> epistle.Dispatcher:
         """``max_tokens``: as all ranks know it. A dispatcher that is too small gives way to a larger one, and lives on
-        in its handles. ``copy`` tells dispatchers of one shape apart."""
-        key = (name, tuple(sorted((key, repr(value)) for key, value in fields.items())), options, copy)
+        in its handles."""
+        key = (name, tuple(sorted((key, repr(value)) for key, value in fields.items())), options)
         size, dispatcher = self._made.get(key, (-1, None))
         if dispatcher is None or size < max_tokens:
             # Powers of two: a batch that grows step by step makes few of them.
@@ -174,6 +174,14 @@ class Dispatchers:
             config = epistle.DispatcherConfig(max_tokens=size, **fields)
             dispatcher = epistle.Dispatcher(self.group, name, config, options)
             self._made[key] = (size, dispatcher)
+        return dispatcher
+
+    def make(
+        self, name: str, config: epistle.DispatcherConfig, options: epistle.Host | epistle.Cuda
+    ) -> epistle.Dispatcher:
+        """One that the caller keeps: of just this configuration, and for nobody else."""
+        dispatcher = epistle.Dispatcher(self.group, name, config, options)
+        self._others.append(dispatcher)
         return dispatcher
 
     def find(self, key: typing.Any, max_tokens: int) -> epistle.Dispatcher | None:
@@ -187,15 +195,19 @@ class Dispatchers:
         return dispatcher
 
     def suspects(self) -> set[int]:
-        return {rank for _, dispatcher in self._made.values() for rank in dispatcher.suspects()}
+        return {rank for dispatcher in self._all() for rank in dispatcher.suspects()}
 
     def can_mask(self) -> bool:
         """Whether all that were made go on when ranks are masked out."""
-        return all(dispatcher.info.capabilities.masks for _, dispatcher in self._made.values())
+        return all(dispatcher.info.capabilities.masks for dispatcher in self._all())
 
     def clear(self) -> None:
         self._made.clear()
         self._found.clear()
+        self._others.clear()
+
+    def _all(self) -> list[epistle.Dispatcher]:
+        return [*self._others, *(dispatcher for _, dispatcher in self._made.values())]
 
 
 def sum_rows(
