@@ -311,8 +311,8 @@ class LowLatencyCalls:
         return lines[turn]
 
     def _make_lines(self, shape: _Shape) -> list[_Line]:
-        # Not for one token more: what low_latency sends without asking anybody must find room at its receiver, and blocks
-        # have room for as many rows as that.
+        # Not for one token more than blocks have room for: what low_latency sends without asking anybody must find room
+        # at its receiver.
         config = epistle.DispatcherConfig(
             hidden=shape.hidden,
             num_experts=shape.num_experts,

@@ -166,6 +166,15 @@ class Dispatchers:
     ) -> epistle.Dispatcher:
         """``max_tokens``: as all ranks know it. A dispatcher that is too small gives way to a larger one, and lives on
         in its handles."""
+        return self._get(name, fields, options, max_tokens)[1]
+
+    def _get(
+        self,
+        name: str,
+        fields: dict[str, typing.Any],
+        options: epistle.Host | epistle.Cuda,
+        max_tokens: int,
+    ) -> tuple[int, epistle.Dispatcher]:
         key = (name, tuple(sorted((key, repr(value)) for key, value in fields.items())), options)
         size, dispatcher = self._made.get(key, (-1, None))
         if dispatcher is None or size < max_tokens:
@@ -174,7 +183,7 @@ class Dispatchers:
             config = epistle.DispatcherConfig(max_tokens=size, **fields)
             dispatcher = epistle.Dispatcher(self.group, name, config, options)
             self._made[key] = (size, dispatcher)
-        return dispatcher
+        return size, dispatcher
 
     def make(
         self, name: str, config: epistle.DispatcherConfig, options: epistle.Host | epistle.Cuda
@@ -184,15 +193,22 @@ class Dispatchers:
         self._others.append(dispatcher)
         return dispatcher
 
-    def find(self, key: typing.Any, max_tokens: int) -> epistle.Dispatcher | None:
-        """What was kept by this key, where it is large enough."""
-        size, dispatcher = self._found.get(key, (-1, None))
-        return dispatcher if size >= max_tokens else None
+    def find(self, key: typing.Any, max_tokens: int) -> tuple[int, epistle.Dispatcher] | None:
+        """What was kept by this key, where it is large enough, and for how many tokens it is."""
+        found = self._found.get(key)
+        return found if found is not None and found[0] >= max_tokens else None
 
-    def keep(self, key: typing.Any, dispatcher: epistle.Dispatcher, max_tokens: int) -> epistle.Dispatcher:
-        """``dispatcher``: what get() gave for ``max_tokens``."""
-        self._found[key] = (max_tokens, dispatcher)
-        return dispatcher
+    def keep(
+        self,
+        key: typing.Any,
+        name: str,
+        fields: dict[str, typing.Any],
+        options: epistle.Host | epistle.Cuda,
+        max_tokens: int,
+    ) -> tuple[int, epistle.Dispatcher]:
+        """As get(), for find()."""
+        self._found[key] = made = self._get(name, fields, options, max_tokens)
+        return made
 
     def suspects(self) -> set[int]:
         return {rank for dispatcher in self._all() for rank in dispatcher.suspects()}
