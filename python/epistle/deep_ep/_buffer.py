@@ -7,7 +7,6 @@ import typing
 import torch
 
 from epistle.deep_ep._config import Config
-from epistle.deep_ep._counts import CountReader
 from epistle.deep_ep._events import EventHandle, EventOverlap
 from epistle.deep_ep._low_latency import LowLatencyCalls
 from epistle.deep_ep._normal import NormalCalls
@@ -62,7 +61,6 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self._group = join(group, comm)
         self._dispatchers = Dispatchers(self._group)
         self._low_latency = {}
-        self._counts = CountReader()
         self.group = group
         self.rank = self._group.rank
         self.group_size = self._group.size

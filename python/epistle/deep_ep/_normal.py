@@ -8,7 +8,6 @@ import torch
 
 import epistle
 from epistle.deep_ep._config import Config
-from epistle.deep_ep._counts import CountReader
 from epistle.deep_ep._events import EventOverlap, finish, wait_for
 from epistle.deep_ep._prepared import Made, Prepared, move
 from epistle.deep_ep._routes import (
@@ -22,7 +21,6 @@ from epistle.deep_ep._routes import (
     options_for,
     rank_starts,
     ranks_of,
-    tensor_of,
 )
 
 if typing.TYPE_CHECKING:
@@ -111,10 +109,11 @@ class Routing:
         self.max_tokens = num_worst_tokens or _UNKNOWN
         self.is_token_in_rank = is_token_in_rank
 
-    def keep(self) -> None:
+    def keep(self, handle: epistle.Handle) -> None:
         """The caller may write the next ids there, and a cached dispatch of another payload needs these again; it gives
         no weights."""
-        self.expert_ids = self.expert_ids.clone()
+        kept = handle.routed_ids
+        self.expert_ids = self.expert_ids.clone() if kept is None else kept.torch()
         self.weights = None
 
     def prepare(
@@ -174,7 +173,6 @@ class NormalCalls:
 
     _group: epistle.Group
     _dispatchers: Dispatchers
-    _counts: CountReader
     num_sms: typing.ClassVar[int] = 20
     _num_sms_is_set: typing.ClassVar[bool] = False
 
@@ -244,11 +242,8 @@ class NormalCalls:
         dispatcher, prepared = routing.prepare(payload, self._dispatchers)
         rows = self._move((dispatcher, prepared), payload, tokens, scales, config, in_order and num_worst_tokens == 0)
         # From here on the rows are on their way, and nothing of this delays them.
-        read_counts = None
-        if num_worst_tokens == 0 and topk_idx is not None:
-            read_counts = self._counts.start(tensor_of(prepared.expert_counts))
         made = Handle(routing, dispatcher, prepared, payload)
-        routing.keep()
+        routing.keep(prepared)
         recv_idx = recv_weights = None
         if topk_idx is not None:
             local_experts = prepared.local_experts
@@ -259,11 +254,12 @@ class NormalCalls:
                 if num_worst_tokens > 0:  # but a graph, when it is replayed
                     recv_weights = recv_weights.clone()
         counts: list[int] = []
-        if read_counts is not None:
-            counts = read_counts()
+        if num_worst_tokens == 0 and topk_idx is not None:
+            counts = prepared.read_expert_counts()
         elif num_worst_tokens == 0 and num_tokens_per_expert is not None:
             counts = self._gather_counts(num_tokens_per_expert)
-        counts = [align_up(count, expert_alignment) for count in counts]
+        if expert_alignment > 1:
+            counts = [align_up(count, expert_alignment) for count in counts]
         return rows, recv_idx, recv_weights, counts, made, finish(async_finish)
 
     def combine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import typing
 
@@ -65,8 +64,7 @@ def ranks_of(expert_ids: torch.Tensor, num_experts: int, num_ranks: int) -> torc
     return torch.where(expert_ids < 0, -1, torch.bucketize(expert_ids, starts, right=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Payload:
+class Payload(typing.NamedTuple):
     """What is dispatched: rows of ``dtype`` with ``scale_bytes`` of scales each."""
 
     dtype: torch.dtype
