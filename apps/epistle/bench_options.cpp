@@ -73,8 +73,8 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
       .add_option(
           "--wire", options.wire,
           "How rows of bf16 travel: as-given (default), or quantised to fp8 e4m3 on their way, in blocks of 128, "
-          "with fp32 scales (fp8), with those that are powers of two (fp8-pow2), or with exponent bytes "
-          "(fp8-ue8m0)")
+          "with fp32 scales (fp8), with those in columns where they arrive (fp8-columns), with those that are powers "
+          "of two (fp8-pow2), or with exponent bytes (fp8-ue8m0)")
       ->type_name("WIRE");
   command.add_option("--layout", options.layout, "token_major, expert_major or expert_blocks")->type_name("LAYOUT");
   add_number(command, "--alignment", options.alignment, {1, kMaxAlignment},

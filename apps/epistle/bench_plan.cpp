@@ -59,7 +59,8 @@ const std::map<std::string, Wire>& wires() {
   static const std::map<std::string, Wire> all = {{"as-given", AsGiven{}},
                                                   {"fp8", Fp8Blocks{}},
                                                   {"fp8-pow2", Fp8Blocks{.powers_of_two = true}},
-                                                  {"fp8-ue8m0", Fp8Blocks{.scales = ScaleFormat::kUe8m0}}};
+                                                  {"fp8-ue8m0", Fp8Blocks{.scales = ScaleFormat::kUe8m0}},
+                                                  {"fp8-columns", Fp8Blocks{.order = ScaleOrder::kColumns}}};
   return all;
 }
 

@@ -91,6 +91,7 @@ Json picked(const Json& from, std::initializer_list<std::string_view> names) {
 std::string_view wire_name(const ResolvedConfig& config) noexcept {
   if (!config.quantises) return "as-given";
   if (config.quantised.scales == ScaleFormat::kUe8m0) return "fp8-ue8m0";
+  if (config.quantised.order == ScaleOrder::kColumns) return "fp8-columns";
   return config.quantised.powers_of_two ? "fp8-pow2" : "fp8";
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "epistle/export.hpp"
 #include "epistle/types.hpp"
@@ -83,6 +84,12 @@ class EPISTLE_API Handle {
   [[nodiscard]] const RoutingStats* try_stats() const;
   /// Waits for them on the host; returns at once under exact sizing.
   [[nodiscard]] const RoutingStats& wait_stats() const;
+  /// RowDescription::expert_counts on the host, waited for as wait_stats() does. On a GPU that is no wait for what else
+  /// is on the stream, such as the rows of a dispatch.
+  [[nodiscard]] std::vector<std::int32_t> read_expert_counts() const;
+  /// CUDA: the ids of this rank's tokens as prepare has read them, in device memory that lives as long as the handle and
+  /// is filled when the stream gets there; slots where experts are placed. Host: without data, as nobody keeps them.
+  [[nodiscard]] IdsView routed_ids() const;
 
  private:
   friend struct CallAccess;

@@ -1,5 +1,8 @@
 // Handles, leases and calls that are under way, as Python holds them.
+#include <vector>
+
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include "array.hpp"
 #include "bindings.hpp"
@@ -189,7 +192,31 @@ void bind_received(nb::module_& module) {
             return stats_object(*stats);
           },
           nb::sig("def wait_stats(self) -> epistle._config.RoutingStats"),
-          "Waits for the counts on the host; returns at once under exact sizing.");
+          "Waits for the counts on the host; returns at once under exact sizing.")
+      .def(
+          "read_expert_counts",
+          [](const PyHandle& self) {
+            std::vector<std::int32_t> counts;
+            {
+              const nb::gil_scoped_release release;
+              counts = self.handle.read_expert_counts();
+            }
+            return counts;
+          },
+          "expert_counts on the host, waited for as wait_stats() does. On a GPU that is no wait for what else is on the "
+          "stream, such as the rows of a dispatch.")
+      .def_prop_ro(
+          "routed_ids",
+          [](const nb::object& self) -> nb::object {
+            const auto& handle = nb::cast<const PyHandle&>(self);
+            const IdsView ids = handle.handle.routed_ids();
+            if (ids.data == nullptr) return nb::none();
+            return nb::cast(make_array(ids.data, "int32", {.sizes = {ids.num_tokens, ids.top_k}},
+                                       place_of(handle.dispatcher), self));
+          },
+          nb::sig("def routed_ids(self) -> Array | None"),
+          "On a GPU: [num_tokens, top_k] int32, the ids of this rank's tokens as prepare has read them; slots where "
+          "experts are placed. None on the host, where nobody keeps them.");
 
   nb::class_<PyReceived> received(
       module, "Received", nb::is_weak_referenceable(),

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="Torch is not installed: its wheel f
 
 import epistle  # noqa: E402
 from epistle import deep_ep  # noqa: E402
+from epistle.deep_ep._routes import Dispatchers  # noqa: E402
 from epistle.deep_ep.utils.math import calc_diff, per_token_cast_back, per_token_cast_to_fp8  # noqa: E402
 
 EXPERTS, TOP_K, TOKENS, HIDDEN = 8, 3, 20, 256
@@ -207,26 +208,25 @@ def test_low_latency(quantisation: tuple[str, ...], mode: str, zero_copy: bool) 
     epistle.run_threads(2, play, timeout=30)
 
 
-@pytest.mark.parametrize("use_ue8m0", [False, True])
-def test_scales_that_a_device_gives_in_rows_are_shown_in_columns(
-    monkeypatch: pytest.MonkeyPatch, use_ue8m0: bool
+@pytest.mark.parametrize("max_tokens", [1, 24, 100])
+def test_low_latency_blocks_have_room_for_every_token_that_ranks_may_send(
+    monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ) -> None:
+    configs: list[epistle.DispatcherConfig] = []
+    make = Dispatchers.make
+
+    def note(self: Dispatchers, name: str, config: epistle.DispatcherConfig, options: typing.Any) -> epistle.Dispatcher:
+        configs.append(config)
+        return make(self, name, config, options)
+
+    monkeypatch.setattr(Dispatchers, "make", note)
     [group] = epistle.Group.threads(1)
     given = Inputs(0)
-    results = []
-    for order in ("columns", "rows"):
-        wire = epistle.Fp8Blocks(scales="ue8m0" if use_ue8m0 else "fp32", powers_of_two=use_ue8m0, order=order)
-        monkeypatch.setattr("epistle.deep_ep._low_latency._Shape.wire", lambda _, wire=wire: wire)
-        buffer = deep_ep.Buffer(group)
-        (_, scales), counts, _, _, hook = buffer.low_latency_dispatch(
-            given.x, given.ids, 32, EXPERTS, return_recv_hook=True
-        )
-        assert hook is not None
-        hook()
-        assert scales.stride(1) == 1
-        used = torch.arange(scales.shape[1]).unsqueeze(0) < counts.unsqueeze(1)
-        results.append(scales[used])
-    assert torch.equal(*results)
+    deep_ep.Buffer(group).low_latency_dispatch(given.x[:1], given.ids[:1], max_tokens, EXPERTS)
+    assert configs
+    for config in configs:  # or the rows go by the slow way
+        assert isinstance(config.layout, epistle.ExpertBlocks)
+        assert config.layout.rows_per_expert >= group.size * config.max_tokens
 
 
 def reference_v2(given: Inputs, y: torch.Tensor, num_ranks: int, one_sum: bool) -> torch.Tensor:

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="Torch is not installed: its wheel f
 
 import epistle  # noqa: E402
 from epistle import deep_ep  # noqa: E402
+from epistle.deep_ep import _routes  # noqa: E402
 
 EXPERTS, TOP_K, HIDDEN = 8, 2, 64
 
@@ -92,6 +93,71 @@ def test_a_batch_may_grow_and_shrink() -> None:
             rows = layer.dispatch(num_tokens, num_tokens)[0]
             assert rows.shape == (2 * num_tokens, HIDDEN)
             assert bool((rows == num_tokens).all())
+        layer.buffer.destroy()
+
+    epistle.run_threads(2, play, timeout=30)
+
+
+def test_a_batch_may_grow_on_one_rank_alone() -> None:
+    def play(group: epistle.Group) -> None:
+        layer = Layer(group)
+        for grown, num_tokens in ((0, 4), (1, 40), (0, 40), (1, 300), (0, 2)):
+            own = num_tokens if group.rank == grown else 4
+            rows = layer.dispatch(own, own)[0]
+            assert rows.shape == (num_tokens + 4, HIDDEN)
+            assert int((rows[:, 0] == num_tokens).sum()) == (num_tokens if num_tokens != 4 else 8)
+        layer.buffer.destroy()
+
+    epistle.run_threads(2, play, timeout=30)
+
+
+def test_a_routing_that_one_rank_gets_wrong_is_refused_on_all_and_the_next_one_works() -> None:
+    def play(group: epistle.Group) -> None:
+        layer = Layer(group)
+        layer.dispatch(1)
+        ids, _ = routing(6)
+        per_rank, _, per_expert, in_rank, _ = layer.buffer.get_dispatch_layout(ids, EXPERTS)
+        if group.rank == 1:
+            ids[3, 1] = EXPERTS
+        with pytest.raises(epistle.Error) as refused:
+            layer.buffer.dispatch(
+                torch.ones(6, HIDDEN, dtype=torch.bfloat16),
+                num_tokens_per_rank=per_rank,
+                is_token_in_rank=in_rank,
+                num_tokens_per_expert=per_expert,
+                topk_idx=ids,
+            )
+        codes = (epistle.ErrorCode.PEER_REJECTED, epistle.ErrorCode.INVALID_ARGUMENT)
+        assert refused.value.code == codes[group.rank]
+        assert bool((layer.dispatch(2)[0] == 2).all())
+        layer.buffer.destroy()
+
+    epistle.run_threads(2, play, timeout=30)
+
+
+def test_no_rank_is_asked_for_its_tokens_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    ask = _routes.gather_numbers
+
+    def note(group: epistle.Group, values: list[int]) -> list[tuple[int, ...]]:
+        asked.append(group.rank)
+        return ask(group, values)
+
+    monkeypatch.setattr(_routes, "gather_numbers", note)
+
+    def play(group: epistle.Group) -> None:
+        layer = Layer(group)
+        layer.dispatch(1)
+        group.barrier()
+        asked.clear()
+        group.barrier()
+        for num_tokens in (3, 6, 16):
+            layer.dispatch(1, num_tokens)
+        group.barrier()
+        assert not asked
+        layer.dispatch(1, 17)
+        group.barrier()
+        assert sorted(asked) == [0, 1]
         layer.buffer.destroy()
 
     epistle.run_threads(2, play, timeout=30)

@@ -59,6 +59,8 @@ def test_rows_come_where_the_routing_says_and_back(
 
         stats = handle.wait_stats()
         assert stats.num_tokens == TOKENS and stats.dropped_in_group == 0
+        assert handle.read_expert_counts() == np.asarray(handle.expert_counts).tolist()
+        assert handle.routed_ids is None  # nobody keeps them on the host
         assert moe.wire_bytes(handle).dispatch > 0
 
     epistle.run_threads(3, play, timeout=20)

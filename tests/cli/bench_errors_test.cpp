@@ -34,7 +34,7 @@ TEST_P(BenchErrors, WrongValues) {
       {{{"--dispatcher", "direct,foo"}, 2, "'foo'; there are direct, low_latency, auto, alltoall, hybrid, reference"},
        {{"--dispatcher", "direct,alltoall,direct"}, 2, "'direct' twice"},
        {{"--dtype", "fp4"}, 2, "--dtype is 'fp4'; it takes bf16, fp16, fp32, fp8"},
-       {{"--wire", "fp4"}, 2, "--wire is 'fp4'; it takes as-given, fp8, fp8-pow2, fp8-ue8m0"},
+       {{"--wire", "fp4"}, 2, "--wire is 'fp4'; it takes as-given, fp8, fp8-columns, fp8-pow2, fp8-ue8m0"},
        {{"--layout", "rows"}, 2, "--layout is 'rows'"},
        {{"--combine", "tree"}, 2, "--combine is 'tree'; it takes deepep_v2, domains, flat, hierarchical"},
        {{"--weights", "yes"}, 2, "--weights is 'yes'; it takes off, on"},

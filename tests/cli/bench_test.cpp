@@ -74,7 +74,7 @@ TEST(Bench, EveryOrderOfSumsIsVerified) {
 TEST(Bench, EveryWireIsVerifiedAndSaysItsBytes) {
   // Of a row of 64 elements with its scales.
   const std::vector<std::pair<std::string, int>> wires = {
-      {"as-given", 128}, {"fp8", 68}, {"fp8-pow2", 68}, {"fp8-ue8m0", 68}};
+      {"as-given", 128}, {"fp8", 68}, {"fp8-pow2", 68}, {"fp8-ue8m0", 68}, {"fp8-columns", 68}};
   double num_rows = 0.0;  // the same, however they travel
   for (const auto& [wire, row_bytes] : wires) {
     const Json json = bench_json({"--ranks", "2", "--dispatcher", "direct,low_latency,alltoall,reference", "--wire",

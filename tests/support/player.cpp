@@ -198,9 +198,30 @@ class Player {
       if (ids[entry] != kNoExpert && is_lost(checker, entry)) ++num_lost;
     }
     EPISTLE_RETURN_MISMATCH(expect_equal(stats.lost_by_this_rank, num_lost, "lost_by_this_rank"));
+    EPISTLE_RETURN_MISMATCH(check_kept(checker, handle));
     const RoutingStats* const known = handle.try_stats();
     if (known == nullptr) return "try_stats does not know what wait_stats has told";
     return expect_equal(known->dropped_here, num_dropped, "dropped_here of try_stats");
+  }
+
+  /// What a handle tells of its routing besides: rows of the experts here, on the host, and the ids that it keeps.
+  [[nodiscard]] Mismatch check_kept(const Checker& checker, const Handle& handle) const {
+    const std::vector<std::int32_t> counts = handle.read_expert_counts();
+    const DescriptionCopy description = subject_.read(handle);
+    const std::int32_t* const described = description.get().expert_counts;
+    if (counts != std::vector<std::int32_t>(described, described + description.get().num_local_experts)) {
+      return "read_expert_counts does not tell what expert_counts has";
+    }
+    const IdsView ids = handle.routed_ids();
+    if (ids.data == nullptr || subject_.config().places_experts()) return std::nullopt;
+    const std::vector<std::int32_t>& given = checker.table(rank()).expert_ids;
+    std::vector<std::int32_t> kept(static_cast<std::size_t>(handle.wait_stats().num_tokens * ids.top_k));
+    subject_.memory().read(kept.data(), ids.data, static_cast<std::int64_t>(kept.size() * sizeof(kept.front())));
+    for (std::size_t entry = 0; entry < kept.size(); ++entry) {
+      const std::int32_t expected = is_lost(checker, entry) ? kNoExpert : given[entry];
+      EPISTLE_RETURN_MISMATCH(expect_equal(kept[entry], expected, fmt::format("routed_ids, entry {}", entry)));
+    }
+    return std::nullopt;
   }
 
   /// Keeps a lease with rows of this round, where the dispatcher has one to spare.

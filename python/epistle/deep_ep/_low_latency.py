@@ -18,7 +18,6 @@ Hook = typing.Optional["Callable[[], None]"]
 
 # Dispatches whose results may be outstanding: each has a dispatcher of its own, used in turn.
 NUM_OUTSTANDING = 2
-_EXPONENTS_PER_WORD = 4
 # Of every dispatcher; a round trip takes two.
 MAX_HANDLES = 64
 
@@ -45,11 +44,8 @@ class _Shape:
             return epistle.AsGiven()
         if self.use_ue8m0 and not self.round_scale:
             raise ValueError("use_ue8m0 needs round_scale: its scales are powers of two")
-        orders = epistle.find_dispatcher("low_latency", self.device).capabilities.scale_orders
         return epistle.Fp8Blocks(
-            scales="ue8m0" if self.use_ue8m0 else "fp32",
-            powers_of_two=self.round_scale,
-            order="columns" if "columns" in orders else "rows",
+            scales="ue8m0" if self.use_ue8m0 else "fp32", powers_of_two=self.round_scale, order="columns"
         )
 
 
@@ -78,6 +74,8 @@ class _Line:
 
     dispatcher: epistle.Dispatcher
     late_weights: bool  # it takes them in combine
+    num_ranks: int
+    shape: tuple[int, int, int]  # as a handle has it
     places: _Places | None = None
 
 
@@ -85,22 +83,21 @@ class LowLatencyHandle:
     """What low_latency_dispatch returns for low_latency_combine. As a sequence it is DeepEP's (src_info, layout_range,
     num_max_dispatch_tokens_per_rank, hidden, num_experts)."""
 
-    __slots__ = ("dispatcher", "handle", "late_weights", "num_ranks", "outputs", "shape")
+    __slots__ = ("handle", "line")
 
-    def __init__(
-        self,
-        line: _Line,
-        shape: tuple[int, int, int],
-        num_ranks: int,
-        outputs: torch.Tensor,
-        handle: epistle.Handle | None,
-    ) -> None:
-        self.dispatcher = line.dispatcher
-        self.late_weights = line.late_weights
+    def __init__(self, line: _Line, handle: epistle.Handle | None) -> None:
+        self.line = line
         self.handle = handle  # from the receive half on
-        self.shape = shape
-        self.num_ranks = num_ranks
-        self.outputs = outputs
+
+    @property
+    def dispatcher(self) -> epistle.Dispatcher:
+        return self.line.dispatcher
+
+    @property
+    def outputs(self) -> torch.Tensor:
+        """[experts, rows, hidden]: where combine reads without a copy."""
+        assert self.line.places is not None
+        return self.line.places.outputs
 
     def described(self) -> epistle.Handle:
         if self.handle is None:
@@ -116,7 +113,7 @@ class LowLatencyHandle:
     def layout_range(self) -> torch.Tensor:
         """int64 [experts, ranks]: ``begin << 32 | count`` of the rows of each source, which lie together."""
         src_rank = tensor_of(self.described().src_rank).view(self.outputs.shape[:2])
-        sources = torch.arange(self.num_ranks, device=src_rank.device)
+        sources = torch.arange(self.line.num_ranks, device=src_rank.device)
         counts = (src_rank.unsqueeze(2) == sources).sum(1)
         return ((counts.cumsum(1) - counts) << 32) | counts
 
@@ -128,7 +125,7 @@ class LowLatencyHandle:
             return self.src_info
         if position == 1:
             return self.layout_range
-        return self.shape[position - 2]
+        return self.line.shape[position - 2]
 
     def __iter__(self) -> Iterator[typing.Any]:
         return (self[position] for position in range(len(self)))
@@ -170,48 +167,40 @@ class LowLatencyCalls:
             raise lacking(
                 "dispatch_wait_recv_cost_stats", "leave it None; a rank that is late is named by epistle.Error"
             )
-        ordinal, hidden = x.get_device(), x.shape[1]
-        max_tokens = num_max_dispatch_tokens_per_rank
-        # The fields of _Shape behind its options.
-        key = (ordinal, hidden, topk_idx.shape[1], max_tokens, num_experts, use_fp8, round_scale, use_ue8m0)
+        # Behind the first the fields of _Shape behind its options.
+        key = (
+            x.get_device(),
+            x.shape[1],
+            topk_idx.shape[1],
+            num_max_dispatch_tokens_per_rank,
+            num_experts,
+            use_fp8,
+            round_scale,
+            use_ue8m0,
+        )
         line = self._next_line(key)
-        shape = (max_tokens, hidden, num_experts)
         if return_recv_hook:
             _check_hooks(async_finish, return_recv_hook)
-            return self._dispatch_in_halves(line, x, topk_idx, shape, cumulative_local_expert_recv_stats)
+            return self._dispatch_in_halves(line, x, topk_idx, cumulative_local_expert_recv_stats)
         # In one step, which is less than two for the host and for a GPU.
         places = line.places
         if places is None:
             received = line.dispatcher.dispatch(x, expert_ids=topk_idx)
-            routed, places = self._keep_places(line, received, max_tokens)
+            routed, places = _keep_places(line, received)
             recv_count = tensor_of(routed.expert_counts)
         else:
             routed, recv_count = line.dispatcher.dispatch_decode(x, topk_idx)
-        handle = LowLatencyHandle(line, shape, self._group.size, places.outputs, routed)
-        recv_x: typing.Any = places.rows
-        if places.scales is not None:
-            recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
-            fill_scales()
-            recv_x = (recv_x, recv_scales)
+        handle = LowLatencyHandle(line, routed)
+        recv_x = places.rows if places.scales is None else (places.rows, places.scales)
         if cumulative_local_expert_recv_stats is not None:
             cumulative_local_expert_recv_stats.add_(recv_count)
         return recv_x, recv_count, handle, finish(async_finish), None
-
-    def _keep_places(self, line: _Line, received: epistle.Received, max_tokens: int) -> tuple[epistle.Handle, _Places]:
-        """The routing of a dispatch, whose lease is given back, and where its rows are."""
-        routed = received.handle
-        places = line.places
-        if places is None:
-            places = line.places = _Places.of(received, (routed.num_local_experts, self._group.size * max_tokens))
-        received.release()
-        return routed, places
 
     def _dispatch_in_halves(
         self,
         line: _Line,
         x: torch.Tensor,
         topk_idx: torch.Tensor,
-        shape: tuple[int, int, int],
         recv_stats: torch.Tensor | None,
     ) -> tuple[typing.Any, torch.Tensor, LowLatencyHandle, EventOverlap, Hook]:
         dispatcher = line.dispatcher
@@ -219,19 +208,14 @@ class LowLatencyCalls:
             pending = dispatcher.dispatch_send(x, expert_ids=topk_idx)
         else:
             pending = dispatcher.dispatch_send(x, handle=dispatcher.prepare(topk_idx))
-        routed, places = self._keep_places(line, pending.received(), shape[0])
-        handle = LowLatencyHandle(line, shape, self._group.size, places.outputs, None)
-        recv_x: typing.Any = places.rows
-        fill_scales: Callable[[], object] = _nothing
-        if places.scales is not None:
-            recv_scales, fill_scales = _in_columns(places.scales, places.rows.shape)
-            recv_x = (places.rows, recv_scales)
+        routed, places = _keep_places(line, pending.received())
+        handle = LowLatencyHandle(line, None)
+        recv_x = places.rows if places.scales is None else (places.rows, places.scales)
         recv_count = tensor_of(routed.expert_counts)
 
         def receive(kept: tuple[torch.Tensor, ...] = (x, topk_idx)) -> None:
             del kept  # read by the receive half as well
             dispatcher.dispatch_receive(pending).release()
-            fill_scales()
             handle.handle = routed
             if recv_stats is not None:
                 recv_stats.add_(recv_count)
@@ -263,9 +247,10 @@ class LowLatencyCalls:
             )
         if return_recv_hook:
             _check_hooks(async_finish, return_recv_hook)
-        dispatcher = handle.dispatcher
+        line = handle.line
+        dispatcher = line.dispatcher
         weights: torch.Tensor | None = topk_weights.contiguous()
-        if handle.late_weights:
+        if line.late_weights:
             weighted = handle.handle or handle.described()
         else:  # they come with the ids in a prepare; the same ids get the same places
             weighted, weights = dispatcher.prepare(topk_idx, topk_weights), None
@@ -324,30 +309,43 @@ class LowLatencyCalls:
         return lines[turn]
 
     def _make_lines(self, shape: _Shape) -> list[_Line]:
-        fields: dict[str, typing.Any] = {
-            "hidden": shape.hidden,
-            "num_experts": shape.num_experts,
-            "top_k": shape.top_k,
-            "wire": shape.wire(),
-            "layout": epistle.ExpertBlocks(self._group.size * shape.max_tokens),
-            "sizing": epistle.Capacity(),
-            "order": "flat",
-            "zero_padding": False,
-            "max_handles": MAX_HANDLES,
-        }
-        config = epistle.DispatcherConfig(max_tokens=shape.max_tokens, **fields)
+        # Not for one token more than blocks have room for: what low_latency sends without asking anybody must find room
+        # at its receiver.
+        config = epistle.DispatcherConfig(
+            hidden=shape.hidden,
+            num_experts=shape.num_experts,
+            top_k=shape.top_k,
+            max_tokens=shape.max_tokens,
+            wire=shape.wire(),
+            layout=epistle.ExpertBlocks(self._group.size * shape.max_tokens),
+            sizing=epistle.Capacity(),
+            order="flat",
+            zero_padding=False,
+            max_handles=MAX_HANDLES,
+        )
         # What the kernel of few tokens cannot do, the other one does.
         refused = epistle.find_dispatcher("low_latency", shape.device).cannot_serve(config, self._group.size)
         name = "direct" if refused else "low_latency"
         late_weights = epistle.find_dispatcher(name, shape.device).capabilities.late_weights
         return [
-            _Line(self._dispatchers.get(name, fields, shape.options, shape.max_tokens, turn), late_weights)
-            for turn in range(NUM_OUTSTANDING)
+            _Line(
+                self._dispatchers.make(name, config, shape.options),
+                late_weights,
+                self._group.size,
+                (shape.max_tokens, shape.hidden, shape.num_experts),
+            )
+            for _ in range(NUM_OUTSTANDING)
         ]
 
 
-def _nothing() -> None:
-    pass
+def _keep_places(line: _Line, received: epistle.Received) -> tuple[epistle.Handle, _Places]:
+    """The routing of a dispatch, whose lease is given back, and where its rows are."""
+    routed = received.handle
+    places = line.places
+    if places is None:
+        places = line.places = _Places.of(received, (routed.num_local_experts, line.num_ranks * line.shape[0]))
+    received.release()
+    return routed, places
 
 
 def _check_hooks(async_finish: bool, return_recv_hook: bool) -> None:
@@ -360,24 +358,3 @@ def _refuse_forks(call: str, arguments: dict[str, typing.Any]) -> None:
     used = sorted(name for name, value in arguments.items() if value is not None and value is not False)
     if used:
         raise lacking(f"{', '.join(used)} in {call}", "turn the option off: it is of a fork of DeepEP")
-
-
-def _in_columns(given: torch.Tensor, blocks: typing.Sequence[int]) -> tuple[torch.Tensor, Callable[[], object]]:
-    """[experts, rows, scales] of fp32, or int32 words of four exponents, the rows of a column one behind the other; and
-    what fills it once the rows are there."""
-    if given.dim() == 3:
-        return given, _nothing
-    is_packed = given.dtype == torch.uint8
-    num_columns = -(-given.shape[1] // _EXPONENTS_PER_WORD) if is_packed else given.shape[1]
-    columns = torch.empty(
-        (blocks[0], num_columns, blocks[1]), dtype=torch.int32 if is_packed else given.dtype, device=given.device
-    ).transpose(1, 2)
-
-    def fill() -> None:
-        rows = given
-        if is_packed:
-            padding = num_columns * _EXPONENTS_PER_WORD - given.shape[1]
-            rows = torch.nn.functional.pad(given, (0, padding)).view(torch.int32)
-        columns.copy_(rows.view(blocks[0], blocks[1], -1))
-
-    return columns, fill

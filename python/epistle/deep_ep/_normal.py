@@ -29,6 +29,9 @@ if typing.TYPE_CHECKING:
 
 # Rows have a multiple of 16 bytes.
 _FLOATS_PER_ROW_UNIT = 4
+_UNKNOWN = 0
+# What a rank and its peers are told where a routing is refused: nothing has moved, and the next call works.
+_REFUSED = (epistle.ErrorCode.INVALID_ARGUMENT, epistle.ErrorCode.PEER_REJECTED)
 
 
 class Handle:
@@ -94,21 +97,23 @@ class Routing:
         *,
         num_experts: int,
         num_worst_tokens: int,
-        max_tokens: int,
         is_token_in_rank: torch.Tensor | None,
     ) -> None:
+        self._group = group
         self.rank, self.num_ranks = group.rank, group.size
         self.expert_ids = expert_ids
         self.weights = weights
         self.num_experts = num_experts
         self.num_worst_tokens = num_worst_tokens
-        self.max_tokens = max_tokens
+        # Of any rank. Under static shapes nobody waits, so the bound is the one that all ranks were given.
+        self.max_tokens = num_worst_tokens or _UNKNOWN
         self.is_token_in_rank = is_token_in_rank
 
-    def keep(self) -> None:
+    def keep(self, handle: epistle.Handle) -> None:
         """The caller may write the next ids there, and a cached dispatch of another payload needs these again; it gives
         no weights."""
-        self.expert_ids = self.expert_ids.clone()
+        kept = handle.routed_ids
+        self.expert_ids = self.expert_ids.clone() if kept is None else kept.torch()
         self.weights = None
 
     def prepare(
@@ -116,14 +121,39 @@ class Routing:
     ) -> tuple[epistle.Dispatcher, epistle.Handle]:
         """``num_rows``: of static shapes; 0: as the routing says."""
         num_rows = num_rows or self.num_worst_tokens
-        top_k = self.expert_ids.shape[1]
-        key = (payload, self.num_experts, top_k, num_rows, self.expert_ids.get_device())
-        dispatcher = dispatchers.find(key, self.max_tokens)
-        if dispatcher is None:
-            dispatcher = dispatchers.keep(key, self._make(payload, dispatchers, num_rows), self.max_tokens)
+        key = (payload, self.num_experts, self.expert_ids.shape[1], num_rows, self.expert_ids.get_device())
+        if self.max_tokens == _UNKNOWN:
+            made = self._prepare_as_before(dispatchers.find(key, 0))
+            if made is not None:
+                return made
+        self.max_tokens, dispatcher = dispatchers.find(key, self.max_tokens) or self._make(
+            key, payload, dispatchers, num_rows
+        )
         return dispatcher, dispatcher.prepare(self.expert_ids, self.weights)
 
-    def _make(self, payload: Payload, dispatchers: Dispatchers, num_rows: int) -> epistle.Dispatcher:
+    def _prepare_as_before(self, found: tuple[int, epistle.Dispatcher] | None) -> Made | None:
+        """By a dispatcher that was made for as many tokens, in the hope that no rank has more: who has is refused, and
+        all ranks hear of that. So how many they have is asked when a routing was refused, not before every one. None:
+        for as many there is no dispatcher."""
+        if found is not None:
+            size, dispatcher = found
+            try:
+                handle = dispatcher.prepare(self.expert_ids, self.weights)
+            except epistle.Error as error:
+                if error.code not in _REFUSED:
+                    raise
+                self.max_tokens = largest(self._group, self.expert_ids.shape[0])
+                if self.max_tokens <= size:
+                    raise
+                return None
+            self.max_tokens = size
+            return dispatcher, handle
+        self.max_tokens = largest(self._group, self.expert_ids.shape[0])
+        return None
+
+    def _make(
+        self, key: typing.Any, payload: Payload, dispatchers: Dispatchers, num_rows: int
+    ) -> tuple[int, epistle.Dispatcher]:
         fields = {
             **payload.config(),
             "num_experts": self.num_experts,
@@ -135,7 +165,7 @@ class Routing:
             fields["sizing"] = epistle.Capacity(rows_per_rank=num_rows)
         else:
             fields["num_buffers"] = NUM_BUFFERS
-        return dispatchers.get("direct", fields, options_for(self.expert_ids), self.max_tokens)
+        return dispatchers.keep(key, "direct", fields, options_for(self.expert_ids), self.max_tokens)
 
 
 class NormalCalls:
@@ -211,9 +241,9 @@ class NormalCalls:
         )
         dispatcher, prepared = routing.prepare(payload, self._dispatchers)
         rows = self._move((dispatcher, prepared), payload, tokens, scales, config, in_order and num_worst_tokens == 0)
-        # Behind the rows on the stream, and the host waits behind all of it: nothing of this is on anybody's way.
+        # From here on the rows are on their way, and nothing of this delays them.
         made = Handle(routing, dispatcher, prepared, payload)
-        routing.keep()
+        routing.keep(prepared)
         recv_idx = recv_weights = None
         if topk_idx is not None:
             local_experts = prepared.local_experts
@@ -225,10 +255,11 @@ class NormalCalls:
                     recv_weights = recv_weights.clone()
         counts: list[int] = []
         if num_worst_tokens == 0 and topk_idx is not None:
-            counts = prepared.expert_counts.torch().tolist()
+            counts = prepared.read_expert_counts()
         elif num_worst_tokens == 0 and num_tokens_per_expert is not None:
             counts = self._gather_counts(num_tokens_per_expert)
-        counts = [align_up(count, expert_alignment) for count in counts]
+        if expert_alignment > 1:
+            counts = [align_up(count, expert_alignment) for count in counts]
         return rows, recv_idx, recv_weights, counts, made, finish(async_finish)
 
     def combine(
@@ -300,15 +331,12 @@ class NormalCalls:
             num_experts = self._group.size
             every_rank = torch.arange(num_experts, dtype=torch.int32, device=x.device)
             ids = torch.where(is_token_in_rank, every_rank, -1).to(torch.int32)
-        # Under static shapes nobody waits, so the bound is the one that all ranks were given.
-        max_tokens = num_worst_tokens if num_worst_tokens > 0 else largest(self._group, x.shape[0])
         return Routing(
             self._group,
             ids,
             topk_weights,
             num_experts=num_experts,
             num_worst_tokens=num_worst_tokens,
-            max_tokens=max_tokens,
             is_token_in_rank=is_token_in_rank,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import typing
 
@@ -65,8 +64,7 @@ def ranks_of(expert_ids: torch.Tensor, num_experts: int, num_ranks: int) -> torc
     return torch.where(expert_ids < 0, -1, torch.bucketize(expert_ids, starts, right=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class Payload:
+class Payload(typing.NamedTuple):
     """What is dispatched: rows of ``dtype`` with ``scale_bytes`` of scales each."""
 
     dtype: torch.dtype
@@ -155,6 +153,7 @@ class Dispatchers:
         self._made: dict[typing.Any, tuple[int, epistle.Dispatcher]] = {}
         # The same by shorter keys of those who ask in every call.
         self._found: dict[typing.Any, tuple[int, epistle.Dispatcher]] = {}
+        self._others: list[epistle.Dispatcher] = []
 
     def get(
         self,
@@ -162,11 +161,19 @@ class Dispatchers:
         fields: dict[str, typing.Any],
         options: epistle.Host | epistle.Cuda,
         max_tokens: int,
-        copy: int = 0,
     ) -> epistle.Dispatcher:
         """``max_tokens``: as all ranks know it. A dispatcher that is too small gives way to a larger one, and lives on
-        in its handles. ``copy`` tells dispatchers of one shape apart."""
-        key = (name, tuple(sorted((key, repr(value)) for key, value in fields.items())), options, copy)
+        in its handles."""
+        return self._get(name, fields, options, max_tokens)[1]
+
+    def _get(
+        self,
+        name: str,
+        fields: dict[str, typing.Any],
+        options: epistle.Host | epistle.Cuda,
+        max_tokens: int,
+    ) -> tuple[int, epistle.Dispatcher]:
+        key = (name, tuple(sorted((key, repr(value)) for key, value in fields.items())), options)
         size, dispatcher = self._made.get(key, (-1, None))
         if dispatcher is None or size < max_tokens:
             # Powers of two: a batch that grows step by step makes few of them.
@@ -174,28 +181,47 @@ class Dispatchers:
             config = epistle.DispatcherConfig(max_tokens=size, **fields)
             dispatcher = epistle.Dispatcher(self.group, name, config, options)
             self._made[key] = (size, dispatcher)
+        return size, dispatcher
+
+    def make(
+        self, name: str, config: epistle.DispatcherConfig, options: epistle.Host | epistle.Cuda
+    ) -> epistle.Dispatcher:
+        """One that the caller keeps: of just this configuration, and for nobody else."""
+        dispatcher = epistle.Dispatcher(self.group, name, config, options)
+        self._others.append(dispatcher)
         return dispatcher
 
-    def find(self, key: typing.Any, max_tokens: int) -> epistle.Dispatcher | None:
-        """What was kept by this key, where it is large enough."""
-        size, dispatcher = self._found.get(key, (-1, None))
-        return dispatcher if size >= max_tokens else None
+    def find(self, key: typing.Any, max_tokens: int) -> tuple[int, epistle.Dispatcher] | None:
+        """What was kept by this key, where it is large enough, and for how many tokens it is."""
+        found = self._found.get(key)
+        return found if found is not None and found[0] >= max_tokens else None
 
-    def keep(self, key: typing.Any, dispatcher: epistle.Dispatcher, max_tokens: int) -> epistle.Dispatcher:
-        """``dispatcher``: what get() gave for ``max_tokens``."""
-        self._found[key] = (max_tokens, dispatcher)
-        return dispatcher
+    def keep(
+        self,
+        key: typing.Any,
+        name: str,
+        fields: dict[str, typing.Any],
+        options: epistle.Host | epistle.Cuda,
+        max_tokens: int,
+    ) -> tuple[int, epistle.Dispatcher]:
+        """As get(), for find()."""
+        self._found[key] = made = self._get(name, fields, options, max_tokens)
+        return made
 
     def suspects(self) -> set[int]:
-        return {rank for _, dispatcher in self._made.values() for rank in dispatcher.suspects()}
+        return {rank for dispatcher in self._all() for rank in dispatcher.suspects()}
 
     def can_mask(self) -> bool:
         """Whether all that were made go on when ranks are masked out."""
-        return all(dispatcher.info.capabilities.masks for _, dispatcher in self._made.values())
+        return all(dispatcher.info.capabilities.masks for dispatcher in self._all())
 
     def clear(self) -> None:
         self._made.clear()
         self._found.clear()
+        self._others.clear()
+
+    def _all(self) -> list[epistle.Dispatcher]:
+        return [*self._others, *(dispatcher for _, dispatcher in self._made.values())]
 
 
 def sum_rows(

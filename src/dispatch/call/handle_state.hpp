@@ -24,6 +24,9 @@ class HandleState {
   [[nodiscard]] virtual bool counts_are_known() = 0;
   /// Returns when they are.
   virtual void wait_for_counts() = 0;
+  /// See Handle.
+  [[nodiscard]] virtual std::vector<std::int32_t> read_expert_counts() = 0;
+  [[nodiscard]] virtual IdsView routed_ids() const noexcept { return {}; }
 
   std::uint64_t dispatcher_id = 0;
   std::int64_t num_tokens = 0;  ///< that every call of this handle is made for

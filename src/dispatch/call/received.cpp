@@ -45,6 +45,10 @@ const RoutingStats& Handle::wait_stats() const {
   return state_->stats;
 }
 
+std::vector<std::int32_t> Handle::read_expert_counts() const { return require(state_).read_expert_counts(); }
+
+IdsView Handle::routed_ids() const { return require(state_).routed_ids(); }
+
 Received::Received() noexcept = default;
 Received::~Received() = default;
 Received::Received(const Received&) noexcept = default;

@@ -112,7 +112,7 @@ void CudaHandleState::fetch_summary() {
   constexpr std::size_t kBegin = offsetof(Summary, finding);
   check_cuda(cudaMemcpyAsync(reinterpret_cast<std::byte*>(summary) + kBegin,
                              reinterpret_cast<const std::byte*>(arrays.summary) + kBegin,
-                             static_cast<std::size_t>(summary_bytes(ranks_)) - kBegin, cudaMemcpyDeviceToHost, stream),
+                             static_cast<std::size_t>(summary_bytes(layout_)) - kBegin, cudaMemcpyDeviceToHost, stream),
              "reading the counts of a handle");
   check_cuda(cudaStreamSynchronize(stream), "reading the counts of a handle");
 }
@@ -155,6 +155,20 @@ void CudaHandleState::wait_for_counts() {
     throw Error(ErrorCode::kHandleMismatch, "the dispatcher of this handle is gone, and its counts were never read");
   }
   reader_(*this, true);
+}
+
+std::vector<std::int32_t> CudaHandleState::read_expert_counts() {
+  wait_for_counts();
+  auto* counts = reinterpret_cast<std::int32_t*>(summary + 1) + ranks_ * (ranks_ + 2);
+  const auto num = static_cast<std::size_t>(description.num_local_experts);
+  if (routed) {  // which tells the host of nothing before it asks
+    const DeviceGuard guard(device_);
+    cudaStream_t stream = private_stream(device_);
+    check_cuda(cudaMemcpyAsync(counts, arrays.expert_counts, num * sizeof(*counts), cudaMemcpyDeviceToHost, stream),
+               "reading the counts of experts");
+    check_cuda(cudaStreamSynchronize(stream), "reading the counts of experts");
+  }
+  return {counts, counts + num};
 }
 
 bool CudaHandleState::counts_are_known() {

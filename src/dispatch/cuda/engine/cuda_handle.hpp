@@ -26,6 +26,10 @@ class CudaHandleState final : public HandleState {
 
   [[nodiscard]] bool counts_are_known() override;
   void wait_for_counts() override;
+  [[nodiscard]] std::vector<std::int32_t> read_expert_counts() override;
+  [[nodiscard]] IdsView routed_ids() const noexcept override {
+    return {arrays.expert_ids, num_tokens, arrays.top_k};
+  }
 
   /// Sets the arrays up for a routing of `num_tokens` over `placed`.
   void begin(std::uint64_t id, std::int64_t tokens, const PlacedExperts& placed);
@@ -56,7 +60,7 @@ class CudaHandleState final : public HandleState {
   bool captured = false;  ///< into a graph: other placements may come while it lives
   bool routed = false;    ///< by a dispatch that was one call with its routing: see RowTransport::complete
 
-  /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks.
+  /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks, rows of experts.
   [[nodiscard]] const std::int32_t* pair_matrix() const noexcept {
     return reinterpret_cast<const std::int32_t*>(summary + 1);
   }

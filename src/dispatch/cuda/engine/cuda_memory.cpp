@@ -85,10 +85,10 @@ void CudaEngine::take_own_memory() {
   for (int peer = 0; peer < num_ranks; ++peer) devices.base[peer] = context_.heap->base(peer);
   // All in advance: making one later would be an allocation in a call, and may wait for the device, where a peer's
   // kernel may wait for this rank.
-  const auto told = std::make_shared<PinnedMemory>(told_bytes(num_ranks) * config.max_handles);
+  const auto told = std::make_shared<PinnedMemory>(told_bytes(context_.layout()) * config.max_handles);
   for (std::int64_t idx = 0; idx < config.max_handles; ++idx) {
     handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout(), context_.rank(), told,
-                                                         idx * told_bytes(num_ranks)));
+                                                         idx * told_bytes(context_.layout())));
   }
 }
 

@@ -73,7 +73,7 @@ void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArra
   carver.take(arrays.counts, std::int64_t{params.num_ranks} * (params.num_ranks + params.num_experts));
   carver.take(arrays.clean_rows, experts);
   std::byte* summary = nullptr;
-  carver.take(summary, summary_bytes(params.num_ranks));
+  carver.take(summary, summary_bytes(layout));
   arrays.summary = reinterpret_cast<Summary*>(summary);
   arrays.top_k = params.top_k;
   arrays.sends_per_token = static_cast<std::int32_t>(sends);
@@ -95,24 +95,25 @@ void carve_quantised(BufferCarver& carver, const ResolvedConfig& config, std::by
   carver.take(scales, config.max_tokens * fp8::scale_row_bytes(config.hidden, config.scale_format()));
 }
 
-std::int64_t summary_bytes(int num_ranks) noexcept {
-  const std::int64_t ranks = num_ranks;
-  return static_cast<std::int64_t>(sizeof(Summary)) +
-         (ranks * ranks + 2 * ranks) * static_cast<std::int64_t>(sizeof(std::int32_t));
+std::int64_t summary_bytes(const DispatchLayout& layout) noexcept {
+  const std::int64_t ranks = layout.params().num_ranks;
+  const std::int64_t num_words = ranks * ranks + 2 * ranks + layout.partition().max_local_experts();
+  return static_cast<std::int64_t>(sizeof(Summary)) + num_words * static_cast<std::int64_t>(sizeof(std::int32_t));
 }
 
-std::int64_t told_bytes(int num_ranks) noexcept {
+std::int64_t told_bytes(const DispatchLayout& layout) noexcept {
   constexpr std::int64_t kCacheLine = 64;
-  return (kProbeBytes + summary_bytes(num_ranks) + kCacheLine - 1) / kCacheLine * kCacheLine;
+  return (kProbeBytes + summary_bytes(layout) + kCacheLine - 1) / kCacheLine * kCacheLine;
 }
 
 std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_ranks) {
   BufferCarver carver(nullptr);
   HandleArrays arrays;
-  carve_handle(carver, DispatchLayout(to_layout_params(config, num_ranks)), arrays);
+  const DispatchLayout layout(to_layout_params(config, num_ranks));
+  carve_handle(carver, layout, arrays);
   const std::int64_t handle_bytes = carver.num_bytes() * config.max_handles;
   const std::int64_t pinned_bytes =
-      static_cast<std::int64_t>(sizeof(HostControl)) + told_bytes(num_ranks) * config.max_handles;
+      static_cast<std::int64_t>(sizeof(HostControl)) + told_bytes(layout) * config.max_handles;
   BufferCarver quantised(nullptr);
   std::byte* rows = nullptr;
   std::byte* scales = nullptr;

@@ -47,9 +47,9 @@ void carve_quantised(BufferCarver& carver, const ResolvedConfig& config, std::by
 /// Pinned memory of a handle, before its summary, into which the host copies what it wants to see of the device's.
 inline constexpr std::int64_t kProbeBytes = 16;
 /// Host memory in which the device tells of one handle.
-[[nodiscard]] std::int64_t summary_bytes(int num_ranks) noexcept;
+[[nodiscard]] std::int64_t summary_bytes(const DispatchLayout& layout) noexcept;
 /// Both, in cache lines of their own.
-[[nodiscard]] std::int64_t told_bytes(int num_ranks) noexcept;
+[[nodiscard]] std::int64_t told_bytes(const DispatchLayout& layout) noexcept;
 /// What a rank takes besides its buffers.
 [[nodiscard]] std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_ranks);
 

@@ -59,6 +59,7 @@ class HostHandle final : public HandleState, public TokenTable {
   // prepare leaves nothing open.
   [[nodiscard]] bool counts_are_known() override { return true; }
   void wait_for_counts() override {}
+  [[nodiscard]] std::vector<std::int32_t> read_expert_counts() override { return expert_counts; }
 
   /// Counts prepares; equal on all ranks.
   std::uint64_t handle_id = 0;
