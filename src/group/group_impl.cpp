@@ -53,6 +53,7 @@ GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std:
       rank_(rank),
       num_ranks_(num_ranks),
       domains_(num_ranks),
+      gpu_domains_(num_ranks),
       timeout_(timeout),
       mask_(num_ranks) {
   const std::int64_t spin_us = settings().spin_us();

@@ -56,7 +56,9 @@ class GroupImpl {
   [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
   [[nodiscard]] GroupKind kind() const noexcept { return world_->kind(); }
   [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return timeout_; }
+  /// Ranks that reach each other by load and store: their host memory, and the memory of their GPUs.
   [[nodiscard]] const Domains& domains() const noexcept { return domains_; }
+  [[nodiscard]] const Domains& gpu_domains() const noexcept { return gpu_domains_; }
 
   /// Once, before anything else is done with the group. Collective in a process group: all ranks must declare the same
   /// (see resolve_domain_size).
@@ -269,6 +271,7 @@ class GroupImpl {
   int rank_;
   int num_ranks_;
   Domains domains_;
+  Domains gpu_domains_;
   std::chrono::milliseconds timeout_;
   std::chrono::microseconds spin_;
   std::int64_t look_interval_us_;

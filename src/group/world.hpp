@@ -63,6 +63,9 @@ class World {
   [[nodiscard]] virtual int num_hosts() const noexcept { return 1; }
   /// Hosts are numbered by the lowest of their ranks.
   [[nodiscard]] virtual int host_of(int /*rank*/) const noexcept { return 0; }
+  /// A number that ranks have in common whose GPUs reach each other's memory: of one host, or of hosts in one NVLink
+  /// fabric.
+  [[nodiscard]] virtual int gpu_reach_of(int rank) const noexcept { return host_of(rank); }
   /// The rank that founds the group on the host of `rank` and speaks for that host.
   [[nodiscard]] virtual int leader_of(int /*rank*/) const noexcept { return 0; }
   /// Of this host, towards the others; empty where there are none.

@@ -30,8 +30,10 @@ Chunk Chunks::at(std::int64_t idx) const noexcept {
   return {.begin = idx * chunk_rows_, .end = std::min((idx + 1) * chunk_rows_, num_rows_)};
 }
 
-LinkTraffic::LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory)
+LinkTraffic::LinkTraffic(GroupImpl& group, const Domains& domains, DomainLink& link, const BufferPlan& plan,
+                         const RankMemory& memory)
     : group_(group),
+      domains_(domains),
       link_(&link),
       plan_(plan),
       memory_(memory),

@@ -34,12 +34,13 @@ class Chunks {
 /// This rank's end of the links to ranks of other domains, and how far it has heard from each.
 class LinkTraffic {
  public:
-  /// All of them outlive the traffic.
-  LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory);
+  /// All of them outlive the traffic; `domains`: those that the ranks of its device form.
+  LinkTraffic(GroupImpl& group, const Domains& domains, DomainLink& link, const BufferPlan& plan,
+              const RankMemory& memory);
   /// From here on over another link, which was opened where the mask of the group has changed.
   void restart(DomainLink& link) noexcept;
 
-  [[nodiscard]] const Domains& domains() const noexcept { return group_.domains(); }
+  [[nodiscard]] const Domains& domains() const noexcept { return domains_; }
   [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(group_.rank()); }
   /// The rank of this one's index in a domain.
   [[nodiscard]] int peer_in(int domain) const noexcept {
@@ -81,6 +82,7 @@ class LinkTraffic {
   [[nodiscard]] int some_peer() const noexcept;
 
   GroupImpl& group_;
+  const Domains& domains_;
   DomainLink* link_;
   const BufferPlan& plan_;
   const RankMemory& memory_;

@@ -22,7 +22,7 @@ HybridTransport::HybridTransport(EngineContext& context)
     : context_(context),
       links_(*context.group, context.config, context.device),
       routes_(context, links_),
-      num_forwarded_(static_cast<std::size_t>(context.group->domains().count()), 0) {
+      num_forwarded_(static_cast<std::size_t>(context.group->gpu_domains().count()), 0) {
   context.group->take_together(kGpuSetUp, Phase::kCreate, [this] {
     const DeviceGuard guard(context_.device);
     check_cuda(load_hybrid_kernels(), "loading the kernels");

@@ -55,7 +55,7 @@ class HybridTransport final : public RowTransport {
     MissingRows missing;
   };
 
-  [[nodiscard]] const Domains& domains() const noexcept { return context_.group->domains(); }
+  [[nodiscard]] const Domains& domains() const noexcept { return context_.group->gpu_domains(); }
   [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(context_.rank()); }
   [[nodiscard]] int num_blocks(TunedCall call, const CudaHandleState& handle) const;
 

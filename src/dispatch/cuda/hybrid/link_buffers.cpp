@@ -41,7 +41,7 @@ LinkBuffers::LinkBuffers(GroupImpl& group, const ResolvedConfig& config, int dev
       plan_(plan_links(config, group.num_ranks())),
       memory_(group, plan_),
       link_(open_domain_link(group, memory_.region())),
-      traffic_(group, *link_, plan_, memory_),
+      traffic_(group, group.gpu_domains(), *link_, plan_, memory_),
       registered_(device) {
   group_.take_together(kGpuSetUp, Phase::kCreate, [this] { register_sections(); });
   expose_landing_places(*link_, plan_, memory_);
