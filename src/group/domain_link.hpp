@@ -16,6 +16,13 @@
 
 namespace epistle {
 
+/// Memory of a GPU, numbered as this process counts.
+struct GpuSpan {
+  std::byte* data = nullptr;
+  std::int64_t num_bytes = 0;
+  int gpu = 0;
+};
+
 class DomainLink {
  public:
   DomainLink() = default;
@@ -33,6 +40,17 @@ class DomainLink {
   /// Puts `num_bytes` at `offset` of `peer`'s piece, which has exposed them. Returns when they are on their way; the
   /// source must not change until flush() has returned. `peer` may be any rank but this one.
   virtual void put(int peer, std::int64_t offset, const void* source, std::int64_t num_bytes) = 0;
+
+  /// Why bytes of GPUs cannot be put without a copy in host memory; empty where they can. `trial`: some such memory,
+  /// which is no longer needed when this returns.
+  [[nodiscard]] virtual std::string lack_of_gpu_memory(const GpuSpan& trial);
+  /// Collective, like expose(): GPU memory of this rank that peers put to at `offset`, which lies behind the end of its
+  /// piece, in place of what was exposed at that offset before. Nothing is under way there.
+  virtual void expose_gpu(std::int64_t offset, const GpuSpan& span);
+  /// From here on put() takes this memory as a source, until it is withdrawn.
+  virtual void register_gpu(const GpuSpan& span);
+  /// Lets go of GPU memory that was exposed or registered; nothing is under way there.
+  virtual void withdraw_gpu(const std::byte* data);
 
   /// Raises signals_from(this rank) at `peer` by one, behind all that was put there.
   virtual void signal(int peer) = 0;

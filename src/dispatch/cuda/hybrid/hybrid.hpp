@@ -37,6 +37,7 @@ class HybridTransport final : public RowTransport {
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
   bool bring_weight_gradients(const CudaHandleState& handle, const WeightGradientArgs& args) override;
   [[nodiscard]] std::int64_t network_bytes() const noexcept override { return links_.traffic().sent_bytes(); }
+  [[nodiscard]] std::string describe_links() const override { return links_.describe(); }
   [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
     return routes_.wire_bytes(handle);
   }
