@@ -271,7 +271,6 @@ class GroupImpl {
   int rank_;
   int num_ranks_;
   Domains domains_;
-  Domains gpu_domains_;
   std::chrono::milliseconds timeout_;
   std::chrono::microseconds spin_;
   std::int64_t look_interval_us_;
@@ -283,6 +282,7 @@ class GroupImpl {
   Barrier barrier_;
   Ticket last_waited_ = 0;
   std::vector<RefusedStep> refused_steps_;
+  Domains gpu_domains_;
 };
 
 }  // namespace epistle

@@ -63,9 +63,6 @@ class World {
   [[nodiscard]] virtual int num_hosts() const noexcept { return 1; }
   /// Hosts are numbered by the lowest of their ranks.
   [[nodiscard]] virtual int host_of(int /*rank*/) const noexcept { return 0; }
-  /// A number that ranks have in common whose GPUs reach each other's memory: of one host, or of hosts in one NVLink
-  /// fabric.
-  [[nodiscard]] virtual int gpu_reach_of(int rank) const noexcept { return host_of(rank); }
   /// The rank that founds the group on the host of `rank` and speaks for that host.
   [[nodiscard]] virtual int leader_of(int /*rank*/) const noexcept { return 0; }
   /// Of this host, towards the others; empty where there are none.
@@ -77,6 +74,10 @@ class World {
   [[nodiscard]] virtual ProcessId own_process() const noexcept = 0;
   /// False once `rank`, which has attached as `process`, can never arrive again because its process has ended.
   [[nodiscard]] virtual bool is_alive(int rank, const ProcessId& process) const noexcept = 0;
+
+  /// A number that ranks have in common whose GPUs reach each other's memory: of one host, or of hosts in one NVLink
+  /// fabric.
+  [[nodiscard]] virtual int gpu_reach_of(int rank) const noexcept { return host_of(rank); }
 
  private:
   [[noreturn]] static void throw_no_files() {

@@ -177,9 +177,9 @@ NvmlProbe probe_nvml(const std::string& library) {
   return probe;
 }
 
-FabricProbe probe_nvlink_fabric(const std::string& library, const std::string& channels) {
+NvlinkFabric probe_nvlink_fabric(const std::string& library, const std::string& channels) {
   const Library nvml(library);
-  FabricProbe probe{.fabric = {}, .lack = start(nvml, library)};
+  NvlinkFabric probe{.fabric = {}, .lack = start(nvml, library)};
   if (!probe.lack.empty()) return probe;
   std::vector<GpuProbe> gpus;
   for (const Device device : list_devices(nvml)) read_fabric(nvml, device, gpus.emplace_back());

@@ -40,11 +40,11 @@ inline constexpr const char* kImexChannels = "/dev/nvidia-caps-imex-channels";
 /// The NVLink fabric of several hosts that all GPUs of this machine are in, "cluster:clique": hosts with the same one
 /// reach each other's GPU memory. Empty, with the reason in `lack`, where there is none, or nothing may be shared over
 /// it: that takes a channel in the folder `channels`.
-struct FabricProbe {
+struct NvlinkFabric {
   std::string fabric;
   std::string lack;
 };
-[[nodiscard]] FabricProbe probe_nvlink_fabric(const std::string& library = "libnvidia-ml.so.1",
+[[nodiscard]] NvlinkFabric probe_nvlink_fabric(const std::string& library = "libnvidia-ml.so.1",
                                               const std::string& channels = kImexChannels);
 
 /// The name of the cluster preset that fits these GPUs; "unknown" where none does.

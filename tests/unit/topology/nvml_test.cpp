@@ -54,7 +54,7 @@ TEST(Nvml, NamesLeadToPresets) {
 }
 
 /// With GPUs as the fake describes them; `has_channel`: one of IMEX.
-FabricProbe probe_fake_fabric(const std::string& gpus, bool has_channel = true) {
+NvlinkFabric probe_fake_fabric(const std::string& gpus, bool has_channel = true) {
   ScopedEnvironment environment;
   environment.set("EPISTLE_FAKE_GPUS", gpus);
   const TempDir channels;
@@ -62,32 +62,32 @@ FabricProbe probe_fake_fabric(const std::string& gpus, bool has_channel = true) 
   return probe_nvlink_fabric(EPISTLE_FAKE_NVML, channels.path().string());
 }
 
-TEST(NvlinkFabric, IsTheClusterAndCliqueThatAllGpusAreIn) {
-  const FabricProbe probe = probe_fake_fabric("171:5:3,171:5:3");
+TEST(NvlinkFabricProbe, IsTheClusterAndCliqueThatAllGpusAreIn) {
+  const NvlinkFabric probe = probe_fake_fabric("171:5:3,171:5:3");
   EXPECT_EQ(probe.fabric, "abababababababababababababababab:5");
   EXPECT_EQ(probe.lack, "");
 }
 
-TEST(NvlinkFabric, IsNoneWhereGpusAreInSeveral) {
+TEST(NvlinkFabricProbe, IsNoneWhereGpusAreInSeveral) {
   EXPECT_NE(probe_fake_fabric("1:5:3,1:6:3").lack.find("several NVLink fabrics"), std::string::npos);
   EXPECT_NE(probe_fake_fabric("1:5:3,2:5:3").lack.find("several NVLink fabrics"), std::string::npos);
   EXPECT_NE(probe_fake_fabric("1:5:3,0:0:0").lack.find("several NVLink fabrics"), std::string::npos);
   EXPECT_EQ(probe_fake_fabric("1:5:3,1:6:3").fabric, "");
 }
 
-TEST(NvlinkFabric, IsNoneOnAMachineWithASwitchOfItsOwn) {
-  const FabricProbe probe = probe_fake_fabric("0:0:3,0:0:3");
+TEST(NvlinkFabricProbe, IsNoneOnAMachineWithASwitchOfItsOwn) {
+  const NvlinkFabric probe = probe_fake_fabric("0:0:3,0:0:3");
   EXPECT_EQ(probe.fabric, "");
   EXPECT_NE(probe.lack.find("no NVLink fabric of several hosts"), std::string::npos) << probe.lack;
 }
 
-TEST(NvlinkFabric, IsNoneBeforeItHasBeenJoined) {
+TEST(NvlinkFabricProbe, IsNoneBeforeItHasBeenJoined) {
   EXPECT_EQ(probe_fake_fabric("1:5:2,1:5:2").fabric, "");
   EXPECT_EQ(probe_fake_fabric("").lack, "no GPU was found");
 }
 
-TEST(NvlinkFabric, IsNoneWithoutAChannelAndSaysHowToGetOne) {
-  const FabricProbe probe = probe_fake_fabric("1:5:3", false);
+TEST(NvlinkFabricProbe, IsNoneWithoutAChannelAndSaysHowToGetOne) {
+  const NvlinkFabric probe = probe_fake_fabric("1:5:3", false);
   EXPECT_EQ(probe.fabric, "");
   EXPECT_NE(probe.lack.find("configure nvidia-imex"), std::string::npos) << probe.lack;
   EXPECT_NE(probe_nvlink_fabric(EPISTLE_FAKE_NVML, "/no/such/folder").lack, "");

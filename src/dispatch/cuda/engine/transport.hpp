@@ -71,9 +71,9 @@ class RowTransport {
   }
   /// Bytes put on links to other domains so far.
   [[nodiscard]] virtual std::int64_t network_bytes() const noexcept { return 0; }
-  /// What they are, and how rows of a GPU get there; empty where there are none.
-  [[nodiscard]] virtual std::string describe_links() const { return {}; }
   [[nodiscard]] virtual WireBytes wire_bytes(const CudaHandleState& handle) const = 0;
+  /// What links to other domains are, and how rows of a GPU get there; empty where there are none.
+  [[nodiscard]] virtual std::string describe_links() const { return {}; }
 
  protected:
   RowTransport() = default;
