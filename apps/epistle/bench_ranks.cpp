@@ -147,7 +147,7 @@ int run_launched_rank(const LaunchInfo& info, const BenchOptions& options, const
       BenchOptions found = options;
       // Of several hosts, what is found; and only what joins them runs by default.
       if (group.num_hosts() > 1) {
-        found.domain_size = group.domain_size();
+        found.domain_size = options.device == "cuda" ? group.gpu_domain_size() : group.domain_size();
         if (found.dispatchers.empty()) found.dispatchers = {"hybrid", "alltoall"};
       }
       plan = make_bench_plan(found, group.size(), GroupKind::kProcesses);

@@ -71,6 +71,7 @@ void examine(const DoctorOptions& options) {
   const std::chrono::milliseconds limit = std::chrono::seconds(options.limit_s);
   DoctorReport report;
   report.gpus = probe_nvml();
+  report.nvlink_fabric = probe_nvlink_fabric();
   report.question = make_question(options, report.gpus);
   report.nics = probe_nics();
   report.fabric = probe_fabric();

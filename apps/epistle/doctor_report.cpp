@@ -178,7 +178,7 @@ std::string render_proofs(const std::vector<BackendProof>& proofs) {
   return table.render();
 }
 
-std::string render_gpus(const NvmlProbe& probe) {
+std::string render_gpus(const NvmlProbe& probe, const NvlinkFabric& fabric) {
   if (probe.gpus.empty()) {
     return fmt::format("GPUs: none ({})\n  What is left: {}\n",
                        probe.missing.empty() ? "the driver lists none" : probe.missing, kWithoutGpu);
@@ -192,6 +192,8 @@ std::string render_gpus(const NvmlProbe& probe) {
                         gpu.numa_node < 0 ? "not told" : std::to_string(gpu.numa_node));
   }
   for (const auto& group : nvlink_groups(probe)) text += fmt::format("  NVLink domain: {}\n", fmt::join(group, ", "));
+  text += fabric.fabric.empty() ? fmt::format("  NVLink between hosts: none ({})\n", fabric.lack)
+                                : fmt::format("  NVLink between hosts: fabric {}\n", fabric.fabric);
   return text;
 }
 
@@ -217,6 +219,7 @@ Json doctor_json(const DoctorReport& report) {
       {"hardware", preset_of(report.gpus)},
       {"gpus", probe_json(report.gpus)},
       {"nvlink_domains", nvlink_groups(report.gpus)},
+      {"nvlink_fabric", {{"fabric", report.nvlink_fabric.fabric}, {"lack", report.nvlink_fabric.lack}}},
       {"no_gpu", any_gpu ? Json(nullptr)
                          : Json{{"reason", report.gpus.missing.empty() ? "the driver lists none" : report.gpus.missing},
                                 {"what_is_left", kWithoutGpu}}},
@@ -231,7 +234,7 @@ Json doctor_json(const DoctorReport& report) {
 
 std::string render_doctor(const DoctorReport& report) {
   const MachineInfo& machine = machine_info();
-  std::string text = render_gpus(report.gpus);
+  std::string text = render_gpus(report.gpus, report.nvlink_fabric);
   text += fmt::format("Host: {}, {} cores, {} of {} hardware threads open to this process, {} NUMA nodes, {}\n",
                       machine.cpu_model, machine.num_cores, machine.num_usable_processing_units,
                       machine.num_processing_units, machine.num_numa_nodes, format_bytes(machine.memory_bytes));

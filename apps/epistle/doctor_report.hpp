@@ -27,6 +27,7 @@ struct FabricProbe {
 
 struct DoctorReport {
   NvmlProbe gpus;
+  NvlinkFabric nvlink_fabric;
   std::vector<NicPort> nics;
   FabricProbe fabric;
   std::string nccl_version;  ///< of the library that is found at run time; empty = none

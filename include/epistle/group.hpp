@@ -20,9 +20,10 @@ struct GroupOptions {
   /// EPISTLE_TIMEOUT_MS (30 s unless set). Negative: kInvalidArgument.
   std::chrono::milliseconds timeout{0};
   /// Ranks of a domain: blocks of ranks that reach each other by load and store, in rank order, all of one size. Equal
-  /// on all ranks. 0 = the setting EPISTLE_DOMAIN_SIZE; where that is 0 too, what is found: all ranks of one host. Less
-  /// than that can be declared, so that several domains are played on one host. kInvalidArgument where it does not
-  /// divide the number of ranks, kShapeMismatch where it differs.
+  /// on all ranks. 0 = the setting EPISTLE_DOMAIN_SIZE; where that is 0 too, what is found: all ranks of one host, and
+  /// of GPUs those of all hosts in one NVLink fabric. Less than that can be declared, so that several domains are
+  /// played on one host. kInvalidArgument where it does not divide the number of ranks, kShapeMismatch where it
+  /// differs.
   int domain_size = 0;
 };
 
@@ -48,6 +49,9 @@ class EPISTLE_API Group {
   [[nodiscard]] int domain_size() const noexcept;
   [[nodiscard]] int num_domains() const noexcept;
   [[nodiscard]] int domain_of(int rank) const noexcept;
+  /// The same of GPUs: more than domain_size() where hosts are in one NVLink fabric, over which their GPUs share
+  /// memory.
+  [[nodiscard]] int gpu_domain_size() const noexcept;
   [[nodiscard]] int index_in_domain(int rank) const noexcept;
 
   /// Hosts that the ranks are on, numbered by the lowest of their ranks. Ranks of one host share memory.

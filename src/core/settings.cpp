@@ -36,6 +36,7 @@ struct LogLevelKind {};
 struct SimdTargetKind {};
 struct CudaHeapKind {};
 struct DomainLinkKind {};
+struct GpuLinkKind {};
 struct TextKind {
   std::string SettingValues::*member;
   std::string_view accepted;
@@ -49,10 +50,12 @@ struct SettingDefinition {
   std::string_view name;
   std::string_view default_value;
   std::string_view summary;
-  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, DomainLinkKind, TextKind, SecretKind> kind;
+  std::variant<IntegerKind, LogLevelKind, SimdTargetKind, CudaHeapKind, DomainLinkKind, GpuLinkKind, TextKind,
+               SecretKind>
+      kind;
 };
 
-constexpr std::array<SettingDefinition, 15> kDefinitions = {{
+constexpr std::array<SettingDefinition, 18> kDefinitions = {{
     {"EPISTLE_TIMEOUT_MS", "30000", "longest wait for another rank in any one step, in milliseconds",
      IntegerKind{&SettingValues::timeout_ms, 1, kDayInMs, false}},
     {"EPISTLE_SPIN_US", "-1", "how long a waiting rank spins before it sleeps, in microseconds; -1 = automatic",
@@ -85,6 +88,13 @@ constexpr std::array<SettingDefinition, 15> kDefinitions = {{
     {"EPISTLE_DOMAIN_LINK", "auto",
      "what rows cross domains by: auto = mapped memory on one host, libfabric between hosts; fabric = libfabric always",
      DomainLinkKind{}},
+    {"EPISTLE_FABRIC_LIBRARY", "libfabric.so.1", "the libfabric that rows travel by",
+     TextKind{&SettingValues::fabric_library, "a path, or a name that the dynamic loader finds"}},
+    {"EPISTLE_FABRIC_GPU_MEMORY", "auto",
+     "how rows of GPUs get on links: auto = from registered GPU memory where libfabric takes it, else staged",
+     GpuLinkKind{}},
+    {"EPISTLE_NVLINK_FABRIC", "auto", "hosts whose GPUs share memory over NVLink; auto = what NVML tells",
+     TextKind{&SettingValues::nvlink_fabric, "auto, none, or a text that the hosts of one fabric have in common"}},
 }};
 
 constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError, LogLevel::kWarn, LogLevel::kInfo,
@@ -92,6 +102,8 @@ constexpr std::array<LogLevel, 5> kLogLevels = {LogLevel::kOff, LogLevel::kError
 constexpr std::array<CudaHeapChoice, 4> kCudaHeapChoices = {CudaHeapChoice::kAuto, CudaHeapChoice::kFd,
                                                             CudaHeapChoice::kFabric, CudaHeapChoice::kIpc};
 constexpr std::array<DomainLinkChoice, 2> kDomainLinkChoices = {DomainLinkChoice::kAuto, DomainLinkChoice::kFabric};
+constexpr std::array<GpuLinkChoice, 3> kGpuLinkChoices = {GpuLinkChoice::kAuto, GpuLinkChoice::kStaged,
+                                                          GpuLinkChoice::kDirect};
 
 template <typename Words>
 std::string list_words(const Words& words) {
@@ -118,6 +130,7 @@ struct Describe {
   std::string operator()(LogLevelKind) const { return list_words(kLogLevels); }
   std::string operator()(CudaHeapKind) const { return list_words(kCudaHeapChoices); }
   std::string operator()(DomainLinkKind) const { return list_words(kDomainLinkChoices); }
+  std::string operator()(GpuLinkKind) const { return list_words(kGpuLinkChoices); }
   std::string operator()(const TextKind& kind) const { return std::string(kind.accepted); }
   std::string operator()(const SecretKind&) const { return "any text; it is not shown"; }
   std::string operator()(SimdTargetKind) const { return "auto, or a target name such as AVX2, SSE4 or NEON"; }
@@ -139,6 +152,7 @@ struct Assign {
   bool operator()(LogLevelKind) const { return assign_word(kLogLevels, text, values.log_level); }
   bool operator()(CudaHeapKind) const { return assign_word(kCudaHeapChoices, text, values.cuda_heap); }
   bool operator()(DomainLinkKind) const { return assign_word(kDomainLinkChoices, text, values.domain_link); }
+  bool operator()(GpuLinkKind) const { return assign_word(kGpuLinkChoices, text, values.gpu_link); }
   bool operator()(const TextKind& kind) const {
     values.*kind.member = text;
     return true;
@@ -202,6 +216,18 @@ std::string_view to_string(CudaHeapChoice choice) noexcept {
 
 std::string_view to_string(DomainLinkChoice choice) noexcept {
   return choice == DomainLinkChoice::kFabric ? "fabric" : "auto";
+}
+
+std::string_view to_string(GpuLinkChoice choice) noexcept {
+  switch (choice) {
+    case GpuLinkChoice::kAuto:
+      return "auto";
+    case GpuLinkChoice::kStaged:
+      return "staged";
+    case GpuLinkChoice::kDirect:
+      return "direct";
+  }
+  return "unknown";
 }
 
 std::string_view to_string(SettingOrigin origin) noexcept {

@@ -24,6 +24,12 @@ enum class DomainLinkChoice : std::int32_t { kAuto, kFabric };
 
 [[nodiscard]] std::string_view to_string(DomainLinkChoice choice) noexcept;
 
+/// How rows of GPUs get on links: kAuto registers GPU memory with libfabric where that can be, and stages rows through
+/// pinned host memory elsewhere.
+enum class GpuLinkChoice : std::int32_t { kAuto, kStaged, kDirect };
+
+[[nodiscard]] std::string_view to_string(GpuLinkChoice choice) noexcept;
+
 /// A numeric setting whose value is left to the code that uses it.
 inline constexpr std::int64_t kAutomatic = -1;
 
@@ -57,6 +63,9 @@ struct SettingValues {
   std::string job_secret;
   std::string fabric_provider;
   std::string fabric_nics;
+  std::string fabric_library;
+  GpuLinkChoice gpu_link = GpuLinkChoice::kAuto;
+  std::string nvlink_fabric;
 };
 
 /// A snapshot of all settings; never changes once made.
@@ -92,6 +101,12 @@ class Settings {
   [[nodiscard]] const std::string& fabric_provider() const noexcept { return values_.fabric_provider; }
   /// Names of the network cards that rows travel by, separated by commas; empty = that of the interface, or all.
   [[nodiscard]] const std::string& fabric_nics() const noexcept { return values_.fabric_nics; }
+
+  /// What dlopen is given when rows are to travel by libfabric.
+  [[nodiscard]] const std::string& fabric_library() const noexcept { return values_.fabric_library; }
+  [[nodiscard]] GpuLinkChoice gpu_link() const noexcept { return values_.gpu_link; }
+  /// Hosts that give the same text have GPUs that reach each other; "auto" = what NVML tells, "none" = none.
+  [[nodiscard]] const std::string& nvlink_fabric() const noexcept { return values_.nvlink_fabric; }
 
   /// Every setting, in the order of the registry.
   [[nodiscard]] const std::vector<SettingInfo>& infos() const noexcept { return infos_; }

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "group/domain_link.hpp"
+
 namespace epistle {
 
 /// A way over the network that could carry rows: what fi_getinfo lists for reliable one-sided writes.
@@ -28,6 +30,7 @@ struct FabricRequest {
   std::string address = {};            ///< of this host, towards the others; empty = any
   std::vector<std::string> nics = {};  ///< names or addresses of cards; empty = that of the address, or all (see rails)
   int rail = 0;                        ///< which of the cards, counted round: the rank's index on its host
+  bool gpu_memory = false;             ///< is to be registered as well, where the provider can (FI_HMEM)
   bool stage_sources = false;          ///< as if the provider wanted keys of sources; for tests
 };
 
@@ -68,6 +71,12 @@ class FabricEndpoint {
 
   /// Lets peers write there, for as long as the endpoint lives.
   [[nodiscard]] virtual FabricKey expose(void* data, std::int64_t num_bytes) = 0;
+
+  /// The same of GPU memory; `is_target`: peers may write there, otherwise this end only puts from it. Throws kSystem
+  /// where libfabric was built without CUDA.
+  [[nodiscard]] virtual FabricKey register_gpu(const GpuSpan& span, bool is_target) = 0;
+  /// Lets go of what begins there; nothing is under way to it or from it.
+  virtual void withdraw(const std::byte* data) = 0;
 
   /// Starts to write, and says how many of the bytes, from the first: ask again for the rest. 0 where as much is under
   /// way as may be. The source must not change before num_under_way(peer, epoch) is 0. Waits for nothing. Throws

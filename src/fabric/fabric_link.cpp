@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -106,6 +107,47 @@ class FabricLink final : public DomainLink {
     }
   }
 
+  [[nodiscard]] std::string lack_of_gpu_memory(const GpuSpan& trial) override {
+    const FabricWay& way = endpoint_->way();
+    if (!way.reaches_gpu_memory)
+      return fmt::format("{} over {} does not register it (FI_HMEM)", way.provider, way.domain);
+    const Complaint complaint = attempt([&] { (void)endpoint_->register_gpu(trial, true); });
+    if (complaint) return std::string(complaint->message());
+    endpoint_->withdraw(trial.data);
+    return {};
+  }
+
+  void expose_gpu(std::int64_t offset, const GpuSpan& span) override {
+    const Call call{.kind = CallKind::kCreateRegion};
+    Exposure own{.offset = offset, .num_bytes = span.num_bytes, .key = {}};
+    const Complaint complaint = attempt([&] {
+      OwnGpuMemory& known = own_gpu_memory_[offset];
+      if (known.data != span.data) known = {span.data, endpoint_->register_gpu(span, true)};
+      own.key = known.key;
+    });
+    const std::vector<Exposure> all = group_->gather(call, Phase::kCreate, own, complaint);
+    // What has landed in a GPU's memory is seen no sooner than its delivery says; a signal goes to host memory.
+    keeps_order_ = false;
+    for (std::size_t peer = 0; peer < peers_.size(); ++peer) {
+      std::vector<Exposure>& exposed = peers_[peer].exposed;
+      exposed.erase(std::remove_if(exposed.begin(), exposed.end(),
+                                   [offset](const Exposure& former) { return former.offset == offset; }),
+                    exposed.end());
+      const bool has_told = !group_->is_masked(static_cast<int>(peer));
+      if (has_told && all[peer].num_bytes > 0) exposed.push_back(all[peer]);
+    }
+  }
+
+  void register_gpu(const GpuSpan& span) override {
+    of_group([&] { (void)endpoint_->register_gpu(span, false); });
+  }
+  void withdraw_gpu(const std::byte* data) override {
+    endpoint_->withdraw(data);
+    for (auto& [offset, known] : own_gpu_memory_) {
+      if (known.data == data) known = {};
+    }
+  }
+
   void put(int peer, std::int64_t offset, const void* source, std::int64_t num_bytes) override {
     const auto* next = static_cast<const std::byte*>(source);
     for (std::int64_t done = 0; done < num_bytes;) {
@@ -135,6 +177,11 @@ class FabricLink final : public DomainLink {
   }
 
  private:
+  struct OwnGpuMemory {
+    const std::byte* data = nullptr;
+    FabricKey key;
+  };
+
   // Small enough that other peers get their turn.
   static constexpr std::int64_t kMaxPartBytes = std::int64_t{1} << 20;
 
@@ -247,7 +294,8 @@ class FabricLink final : public DomainLink {
   std::vector<std::uint64_t> outgoing_;  ///< by rank: what is being written there, kMaxSignalsUnderWay places of each
   std::unique_ptr<FabricEndpoint> endpoint_;
   std::vector<Peer> peers_;
-  std::vector<int> waiting_peers_;  ///< that have not been sent all signals
+  std::vector<int> waiting_peers_;                       ///< that have not been sent all signals
+  std::map<std::int64_t, OwnGpuMemory> own_gpu_memory_;  ///< by the offset that peers put to
   bool keeps_order_ = false;
 };
 

@@ -72,11 +72,15 @@ DriverApi load_driver_api() {
   return api;
 }
 
-}  // namespace
-
-const DriverApi& driver_api() {
-  static const DriverApi api = load_driver_api();
+DriverApi& own_driver_api() {
+  static DriverApi api = load_driver_api();
   return api;
 }
+
+}  // namespace
+
+const DriverApi& driver_api() { return own_driver_api(); }
+
+void replace_driver_api_for_testing(const DriverApi& api) { own_driver_api() = api; }
 
 }  // namespace epistle::cuda

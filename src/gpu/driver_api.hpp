@@ -28,4 +28,7 @@ struct DriverApi {
 /// later call tries again.
 [[nodiscard]] const DriverApi& driver_api();
 
+/// From here on these functions are called. For tests, with no other thread running.
+void replace_driver_api_for_testing(const DriverApi& api);
+
 }  // namespace epistle::cuda

@@ -16,6 +16,13 @@
 
 namespace epistle {
 
+/// Memory of a GPU, numbered as this process counts.
+struct GpuSpan {
+  std::byte* data = nullptr;
+  std::int64_t num_bytes = 0;
+  int gpu = 0;
+};
+
 class DomainLink {
  public:
   DomainLink() = default;
@@ -44,6 +51,17 @@ class DomainLink {
   /// waits on its own asks this, and looks after lost ranks in between. Throws what the transport has met (kPeerLost
   /// with the peer's rank, kSystem).
   [[nodiscard]] virtual bool try_flush() = 0;
+
+  /// Why bytes of GPUs cannot be put without a copy in host memory; empty where they can. `trial`: some such memory,
+  /// which is no longer needed when this returns.
+  [[nodiscard]] virtual std::string lack_of_gpu_memory(const GpuSpan& trial);
+  /// Collective, like expose(): GPU memory of this rank that peers put to at `offset`, which lies behind the end of its
+  /// piece, in place of what was exposed at that offset before. Nothing is under way there.
+  virtual void expose_gpu(std::int64_t offset, const GpuSpan& span);
+  /// From here on put() takes this memory as a source, until it is withdrawn.
+  virtual void register_gpu(const GpuSpan& span);
+  /// Lets go of GPU memory that was exposed or registered; nothing is under way there.
+  virtual void withdraw_gpu(const std::byte* data);
 
   /// Bytes of all puts so far, without what the transport adds.
   [[nodiscard]] std::int64_t sent_bytes() const noexcept { return sent_bytes_; }

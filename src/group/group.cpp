@@ -16,6 +16,7 @@ int Group::size() const noexcept { return impl_->num_ranks(); }
 GroupKind Group::kind() const noexcept { return impl_->kind(); }
 std::chrono::milliseconds Group::timeout() const noexcept { return impl_->timeout(); }
 int Group::domain_size() const noexcept { return impl_->domains().size(); }
+int Group::gpu_domain_size() const noexcept { return impl_->gpu_domains().size(); }
 int Group::num_domains() const noexcept { return impl_->domains().count(); }
 int Group::domain_of(int rank) const noexcept { return impl_->domains().domain_of(rank); }
 int Group::index_in_domain(int rank) const noexcept { return impl_->domains().index_of(rank); }

@@ -54,7 +54,8 @@ GroupImpl::GroupImpl(std::shared_ptr<World> world, int rank, int num_ranks, std:
       num_ranks_(num_ranks),
       domains_(num_ranks),
       timeout_(timeout),
-      mask_(num_ranks) {
+      mask_(num_ranks),
+      gpu_domains_(num_ranks) {
   const std::int64_t spin_us = settings().spin_us();
   const int num_cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const bool own_core = num_ranks <= num_cores;

@@ -56,7 +56,9 @@ class GroupImpl {
   [[nodiscard]] int num_ranks() const noexcept { return num_ranks_; }
   [[nodiscard]] GroupKind kind() const noexcept { return world_->kind(); }
   [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return timeout_; }
+  /// Ranks that reach each other by load and store: their host memory, and the memory of their GPUs.
   [[nodiscard]] const Domains& domains() const noexcept { return domains_; }
+  [[nodiscard]] const Domains& gpu_domains() const noexcept { return gpu_domains_; }
 
   /// Once, before anything else is done with the group. Collective in a process group: all ranks must declare the same
   /// (see resolve_domain_size).
@@ -280,6 +282,7 @@ class GroupImpl {
   Barrier barrier_;
   Ticket last_waited_ = 0;
   std::vector<RefusedStep> refused_steps_;
+  Domains gpu_domains_;
 };
 
 }  // namespace epistle

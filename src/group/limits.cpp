@@ -58,22 +58,25 @@ std::vector<int> find_domain_sizes(std::span<const int> host_of) {
   return sizes;
 }
 
-std::string why_no_domain_size(std::int64_t size, std::span<const int> host_of) {
-  const auto num_ranks = static_cast<std::int64_t>(host_of.size());
+/// What ranks of one number have in common, for people.
+struct Reach {
+  std::span<const int> of_rank;
+  const char* apart;  ///< "rank 2 is ... rank 0"
+};
+
+std::string why_no_domain_size(std::int64_t size, const Reach& reach) {
+  const auto num_ranks = static_cast<std::int64_t>(reach.of_rank.size());
   if (size < 0) return "a domain has at least one rank";
   if (size > num_ranks) return "a domain has no more ranks than the group";
   if (num_ranks % size != 0) return "domains are of one size";
-  const int stray = find_stray_rank(host_of, static_cast<int>(size));
-  return fmt::format("rank {} is on another host than rank {}, and they would share a domain", stray,
-                     stray - stray % size);
+  const int stray = find_stray_rank(reach.of_rank, static_cast<int>(size));
+  return fmt::format("rank {} is {} rank {}, and they would share a domain", stray, reach.apart, stray - stray % size);
 }
 
-}  // namespace
-
-int resolve_domain_size(int declared_size, std::span<const int> host_of) {
+int resolve_reach(int declared_size, std::span<const int> host_of, const Reach& reach) {
   const bool is_set = declared_size == 0 && settings().domain_size() > 0;
   const std::int64_t size = is_set ? settings().domain_size() : declared_size;
-  const std::vector<int> fitting = find_domain_sizes(host_of);
+  const std::vector<int> fitting = find_domain_sizes(reach.of_rank);
   if (size == 0) return fitting.back();
   if (std::find(fitting.begin(), fitting.end(), size) != fitting.end()) return static_cast<int>(size);
   const int num_hosts = *std::max_element(host_of.begin(), host_of.end()) + 1;
@@ -82,7 +85,26 @@ int resolve_domain_size(int declared_size, std::span<const int> host_of) {
                           "for what is found",
                           is_set ? "EPISTLE_DOMAIN_SIZE" : "domain_size", size, host_of.size(),
                           num_hosts == 1 ? "all on one host" : fmt::format("on {} hosts", num_hosts),
-                          why_no_domain_size(size, host_of), fmt::join(fitting, ", ")));
+                          why_no_domain_size(size, reach), fmt::join(fitting, ", ")));
+}
+
+}  // namespace
+
+int resolve_domain_size(int declared_size, std::span<const int> host_of) {
+  return resolve_reach(declared_size, host_of, {.of_rank = host_of, .apart = "on another host than"});
+}
+
+DomainSizes resolve_domain_sizes(int declared_size, std::span<const int> host_of, std::span<const int> gpu_reach_of) {
+  if (std::equal(host_of.begin(), host_of.end(), gpu_reach_of.begin(), gpu_reach_of.end())) {
+    const int size = resolve_domain_size(declared_size, host_of);
+    return {.host = size, .gpu = size};
+  }
+  const int gpu =
+      resolve_reach(declared_size, host_of, {.of_rank = gpu_reach_of, .apart = "in no NVLink fabric with the host of"});
+  const std::vector<int> fitting = find_domain_sizes(host_of);
+  const bool is_declared = declared_size > 0 || settings().domain_size() > 0;
+  const bool fits = is_declared && std::find(fitting.begin(), fitting.end(), gpu) != fitting.end();
+  return {.host = fits ? gpu : fitting.back(), .gpu = gpu};
 }
 
 int resolve_domain_size(int declared_size, int num_ranks) {

@@ -37,6 +37,15 @@ void check_num_ranks_of_hosts(int num_ranks);
 /// too, what is found: the largest blocks of ranks that lie on one host each (`host_of`, by rank), all of one size.
 /// Throws kInvalidArgument, with what was found, where the declaration does not fit.
 [[nodiscard]] int resolve_domain_size(int declared_size, std::span<const int> host_of);
+struct DomainSizes {
+  int host = 1;
+  int gpu = 1;
+};
+/// The same of host memory and of GPUs. Hosts in one NVLink fabric have GPUs that reach each other (`gpu_reach_of`:
+/// ranks with the same number): domains of GPUs may be larger than a host then, and a declaration that is counts for
+/// them, while those of host memory are what is found.
+[[nodiscard]] DomainSizes resolve_domain_sizes(int declared_size, std::span<const int> host_of,
+                                               std::span<const int> gpu_reach_of);
 /// The same of ranks that are all on one host.
 [[nodiscard]] int resolve_domain_size(int declared_size, int num_ranks);
 

@@ -75,6 +75,10 @@ class World {
   /// False once `rank`, which has attached as `process`, can never arrive again because its process has ended.
   [[nodiscard]] virtual bool is_alive(int rank, const ProcessId& process) const noexcept = 0;
 
+  /// A number that ranks have in common whose GPUs reach each other's memory: of one host, or of hosts in one NVLink
+  /// fabric.
+  [[nodiscard]] virtual int gpu_reach_of(int rank) const noexcept { return host_of(rank); }
+
  private:
   [[noreturn]] static void throw_no_files() {
     throw Error(ErrorCode::kUnsupported, "ranks of one process share its regions; there are no files of them to fetch");

@@ -4,7 +4,9 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -71,6 +73,54 @@ std::int32_t read_numa_node(const std::string& pci_address) {
   return file >> node ? node : -1;
 }
 
+/// A machine with an NVLink switch of its own is a fabric, too, whose cluster is zero: no other host is in it.
+void read_fabric(const Library& nvml, Device device, GpuProbe& gpu) {
+  FabricInfo fabric = {};
+  if (!nvml.call("nvmlDeviceGetGpuFabricInfo", device, &fabric)) return;
+  if (fabric.state != kFabricCompleted || fabric.status != kSuccess) return;
+  const auto* const end = std::end(fabric.cluster_uuid);
+  if (std::all_of(std::begin(fabric.cluster_uuid), end, [](unsigned char byte) { return byte == 0; })) return;
+  for (const unsigned char byte : fabric.cluster_uuid) gpu.fabric_cluster += fmt::format("{:02x}", byte);
+  gpu.fabric_clique = fabric.clique_id;
+}
+
+std::vector<Device> list_devices(const Library& nvml) {
+  unsigned count = 0;
+  std::vector<Device> devices;
+  if (!nvml.call("nvmlDeviceGetCount_v2", &count)) return devices;
+  for (unsigned index = 0; index < count; ++index) {
+    Device device = nullptr;
+    if (nvml.call("nvmlDeviceGetHandleByIndex_v2", index, &device)) devices.push_back(device);
+  }
+  return devices;
+}
+
+/// Empty where the library answers.
+std::string start(const Library& nvml, const std::string& name) {
+  if (!nvml.error().empty()) return fmt::format("no NVIDIA driver: {}", nvml.error());
+  if (nvml.call("nvmlInit_v2")) return {};
+  return fmt::format("{} is there, but does not start: no GPU, or a driver of another version", name);
+}
+
+bool has_entries(const std::string& folder) {
+  std::error_code error;
+  const std::filesystem::directory_iterator entries(folder, error);
+  return !error && entries != std::filesystem::directory_iterator();
+}
+
+/// Why these GPUs are not in one fabric of several hosts; empty where they are.
+std::string lack_of_fabric(const std::vector<GpuProbe>& gpus) {
+  if (gpus.empty()) return "no GPU was found";
+  const GpuProbe& first = gpus.front();
+  if (first.fabric_cluster.empty()) return "its GPUs are in no NVLink fabric of several hosts";
+  for (const GpuProbe& gpu : gpus) {
+    if (gpu.fabric_cluster == first.fabric_cluster && gpu.fabric_clique == first.fabric_clique) continue;
+    return fmt::format("its GPUs are in several NVLink fabrics: {}:{} and {}:{}", first.fabric_cluster,
+                       first.fabric_clique, gpu.fabric_cluster, gpu.fabric_clique);
+  }
+  return {};
+}
+
 GpuProbe probe_gpu(const Library& nvml, Device device) {
   GpuProbe gpu;
   gpu.name = nvml_read_text(nvml, "nvmlDeviceGetName", device);
@@ -94,12 +144,7 @@ GpuProbe probe_gpu(const Library& nvml, Device device) {
     int active = 0;
     if (nvml.call("nvmlDeviceGetNvLinkState", device, link, &active) && active != 0) ++gpu.num_active_nvlinks;
   }
-  FabricInfo fabric = {};
-  if (nvml.call("nvmlDeviceGetGpuFabricInfo", device, &fabric) && fabric.state == kFabricCompleted &&
-      fabric.status == kSuccess) {
-    for (const unsigned char byte : fabric.cluster_uuid) gpu.fabric_cluster += fmt::format("{:02x}", byte);
-    gpu.fabric_clique = fabric.clique_id;
-  }
+  read_fabric(nvml, device, gpu);
   return gpu;
 }
 
@@ -118,31 +163,38 @@ void probe_peers(const Library& nvml, const std::vector<Device>& devices, std::v
 NvmlProbe probe_nvml(const std::string& library) {
   NvmlProbe probe;
   const Library nvml(library);
-  if (!nvml.error().empty()) {
-    probe.missing = fmt::format("no NVIDIA driver: {}", nvml.error());
-    return probe;
-  }
-  if (!nvml.call("nvmlInit_v2")) {
-    probe.missing = fmt::format("{} is there, but does not start: no GPU, or a driver of another version", library);
-    return probe;
-  }
+  probe.missing = start(nvml, library);
+  if (!probe.missing.empty()) return probe;
   std::array<char, kTextBytes> version = {};
   if (nvml.call("nvmlSystemGetDriverVersion", version.data(), kTextBytes)) probe.driver_version = version.data();
   int cuda = 0;
   if (nvml.call("nvmlSystemGetCudaDriverVersion_v2", &cuda))
     probe.cuda_version = fmt::format("{}.{}", cuda / 1000, cuda % 1000 / 10);
-  unsigned count = 0;
-  std::vector<Device> devices;
-  if (nvml.call("nvmlDeviceGetCount_v2", &count)) {
-    for (unsigned index = 0; index < count; ++index) {
-      Device device = nullptr;
-      if (!nvml.call("nvmlDeviceGetHandleByIndex_v2", index, &device)) continue;
-      devices.push_back(device);
-      probe.gpus.push_back(probe_gpu(nvml, device));
-    }
-  }
+  const std::vector<Device> devices = list_devices(nvml);
+  for (const Device device : devices) probe.gpus.push_back(probe_gpu(nvml, device));
   probe_peers(nvml, devices, probe.gpus);
   static_cast<void>(nvml.call("nvmlShutdown"));
+  return probe;
+}
+
+NvlinkFabric probe_nvlink_fabric(const std::string& library, const std::string& channels) {
+  const Library nvml(library);
+  NvlinkFabric probe{.fabric = {}, .lack = start(nvml, library)};
+  if (!probe.lack.empty()) return probe;
+  std::vector<GpuProbe> gpus;
+  for (const Device device : list_devices(nvml)) read_fabric(nvml, device, gpus.emplace_back());
+  static_cast<void>(nvml.call("nvmlShutdown"));
+  probe.lack = lack_of_fabric(gpus);
+  if (!probe.lack.empty()) return probe;
+  const std::string fabric = fmt::format("{}:{}", gpus.front().fabric_cluster, gpus.front().fabric_clique);
+  if (!has_entries(channels)) {
+    probe.lack = fmt::format(
+        "its GPUs are in the NVLink fabric {}, but {} has no channel: configure nvidia-imex to share "
+        "memory over it",
+        fabric, channels);
+    return probe;
+  }
+  probe.fabric = fabric;
   return probe;
 }
 

@@ -34,6 +34,19 @@ struct NvmlProbe {
 /// GPUs that reach each other over NVLink, by their numbers; a GPU without links is a group by itself.
 [[nodiscard]] std::vector<std::vector<std::int32_t>> nvlink_groups(const NvmlProbe& probe);
 
+/// Where the NVIDIA driver has the channels over which hosts share GPU memory (IMEX).
+inline constexpr const char* kImexChannels = "/dev/nvidia-caps-imex-channels";
+
+/// The NVLink fabric of several hosts that all GPUs of this machine are in, "cluster:clique": hosts with the same one
+/// reach each other's GPU memory. Empty, with the reason in `lack`, where there is none, or nothing may be shared over
+/// it: that takes a channel in the folder `channels`.
+struct NvlinkFabric {
+  std::string fabric;
+  std::string lack;
+};
+[[nodiscard]] NvlinkFabric probe_nvlink_fabric(const std::string& library = "libnvidia-ml.so.1",
+                                              const std::string& channels = kImexChannels);
+
 /// The name of the cluster preset that fits these GPUs; "unknown" where none does.
 [[nodiscard]] std::string preset_of(const NvmlProbe& probe);
 

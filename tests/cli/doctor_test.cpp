@@ -59,7 +59,7 @@ TEST(Doctor, ProvesTheHostDeviceByRunningIt) {
     std::sort(names.begin(), names.end());
     EXPECT_EQ(names, (std::vector<std::string>{"alltoall", "hybrid"})) << device;
   }
-  for (const char* const field : {"versions", "gpus", "nvlink_domains", "nics", "backends", "memory"})
+  for (const char* const field : {"versions", "gpus", "nvlink_domains", "nvlink_fabric", "nics", "backends", "memory"})
     EXPECT_TRUE(report.contains(field)) << field;
   if (report.at("gpus").empty()) {
     EXPECT_FALSE(report.at("no_gpu").at("reason").get<std::string>().empty());

@@ -19,10 +19,12 @@ inline const std::string kEpistle = EPISTLE_BINARY_DIR "/apps/epistle/epistle";
 
 /// `options` with the settings of whoever runs the tests removed.
 [[nodiscard]] inline CommandOptions without_settings(CommandOptions options = {}) {
-  for (const char* const name : {"EPISTLE_TIMEOUT_MS", "EPISTLE_SPIN_US", "EPISTLE_LOG", "EPISTLE_STREAM_BYTES",
-                                 "EPISTLE_SIMD", "EPISTLE_DOMAIN_SIZE", "EPISTLE_CUDA_HEAP", "EPISTLE_NCCL_LIBRARY",
-                                 "EPISTLE_INTERFACE", "EPISTLE_PORT", "EPISTLE_HOST_ID", "EPISTLE_JOB_SECRET",
-                                 "EPISTLE_FABRIC_PROVIDER", "EPISTLE_FABRIC_NICS", "EPISTLE_DOMAIN_LINK", "RANK"}) {
+  for (const char* const name :
+       {"EPISTLE_TIMEOUT_MS", "EPISTLE_SPIN_US", "EPISTLE_LOG", "EPISTLE_STREAM_BYTES", "EPISTLE_SIMD",
+        "EPISTLE_DOMAIN_SIZE", "EPISTLE_CUDA_HEAP", "EPISTLE_NCCL_LIBRARY", "EPISTLE_INTERFACE", "EPISTLE_PORT",
+        "EPISTLE_HOST_ID", "EPISTLE_JOB_SECRET", "EPISTLE_FABRIC_PROVIDER", "EPISTLE_FABRIC_NICS",
+        "EPISTLE_DOMAIN_LINK", "EPISTLE_FABRIC_LIBRARY", "EPISTLE_FABRIC_GPU_MEMORY", "EPISTLE_NVLINK_FABRIC",
+        "RANK"}) {
     options.unset.emplace_back(name);
   }
   return options;

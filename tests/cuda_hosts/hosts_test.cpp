@@ -1,8 +1,6 @@
 // Dispatchers on GPUs of several hosts, which are played by processes with host keys of their own: rows of `hybrid` go
 // by libfabric on loopback, those of `alltoall` by NCCL. A program of its own: see tests/cuda_processes.
-#include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -13,55 +11,11 @@
 #include "epistle/dispatcher.hpp"
 #include "epistle/routing.hpp"
 
-#include "hosts/host_ranks.hpp"
-#include "support/cuda_devices.hpp"
-#include "support/cuda_play.hpp"
+#include "cuda_hosts/gpu_hosts.hpp"
 #include "support/named_scenarios.hpp"
 
 namespace epistle::testing {
 namespace {
-
-constexpr int kHosts = 2;
-constexpr std::chrono::seconds kLongestRun{120};
-
-/// Every host with GPUs of its own where there are enough, else all with the same ones. Before CUDA starts.
-void take_gpus(const Group& group, int ranks_per_host) {
-  std::string visible;
-  const bool has_own = missing_gpu_nodes(kHosts * ranks_per_host).empty();
-  const int first = has_own ? group.rank() / ranks_per_host * ranks_per_host : 0;
-  for (int idx = 0; idx < ranks_per_host; ++idx) {
-    visible += (idx > 0 ? "," : "") + std::to_string(first + idx);
-  }
-  ::setenv("CUDA_VISIBLE_DEVICES", visible.c_str(), 1);
-}
-
-void expect_well_on_gpus(HostsJob job, int ranks_per_host, const HostsBody& body) {
-  job.timeout = kCudaTimeout;
-  ReportingChildren children(host_ranks(job, [&](Group& group, ChildReport& report) {
-    take_gpus(group, ranks_per_host);
-    body(group, report);
-    group.barrier();  // the first to leave must not be taken for lost
-  }));
-  for (std::size_t idx = 0; idx < children.size(); ++idx) (void)children.wait(idx, kLongestRun);
-  expect_all_well(children);
-}
-
-std::string lack_of_hosts(const char* dispatcher, int num_gpus) {
-  if (const std::string reason = missing_gpu_nodes(num_gpus); !reason.empty()) return reason;
-  if (const auto reason = missing_from_build(dispatcher); !reason.empty()) return std::string(reason);
-  return lack_of_fabric();
-}
-
-void play(Group& group, const std::string& dispatcher, const std::vector<NamedScenario>& scenarios) {
-  int num_played = 0;
-  for (const NamedScenario& named : scenarios) {
-    if (!cannot_play(dispatcher, named.scenario).empty()) continue;
-    const Mismatch mismatch = play_rank(group, dispatcher, named.scenario, on_cuda());
-    if (mismatch) throw std::runtime_error(named.name + ": " + *mismatch);
-    ++num_played;
-  }
-  if (num_played == 0) throw std::runtime_error("no scenario was played");
-}
 
 struct HostsShape {
   int ranks_per_host;
@@ -72,11 +26,11 @@ class CudaHybridOverHosts : public ::testing::TestWithParam<HostsShape> {};
 
 TEST_P(CudaHybridOverHosts, GivesTheBitsOfTheReference) {
   const HostsShape shape = GetParam();
-  if (const std::string lack = lack_of_hosts("hybrid", shape.ranks_per_host); !lack.empty()) GTEST_SKIP() << lack;
+  if (const std::string lack = lack_of_gpu_hosts("hybrid", shape.ranks_per_host); !lack.empty()) GTEST_SKIP() << lack;
   HostsJob job = make_hosts_job(kHosts, shape.ranks_per_host);
   job.domain_size = shape.domain_size;
   expect_well_on_gpus(job, shape.ranks_per_host, [&](Group& group, ChildReport&) {
-    play(group, "hybrid", scenarios_in_domains(group.size(), shape.domain_size));
+    play_scenarios(group, "hybrid", scenarios_in_domains(group.size(), shape.domain_size));
   });
 }
 
@@ -91,16 +45,11 @@ class CudaAllToAllOverHosts : public ::testing::TestWithParam<int> {};
 
 TEST_P(CudaAllToAllOverHosts, GivesTheBitsOfTheReference) {
   const int ranks_per_host = GetParam();
-  if (const std::string lack = lack_of_hosts("alltoall", kHosts * ranks_per_host); !lack.empty()) {
+  if (const std::string lack = lack_of_gpu_hosts("alltoall", ranks_per_host); !lack.empty()) {
     GTEST_SKIP() << lack;
   }
   expect_well_on_gpus(make_hosts_job(kHosts, ranks_per_host), ranks_per_host, [&](Group& group, ChildReport&) {
-    std::vector<NamedScenario> scenarios;
-    for (const NamedScenario& named : named_scenarios()) {
-      scenarios.push_back({named.name, with_ranks(named.scenario, group.size())});
-      scenarios.back().scenario.domain_size = group.domain_size();
-    }
-    play(group, "alltoall", scenarios);
+    play_scenarios(group, "alltoall", scenarios_of_ranks(group.size(), group.domain_size()));
   });
 }
 
@@ -108,7 +57,7 @@ INSTANTIATE_TEST_SUITE_P(All, CudaAllToAllOverHosts, ::testing::Values(1, 2),
                          [](const auto& param) { return std::to_string(param.param) + "RanksPerHost"; });
 
 TEST(CudaOverHosts, RefuseWhatReachesIntoTheMemoryOfEveryRankAndTheGroupGoesOn) {
-  if (const std::string lack = lack_of_hosts("direct", 1); !lack.empty()) GTEST_SKIP() << lack;
+  if (const std::string lack = lack_of_gpu_hosts("direct", 1); !lack.empty()) GTEST_SKIP() << lack;
   expect_well_on_gpus(make_hosts_job(kHosts, 1), 1, [](Group& group, ChildReport&) {
     for (const char* const name : {"direct", "low_latency", "auto"}) {
       try {
@@ -157,7 +106,7 @@ void check_bytes(Group& group, const Layout& layout) {
 }
 
 TEST(CudaHybridOverHostsBytes, AreWhatTheLayoutPredicts) {
-  if (const std::string lack = lack_of_hosts("hybrid", 2); !lack.empty()) GTEST_SKIP() << lack;
+  if (const std::string lack = lack_of_gpu_hosts("hybrid", 2); !lack.empty()) GTEST_SKIP() << lack;
   expect_well_on_gpus(make_hosts_job(kHosts, 2), 2, [](Group& group, ChildReport&) {
     for (const Layout& layout : {Layout(TokenMajor{}), Layout(ExpertMajor{.alignment = 4})}) {
       check_bytes(group, layout);

@@ -25,6 +25,8 @@ ReportingChildren::Body host_rank(const HostsJob& job, int rank, HostsBody body,
   return [job, rank, body = std::move(body), secret](ChildReport& report) {
     const std::string host = "host " + std::to_string(job.host_of[static_cast<std::size_t>(rank)]);
     ::setenv("EPISTLE_HOST_ID", host.c_str(), 1);
+    const auto idx = static_cast<std::size_t>(job.host_of[static_cast<std::size_t>(rank)]);
+    ::setenv("EPISTLE_NVLINK_FABRIC", job.fabric_of_host.empty() ? "none" : job.fabric_of_host[idx].c_str(), 1);
     if (!secret.empty()) ::setenv("EPISTLE_JOB_SECRET", secret.c_str(), 1);
     reload_settings_for_testing();
     Group group =

@@ -18,7 +18,8 @@ struct HostsJob {
   std::string address;            ///< a port of loopback that nobody listens at
   std::vector<int> host_of = {};  ///< by rank
   std::chrono::milliseconds timeout{20'000};
-  int domain_size = 0;  ///< declared
+  int domain_size = 0;                           ///< declared
+  std::vector<std::string> fabric_of_host = {};  ///< NVLink fabrics; empty = none
 
   [[nodiscard]] int num_ranks() const noexcept { return static_cast<int>(host_of.size()); }
 };

@@ -25,9 +25,12 @@ void set_largest_pairs(RowDemand& demand, const DispatchLayout& layout) noexcept
   demand.receive_rows = layout.params().max_tokens * layout.num_domains();
 }
 
-std::unique_ptr<DomainLink> open_domain_link(GroupImpl& group, const SymmetricRegion& region) {
+std::unique_ptr<DomainLink> open_domain_link(GroupImpl& group, const SymmetricRegion& region, LinkRows rows) {
   const bool over_network = group.num_hosts() > 1 || settings().domain_link() == DomainLinkChoice::kFabric;
-  return over_network ? make_fabric_link(group, region) : group.open_link(region);
+  if (!over_network) return group.open_link(region);
+  FabricLinkOptions options{.request = fabric_request(group)};
+  options.request.gpu_memory = rows == LinkRows::kOfGpu;
+  return make_fabric_link(group, region, options);
 }
 
 void expose_landing_places(DomainLink& link, const BufferPlan& plan, const RankMemory& memory) {

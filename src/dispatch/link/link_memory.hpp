@@ -20,9 +20,13 @@ void set_link_sections(SectionBytes& bytes, const DispatchLayout& layout, const 
 /// Sets the largest numbers of pairs that a rank sends and is sent.
 void set_largest_pairs(RowDemand& demand, const DispatchLayout& layout) noexcept;
 
+/// What is put on a link.
+enum class LinkRows : std::int32_t { kOfHost, kOfGpu };
+
 /// Collective: to the ranks of other domains, over the network where they are on other hosts, or where
-/// EPISTLE_DOMAIN_LINK asks for it.
-[[nodiscard]] std::unique_ptr<DomainLink> open_domain_link(GroupImpl& group, const SymmetricRegion& region);
+/// EPISTLE_DOMAIN_LINK asks for it. Rows of GPUs: over what reaches their memory, where it can.
+[[nodiscard]] std::unique_ptr<DomainLink> open_domain_link(GroupImpl& group, const SymmetricRegion& region,
+                                                           LinkRows rows = LinkRows::kOfHost);
 
 /// Collective: tells the link what of this rank's memory others may put to.
 void expose_landing_places(DomainLink& link, const BufferPlan& plan, const RankMemory& memory);

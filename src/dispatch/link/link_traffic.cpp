@@ -30,8 +30,10 @@ Chunk Chunks::at(std::int64_t idx) const noexcept {
   return {.begin = idx * chunk_rows_, .end = std::min((idx + 1) * chunk_rows_, num_rows_)};
 }
 
-LinkTraffic::LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory)
+LinkTraffic::LinkTraffic(GroupImpl& group, const Domains& domains, DomainLink& link, const BufferPlan& plan,
+                         const RankMemory& memory)
     : group_(group),
+      domains_(domains),
       link_(&link),
       plan_(plan),
       memory_(memory),
@@ -53,9 +55,11 @@ int LinkTraffic::some_peer() const noexcept {
 }
 
 void LinkTraffic::put(const Put& what) {
+  const bool on_gpu = gpu_ != nullptr && !what.in_host;
   const std::int64_t target = plan_.section_offset(what.to) + what.to_row * what.row_bytes;
-  link_->put(what.peer, target,
-             memory_.section(group_.rank(), what.from, what.from_buffer) + what.from_row * what.row_bytes,
+  const std::byte* const source = on_gpu ? gpu_->sections[static_cast<std::size_t>(what.from)]
+                                         : memory_.section(group_.rank(), what.from, what.from_buffer);
+  link_->put(what.peer, target + (on_gpu ? gpu_->offset : 0), source + what.from_row * what.row_bytes,
              what.num_rows * what.row_bytes);
 }
 

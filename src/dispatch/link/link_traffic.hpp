@@ -2,6 +2,7 @@
 // each followed by a signal.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -31,15 +32,25 @@ class Chunks {
   std::int64_t chunk_rows_;
 };
 
+/// Sections of rows in GPU memory, in place of those in host memory.
+struct GpuPlaces {
+  std::array<std::byte*, kNumBufferSections> sections{};  ///< of this rank
+  std::int64_t offset = 0;                                ///< of a peer's: what is added to where they lie by the plan
+};
+
 /// This rank's end of the links to ranks of other domains, and how far it has heard from each.
 class LinkTraffic {
  public:
-  /// All of them outlive the traffic.
-  LinkTraffic(GroupImpl& group, DomainLink& link, const BufferPlan& plan, const RankMemory& memory);
+  /// All of them outlive the traffic; `domains`: those that the ranks of its device form.
+  LinkTraffic(GroupImpl& group, const Domains& domains, DomainLink& link, const BufferPlan& plan,
+              const RankMemory& memory);
   /// From here on over another link, which was opened where the mask of the group has changed.
   void restart(DomainLink& link) noexcept;
 
-  [[nodiscard]] const Domains& domains() const noexcept { return group_.domains(); }
+  /// From here on rows lie there; null: in host memory. Outlives the traffic.
+  void use_gpu(const GpuPlaces* places) noexcept { gpu_ = places; }
+
+  [[nodiscard]] const Domains& domains() const noexcept { return domains_; }
   [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(group_.rank()); }
   /// The rank of this one's index in a domain.
   [[nodiscard]] int peer_in(int domain) const noexcept {
@@ -56,6 +67,7 @@ class LinkTraffic {
     std::int64_t to_row = 0;
     std::int64_t num_rows = 0;
     std::int64_t row_bytes = 0;
+    bool in_host = false;  ///< also where rows lie on GPUs
   };
   void put(const Put& what);
   void signal(int peer) { link_->signal(peer); }
@@ -81,9 +93,11 @@ class LinkTraffic {
   [[nodiscard]] int some_peer() const noexcept;
 
   GroupImpl& group_;
+  const Domains& domains_;
   DomainLink* link_;
   const BufferPlan& plan_;
   const RankMemory& memory_;
+  const GpuPlaces* gpu_ = nullptr;
   std::vector<std::uint64_t> taken_;  ///< [num_ranks] signals that have been used, of all transfers
 };
 

@@ -37,15 +37,21 @@ const DispatcherInfo* look_up(std::string_view name, Device device) noexcept {
   return nullptr;
 }
 
+int domain_size_of(const Group& group, Device device) noexcept {
+  return device == Device::kCuda ? group.gpu_domain_size() : group.domain_size();
+}
+
 /// Those that do not go by links put rows, counts and records into the memory of every rank.
-void check_one_host(const DispatcherInfo& info, const Group& group) {
+void check_reach(const DispatcherInfo& info, const Group& group) {
   if (group.num_hosts() == 1 || info.capabilities().joins_hosts) return;
+  if (info.device() == Device::kCuda && group.gpu_domain_size() == group.size()) return;
   throw Error(
       ErrorCode::kUnsupported,
       fmt::format(
           "the dispatcher '{}' needs ranks that reach each other's memory, and the {} ranks of this group "
-          "are on {} hosts; form a group of the ranks of one host, or take one that joins hosts (hybrid, alltoall)",
-          info.name(), group.size(), group.num_hosts()));
+          "are on {} hosts{}; form a group of the ranks of one host, or take one that joins hosts (hybrid, alltoall)",
+          info.name(), group.size(), group.num_hosts(),
+          info.device() == Device::kCuda ? ", which no NVLink fabric joins (epistle doctor says why)" : ""));
 }
 
 void check_mask(const DispatcherInfo& info, const GroupImpl& group) {
@@ -88,14 +94,15 @@ Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConf
     const DispatcherInfo& info = find_dispatcher(name, device);
     creation.identity.info = &info;
     creation.identity.config = with_order_of(info.capabilities(), config);
-    creation.config = resolve_config(creation.identity.config, group.size(), group.domain_size());
+    const int domain_size = domain_size_of(group, device);
+    creation.config = resolve_config(creation.identity.config, group.size(), domain_size);
     creation.config.spans_hosts = group.num_hosts() > 1;
-    if (const auto reason = info.cannot_serve(creation.identity.config, group.size(), group.domain_size())) {
+    if (const auto reason = info.cannot_serve(creation.identity.config, group.size(), domain_size)) {
       throw Error(ErrorCode::kUnsupported, *reason);
     }
     const auto& functions = DispatcherInfo::Functions::of(info);
     if (functions.check != nullptr) functions.check(creation.config, options, group);
-    check_one_host(info, group);
+    check_reach(info, group);
     check_mask(info, group.impl());
   });
   // A rank with a bad configuration tells the others before it throws: nobody waits for it.

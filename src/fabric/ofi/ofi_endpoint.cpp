@@ -122,9 +122,21 @@ class OfiEndpoint final : public FabricEndpoint {
   [[nodiscard]] FabricKey expose(void* data, std::int64_t num_bytes) override {
     if (num_bytes == 0) return {};
     const std::lock_guard lock(mutex_);
-    fid_mr* const region = register_memory(data, num_bytes, FI_REMOTE_WRITE | FI_WRITE);
-    const bool by_address = (info_->domain_attr->mr_mode & FI_MR_VIRT_ADDR) != 0;
-    return {.key = fi_mr_key(region), .base = by_address ? reinterpret_cast<std::uint64_t>(data) : 0};
+    return key_of(register_memory(data, num_bytes, FI_REMOTE_WRITE | FI_WRITE), data);
+  }
+
+  [[nodiscard]] FabricKey register_gpu(const GpuSpan& span, bool is_target) override {
+    if (span.num_bytes == 0) return {};
+    const std::lock_guard lock(mutex_);
+    const std::uint64_t access = is_target ? FI_REMOTE_WRITE | FI_WRITE : FI_WRITE;
+    return key_of(register_memory(span.data, span.num_bytes, access, span.gpu), span.data);
+  }
+
+  void withdraw(const std::byte* data) override {
+    const std::lock_guard lock(mutex_);
+    regions_.erase(
+        std::remove_if(regions_.begin(), regions_.end(), [data](const Region& region) { return region.data == data; }),
+        regions_.end());
   }
 
   [[nodiscard]] std::int64_t try_put(const FabricTarget& target, const void* source, std::int64_t num_bytes,
@@ -132,7 +144,7 @@ class OfiEndpoint final : public FabricEndpoint {
     const std::lock_guard lock(mutex_);
     throw_error();
     Source from{.data = static_cast<const std::byte*>(source), .num_bytes = num_bytes, .registered = nullptr};
-    if (way_.needs_local_keys) from.registered = find_region(source, num_bytes);
+    if (way_.needs_local_keys || has_gpu_memory_) from.registered = find_region(source, num_bytes);
     from.is_staged = way_.needs_local_keys && from.registered == nullptr;
     // No more than fits into a slot: whoever asks looks after the time and the peer between parts.
     if (from.is_staged) from.num_bytes = std::min(num_bytes, kStageSlotBytes);
@@ -221,15 +233,30 @@ class OfiEndpoint final : public FabricEndpoint {
     for (int slot = 0; slot < kNumStageSlots; ++slot) free_slots_.push_back(slot);
   }
 
-  fid_mr* register_memory(void* data, std::int64_t num_bytes, std::uint64_t access) {
+  [[nodiscard]] FabricKey key_of(fid_mr* region, const void* data) const {
+    const bool by_address = (info_->domain_attr->mr_mode & FI_MR_VIRT_ADDR) != 0;
+    return {.key = fi_mr_key(region), .base = by_address ? reinterpret_cast<std::uint64_t>(data) : 0};
+  }
+
+  /// `gpu`: -1 = host memory.
+  fid_mr* register_memory(void* data, std::int64_t num_bytes, std::uint64_t access, int gpu = -1) {
     // Who does not know the key cannot write: it is not to be guessed where this side chooses it.
     std::uint64_t key = 0;
     if ((info_->domain_attr->mr_mode & FI_MR_PROV_KEY) == 0) {
       fill_random(&key, std::min(sizeof(key), info_->domain_attr->mr_key_size));
     }
+    const iovec span{data, static_cast<std::size_t>(num_bytes)};
+    fi_mr_attr attributes{};
+    attributes.mr_iov = &span;
+    attributes.iov_count = 1;
+    attributes.access = access;
+    attributes.requested_key = key;
+    attributes.iface = gpu >= 0 ? FI_HMEM_CUDA : FI_HMEM_SYSTEM;
+    if (gpu >= 0) attributes.device.cuda = gpu;
     fid_mr* region = nullptr;
-    require(fi_mr_reg(domain_.get(), data, static_cast<std::size_t>(num_bytes), access, 0, key, 0, &region, nullptr),
-            "fi_mr_reg");
+    require(fi_mr_regattr(domain_.get(), &attributes, 0, &region),
+            gpu >= 0 ? "fi_mr_regattr of GPU memory" : "fi_mr_regattr");
+    has_gpu_memory_ = has_gpu_memory_ || gpu >= 0;
     Owned<fid_mr> owned(region);
     if ((info_->domain_attr->mr_mode & FI_MR_ENDPOINT) != 0) {
       require(fi_mr_bind(region, &endpoint_->fid, 0), "fi_mr_bind");
@@ -377,6 +404,7 @@ class OfiEndpoint final : public FabricEndpoint {
   std::vector<Write*> free_writes_;
   std::vector<std::byte> stage_;
   fid_mr* stage_region_ = nullptr;
+  bool has_gpu_memory_ = false;  ///< was registered
   std::vector<int> free_slots_;
   TransportError error_;
   UniqueFd wake_;

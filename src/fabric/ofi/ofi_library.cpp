@@ -5,16 +5,17 @@
 #include "epistle/error.hpp"
 
 #include "core/loaded_library.hpp"
+#include "core/settings.hpp"
 #include "fabric/fabric.hpp"
 
 namespace epistle::ofi {
 namespace {
 
-constexpr const char* kLibrary = "libfabric.so.1";
-constexpr const char* kFabricAdvice = "install libfabric 1.14 or later (the package libfabric1)";
+constexpr const char* kFabricAdvice =
+    "install libfabric 1.14 or later (the package libfabric1), or set EPISTLE_FABRIC_LIBRARY to its path";
 
 OfiApi load() {
-  LoadedLibrary library(kLibrary);
+  LoadedLibrary library(settings().fabric_library());
   library.require_loaded("rows travel between hosts by libfabric", kFabricAdvice);
   const auto find = [&library](auto& function, const char* name) { library.require(function, name, kFabricAdvice); };
   OfiApi api;

@@ -75,6 +75,19 @@ FabricWay way_of(const fi_info& info) {
           .reaches_gpu_memory = (info.caps & FI_HMEM) != 0};
 }
 
+namespace {
+
+/// The entry of a provider that registers GPU memory for the same card; null where there is none.
+const fi_info* find_same_way(const fi_info* infos, const FabricWay& way) {
+  for (const fi_info* info = infos; info != nullptr; info = info->next) {
+    const FabricWay other = way_of(*info);
+    if (other.provider == way.provider && other.domain == way.domain && other.address == way.address) return info;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
 InfoList choose_info(const FabricRequest& request) {
   const InfoList infos = find_infos(request);
   std::vector<const fi_info*> entries;
@@ -83,7 +96,14 @@ InfoList choose_info(const FabricRequest& request) {
     entries.push_back(info);
     ways.push_back(way_of(*info));
   }
-  return own_info(load_ofi().duplicate_info(entries[choose_rail(ways, request)]));
+  const std::size_t chosen = choose_rail(ways, request);
+  if (request.gpu_memory) {
+    // What does not reach GPU memory is taken all the same: rows of GPUs are staged then.
+    const InfoList of_gpus = find_infos(request, true);
+    const fi_info* const same = find_same_way(of_gpus.get(), ways[chosen]);
+    if (same != nullptr) return own_info(load_ofi().duplicate_info(same));
+  }
+  return own_info(load_ofi().duplicate_info(entries[chosen]));
 }
 
 }  // namespace epistle::ofi

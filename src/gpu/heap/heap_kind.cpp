@@ -61,6 +61,44 @@ CudaHeapChoice common_choice(std::span<const HeapFacts> facts, int rank) {
   return common;
 }
 
+/// A rank of another host in the domain of an earlier one; -1 where domains keep to hosts.
+int find_spanning_rank(std::span<const HeapFacts> facts) {
+  for (std::size_t peer = 1; peer < facts.size(); ++peer) {
+    if (facts[peer].domain == facts[peer - 1].domain && facts[peer].host != facts[peer - 1].host) {
+      return static_cast<int>(peer);
+    }
+  }
+  return -1;
+}
+
+const char* lack_of(const HeapFacts& device, CudaHeapChoice choice) {
+  if (!device.virtual_memory) return "virtual memory management";
+  return choice == CudaHeapChoice::kFabric ? "memory that is exported as a fabric handle"
+                                           : "memory that is exported as a file descriptor";
+}
+
+/// Throws where the memory of `spanning`, which is on another host than the rank before it, cannot cross.
+void check_spanning_domain(std::span<const HeapFacts> facts, CudaHeapChoice choice, int spanning, int rank) {
+  constexpr const char* kAdvice =
+      "EPISTLE_NVLINK_FABRIC=none keeps domains to hosts, for the dispatchers that join them (hybrid, alltoall)";
+  if (choice != CudaHeapChoice::kAuto && choice != CudaHeapChoice::kFabric) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("ranks {} and {} are on two hosts of one NVLink fabric, where memory travels as fabric "
+                            "handles, and EPISTLE_CUDA_HEAP is {}; use auto or fabric. {}",
+                            spanning - 1, spanning, to_string(choice), kAdvice),
+                at(rank, static_cast<std::size_t>(spanning)));
+  }
+  for (std::size_t peer = 0; peer < facts.size(); ++peer) {
+    if (facts[peer].virtual_memory && facts[peer].fabric) continue;
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("ranks {} and {} are on two hosts of one NVLink fabric, but device {} of rank {} lacks {}; "
+                            "configure nvidia-imex. {}",
+                            spanning - 1, spanning, facts[peer].device, peer,
+                            lack_of(facts[peer], CudaHeapChoice::kFabric), kAdvice),
+                at(rank, peer));
+  }
+}
+
 }  // namespace
 
 HeapKind choose_heap_kind(std::span<const HeapFacts> facts, GroupKind group_kind, int rank) {
@@ -68,6 +106,11 @@ HeapKind choose_heap_kind(std::span<const HeapFacts> facts, GroupKind group_kind
   check_sizes(facts, rank);
   if (processes) check_devices_differ(facts, rank);
   CudaHeapChoice choice = common_choice(facts, rank);
+  const int spanning = processes ? find_spanning_rank(facts) : -1;
+  if (spanning >= 0) {
+    check_spanning_domain(facts, choice, spanning, rank);
+    return HeapKind::kVmmFabric;
+  }
   if (choice == CudaHeapChoice::kIpc) return HeapKind::kIpc;
   if (choice == CudaHeapChoice::kFabric && !processes) choice = CudaHeapChoice::kFd;
 
@@ -82,10 +125,7 @@ HeapKind choose_heap_kind(std::span<const HeapFacts> facts, GroupKind group_kind
   const auto peer = static_cast<std::size_t>(unable - facts.begin());
   throw Error(ErrorCode::kUnsupported,
               fmt::format("EPISTLE_CUDA_HEAP is {}, but device {} of rank {} lacks {}; use EPISTLE_CUDA_HEAP=auto",
-                          to_string(choice), unable->device, peer,
-                          !unable->virtual_memory             ? "virtual memory management"
-                          : choice == CudaHeapChoice::kFabric ? "memory that is exported as a fabric handle"
-                                                              : "memory that is exported as a file descriptor"),
+                          to_string(choice), unable->device, peer, lack_of(*unable, choice)),
               at(rank, peer));
 }
 

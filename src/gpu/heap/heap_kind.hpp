@@ -20,7 +20,8 @@ enum class HeapKind : std::int32_t {
 /// What a rank tells the others before a heap is made.
 struct HeapFacts {
   int device = 0;
-  int host = 0;  ///< of the group's
+  int host = 0;    ///< of the group's
+  int domain = 0;  ///< of GPUs: those of one domain reach each other, over hosts by an NVLink fabric
   DeviceUuid uuid{};
   CudaHeapChoice choice = CudaHeapChoice::kAuto;
   bool virtual_memory = false;
@@ -31,8 +32,9 @@ struct HeapFacts {
 };
 
 /// Facts by rank; `rank` is the one that asks. Throws kShapeMismatch where ranks disagree, kUnsupported where a device
-/// cannot do what the setting EPISTLE_CUDA_HEAP asks for, or processes share a GPU. All kinds are alike between
-/// threads: fabric handles and descriptors are not needed there, and virtual memory is kVmmFd.
+/// cannot do what the setting EPISTLE_CUDA_HEAP asks for, or what a domain over several hosts needs, or processes share
+/// a GPU. All kinds are alike between threads: fabric handles and descriptors are not needed there, and virtual memory
+/// is kVmmFd. Of ranks in one domain that are on several hosts it is kVmmFabric: nothing else crosses.
 [[nodiscard]] HeapKind choose_heap_kind(std::span<const HeapFacts> facts, GroupKind group_kind, int rank);
 
 }  // namespace epistle::cuda

@@ -122,6 +122,7 @@ HeapFacts SymmetricHeap::gather_facts(std::int64_t reserved_bytes) {
   const MemoryCapabilities capabilities = memory_capabilities(device_);
   return {.device = device_,
           .host = group_->host_of(rank_),
+          .domain = group_->gpu_domains().domain_of(rank_),
           .uuid = uuid_of(device_),
           .choice = settings().cuda_heap(),
           .virtual_memory = capabilities.virtual_memory,
@@ -129,6 +130,13 @@ HeapFacts SymmetricHeap::gather_facts(std::int64_t reserved_bytes) {
           .fabric = capabilities.fabric,
           .reserved_bytes = reserved_bytes,
           .granularity_bytes = mapping_granularity(device_)};
+}
+
+bool SymmetricHeap::reaches_all() const noexcept {
+  for (int rank = 0; rank < group_->num_ranks(); ++rank) {
+    if (!reaches(rank)) return false;
+  }
+  return true;
 }
 
 void SymmetricHeap::check_kind() const {

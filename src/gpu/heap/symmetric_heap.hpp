@@ -54,10 +54,13 @@ class SymmetricHeap {
   [[nodiscard]] std::int64_t resident_bytes() const noexcept { return piece(rank_).resident_bytes(); }
   /// The number of `rank`'s GPU, as its own process counts.
   [[nodiscard]] int device_of(int rank) const noexcept { return facts_[static_cast<std::size_t>(rank)].device; }
-  /// False for ranks of other hosts: base() of theirs is a mirror.
+  /// False for ranks of other hosts, unless they are in this one's domain: base() of theirs is a mirror.
   [[nodiscard]] bool reaches(int rank) const noexcept {
-    return facts_[static_cast<std::size_t>(rank)].host == facts_[static_cast<std::size_t>(rank_)].host;
+    const HeapFacts& other = facts_[static_cast<std::size_t>(rank)];
+    const HeapFacts& own = facts_[static_cast<std::size_t>(rank_)];
+    return other.host == own.host || (kind_ == HeapKind::kVmmFabric && other.domain == own.domain);
   }
+  [[nodiscard]] bool reaches_all() const noexcept;
   /// True when `rank` has the same physical GPU as this rank, as this rank itself has.
   [[nodiscard]] bool shares_device(int rank) const noexcept {
     return facts_[static_cast<std::size_t>(rank)].uuid == facts_[static_cast<std::size_t>(rank_)].uuid;

@@ -22,6 +22,7 @@
 #include "group/net/stream.hpp"
 #include "group/net/texts.hpp"
 #include "group/rendezvous_packet.hpp"
+#include "topology/nvml.hpp"
 
 namespace epistle {
 namespace {
@@ -74,7 +75,7 @@ HostTable table_of(const std::vector<std::string>& texts, const HostMeeting& mee
                                    [&](const HostEntry& host) { return host.key == card->key; });
     const auto host = std::distance(table.hosts.begin(), same);
     if (same == table.hosts.end())
-      table.hosts.push_back({.name = card->name, .key = card->key, .ranks = {}, .address = {}});
+      table.hosts.push_back({.name = card->name, .key = card->key, .ranks = {}, .address = {}, .fabric = {}});
     table.hosts[static_cast<std::size_t>(host)].ranks.push_back(static_cast<int>(rank));
     table.host_of.push_back(static_cast<int>(host));
   }
@@ -97,24 +98,37 @@ SocketAddress own_way(const Gathering& gathering) {
               {.phase = Phase::kRendezvous});
 }
 
-/// What a rank tells of where it listens: an address, or why there is none.
-std::string told(const Complaint& complaint, const std::string& address) {
-  if (!complaint) return pack_texts({address, "", ""});
-  return pack_texts({"", std::to_string(static_cast<int>(complaint->code())), std::string(complaint->message())});
+/// The NVLink fabric that this host is in with others; empty where there is none.
+std::string own_fabric() {
+  const std::string& setting = settings().nvlink_fabric();
+  if (setting == "none") return {};
+  return setting == "auto" ? probe_nvlink_fabric().fabric : setting;
 }
 
-void take_addresses(const std::vector<std::string>& texts, HostTable& table, int own_rank) {
+/// What a rank that leads tells of its host: where it listens, or why it does not.
+struct LeaderCard {
+  std::string address;
+  std::string fabric;
+
+  [[nodiscard]] std::string pack(const Complaint& complaint) const {
+    if (!complaint) return pack_texts({address, fabric, "", ""});
+    return pack_texts({"", "", std::to_string(static_cast<int>(complaint->code())), std::string(complaint->message())});
+  }
+};
+
+void take_leaders(const std::vector<std::string>& texts, HostTable& table, int own_rank) {
   for (HostEntry& host : table.hosts) {
     const int leader = host.ranks.front();
-    const auto fields = unpack_texts(texts[static_cast<std::size_t>(leader)], 3);
+    const auto fields = unpack_texts(texts[static_cast<std::size_t>(leader)], 4);
     const Error::Context context{.rank = own_rank, .peer_rank = leader, .phase = Phase::kRendezvous};
     if (!fields) throw Error(ErrorCode::kSystem, fmt::format("rank {} did not say where it listens", leader), context);
     host.address = (*fields)[0];
-    const std::string& code = (*fields)[1];
+    host.fabric = (*fields)[1];
+    const std::string& code = (*fields)[2];
     if (code.empty()) continue;
     int number = static_cast<int>(ErrorCode::kSystem);
     (void)std::from_chars(code.data(), code.data() + code.size(), number);
-    throw Error(static_cast<ErrorCode>(number), fmt::format("rank {} cannot listen: {}", leader, (*fields)[2]),
+    throw Error(static_cast<ErrorCode>(number), fmt::format("rank {} cannot listen: {}", leader, (*fields)[3]),
                 context);
   }
 }
@@ -123,6 +137,15 @@ void take_addresses(const std::vector<std::string>& texts, HostTable& table, int
 
 int HostTable::leader_of(int rank) const noexcept {
   return hosts[static_cast<std::size_t>(host_of[static_cast<std::size_t>(rank)])].ranks.front();
+}
+
+int HostTable::gpu_reach_of(int rank) const noexcept {
+  const int host = host_of[static_cast<std::size_t>(rank)];
+  const std::string& fabric = hosts[static_cast<std::size_t>(host)].fabric;
+  if (fabric.empty()) return host;
+  const auto first =
+      std::find_if(hosts.begin(), hosts.end(), [&](const HostEntry& other) { return other.fabric == fabric; });
+  return static_cast<int>(first - hosts.begin());
 }
 
 HostRanks HostTable::ranks_beside(int rank) const {
@@ -161,15 +184,16 @@ std::string own_host_key() {
 MetHosts meet_hosts(Gathering& gathering, const HostMeeting& meeting) {
   MetHosts met{.table = table_of(gathering.all_gather(card_of(meeting).pack()), meeting), .listener = {}};
   if (met.table.num_hosts() == 1) return met;
-  std::string address;
+  LeaderCard card;
   Complaint complaint;
   if (met.table.leader_of(meeting.rank) == meeting.rank) {
     complaint = attempt([&] {
       met.listener = listen_at(own_way(gathering));
-      address = own_address(met.listener.get()).to_text();
+      card.address = own_address(met.listener.get()).to_text();
+      card.fabric = own_fabric();
     });
   }
-  take_addresses(gathering.all_gather(told(complaint, address)), met.table, meeting.rank);
+  take_leaders(gathering.all_gather(card.pack(complaint)), met.table, meeting.rank);
   return met;
 }
 

@@ -15,6 +15,7 @@ struct HostEntry {
   std::string key;         ///< differs from host to host
   std::vector<int> ranks;  ///< in ascending order; the first leads
   std::string address;     ///< where its leader listens; empty where there is one host only
+  std::string fabric;      ///< NVLink fabric that its GPUs are in; empty where it is alone
 };
 
 struct HostTable {
@@ -25,6 +26,8 @@ struct HostTable {
 
   [[nodiscard]] int num_hosts() const noexcept { return static_cast<int>(hosts.size()); }
   [[nodiscard]] int leader_of(int rank) const noexcept;
+  /// The first host in whose fabric the GPU of `rank` is.
+  [[nodiscard]] int gpu_reach_of(int rank) const noexcept;
   /// Those of the host of `rank`, which asks.
   [[nodiscard]] HostRanks ranks_beside(int rank) const;
   /// "2 ranks on node1 (0, 1), 2 on node2 (2, 3)".

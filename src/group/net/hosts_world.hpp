@@ -21,6 +21,7 @@ class HostsWorld final : public ProcessWorld {
 
   [[nodiscard]] int num_hosts() const noexcept override { return table_.num_hosts(); }
   [[nodiscard]] int host_of(int rank) const noexcept override { return table_.host_of[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] int gpu_reach_of(int rank) const noexcept override { return table_.gpu_reach_of(rank); }
   [[nodiscard]] int leader_of(int rank) const noexcept override { return table_.leader_of(rank); }
   [[nodiscard]] std::string host_address() const override;
   void notify() noexcept override;

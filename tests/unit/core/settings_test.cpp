@@ -16,10 +16,11 @@ namespace epistle {
 namespace {
 
 const std::vector<std::string> kNames = {
-    "EPISTLE_TIMEOUT_MS",      "EPISTLE_SPIN_US",     "EPISTLE_LOG",        "EPISTLE_STREAM_BYTES",
-    "EPISTLE_DOMAIN_SIZE",     "EPISTLE_SIMD",        "EPISTLE_CUDA_HEAP",  "EPISTLE_NCCL_LIBRARY",
-    "EPISTLE_INTERFACE",       "EPISTLE_PORT",        "EPISTLE_HOST_ID",    "EPISTLE_JOB_SECRET",
-    "EPISTLE_FABRIC_PROVIDER", "EPISTLE_FABRIC_NICS", "EPISTLE_DOMAIN_LINK"};
+    "EPISTLE_TIMEOUT_MS",        "EPISTLE_SPIN_US",      "EPISTLE_LOG",         "EPISTLE_STREAM_BYTES",
+    "EPISTLE_DOMAIN_SIZE",       "EPISTLE_SIMD",         "EPISTLE_CUDA_HEAP",   "EPISTLE_NCCL_LIBRARY",
+    "EPISTLE_INTERFACE",         "EPISTLE_PORT",         "EPISTLE_HOST_ID",     "EPISTLE_JOB_SECRET",
+    "EPISTLE_FABRIC_PROVIDER",   "EPISTLE_FABRIC_NICS",  "EPISTLE_DOMAIN_LINK", "EPISTLE_FABRIC_LIBRARY",
+    "EPISTLE_FABRIC_GPU_MEMORY", "EPISTLE_NVLINK_FABRIC"};
 
 class SettingsTest : public ::testing::Test {
  protected:
@@ -61,6 +62,9 @@ TEST_F(SettingsTest, DefaultsStandWhereNothingIsSet) {
   EXPECT_EQ(settings().simd(), "auto");
   EXPECT_EQ(settings().cuda_heap(), CudaHeapChoice::kAuto);
   EXPECT_EQ(settings().nccl_library(), "libnccl.so.2");
+  EXPECT_EQ(settings().fabric_library(), "libfabric.so.1");
+  EXPECT_EQ(settings().gpu_link(), GpuLinkChoice::kAuto);
+  EXPECT_EQ(settings().nvlink_fabric(), "auto");
   for (const SettingInfo& entry : settings().infos()) {
     EXPECT_EQ(entry.origin, SettingOrigin::kDefault) << entry.name;
     EXPECT_EQ(entry.value, entry.default_value) << entry.name;

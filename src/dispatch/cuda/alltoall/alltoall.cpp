@@ -27,16 +27,24 @@ namespace {
 /// The steps in which ranks tell each other what a handle has of each.
 constexpr Call kTellCounts{.kind = CallKind::kPrepare};
 
-/// NCCL takes one GPU per rank. All ranks see the same, and throw alike.
+/// A GPU as NCCL tells them apart: containers that share one are hosts of their own, and it lets them.
+struct GpuOfHost {
+  DeviceUuid uuid{};
+  std::int32_t host = 0;
+
+  [[nodiscard]] bool operator==(const GpuOfHost& other) const = default;
+};
+
+/// NCCL takes one GPU per rank of a host. All ranks see the same, and throw alike.
 void check_own_gpus(GroupImpl& group, int device) {
-  DeviceUuid own{};
-  const auto error = attempt([&] { own = cuda::uuid_of(device); });
-  const std::vector<DeviceUuid> all = group.gather(kGpuSetUp, Phase::kCreate, own, error);
-  for (auto uuid = all.begin(); uuid != all.end(); ++uuid) {
-    if (std::count(uuid, all.end(), *uuid) < 2) continue;
+  GpuOfHost own{.uuid = {}, .host = group.host_of(group.rank())};
+  const auto error = attempt([&] { own.uuid = cuda::uuid_of(device); });
+  const std::vector<GpuOfHost> all = group.gather(kGpuSetUp, Phase::kCreate, own, error);
+  for (auto gpu = all.begin(); gpu != all.end(); ++gpu) {
+    if (std::count(gpu, all.end(), *gpu) < 2) continue;
     std::string ranks;
     for (std::size_t rank = 0; rank < all.size(); ++rank) {
-      if (all[rank] == *uuid) ranks += fmt::format("{}{}", ranks.empty() ? "" : ", ", rank);
+      if (all[rank] == *gpu) ranks += fmt::format("{}{}", ranks.empty() ? "" : ", ", rank);
     }
     throw Error(ErrorCode::kUnsupported,
                 fmt::format("ranks {} have the same GPU, and the dispatcher alltoall needs one for every rank, because "

@@ -253,7 +253,8 @@ std::string CudaEngine::describe_tuning(std::int64_t num_tokens) const {
     query.num_sms = context_.options.num_sms;
     text += describe(query) + "\n";
   }
-  return text;
+  const std::string links = transport_->describe_links();
+  return links.empty() ? text : text + "links: " + links + "\n";
 }
 
 Health CudaEngine::poll() const noexcept {

@@ -36,7 +36,7 @@ void CudaEngine::take_memory() {
   buffers_ = RowBufferPool(context_.config, [this](std::int32_t idx) { return place_buffer(context_, idx); });
   // Also keeps every rank until all have their memory: taking some may wait for the device.
   (void)group_->agree(kGpuSetUp, Phase::kCreate, attempt([&] { take_own_memory(); }));
-  if (group_->num_hosts() > 1) relay_ = std::make_unique<HostRelay>(context_);
+  if (!context_.heap->reaches_all()) relay_ = std::make_unique<HostRelay>(context_);
 }
 
 void CudaEngine::share_memory() {

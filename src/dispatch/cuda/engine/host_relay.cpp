@@ -54,7 +54,7 @@ HostRelay::HostRelay(EngineContext& context)
       plan_(plan_relay(context.layout())),
       memory_(*context.group, plan_),
       link_(open_domain_link(*context.group, memory_.region())),
-      traffic_(*context.group, *link_, plan_, memory_) {
+      traffic_(*context.group, context.group->gpu_domains(), *link_, plan_, memory_) {
   for (int rank = 0; rank < context.num_ranks(); ++rank) {
     if (!is_elsewhere(rank)) continue;
     if (elsewhere_.empty() || elsewhere_.back().end != rank) elsewhere_.push_back({rank, rank});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "epistle/device/row_flags.hpp"
@@ -71,6 +72,8 @@ class RowTransport {
   /// Bytes put on links to other domains so far.
   [[nodiscard]] virtual std::int64_t network_bytes() const noexcept { return 0; }
   [[nodiscard]] virtual WireBytes wire_bytes(const CudaHandleState& handle) const = 0;
+  /// What links to other domains are, and how rows of a GPU get there; empty where there are none.
+  [[nodiscard]] virtual std::string describe_links() const { return {}; }
 
  protected:
   RowTransport() = default;

@@ -22,7 +22,7 @@ HybridTransport::HybridTransport(EngineContext& context)
     : context_(context),
       links_(*context.group, context.config, context.device),
       routes_(context, links_),
-      num_forwarded_(static_cast<std::size_t>(context.group->domains().count()), 0) {
+      num_forwarded_(static_cast<std::size_t>(context.group->gpu_domains().count()), 0) {
   context.group->take_together(kGpuSetUp, Phase::kCreate, [this] {
     const DeviceGuard guard(context_.device);
     check_cuda(load_hybrid_kernels(), "loading the kernels");
@@ -57,7 +57,10 @@ DomainBuffers HybridTransport::start_call(BufferSection section, std::int32_t bu
 
 void HybridTransport::end_call(const Awaited& awaited, Complaint complaint) {
   links_.traffic().flush(awaited.phase, awaited.missing);
-  const Complaint of_stream = attempt([&] { context_.wait(); });
+  const Complaint of_stream = attempt([&] {
+    links_.settle();
+    context_.wait();
+  });
   if (!complaint) complaint = of_stream;
   (void)context_.group->agree(kEndCall, awaited.phase, complaint, &awaited.missing);
 }
@@ -122,7 +125,10 @@ void HybridTransport::move_across(const CudaHandleState& handle, const MoveArgs&
                       .scale_row = args.scale_bytes,
                       .scale_column = args.strides.scale_element_bytes,
                       .scale_element_bytes = args.strides.scale_element_bytes};
-    complaint = attempt([&] { forward(landed); });
+    complaint = attempt([&] {
+      links_.settle();
+      forward(landed);
+    });
   };
   const Awaited awaited{.phase = phase, .missing = rows_to(&handle, context_.rank())};
   send_and_forward(tables, args, awaited, forward_chunk);

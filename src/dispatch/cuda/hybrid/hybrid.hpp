@@ -37,6 +37,7 @@ class HybridTransport final : public RowTransport {
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
   bool bring_weight_gradients(const CudaHandleState& handle, const WeightGradientArgs& args) override;
   [[nodiscard]] std::int64_t network_bytes() const noexcept override { return links_.traffic().sent_bytes(); }
+  [[nodiscard]] std::string describe_links() const override { return links_.describe(); }
   [[nodiscard]] WireBytes wire_bytes(const CudaHandleState& handle) const override {
     return routes_.wire_bytes(handle);
   }
@@ -55,7 +56,7 @@ class HybridTransport final : public RowTransport {
     MissingRows missing;
   };
 
-  [[nodiscard]] const Domains& domains() const noexcept { return context_.group->domains(); }
+  [[nodiscard]] const Domains& domains() const noexcept { return context_.group->gpu_domains(); }
   [[nodiscard]] int own_domain() const noexcept { return domains().domain_of(context_.rank()); }
   [[nodiscard]] int num_blocks(TunedCall call, const CudaHandleState& handle) const;
 

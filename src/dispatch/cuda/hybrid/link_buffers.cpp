@@ -38,19 +38,38 @@ void RegisteredMemory::cover(std::byte* begin, std::int64_t num_bytes) {
 
 LinkBuffers::LinkBuffers(GroupImpl& group, const ResolvedConfig& config, int device)
     : group_(group),
+      device_(device),
       plan_(plan_links(config, group.num_ranks())),
       memory_(group, plan_),
-      link_(open_domain_link(group, memory_.region())),
-      traffic_(group, *link_, plan_, memory_),
+      link_(open_domain_link(group, memory_.region(), LinkRows::kOfGpu)),
+      lack_of_gpu_memory_(find_lack_of_gpu_memory(group, *link_, device)),
+      traffic_(group, group.gpu_domains(), *link_, plan_, memory_),
       registered_(device) {
-  group_.take_together(kGpuSetUp, Phase::kCreate, [this] { register_sections(); });
+  if (lack_of_gpu_memory_.empty()) gpu_ = std::make_unique<GpuSections>(*link_, plan_, device);
+  if (gpu_) traffic_.use_gpu(&gpu_->places());
+  take_sections();
+}
+
+std::string LinkBuffers::describe() const {
+  return link_->describe() + (gpu_ ? ", rows from registered GPU memory"
+                                   : fmt::format(", rows staged in pinned host memory ({})", lack_of_gpu_memory_));
+}
+
+/// Collective: for what is committed. Pinning memory, and giving it back, may wait for the device: the last step also
+/// keeps every rank until all have done.
+void LinkBuffers::take_sections() {
+  if (gpu_) {
+    gpu_->grow(group_, memory_);
+  } else {
+    group_.take_together(kGpuSetUp, Phase::kCreate, [this] { pin_sections(); });
+  }
   expose_landing_places(*link_, plan_, memory_);
 }
 
-void LinkBuffers::register_sections() {
+void LinkBuffers::pin_sections() {
   for (const BufferSection section :
        {BufferSection::kSendRows, BufferSection::kSendScales, BufferSection::kStageRows, BufferSection::kStageScales}) {
-    registered_.cover(this->section(section), memory_.committed_bytes(section));
+    registered_.cover(host_section(section), memory_.committed_bytes(section));
   }
 }
 
@@ -61,9 +80,7 @@ void LinkBuffers::make_room(const DomainPairs& pairs) {
     demands[static_cast<std::size_t>(rank)].receive_rows = pairs.num_received(rank);
   }
   if (!memory_.grow(demands, kGpuSetUp, Phase::kLayout)) return;
-  // The last step of it also keeps every rank until all have done: pinning memory may wait for the device.
-  group_.take_together(kGpuSetUp, Phase::kLayout, [this] { register_sections(); });
-  expose_landing_places(*link_, plan_, memory_);
+  take_sections();
 }
 
 }  // namespace epistle::cuda

@@ -1,14 +1,17 @@
-// Host memory between links and a GPU: what other domains put rows into, and what rows are packed into for them. The
-// GPU reads and writes it at the addresses that the host has.
+// Memory between links and a GPU: what other domains put rows into, and what rows are packed into for them. It is the
+// GPU's own where libfabric registers that, otherwise pinned host memory, which the GPU reads and writes at the
+// addresses that the host has. Records that the host reads and writes are in host memory either way.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "dispatch/call/resolved_config.hpp"
+#include "dispatch/cuda/hybrid/gpu_sections.hpp"
 #include "dispatch/link/link_traffic.hpp"
 #include "dispatch/link/rank_memory.hpp"
 #include "dispatch/link/route_tables.hpp"
@@ -46,17 +49,32 @@ class LinkBuffers {
 
   [[nodiscard]] LinkTraffic& traffic() noexcept { return traffic_; }
   [[nodiscard]] const LinkTraffic& traffic() const noexcept { return traffic_; }
+  /// Of rows, as kernels see it.
   [[nodiscard]] std::byte* section(BufferSection section) const noexcept {
+    return gpu_ ? gpu_->section(section) : host_section(section);
+  }
+  /// Of records.
+  [[nodiscard]] std::byte* host_section(BufferSection section) const noexcept {
     return memory_.section(group_.rank(), section);
   }
+  /// Before a kernel is launched that reads what has landed.
+  void settle() const {
+    if (gpu_) gpu_->settle();
+  }
+  /// What rows travel by, and how they get there from a GPU.
+  [[nodiscard]] std::string describe() const;
 
  private:
-  void register_sections();
+  void take_sections();
+  void pin_sections();
 
   GroupImpl& group_;
+  int device_;
   BufferPlan plan_;
   RankMemory memory_;
+  std::unique_ptr<GpuSections> gpu_;  ///< goes after the link that writes there
   std::unique_ptr<DomainLink> link_;
+  std::string lack_of_gpu_memory_;  ///< why rows are staged; empty where they are not
   LinkTraffic traffic_;
   RegisteredMemory registered_;
 };

@@ -91,12 +91,13 @@ void RouteExchange::exchange_records(RouteTables& tables, const TokenPlacesView&
     const std::int64_t num_records = pairs.num(rank, domain);
     if (num_records == 0) continue;
     const std::int64_t first = pairs.first_sent(rank, domain);
-    tables.write_records(domain, places, links_.section(BufferSection::kSendRows) + first * record_bytes);
+    tables.write_records(domain, places, links_.host_section(BufferSection::kSendRows) + first * record_bytes);
     traffic.put({.peer = traffic.peer_in(domain),
                  .from_row = first,
                  .to_row = pairs.first_received(traffic.peer_in(domain), own),
                  .num_rows = num_records,
-                 .row_bytes = record_bytes});
+                 .row_bytes = record_bytes,
+                 .in_host = true});
     traffic.signal(traffic.peer_in(domain));
   }
   tables.fill_own(places);
@@ -105,8 +106,8 @@ void RouteExchange::exchange_records(RouteTables& tables, const TokenPlacesView&
     if (pairs.num_received_from(rank, domain) == 0) continue;
     traffic.wait_for(traffic.peer_in(domain), 1, Phase::kLayout);
     traffic.take(traffic.peer_in(domain), 1);
-    tables.read_records(domain,
-                        links_.section(BufferSection::kStageRows) + pairs.first_received(rank, domain) * record_bytes);
+    tables.read_records(
+        domain, links_.host_section(BufferSection::kStageRows) + pairs.first_received(rank, domain) * record_bytes);
   }
   traffic.flush(Phase::kLayout);
 }

@@ -36,7 +36,7 @@ class RouteExchange {
     RouteTables tables;
   };
 
-  [[nodiscard]] const Domains& domains() const noexcept { return context_.group->domains(); }
+  [[nodiscard]] const Domains& domains() const noexcept { return context_.group->gpu_domains(); }
   /// Waits for the stream, and reads where this rank's tokens go.
   [[nodiscard]] TokenPlacesView read_places(const CudaHandleState& handle) const;
   void exchange_records(RouteTables& tables, const TokenPlacesView& places);

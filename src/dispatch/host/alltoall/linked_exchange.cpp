@@ -7,7 +7,9 @@
 namespace epistle::host {
 
 LinkedExchange::LinkedExchange(HostContext& context)
-    : context_(context), traffic_(*context.group, *context.link, context.plan, context.memory), places_(context) {}
+    : context_(context),
+      traffic_(*context.group, context.domains(), *context.link, context.plan, context.memory),
+      places_(context) {}
 
 void LinkedExchange::put(const Part& part, const RouteTo& route_to) {
   for (int step = 0; step < context_.num_ranks; ++step) {

@@ -12,7 +12,7 @@ namespace epistle::host {
 HybridMover::HybridMover(HostContext& context)
     : context_(context),
       direct_(context),
-      traffic_(*context.group, *context.link, context.plan, context.memory),
+      traffic_(*context.group, context.domains(), *context.link, context.plan, context.memory),
       exchange_(context, traffic_),
       num_forwarded_(context.peers.sources().size(), 0),
       num_seen_(context.peers.sources().size(), 0) {}
