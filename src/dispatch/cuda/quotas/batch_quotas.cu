@@ -1,5 +1,6 @@
-// Quotas of a batch (see layout/batch_shares.hpp for how). All threads fill the tables. In a phase one warp searches, and
-// then all threads pass on what ranks have too much: a lane for every slot, so that a level takes as long as one slot.
+// Quotas of a batch (see layout/batch_shares.hpp for how). All threads fill the tables. In a phase one warp searches,
+// and then all threads pass on what ranks have too much: a lane for every slot, so that a level takes as long as one
+// slot.
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/engine/launch.hpp"

@@ -56,12 +56,11 @@ class QuotaSearch {
     tell_ranks(0, reached_);
   }
 
-  /// One lane for each word.
+  /// By one lane: a lane for each word would have to look it up, so that the sets were kept in memory.
   __device__ void tell_ranks(int level, const Set& ranks) {
+    if (lane_ != 0) return;
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      if (lane_ == w) totals_.level_ranks[level][w] = ranks.word[w];
-    }
+    for (int w = 0; w < kWords; ++w) totals_.level_ranks[level][w] = ranks.word[w];
   }
 
   [[nodiscard]] __device__ Set load_set(const std::uint32_t* sets, int number) const {
@@ -72,7 +71,12 @@ class QuotaSearch {
   }
   [[nodiscard]] __device__ Set load_kept(const std::uint32_t* sets, int j) const {
     const int number = lane_ + 32 * j;
-    return number < totals_.num_replicated ? load_set(sets, number) : Set{};
+    Set set;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      if (number < totals_.num_replicated) set.word[w] = sets[w * args_.num_experts + number];
+    }
+    return set;
   }
 
   /// Adds the givers of the lane's experts of which a rank that was reached has a replica, and notes the level.

@@ -82,9 +82,9 @@ struct QuotaTotals {
   std::uint32_t holding[kMaxRankWords];  // ranks that have slots
   std::int32_t num_replicated;
   // Of the last search.
-  std::int32_t rank_level[kMaxRankWords * 32];               // -1 = not reached
+  std::int32_t rank_level[kMaxRankWords * 32];              // -1 = not reached
   std::uint32_t level_ranks[kMaxRanks + 1][kMaxRankWords];  // ranks of a level
-  std::int32_t outermost;                                    // the last level; 0 = no rank is above the target
+  std::int32_t outermost;                                   // the last level; 0 = no rank is above the target
   std::int32_t target;
 };
 
