@@ -85,6 +85,13 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
       "Tokens seen so long ago count half in quotas and plans; 0 = all alike (default: what foretells best what was "
       "seen)")
       ->type_name("TOKENS");
+  command
+      .add_option(
+          "--foretell", options.foretell,
+          "incremental, of a trace: layers: quotas of a batch go by what it brought the layers before, too; off: "
+          "by batches of the past alone (default: layers)")
+      ->check(CLI::IsMember({"layers", "off"}).description(""))
+      ->type_name("WHAT");
   add_number(command, "--prefetch", options.prefetch, {0, kMaxPrefetch},
              "per-batch: experts that every rank may fetch for a batch into spare slots besides its own (default: 0)");
   command.add_flag("--near", options.prefers_near,

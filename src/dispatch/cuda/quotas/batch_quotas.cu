@@ -12,9 +12,11 @@ namespace epistle::cuda {
 namespace {
 
 /// The emptiest of an expert's ranks that were reached first takes what its others pass on: all those are of one level.
-/// Its entries are ascending by rank.
+/// Its entries are ascending by rank. Ranks are looked up some at a time, so that their loads are on their way
+/// together.
 template <int kWords>
 __device__ void find_routes(const BatchQuotasArgs& args, const QuotaTables& t, const QuotaTotals& totals) {
+  constexpr int kTogether = 4;
   for (int number = threadIdx.x; number < totals.num_replicated; number += kQuotaThreads) {
     const int level = Route{t.route[number]}.level();
     if (level == 0) continue;
@@ -25,13 +27,23 @@ __device__ void find_routes(const BatchQuotasArgs& args, const QuotaTables& t, c
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       const std::uint32_t holders = t.holders[w * args.num_experts + number];
-      for (std::uint32_t left = holders & totals.level_ranks[level - 1][w]; left != 0; left &= left - 1) {
-        const int bit = __ffs(static_cast<int>(left)) - 1;
-        const std::int32_t load = totals.rank_load[w * 32 + bit];
-        if (best >= 0 && load >= least) continue;
-        best = entry + __popc(holders & ((1U << bit) - 1));
-        best_rank = w * 32 + bit;
-        least = load;
+      std::uint32_t left = holders & totals.level_ranks[level - 1][w];
+      while (left != 0) {
+        int bit[kTogether];
+        std::int32_t load[kTogether];
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+          bit[j] = __ffs(static_cast<int>(left)) - 1;
+          left &= left - 1;
+          load[j] = bit[j] >= 0 ? totals.rank_load[w * 32 + bit[j]] : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+          if (bit[j] < 0 || (best >= 0 && load[j] >= least)) continue;
+          best = entry + __popc(holders & ((1U << bit[j]) - 1));
+          best_rank = w * 32 + bit[j];
+          least = load[j];
+        }
       }
       entry += __popc(holders);
     }
@@ -39,53 +51,78 @@ __device__ void find_routes(const BatchQuotasArgs& args, const QuotaTables& t, c
   }
 }
 
-/// Lanes that share out what one rank has too much. Where a rank has more slots than a warp has lanes, the warp takes
-/// them in turns.
-__device__ int lanes_of_rank(int slots_per_rank) {
-  int lanes = 1;
-  while (lanes < slots_per_rank && lanes < 32) lanes *= 2;
-  return lanes;
-}
-
-/// What the ranks of a level have too much goes one level further in, each rank's slots in turn. Nothing that is read
-/// here is written by another rank of the level: those that take are all of the level below.
-__device__ void pass_on(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals, int lanes, int level) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int idx_in_rank = lane & (lanes - 1);
-  const int per_warp = 32 / lanes;
-  for (int first = static_cast<int>(threadIdx.x) / 32 * per_warp; first < args.num_ranks;
-       first += kQuotaWarps * per_warp) {
-    const int rank = first + lane / lanes;
-    const bool is_outside = rank >= args.num_ranks || totals.rank_level[rank] != level;
-    std::int32_t surplus = is_outside ? 0 : max(totals.rank_load[rank] - totals.target, 0);
-    if (__ballot_sync(kAllLanes, surplus > 0) == 0) continue;
-    const bool has_surplus = surplus > 0;
-    for (int begin = 0; begin < args.slots_per_rank; begin += lanes) {
-      const int idx = begin + idx_in_rank;
-      const std::uint32_t own =
-          surplus > 0 && idx < args.slots_per_rank ? t.own[rank * args.slots_per_rank + idx] : kNoEntry;
-      const int entry = static_cast<int>(own & 0xffffU);
-      const Route route{own == kNoEntry ? 0 : t.route[own >> 16U]};
-      const std::int32_t share = own != kNoEntry && route.level() == level ? t.share[entry] : 0;
-      std::int32_t sum = share;  // of the slots up to this one
-      for (int step = 1; step < lanes; step *= 2) {
-        const std::int32_t before = __shfl_up_sync(kAllLanes, sum, static_cast<unsigned>(step), lanes);
-        if (idx_in_rank >= step) sum += before;
-      }
-      const std::int32_t amount = max(min(surplus - (sum - share), share), 0);
-      if (amount > 0) {
-        t.share[entry] = share - amount;
-        atomicAdd(&t.share[route.entry()], amount);
-        atomicAdd(&totals.rank_load[route.rank()], amount);
-        std::uint32_t* givers = t.givers + (own >> 16U);
-        atomicOr(givers + route.rank() / 32 * args.num_experts, 1U << (route.rank() & 31));
-        if (amount == share) atomicAnd(givers + rank / 32 * args.num_experts, ~(1U << (rank & 31)));
-      }
-      surplus -= min(surplus, __shfl_sync(kAllLanes, sum, lanes - 1, lanes));
-    }
-    if (has_surplus && idx_in_rank == 0) totals.rank_load[rank] = totals.target + surplus;
+/// What the ranks of a level have too much goes one level further in. A lane has a slot; a warp has as many ranks at a
+/// time as it has room for, or the slots of one rank in turns.
+class Passing {
+ public:
+  __device__ Passing(const BatchQuotasArgs& args, const QuotaTables& tables, QuotaTotals& totals)
+      : args_(args), t_(tables), totals_(totals) {
+    while ((1 << shift_) < args.slots_per_rank && shift_ < 5) ++shift_;
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+    idx_ = lane & (lanes() - 1);
+    rank_ = (static_cast<int>(threadIdx.x) / 32 << (5 - shift_)) + (lane >> shift_);
+    own_ = own_of(rank_, idx_);
   }
-}
+
+  __device__ void pass_on(int level) {
+    const std::int32_t target = totals_.target;
+    const int step = kQuotaWarps << (5 - shift_);
+    const int first_of_warp = static_cast<int>(threadIdx.x) / 32 << (5 - shift_);
+    for (int first = first_of_warp; first < args_.num_ranks; first += step) {
+      const int rank = rank_ + first - first_of_warp;
+      const bool is_inside = rank < args_.num_ranks;
+      const bool is_of_level = is_inside && totals_.rank_level[rank] == level;
+      std::int32_t surplus = is_of_level ? max(totals_.rank_load[rank] - target, 0) : 0;
+      if (__ballot_sync(kAllLanes, surplus > 0) == 0) continue;
+      const bool has_surplus = surplus > 0;
+      for (int begin = 0; begin < args_.slots_per_rank; begin += lanes()) {
+        const std::uint32_t own = rank == rank_ && begin == 0 ? own_ : own_of(rank, begin + idx_);
+        surplus -= min(surplus, share_out(rank, own, level, surplus));
+      }
+      if (has_surplus && idx_ == 0) totals_.rank_load[rank] = target + surplus;
+    }
+  }
+
+ private:
+  [[nodiscard]] __device__ int lanes() const { return 1 << shift_; }
+  [[nodiscard]] __device__ std::uint32_t own_of(int rank, int idx) const {
+    const bool is_inside = rank < args_.num_ranks && idx < args_.slots_per_rank;
+    return is_inside ? t_.own[rank * args_.slots_per_rank + idx] : kNoEntry;
+  }
+
+  /// The slots of some lanes take their turns; returns what all of a rank's could give. Nothing that is read here is
+  /// written by another rank of the level: those that take are all of the level below.
+  __device__ std::int32_t share_out(int rank, std::uint32_t own, int level, std::int32_t surplus) const {
+    const bool is_replicated = own != kNoEntry;
+    const int entry = static_cast<int>(own & 0xffffU);
+    const Route route{is_replicated ? t_.route[own >> 16U] : 0};
+    const std::int32_t held = is_replicated ? t_.share[entry] : 0;
+    const std::int32_t share = route.level() == level ? held : 0;
+    std::int32_t sum = share;  // of the slots up to this one
+    for (int step = 1; step < lanes(); step *= 2) {
+      const std::int32_t before = __shfl_up_sync(kAllLanes, sum, static_cast<unsigned>(step), lanes());
+      if (idx_ >= step) sum += before;
+    }
+    const std::int32_t amount = max(min(surplus - (sum - share), share), 0);
+    if (amount > 0) {
+      t_.share[entry] = share - amount;
+      atomicAdd(&t_.share[route.entry()], amount);
+      atomicAdd(&totals_.rank_load[route.rank()], amount);
+      std::uint32_t* givers = t_.givers + (own >> 16U);
+      atomicOr(givers + route.rank() / 32 * args_.num_experts, 1U << (route.rank() & 31));
+      if (amount == share) atomicAnd(givers + rank / 32 * args_.num_experts, ~(1U << (rank & 31)));
+    }
+    return __shfl_sync(kAllLanes, sum, lanes() - 1, lanes());
+  }
+
+  const BatchQuotasArgs& args_;
+  const QuotaTables& t_;
+  QuotaTotals& totals_;
+  int shift_ = 0;      // lanes of a rank: so many powers of two
+  int rank_;           // the first one of this lane
+  int idx_;            // its slot among those of the rank
+  std::uint32_t own_;  // what stands there
+};
 
 /// The mean of all ranks that have slots; by one warp.
 template <int kWords>
@@ -119,7 +156,7 @@ __global__ void __launch_bounds__(kQuotaThreads, 1) batch_quotas_kernel(const __
   __syncthreads();
   split_evenly(args, tables, totals, shift);
   __syncthreads();
-  const int lanes = lanes_of_rank(args.slots_per_rank);
+  Passing passing(args, tables, totals);
   QuotaSearch<kWords> search(args, tables, totals, first_target<kWords>(totals));
   while (true) {
     if (threadIdx.x < 32) search.run();
@@ -129,7 +166,7 @@ __global__ void __launch_bounds__(kQuotaThreads, 1) batch_quotas_kernel(const __
     find_routes<kWords>(args, tables, totals);
     __syncthreads();
     for (int level = outermost; level > 0; --level) {
-      pass_on(args, tables, totals, lanes, level);
+      passing.pass_on(level);
       __syncthreads();
     }
   }

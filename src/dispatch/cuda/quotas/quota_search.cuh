@@ -132,7 +132,11 @@ class QuotaSearch {
   __device__ void raise_target(Set stuck) {
     while (true) {
       Set grown;
-      for (int number = lane_; number < totals_.num_replicated; number += 32) {
+#pragma unroll
+      for (int j = 0; j < kKept; ++j) {
+        if (givers_[j].both(stuck).any()) grown.add(holders_[j]);
+      }
+      for (int number = lane_ + 32 * kKept; number < totals_.num_replicated; number += 32) {
         const Set holders = load_set(t_.holders, number);
         if (load_set(t_.givers, number).both(stuck).any()) grown.add(holders);
       }
