@@ -57,7 +57,7 @@ void LayerForecast::learn_sums(std::span<const RoutingTable* const> before, cons
     for (const std::int32_t row : inputs) {
       ++sum[static_cast<std::size_t>(row)];
       for (const std::int32_t column : inputs) {
-        if (column <= row) ++gram(row, column);
+        if (column >= row) ++gram(row, column);
       }
       for (const std::int32_t expert : ids_of(layer, token)) {
         if (expert >= 0) ++cross_[static_cast<std::size_t>(row) * experts + static_cast<std::size_t>(expert)];
@@ -70,7 +70,7 @@ void LayerForecast::learn_sums(std::span<const RoutingTable* const> before, cons
   const auto num_tokens = static_cast<double>(end - begin);
   for (std::int32_t row = 0; row < num_inputs_; ++row) {
     const double mean = sum[static_cast<std::size_t>(row)] / num_tokens;
-    for (std::int32_t column = 0; column <= row; ++column) {
+    for (std::int32_t column = row; column < num_inputs_; ++column) {
       gram(row, column) -= mean * sum[static_cast<std::size_t>(column)];
     }
     gram(row, row) += kRidge;
@@ -80,17 +80,19 @@ void LayerForecast::learn_sums(std::span<const RoutingTable* const> before, cons
   }
 }
 
-/// Cholesky, row by row.
+/// Cholesky. Rows are taken off those below them: what lies side by side is changed together.
 void LayerForecast::factorize() {
   const auto inputs = static_cast<std::size_t>(num_inputs_);
   for (std::size_t row = 0; row < inputs; ++row) {
     double* const own = gram_.data() + row * inputs;
-    for (std::size_t column = 0; column <= row; ++column) {
-      const double* const other = gram_.data() + column * inputs;
-      double left = own[column];
-      for (std::size_t idx = 0; idx < column; ++idx) left -= own[idx] * other[idx];
-      // The ridge keeps it positive, but for what is rounded.
-      own[column] = column == row ? std::sqrt(std::max(left, kRidge / 2.0)) : left / other[column];
+    // The ridge keeps it positive, but for what is rounded.
+    const double root = std::sqrt(std::max(own[row], kRidge / 2.0));
+    own[row] = root;
+    for (std::size_t column = row + 1; column < inputs; ++column) own[column] /= root;
+    for (std::size_t below = row + 1; below < inputs; ++below) {
+      const double factor = own[below];
+      double* const other = gram_.data() + below * inputs;
+      for (std::size_t column = below; column < inputs; ++column) other[column] -= factor * own[column];
     }
   }
 }
@@ -100,14 +102,16 @@ std::vector<double> LayerForecast::foretell(std::vector<double> loads, std::span
   const auto inputs = static_cast<std::size_t>(num_inputs_);
   const auto experts = static_cast<std::size_t>(num_experts_);
   Values weight(inputs);
+  for (std::size_t row = 0; row < inputs; ++row) weight[row] = now[row] - usual[row];
   for (std::size_t row = 0; row < inputs; ++row) {
-    double left = now[row] - usual[row];
-    for (std::size_t idx = 0; idx < row; ++idx) left -= gram_[row * inputs + idx] * weight[idx];
-    weight[row] = left / gram_[row * inputs + row];
+    const double* const own = gram_.data() + row * inputs;
+    weight[row] /= own[row];
+    for (std::size_t column = row + 1; column < inputs; ++column) weight[column] -= own[column] * weight[row];
   }
   for (std::size_t row = inputs; row > 0; --row) {
-    weight[row - 1] /= gram_[(row - 1) * inputs + row - 1];
-    for (std::size_t idx = 0; idx + 1 < row; ++idx) weight[idx] -= gram_[(row - 1) * inputs + idx] * weight[row - 1];
+    const double* const own = gram_.data() + (row - 1) * inputs;
+    for (std::size_t column = row; column < inputs; ++column) weight[row - 1] -= own[column] * weight[column];
+    weight[row - 1] /= own[row - 1];
   }
   for (std::size_t row = 0; row < inputs; ++row) {
     // Inputs are parts of all layers before, loads those of one.

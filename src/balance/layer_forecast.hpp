@@ -45,7 +45,7 @@ class LayerForecast {
   std::int32_t num_inputs_ = 0;
   std::int32_t num_experts_ = 0;
   double num_layers_ = 0.0;
-  std::vector<double> gram_;   // [inputs, inputs] the lower triangle; after factorize() its Cholesky factor
+  std::vector<double> gram_;   // [inputs, inputs] the upper triangle; after factorize() its Cholesky factor
   std::vector<double> cross_;  // [inputs, experts]
 };
 
