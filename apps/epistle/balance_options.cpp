@@ -27,8 +27,9 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
   command.add_option("source", options.source, "trace:FILE, JSON lines, plain or gzip; trace:- is standard input")
       ->type_name("trace:FILE");
   command
-      .add_option("--loads", options.loads_path,
-                  "Loads of experts in place of a trace: .json (also '-'), .csv (a row for every layer) or .npy")
+      .add_option(
+          "--loads", options.loads_path,
+          "Loads of experts in place of a trace: .json, .csv (a row for every layer) or .npy; any of them also as '-'")
       ->type_name("FILE");
   add_number(command, "--ranks", options.num_ranks, {1, kMaxBalanceRanks}, "Ranks that hold experts");
   add_numbers(command, "--slots", options.slots, {0, kMaxInt32},
