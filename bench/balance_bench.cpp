@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <iterator>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -13,6 +15,7 @@
 
 #include "balance/batch_quotas.hpp"
 #include "balance/eplb.hpp"
+#include "balance/layer_forecast.hpp"
 #include "balance/planner.hpp"
 #include "balance/prefetch.hpp"
 #include "balance/replay.hpp"
@@ -244,36 +247,51 @@ void bench_prefetch(Report& report) {
   }
 }
 
-constexpr balance::Policy kTracePolicies[] = {balance::Policy::kEplb, balance::Policy::kIncremental,
-                                              balance::Policy::kPerBatch};
+struct TraceChoice {
+  std::string_view name;
+  balance::Policy policy;
+  bool foretells;
+  double goal;  ///< 0 = none
+};
 
-/// Balancedness of each of kTracePolicies, mean over layers.
+constexpr TraceChoice kTraceChoices[] = {
+    {"EPLB, replicas in turn", balance::Policy::kEplb, false, 0.0},
+    {"hash with quotas of batches before", balance::Policy::kIncremental, false, 0.0},
+    {"hash with quotas of the window, layers before included", balance::Policy::kIncremental, true, 0.95},
+    {"quotas of the batch", balance::Policy::kPerBatch, false, 0.99},
+};
+
+/// Balancedness of each of kTraceChoices, mean over layers.
 struct TraceScore {
-  double sums[3] = {};
+  double sums[std::size(kTraceChoices)] = {};
   int num_layers = 0;
 
-  void add(const RoutingTable& table, std::int32_t layer) {
+  /// Layers in their order.
+  void add(const RoutingTable& table, std::int32_t layer, balance::LayersBefore& before) {
     balance::ReplayRules rules;
     rules.plan.cluster = Cluster::even(8, 80);
     rules.plan.num_candidates = 64;
-    for (std::size_t idx = 0; idx < 3; ++idx) {
-      sums[idx] += balance::replay(table, layer, kTracePolicies[idx], rules).balancedness;
+    for (std::size_t idx = 0; idx < std::size(kTraceChoices); ++idx) {
+      rules.layers_before.clear();
+      if (kTraceChoices[idx].foretells) rules.layers_before = before.of(layer, table.num_tokens);
+      sums[idx] += balance::replay(table, layer, kTraceChoices[idx].policy, rules).balancedness;
     }
     ++num_layers;
+    before.add(layer, table);
   }
   void add(const TraceScore& other) {
-    for (std::size_t idx = 0; idx < 3; ++idx) sums[idx] += other.sums[idx];
+    for (std::size_t idx = 0; idx < std::size(sums); ++idx) sums[idx] += other.sums[idx];
     num_layers += other.num_layers;
   }
   void print(Report& report, const std::string& what, bool has_goals) const {
     if (num_layers == 0) return;
-    const double hash = sums[1] / num_layers;
-    const double exact = sums[2] / num_layers;
-    report.add(what + ", EPLB, replicas in turn", fmt::format("{:.4f}", sums[0] / num_layers), "-", std::string("-"));
-    report.add(what + ", hash with quotas of the window", fmt::format("{:.4f}", hash), has_goals ? "0.95" : "-",
-               has_goals ? (hash >= 0.95 ? "yes" : "no") : std::string("-"));
-    report.add(what + ", quotas of the batch", fmt::format("{:.4f}", exact), has_goals ? "0.99" : "-",
-               has_goals ? (exact >= 0.99 ? "yes" : "no") : std::string("-"));
+    for (std::size_t idx = 0; idx < std::size(kTraceChoices); ++idx) {
+      const double reached = sums[idx] / num_layers;
+      const double goal = has_goals ? kTraceChoices[idx].goal : 0.0;
+      report.add(fmt::format("{}, {}", what, kTraceChoices[idx].name), fmt::format("{:.4f}", reached),
+                 goal > 0.0 ? fmt::format("{}", goal) : "-",
+                 goal > 0.0 ? std::string(reached >= goal ? "yes" : "no") : std::string("-"));
+    }
   }
 };
 
@@ -293,23 +311,25 @@ void bench_traces(Report& report, const std::vector<std::string>& paths) {
   TraceScore all;
   for (const std::string& path : paths) {
     TraceScore score;
+    balance::LayersBefore before;
     std::vector<TraceLayer>& layers = traces.emplace_back();
     read_trace_layers(path, [&](TraceLayer&& layer) {
-      score.add(layer.table, layer.layer);
+      score.add(layer.table, layer.layer, before);
       layers.push_back(std::move(layer));
     });
-    score.print(report, path.substr(path.rfind('/') + 1), false);
+    score.print(report, path.substr(path.rfind('/') + 1), true);
     all.add(score);
   }
   all.print(report, "all traces", true);
   TraceScore across;
   for (std::size_t from = 0; from < traces.size(); ++from) {
     for (std::size_t to = 0; to < traces.size(); ++to) {
+      balance::LayersBefore pairs_before;
       for (std::size_t idx = 0; from != to && idx < std::min(traces[from].size(), traces[to].size()); ++idx) {
         const RoutingTable& before = traces[from][idx].table;
         const RoutingTable& after = traces[to][idx].table;
         if (before.num_experts != after.num_experts || before.top_k != after.top_k) continue;
-        across.add(one_after_another(before, after), traces[from][idx].layer);
+        across.add(one_after_another(before, after), traces[from][idx].layer, pairs_before);
       }
     }
   }

@@ -27,8 +27,9 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
   command.add_option("source", options.source, "trace:FILE, JSON lines, plain or gzip; trace:- is standard input")
       ->type_name("trace:FILE");
   command
-      .add_option("--loads", options.loads_path,
-                  "Loads of experts in place of a trace: .json (also '-'), .csv (a row for every layer) or .npy")
+      .add_option(
+          "--loads", options.loads_path,
+          "Loads of experts in place of a trace: .json, .csv (a row for every layer) or .npy; any of them also as '-'")
       ->type_name("FILE");
   add_number(command, "--ranks", options.num_ranks, {1, kMaxBalanceRanks}, "Ranks that hold experts");
   add_numbers(command, "--slots", options.slots, {0, kMaxInt32},
@@ -85,6 +86,13 @@ void add_balance_options(CLI::App& command, BalanceOptions& options) {
       "Tokens seen so long ago count half in quotas and plans; 0 = all alike (default: what foretells best what was "
       "seen)")
       ->type_name("TOKENS");
+  command
+      .add_option(
+          "--foretell", options.foretell,
+          "incremental, of a trace: layers: quotas of a batch go by what it brought the layers before, too; off: "
+          "by batches of the past alone (default: layers)")
+      ->check(CLI::IsMember({"layers", "off"}).description(""))
+      ->type_name("WHAT");
   add_number(command, "--prefetch", options.prefetch, {0, kMaxPrefetch},
              "per-batch: experts that every rank may fetch for a batch into spare slots besides its own (default: 0)");
   command.add_flag("--near", options.prefers_near,

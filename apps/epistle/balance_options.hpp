@@ -30,6 +30,7 @@ struct BalanceOptions {
   double min_gain = 0.0;
   std::int32_t num_candidates = 64;
   std::int64_t half_life_tokens = -1;  ///< -1 = as what was seen tells
+  std::string foretell = "layers";
   std::int32_t prefetch = 0;
   bool prefers_near = false;
   double max_imbalance = 0.0;

@@ -87,6 +87,7 @@ Json to_json(const balance::ReplayResult& result) {
                {"rank_loads", result.rank_loads},
                {"rank_loads_before", result.rank_loads_before},
                {"placement", by_rank(result.placement)}};
+  if (result.is_foretold) json["foretold"] = true;
   if (result.near_share > 0.0) json["near_share"] = result.near_share;
   if (!result.quotas.empty()) json["quotas"] = result.quotas;
   if (!result.reason.empty()) json["reason"] = result.reason;

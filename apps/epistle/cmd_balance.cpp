@@ -15,6 +15,7 @@
 
 #include "epistle/error.hpp"
 
+#include "balance/layer_forecast.hpp"
 #include "balance/load_file.hpp"
 #include "balance/replay.hpp"
 #include "balance_metrics.hpp"
@@ -146,10 +147,15 @@ BalanceReport replay_trace(const BalanceOptions& options) {
   const std::string path = options.source.substr(kTracePrefix.size());
   BalanceReport report{.source = options.source, .cluster = {}, .results = {}, .loads = {}, .no_eplb = {}};
   LayerList present;
+  balance::LayersBefore before;
   Progress progress(fmt::format("replaying {}", path), options.quiet);
+  const bool foretells = options.foretell == "layers";
   const auto replay_layer = [&](TraceLayer&& layer) {
     present.add(layer.layer);
-    if (options.layer >= 0 && layer.layer != options.layer) return;
+    if (options.layer >= 0 && layer.layer != options.layer) {
+      if (foretells) before.add(layer.layer, std::move(layer.table));
+      return;
+    }
     report.cluster = make_cluster(options, {}, layer.table.num_experts);
     report.loads.push_back(count_tokens(layer.table));
     balance::ReplayRules rules;
@@ -160,10 +166,12 @@ BalanceReport replay_trace(const BalanceOptions& options) {
     rules.prefetch_per_rank = options.prefetch;
     rules.prefers_near = options.prefers_near;
     rules.locality.max_imbalance = options.max_imbalance;
+    rules.layers_before = before.of(layer.layer, layer.table.num_tokens);
     for (const balance::Policy policy :
          policies_for(options, static_cast<std::size_t>(layer.table.num_experts), report)) {
       report.results.push_back(balance::replay(layer.table, layer.layer, policy, rules));
     }
+    if (foretells) before.add(layer.layer, std::move(layer.table));
   };
   read_trace_layers(path == kStdout ? "/dev/stdin" : path, replay_layer,
                     [&](std::int64_t done, std::int64_t total) { progress.update(done, total); });

@@ -18,12 +18,13 @@
 #include "epistle/error.hpp"
 
 #include "balance/npy.hpp"
+#include "core/json_field.hpp"
 #include "core/whole_file.hpp"
 
 namespace epistle::balance {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
@@ -199,6 +200,26 @@ class JsonLoads {
   const Json* document_;
 };
 
+bool is_json(std::string_view bytes) {
+  const std::size_t first = bytes.find_first_not_of(" \t\r\n");
+  return first != std::string_view::npos && (bytes[first] == '{' || bytes[first] == '[');
+}
+
+/// What is neither .npy nor JSON and has a name that says nothing: standard input, mostly.
+LoadFile parse_unnamed(const std::string& path, const std::string& bytes) {
+  if (bytes.starts_with("PK")) {
+    fail(path,
+         "an archive, as torch.save and numpy.savez write it; give what recorders save by way of `python -m "
+         "epistle.loads FILE | epistle balance --loads -`, arrays as .npy");
+  }
+  const std::string_view first = trim(std::string_view(bytes).substr(0, bytes.find('\n')));
+  const std::string_view cell = trim(first.substr(0, first.find(',')));
+  if (first.find(',') == std::string_view::npos || !parse_cell(cell)) {
+    fail(path, "neither JSON nor .npy nor rows of numbers; a CSV file with a heading needs the ending .csv");
+  }
+  return parse_csv(path, bytes);
+}
+
 void check(const std::string& path, const LoadFile& file) {
   if (file.loads.empty()) fail(path, "no loads");
   for (std::size_t layer = 0; layer < file.loads.size(); ++layer) {
@@ -228,12 +249,12 @@ LoadFile read_load_file(const std::string& path) {
   LoadFile file;
   if (path.ends_with(".csv")) {
     file = parse_csv(path, bytes);
-  } else if (path.ends_with(".npy")) {
+  } else if (path.ends_with(".npy") || is_npy(bytes)) {
     file = parse_npy_loads(path, bytes);
+  } else if (path.ends_with(".json") || is_json(bytes)) {
+    file = JsonLoads(path, parse_json(bytes, fmt::format("loads '{}'", path))).parse();
   } else {
-    const Json document = Json::parse(bytes, nullptr, false);
-    if (document.is_discarded()) fail(path, "not JSON; other formats are told by the endings .csv and .npy");
-    file = JsonLoads(path, document).parse();
+    file = parse_unnamed(path, bytes);
   }
   check(path, file);
   return file;

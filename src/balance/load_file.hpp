@@ -18,9 +18,10 @@ struct LoadFile {
 };
 
 /// By the ending of `path`: .csv (a row for every layer, with or without a line of names), .npy (one or two axes; of
-/// three, windows by layers by experts, the windows are added up), anything else JSON:
+/// three, windows by layers by experts, the windows are added up), .json; other names, "-" for standard input among
+/// them, by what is in it. JSON is
 ///   {"loads": [[...], ...], "slots": N or [...], "ranks": N, "domains": N or [...], "current": [[...], ...]}
-/// where only loads must be there, and one layer may stand without the outer list. "-" is JSON from standard input.
+/// where only loads must be there, and one layer may stand without the outer list.
 /// Throws kNotFound or kCorruptInput, which say where.
 [[nodiscard]] LoadFile read_load_file(const std::string& path);
 

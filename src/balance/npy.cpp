@@ -46,6 +46,13 @@ class NpyParser {
     throw Error(ErrorCode::kCorruptInput, fmt::format("'{}': {}; write it with numpy.save", name_, reason));
   }
 
+  [[noreturn]] void fail_for_type(std::string_view type) const {
+    throw Error(ErrorCode::kCorruptInput,
+                fmt::format("'{}': numbers of type {}, expected little-endian integers, fp32 or fp64; write it with "
+                            "numpy.save(path, loads.astype('<f8'))",
+                            name_, type));
+  }
+
   /// What stands behind a key of the header, a Python dictionary.
   [[nodiscard]] std::string_view value_of(std::string_view key) const {
     const std::size_t at = header_.find(fmt::format("'{}':", key));
@@ -120,8 +127,7 @@ class NpyParser {
     if (is("<u4")) return read_as<std::uint32_t>(array, data);
     if (is("<u2")) return read_as<std::uint16_t>(array, data);
     if (is("|u1")) return read_as<std::uint8_t>(array, data);
-    fail(fmt::format("numbers of type {}, expected little-endian integers or fp32 or fp64",
-                     type.substr(0, type.find(','))));
+    fail_for_type(type.substr(0, type.find(',')));
   }
 
   std::string_view bytes_;
@@ -131,6 +137,8 @@ class NpyParser {
 };
 
 }  // namespace
+
+bool is_npy(std::string_view bytes) noexcept { return bytes.starts_with(kMagic); }
 
 NpyArray parse_npy(std::string_view bytes, std::string_view name) { return NpyParser(bytes, name).parse(); }
 

@@ -14,6 +14,8 @@
 #include "balance/batch_quotas.hpp"
 #include "balance/forecast.hpp"
 #include "balance/fresh_plan.hpp"
+#include "balance/layer_forecast.hpp"
+#include "balance/load_units.hpp"
 #include "balance/prefetch.hpp"
 #include "core/reject.hpp"
 
@@ -23,6 +25,8 @@ namespace {
 using Counts = std::vector<std::int64_t>;
 
 constexpr std::int64_t kMaxAhead = 1024;  // windows
+// More tokens teach a forecast nothing new, and take time.
+constexpr std::int64_t kMaxLearnt = 32768;
 
 struct TokenRange {
   std::int64_t begin = 0;
@@ -77,6 +81,7 @@ class Replay {
     result_.plan_us = num_timed_ == 0 ? 0.0 : timed_us_ / num_timed_;
     result_.policy = policy_;
     result_.replica_choice = choice();
+    result_.is_foretold = foretells();
     result_.placement = placement_;
     result_.quotas = quotas_;
     return std::move(result_);
@@ -98,15 +103,44 @@ class Replay {
     return counts;
   }
 
+  [[nodiscard]] static std::int64_t begin_of(const TokenRange& range, std::int64_t window, std::int64_t num_windows) {
+    return range.begin + (range.end - range.begin) * window / num_windows;
+  }
+
+  [[nodiscard]] bool foretells() const {
+    return policy_ == Policy::kIncremental && !counts_experts() && !rules_->layers_before.empty();
+  }
+
+  /// Quotas for a batch of which only the layers before have been seen.
+  [[nodiscard]] std::vector<double> foretold_quotas(const TokenRange& range) const {
+    const double half = half_life();
+    const auto parts_of = [](const auto& counts) {
+      const double sum = std::accumulate(counts.begin(), counts.end(), 0.0);
+      std::vector<double> parts(counts.begin(), counts.end());
+      for (double& part : parts) part = sum > 0.0 ? part / sum : 0.0;
+      return parts;
+    };
+    const auto usual = [&](const std::vector<std::vector<double>>& windows) {
+      return parts_of(mix_windows(windows, Objective::kTokens, half));
+    };
+    const std::vector<double> now = parts_of(count_inputs(rules_->layers_before, range.begin, range.end));
+    const std::vector<double> loads = forecast_.foretell(usual(seen_), now, usual(seen_before_));
+    return best_quotas(placement_, mix_windows({loads}, Objective::kTokens, 0.0));
+  }
+
   /// Adds tokens to what was seen, in windows of equal size.
   void see(const TokenRange& range) {
     const std::int64_t num_tokens = range.end - range.begin;
     const std::int64_t num_windows = std::max<std::int64_t>(num_tokens / window_tokens(), 1);
     for (std::int64_t window = 0; window < num_windows; ++window) {
-      const Counts counts = count(
-          {range.begin + num_tokens * window / num_windows, range.begin + num_tokens * (window + 1) / num_windows});
+      const Counts counts = count({begin_of(range, window, num_windows), begin_of(range, window + 1, num_windows)});
       seen_.emplace_back(counts.begin(), counts.end());
+      if (foretells()) {
+        seen_before_.push_back(count_inputs(rules_->layers_before, begin_of(range, window, num_windows),
+                                            begin_of(range, window + 1, num_windows)));
+      }
     }
+    seen_end_ = range.end;
   }
 
   [[nodiscard]] double half_life() const {
@@ -171,6 +205,10 @@ class Replay {
     request.method = has_plan_ ? Method::kIncremental : Method::kFresh;
     request.current = placement_;
     Plan plan = plan_placement(request);
+    if (foretells()) {
+      forecast_ =
+          LayerForecast(rules_->layers_before, *table_, std::max<std::int64_t>(seen_end_ - kMaxLearnt, 0), seen_end_);
+    }
     if (policy_ == Policy::kIncremental) add_time(start);
     has_plan_ = true;
     quotas_ = std::move(plan.quotas);
@@ -207,6 +245,7 @@ class Replay {
       if (rules_->prefetch_per_rank == 0) add_loads(best.rank_loads());
       result_.batches.push_back(bound);
     } else {
+      if (foretells()) quotas_ = foretold_quotas(range);
       const Counts loads = choose(range, step);
       add_loads(loads);
       result_.batches.push_back(balancedness(loads));
@@ -287,6 +326,10 @@ class Replay {
   Counts rank_loads_;                      // [num_ranks]; of all batches
   std::vector<double> quotas_;             // [num_slots]
   std::vector<std::vector<double>> seen_;  // in windows, the oldest first
+  // The same windows of the layers before, one layer after the other.
+  std::vector<std::vector<double>> seen_before_;
+  std::int64_t seen_end_ = 0;  // tokens
+  LayerForecast forecast_;
   bool has_plan_ = false;
   ReplayResult result_;
   double timed_us_ = 0.0;

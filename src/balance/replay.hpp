@@ -40,6 +40,9 @@ struct ReplayRules {
   std::int64_t half_life_tokens = -1;
   std::int32_t prefetch_per_rank = 0;  ///< spare slots of every rank for kPerBatch
   bool prefers_near = false;           ///< replicas of a token's own rank, then of its domain, as the quotas allow
+  /// The same tokens in layers before this one: kIncremental, when it balances tokens, foretells by what a batch has
+  /// brought their experts what it will bring those of this layer (layer_forecast.hpp). Empty: by the past alone.
+  std::vector<const RoutingTable*> layers_before;
   Locality locality;
 };
 
@@ -55,6 +58,7 @@ struct ReplayResult {
   std::int64_t bytes_across_domains = 0;
   double plan_us = 0.0;  ///< of a plan, or of the quotas of a batch: the mean
   ReplicaChoice replica_choice = ReplicaChoice::kSingle;
+  bool is_foretold = false;          ///< quotas went by the layers before, too
   SlotTable placement = {};          ///< the last one
   std::vector<double> quotas = {};   ///< [num_slots]; the last ones; empty where all replicas are alike
   std::vector<double> batches = {};  ///< balancedness of each

@@ -57,6 +57,20 @@ TEST(LoadFile, ReadsCsv) {
             (Rows{{1, 2}, {3, 4}}));
 }
 
+TEST(LoadFile, WhatHasNoEndingIsToldByWhatIsInIt) {
+  const TempDir dir;
+  EXPECT_EQ(read_load_file(dir.write("csv", "1,2\n3,4\n")).loads, (Rows{{1, 2}, {3, 4}}));
+  EXPECT_EQ(read_load_file(dir.write("npy", npy<double>("<f8", "(2,)", {5, 6}))).loads, (Rows{{5, 6}}));
+  EXPECT_EQ(read_load_file(dir.write("json", " \n{\"loads\": [[1, 2]]}")).loads, (Rows{{1, 2}}));
+  const auto refuse = [&](const std::string& content, const std::string& what) {
+    expect_error(ErrorCode::kCorruptInput, {what}, [&] { (void)read_load_file(dir.write("x", content)); });
+  };
+  refuse("PK\x03\x04...", "python -m epistle.loads FILE");
+  refuse("a,b\n1,2\n", "needs the ending .csv");
+  refuse("", "neither JSON nor .npy nor rows of numbers");
+  refuse("{\"loads\":\n [1,", "line 2 is not JSON");
+}
+
 TEST(LoadFile, ReadsNpy) {
   const TempDir dir;
   const auto read = [&](const std::string& bytes) { return read_load_file(dir.write("l.npy", bytes)).loads; };

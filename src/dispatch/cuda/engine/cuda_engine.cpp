@@ -231,7 +231,8 @@ void CudaEngine::set_batch_quotas(const BatchQuotasRequest& request, Stream stre
                                   .slot_tokens = request.slot_tokens,
                                   .num_experts = context_.config.num_experts,
                                   .num_ranks = context_.num_ranks(),
-                                  .slots_per_rank = context_.config.slots_per_rank},
+                                  .slots_per_rank = context_.config.slots_per_rank,
+                                  .early_start = context_.device_group.early_start},
                                  stream.get()),
              "sharing out a batch");
 }

@@ -18,6 +18,7 @@ struct BatchQuotasArgs {
   std::int32_t num_experts = 0;
   std::int32_t num_ranks = 0;  ///< at most kMaxRanks
   std::int32_t slots_per_rank = 0;
+  bool early_start = false;  ///< as DeviceGroup's
 
   [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int32_t num_columns() const noexcept {
     return num_ranks * slots_per_rank;

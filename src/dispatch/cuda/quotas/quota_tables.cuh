@@ -15,17 +15,17 @@ inline constexpr int kMaxRankWords = (kMaxRanks + 31) / 32;
 inline constexpr std::uint16_t kNoEntry = 0xffff;
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 
-/// Experts that have several replicas are numbered; arrays by that number are [replicated].
+/// Experts that have several replicas are numbered, in any order; arrays by that number are [replicated].
 struct QuotaTables {
+  std::int64_t* tokens;       // [experts]
   std::int32_t* begin;        // [experts + 1] into entries
   std::int32_t* share;        // [entries]
   std::uint32_t* holders;     // [words, experts] ranks of a replicated expert
   std::uint32_t* givers;      // [words, experts] those that have some of it to pass on
-  std::int32_t* chunk_count;  // [experts / 32 + 1] replicated ones
   std::uint32_t* span;        // [replicated] first entry; from bit 16 on, how many
   std::uint32_t* route;       // [replicated] see Route
-  std::uint32_t* own;         // [columns] from each rank's first column on, its entries of replicated experts, and from
-                              // bit 16 on the number of the expert; before that, kNoEntry where none is in the column
+  std::uint32_t* own;         // [columns] entry of a replicated expert, and from bit 16 on the number of the expert;
+                              // kNoEntry where none is in the column
   std::uint16_t* expert_of;   // [entries]
   std::uint16_t* slot_of;     // [entries]
   std::uint16_t* replicated;  // [experts] number of the expert; kNoEntry = it has one replica
@@ -33,8 +33,8 @@ struct QuotaTables {
 
   [[nodiscard]] EPISTLE_HOST_DEVICE static constexpr std::int64_t num_bytes(std::int64_t experts,
                                                                             std::int64_t columns) noexcept {
-    const std::int64_t words = (experts + 1) + 2 * columns + (2 * kMaxRankWords + 2) * experts + experts / 32 + 1;
-    return words * 4 + (columns * 2 + experts) * 2 + columns;
+    const std::int64_t words = (experts + 1) + 2 * columns + (2 * kMaxRankWords + 2) * experts;
+    return experts * 8 + words * 4 + (columns * 2 + experts) * 2 + columns;
   }
 
   __device__ static QuotaTables at(std::byte* memory, int experts, int columns) {
@@ -43,11 +43,11 @@ struct QuotaTables {
       array = reinterpret_cast<Value*>(memory);
       memory += static_cast<std::int64_t>(count) * static_cast<std::int64_t>(sizeof(Value));
     };
+    take(t.tokens, experts);
     take(t.begin, experts + 1);
     take(t.share, columns);
     take(t.holders, kMaxRankWords * experts);
     take(t.givers, kMaxRankWords * experts);
-    take(t.chunk_count, experts / 32 + 1);
     take(t.span, experts);
     take(t.route, experts);
     take(t.own, columns);
@@ -79,10 +79,13 @@ struct Route {
 struct QuotaTotals {
   std::int64_t tokens_of_warp[kQuotaWarps];
   std::int32_t rank_load[kMaxRankWords * 32];
-  std::uint32_t holding[kMaxRankWords];         // ranks that have slots
-  std::int32_t num_entries[kMaxRanks];          // of replicated experts
-  std::int32_t rank_level[kMaxRankWords * 32];  // of the last search
+  std::uint32_t holding[kMaxRankWords];  // ranks that have slots
   std::int32_t num_replicated;
+  // Of the last search.
+  std::int32_t rank_level[kMaxRankWords * 32];              // -1 = not reached
+  std::uint32_t level_ranks[kMaxRanks + 1][kMaxRankWords];  // ranks of a level
+  std::int32_t outermost;                                   // the last level; 0 = no rank is above the target
+  std::int32_t target;
 };
 
 /// All that is read of device memory, at once; the block has to meet afterwards. Of entries there may be fewer than
@@ -92,6 +95,7 @@ __device__ inline void read_all(const BatchQuotasArgs& args, const QuotaTables& 
   for (int e = threadIdx.x; e < args.num_experts; e += kQuotaThreads) {
     const std::int64_t tokens = args.expert_tokens[e];
     t.begin[e] = args.slots.replica_begin[e];
+    t.tokens[e] = tokens;
     sum += max(tokens, std::int64_t{0});
   }
   if (threadIdx.x == 0) t.begin[args.num_experts] = args.slots.replica_begin[args.num_experts];
@@ -114,33 +118,26 @@ __device__ inline int shift_of(const QuotaTotals& totals) {
   return batch_shift(tokens);
 }
 
-/// Experts of entries, and how many of every 32 experts are replicated.
-__device__ inline void count_replicated(const BatchQuotasArgs& args, const QuotaTables& t) {
-  const int end = (args.num_experts + 31) / 32 * 32;
-  for (int e = threadIdx.x; e < end; e += kQuotaThreads) {
-    const bool inside = e < args.num_experts;
-    for (int i = inside ? t.begin[e] : 0; inside && i < t.begin[e + 1]; ++i) {
-      t.expert_of[i] = static_cast<std::uint16_t>(e);
-    }
-    const unsigned several = __ballot_sync(kAllLanes, inside && t.num_replicas(e) > 1);
-    if ((e & 31) == 0) t.chunk_count[e / 32] = __popc(several);
-  }
-}
-
-__device__ inline void number_replicated(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
+/// The experts of entries, and numbers for those that are replicated. Which gets which number decides nothing.
+__device__ inline void number_experts(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int end = (args.num_experts + 31) / 32 * 32;
   for (int e = threadIdx.x; e < end; e += kQuotaThreads) {
-    const bool several = e < args.num_experts && t.num_replicas(e) > 1;
-    const unsigned bits = __ballot_sync(kAllLanes, several);
-    int number = __popc(bits & ((1U << lane) - 1));
-    for (int chunk = 0; chunk < e / 32; ++chunk) number += t.chunk_count[chunk];
-    if (e + 32 >= end && lane == 31) totals.num_replicated = number + (several ? 1 : 0);
-    if (e >= args.num_experts) continue;
-    t.replicated[e] = several ? static_cast<std::uint16_t>(number) : kNoEntry;
-    if (!several) continue;
-    t.span[number] = static_cast<std::uint32_t>(t.begin[e]) | static_cast<std::uint32_t>(t.num_replicas(e)) << 16U;
-    for (int w = 0; w < kMaxRankWords; ++w) t.holders[w * args.num_experts + number] = 0;
+    const bool inside = e < args.num_experts;
+    const int begin = inside ? t.begin[e] : 0;
+    const int count = inside ? t.begin[e + 1] - begin : 0;
+    const unsigned several = __ballot_sync(kAllLanes, count > 1);
+    int first = 0;
+    if (lane == 0 && several != 0) first = atomicAdd(&totals.num_replicated, __popc(several));
+    const int number = __shfl_sync(kAllLanes, first, 0) + __popc(several & ((1U << lane) - 1));
+    for (int i = 0; i < count; ++i) t.expert_of[begin + i] = static_cast<std::uint16_t>(e);
+    if (inside) t.replicated[e] = count > 1 ? static_cast<std::uint16_t>(number) : kNoEntry;
+    if (count <= 1) continue;
+    t.span[number] = static_cast<std::uint32_t>(begin) | static_cast<std::uint32_t>(count) << 16U;
+    for (int w = 0; w < kMaxRankWords; ++w) {
+      t.holders[w * args.num_experts + number] = 0;
+      t.givers[w * args.num_experts + number] = 0;
+    }
   }
 }
 
@@ -149,7 +146,7 @@ __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTabl
   const int num_entries = t.begin[args.num_experts];
   for (int i = threadIdx.x; i < num_entries; i += kQuotaThreads) {
     const int e = t.expert_of[i];
-    const std::int32_t units = batch_units(args.expert_tokens[e], shift);
+    const std::int32_t units = batch_units(t.tokens[e], shift);
     const std::int32_t rank = t.rank_of[i];
     const std::int32_t share = first_share(units, t.num_replicas(e), i - t.begin[e]);
     t.share[i] = share;
@@ -159,26 +156,9 @@ __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTabl
     const std::uint16_t number = t.replicated[e];
     if (number == kNoEntry) continue;
     t.own[t.slot_of[i]] = static_cast<std::uint32_t>(i) | std::uint32_t{number} << 16U;
-    atomicOr(&t.holders[rank / 32 * args.num_experts + number], bit);
-  }
-}
-
-/// Brings each rank's entries of replicated experts together, in the order of its slots: one warp for each rank.
-__device__ inline void list_entries(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  for (int rank = static_cast<int>(threadIdx.x) / 32; rank < args.num_ranks; rank += kQuotaWarps) {
-    std::uint32_t* own = t.own + rank * args.slots_per_rank;
-    int count = 0;
-    for (int first = 0; first < args.slots_per_rank; first += 32) {
-      const bool inside = first + lane < args.slots_per_rank;
-      const std::uint32_t entry = inside ? own[first + lane] : kNoEntry;
-      const unsigned bits = __ballot_sync(kAllLanes, entry != kNoEntry);
-      __syncwarp();  // all have read what is written to now
-      if (entry != kNoEntry) own[count + __popc(bits & ((1U << lane) - 1))] = entry;
-      __syncwarp();
-      count += __popc(bits);
-    }
-    if (lane == 0) totals.num_entries[rank] = count;
+    const int word = rank / 32 * args.num_experts + number;
+    atomicOr(&t.holders[word], bit);
+    if (share > 0) atomicOr(&t.givers[word], bit);
   }
 }
 
