@@ -78,8 +78,10 @@ void read_fabric(const Library& nvml, Device device, GpuProbe& gpu) {
   FabricInfo fabric = {};
   if (!nvml.call("nvmlDeviceGetGpuFabricInfo", device, &fabric)) return;
   if (fabric.state != kFabricCompleted || fabric.status != kSuccess) return;
-  const auto* const end = std::end(fabric.cluster_uuid);
-  if (std::all_of(std::begin(fabric.cluster_uuid), end, [](unsigned char byte) { return byte == 0; })) return;
+  if (std::all_of(std::cbegin(fabric.cluster_uuid), std::cend(fabric.cluster_uuid),
+                  [](unsigned char byte) { return byte == 0; })) {
+    return;
+  }
   for (const unsigned char byte : fabric.cluster_uuid) gpu.fabric_cluster += fmt::format("{:02x}", byte);
   gpu.fabric_clique = fabric.clique_id;
 }

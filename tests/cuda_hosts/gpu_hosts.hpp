@@ -42,8 +42,7 @@ inline void expect_well_on_gpus(HostsJob job, int ranks_per_host, const HostsBod
     body(group, report);
     group.barrier();  // the first to leave must not be taken for lost
   }));
-  for (std::size_t idx = 0; idx < children.size(); ++idx) (void)children.wait(idx, kLongestRun);
-  expect_all_well(children);
+  expect_all_well(children, kLongestRun);
 }
 
 inline std::string lack_of_gpu_hosts(const char* dispatcher, int num_gpus) {

@@ -51,9 +51,9 @@ std::string lack_of_fabric() {
   return has ? "" : "libfabric's provider tcp is not there: install libfabric-dev and libfabric1";
 }
 
-void expect_all_well(ReportingChildren& children) {
+void expect_all_well(ReportingChildren& children, std::chrono::milliseconds limit) {
   for (std::size_t idx = 0; idx < children.size(); ++idx) {
-    EXPECT_EQ(children.wait(idx), 0) << "rank " << idx;
+    EXPECT_EQ(children.wait(idx, limit), 0) << "rank " << idx;
     EXPECT_FALSE(children.report(idx).threw) << "rank " << idx << ": " << children.report(idx).message;
     EXPECT_TRUE(children.report(idx).returned) << "rank " << idx;
     EXPECT_FALSE(children.report(idx).has_shared_memory) << "rank " << idx;

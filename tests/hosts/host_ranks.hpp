@@ -37,8 +37,8 @@ using HostsBody = std::function<void(Group& group, ChildReport& report)>;
 /// What this machine has not that links between hosts need; empty where it has.
 [[nodiscard]] std::string lack_of_fabric();
 
-/// Expects that every child has come to its end without an error.
-void expect_all_well(ReportingChildren& children);
+/// Waits for every child, each as long as that, and expects that it has come to its end without an error.
+void expect_all_well(ReportingChildren& children, std::chrono::milliseconds limit = std::chrono::seconds(60));
 
 /// Expects of all children but `victim` the same typed error, which names `peer_rank`, within `limit`.
 void expect_same_error(ReportingChildren& children, int victim, ErrorCode code, int peer_rank,
