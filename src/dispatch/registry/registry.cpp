@@ -37,6 +37,11 @@ const DispatcherInfo* look_up(std::string_view name, Device device) noexcept {
   return nullptr;
 }
 
+void check_build(const DispatcherInfo& info) {
+  const std::string_view missing = info.capabilities().missing;
+  if (!missing.empty()) throw Error(ErrorCode::kUnsupported, std::string(missing));
+}
+
 /// Those that do not go by links put rows, counts and records into the memory of every rank.
 void check_one_host(const DispatcherInfo& info, const Group& group) {
   if (group.num_hosts() == 1 || info.capabilities().joins_hosts) return;
@@ -87,6 +92,8 @@ Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConf
   const Complaint complaint = attempt([&] {
     const DispatcherInfo& info = find_dispatcher(name, device);
     creation.identity.info = &info;
+    check_build(info);
+    check_options(info, options);
     creation.identity.config = with_order_of(info.capabilities(), config);
     creation.config = resolve_config(creation.identity.config, group.size(), group.domain_size());
     creation.config.spans_hosts = group.num_hosts() > 1;
