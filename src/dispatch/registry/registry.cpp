@@ -37,11 +37,6 @@ const DispatcherInfo* look_up(std::string_view name, Device device) noexcept {
   return nullptr;
 }
 
-void check_build(const DispatcherInfo& info) {
-  const std::string_view missing = info.capabilities().missing;
-  if (!missing.empty()) throw Error(ErrorCode::kUnsupported, std::string(missing));
-}
-
 /// Those that do not go by links put rows, counts and records into the memory of every rank.
 void check_one_host(const DispatcherInfo& info, const Group& group) {
   if (group.num_hosts() == 1 || info.capabilities().joins_hosts) return;
@@ -60,6 +55,11 @@ void check_mask(const DispatcherInfo& info, const GroupImpl& group) {
       fmt::format("the dispatcher '{}' on {} waits for all ranks, and ranks of this group are masked out; take one "
                   "whose Capabilities::masks says so",
                   info.name(), to_string(info.device())));
+}
+
+void check_build(const DispatcherInfo& info) {
+  const std::string_view missing = info.capabilities().missing;
+  if (!missing.empty()) throw Error(ErrorCode::kUnsupported, std::string(missing));
 }
 
 }  // namespace
