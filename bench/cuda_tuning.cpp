@@ -28,7 +28,7 @@
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/cuda/direct/copy_engines.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
-#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/cuda_functions.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/registry/registry.hpp"
 #include "gpu/cuda_error.hpp"
@@ -193,10 +193,7 @@ const DispatcherInfo& tuned_info() {
       .own_memory = own_memory,
       .check = check_direct,
       .create = [](const Creation& creation) -> std::unique_ptr<DispatcherImpl> {
-        return std::make_unique<CudaEngine>(creation, direct_rules(),
-                                            [](EngineContext& context) -> std::unique_ptr<RowTransport> {
-                                              return std::make_unique<TunedTransport>(context);
-                                            });
+        return create_cuda_engine(creation, direct_rules(), make_transport<TunedTransport>);
       }};
   static const DispatcherInfo info("tuned", Device::kCuda, "direct with the choices of a sweep",
                                    direct_info().capabilities(), kFunctions);

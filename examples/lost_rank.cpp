@@ -1,5 +1,5 @@
-// A rank goes away in the middle of the work. The others see it in the call that waits for it, and can ask which rank
-// it was without waiting for anything.
+// A rank goes away in the middle of the work. The others see it in the call that waits for it, can ask which rank it
+// was without waiting for anything, and go on without it: what its experts would have done is left out of the sums.
 
 #include <atomic>
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace {
 constexpr int kRanks = 4;
 constexpr int kLeavingRank = 2;
 constexpr int kStepsBefore = 3;
-constexpr std::int32_t kExperts = 8;
+constexpr std::int32_t kExpertsPerRank = 2;
 constexpr std::int32_t kTopK = 2;
 constexpr std::int64_t kTokens = 16;
 constexpr std::int64_t kHidden = 8;
@@ -32,24 +32,41 @@ void run_step(epistle::Dispatcher& moe, const epistle::RoutingTable& routing, st
 }
 
 // Asks the dispatcher which rank it is.
-bool finds_the_lost_rank(const epistle::Dispatcher& moe, int rank) {
-  if (moe.poll() != epistle::Health::kPeerLost) return false;
-  const std::vector<int> suspects = moe.suspects();
-  for (const int suspect : suspects) std::printf("rank %d goes on without rank %d\n", rank, suspect);
-  return suspects == std::vector<int>{kLeavingRank};
+bool finds_the_lost_rank(const epistle::Dispatcher& moe) {
+  return moe.poll() == epistle::Health::kPeerLost && moe.suspects() == std::vector<int>{kLeavingRank};
 }
 
-// Returns true where the rank learned what it had to.
+// A step of all ones without the lost rank: every token comes back as the sum of the weights of the experts that are
+// left.
+bool goes_on_without_it(epistle::Group& group, epistle::Dispatcher& moe, const epistle::RoutingTable& routing) {
+  group.set_mask({kLeavingRank});  // every survivor does the same
+  std::vector<float> tokens(static_cast<std::size_t>(kTokens * kHidden), 1.0F);
+  run_step(moe, routing, tokens);
+  std::printf("rank %d went on without rank %d\n", group.rank(), kLeavingRank);
+  for (std::int64_t token = 0; token < kTokens; ++token) {
+    float expected = 0.0F;
+    for (std::int64_t entry = token * kTopK; entry < (token + 1) * kTopK; ++entry) {
+      const auto idx = static_cast<std::size_t>(entry);
+      if (routing.expert_ids[idx] / kExpertsPerRank != kLeavingRank) expected += routing.weights[idx];
+    }
+    for (std::int64_t column = 0; column < kHidden; ++column) {
+      if (tokens[static_cast<std::size_t>(token * kHidden + column)] != expected) return false;
+    }
+  }
+  return true;
+}
+
+// Returns true where the rank learned what it had to, and could go on.
 bool run_rank(epistle::Group& group, std::latch& all_have_looked) {
   epistle::Dispatcher moe(group, "direct",
                           {.hidden = kHidden,
-                           .num_experts = kExperts,
+                           .num_experts = kRanks * kExpertsPerRank,
                            .top_k = kTopK,
                            .max_tokens = kTokens,
                            .input = epistle::DType::kFp32});
   const epistle::RoutingTable routing =
       epistle::generate_routing(epistle::RoutingSpec::parse("uniform"), {.num_tokens = kTokens,
-                                                                         .num_experts = kExperts,
+                                                                         .num_experts = kRanks * kExpertsPerRank,
                                                                          .top_k = kTopK,
                                                                          .rank = group.rank(),
                                                                          .num_ranks = group.size()});
@@ -62,9 +79,9 @@ bool run_rank(epistle::Group& group, std::latch& all_have_looked) {
   } catch (const epistle::Error& error) {
     std::printf("rank %d: %s\n", group.rank(), error.what());
   }
-  const bool found = finds_the_lost_rank(moe, group.rank());
+  const bool found = finds_the_lost_rank(moe);
   all_have_looked.arrive_and_wait();  // a rank that has ended is lost, too, for one that still looks
-  return found;
+  return goes_on_without_it(group, moe, routing) && found;
 }
 
 }  // namespace

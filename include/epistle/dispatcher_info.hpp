@@ -34,6 +34,8 @@ struct Capabilities {
   bool joins_hosts = false;         ///< serves groups over several hosts
   bool agrees_on_host = false;      ///< every call waits for the other ranks on the host
   bool one_rank_per_gpu = false;
+  bool row_flags = false;               ///< CudaOptions::row_flags
+  bool copy_engines = false;            ///< CudaMover::kCopyEngines
   std::int32_t max_ranks = 0;           ///< 0 = any number
   std::int32_t max_top_k = 0;           ///< 0 = any number
   std::int64_t max_tokens = 0;          ///< per rank and call that it is made for; 0 = any number
@@ -62,6 +64,14 @@ struct EPISTLE_API MemoryPlan {
   [[nodiscard]] std::int64_t largest_bytes(MemoryKind kind) const noexcept;
 };
 
+/// What the memory of a dispatcher depends on beside its configuration.
+struct MemoryQuery {
+  int num_ranks = 1;
+  int domain_size = 0;                    ///< ranks of a domain of the group; 0 = all in one
+  int num_hosts = 1;                      ///< that the ranks are spread over evenly; one reaches no memory of another
+  DeviceOptions options = HostOptions{};  ///< those of another device: what the dispatcher is made with by default
+};
+
 /// One dispatcher on one device.
 class EPISTLE_API DispatcherInfo {
  public:
@@ -81,6 +91,7 @@ class EPISTLE_API DispatcherInfo {
                                                         int domain_size = 0) const;
   /// Throws kInvalidArgument or kUnsupported, as creating one does. On CUDA, for pages of 2 MiB and ranks with a GPU
   /// of their own.
+  [[nodiscard]] MemoryPlan memory(const DispatcherConfig& config, const MemoryQuery& query) const;
   [[nodiscard]] MemoryPlan memory(const DispatcherConfig& config, int num_ranks, int domain_size = 0) const;
 
  private:

@@ -231,6 +231,8 @@ class Capabilities:
     joins_hosts: bool
     agrees_on_host: bool
     one_rank_per_gpu: bool
+    row_flags: bool
+    copy_engines: bool
     max_ranks: int
     max_top_k: int
     max_tokens: int

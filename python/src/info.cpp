@@ -48,6 +48,8 @@ nb::object capabilities_of(const DispatcherInfo& info) {
   fields["joins_hosts"] = can.joins_hosts;
   fields["agrees_on_host"] = can.agrees_on_host;
   fields["one_rank_per_gpu"] = can.one_rank_per_gpu;
+  fields["row_flags"] = can.row_flags;
+  fields["copy_engines"] = can.copy_engines;
   fields["max_ranks"] = can.max_ranks;
   fields["max_top_k"] = can.max_top_k;
   fields["max_tokens"] = can.max_tokens;

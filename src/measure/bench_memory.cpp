@@ -131,7 +131,7 @@ std::int64_t estimate_bench_bytes(const BenchSpec& spec, const std::vector<Routi
       const BufferPlan plan = functions.plan(config, request.num_ranks());
       std::int64_t bytes = plan.buffer_bytes(demand_of(plan, own, rows));
       if (functions.own_memory == nullptr) return bytes;
-      for (const MemorySection& section : functions.own_memory(config, request.num_ranks())) {
+      for (const MemorySection& section : functions.own_memory(config, {.num_ranks = request.num_ranks()})) {
         bytes += section.largest_bytes;
       }
       return bytes;

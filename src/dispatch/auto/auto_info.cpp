@@ -41,19 +41,19 @@ std::optional<ResolvedConfig> config_of_few(const ResolvedConfig& config, int nu
 }
 
 void add_memory(std::vector<MemorySection>& sections, const Functions& of, const ResolvedConfig& config,
-                int num_ranks) {
+                const MemoryQuery& query) {
   if (of.own_memory == nullptr) return;
-  for (const MemorySection& section : of.own_memory(config, num_ranks)) sections.push_back(section);
+  for (const MemorySection& section : of.own_memory(config, query)) sections.push_back(section);
 }
 
 template <typename On>
-std::vector<MemorySection> memory_besides(const ResolvedConfig& config, int num_ranks) {
+std::vector<MemorySection> memory_besides(const ResolvedConfig& config, const MemoryQuery& query) {
   std::vector<MemorySection> sections;
-  add_memory(sections, Functions::of(On::many()), config, num_ranks);
-  if (const auto few = config_of_few<On>(config, num_ranks)) {
+  add_memory(sections, Functions::of(On::many()), config, query);
+  if (const auto few = config_of_few<On>(config, query.num_ranks)) {
     const Functions& of = Functions::of(On::few());
-    for (const MemorySection& section : shared_memory(of.plan(*few, num_ranks))) sections.push_back(section);
-    add_memory(sections, of, *few, num_ranks);
+    for (const MemorySection& section : shared_memory(of.plan(*few, query.num_ranks))) sections.push_back(section);
+    add_memory(sections, of, *few, query);
   }
   return sections;
 }
@@ -62,6 +62,7 @@ template <typename On>
 void check_both(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   Functions::of(On::many()).check(config, options, group);
   if (const auto few = config_of_few<On>(config, group.size())) {
+    check_options(On::few(), options);
     Functions::of(On::few()).check(*few, options, group);
   }
 }

@@ -29,8 +29,8 @@ struct DispatcherInfo::Functions {
   std::optional<std::string> (*cannot_serve)(const ResolvedConfig& config, int num_ranks) = nullptr;
   /// The memory that all ranks address.
   BufferPlan (*plan)(const ResolvedConfig& config, int num_ranks) = nullptr;
-  /// What a rank takes besides. May be null.
-  std::vector<MemorySection> (*own_memory)(const ResolvedConfig& config, int num_ranks) = nullptr;
+  /// What a rank takes besides. May be null. `query.options` are of the dispatcher's device.
+  std::vector<MemorySection> (*own_memory)(const ResolvedConfig& config, const MemoryQuery& query) = nullptr;
   /// Tokens of a rank up to which a round trip takes less time than with `direct`; 0 = never. May be null.
   std::int64_t (*best_up_to)(const ResolvedConfig& config, int num_ranks) = nullptr;
   /// This rank's own checks of its options and its machine, before any rank does anything. Throws. May be null.
@@ -46,6 +46,9 @@ struct DispatcherInfo::Functions {
 
 /// What every dispatcher of today can do, on either device: all layouts, payloads, sizings, orders and backward passes.
 [[nodiscard]] Capabilities common_capabilities();
+
+/// Throws kUnsupported where `options` ask for what the dispatcher cannot do.
+void check_options(const DispatcherInfo& info, const DeviceOptions& options);
 
 /// `config` with an order: its own, or the dispatcher's.
 [[nodiscard]] DispatcherConfig with_order_of(const Capabilities& can, DispatcherConfig config);

@@ -127,6 +127,23 @@ DispatcherInfo::DispatcherInfo(std::string_view name, Device device, std::string
                                Capabilities capabilities, const Functions& functions)
     : name_(name), device_(device), summary_(summary), capabilities_(std::move(capabilities)), functions_(&functions) {}
 
+void check_options(const DispatcherInfo& info, const DeviceOptions& options) {
+  const auto* const cuda = std::get_if<CudaOptions>(&options);
+  if (cuda == nullptr) return;
+  if (cuda->row_flags && !info.capabilities().row_flags) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("dispatcher '{}' raises no flags of rows (CudaOptions::row_flags); use low_latency, or "
+                            "leave the option out",
+                            info.name()));
+  }
+  if (cuda->mover == CudaMover::kCopyEngines && !info.capabilities().copy_engines) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("dispatcher '{}' moves no rows with the copy engines (CudaOptions::mover); use direct, or "
+                            "another mover",
+                            info.name()));
+  }
+}
+
 DispatcherConfig with_order_of(const Capabilities& can, DispatcherConfig config) {
   if (!config.order && !can.orders.empty()) config.order = can.orders.front();
   return config;
@@ -152,14 +169,32 @@ std::optional<std::string> DispatcherInfo::cannot_serve(const DispatcherConfig& 
 }
 
 MemoryPlan DispatcherInfo::memory(const DispatcherConfig& config, int num_ranks, int domain_size) const {
+  return memory(config, {.num_ranks = num_ranks, .domain_size = domain_size});
+}
+
+MemoryPlan DispatcherInfo::memory(const DispatcherConfig& config, const MemoryQuery& query) const {
   const DispatcherConfig ordered = with_order_of(capabilities_, config);
   // What is no configuration at all is told as such.
-  (void)resolve_config(ordered, num_ranks);
-  if (const auto reason = cannot_serve(ordered, num_ranks, domain_size)) throw Error(ErrorCode::kUnsupported, *reason);
-  const ResolvedConfig resolved = resolve_config(ordered, num_ranks, domain_size);
-  MemoryPlan memory{.sections = shared_memory(functions_->plan(resolved, num_ranks))};
+  (void)resolve_config(ordered, query.num_ranks);
+  if (const auto reason = cannot_serve(ordered, query.num_ranks, query.domain_size)) {
+    throw Error(ErrorCode::kUnsupported, *reason);
+  }
+  check_options(*this, query.options);
+  if (query.num_hosts < 1 || query.num_ranks % query.num_hosts != 0) {
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("{} ranks are not spread evenly over {} hosts; give a divisor",
+                                                         query.num_ranks, query.num_hosts));
+  }
+  if (query.num_hosts > 1 && !capabilities_.joins_hosts) {
+    throw Error(ErrorCode::kUnsupported, fmt::format("dispatcher '{}' on {} serves ranks of one host, not of {}", name_,
+                                                     to_string(device_), query.num_hosts));
+  }
+  MemoryQuery asked = query;
+  if (device_ == Device::kCuda && !std::holds_alternative<CudaOptions>(query.options)) asked.options = CudaOptions{};
+  ResolvedConfig resolved = resolve_config(ordered, query.num_ranks, query.domain_size);
+  resolved.spans_hosts = query.num_hosts > 1;
+  MemoryPlan memory{.sections = shared_memory(functions_->plan(resolved, query.num_ranks))};
   if (functions_->own_memory != nullptr) {
-    for (const MemorySection& section : functions_->own_memory(resolved, num_ranks)) add_section(memory, section);
+    for (const MemorySection& section : functions_->own_memory(resolved, asked)) add_section(memory, section);
   }
   return memory;
 }

@@ -63,6 +63,11 @@ void check_mask(const DispatcherInfo& info, const GroupImpl& group) {
                   info.name(), to_string(info.device())));
 }
 
+void check_build(const DispatcherInfo& info) {
+  const std::string_view missing = info.capabilities().missing;
+  if (!missing.empty()) throw Error(ErrorCode::kUnsupported, std::string(missing));
+}
+
 }  // namespace
 
 void register_dispatcher(const DispatcherInfo& info) {
@@ -93,6 +98,8 @@ Dispatcher::Dispatcher(Group& group, std::string_view name, const DispatcherConf
   const Complaint complaint = attempt([&] {
     const DispatcherInfo& info = find_dispatcher(name, device);
     creation.identity.info = &info;
+    check_build(info);
+    check_options(info, options);
     creation.identity.config = with_order_of(info.capabilities(), config);
     const int domain_size = domain_size_of(group, device);
     creation.config = resolve_config(creation.identity.config, group.size(), domain_size);

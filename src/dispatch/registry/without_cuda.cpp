@@ -4,6 +4,7 @@
 
 #include "dispatch/call/build_parts.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/engine/cuda_options.hpp"
 #include "dispatch/cuda/hybrid/hybrid_info.hpp"
 #include "dispatch/cuda/low_latency/low_latency_info.hpp"
 
@@ -13,10 +14,13 @@ CudaSupport cuda_support() { return {.compiled = false, .num_devices = 0, .reaso
 
 namespace cuda {
 
+// Nobody comes here: what a build lacks is a capability, looked at before all else.
+void check_cuda_options(const ResolvedConfig& /*config*/, const DeviceOptions& /*options*/, const Group& /*group*/) {
+  throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
+}
 void check_direct(const ResolvedConfig& /*config*/, const DeviceOptions& /*options*/, const Group& /*group*/) {
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
 }
-// Nobody comes here: the checks are made first.
 std::unique_ptr<DispatcherImpl> create_direct(const Creation& /*creation*/) {
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
 }
@@ -24,9 +28,6 @@ void check_low_latency(const ResolvedConfig& /*config*/, const DeviceOptions& /*
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
 }
 std::unique_ptr<DispatcherImpl> create_low_latency(const Creation& /*creation*/) {
-  throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
-}
-void check_hybrid(const ResolvedConfig& /*config*/, const DeviceOptions& /*options*/, const Group& /*group*/) {
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfCuda));
 }
 std::unique_ptr<DispatcherImpl> create_hybrid(const Creation& /*creation*/) {

@@ -6,10 +6,7 @@
 
 namespace epistle::cuda {
 
-void check_alltoall(const ResolvedConfig& /*config*/, const DeviceOptions& /*options*/, const Group& /*group*/) {
-  throw Error(ErrorCode::kUnsupported, std::string(kLackOfNccl));
-}
-// Nobody comes here: the checks are made first.
+// Nobody comes here: what a build lacks is a capability, looked at before all else.
 std::unique_ptr<DispatcherImpl> create_alltoall(const Creation& /*creation*/) {
   throw Error(ErrorCode::kUnsupported, std::string(kLackOfNccl));
 }

@@ -12,6 +12,7 @@
 #include "epistle/error.hpp"
 #include "epistle/group.hpp"
 
+#include "dispatch/call/dispatcher_functions.hpp"
 #include "support/round_trip.hpp"
 
 namespace epistle::testing {
@@ -43,6 +44,36 @@ TEST(DispatcherInfos, HostAndCudaAreThereInEveryBuild) {
   EXPECT_TRUE(find_dispatcher("alltoall", Device::kCuda).capabilities().one_rank_per_gpu);
   EXPECT_TRUE(find_dispatcher("direct", Device::kCuda).capabilities().graph_capture);
   EXPECT_FALSE(find_dispatcher("alltoall", Device::kCuda).capabilities().graph_capture);
+}
+
+/// What is said of options by a dispatcher of these capabilities.
+Outcome outcome_of_options(const Capabilities& can, const DeviceOptions& options) {
+  static const DispatcherInfo::Functions functions;
+  const DispatcherInfo info("some", Device::kCuda, "of this test", can, functions);
+  return outcome_of([&] { check_options(info, options); });
+}
+
+TEST(DispatcherInfos, OptionsBeyondCapabilitiesAreRefusedByName) {
+  for (const auto& [options, name] : {std::pair{CudaOptions{.row_flags = true}, "CudaOptions::row_flags"},
+                                      std::pair{CudaOptions{.mover = CudaMover::kCopyEngines}, "CudaOptions::mover"}}) {
+    EXPECT_FALSE(outcome_of_options({.row_flags = true, .copy_engines = true, .needs = {}}, options).has_value());
+    const Outcome refused = outcome_of_options({.needs = {}}, options);
+    ASSERT_TRUE(refused.has_value()) << name;
+    EXPECT_EQ(refused->code(), ErrorCode::kUnsupported);
+    EXPECT_NE(refused->message().find(name), std::string_view::npos) << refused->what();
+    EXPECT_NE(refused->message().find("'some'"), std::string_view::npos) << refused->what();
+  }
+  EXPECT_FALSE(outcome_of_options({.needs = {}}, CudaOptions{}).has_value());
+  EXPECT_FALSE(outcome_of_options({.needs = {}}, HostOptions{}).has_value());
+}
+
+TEST(DispatcherInfos, OneRaisesFlagsOfRowsAndOneUsesCopyEngines) {
+  for (const DispatcherInfo* info : dispatchers()) {
+    const bool on_cuda = info->device() == Device::kCuda;
+    EXPECT_EQ(info->capabilities().row_flags, on_cuda && info->name() == "low_latency") << info->name();
+    const bool has_direct = info->name() == "direct" || info->name() == "auto";
+    EXPECT_EQ(info->capabilities().copy_engines, on_cuda && has_direct) << info->name();
+  }
 }
 
 TEST(DispatcherInfos, WhatTheBuildLacksIsWhyNoneIsMade) {
@@ -192,6 +223,71 @@ TEST_P(CannotServe, PlansAreSumsOfSections) {
 INSTANTIATE_TEST_SUITE_P(All, CannotServe, ::testing::ValuesIn(dispatchers()), [](const auto& param_info) {
   return std::string(to_string(param_info.param->device())) + "_" + std::string(param_info.param->name());
 });
+
+// ---- Memory that options and hosts ask for
+// ---------------------------------------------------------------------------
+
+DispatcherConfig decode_config() {
+  return {.hidden = 64,
+          .num_experts = 8,
+          .top_k = 2,
+          .max_tokens = 16,
+          .layout = ExpertBlocks{},
+          .sizing = Capacity{.rows_per_expert = 64},
+          .num_buffers = 2};
+}
+
+std::int64_t private_bytes(const MemoryPlan& plan) { return plan.largest_bytes(MemoryKind::kPrivate); }
+
+TEST(MemoryOfOptions, FlagsOfRowsAreCountedToTheByte) {
+  const DispatcherInfo& info = find_dispatcher("low_latency", Device::kCuda);
+  const MemoryPlan without = info.memory(decode_config(), {.num_ranks = 4});
+  const MemoryPlan with = info.memory(decode_config(), {.num_ranks = 4, .options = CudaOptions{.row_flags = true}});
+  // Of 2 buffers, 4 sources and 2 experts, in steps of 256 bytes: 16 arrivals of 16 bytes; 8 counts; 2 x 2 x 64 rows; 2
+  // numbers.
+  EXPECT_EQ(private_bytes(with) - private_bytes(without), 256 + 256 + 1024 + 256);
+  EXPECT_EQ(with.largest_bytes(MemoryKind::kShared), without.largest_bytes(MemoryKind::kShared));
+}
+
+TEST(MemoryOfOptions, RowsForTheCopyEnginesAreTakenWhenTheyArePacked) {
+  const DispatcherInfo& info = find_dispatcher("direct", Device::kCuda);
+  const MemoryQuery engines{.num_ranks = 4, .options = CudaOptions{.mover = CudaMover::kCopyEngines}};
+  const MemoryPlan without = info.memory(served_config(), {.num_ranks = 4});
+  const MemoryPlan with = info.memory(served_config(), engines);
+  // A token goes to two ranks at most: 32 rows of 64 bf16.
+  EXPECT_EQ(private_bytes(with) - private_bytes(without), 32 * 64 * 2);
+  EXPECT_EQ(with.initial_bytes(MemoryKind::kPrivate), without.initial_bytes(MemoryKind::kPrivate));
+  EXPECT_GT(with.largest_bytes(MemoryKind::kPinnedHost), without.largest_bytes(MemoryKind::kPinnedHost));
+}
+
+TEST(MemoryOfOptions, MirrorsOfRanksOfOtherHostsAreCounted) {
+  for (const char* const name : {"alltoall", "hybrid"}) {
+    const DispatcherInfo& info = find_dispatcher(name, Device::kCuda);
+    const MemoryPlan one = info.memory(served_config(), {.num_ranks = 4, .domain_size = 2});
+    const MemoryPlan two = info.memory(served_config(), {.num_ranks = 4, .domain_size = 2, .num_hosts = 2});
+    const MemoryPlan four = info.memory(served_config(), {.num_ranks = 4, .domain_size = 1, .num_hosts = 4});
+    const MemoryPlan alone = info.memory(served_config(), {.num_ranks = 4, .domain_size = 1});
+    EXPECT_GT(private_bytes(two), private_bytes(one)) << name;
+    // Three ranks are elsewhere in place of two; the rest is there once.
+    const std::int64_t counters = 8 * served_config().num_experts;
+    EXPECT_EQ((private_bytes(four) - private_bytes(alone) - counters) * 2,
+              (private_bytes(two) - private_bytes(one) - counters) * 3)
+        << name;
+    EXPECT_EQ(two.largest_bytes(MemoryKind::kShared), one.largest_bytes(MemoryKind::kShared)) << name;
+  }
+}
+
+TEST(MemoryOfOptions, WhatCannotBeIsRefused) {
+  const auto refusal = [](const char* name, const MemoryQuery& query) {
+    const Outcome outcome =
+        outcome_of([&] { (void)find_dispatcher(name, Device::kCuda).memory(served_config(), query); });
+    return outcome.has_value() ? outcome->code() : ErrorCode::kOk;
+  };
+  EXPECT_EQ(refusal("direct", {.num_ranks = 4, .options = CudaOptions{.row_flags = true}}), ErrorCode::kUnsupported);
+  EXPECT_EQ(refusal("direct", {.num_ranks = 3, .num_hosts = 2}), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refusal("direct", {.num_ranks = 3, .num_hosts = 0}), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(refusal("direct", {.num_ranks = 3, .num_hosts = 3}), ErrorCode::kUnsupported) << "it joins no hosts";
+}
 
 }  // namespace
 }  // namespace epistle::testing

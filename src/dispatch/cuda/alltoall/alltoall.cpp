@@ -7,7 +7,7 @@
 
 #include "core/settings.hpp"
 #include "dispatch/cuda/alltoall/alltoall_info.hpp"
-#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/cuda_functions.hpp"
 #include "gpu/cuda_error.hpp"
 #include "gpu/device_uuid.hpp"
 
@@ -77,12 +77,9 @@ void AllToAllTransport::take_exchange_memory() {
   totals_ = cuda::PinnedMemory(sizeof(HandleTotals));
   entry_counts_ = cuda::PinnedMemory(sizeof(EntryCounts));
   if (!returns_entries()) return;
-  const LayoutParams& params = context_.layout().params();
   for (const bool placing : {false, true}) {
     cuda::BufferCarver carver(entry_memory_.get());
-    carver.take(entry_tables_.packed_begin, params.max_tokens * context_.layout().max_other_ranks_per_token() + 1);
-    carver.take(entry_tables_.received_begin, params.max_tokens * params.num_ranks + 1);
-    carver.take(entry_tables_.stage, params.max_tokens * params.top_k);
+    carve_entries(carver, context_.layout(), entry_tables_);
     if (!placing) entry_memory_ = cuda::allocate_on(context_.device, carver.num_bytes());
   }
 }
@@ -309,20 +306,8 @@ bool AllToAllTransport::bring_weight_gradients(const CudaHandleState& handle,
 
 namespace epistle::cuda {
 
-void check_alltoall(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
-  const auto& cuda_options = std::get<CudaOptions>(options);
-  check_cuda_options(config, cuda_options, group);
-  check_no_row_flags(cuda_options, "alltoall");
-  if (cuda_options.mover != CudaMover::kCopyEngines) return;
-  throw Error(ErrorCode::kUnsupported,
-              "copy engines move the rows of dispatcher 'direct' only, not of 'alltoall'; use another mover");
-}
-
 std::unique_ptr<DispatcherImpl> create_alltoall(const Creation& creation) {
-  return std::make_unique<CudaEngine>(creation, alltoall_rules(),
-                                      [](EngineContext& context) -> std::unique_ptr<RowTransport> {
-                                        return std::make_unique<nccl::AllToAllTransport>(context);
-                                      });
+  return create_cuda_engine(creation, alltoall_rules(), make_transport<nccl::AllToAllTransport>);
 }
 
 }  // namespace epistle::cuda

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "dispatch/call/build_parts.hpp"
+#include "dispatch/cuda/alltoall/exchange_plan.hpp"
+#include "dispatch/cuda/engine/cuda_options.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 
 namespace epistle::cuda {
@@ -49,6 +51,22 @@ Capabilities alltoall_capabilities() {
   return can;
 }
 
+/// And what is known of exchanges, on either side.
+std::vector<MemorySection> alltoall_memory(const ResolvedConfig& config, const MemoryQuery& query) {
+  std::vector<MemorySection> sections = own_memory(config, query);
+  sections.push_back(fixed_section("exchanges", MemoryKind::kPinnedHost,
+                                   static_cast<std::int64_t>(sizeof(HandleTotals) + sizeof(nccl::EntryCounts))));
+  const DispatchLayout layout(to_layout_params(config, query.num_ranks));
+  if (!alltoall_rules().combines_per_rank(layout)) {
+    BufferCarver carver(nullptr);
+    nccl::EntryTables tables;
+    nccl::carve_entries(carver, layout, tables);
+    sections.push_back(fixed_section("exchanges", MemoryKind::kPrivate, carver.num_bytes()));
+  }
+  for (const MemorySection& section : relay_memory(config, query, alltoall_rules())) sections.push_back(section);
+  return sections;
+}
+
 }  // namespace
 
 const PlanRules& alltoall_rules() {
@@ -60,8 +78,8 @@ const DispatcherInfo& alltoall_info() {
   static constexpr DispatcherInfo::Functions kFunctions = {
       .plan = [](const ResolvedConfig& config,
                  int num_ranks) { return plan_buffers(config, {.num_ranks = num_ranks}, alltoall_rules()); },
-      .own_memory = own_memory,
-      .check = check_alltoall,
+      .own_memory = alltoall_memory,
+      .check = check_cuda_options,
       .create = create_alltoall};
   static const DispatcherInfo info("alltoall", Device::kCuda,
                                    "permute, one all-to-all-v over NCCL, unpermute; a GPU for every rank",

@@ -14,7 +14,6 @@ namespace epistle::cuda {
 [[nodiscard]] const PlanRules& alltoall_rules();
 
 /// See DispatcherInfo::Functions; without_nccl.cpp stands in where there is no NCCL.
-void check_alltoall(const ResolvedConfig& config, const DeviceOptions& options, const Group& group);
 [[nodiscard]] std::unique_ptr<DispatcherImpl> create_alltoall(const Creation& creation);
 
 }  // namespace epistle::cuda

@@ -5,22 +5,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include "dispatch/cuda/alltoall/exchange_plan.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::nccl {
-
-/// Where the (token, expert) rows lie that a flat sum of expert rows sends one by one; in device memory.
-struct EntryTables {
-  std::int32_t* packed_begin = nullptr;    ///< [pairs this rank packs + 1] first entry of each
-  std::int32_t* received_begin = nullptr;  ///< [pairs this rank receives + 1] likewise; its own pairs have none
-  std::int32_t* stage = nullptr;           ///< [num_tokens, top_k] row of the stage; -1 = own rank, or none
-};
-
-/// Entries for and from each rank; in host memory that the device can write.
-struct EntryCounts {
-  std::int32_t sent[cuda::kMaxRanks];      ///< sent back by this rank, to the pairs' sources
-  std::int32_t returned[cuda::kMaxRanks];  ///< that come back to this rank
-};
 
 struct EntryArgs {
   cuda::DeviceGroup group;

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "dispatch/cuda/device/device_types.hpp"
+#include "dispatch/cuda/engine/buffer_carver.hpp"
+#include "layout/dispatch_layout.hpp"
 
 namespace epistle::nccl {
 
@@ -47,5 +49,21 @@ class PairTable {
   std::vector<std::int64_t> counts_;        ///< [source, destination]
   std::vector<std::int64_t> packed_begin_;  ///< [source, destination]
 };
+
+/// Where the (token, expert) rows lie that a flat sum of expert rows sends one by one; in device memory.
+struct EntryTables {
+  std::int32_t* packed_begin = nullptr;    ///< [pairs this rank packs + 1] first entry of each
+  std::int32_t* received_begin = nullptr;  ///< [pairs this rank receives + 1] likewise; its own pairs have none
+  std::int32_t* stage = nullptr;           ///< [num_tokens, top_k] row of the stage; -1 = own rank, or none
+};
+
+/// Entries for and from each rank; in host memory that the device can write.
+struct EntryCounts {
+  std::int32_t sent[cuda::kMaxRanks];      ///< sent back by this rank, to the pairs' sources
+  std::int32_t returned[cuda::kMaxRanks];  ///< that come back to this rank
+};
+
+/// The tables, in one allocation.
+void carve_entries(cuda::BufferCarver& carver, const DispatchLayout& layout, EntryTables& tables) noexcept;
 
 }  // namespace epistle::nccl

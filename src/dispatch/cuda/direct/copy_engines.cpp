@@ -18,7 +18,6 @@ struct RangeCopy {
 namespace {
 
 // Enough chunks that the copies start early and end soon after the packing; each of some megabytes.
-constexpr std::int32_t kMaxPackChunks = 16;
 constexpr std::int64_t kMinChunkTokens = 64;
 // Streams to peers. Together with the caller's and the library's own they stay within the 32 hardware queues of a GPU.
 constexpr int kMaxPeerLanes = 8;
@@ -222,10 +221,7 @@ CopyEngines::CopyEngines(const DispatchLayout& layout, int rank, int device, boo
   std::byte* memory = nullptr;
   for (const bool placing : {false, true}) {
     BufferCarver carver(placing ? memory : nullptr);
-    carver.take(list_.num_starts, num_ranks_);
-    carver.take(list_.first_row, num_ranks_);
-    carver.take(list_.chunk_rows, std::int64_t{num_ranks_} * kMaxPackChunks);
-    carver.take(list_.starts, std::int64_t{num_ranks_} * kMaxRunStarts);
+    carve_run_list(carver, num_ranks_, list_);
     if (placing) continue;
     pinned_ = PinnedMemory(carver.num_bytes());
     memory = pinned_.get();
@@ -268,13 +264,10 @@ const CopyPlan* CopyEngines::find_plan(const CudaHandleState& handle, int max_bl
 bool CopyEngines::has_send_buffer(bool capturing) {
   if (packed_rows_ != nullptr) return true;
   if (capturing || lacks_memory_) return false;
-  const std::int64_t num_rows =
-      std::max<std::int64_t>(1, layout_.params().max_tokens * layout_.max_other_ranks_per_token());
   std::byte* rows = nullptr;
   for (const bool placing : {false, true}) {
     BufferCarver carver(send_buffer_.get());
-    carver.take(rows, num_rows * layout_.params().row_bytes);
-    carver.take(packed_scales_, num_rows * layout_.params().scale_bytes);
+    carve_packed(carver, layout_, rows, packed_scales_);
     if (placing) continue;
     try {
       send_buffer_ = allocate_on(device_, carver.num_bytes());

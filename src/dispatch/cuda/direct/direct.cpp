@@ -4,7 +4,8 @@
 
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
-#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/cuda_functions.hpp"
+#include "dispatch/cuda/engine/cuda_options.hpp"
 #include "gpu/cuda_error.hpp"
 
 namespace epistle::cuda {
@@ -55,8 +56,7 @@ WireBytes DirectTransport::wire_bytes(const CudaHandleState& handle) const {
 
 void check_direct(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
-  check_cuda_options(config, cuda_options, group);
-  check_no_row_flags(cuda_options, "direct");
+  check_cuda_options(config, options, group);
   if (cuda_options.mover != CudaMover::kCopyEngines) return;
   if (CopyEngines::can_serve(to_layout_params(config, group.size()))) return;
   throw Error(ErrorCode::kUnsupported,
@@ -66,10 +66,7 @@ void check_direct(const ResolvedConfig& config, const DeviceOptions& options, co
 }
 
 std::unique_ptr<DispatcherImpl> create_direct(const Creation& creation) {
-  return std::make_unique<CudaEngine>(creation, direct_rules(),
-                                      [](EngineContext& context) -> std::unique_ptr<RowTransport> {
-                                        return std::make_unique<DirectTransport>(context);
-                                      });
+  return create_cuda_engine(creation, direct_rules(), make_transport<DirectTransport>);
 }
 
 }  // namespace epistle::cuda

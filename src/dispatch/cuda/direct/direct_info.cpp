@@ -1,6 +1,7 @@
 #include "dispatch/cuda/direct/direct_info.hpp"
 
 #include "dispatch/call/build_parts.hpp"
+#include "dispatch/cuda/direct/run_list.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 
 namespace epistle::cuda {
@@ -18,12 +19,32 @@ class DirectRules final : public DeviceRules {
   }
 };
 
+/// And what the copy engines pack, where they are asked for: room for rows when they are packed first.
+std::vector<MemorySection> direct_memory(const ResolvedConfig& config, const MemoryQuery& query) {
+  std::vector<MemorySection> sections = own_memory(config, query);
+  if (std::get<CudaOptions>(query.options).mover != CudaMover::kCopyEngines) return sections;
+  BufferCarver runs(nullptr);
+  RunList list;
+  carve_run_list(runs, query.num_ranks, list);
+  sections.push_back(fixed_section("runs of tokens", MemoryKind::kPinnedHost, runs.num_bytes()));
+  BufferCarver packed(nullptr);
+  std::byte* rows = nullptr;
+  std::byte* scales = nullptr;
+  carve_packed(packed, DispatchLayout(to_layout_params(config, query.num_ranks)), rows, scales);
+  sections.push_back({.name = "rows for the copy engines",
+                      .kind = MemoryKind::kPrivate,
+                      .initial_bytes = 0,
+                      .largest_bytes = packed.num_bytes()});
+  return sections;
+}
+
 Capabilities direct_capabilities() {
   Capabilities can = common_capabilities();
   can.graph_capture = true;
   can.quantises = true;
   can.scale_orders = {ScaleOrder::kRows, ScaleOrder::kColumns};
   can.masks = true;
+  can.copy_engines = true;
   can.max_ranks = kMaxRanks;
   can.missing = kLackOfCuda;
   can.needs = {"a GPU of sm_80 or later", "GPUs that reach each other's memory (NVLink, PCIe peer access, or one GPU)"};
@@ -41,7 +62,7 @@ const DispatcherInfo& direct_info() {
   static constexpr DispatcherInfo::Functions kFunctions = {
       .plan = [](const ResolvedConfig& config,
                  int num_ranks) { return plan_buffers(config, {.num_ranks = num_ranks}, direct_rules()); },
-      .own_memory = own_memory,
+      .own_memory = direct_memory,
       .check = check_direct,
       .create = create_direct};
   static const DispatcherInfo info("direct", Device::kCuda,

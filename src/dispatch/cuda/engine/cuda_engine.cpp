@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "dispatch/cuda/engine/cuda_functions.hpp"
+#include "dispatch/cuda/engine/cuda_options.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/cuda/quotas/batch_quotas.hpp"
 #include "gpu/cuda_error.hpp"
@@ -99,20 +101,13 @@ int choose_device(const CudaOptions& options, const GroupImpl& group) {
   return static_cast<int>(std::int64_t{rank} * support.num_devices / num_ranks);
 }
 
-void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options, const Group& group) {
-  if (options.num_sms < 0) {
+void check_cuda_options(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
+  const auto& cuda_options = std::get<CudaOptions>(options);
+  if (cuda_options.num_sms < 0) {
     throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("an SM budget of {}; it is 0 (as the tuning table says) or more", options.num_sms));
+                fmt::format("an SM budget of {}; it is 0 (as the tuning table says) or more", cuda_options.num_sms));
   }
-  static_cast<void>(choose_tile_for(config, group.size(), choose_device(options, group.impl())));
-}
-
-void check_no_row_flags(const CudaOptions& options, std::string_view dispatcher) {
-  if (!options.row_flags) return;
-  throw Error(ErrorCode::kUnsupported,
-              fmt::format("dispatcher '{}' raises no flags of rows (CudaOptions::row_flags); use low_latency, or leave "
-                          "the option out",
-                          dispatcher));
+  static_cast<void>(choose_tile_for(config, group.size(), choose_device(cuda_options, group.impl())));
 }
 
 PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int device) {
@@ -129,6 +124,11 @@ PrepareTile choose_tile_for(const ResolvedConfig& config, int num_ranks, int dev
               fmt::format("{} {} on {} ranks with top-{} need {} bytes of shared memory; GPU {} has {}",
                           config.num_columns(num_ranks), config.places_experts() ? "slots" : "experts", num_ranks,
                           config.top_k, tile.shared_bytes, device, shared_bytes));
+}
+
+std::unique_ptr<DispatcherImpl> create_cuda_engine(const Creation& creation, const PlanRules& rules,
+                                                   MakeTransport make_transport) {
+  return std::make_unique<CudaEngine>(creation, rules, make_transport);
 }
 
 std::uint64_t CudaEngine::new_dispatcher_id() noexcept {

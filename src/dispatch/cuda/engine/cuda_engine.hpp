@@ -35,11 +35,6 @@ namespace epistle::cuda {
 /// The GPU of this rank: ranks of a host take its GPUs in turn. Throws where there is none, or not this one.
 [[nodiscard]] int choose_device(const CudaOptions& options, const GroupImpl& group);
 
-/// DispatcherInfo::Functions::check of every dispatcher on a GPU.
-void check_cuda_options(const ResolvedConfig& config, const CudaOptions& options, const Group& group);
-/// The same of a dispatcher that raises no flags of rows.
-void check_no_row_flags(const CudaOptions& options, std::string_view dispatcher);
-
 class CudaEngine final : public DispatcherImpl {
  public:
   /// Collective. The rules outlive the engine.

@@ -12,13 +12,6 @@ namespace {
 
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 
-/// Whether mirrors of ranks of other hosts have it: prepare tells them something there, or the backward pass looks for
-/// gradients of the weights, unless these cross like rows.
-bool is_mirrored(const BufferPlan& plan, BufferSection section) noexcept {
-  if (section == BufferSection::kGradWeights) return !plan.crosses_domains();
-  return section == BufferSection::kControl || section == BufferSection::kRecords;
-}
-
 /// Where copy `idx` of what a lease shows lies on this rank.
 RowBuffer place_buffer(const EngineContext& context, std::int32_t idx) {
   RowBuffer buffer;
@@ -64,8 +57,7 @@ void CudaEngine::take_own_memory() {
   const int num_ranks = context_.num_ranks();
   for (const bool placing : {false, true}) {
     BufferCarver carver(local_memory_.get());
-    carver.take(devices.local, 1);
-    carver.take(devices.outcome, num_ranks + config.num_columns(num_ranks));
+    carve_local(carver, config, num_ranks, devices);
     carve_quantised(carver, config, quantised_rows_, quantised_scales_);
     if (!placing) local_memory_ = allocate_on(context_.device, carver.num_bytes());
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dispatch/cuda/engine/buffer_carver.hpp"
+#include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/link/link_memory.hpp"
 #include "gpu/cuda_error.hpp"
 
@@ -11,39 +12,6 @@ namespace {
 
 /// The steps between the runs of a prepare.
 constexpr Call kTellOthers{.kind = CallKind::kPrepare};
-
-/// Records on their way, and beside them what became of the rows of every rank. A record lands at its place among all
-/// that the rank receives.
-class RelayRules final : public PlanRules {
- public:
-  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
-                                           const RowDemand& demand) const noexcept override {
-    const LayoutParams& params = layout.params();
-    const DeviceControl control{.num_ranks = params.num_ranks, .num_experts = params.num_experts};
-    const std::int64_t outcome_bytes =
-        std::int64_t{params.num_ranks} * control.outcome_entries() * static_cast<std::int64_t>(sizeof(std::int32_t));
-    SectionBytes bytes;
-    bytes[BufferSection::kSendRows] = demand.send_pairs * layout.pair_record_bytes();
-    bytes[BufferSection::kStageRows] = demand.receive_pairs * layout.pair_record_bytes();
-    bytes[BufferSection::kSendScales] = outcome_bytes;
-    bytes[BufferSection::kStageScales] = outcome_bytes;
-    return bytes;
-  }
-  [[nodiscard]] RowDemand max_demand(const DispatchLayout& layout) const noexcept override {
-    const LayoutParams& params = layout.params();
-    return {.send_pairs = params.max_tokens * layout.max_other_ranks_per_token(),
-            .receive_pairs = params.max_tokens * params.num_ranks};
-  }
-  /// Records come before the host has seen any count of rows.
-  [[nodiscard]] RowDemand initial_demand(const DispatchLayout& layout) const noexcept override {
-    return max_demand(layout);
-  }
-};
-
-BufferPlan plan_relay(const DispatchLayout& layout) {
-  static const RelayRules rules;
-  return {rules, layout.params(), {}};
-}
 
 constexpr auto kWordBytes = static_cast<std::int64_t>(sizeof(std::uint64_t));
 
@@ -66,18 +34,12 @@ HostRelay::HostRelay(EngineContext& context)
 
 void HostRelay::take_memory() {
   const DeviceGuard guard(context_.device);
-  const DeviceControl& control = context_.control;
   for (const bool placing : {false, true}) {
     BufferCarver carver(word_memory_.get());
-    carver.take(words_.completed, 1);
-    carver.take(words_.prepared, 1);
-    carver.take(words_.ready, control.num_ranks);
-    carver.take(words_.done, control.num_ranks);
-    carver.take(words_.counts, std::int64_t{control.num_ranks} * control.count_blocks * control.count_columns());
+    carve_relay_words(carver, context_.control, words_);
     if (!placing) word_memory_ = PinnedMemory(carver.num_bytes());
   }
-  counters_ =
-      allocate_on(context_.device, context_.config.num_experts * static_cast<std::int64_t>(sizeof(unsigned long long)));
+  counters_ = allocate_on(context_.device, relay_counter_bytes(context_.config));
 }
 
 std::int64_t HostRelay::outcome_bytes() const noexcept {

@@ -22,6 +22,7 @@
 #include "dispatch/cuda/engine/cuda_handle.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/link/link_traffic.hpp"
 #include "dispatch/link/rank_memory.hpp"
 #include "group/domain_link.hpp"
@@ -57,14 +58,6 @@ class HostRelay {
   struct Records {
     std::int64_t begin = 0;
     std::int64_t count = 0;
-  };
-  /// What the host writes for the ranks of other hosts before a run.
-  struct Words {
-    std::uint64_t* completed = nullptr;  ///< [1] calls, as the device counts them
-    std::uint32_t* prepared = nullptr;   ///< [1] epoch of the prepare of a handle, likewise
-    std::uint64_t* ready = nullptr;      ///< [num_ranks]
-    std::uint64_t* done = nullptr;       ///< [num_ranks]
-    std::uint64_t* counts = nullptr;     ///< [num_ranks, count_blocks, count_columns]
   };
   struct Sent {
     std::uint64_t prepare_id = 0;
@@ -111,7 +104,7 @@ class HostRelay {
   LinkTraffic traffic_;
   std::vector<Span> elsewhere_;
   PinnedMemory word_memory_;
-  Words words_;
+  RelayWords words_;
   DeviceBuffer counters_;             ///< of expert tokens in runs that are not the last: nobody reads them
   std::vector<std::int32_t> counts_;  ///< [num_ranks, count_columns] that all ranks have told; empty = none
   std::unordered_map<const CudaHandleState*, Sent> sent_;

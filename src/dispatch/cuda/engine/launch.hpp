@@ -9,6 +9,7 @@
 #include "epistle/types.hpp"
 
 #include "dispatch/cuda/device/device_types.hpp"
+#include "dispatch/cuda/direct/run_list.hpp"
 #include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
@@ -208,23 +209,6 @@ struct RefuseArgs {
   DeviceGroup group;
   Phase phase = Phase::kNone;
   const HandleTotals* behind = nullptr;  ///< as MoveArgs::skips_void
-};
-
-/// A token that goes to a destination, while the token before it does not.
-struct RunStart {
-  std::int32_t token;
-  std::int32_t row;  ///< at the destination
-};
-
-/// Starts that are kept of one destination.
-inline constexpr int kMaxRunStarts = 256;
-
-/// Where one rank's rows go, as runs of consecutive tokens; in host memory that the device can write.
-struct RunList {
-  std::int32_t* num_starts = nullptr;  ///< [num_ranks] also where there are more than are kept
-  std::int32_t* first_row = nullptr;   ///< [num_ranks] row of the first token at the destination; 0 without one
-  std::int32_t* chunk_rows = nullptr;  ///< [num_ranks, num_chunks] tokens of a chunk that go to the destination
-  RunStart* starts = nullptr;          ///< [num_ranks, kMaxRunStarts] in no order
 };
 
 struct RunListArgs {

@@ -106,42 +106,130 @@ std::int64_t told_bytes(const DispatchLayout& layout) noexcept {
   return (kProbeBytes + summary_bytes(layout) + kCacheLine - 1) / kCacheLine * kCacheLine;
 }
 
-std::vector<MemorySection> own_memory(const ResolvedConfig& config, int num_ranks) {
-  BufferCarver carver(nullptr);
+void carve_local(BufferCarver& carver, const ResolvedConfig& config, int num_ranks, DeviceGroup& group) noexcept {
+  carver.take(group.local, 1);
+  carver.take(group.outcome, num_ranks + config.num_columns(num_ranks));
+}
+
+MemorySection fixed_section(std::string_view name, MemoryKind kind, std::int64_t num_bytes) noexcept {
+  return {.name = name, .kind = kind, .initial_bytes = num_bytes, .largest_bytes = num_bytes};
+}
+
+std::vector<MemorySection> own_memory(const ResolvedConfig& config, const MemoryQuery& query) {
+  const int num_ranks = query.num_ranks;
+  BufferCarver handle(nullptr);
   HandleArrays arrays;
   const DispatchLayout layout(to_layout_params(config, num_ranks));
-  carve_handle(carver, layout, arrays);
-  const std::int64_t handle_bytes = carver.num_bytes() * config.max_handles;
-  const std::int64_t pinned_bytes =
-      static_cast<std::int64_t>(sizeof(HostControl)) + told_bytes(layout) * config.max_handles;
-  BufferCarver quantised(nullptr);
-  std::byte* rows = nullptr;
-  std::byte* scales = nullptr;
-  carve_quantised(quantised, config, rows, scales);
-  std::vector<MemorySection> sections = {
-      {.name = "handles", .kind = MemoryKind::kPrivate, .initial_bytes = handle_bytes, .largest_bytes = handle_bytes},
-      {.name = "summaries",
-       .kind = MemoryKind::kPinnedHost,
-       .initial_bytes = pinned_bytes,
-       .largest_bytes = pinned_bytes}};
+  carve_handle(handle, layout, arrays);
+  const std::int64_t told = static_cast<std::int64_t>(sizeof(HostControl)) + told_bytes(layout) * config.max_handles;
+  BufferCarver local(nullptr);
+  DeviceGroup group;
+  carve_local(local, config, num_ranks, group);
   BufferCarver placement(nullptr);
   SlotTables tables;
   carve_placement(placement, config, num_ranks, tables);
   const std::int64_t counter_bytes = config.num_experts * static_cast<std::int64_t>(sizeof(std::int64_t));
-  // The tables, and of every expert the tokens that came and those that were lost. On the host there is room for the
-  // tables and for one of the two.
-  const auto add = [&](MemoryKind kind, std::int64_t num_bytes) {
-    sections.push_back({.name = "experts", .kind = kind, .initial_bytes = num_bytes, .largest_bytes = num_bytes});
-  };
-  add(MemoryKind::kPrivate, placement.num_bytes() + 2 * counter_bytes);
-  add(MemoryKind::kPinnedHost, placement.num_bytes() + counter_bytes);
+  std::vector<MemorySection> sections = {
+      fixed_section("handles", MemoryKind::kPrivate, handle.num_bytes() * config.max_handles),
+      fixed_section("summaries", MemoryKind::kPinnedHost, told),
+      fixed_section("calls", MemoryKind::kPrivate, local.num_bytes()),
+      // The tables, and of every expert the tokens that came and those that were lost. On the host there is room for
+      // the tables and for one of the two.
+      fixed_section("experts", MemoryKind::kPrivate, placement.num_bytes() + 2 * counter_bytes),
+      fixed_section("experts", MemoryKind::kPinnedHost, placement.num_bytes() + counter_bytes)};
   if (config.quantises) {
-    sections.push_back({.name = "quantised rows",
-                        .kind = MemoryKind::kPrivate,
-                        .initial_bytes = quantised.num_bytes(),
-                        .largest_bytes = quantised.num_bytes()});
+    BufferCarver quantised(nullptr);
+    std::byte* rows = nullptr;
+    std::byte* scales = nullptr;
+    carve_quantised(quantised, config, rows, scales);
+    sections.push_back(fixed_section("quantised rows", MemoryKind::kPrivate, quantised.num_bytes()));
   }
   return sections;
+}
+
+// ---- Several hosts --------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// Records on their way, and beside them what became of the rows of every rank. A record lands at its place among all
+/// that the rank receives.
+class RelayRules final : public PlanRules {
+ public:
+  [[nodiscard]] SectionBytes content_bytes(const DispatchLayout& layout,
+                                           const RowDemand& demand) const noexcept override {
+    const LayoutParams& params = layout.params();
+    const DeviceControl control{.num_ranks = params.num_ranks, .num_experts = params.num_experts};
+    const std::int64_t outcome_bytes =
+        std::int64_t{params.num_ranks} * control.outcome_entries() * static_cast<std::int64_t>(sizeof(std::int32_t));
+    SectionBytes bytes;
+    bytes[BufferSection::kSendRows] = demand.send_pairs * layout.pair_record_bytes();
+    bytes[BufferSection::kStageRows] = demand.receive_pairs * layout.pair_record_bytes();
+    bytes[BufferSection::kSendScales] = outcome_bytes;
+    bytes[BufferSection::kStageScales] = outcome_bytes;
+    return bytes;
+  }
+  [[nodiscard]] RowDemand max_demand(const DispatchLayout& layout) const noexcept override {
+    const LayoutParams& params = layout.params();
+    return {.send_pairs = params.max_tokens * layout.max_other_ranks_per_token(),
+            .receive_pairs = params.max_tokens * params.num_ranks};
+  }
+  /// Records come before the host has seen any count of rows.
+  [[nodiscard]] RowDemand initial_demand(const DispatchLayout& layout) const noexcept override {
+    return max_demand(layout);
+  }
+};
+
+/// Of one rank's piece of memory.
+std::int64_t mirrored_bytes(const BufferPlan& plan, const RowDemand& demand) noexcept {
+  const SectionBytes all = plan.section_bytes(demand);
+  std::int64_t bytes = 0;
+  for (const BufferSection section : kBufferSections) {
+    if (is_mirrored(plan, section)) bytes += all[section] * plan.section_copies(section);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+bool is_mirrored(const BufferPlan& plan, BufferSection section) noexcept {
+  if (section == BufferSection::kGradWeights) return !plan.crosses_domains();
+  return section == BufferSection::kControl || section == BufferSection::kRecords;
+}
+
+void carve_relay_words(BufferCarver& carver, const DeviceControl& control, RelayWords& words) noexcept {
+  carver.take(words.completed, 1);
+  carver.take(words.prepared, 1);
+  carver.take(words.ready, control.num_ranks);
+  carver.take(words.done, control.num_ranks);
+  carver.take(words.counts, std::int64_t{control.num_ranks} * control.count_blocks * control.count_columns());
+}
+
+BufferPlan plan_relay(const DispatchLayout& layout) {
+  static const RelayRules rules;
+  return {rules, layout.params(), {}};
+}
+
+std::int64_t relay_counter_bytes(const ResolvedConfig& config) noexcept {
+  return config.num_experts * static_cast<std::int64_t>(sizeof(unsigned long long));
+}
+
+std::vector<MemorySection> relay_memory(const ResolvedConfig& config, const MemoryQuery& query,
+                                        const PlanRules& rules) {
+  if (query.num_hosts == 1) return {};
+  const DeviceShape shape{.num_ranks = query.num_ranks};
+  const BufferPlan plan = plan_buffers(config, shape, rules);
+  const std::int64_t ranks_elsewhere = query.num_ranks - query.num_ranks / query.num_hosts;
+  BufferCarver carver(nullptr);
+  RelayWords words;
+  carve_relay_words(carver, control_of(config, shape), words);
+  const BufferPlan relay = plan_relay(plan.layout());
+  return {{.name = "mirrors of other hosts",
+           .kind = MemoryKind::kPrivate,
+           .initial_bytes = ranks_elsewhere * mirrored_bytes(plan, plan.initial_demand()),
+           .largest_bytes = ranks_elsewhere * mirrored_bytes(plan, plan.max_demand())},
+          fixed_section("counters of other runs", MemoryKind::kPrivate, relay_counter_bytes(config)),
+          fixed_section("words for other hosts", MemoryKind::kPinnedHost, carver.num_bytes()),
+          fixed_section("records for other hosts", MemoryKind::kPinnedHost, relay.buffer_bytes(relay.max_demand()))};
 }
 
 }  // namespace epistle::cuda

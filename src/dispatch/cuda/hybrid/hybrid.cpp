@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "dispatch/cuda/direct/direct.hpp"
-#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/cuda_functions.hpp"
 #include "dispatch/cuda/engine/owed_rows.hpp"
 #include "dispatch/cuda/hybrid/hybrid_info.hpp"
 #include "gpu/cuda_error.hpp"
@@ -339,23 +339,11 @@ bool HybridTransport::bring_weight_gradients(const CudaHandleState& handle, cons
 
 // ---- How it is made -------------------------------------------------------------------------------------------------
 
-void check_hybrid(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
-  const auto& cuda_options = std::get<CudaOptions>(options);
-  check_cuda_options(config, cuda_options, group);
-  check_no_row_flags(cuda_options, "hybrid");
-  if (cuda_options.mover != CudaMover::kCopyEngines) return;
-  throw Error(ErrorCode::kUnsupported,
-              "copy engines move the rows of dispatcher 'direct' only, not of 'hybrid'; use another mover");
-}
-
 std::unique_ptr<DispatcherImpl> create_hybrid(const Creation& creation) {
-  return std::make_unique<CudaEngine>(creation, hybrid_rules(),
-                                      [](EngineContext& context) -> std::unique_ptr<RowTransport> {
-                                        if (!context.plan.crosses_domains()) {
-                                          return std::make_unique<DirectTransport>(context);
-                                        }
-                                        return std::make_unique<HybridTransport>(context);
-                                      });
+  return create_cuda_engine(creation, hybrid_rules(), [](EngineContext& context) {
+    return context.plan.crosses_domains() ? make_transport<HybridTransport>(context)
+                                          : make_transport<DirectTransport>(context);
+  });
 }
 
 }  // namespace epistle::cuda

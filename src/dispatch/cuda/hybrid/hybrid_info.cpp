@@ -2,6 +2,7 @@
 
 #include "dispatch/call/build_parts.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/engine/cuda_options.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/cuda/hybrid/route_arrays.hpp"
 #include "dispatch/link/domain_sums.hpp"
@@ -62,8 +63,10 @@ Capabilities hybrid_capabilities() {
 }
 
 /// Host memory that the GPU reads and writes while rows are between links and GPUs, and tables of who passes what on.
-std::vector<MemorySection> hybrid_memory(const ResolvedConfig& config, int num_ranks) {
-  std::vector<MemorySection> sections = own_memory(config, num_ranks);
+std::vector<MemorySection> hybrid_memory(const ResolvedConfig& config, const MemoryQuery& query) {
+  const int num_ranks = query.num_ranks;
+  std::vector<MemorySection> sections = own_memory(config, query);
+  for (const MemorySection& section : relay_memory(config, query, hybrid_rules())) sections.push_back(section);
   if (config.domain_size == 0) return sections;
   const DispatchLayout layout(to_layout_params(config, num_ranks));
   const BufferPlan links = plan_links(config, num_ranks);
@@ -116,7 +119,7 @@ const DispatcherInfo& hybrid_info() {
       .plan = [](const ResolvedConfig& config,
                  int num_ranks) { return plan_buffers(config, {.num_ranks = num_ranks}, hybrid_rules()); },
       .own_memory = hybrid_memory,
-      .check = check_hybrid,
+      .check = check_cuda_options,
       .create = create_hybrid};
   static const DispatcherInfo info(
       "hybrid", Device::kCuda, "one copy per (token, domain) to a rank there, which passes it on; sums come back so",

@@ -17,7 +17,6 @@ namespace epistle::cuda {
 [[nodiscard]] BufferPlan plan_links(const ResolvedConfig& config, int num_ranks);
 
 /// See DispatcherInfo::Functions; without_cuda.cpp stands in where there is no CUDA.
-void check_hybrid(const ResolvedConfig& config, const DeviceOptions& options, const Group& group);
 [[nodiscard]] std::unique_ptr<DispatcherImpl> create_hybrid(const Creation& creation);
 
 }  // namespace epistle::cuda

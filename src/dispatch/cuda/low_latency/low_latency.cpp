@@ -5,7 +5,8 @@
 #include <fmt/format.h>
 
 #include "dispatch/call/dispatcher_functions.hpp"
-#include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/cuda_functions.hpp"
+#include "dispatch/cuda/engine/cuda_options.hpp"
 #include "dispatch/cuda/low_latency/line_launch.hpp"
 #include "dispatch/cuda/low_latency/low_latency_info.hpp"
 #include "gpu/cuda_error.hpp"
@@ -143,18 +144,12 @@ void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args
 
 void check_low_latency(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
   const auto& cuda_options = std::get<CudaOptions>(options);
-  check_cuda_options(config, cuda_options, group);
-  if (cuda_options.mover == CudaMover::kCopyEngines) {
-    throw Error(ErrorCode::kUnsupported, "low_latency does not use copy engines; use direct, or another mover");
-  }
+  check_cuda_options(config, options, group);
   if (cuda_options.row_flags) check_row_flags(DispatchLayout(to_layout_params(config, group.size())));
 }
 
 std::unique_ptr<DispatcherImpl> create_low_latency(const Creation& creation) {
-  return std::make_unique<CudaEngine>(creation, low_latency_rules(),
-                                      [](EngineContext& context) -> std::unique_ptr<RowTransport> {
-                                        return std::make_unique<LowLatencyTransport>(context);
-                                      });
+  return create_cuda_engine(creation, low_latency_rules(), make_transport<LowLatencyTransport>);
 }
 
 }  // namespace epistle::cuda

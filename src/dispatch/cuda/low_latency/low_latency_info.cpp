@@ -5,6 +5,7 @@
 #include "dispatch/call/build_parts.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
+#include "dispatch/cuda/low_latency/flag_arrays.hpp"
 #include "dispatch/cuda/low_latency/line_plan.hpp"
 
 namespace epistle::cuda {
@@ -49,7 +50,21 @@ Capabilities low_latency_capabilities() {
   Capabilities can = direct_info().capabilities();
   can.max_top_k = kMaxLineTopK;
   can.late_weights = true;
+  can.copy_engines = false;
+  can.row_flags = true;
   return can;
+}
+
+/// And flags of rows, where they are asked for. Of the rank with the most experts.
+std::vector<MemorySection> low_latency_memory(const ResolvedConfig& config, const MemoryQuery& query) {
+  std::vector<MemorySection> sections = own_memory(config, query);
+  if (!std::get<CudaOptions>(query.options).row_flags) return sections;
+  const DispatchLayout layout(to_layout_params(config, query.num_ranks));
+  BufferCarver carver(nullptr);
+  RowFlagArrays arrays;
+  carve_row_flags(carver, shape_of_flags(layout, layout.partition().max_local_experts()), config.num_buffers, arrays);
+  sections.push_back(fixed_section("flags of rows", MemoryKind::kPrivate, carver.num_bytes()));
+  return sections;
 }
 
 }  // namespace
@@ -63,7 +78,7 @@ const DispatcherInfo& low_latency_info() {
   static constexpr DispatcherInfo::Functions kFunctions = {
       .plan = [](const ResolvedConfig& config,
                  int num_ranks) { return plan_buffers(config, {.num_ranks = num_ranks}, low_latency_rules()); },
-      .own_memory = own_memory,
+      .own_memory = low_latency_memory,
       .best_up_to = best_up_to,
       .check = check_low_latency,
       .create = create_low_latency};

@@ -8,6 +8,7 @@
 
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
+#include "dispatch/cuda/low_latency/flag_arrays.hpp"
 
 namespace epistle::cuda {
 
@@ -35,11 +36,8 @@ class RowFlagMemory {
 
  private:
   DeviceBuffer memory_;
-  device::RowFlags shape_;                  ///< sizes, without pointers but `failed`
-  device::RowArrival* arrivals_ = nullptr;  ///< [buffers, num_ranks, num_local_experts]
-  std::uint32_t* parts_ = nullptr;          ///< [num_ranks, num_local_experts]
-  std::uint32_t* done_ = nullptr;           ///< [buffers, num_rows]
-  std::uint32_t* numbers_ = nullptr;        ///< [buffers]
+  device::RowFlags shape_;  ///< sizes, without pointers but `failed`
+  RowFlagArrays arrays_;
 };
 
 }  // namespace epistle::cuda

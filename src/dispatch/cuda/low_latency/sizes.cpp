@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "dispatch/cuda/low_latency/flag_arrays.hpp"
 #include "dispatch/cuda/low_latency/line_plan.hpp"
 
 namespace epistle::cuda {
@@ -38,6 +39,23 @@ LinePlan plan_lines(const DispatchLayout& layout) noexcept {
                  LineDivisor::is_exact_up_to(most_rows * lines.dispatch_parts, lines.dispatch_parts);
   lines.complete();
   return lines;
+}
+
+device::RowFlags shape_of_flags(const DispatchLayout& layout, std::int32_t num_local_experts) noexcept {
+  const bool blocks = layout.params().layout == OutputLayout::kExpertBlocks;
+  device::RowFlags shape;
+  shape.num_ranks = layout.params().num_ranks;
+  shape.num_local_experts = num_local_experts;
+  shape.num_rows = layout.params().capacity_rows * (blocks ? num_local_experts : 1);
+  return shape;
+}
+
+void carve_row_flags(BufferCarver& carver, const device::RowFlags& shape, std::int32_t num_buffers,
+                     RowFlagArrays& arrays) noexcept {
+  carver.take(arrays.arrivals, num_buffers * num_flags(shape));
+  carver.take(arrays.parts, num_flags(shape));
+  carver.take(arrays.done, num_buffers * shape.num_rows);
+  carver.take(arrays.numbers, num_buffers);
 }
 
 }  // namespace epistle::cuda

@@ -44,9 +44,9 @@ Capabilities hybrid_capabilities() {
   return can;
 }
 
-std::vector<MemorySection> link_memory(const ResolvedConfig& config, int num_ranks) {
+std::vector<MemorySection> link_memory(const ResolvedConfig& config, const MemoryQuery& query) {
   if (config.domain_size == 0) return {};
-  const std::int64_t bytes = kSignalBytes * num_ranks;
+  const std::int64_t bytes = kSignalBytes * query.num_ranks;
   return {{.name = "signals of links", .kind = MemoryKind::kPrivate, .initial_bytes = bytes, .largest_bytes = bytes}};
 }
 
