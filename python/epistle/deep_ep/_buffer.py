@@ -61,6 +61,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self._group = join(group, comm)
         self._dispatchers = Dispatchers(self._group)
         self._low_latency = {}
+        self._constants = {}
         self.group = group
         self.rank = self._group.rank
         self.group_size = self._group.size

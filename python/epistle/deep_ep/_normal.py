@@ -173,6 +173,7 @@ class NormalCalls:
 
     _group: epistle.Group
     _dispatchers: Dispatchers
+    _constants: dict[torch.device, tuple[torch.Tensor, torch.Tensor]]
     num_sms: typing.ClassVar[int] = 20
     _num_sms_is_set: typing.ClassVar[bool] = False
 
@@ -187,18 +188,30 @@ class NormalCalls:
         """(tokens per rank int32 [R], None, tokens per expert int32 [E], is_token_in_rank bool [T, R], event)."""
         del allocate_on_comm_stream
         wait_for(previous_event)
-        num_ranks, num_tokens = self._group.size, topk_idx.shape[0]
         ids = topk_idx.long()
-        ones = torch.ones_like(ids)
-        # One place more than there are experts and ranks takes those that go nowhere.
-        per_expert = ids.new_zeros(num_experts + 1)
-        per_expert.scatter_add_(0, torch.where(ids < 0, num_experts, ids).flatten(), ones.flatten())
-        ranks = ranks_of(ids, num_experts, num_ranks)
-        in_rank = torch.zeros(num_tokens, num_ranks + 1, dtype=torch.bool, device=ids.device)
-        in_rank.scatter_(1, torch.where(ids < 0, num_ranks, ranks), ones.bool())
-        in_rank = in_rank[:, :num_ranks].contiguous()
+        every_rank, one = self._layout_constants(ids.device)
+        # The place before the first expert takes those that go nowhere.
+        per_expert = torch.zeros(num_experts + 1, dtype=torch.int32, device=ids.device)
+        per_expert.scatter_add_(0, (ids + 1).flatten(), one.expand(ids.numel()))
+        in_rank = (ranks_of(ids, num_experts, self._group.size).unsqueeze(2) == every_rank).any(1)
         per_rank = in_rank.sum(0, dtype=torch.int32)
-        return per_rank, None, per_expert[:num_experts].to(torch.int32), in_rank, finish(async_finish)
+        return per_rank, None, per_expert[1:], in_rank, finish(async_finish)
+
+    def _layout_constants(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ranks in order, and a one: every operation that makes a tensor takes the host as long as the others."""
+        found = self._constants.get(device)
+        if found is not None:
+            return found
+        made = (
+            torch.arange(self._group.size, device=device),
+            torch.ones(1, dtype=torch.int32, device=device),
+        )
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return made  # filled when the graph is replayed
+            torch.cuda.current_stream(device).synchronize()  # calls on other streams find them filled
+        self._constants[device] = made
+        return made
 
     def dispatch(
         self,
