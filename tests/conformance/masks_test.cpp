@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <iostream>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -354,6 +355,40 @@ TEST(MaskChange, RefusesPlacementsThatDiffer) {
         found[static_cast<std::size_t>(group.rank())] = play();
       },
       {.timeout = kPatience});
+  for (const Mismatch& mismatch : found) EXPECT_FALSE(mismatch.has_value()) << *mismatch;
+}
+
+// The choice of a replica does not look at the mask; a placement without slots there leaves nothing to be lost.
+TEST(MaskChange, PlacementsWithoutSlotsOfARankThatIsOutLoseNothing) {
+  constexpr int kOut = 2;
+  Scenario scenario = masked_scenario({});
+  scenario.tokens_per_rank = {5, 8, 12};
+  scenario.config.slots_per_rank = 5;
+  scenario.config.placement = Placement(9, {{0, 1, 2}, {3, 4, 5}, {6, 7, 8}}, 1);
+  scenario.next_placements = {Placement(9, {{0, 1, 2, 8, 6}, {3, 4, 5, 7, 8}, {}}, 2)};
+  Scenario rest = scenario;
+  rest.masked = {kOut};
+  std::vector<Mismatch> found(3);
+  run_thread_ranks(3,
+                   [&](Group& group) {
+                     if (group.rank() == kOut) return;
+                     group.set_mask({kOut});
+                     const auto play = [&]() -> Mismatch {
+                       Subject subject(group, "direct", scenario.config);
+                       const auto num_lost = [&] {
+                         const std::vector<std::int64_t> lost = subject.dispatcher().lost_tokens();
+                         return std::accumulate(lost.begin(), lost.end(), std::int64_t{0});
+                       };
+                       EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(rest, 0)));
+                       const std::int64_t lost = num_lost();
+                       EPISTLE_RETURN_MISMATCH(expect_equal(lost > 0, true, "what was sent to the rank is lost"));
+                       subject.dispatcher().set_placement(scenario.next_placements.front());
+                       EPISTLE_RETURN_MISMATCH(round_trip(subject, Round(rest, 1)));
+                       return expect_equal(num_lost(), lost, "lost with no slots there");
+                     };
+                     found[static_cast<std::size_t>(group.rank())] = play();
+                   },
+                   {.timeout = kPatience});
   for (const Mismatch& mismatch : found) EXPECT_FALSE(mismatch.has_value()) << *mismatch;
 }
 
