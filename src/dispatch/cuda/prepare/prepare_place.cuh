@@ -432,6 +432,19 @@ __device__ inline void place_tile(const PrepareArgs& args, const Tables& t, cons
   }
 }
 
+/// The rows of this block have their places; the call ends for the next kernel when those of all blocks have.
+__device__ inline void tell_placed(const PrepareArgs& args, const CallContext& call, bool is_void) {
+  LocalState& local = *call.group->local;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  fence_device();
+  *static_cast<volatile std::uint64_t*>(&local.placed[blockIdx.x]) =
+      call_word(call.epoch, is_void ? DeviceCall::kRejected : args.call, args.handle.handle_id);
+  if (atomicAdd(&local.blocks_placed, 1U) != gridDim.x - 1) return;
+  local.blocks_placed = 0;
+  local.epoch = call.epoch;
+}
+
 /// The rest of a tile: what a dispatch does not wait for.
 __device__ inline void record_tile(const PrepareArgs& args, const Tables& t, const Exchange& exchange, const Tile& tile,
                                    PlaceCounts& counts) {
