@@ -99,19 +99,12 @@ __device__ __forceinline__ void prepare(const Args& args, std::byte* shared) {
   // All loads at once: every wait for memory counts here.
   EarlyEntries early;
   early.load(args);
-  CallContext call;
   const CallStart start{.call = args.call, .phase = Phase::kLayout, .buffer = kFew ? kTellsTokens : 0};
-  if (!next_call(group, start, call)) return;
+  const NextCall next(group, start);
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
   Tables t;
   carve(shared, {ranks, experts, args.handle.top_k, args.handle.sends_per_token, args.tile_tokens}, t);
-  if (blockIdx.x == 0) {
-    announce(call);
-    if (args.announces_dispatch) announce_early(call, args.follow_buffer);
-    // Not at the end, when the next call may be under way.
-    if (threadIdx.x == kPrepareThreads - 1) clear_queues(call);
-  }
   for (int e = threadIdx.x; e < experts; e += kPrepareThreads) {
     t.rank_of[e] = static_cast<std::uint8_t>(args.layout.partition().rank_of(e));
     t.total[e] = 0;
@@ -125,6 +118,14 @@ __device__ __forceinline__ void prepare(const Args& args, std::byte* shared) {
   for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) {
     t.first[d] = args.layout.partition().first_expert(d);
     t.records[d] = group.section(d, BufferSection::kRecords);
+  }
+  CallContext call;
+  if (!next.finish(group, start, call)) return;
+  if (blockIdx.x == 0) {
+    announce(call);
+    if (args.announces_dispatch) announce_early(call, args.follow_buffer);
+    // Not at the end, when the next call may be under way.
+    if (threadIdx.x == kPrepareThreads - 1) clear_queues(call);
   }
   __syncthreads();
   const bool bad = count_share<kPlaced>(args, t, early);
