@@ -48,6 +48,7 @@ TEST(FewTokens, AreNotToldWhereRanksOrExpertsAreTooMany) {
   EXPECT_EQ(FewTokens::behind(control_of(FewTokens::kMaxRanks + 1, 256, 8, 1024)).num_bytes(), 0);
   EXPECT_EQ(FewTokens::behind(control_of(1, FewTokens::kNoExpert, 8, 1024)).num_bytes(), 0);
   EXPECT_EQ(FewTokens().blocks_for(1, 16), 0);
+  EXPECT_EQ(FewTokens().blocks_for(0, 16), 0);
 }
 
 TEST(FewTokens, OfEveryNumberFitTheWordsAndTheTileOfABlock) {

@@ -57,7 +57,7 @@ struct FewTokens {
 
   /// Blocks that place `num_tokens`, of at most so many; 0 where their words would not fit.
   [[nodiscard]] constexpr std::int32_t blocks_for(std::int64_t num_tokens, std::int32_t max_blocks) const noexcept {
-    if (num_tokens > max_tokens) return 0;
+    if (max_tokens == 0 || num_tokens > max_tokens) return 0;
     for (std::int32_t blocks = max_blocks < kMaxBlocks ? max_blocks : kMaxBlocks; blocks > 0; --blocks) {
       const std::int64_t per_block = (num_tokens + blocks - 1) / blocks;
       if (per_block <= kMaxPerBlock && blocks * words_of(per_block) <= kMaxWords) return blocks;
