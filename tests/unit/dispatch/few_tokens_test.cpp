@@ -25,6 +25,7 @@ TEST(FewTokens, PartsLieBehindTheControlSectionAndDoNotOverlap) {
           const DeviceControl control = control_of(num_ranks, num_experts, top_k, max_tokens);
           const FewTokens few = FewTokens::behind(control);
           const std::int64_t ranks = num_ranks;
+          const std::int64_t units = few.units.divisor();
           ASSERT_EQ(few.max_tokens, max_tokens < FewTokens::kMaxTokens ? max_tokens : FewTokens::kMaxTokens);
           ASSERT_GE(few.headers, control.num_bytes());
           ASSERT_GE(few.bits, few.headers + ranks * FewTokens::kMaxBlocks * 8);
@@ -32,8 +33,8 @@ TEST(FewTokens, PartsLieBehindTheControlSectionAndDoNotOverlap) {
           // An expert has a counter at its rank, and there is one more.
           ASSERT_EQ(few.counters, control.max_local_experts() + 1);
           ASSERT_GE(few.records, few.counts + ranks * FewTokens::kMaxBlocks * few.counters * 8);
-          ASSERT_GE(few.units * FewTokens::kExpertsPerUnit, top_k);
-          const std::int64_t end = few.records + ranks * few.max_tokens * few.units * FewTokens::kUnitBytes;
+          ASSERT_GE(units * FewTokens::kExpertsPerUnit, top_k);
+          const std::int64_t end = few.records + ranks * few.max_tokens * units * FewTokens::kUnitBytes;
           ASSERT_GE(few.headers + few.copy_bytes, end);
           for (const std::int64_t offset : {few.headers, few.bits, few.counts, few.records, few.copy_bytes}) {
             ASSERT_EQ(offset % 128, 0);
@@ -71,6 +72,16 @@ TEST(FewTokens, OfEveryNumberFitTheWordsAndTheTileOfABlock) {
     ASSERT_GT(few.blocks_for(num_tokens, FewTokens::kMaxBlocks), 0);
   }
   EXPECT_EQ(few.blocks_for(FewTokens::kMaxTokens + 1, FewTokens::kMaxBlocks), 0);
+}
+
+TEST(Divider, GivesTheWholePartOfAQuotient) {
+  for (std::uint32_t divisor = 1; divisor <= 512; ++divisor) {
+    const Divider by(divisor);
+    ASSERT_EQ(by.divisor(), divisor);
+    for (std::uint32_t dividend = 0; dividend < (1U << 20U); dividend += dividend < 5000 ? 1 : 997) {
+      ASSERT_EQ(by.divide(dividend), dividend / divisor) << dividend << " / " << divisor;
+    }
+  }
 }
 
 TEST(FewTokens, AHeaderSaysWhatWentIn) {

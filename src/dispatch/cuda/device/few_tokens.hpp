@@ -14,6 +14,24 @@
 
 namespace epistle {
 
+/// Divides by the same number often. Exact where a dividend times the divisor is below 2^32.
+class Divider {
+ public:
+  constexpr Divider() = default;
+  EPISTLE_HOST_DEVICE constexpr explicit Divider(std::uint32_t divisor) noexcept
+      : divisor_(divisor), reciprocal_(divisor > 1 ? 0xffffffffU / divisor + 1 : 0) {}
+
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint32_t divisor() const noexcept { return divisor_; }
+  /// The dividend itself where the divisor is 0.
+  [[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::uint32_t divide(std::uint32_t dividend) const noexcept {
+    return divisor_ > 1 ? static_cast<std::uint32_t>((std::uint64_t{dividend} * reciprocal_) >> 32U) : dividend;
+  }
+
+ private:
+  std::uint32_t divisor_ = 0;
+  std::uint32_t reciprocal_ = 0;
+};
+
 struct FewTokens {
   static constexpr std::uint32_t kCopies = 4;       ///< a power of two, so that epochs may wrap
   static constexpr std::int32_t kMaxTokens = 1024;  ///< of a rank
@@ -28,7 +46,7 @@ struct FewTokens {
   static constexpr std::int32_t kExpertsPerUnit = 2;
 
   std::int32_t max_tokens = 0;  ///< of a rank; 0: there is no such exchange
-  std::int32_t units = 0;       ///< of a record
+  Divider units;                ///< of a record
   std::int32_t counters = 0;    ///< of a block: one for each of the receiver's experts, and one more
   // Offsets in bytes, of the first copy:
   std::int64_t headers = 0;     ///< uint64 [num_ranks (source), kMaxBlocks]
@@ -44,14 +62,14 @@ struct FewTokens {
     FewTokens few;
     if (control.num_ranks > kMaxRanks || control.max_local_experts() >= kNoExpert || control.max_tokens < 1) return few;
     few.max_tokens = static_cast<std::int32_t>(control.max_tokens < kMaxTokens ? control.max_tokens : kMaxTokens);
-    few.units = (control.top_k + kExpertsPerUnit - 1) / kExpertsPerUnit;
+    few.units = Divider(static_cast<std::uint32_t>((control.top_k + kExpertsPerUnit - 1) / kExpertsPerUnit));
     few.counters = control.max_local_experts() + 1;
     const std::int64_t ranks = control.num_ranks;
     few.headers = control.num_bytes();
     few.bits = few.headers + aligned(ranks * kMaxBlocks * DeviceControl::kSignalBytes);
     few.counts = few.bits + aligned(ranks * ranks * kMaxWords * DeviceControl::kSignalBytes);
     few.records = few.counts + aligned(ranks * kMaxBlocks * few.counters * DeviceControl::kSignalBytes);
-    few.copy_bytes = few.records + aligned(ranks * few.max_tokens * few.units * kUnitBytes) - few.headers;
+    few.copy_bytes = few.records + aligned(ranks * few.max_tokens * few.units.divisor() * kUnitBytes) - few.headers;
     return few;
   }
 

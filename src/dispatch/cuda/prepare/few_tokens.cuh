@@ -18,9 +18,14 @@ namespace epistle::cuda {
 /// With this choice of a buffer, of which prepare uses none, a rank says that it tells tokens.
 inline constexpr std::int32_t kTellsTokens = 1;
 
+/// Half of what many tokens take: every warp issues all that is not done by threads that have a token, and with 64
+/// tokens of eight experts in a block these are as many.
+inline constexpr int kFewThreads = 512;
+inline constexpr int kFewWarps = kFewThreads / 32;
+
 static_assert(FewTokens::kMaxBlocks == kMaxPrepareBlocks);
 static_assert(FewTokens::kMaxPerBlock == kMaxTileTokens, "the tokens of a block are one tile");
-static_assert(FewTokens::kMaxRanks <= 32 && FewTokens::kMaxRanks <= kPrepareWarps, "a lane and a warp for each rank");
+static_assert(FewTokens::kMaxRanks <= 32 && FewTokens::kMaxRanks <= kFewWarps, "a lane and a warp for each rank");
 
 /// What all threads of a block know of all tokens.
 struct FewTables {
@@ -29,7 +34,8 @@ struct FewTables {
   std::int32_t earlier[FewTokens::kMaxRanks];     ///< by destination: tokens of this rank's earlier blocks
   std::int32_t pair_begin[FewTokens::kMaxRanks];  ///< by source
   FewHeader shape[FewTokens::kMaxRanks];          ///< by source
-  std::int32_t words;                             ///< of the source that has most
+  Divider words_per_block[FewTokens::kMaxRanks];  ///< by source
+  Divider words;                                  ///< of the source that has most
   std::int32_t remote;  ///< assignments to other ranks' experts, of this block and later of all
 };
 
@@ -80,7 +86,8 @@ __device__ inline void tell_bits(const FewPrepareArgs& args, const CallContext& 
   const int block = static_cast<int>(blockIdx.x);
   const int words = header.words_per_block();
   const int per_peer = 1 + ranks * words;
-  for (int i = static_cast<int>(threadIdx.x); i < ranks * per_peer; i += kPrepareThreads) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < ranks * per_peer; i += kFewThreads) {
     const int peer = i / per_peer;
     const int what = i - peer * per_peer - 1;
     const FewParts parts(args, call.epoch, peer);
@@ -101,13 +108,15 @@ __device__ inline void tell_records(const FewPrepareArgs& args, const CallContex
                                     const Share& share) {
   const int ranks = args.group.num_ranks;
   const int top_k = args.handle.top_k;
-  const auto units = static_cast<unsigned>(args.few.units);
+  const std::uint32_t units = args.few.units.divisor();
   const auto num_tokens = static_cast<unsigned>(share.end - share.begin);
   const unsigned per_rank = num_tokens * units;
-  for (unsigned i = threadIdx.x; i < per_rank * static_cast<unsigned>(ranks); i += kPrepareThreads) {
-    const auto dst = static_cast<int>(i / per_rank);
-    const unsigned rest = i - static_cast<unsigned>(dst) * per_rank;
-    const auto token = static_cast<int>(rest / units);
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < per_rank * static_cast<unsigned>(ranks); i += kFewThreads) {
+    int dst = 0;
+    unsigned rest = i;
+    for (; rest >= per_rank; rest -= per_rank) ++dst;
+    const auto token = static_cast<int>(args.few.units.divide(rest));
     const auto unit = static_cast<int>(rest - static_cast<unsigned>(token) * units);
     if ((t.bitmap[(token >> 5) * t.columns + dst] >> (token & 31) & 1U) == 0) continue;
     uint4 record = make_uint4(call.epoch, 0, 0, 0);
@@ -120,8 +129,7 @@ __device__ inline void tell_records(const FewPrepareArgs& args, const CallContex
     record.y = expert_at(2 * unit, record.z);
     record.y |= expert_at(2 * unit + 1, record.w) << 16;
     const FewParts parts(args, call.epoch, dst);
-    const std::int64_t at =
-        (std::int64_t{args.group.rank} * args.few.max_tokens + share.begin + token) * args.few.units + unit;
+    const std::int64_t at = (std::int64_t{args.group.rank} * args.few.max_tokens + share.begin + token) * units + unit;
     store_unit(parts.records + at * FewTokens::kUnitBytes, record);
   }
 }
@@ -133,7 +141,8 @@ __device__ inline void tell_expert_counts(const FewPrepareArgs& args, const Call
   const int experts = args.group.control.num_experts;
   const std::int64_t block = std::int64_t{rank} * FewTokens::kMaxBlocks + blockIdx.x;
   int remote = 0;
-  for (int e = kPrepareThreads - 1 - static_cast<int>(threadIdx.x); e < experts; e += kPrepareThreads) {
+#pragma unroll 1
+  for (int e = kFewThreads - 1 - static_cast<int>(threadIdx.x); e < experts; e += kFewThreads) {
     const int dst = t.rank_of[e];
     const int count = t.counts[args.group.num_ranks + e];
     const FewParts parts(args, call.epoch, dst);
@@ -178,7 +187,8 @@ __device__ inline bool hear_bits(const FewPrepareArgs& args, const CallContext& 
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const FewParts parts(args, call.epoch, rank);
   bool ok = true;
-  for (int pair = static_cast<int>(threadIdx.x) / 32; pair < ranks * ranks; pair += kPrepareWarps) {
+#pragma unroll 1
+  for (int pair = static_cast<int>(threadIdx.x) / 32; pair < ranks * ranks; pair += kFewWarps) {
     const int source = pair / ranks;
     const int dst = pair - source * ranks;
     const std::uint64_t* const header_at = parts.headers + source * FewTokens::kMaxBlocks;
@@ -210,7 +220,7 @@ __device__ inline bool hear_bits(const FewPrepareArgs& args, const CallContext& 
 /// The headers of all blocks, a warp for each rank, from behind: false in a thread that has not heard all, or has heard
 /// of something that is not for few tokens.
 __device__ inline bool hear_headers(const FewPrepareArgs& args, const CallContext& call, FewTables& f) {
-  const int source = kPrepareWarps - 1 - static_cast<int>(threadIdx.x) / 32;
+  const int source = kFewWarps - 1 - static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (source >= args.group.num_ranks || lane >= FewTokens::kMaxBlocks) return true;
   const FewParts parts(args, call.epoch, args.group.rank);
@@ -250,7 +260,8 @@ __device__ inline bool place_few(const FewPrepareArgs& args, const Tables& t, Fe
   t.stage[d] = stage;
   t.out_rows[d] = static_cast<std::int32_t>(args.layout.static_output_rows(clip(all, limit)));
   f.pair_begin[d] = pair_begin;
-  if (d == 0) f.words = words;
+  f.words_per_block[d] = Divider(static_cast<std::uint32_t>(f.shape[d].words_per_block()));
+  if (d == 0) f.words = Divider(static_cast<std::uint32_t>(words));
   return all <= limit;
 }
 
@@ -273,16 +284,19 @@ __device__ inline Worker describers() {
 
 /// Received rows that carry no token.
 __device__ inline void describe_few_padding(const FewPrepareArgs& args, const Received& mine, const Worker& worker) {
-  const std::int64_t top_k = args.handle.top_k;
-  const std::int64_t first = std::int64_t{worker.idx} * kPrepareThreads + threadIdx.x;
-  const std::int64_t step = std::int64_t{worker.count} * kPrepareThreads;
-  for (std::int64_t i = mine.num_pairs * top_k + first; i < mine.num_rows * top_k; i += step) {
-    args.handle.local_expert_ids[i] = -1;
-    args.handle.row_weights[i] = 0.0F;
-  }
-  for (std::int64_t row = mine.num_pairs + first; row < mine.num_rows; row += step) {
+  const auto first = static_cast<unsigned>(worker.idx * kFewThreads) + threadIdx.x;
+  const auto step = static_cast<unsigned>(worker.count * kFewThreads);
+  const auto num_rows = static_cast<unsigned>(mine.num_rows);
+  const auto top_k = static_cast<unsigned>(args.handle.top_k);
+#pragma unroll 1
+  for (unsigned row = static_cast<unsigned>(mine.num_pairs) + first; row < num_rows; row += step) {
     args.handle.src_rank[row] = -1;
     args.handle.src_token[row] = -1;
+  }
+#pragma unroll 1
+  for (unsigned i = static_cast<unsigned>(mine.num_pairs) * top_k + first; i < num_rows * top_k; i += step) {
+    args.handle.local_expert_ids[i] = -1;
+    args.handle.row_weights[i] = 0.0F;
   }
 }
 
@@ -290,24 +304,24 @@ __device__ inline void describe_few_padding(const FewPrepareArgs& args, const Re
 __device__ inline void describe_few_rows(const FewPrepareArgs& args, const CallContext& call, const FewTables& f,
                                          const Worker& worker) {
   const int top_k = args.handle.top_k;
-  const auto units = static_cast<unsigned>(args.few.units);
-  const auto words = static_cast<unsigned>(f.words);
+  const std::uint32_t units = args.few.units.divisor();
+  const std::uint32_t words = f.words.divisor();
   const unsigned count = static_cast<unsigned>(args.group.num_ranks) * words * FewTokens::kWordBits * units;
-  const unsigned step = static_cast<unsigned>(worker.count) * kPrepareThreads;
+  const unsigned step = static_cast<unsigned>(worker.count) * kFewThreads;
   const std::byte* const records = FewParts(args, call.epoch, args.group.rank).records;
-  for (unsigned i = static_cast<unsigned>(worker.idx) * kPrepareThreads + threadIdx.x; i < count; i += step) {
-    const unsigned slot = i / units;
+#pragma unroll 1
+  for (unsigned i = static_cast<unsigned>(worker.idx) * kFewThreads + threadIdx.x; i < count; i += step) {
+    const std::uint32_t slot = args.few.units.divide(i);
     const unsigned unit = i - slot * units;
     const unsigned bit = slot & 31U;
-    const unsigned source = (slot >> 5) / words;
+    const std::uint32_t source = f.words.divide(slot >> 5);
     const unsigned word = (slot >> 5) - source * words;
     const std::uint32_t bits = f.bits[source][word];
     if ((bits >> bit & 1U) == 0) continue;
-    const FewHeader shape = f.shape[source];
-    const auto per_block = static_cast<unsigned>(shape.words_per_block());
-    const unsigned block = word / per_block;
-    const unsigned token =
-        block * static_cast<unsigned>(shape.tokens_per_block) + (word - block * per_block) * FewTokens::kWordBits + bit;
+    const Divider per_block = f.words_per_block[source];
+    const std::uint32_t block = per_block.divide(word);
+    const std::uint32_t token = block * static_cast<unsigned>(f.shape[source].tokens_per_block) +
+                                (word - block * per_block.divisor()) * FewTokens::kWordBits + bit;
     const std::size_t at = (std::size_t{source} * static_cast<unsigned>(args.few.max_tokens) + token) * units + unit;
     const std::byte* const unit_at = records + at * FewTokens::kUnitBytes;
     uint4 record = load_unit(unit_at);
@@ -345,7 +359,8 @@ __device__ inline void keep_few_books(const FewPrepareArgs& args, const CallCont
   const int counters = args.few.counters;
   const std::uint64_t* const counts = FewParts(args, call.epoch, rank).counts;
   bool ok = true;
-  for (int i = static_cast<int>(threadIdx.x); i < num_local * args.group.num_ranks * kChunks; i += kPrepareThreads) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < num_local * args.group.num_ranks * kChunks; i += kFewThreads) {
     const int chunk = i / num_local;
     const int local = i - chunk * num_local;
     const int source = chunk / kChunks;
@@ -386,11 +401,10 @@ __device__ inline bool prepare_few(const FewPrepareArgs& args, const CallContext
   const Share share = block_share(args.handle.num_tokens);
   const bool empty = share.begin >= share.end;
   if (threadIdx.x == 0) f.remote = 0;
-  const FewHeader header{
-      .refused = __syncthreads_or(bad) != 0,
-      .dispatches = args.call == DeviceCall::kPrepareAndDispatch,
-      .blocks = static_cast<std::int32_t>(gridDim.x),
-      .tokens_per_block = static_cast<std::int32_t>((args.handle.num_tokens + gridDim.x - 1) / gridDim.x)};
+  const FewHeader header{.refused = __syncthreads_or(bad) != 0,
+                         .dispatches = args.call == DeviceCall::kPrepareAndDispatch,
+                         .blocks = static_cast<std::int32_t>(gridDim.x),
+                         .tokens_per_block = static_cast<std::int32_t>(tokens_per_block(args.handle.num_tokens))};
   tell_bits(args, call, t, header, empty);
   if (!header.refused && !empty) tell_records(args, call, t, share);
   if (!header.refused) tell_expert_counts(args, call, t, f);
@@ -400,10 +414,10 @@ __device__ inline bool prepare_few(const FewPrepareArgs& args, const CallContext
   if (all_few) all_few = __syncthreads_and(place_few(args, t, f)) != 0;
   if (!all_few) {
     // As counting has left them.
-    for (int i = static_cast<int>(threadIdx.x); i < group.num_ranks * group.num_ranks; i += kPrepareThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < group.num_ranks * group.num_ranks; i += kFewThreads) {
       t.tokens[i] = 0;
     }
-    for (int d = static_cast<int>(threadIdx.x); d < group.num_ranks; d += kPrepareThreads) t.base[d] = 0;
+    for (int d = static_cast<int>(threadIdx.x); d < group.num_ranks; d += kFewThreads) t.base[d] = 0;
     __syncthreads();
     return false;
   }
@@ -414,25 +428,27 @@ __device__ inline bool prepare_few(const FewPrepareArgs& args, const CallContext
                     .overflow_rows = 0,
                     .remote_assignments = 0};
   const Received mine = received(args, t, exchange);
-  if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, call, t, exchange, mine);
+  if (blockIdx.x == 0 && threadIdx.x / 32 == kFewWarps - 1) write_totals(args, call, t, exchange, mine);
   if (blockIdx.x != 0 && threadIdx.x == 0) {
     store_relaxed(FewParts(args, call.epoch, group.rank).counts +
                       (std::int64_t{group.rank} * FewTokens::kMaxBlocks + blockIdx.x) * args.few.counters +
                       args.few.counters - 1,
                   tagged(call, static_cast<std::uint32_t>(f.remote)));
   }
+  const Tile tile{share.begin, static_cast<int>(share.end - share.begin), true};
   PlaceCounts counts;
-  for_each_tile(args, t, [&](const Tile& tile) { place_tile(args, t, exchange, tile, counts); });
+  if (!empty) place_tile<kFewThreads>(args, t, exchange, tile, counts);
   let_next_kernel_start();
   tell_placed(args, call, false);
-  for_each_tile(args, t, [&](const Tile& tile) { place_rows(args, t, exchange, tile.begin, tile.num_tokens, counts); });
+  if (!empty) place_rows<kFewThreads>(args, t, exchange, tile.begin, tile.num_tokens, counts);
   const Worker worker = describers();
   if (worker.idx >= 0) {
     describe_few_padding(args, mine, worker);
     describe_few_rows(args, call, f, worker);
   }
   if (blockIdx.x == 0) keep_few_books(args, call, t, f, exchange, mine);
-  for (int e = static_cast<int>(threadIdx.x); e < group.control.num_experts; e += kPrepareThreads) {
+#pragma unroll 1
+  for (int e = static_cast<int>(threadIdx.x); e < group.control.num_experts; e += kFewThreads) {
     count_expert_tokens(args, e, t.counts[group.num_ranks + e]);
   }
   return true;

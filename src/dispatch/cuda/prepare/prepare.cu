@@ -19,50 +19,52 @@ namespace epistle::cuda {
 namespace {
 
 /// Behind count_share(). `bad`: this thread has seen a bad id.
+template <int kThreads>
 __device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const CallContext& call, const Tables& t,
                                                 bool bad) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
-  tell_counts(args, call, t, __syncthreads_or(bad) != 0);
+  tell_counts<kThreads>(args, call, t, __syncthreads_or(bad) != 0);
   Exchange exchange;
-  if (!compute_tables(args, call, t, exchange)) return;
+  if (!compute_tables<kThreads>(args, call, t, exchange)) return;
   const auto count_tokens = [&] {
-    for (int e = threadIdx.x; e < experts && !exchange.refused; e += kPrepareThreads) {
+    for (int e = threadIdx.x; e < experts && !exchange.refused; e += kThreads) {
       count_expert_tokens(args, e, t.counts[ranks + e]);
     }
   };
   const Received mine = received(args, t, exchange);
   const bool overflow = exchange.overflow_rank >= 0;
-  if (blockIdx.x == 0 && threadIdx.x / 32 == kPrepareWarps - 1) write_totals(args, call, t, exchange, mine);
+  if (blockIdx.x == 0 && threadIdx.x / 32 == (kThreads / 32) - 1) write_totals(args, call, t, exchange, mine);
   // First the places, which a dispatch behind this prepare waits for, then everything else. A share of one tile keeps
   // its tables in between; others go through their tiles once.
   PlaceCounts counts;
   const Share share = block_share(args.handle.num_tokens);
   const bool one_tile = share.end - share.begin <= t.tile_tokens;
   if (!one_tile) count_tokens();  // whose counts are those of a tile afterwards
-  for_each_tile(args, t, [&](const Tile& tile) {
-    place_tile(args, t, exchange, tile, counts);
+  for_each_tile<kThreads>(args, t, [&](const Tile& tile) {
+    place_tile<kThreads>(args, t, exchange, tile, counts);
     if (!one_tile) {
       __syncthreads();
-      record_tile(args, t, exchange, tile, counts);
+      record_tile<kThreads>(args, t, exchange, tile, counts);
     }
   });
   // Starts the dispatch, which waits for the places itself. Not sooner: it would hold its SMs for nothing.
   let_next_kernel_start();
   tell_placed(args, call, exchange.refused);
-  if (one_tile) for_each_tile(args, t, [&](const Tile& tile) { record_tile(args, t, exchange, tile, counts); });
+  if (one_tile)
+    for_each_tile<kThreads>(args, t, [&](const Tile& tile) { record_tile<kThreads>(args, t, exchange, tile, counts); });
   bool last = false;
   if (overflow) {
     // What became of this rank's assignments is known when all of its blocks have placed theirs.
     add_counts(args, counts);
     last = is_last_block(&group.local->blocks_recorded);
-    if (last) send_outcome(args);
+    if (last) send_outcome<kThreads>(args);
   }
   if (!exchange.disagreed) signal_done<true>(call);
   // While the records of the others are on their way. (The fences before would wait for what is added up.)
   if (one_tile) count_tokens();
-  if (!args.layout.token_major()) describe_groups(args, t, exchange, mine);
+  if (!args.layout.token_major()) describe_groups<kThreads>(args, t, exchange, mine);
   const auto tell_host = [&] {
     write_counts(args, call, t, exchange, mine, *args.summary);
     if (threadIdx.x == 0) publish_summary(args);
@@ -77,9 +79,9 @@ __device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const C
   __syncthreads();
   if (has_failed(group)) return;
   if (args.layout.token_major()) {
-    describe_token_rows(args, mine);
+    describe_token_rows<kThreads>(args, mine);
   } else {
-    describe_expert_rows(args, mine);
+    describe_expert_rows<kThreads>(args, mine);
   }
   if (last && overflow) tell_host();
 }
@@ -87,35 +89,43 @@ __device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const C
 /// The same where a rank that has few tokens goes with others that have many, or nothing may be placed. Of its own, so
 /// that what comes once in a long while takes no registers from the rest.
 __device__ __noinline__ void exchange_counts_after_all(const PrepareArgs& args, CallContext call, Tables t, bool bad) {
-  exchange_counts(args, call, t, bad);
+  exchange_counts<kFewThreads>(args, call, t, bad);
 }
+
+template <class Args>
+inline constexpr int kThreadsFor = std::is_same_v<Args, FewPrepareArgs> ? kFewThreads : kPrepareThreads;
 
 /// kPlaced: experts are placed. The kernel of those that are not is another one, and does nothing for it.
 template <bool kPlaced, class Args>
 __device__ __forceinline__ void prepare(const Args& args, std::byte* shared) {
   constexpr bool kFew = std::is_same_v<Args, FewPrepareArgs>;
+  constexpr int kThreads = kThreadsFor<Args>;
   const DeviceGroup& group = args.group;
   wait_for_start(group);
   // All loads at once: every wait for memory counts here.
   EarlyEntries early;
-  early.load(args);
+  early.load<kThreads>(args);
   const CallStart start{.call = args.call, .phase = Phase::kLayout, .buffer = kFew ? kTellsTokens : 0};
   const NextCall next(group, start);
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
   Tables t;
   carve(shared, {ranks, experts, args.handle.top_k, args.handle.sends_per_token, args.tile_tokens}, t);
-  for (int e = threadIdx.x; e < experts; e += kPrepareThreads) {
+#pragma unroll 1
+  for (int e = threadIdx.x; e < experts; e += kThreads) {
     t.rank_of[e] = static_cast<std::uint8_t>(args.layout.partition().rank_of(e));
     t.total[e] = 0;
   }
   if (threadIdx.x == 0) *t.routed = early.routed;
-  for (int c = threadIdx.x; c < ranks + experts; c += kPrepareThreads) {
+#pragma unroll 1
+  for (int c = threadIdx.x; c < ranks + experts; c += kThreads) {
     t.counts[c] = 0;
     t.base[c] = 0;
   }
-  for (int i = threadIdx.x; i < ranks * ranks; i += kPrepareThreads) t.tokens[i] = 0;
-  for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < ranks * ranks; i += kThreads) t.tokens[i] = 0;
+#pragma unroll 1
+  for (int d = threadIdx.x; d < ranks; d += kThreads) {
     t.first[d] = args.layout.partition().first_expert(d);
     t.records[d] = group.section(d, BufferSection::kRecords);
   }
@@ -125,19 +135,19 @@ __device__ __forceinline__ void prepare(const Args& args, std::byte* shared) {
     announce(call);
     if (args.announces_dispatch) announce_early(call, args.follow_buffer);
     // Not at the end, when the next call may be under way.
-    if (threadIdx.x == kPrepareThreads - 1) clear_queues(call);
+    if (threadIdx.x == kThreads - 1) clear_queues(call);
   }
   __syncthreads();
-  const bool bad = count_share<kPlaced>(args, t, early);
+  const bool bad = count_share<kPlaced, kThreads>(args, t, early);
   if constexpr (kFew) {
     if (!prepare_few(args, call, t, bad)) exchange_counts_after_all(args, call, t, bad);
   } else {
-    exchange_counts(args, call, t, bad);
+    exchange_counts<kThreads>(args, call, t, bad);
   }
 }
 
 template <bool kPlaced, class Args>
-__global__ void __launch_bounds__(kPrepareThreads, 1) prepare_kernel(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(kThreadsFor<Args>, 1) prepare_kernel(const __grid_constant__ Args args) {
   extern __shared__ __align__(16) std::byte shared[];
   prepare<kPlaced>(args, shared);
 }
@@ -152,7 +162,8 @@ PrepareKernel<Args> prepare_kernel_for(bool placed) noexcept {
 template <class Args>
 cudaError_t start(const Args& args, const PrepareLaunch& launch, cudaStream_t stream) {
   return start_kernel(prepare_kernel_for<Args>(args.places_experts()),
-                      {launch.num_blocks, kPrepareThreads, launch.shared_bytes}, args.group.early_start, args, stream);
+                      {launch.num_blocks, kThreadsFor<Args>, launch.shared_bytes}, args.group.early_start, args,
+                      stream);
 }
 
 }  // namespace
