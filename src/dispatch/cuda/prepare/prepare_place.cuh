@@ -27,7 +27,7 @@ __device__ inline Share block_share(std::int64_t num_tokens) {
 /// The shares do not depend on that: what lies behind the routed tokens is read, but does not count.
 struct EarlyEntries {
   static constexpr int kPerThread = 2;
-  std::int32_t routed;
+  std::int32_t routed = 0;
   std::int64_t ids[kPerThread];
   float weights[kPerThread];
 
