@@ -156,13 +156,17 @@ void CudaBench::dispatch(CudaTrial& trial) {
       {.handle = trial.handle, .tokens = rank_->inputs.tokens(), .scales = rank_->inputs.scales()}, stream());
 }
 
+Received CudaBench::dispatch_with_ids(Dispatcher& dispatcher) {
+  return dispatcher.dispatch({.expert_ids = rank_->inputs.ids(),
+                              .weights = rank_->inputs.probs(),
+                              .tokens = rank_->inputs.tokens(),
+                              .scales = rank_->inputs.scales()},
+                             stream());
+}
+
 void CudaBench::prepare_and_dispatch(CudaTrial& trial) {
   trial.received.release();
-  trial.received = trial.dispatcher.dispatch({.expert_ids = rank_->inputs.ids(),
-                                              .weights = rank_->inputs.probs(),
-                                              .tokens = rank_->inputs.tokens(),
-                                              .scales = rank_->inputs.scales()},
-                                             stream());
+  trial.received = dispatch_with_ids(trial.dispatcher);
   trial.handle = trial.received.handle();
 }
 
@@ -275,9 +279,9 @@ void CudaBench::add_times(const CudaTrial& trial) {
 void CudaBench::capture(CudaTrial& trial) {
   trial.received.release();
   trial.graph.emplace(rank_->stream.get(), [&] {
-    trial.graph_handle = prepare(trial.dispatcher);
-    const Received received = trial.dispatcher.dispatch(
-        {.handle = trial.graph_handle, .tokens = rank_->inputs.tokens(), .scales = rank_->inputs.scales()}, stream());
+    // The very calls of the round trip that is launched by the host.
+    const Received received = dispatch_with_ids(trial.dispatcher);
+    trial.graph_handle = received.handle();
     trial.graph_rows = data_of(received);
     combine(trial, received);
   });

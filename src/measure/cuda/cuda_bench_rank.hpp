@@ -116,6 +116,7 @@ class CudaBench {
   }
   void prepare(CudaTrial& trial) { trial.handle = prepare(trial.dispatcher); }
   void dispatch(CudaTrial& trial);
+  [[nodiscard]] Received dispatch_with_ids(Dispatcher& dispatcher);
   void prepare_and_dispatch(CudaTrial& trial);
   void put_requests(CudaTrial& trial, std::int32_t num_requests);
   void measure_compute(CudaTrial& first);

@@ -162,6 +162,7 @@ void CudaEngine::set_up(const PlanRules& rules) {
   context_.sm_share = facts.sm_share;
   context_.shares_gpu = facts.shares_gpu != 0;
   context_.control = control_of(context_.config, shape);
+  few_tokens_ = few_tokens_of(context_.config, shape);
   context_.plan = plan_buffers(context_.config, shape, rules);
   Complaint complaint = attempt([&] {
     const DeviceGuard guard(context_.device);

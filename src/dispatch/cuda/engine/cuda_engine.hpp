@@ -17,6 +17,7 @@
 #include "dispatch/call/call_checks.hpp"
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/call/dispatcher_impl.hpp"
+#include "dispatch/cuda/device/few_tokens.hpp"
 #include "dispatch/cuda/engine/call_names.hpp"
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/cuda_handle.hpp"
@@ -131,6 +132,13 @@ class CudaEngine final : public DispatcherImpl {
   [[nodiscard]] std::shared_ptr<CudaHandleState> begin_routing(const PrepareRequest& request, Complaint& complaint);
   void start_routing(CudaHandleState& state, const PrepareRequest& request);
   [[nodiscard]] PrepareArgs routing_args(const CudaHandleState& state, const PrepareRequest& request) const;
+  /// How prepare goes about so many tokens of this rank.
+  struct PrepareChoice {
+    PrepareLaunch launch;
+    int tile_tokens;
+    bool few;  ///< by the exchange for few tokens
+  };
+  [[nodiscard]] PrepareChoice choose_prepare(std::int64_t num_tokens) const;
   void launch(CudaHandleState& state, const PrepareRequest& request, Follows follows, const RowBuffer* follow_buffer);
   [[nodiscard]] std::vector<RowDemand> demands_of(CudaHandleState& handle);
 
@@ -233,6 +241,7 @@ class CudaEngine final : public DispatcherImpl {
   RowBufferPool buffers_;
   std::unique_ptr<CUevent_st, DestroyEvent> last_work_;
   PrepareTile prepare_tile_;
+  FewTokens few_tokens_;  ///< where in the control section
   std::uint64_t dispatcher_id_;
   std::uint64_t num_prepared_ = 0;
   std::shared_ptr<CudaHandleState> last_handle_;  ///< of the last call, for what the device finds in it

@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "dispatch/cuda/engine/cuda_engine.hpp"
+#include "dispatch/cuda/engine/few_launch.hpp"
+#include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
 
 namespace epistle::cuda {
@@ -139,20 +141,52 @@ PrepareArgs CudaEngine::routing_args(const CudaHandleState& state, const Prepare
   return args;
 }
 
+CudaEngine::PrepareChoice CudaEngine::choose_prepare(std::int64_t num_tokens) const {
+  const int count_blocks = context_.control.count_blocks;
+  const int budget = context_.num_sms > 0 ? context_.num_sms : count_blocks;
+  const auto useful = static_cast<int>((num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
+  const int num_blocks = std::clamp(useful, 1, std::min({budget, count_blocks, context_.sm_share}));
+  const PrepareShape shape{
+      .num_ranks = context_.num_ranks(), .num_experts = context_.control.num_experts, .top_k = context_.config.top_k};
+  // Words of bits for tokens that a block does not have are cleared and counted all the same.
+  const auto tile_of = [&](int blocks) {
+    const auto per_block = static_cast<int>((num_tokens + blocks - 1) / blocks);
+    return std::clamp(FewTokens::words_of(per_block) * FewTokens::kWordBits, FewTokens::kWordBits,
+                      prepare_tile_.num_tokens);
+  };
+  const int few_blocks = few_tokens_.blocks_for(num_tokens, num_blocks);
+  if (few_blocks > 0 && relay_ == nullptr && context_.device_group.num_masked == 0) {
+    const int tile = tile_of(few_blocks);
+    // The tables that come on top have the room that a smaller tile leaves.
+    const bool fits = few_prepare_shared_bytes(shape, tile) <= prepare_tile_.shared_bytes;
+    const bool is_one_tile = num_tokens <= std::int64_t{few_blocks} * tile;
+    if (fits && is_one_tile) {
+      return {.launch = {.num_blocks = few_blocks, .shared_bytes = prepare_shared_bytes(shape, tile)},
+              .tile_tokens = tile,
+              .few = true};
+    }
+  }
+  const int tile = tile_of(num_blocks);
+  return {.launch = {.num_blocks = num_blocks, .shared_bytes = prepare_shared_bytes(shape, tile)},
+          .tile_tokens = tile,
+          .few = false};
+}
+
 void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, Follows follows,
                         const RowBuffer* follow_buffer) {
   PrepareArgs args = routing_args(state, request);
   args.call = follows == Follows::kNothing ? DeviceCall::kPrepare : DeviceCall::kPrepareAndDispatch;
   args.announces_dispatch = follows == Follows::kDispatchClosely;
   args.follow_buffer = follow_buffer != nullptr ? follow_buffer->idx : 0;
-  const int count_blocks = context_.control.count_blocks;
-  const int budget = context_.num_sms > 0 ? context_.num_sms : count_blocks;
-  const auto useful = static_cast<int>((state.arrays.num_tokens + kMinTokensPerBlock - 1) / kMinTokensPerBlock);
-  const PrepareLaunch launch{.num_blocks = std::clamp(useful, 1, std::min({budget, count_blocks, context_.sm_share})),
-                             .shared_bytes = prepare_tile_.shared_bytes};
-  prepare_blocks_ = launch.num_blocks;
+  const PrepareChoice choice = choose_prepare(state.arrays.num_tokens);
+  args.tile_tokens = choice.tile_tokens;
+  prepare_blocks_ = choice.launch.num_blocks;
+  if (choice.few) {
+    return check_cuda(launch_few_prepare({args, few_tokens_}, choice.launch, context_.stream),
+                      "launching prepare for few tokens");
+  }
   const auto start = [&](const PrepareArgs& run) {
-    check_cuda(launch_prepare(run, launch, context_.stream), "launching prepare");
+    check_cuda(launch_prepare(run, choice.launch, context_.stream), "launching prepare");
   };
   if (relay_ == nullptr) return start(args);
   try {

@@ -5,7 +5,7 @@
 namespace epistle::cuda {
 
 // Each in the file of its kernel.
-const void* prepare_kernel_address(bool placed) noexcept;
+const void* prepare_kernel_address(bool placed, bool few) noexcept;
 const void* refuse_kernel_address() noexcept;
 const void* quantise_kernel_address() noexcept;
 const void* move_kernel_address(bool bulk, bool columns) noexcept;
@@ -34,13 +34,27 @@ cudaError_t allow_all_shared_memory(const void* kernel) {
 
 cudaError_t load_kernels(int compute_major) {
   cudaFuncAttributes attributes;
-  for (const void* kernel :
-       {prepare_kernel_address(false), prepare_kernel_address(true), refuse_kernel_address(), quantise_kernel_address(),
-        move_kernel_address(false, false), move_kernel_address(false, true), move_kernel_address(true, false),
-        move_kernel_address(true, true), sum_kernel_address(DType::kBf16), sum_kernel_address(DType::kFp16),
-        sum_kernel_address(DType::kFp32), weight_gradient_kernel_address(), scale_rows_kernel_address(DType::kBf16),
-        scale_rows_kernel_address(DType::kFp16), scale_rows_kernel_address(DType::kFp32), start_copies_kernel_address(),
-        finish_copies_kernel_address(), find_runs_kernel_address(), pack_kernel_address()}) {
+  for (const void* kernel : {prepare_kernel_address(false, false),
+                             prepare_kernel_address(true, false),
+                             prepare_kernel_address(false, true),
+                             prepare_kernel_address(true, true),
+                             refuse_kernel_address(),
+                             quantise_kernel_address(),
+                             move_kernel_address(false, false),
+                             move_kernel_address(false, true),
+                             move_kernel_address(true, false),
+                             move_kernel_address(true, true),
+                             sum_kernel_address(DType::kBf16),
+                             sum_kernel_address(DType::kFp16),
+                             sum_kernel_address(DType::kFp32),
+                             weight_gradient_kernel_address(),
+                             scale_rows_kernel_address(DType::kBf16),
+                             scale_rows_kernel_address(DType::kFp16),
+                             scale_rows_kernel_address(DType::kFp32),
+                             start_copies_kernel_address(),
+                             finish_copies_kernel_address(),
+                             find_runs_kernel_address(),
+                             pack_kernel_address()}) {
     const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
     if (error != cudaSuccess) return error;
   }
@@ -48,8 +62,10 @@ cudaError_t load_kernels(int compute_major) {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(num_bytes));
   };
   for (const bool placed : {false, true}) {
-    const cudaError_t error = allow_all_shared_memory(prepare_kernel_address(placed));
-    if (error != cudaSuccess) return error;
+    for (const bool few : {false, true}) {
+      const cudaError_t error = allow_all_shared_memory(prepare_kernel_address(placed, few));
+      if (error != cudaSuccess) return error;
+    }
   }
   // Bulk copies need the shared memory of the GPUs that have them.
   if (compute_major < kFirstMajorWithBulkCopies) return cudaSuccess;

@@ -17,6 +17,11 @@ DeviceControl control_of(const ResolvedConfig& config, const DeviceShape& shape)
           .count_blocks = count_blocks_for(shape)};
 }
 
+FewTokens few_tokens_of(const ResolvedConfig& config, const DeviceShape& shape) noexcept {
+  if (!DispatchLayout(to_layout_params(config, shape.num_ranks)).token_major()) return {};
+  return FewTokens::behind(control_of(config, shape));
+}
+
 bool DeviceRules::combines_per_rank(const DispatchLayout& layout) const noexcept {
   return layout.can_combine_per_rank();
 }
@@ -43,7 +48,8 @@ RowDemand DeviceRules::initial_demand(const DispatchLayout& layout) const noexce
 BufferPlan plan_buffers(const ResolvedConfig& config, const DeviceShape& shape, const PlanRules& rules) {
   return {rules,
           to_layout_params(config, shape.num_ranks),
-          {.control_bytes = control_of(config, shape).num_bytes(), .page_bytes = shape.page_bytes}};
+          {.control_bytes = control_of(config, shape).num_bytes() + few_tokens_of(config, shape).num_bytes(),
+           .page_bytes = shape.page_bytes}};
 }
 
 void carve_handle(BufferCarver& carver, const DispatchLayout& layout, HandleArrays& arrays) noexcept {

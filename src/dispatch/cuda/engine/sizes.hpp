@@ -11,6 +11,7 @@
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/cuda/device/device_control.hpp"
 #include "dispatch/cuda/device/device_types.hpp"
+#include "dispatch/cuda/device/few_tokens.hpp"
 #include "dispatch/cuda/engine/buffer_carver.hpp"
 #include "layout/buffer_plan.hpp"
 
@@ -26,6 +27,8 @@ struct DeviceShape {
 /// Blocks that count in prepare: enough that each has few tokens, few enough that all can read all counts quickly.
 [[nodiscard]] int count_blocks_for(const DeviceShape& shape) noexcept;
 [[nodiscard]] DeviceControl control_of(const ResolvedConfig& config, const DeviceShape& shape) noexcept;
+/// Behind it, where rows are those of tokens. (Rows of experts have places only when all assignments are counted.)
+[[nodiscard]] FewTokens few_tokens_of(const ResolvedConfig& config, const DeviceShape& shape) noexcept;
 
 /// What every dispatcher on a GPU needs. Room for gradients of the weights is committed with that for the rows.
 class DeviceRules : public PlanRules {

@@ -29,14 +29,11 @@ struct MarkedSummer : LineSums<kAligned> {
     const int count = this->num_send_units();
     return for_each_unit(
         worker, count,
-        [&](int unit) {
+        [&](int unit, int& k) {
           SendUnit found;
           if (!this->find_send_unit(unit, found)) return true;
           const std::int32_t* record = this->record_of(found.pair);
-          bool ready = true;
-#pragma unroll 1
-          for (int k = 0; k < args.handle.top_k && ready; ++k) ready = is_done(record[2 + k]);
-          return ready;
+          return are_done(k, [&](int at) { return record[2 + at]; });
         },
         [&](int unit, int& /*peer*/) {
           SendUnit found;
@@ -50,19 +47,24 @@ struct MarkedSummer : LineSums<kAligned> {
     const HandleArrays& handle = args.handle;
     return for_each_unit(
         worker, static_cast<int>(handle.num_tokens) * lines.combine_chunks,
-        [&](int unit) {
+        [&](int unit, int& k) {
           const std::int64_t first = std::int64_t{lines.by_combine_chunks.quotient(unit)} * handle.top_k;
-          bool ready = true;
-#pragma unroll 1
-          for (int k = 0; k < handle.top_k && ready; ++k) ready = is_done(own_row(first + k));
-          return ready;
+          return are_done(k, [&](int at) { return own_row(first + at); });
         },
         [&](int unit, int& peer) { return sum_token(unit, peer); });
   }
 
  private:
-  [[nodiscard]] __device__ bool is_done(std::int32_t row) const {
-    return row < 0 || load_relaxed(done + row) == number;
+  /// Of the rows of a unit, by top-k position from `k` on; `k` becomes the first that is not done, as what is done
+  /// stays so.
+  template <class RowAt>
+  [[nodiscard]] __device__ bool are_done(int& k, const RowAt& row_at) const {
+#pragma unroll 1
+    for (; k < args.handle.top_k; ++k) {
+      const std::int32_t row = row_at(k);
+      if (row >= 0 && load_relaxed(done + row) != number) return false;
+    }
+    return true;
   }
   /// The row here of an entry of this rank's routing; negative: its expert is elsewhere, or nowhere.
   [[nodiscard]] __device__ std::int32_t own_row(std::int64_t entry) const {
@@ -74,8 +76,8 @@ struct MarkedSummer : LineSums<kAligned> {
     return own ? args.handle.dst_row[entry] : -1;
   }
 
-  /// `is_ready(unit)`, by one lane: all rows of it here are done. `move(unit, peer)`, by the warp: does it, or says who
-  /// it still waits for.
+  /// `is_ready(unit, k)`, by one lane: all rows of it here are done (see are_done()). `move(unit, peer)`, by the warp:
+  /// does it, or says who it still waits for.
   template <class IsReady, class Move>
   __device__ bool for_each_unit(const Worker& worker, int count, const IsReady& is_ready, const Move& move) const {
 #pragma unroll 1
@@ -83,14 +85,16 @@ struct MarkedSummer : LineSums<kAligned> {
       const int mine = first + lane_id() * worker.count;
       unsigned left = __ballot_sync(kFullWarp, mine < count);
       bool mine_ready = false;
+      int k = 0;
       std::uint64_t start_ns = 0;
 #pragma unroll 1
       for (std::uint32_t polls = 1; left != 0; ++polls) {
-        if (!mine_ready && (left >> lane_id() & 1U) != 0) mine_ready = is_ready(mine);
+        if (!mine_ready && (left >> lane_id() & 1U) != 0) mine_ready = is_ready(mine, k);
         unsigned ready = __ballot_sync(kFullWarp, mine_ready) & left;
-        // Pairs with the fence of mark_rows_done(), for all lanes.
-        fence_device();
-        __syncwarp();
+        if (ready != 0) {
+          fence_device();  // pairs with that of mark_rows_done(), for all lanes
+          __syncwarp();
+        }
         const bool all_ready = ready == left;
         int peer = -1;
         bool moved = false;

@@ -10,6 +10,7 @@
 namespace epistle::cuda {
 
 /// By the last block of a rank with an overflow somewhere: tells every rank what became of this rank's assignments.
+template <int kThreads = kPrepareThreads>
 __device__ inline void send_outcome(const PrepareArgs& args) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
@@ -19,8 +20,8 @@ __device__ inline void send_outcome(const PrepareArgs& args) {
     const bool masked = voice.source != group.rank;
     std::int32_t* out = group.control_at<std::int32_t>(voice.rank, group.control.outcomes_offset()) +
                         std::int64_t{voice.source} * group.control.outcome_entries();
-    for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) out[d] = masked ? 0 : __ldcg(&group.outcome[d]);
-    for (int local = threadIdx.x; local < partition.num_local_experts(voice.rank); local += kPrepareThreads) {
+    for (int d = threadIdx.x; d < ranks; d += kThreads) out[d] = masked ? 0 : __ldcg(&group.outcome[d]);
+    for (int local = threadIdx.x; local < partition.num_local_experts(voice.rank); local += kThreads) {
       const int expert = partition.first_expert(voice.rank) + local;
       out[ranks + local] = masked ? 0 : __ldcg(&group.outcome[ranks + expert]);
     }
@@ -30,7 +31,7 @@ __device__ inline void send_outcome(const PrepareArgs& args) {
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < ranks + group.control.num_experts; i += kPrepareThreads) group.outcome[i] = 0;
+  for (int i = threadIdx.x; i < ranks + group.control.num_experts; i += kThreads) group.outcome[i] = 0;
 }
 
 /// What this rank receives, the same in all blocks.
@@ -77,16 +78,17 @@ __device__ inline const std::uint32_t* own_records(const PrepareArgs& args) {
   return reinterpret_cast<const std::uint32_t*>(args.group.section(args.group.rank, BufferSection::kRecords));
 }
 
+template <int kThreads = kPrepareThreads>
 __device__ inline void describe_token_rows(const PrepareArgs& args, const Received& mine) {
   const auto top_k = static_cast<unsigned>(args.handle.top_k);
   const auto record_words = static_cast<unsigned>(args.layout.pair_record_bytes() / 4);
   const std::uint32_t* records = own_records(args);
-  const unsigned step = gridDim.x * kPrepareThreads;
+  const unsigned step = gridDim.x * kThreads;
   const unsigned count = static_cast<unsigned>(mine.num_rows) * top_k;
   // Rows and positions advance by the same steps every time: one division.
   const unsigned row_step = step / top_k;
   const unsigned position_step = step - row_step * top_k;
-  unsigned i = blockIdx.x * kPrepareThreads + threadIdx.x;
+  unsigned i = blockIdx.x * kThreads + threadIdx.x;
   unsigned row = i / top_k;
   unsigned position = i - row * top_k;
 #pragma unroll 4
@@ -129,13 +131,14 @@ __device__ inline std::int32_t kept_rows(const PrepareArgs& args, const Tables& 
 
 /// What follows from the counts alone: the expert of every row, and the padding behind each group and behind the last
 /// one. Needs no record.
+template <int kThreads = kPrepareThreads>
 __device__ inline void describe_groups(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                        const Received& mine) {
   const ExpertPartition partition = args.layout.partition();
   const int first_expert = partition.first_expert(args.group.rank);
   const int num_local = partition.num_local_experts(args.group.rank);
-  const int warp = static_cast<int>(blockIdx.x) * kPrepareWarps + static_cast<int>(threadIdx.x) / 32;
-  const int num_warps = static_cast<int>(gridDim.x) * kPrepareWarps;
+  const int warp = static_cast<int>(blockIdx.x) * (kThreads / 32) + static_cast<int>(threadIdx.x) / 32;
+  const int num_warps = static_cast<int>(gridDim.x) * (kThreads / 32);
   // Few experts have many rows each: several warps for every one of them.
   const int warps_per_expert = max(1, num_warps / max(1, num_local));
   const int lane = warp % warps_per_expert * 32 + (static_cast<int>(threadIdx.x) & 31);
@@ -154,19 +157,20 @@ __device__ inline void describe_groups(const PrepareArgs& args, const Tables& t,
     const int last = first_expert + num_local - 1;
     last_end = std::int64_t{t.group[last]} + args.layout.group_rows(t.total[last]);
   }
-  describe_padding(args, last_end, mine.num_rows, static_cast<int>(blockIdx.x * kPrepareThreads + threadIdx.x),
-                   static_cast<int>(gridDim.x) * kPrepareThreads);
+  describe_padding(args, last_end, mine.num_rows, static_cast<int>(blockIdx.x * kThreads + threadIdx.x),
+                   static_cast<int>(gridDim.x) * kThreads);
 }
 
+template <int kThreads = kPrepareThreads>
 __device__ inline void describe_expert_rows(const PrepareArgs& args, const Received& mine) {
   const auto top_k = static_cast<unsigned>(args.handle.top_k);
   const unsigned units = 1 + top_k;  // of 8 bytes
   const std::uint32_t* records = own_records(args);
   auto* copies = reinterpret_cast<uint2*>(args.handle.pair_records);
-  const unsigned step = gridDim.x * kPrepareThreads;
+  const unsigned step = gridDim.x * kThreads;
   const unsigned count = static_cast<unsigned>(mine.num_pairs) * units;
 #pragma unroll 2
-  for (unsigned i = blockIdx.x * kPrepareThreads + threadIdx.x; i < count; i += step) {
+  for (unsigned i = blockIdx.x * kThreads + threadIdx.x; i < count; i += step) {
     const unsigned pair = i / units;
     const unsigned unit = i - pair * units;
     const std::uint32_t* record = records + std::size_t{pair} * units * 2;

@@ -13,9 +13,13 @@ struct Share {
   std::int64_t begin;
   std::int64_t end;
 };
+/// In 32 bits, which hold any number of tokens: a division in 64 takes long.
+__device__ inline std::uint32_t tokens_per_block(std::int64_t num_tokens) {
+  return (static_cast<std::uint32_t>(num_tokens) + gridDim.x - 1) / gridDim.x;
+}
 __device__ inline Share block_share(std::int64_t num_tokens) {
-  const std::int64_t per_block = (num_tokens + gridDim.x - 1) / gridDim.x;
-  const std::int64_t begin = min(num_tokens, per_block * blockIdx.x);
+  const std::uint32_t per_block = tokens_per_block(num_tokens);
+  const std::int64_t begin = min(num_tokens, std::int64_t{per_block} * blockIdx.x);
   return {begin, min(num_tokens, begin + per_block)};
 }
 
@@ -23,10 +27,11 @@ __device__ inline Share block_share(std::int64_t num_tokens) {
 /// The shares do not depend on that: what lies behind the routed tokens is read, but does not count.
 struct EarlyEntries {
   static constexpr int kPerThread = 2;
-  std::int32_t routed;
+  std::int32_t routed = 0;
   std::int64_t ids[kPerThread];
   float weights[kPerThread];
 
+  template <int kThreads>
   __device__ void load(const PrepareArgs& args) {
     const auto num_tokens = static_cast<std::int32_t>(args.handle.num_tokens);
     // The only place that reads it: every block sees the same, because the stream changes nothing while prepare runs.
@@ -37,7 +42,7 @@ struct EarlyEntries {
     const bool dense = args.id_stride == top_k && (args.weights == nullptr || args.weight_stride == top_k);
 #pragma unroll
     for (int j = 0; j < kPerThread; ++j) {
-      const int i = static_cast<int>(threadIdx.x) + j * kPrepareThreads;
+      const int i = static_cast<int>(threadIdx.x) + j * kThreads;
       const bool inside = i < count;
       const int token = dense ? 0 : i / top_k;
       const std::int64_t row = share.begin + token;
@@ -50,10 +55,11 @@ struct EarlyEntries {
 };
 
 /// A rank's bitmap is that of all its experts together: one warp for each word.
+template <int kThreads = kPrepareThreads>
 __device__ inline void mark_ranks(const PrepareArgs& args, const Tables& t) {
   const int ranks = args.group.num_ranks;
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  for (int i = static_cast<int>(threadIdx.x) / 32; i < ranks * t.words; i += kPrepareWarps) {
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < ranks * t.words; i += (kThreads / 32)) {
     const int word = i / ranks;
     const int rank = i - word * ranks;
     const int end = rank + 1 < ranks ? t.first[rank + 1] : args.group.control.num_experts;
@@ -70,10 +76,11 @@ __device__ inline bool is_lost_id(const PrepareArgs& args, const Tables& t, std:
 }
 
 /// Takes their bits back: they were needed to see whether an id stands twice in a token.
+template <int kThreads = kPrepareThreads>
 __device__ inline void leave_out_masked(const PrepareArgs& args, const Tables& t) {
   const int ranks = args.group.num_ranks;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < t.columns * t.words; i += kPrepareThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < t.columns * t.words; i += kThreads) {
     const int expert = i % t.columns - ranks;
     if (expert >= 0 && is_lost_id(args, t, expert)) t.bitmap[i] = 0;
   }
@@ -82,7 +89,7 @@ __device__ inline void leave_out_masked(const PrepareArgs& args, const Tables& t
 
 /// Reads a tile into shared memory and sets its bitmaps. The first time it also checks the ids and fills the handle;
 /// returns true in a thread that has seen a bad one. kPlaced: ids name experts whose slots are to be chosen.
-template <bool kFirst, bool kPlaced>
+template <bool kFirst, bool kPlaced, int kThreads = kPrepareThreads>
 __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t tile, int num_tokens,
                           const EarlyEntries* early) {
   const int ranks = args.group.num_ranks;
@@ -90,11 +97,12 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
   SlotChooser chooser;
   if constexpr (kFirst && kPlaced) chooser = slot_chooser(args);
   bool bad = false;
-  for (int i = threadIdx.x; i < t.columns * t.words; i += kPrepareThreads) t.bitmap[i] = 0;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < t.columns * t.words; i += kThreads) t.bitmap[i] = 0;
   __syncthreads();
   const unsigned per_top_k = 0xffffffffU / static_cast<unsigned>(top_k) + 1;
   int round = 0;
-  for (int i = threadIdx.x; i < num_tokens * top_k; i += kPrepareThreads, ++round) {
+  for (int i = threadIdx.x; i < num_tokens * top_k; i += kThreads, ++round) {
     const std::int64_t entry = tile * top_k + i;
     const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
     const int position = i - token * top_k;
@@ -139,8 +147,8 @@ __device__ bool read_tile(const PrepareArgs& args, const Tables& t, std::int64_t
     }
   }
   __syncthreads();
-  if (kFirst && args.group.num_masked != 0) leave_out_masked(args, t);
-  mark_ranks(args, t);
+  if (kFirst && args.group.num_masked != 0) leave_out_masked<kThreads>(args, t);
+  mark_ranks<kThreads>(args, t);
   __syncthreads();
   return bad;
 }
@@ -162,15 +170,16 @@ __device__ inline int place_in_tile(const Tables& t, int column, int token) {
 }
 
 /// Counts this block's tokens; true when it has seen a bad id.
-template <bool kPlaced>
+template <bool kPlaced, int kThreads = kPrepareThreads>
 __device__ inline bool count_share(const PrepareArgs& args, const Tables& t, const EarlyEntries& early) {
   const int columns = args.group.num_ranks + args.group.control.num_experts;
   bool bad = false;
   const Share share = block_share(args.handle.num_tokens);
   for (std::int64_t tile = share.begin; tile < share.end; tile += t.tile_tokens) {
     const int num_tokens = static_cast<int>(min(std::int64_t{t.tile_tokens}, share.end - tile));
-    bad = read_tile<true, kPlaced>(args, t, tile, num_tokens, tile == share.begin ? &early : nullptr) || bad;
-    for (int c = threadIdx.x; c < columns; c += kPrepareThreads) t.counts[c] += count_column(t, c);
+    bad = read_tile<true, kPlaced, kThreads>(args, t, tile, num_tokens, tile == share.begin ? &early : nullptr) || bad;
+#pragma unroll 1
+    for (int c = threadIdx.x; c < columns; c += kThreads) t.counts[c] += count_column(t, c);
     __syncthreads();
   }
   return bad;
@@ -186,6 +195,7 @@ struct PlaceCounts {
 };
 
 /// Rows of all assignments of a tile, one thread each.
+template <int kThreads = kPrepareThreads>
 __device__ inline void place_rows(const PrepareArgs& args, const Tables& t, const Exchange& exchange, std::int64_t tile,
                                   int num_tokens, PlaceCounts& counts) {
   const int ranks = args.group.num_ranks;
@@ -193,7 +203,7 @@ __device__ inline void place_rows(const PrepareArgs& args, const Tables& t, cons
   const bool token_major = args.layout.token_major();
   const std::int64_t limit = pair_limit(args.layout);
   const unsigned per_top_k = 0xffffffffU / static_cast<unsigned>(top_k) + 1;
-  for (int i = threadIdx.x; i < num_tokens * top_k; i += kPrepareThreads) {
+  for (int i = threadIdx.x; i < num_tokens * top_k; i += kThreads) {
     const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
     const int at = t.at(token, i - token * top_k);
     const int dst = t.ranks[at];
@@ -252,11 +262,12 @@ __device__ inline void clear_slot(const PrepareArgs& args, const Tables& t, std:
 }
 
 /// The sends of a tile's tokens, ranks ascending: one thread per token and rank.
+template <int kThreads = kPrepareThreads>
 __device__ inline void place_sends_by_rank(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                            std::int64_t tile, int num_tokens) {
   const int ranks = args.group.num_ranks;
   const int slots = args.handle.sends_per_token;
-  for (int i = threadIdx.x; i < num_tokens * ranks; i += kPrepareThreads) {
+  for (int i = threadIdx.x; i < num_tokens * ranks; i += kThreads) {
     const int dst = i / num_tokens;
     const int in_tile = i - dst * num_tokens;
     const std::uint32_t* words = t.bitmap + (in_tile >> 5) * t.columns;
@@ -290,10 +301,11 @@ class SeenRanks {
 };
 
 /// The sends of a tile's tokens, ranks in the order of their first appearance: one thread per token.
+template <int kThreads = kPrepareThreads>
 __device__ inline void place_sends_by_appearance(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                                  std::int64_t tile, int num_tokens) {
   const int top_k = args.handle.top_k;
-  for (int i = threadIdx.x; i < num_tokens; i += kPrepareThreads) {
+  for (int i = threadIdx.x; i < num_tokens; i += kThreads) {
     SeenRanks seen;
     int slot = 0;
     for (int position = 0; position < top_k && !exchange.refused; ++position) {
@@ -308,6 +320,7 @@ __device__ inline void place_sends_by_appearance(const PrepareArgs& args, const 
 /// The sends of a tile's tokens, ranks in the order of the last place that each has: one thread per place, so that the
 /// threads of a token share out its ranks. A rank is served by the thread of its last place that has a row; in
 /// expert layouts a rank none of whose rows fit comes behind the others, because its record is sent all the same.
+template <int kThreads = kPrepareThreads>
 __device__ inline void place_sends_by_last_place(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                                  std::int64_t tile, int num_tokens) {
   const int top_k = args.handle.top_k;
@@ -315,7 +328,7 @@ __device__ inline void place_sends_by_last_place(const PrepareArgs& args, const 
   const bool token_major = args.layout.token_major();
   const bool drops_rows = exchange.overflow_rank >= 0 && !token_major;
   const unsigned per_top_k = 0xffffffffU / static_cast<unsigned>(top_k) + 1;
-  for (int i = threadIdx.x; i < num_tokens * top_k; i += kPrepareThreads) {
+  for (int i = threadIdx.x; i < num_tokens * top_k; i += kThreads) {
     const auto token = static_cast<int>(top_k > 1 ? __umulhi(static_cast<unsigned>(i), per_top_k) : i);
     const int position = i - token * top_k;
     // From behind, so that the first place that is met of a rank is its last one.
@@ -347,6 +360,7 @@ __device__ inline void place_sends_by_last_place(const PrepareArgs& args, const 
 
 /// Sends the records of a tile. A warp serves several records at a time, a lane always the same 8 bytes of them;
 /// consecutive lanes write consecutive bytes.
+template <int kThreads = kPrepareThreads>
 __device__ inline void send_records(const PrepareArgs& args, const Tables& t, std::int64_t tile, int num_tokens) {
   const int top_k = args.handle.top_k;
   const int slots = args.handle.sends_per_token;
@@ -358,7 +372,7 @@ __device__ inline void send_records(const PrepareArgs& args, const Tables& t, st
   if (record >= per_warp) return;
   const bool token_major = args.layout.token_major();
   const unsigned per_slot = 0xffffffffU / static_cast<unsigned>(slots) + 1;
-  const int step = kPrepareWarps * per_warp;
+  const int step = (kThreads / 32) * per_warp;
   for (int first_unit = lane - record * lanes; first_unit < units; first_unit += lanes) {
     // The two words of this unit: a top-k position, and whether it is the id or the weight; unit 0 is the header.
     const int w0 = 2 * first_unit - 2;
@@ -395,49 +409,64 @@ struct Tile {
 
 /// Calls `step(tile)` for every tile of this block's share, with its bitmaps in place. Where there is only one, what
 /// counting left in shared memory is still right.
-template <typename Step>
+template <int kThreads = kPrepareThreads, typename Step>
 __device__ inline void for_each_tile(const PrepareArgs& args, const Tables& t, const Step& step) {
   const Share share = block_share(args.handle.num_tokens);
   const bool only = share.end - share.begin <= t.tile_tokens;
   for (std::int64_t begin = share.begin; begin < share.end; begin += t.tile_tokens) {
     const int num_tokens = static_cast<int>(min(std::int64_t{t.tile_tokens}, share.end - begin));
     if (!only) {
-      static_cast<void>(read_tile<false, false>(args, t, begin, num_tokens, nullptr));
-      for (int c = threadIdx.x; c < t.columns; c += kPrepareThreads) t.counts[c] = count_column(t, c);
+      static_cast<void>(read_tile<false, false, kThreads>(args, t, begin, num_tokens, nullptr));
+      for (int c = threadIdx.x; c < t.columns; c += kThreads) t.counts[c] = count_column(t, c);
       __syncthreads();
     }
     step(Tile{begin, num_tokens, only});
     if (only) continue;
     __syncthreads();
-    for (int c = threadIdx.x; c < t.columns; c += kPrepareThreads) t.base[c] += t.counts[c];
+    for (int c = threadIdx.x; c < t.columns; c += kThreads) t.base[c] += t.counts[c];
     __syncthreads();
   }
 }
 
 /// Places for everything a tile sends. In token_major the sends follow from the bitmaps alone; expert rows come first.
+template <int kThreads = kPrepareThreads>
 __device__ inline void place_tile(const PrepareArgs& args, const Tables& t, const Exchange& exchange, const Tile& tile,
                                   PlaceCounts& counts) {
   if (!args.layout.token_major()) {
-    place_rows(args, t, exchange, tile.begin, tile.num_tokens, counts);
+    place_rows<kThreads>(args, t, exchange, tile.begin, tile.num_tokens, counts);
     __syncthreads();
   }
   switch (args.layout.params().order) {
     case SumOrder::kHierarchical:
     case SumOrder::kDomains:
-      return place_sends_by_rank(args, t, exchange, tile.begin, tile.num_tokens);
+      return place_sends_by_rank<kThreads>(args, t, exchange, tile.begin, tile.num_tokens);
     case SumOrder::kFlat:
-      return place_sends_by_appearance(args, t, exchange, tile.begin, tile.num_tokens);
+      return place_sends_by_appearance<kThreads>(args, t, exchange, tile.begin, tile.num_tokens);
     case SumOrder::kDeepEpV2:
-      return place_sends_by_last_place(args, t, exchange, tile.begin, tile.num_tokens);
+      return place_sends_by_last_place<kThreads>(args, t, exchange, tile.begin, tile.num_tokens);
   }
 }
 
+/// The rows of this block have their places; the call ends for the next kernel when those of all blocks have.
+__device__ inline void tell_placed(const PrepareArgs& args, const CallContext& call, bool is_void) {
+  LocalState& local = *call.group->local;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  fence_device();
+  *static_cast<volatile std::uint64_t*>(&local.placed[blockIdx.x]) =
+      call_word(call.epoch, is_void ? DeviceCall::kRejected : args.call, args.handle.handle_id);
+  if (atomicAdd(&local.blocks_placed, 1U) != gridDim.x - 1) return;
+  local.blocks_placed = 0;
+  local.epoch = call.epoch;
+}
+
 /// The rest of a tile: what a dispatch does not wait for.
+template <int kThreads = kPrepareThreads>
 __device__ inline void record_tile(const PrepareArgs& args, const Tables& t, const Exchange& exchange, const Tile& tile,
                                    PlaceCounts& counts) {
-  if (args.layout.token_major()) place_rows(args, t, exchange, tile.begin, tile.num_tokens, counts);
+  if (args.layout.token_major()) place_rows<kThreads>(args, t, exchange, tile.begin, tile.num_tokens, counts);
   __syncthreads();
-  send_records(args, t, tile.begin, tile.num_tokens);
+  send_records<kThreads>(args, t, tile.begin, tile.num_tokens);
 }
 
 __device__ inline void add_counts(const PrepareArgs& args, const PlaceCounts& counts) {

@@ -6,7 +6,6 @@
 
 namespace epistle::cuda {
 
-inline constexpr int kPrepareWarps = kPrepareThreads / 32;
 inline constexpr std::uint8_t kNoRank = 0xff;
 inline constexpr std::int64_t kNoLimit = (std::int64_t{1} << 31) - 1;
 
@@ -137,6 +136,7 @@ __device__ __noinline__ inline void count_lost(const PrepareArgs& args, int num_
 // ---- Telling --------------------------------------------------------------------------------------------------------
 
 /// Tells every rank what this block has counted. Every count carries the epoch, so it needs neither fence nor flag.
+template <int kThreads = kPrepareThreads>
 __device__ inline void tell_counts(const PrepareArgs& args, const CallContext& call, const Tables& t, bool refused) {
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
@@ -150,7 +150,7 @@ __device__ inline void tell_counts(const PrepareArgs& args, const CallContext& c
       std::uint64_t* out = group.control_at<std::uint64_t>(voice.rank, group.control.counts_offset()) +
                            (std::int64_t{voice.source} * places + place) * group.control.count_columns();
       const bool empty = refused || masked || place != static_cast<int>(blockIdx.x);
-      for (int c = threadIdx.x; c <= t.columns; c += kPrepareThreads) {
+      for (int c = threadIdx.x; c <= t.columns; c += kThreads) {
         const int count = c == t.columns ? (refused && !masked ? 1 : 0) : empty ? 0 : t.counts[c];
         store_relaxed(out + c, tag | static_cast<std::uint32_t>(count));
       }
@@ -209,6 +209,7 @@ __device__ inline std::int32_t place_groups(const DispatchLayout& layout, const 
 
 /// Adds up everybody's counts as they arrive. All loads of a thread are independent, so that their latencies overlap.
 /// False when a wait was given up, or a rank is in another call.
+template <int kThreads = kPrepareThreads>
 __device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& call, const Tables& t, int& refusing_rank,
                                   int& remote) {
   constexpr int kLoads = 8;
@@ -220,11 +221,11 @@ __device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& ca
   const int num_places = ranks * places;
   const std::int32_t stride = group.control.count_columns();
   const auto* counts = group.control_at<const std::uint64_t>(group.rank, group.control.counts_offset());
-  static_assert(kMaxRanks <= kPrepareThreads, "a thread for the announcement of every rank");
+  static_assert(kMaxRanks <= kThreads, "a thread for the announcement of every rank");
   const int peer = static_cast<int>(threadIdx.x);
   const std::uint64_t announced = peer < ranks ? load_relaxed(ready_flag(call, peer)) : call.announced;
   bool ok = true;
-  for (int i = threadIdx.x; i < num_places * (ranks + 1); i += kPrepareThreads) {
+  for (int i = threadIdx.x; i < num_places * (ranks + 1); i += kThreads) {
     const int place = i / (ranks + 1);
     const int d = i - place * (ranks + 1);
     const int source = place / places;
@@ -242,7 +243,7 @@ __device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& ca
   const int end_expert = first_expert + args.layout.partition().num_local_experts(group.rank);
   const int chunks = (num_places + kLoads - 1) / kLoads;
   int mine = 0;
-  for (int i = threadIdx.x; i < experts * chunks; i += kPrepareThreads) {
+  for (int i = threadIdx.x; i < experts * chunks; i += kThreads) {
     const int chunk = i / experts;
     const int e = i - chunk * experts;
     std::uint64_t words[kLoads];
@@ -280,6 +281,7 @@ __device__ inline bool sum_counts(const PrepareArgs& args, const CallContext& ca
 
 /// Where everything of this block begins, and whether all fits; false when a wait was given up for good. `base`,
 /// `total` and `tokens` must be zero.
+template <int kThreads = kPrepareThreads>
 __device__ inline bool compute_tables(const PrepareArgs& args, const CallContext& call, const Tables& t,
                                       Exchange& exchange) {
   const DeviceGroup& group = args.group;
@@ -297,22 +299,22 @@ __device__ inline bool compute_tables(const PrepareArgs& args, const CallContext
     remote = 0;
   }
   __syncthreads();
-  const bool ok = sum_counts(args, call, t, refusing_rank, remote);
+  const bool ok = sum_counts<kThreads>(args, call, t, refusing_rank, remote);
   exchange.disagreed = __syncthreads_and(ok) == 0;
   if (exchange.disagreed) {
     // Either a wait was given up, or all ranks see that they disagree: then the routing is a void one.
     const bool agreed = settle(call);
     if (__syncthreads_or(agreed || has_failed(group)) != 0) return false;
-    for (int e = threadIdx.x; e < experts; e += kPrepareThreads) t.total[e] = 0;
-    for (int c = threadIdx.x; c < t.columns; c += kPrepareThreads) t.base[c] = 0;
-    for (int i = threadIdx.x; i < ranks * ranks; i += kPrepareThreads) t.tokens[i] = 0;
+    for (int e = threadIdx.x; e < experts; e += kThreads) t.total[e] = 0;
+    for (int c = threadIdx.x; c < t.columns; c += kThreads) t.base[c] = 0;
+    for (int i = threadIdx.x; i < ranks * ranks; i += kThreads) t.tokens[i] = 0;
     if (threadIdx.x == 0) {
       refusing_rank = kMaxRanks;
       remote = 0;
     }
     __syncthreads();
   }
-  for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) {
+  for (int d = threadIdx.x; d < ranks; d += kThreads) {
     std::int32_t stage = 0;
     for (int s = 0; s < group.rank; ++s) stage -= t.tokens[s * ranks + d];
     for (int r = 0; r < d; ++r) stage += r != group.rank ? t.tokens[group.rank * ranks + r] : 0;
@@ -320,19 +322,19 @@ __device__ inline bool compute_tables(const PrepareArgs& args, const CallContext
   }
   if (layout.token_major()) {
     const std::int64_t limit = pair_limit(layout);
-    for (int d = threadIdx.x; d < ranks; d += kPrepareThreads) {
+    for (int d = threadIdx.x; d < ranks; d += kThreads) {
       std::int64_t all = 0;
       for (int s = 0; s < ranks; ++s) all += t.tokens[s * ranks + d];
       t.out_rows[d] = static_cast<std::int32_t>(layout.static_output_rows(clip(all, limit)));
       if (all > limit) atomicMin(&overflow_rank, d);
     }
   } else {
-    for (int d = static_cast<int>(threadIdx.x) / 32; d < ranks; d += kPrepareWarps) {
+    for (int d = static_cast<int>(threadIdx.x) / 32; d < ranks; d += (kThreads / 32)) {
       const std::int32_t rows = place_groups(layout, t, d);
       if ((threadIdx.x & 31) == 0) t.out_rows[d] = static_cast<std::int32_t>(layout.static_output_rows(rows));
     }
     __syncthreads();
-    for (int e = threadIdx.x; e < experts; e += kPrepareThreads) {
+    for (int e = threadIdx.x; e < experts; e += kThreads) {
       t.base[ranks + e] += t.group[e];
       if (t.total[e] > 0 && std::int64_t{t.group[e]} + t.total[e] > row_end(layout, t.group[e])) {
         atomicMin(&overflow_rank, static_cast<int>(t.rank_of[e]));
@@ -347,7 +349,7 @@ __device__ inline bool compute_tables(const PrepareArgs& args, const CallContext
       for (int s = 0; s < ranks; ++s) overflow_rows += t.tokens[s * ranks + overflow_rank];
       overflow_rows -= static_cast<int>(pair_limit(layout));
     }
-    for (int e = threadIdx.x; e < experts && !layout.token_major(); e += kPrepareThreads) {
+    for (int e = threadIdx.x; e < experts && !layout.token_major(); e += kThreads) {
       if (t.rank_of[e] != overflow_rank) continue;
       const std::int64_t room = row_end(layout, t.group[e]) - t.group[e];
       const std::int64_t over = t.total[e] - (room > 0 ? room : 0);
