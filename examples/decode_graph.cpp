@@ -56,17 +56,18 @@ Step make_step(int rank, int number) {
   return step;
 }
 
+// `count` values in the memory of the current device.
+template <typename Value>
+Value* allocate(std::int64_t count) {
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, static_cast<std::size_t>(count) * sizeof(Value)), "cudaMalloc");
+  return static_cast<Value*>(memory);
+}
+
 // Memory of a rank's GPU that a graph knows: one of everything.
 class DeviceStep {
  public:
-  DeviceStep() {
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    check(cudaMalloc(&num_tokens, sizeof(std::int32_t)), "cudaMalloc");
-    check(cudaMalloc(&ids, kMostTokens * kTopK * sizeof(std::int32_t)), "cudaMalloc");
-    check(cudaMalloc(&weights, kMostTokens * kTopK * sizeof(float)), "cudaMalloc");
-    check(cudaMalloc(&tokens, kMostTokens * kHidden * sizeof(float)), "cudaMalloc");
-    check(cudaMalloc(&result, kMostTokens * kHidden * sizeof(float)), "cudaMalloc");
-  }
+  DeviceStep() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
   ~DeviceStep() {
     for (void* const memory : {static_cast<void*>(num_tokens), static_cast<void*>(ids), static_cast<void*>(weights),
                                static_cast<void*>(tokens), static_cast<void*>(result)}) {
@@ -91,11 +92,11 @@ class DeviceStep {
   }
 
   cudaStream_t stream = nullptr;
-  std::int32_t* num_tokens = nullptr;
-  std::int32_t* ids = nullptr;
-  float* weights = nullptr;
-  float* tokens = nullptr;
-  float* result = nullptr;
+  std::int32_t* num_tokens = allocate<std::int32_t>(1);
+  std::int32_t* ids = allocate<std::int32_t>(kMostTokens * kTopK);
+  float* weights = allocate<float>(kMostTokens * kTopK);
+  float* tokens = allocate<float>(kMostTokens * kHidden);
+  float* result = allocate<float>(kMostTokens * kHidden);
 };
 
 // Dispatch, experts and combine, on the stream. The weights come late, as with DeepEP's low-latency kernels.
