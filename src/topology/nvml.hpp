@@ -45,7 +45,7 @@ struct NvlinkFabric {
   std::string lack;
 };
 [[nodiscard]] NvlinkFabric probe_nvlink_fabric(const std::string& library = "libnvidia-ml.so.1",
-                                              const std::string& channels = kImexChannels);
+                                               const std::string& channels = kImexChannels);
 
 /// The name of the cluster preset that fits these GPUs; "unknown" where none does.
 [[nodiscard]] std::string preset_of(const NvmlProbe& probe);

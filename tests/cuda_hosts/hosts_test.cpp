@@ -1,6 +1,7 @@
 // Dispatchers on GPUs of several hosts, which are played by processes with host keys of their own: rows of `hybrid` go
 // by libfabric on loopback, those of `alltoall` by NCCL. A program of its own: see tests/cuda_processes.
 #include <cstdint>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "epistle/dispatcher.hpp"
 #include "epistle/routing.hpp"
 
+#include "core/settings.hpp"
 #include "cuda_hosts/gpu_hosts.hpp"
 #include "support/named_scenarios.hpp"
 
@@ -40,6 +42,40 @@ INSTANTIATE_TEST_SUITE_P(All, CudaHybridOverHosts,
                            return std::to_string(shape.param.ranks_per_host) + "RanksPerHostInDomainsOf" +
                                   std::to_string(shape.param.domain_size);
                          });
+
+/// Makes a small dispatcher, and gives what it says of its links.
+std::string links_of_hybrid(Group& group) {
+  const Dispatcher dispatcher(group, "hybrid", {.hidden = 64, .num_experts = 8, .top_k = 2, .max_tokens = 4},
+                              CudaOptions{});
+  const std::string text = dispatcher.describe_tuning(4);
+  return text.substr(text.find("links: "));
+}
+
+void set_gpu_memory(const char* choice) {
+  ::setenv("EPISTLE_FABRIC_GPU_MEMORY", choice, 1);
+  reload_settings_for_testing();
+}
+
+TEST(CudaHybridOverHostsGpuMemory, IsRegisteredOrStagedAndItSaysWhich) {
+  if (const std::string lack = lack_of_gpu_hosts("hybrid", 1); !lack.empty()) GTEST_SKIP() << lack;
+  expect_well_on_gpus(make_hosts_job(kHosts, 1), 1, [](Group& group, ChildReport&) {
+    const auto demand = [](bool holds, const std::string& text) {
+      if (!holds) throw std::runtime_error(text);
+    };
+    const std::string found = links_of_hybrid(group);
+    const bool is_registered = found.find("rows from registered GPU memory") != std::string::npos;
+    demand(is_registered || found.find("rows staged in pinned host memory (rank 0: ") != std::string::npos, found);
+    set_gpu_memory("staged");
+    const std::string staged = links_of_hybrid(group);
+    demand(staged.find("(rank 0: EPISTLE_FABRIC_GPU_MEMORY is staged)") != std::string::npos, staged);
+    set_gpu_memory("direct");
+    try {
+      demand(links_of_hybrid(group) == found && is_registered, "it was made without registered memory");
+    } catch (const Error& error) {
+      demand(!is_registered && error.code() == ErrorCode::kUnsupported, error.what());
+    }
+  });
+}
 
 class CudaAllToAllOverHosts : public ::testing::TestWithParam<int> {};
 

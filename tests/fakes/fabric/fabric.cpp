@@ -32,9 +32,11 @@ std::atomic<int> num_gpu_regions{0};
 struct Tables {
   std::mutex mutex;
   std::map<const fid*, fi_ops_fabric*> fabrics;
-  std::map<const fid*, fi_ops_mr*> domains;
+  std::map<const fid*, fi_ops_mr*> memories;
+  std::map<const fid*, fi_ops_domain*> domains;
   std::list<fi_ops_fabric> fabric_copies;
-  std::list<fi_ops_mr> domain_copies;
+  std::list<fi_ops_mr> memory_copies;
+  std::list<fi_ops_domain> domain_copies;
 };
 
 Tables& tables() {
@@ -42,10 +44,25 @@ Tables& tables() {
   return *all;
 }
 
-fi_ops_mr* mr_ops_of(const fid* domain) {
+/// What `object` had in place of its copy.
+template <typename Ops>
+Ops* original_of(const std::map<const fid*, Ops*>& originals, const fid* object) {
   const std::lock_guard lock(tables().mutex);
-  return tables().domains.at(domain);
+  return originals.at(object);
 }
+
+/// What the provider is asked for, without what only this library says that it has.
+class WithoutHmem {
+ public:
+  explicit WithoutHmem(fi_info* info) : info_(info), caps_(info->caps) { info->caps &= ~FI_HMEM; }
+  ~WithoutHmem() { info_->caps = caps_; }
+  WithoutHmem(const WithoutHmem&) = delete;
+  WithoutHmem& operator=(const WithoutHmem&) = delete;
+
+ private:
+  fi_info* info_;
+  std::uint64_t caps_;
+};
 
 int register_any(fid* domain, const fi_mr_attr* attributes, std::uint64_t flags, fid_mr** region) {
   fi_mr_attr of_host = *attributes;
@@ -56,25 +73,27 @@ int register_any(fid* domain, const fi_mr_attr* attributes, std::uint64_t flags,
     of_host.device = {};
     ++num_gpu_regions;
   }
-  return mr_ops_of(domain)->regattr(domain, &of_host, flags, region);
+  return original_of(tables().memories, domain)->regattr(domain, &of_host, flags, region);
+}
+
+int open_endpoint(fid_domain* domain, fi_info* info, fid_ep** endpoint, void* context) {
+  const WithoutHmem without(info);
+  return original_of(tables().domains, &domain->fid)->endpoint(domain, info, endpoint, context);
 }
 
 int open_domain(fid_fabric* fabric, fi_info* info, fid_domain** domain, void* context) {
-  fi_ops_fabric* ops = nullptr;
-  {
-    const std::lock_guard lock(tables().mutex);
-    ops = tables().fabrics.at(&fabric->fid);
-  }
-  const std::uint64_t caps = info->caps;
-  info->caps &= ~FI_HMEM;
-  const int status = ops->domain(fabric, info, domain, context);
-  info->caps = caps;
+  const WithoutHmem without(info);
+  const int status = original_of(tables().fabrics, &fabric->fid)->domain(fabric, info, domain, context);
   if (status != 0) return status;
   const std::lock_guard lock(tables().mutex);
-  tables().domains[&(*domain)->fid] = (*domain)->mr;
-  fi_ops_mr& copy = tables().domain_copies.emplace_back(*(*domain)->mr);
-  copy.regattr = register_any;
-  (*domain)->mr = &copy;
+  tables().memories[&(*domain)->fid] = (*domain)->mr;
+  fi_ops_mr& of_memory = tables().memory_copies.emplace_back(*(*domain)->mr);
+  of_memory.regattr = register_any;
+  (*domain)->mr = &of_memory;
+  tables().domains[&(*domain)->fid] = (*domain)->ops;
+  fi_ops_domain& of_domain = tables().domain_copies.emplace_back(*(*domain)->ops);
+  of_domain.endpoint = open_endpoint;
+  (*domain)->ops = &of_domain;
   return 0;
 }
 
