@@ -9,6 +9,7 @@
 
 #include "bindings.hpp"
 #include "exchange.hpp"
+#include "group/caller_complaint.hpp"
 #include "tensor.hpp"
 
 namespace epistle::python {
@@ -33,17 +34,19 @@ Stream stream_of(PyDispatcher& self, const nb::handle& given, const nb::handle& 
   return reinterpret_cast<CUstream_st*>(nb::cast<std::uintptr_t>(found));
 }
 
-/// Makes a call without the GIL. Where a tensor is wrong, `spoil` makes the request one that the library refuses, so
-/// that the other ranks hear of it as of any bad input; what is thrown is the complaint.
+/// Makes a call without the GIL. Where an argument is wrong, `spoil` makes the request one that the library refuses, so
+/// that the other ranks hear of it as of any bad input; what is thrown, and told there, is the complaint.
 template <typename Request, typename Spoil, typename Call>
 auto make_call(const TensorReader& reader, Request& request, const Spoil& spoil, const Call& call) {
   const bool is_spoiled = !reader.complaint().empty();
   if (is_spoiled) spoil(request);
   const nb::gil_scoped_release release;
+  const CallerComplaint told(reader.complaint());
   try {
     return call();
   } catch (const Error& error) {
-    if (!is_spoiled || error.code() != ErrorCode::kInvalidArgument) throw;
+    // What another rank is at fault for is not this one's tensor.
+    if (!is_spoiled || error.context().peer_rank >= 0) throw;
     throw Error(ErrorCode::kInvalidArgument, reader.complaint(), error.context());
   }
 }
@@ -55,8 +58,11 @@ void spoil_ids(IdsView& ids) {
   ids.top_k = 1;
 }
 
-Handle handle_in(const nb::handle& handle) {
-  return handle.is_none() ? Handle() : nb::cast<const PyHandle&>(handle).handle;
+Handle handle_in(TensorReader& reader, const nb::handle& handle) {
+  if (handle.is_none()) return {};
+  if (nb::isinstance<PyHandle>(handle)) return nb::cast<const PyHandle&>(handle).handle;
+  reader.refuse("handle is no Handle; give what prepare returned");
+  return {};
 }
 
 struct RoutingArguments {
@@ -82,6 +88,7 @@ PyHandle prepare(const nb::object& self, const nb::object& expert_ids, const nb:
   PyDispatcher& dispatcher = get(self);
   TensorReader reader = reader_of(dispatcher);
   PrepareRequest request{.num_sms = num_sms};
+  if (expert_ids.is_none()) reader.refuse("expert_ids is None; a tensor [num_tokens, top_k] is expected");
   read_routing(reader, {expert_ids, weights, num_tokens, most_tokens, step_seed, step_seed_at}, request);
   const Stream on = stream_of(dispatcher, stream, expert_ids, &reader);
   return {self, make_call(
@@ -103,9 +110,9 @@ auto with_dispatch_request(const nb::object& self, const DispatchArguments& give
   PyDispatcher& dispatcher = get(self);
   TensorReader reader = reader_of(dispatcher);
   const DType input = dispatcher.dispatcher.config().input;
-  DispatchRequest request{.handle = handle_in(given.handle), .num_sms = given.num_sms};
+  DispatchRequest request{.handle = handle_in(reader, given.handle), .num_sms = given.num_sms};
   if (!given.expert_ids.is_none()) {
-    if (request.handle.valid()) throw nb::type_error("dispatch takes a handle or expert_ids, not both");
+    if (request.handle.valid()) reader.refuse("dispatch takes a handle or expert_ids, not both");
     read_routing(
         reader,
         {given.expert_ids, given.weights, given.num_tokens, given.most_tokens, given.step_seed, given.step_seed_at},
@@ -189,8 +196,12 @@ auto with_combine_request(const nb::object& self, const CombineArguments& given,
   const DispatcherConfig& config = dispatcher.dispatcher.config();
   const DType output = config.expert_output.value_or(
       config.input == DType::kFp8E4m3 || config.input == DType::kRaw ? DType::kBf16 : config.input);
-  CombineRequest request{.handle = handle_in(given.handle), .num_sms = given.num_sms};
-  if (!given.received.is_none()) request.received = nb::cast<const PyReceived&>(given.received).received;
+  CombineRequest request{.handle = handle_in(reader, given.handle), .num_sms = given.num_sms};
+  if (nb::isinstance<PyReceived>(given.received)) {
+    request.received = nb::cast<const PyReceived&>(given.received).received;
+  } else if (!given.received.is_none()) {
+    reader.refuse("received is no Received; give what dispatch returned");
+  }
   request.rows = reader.rows("rows", given.rows, output);
   request.out = reader.writable_rows("out", given.out, output);
   request.weights = reader.weights("weights", given.weights, request.out.num_rows, config.top_k);
@@ -235,6 +246,7 @@ DType gradient_type(const PyDispatcher& dispatcher) {
 
 /// Elements of RowDescription::weights.
 std::int64_t num_row_weights(const PyDispatcher& dispatcher, const Handle& handle) {
+  if (!handle.valid()) return 0;
   const RowDescription& rows = handle.description();
   const bool token_major = std::holds_alternative<TokenMajor>(dispatcher.dispatcher.config().layout);
   return rows.num_rows * (token_major ? dispatcher.dispatcher.config().top_k : 1);
@@ -246,7 +258,7 @@ void dispatch_backward(const nb::object& self, const nb::object& handle, const n
   PyDispatcher& dispatcher = get(self);
   TensorReader reader = reader_of(dispatcher);
   const DType type = gradient_type(dispatcher);
-  DispatchBackwardRequest request{.handle = handle_in(handle), .num_sms = num_sms};
+  DispatchBackwardRequest request{.handle = handle_in(reader, handle), .num_sms = num_sms};
   request.grad_rows = reader.rows("grad_rows", grad_rows, type);
   request.grad_tokens = reader.writable_rows("grad_tokens", grad_tokens, type);
   request.grad_weights =
@@ -265,7 +277,7 @@ PyReceived combine_backward(const nb::object& self, const nb::object& handle, co
   PyDispatcher& dispatcher = get(self);
   TensorReader reader = reader_of(dispatcher);
   const DType type = gradient_type(dispatcher);
-  CombineBackwardRequest request{.handle = handle_in(handle), .num_sms = num_sms};
+  CombineBackwardRequest request{.handle = handle_in(reader, handle), .num_sms = num_sms};
   request.grad_out = reader.rows("grad_out", grad_out, type);
   request.saved_rows = reader.rows("saved_rows", saved_rows, type);
   request.grad_weights = reader.floats("grad_weights", grad_weights, num_row_weights(dispatcher, request.handle), true);
@@ -341,6 +353,8 @@ Place place_of(const nb::object& dispatcher) {
 
 void bind_dispatcher(nb::module_& module) {
   const auto none = [](const char* name) { return nb::arg(name).none() = nb::none(); };
+  // None is refused as any other bad input is, so that the other ranks hear of it.
+  const auto required = [](const char* name) { return nb::arg(name).none(); };
   nb::class_<PyDispatcher>(
       module, "Dispatcher", nb::is_weak_referenceable(),
       "Dispatch and combine for the ranks of a group, on one device. Every call is collective: all "
@@ -357,7 +371,7 @@ void bind_dispatcher(nb::module_& module) {
           "info", [](const PyDispatcher& self) -> const DispatcherInfo& { return self.dispatcher.info(); },
           nb::rv_policy::reference)
       .def(
-          "prepare", &prepare, nb::arg("expert_ids"), none("weights"), nb::kw_only(), none("num_tokens"),
+          "prepare", &prepare, required("expert_ids"), none("weights"), nb::kw_only(), none("num_tokens"),
           nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0, none("step_seed_at"), nb::arg("num_sms") = 0,
           none("stream"),
           nb::sig("def prepare(self, expert_ids: typing.Any, weights: typing.Any = None, *, num_tokens: typing.Any = "
@@ -371,20 +385,20 @@ void bind_dispatcher(nb::module_& module) {
           "``step_seed``, where experts have replicas: another value in every step, so that a token is not always sent "
           "the same way; each rank's own choice. ``step_seed_at``: one uint64 or int64 on the device to read it from "
           "when the call runs.")
-      .def("dispatch", &dispatch, nb::arg("tokens"), nb::kw_only(), none("handle"), none("expert_ids"), none("weights"),
-           none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
+      .def("dispatch", &dispatch, required("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
+           none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
            none("step_seed_at"), nb::arg("num_sms") = 0, none("stream"),
            EPISTLE_DISPATCH_SIGNATURE("dispatch", "Received"),
            "Moves rows to the ranks of their experts. ``tokens`` [num_tokens, hidden] of the input type; ``scales`` "
            "[num_tokens, columns] in any strides where the payload has scales. With ``handle`` of a prepare, or with "
            "``expert_ids``, ``weights``, ``num_tokens``, ``most_tokens`` and ``step_seed`` as there.")
       .def(
-          "dispatch_decode", &dispatch_decode, nb::arg("tokens"), nb::arg("expert_ids"), none("stream"),
+          "dispatch_decode", &dispatch_decode, required("tokens"), required("expert_ids"), none("stream"),
           nb::sig("def dispatch_decode(self, tokens: typing.Any, expert_ids: typing.Any, stream: typing.Any = None) -> "
                   "tuple[Handle, typing.Any]"),
           "dispatch with expert_ids whose lease is given back at once, for callers who know where its rows lie "
           "(Received.borrow): (handle, Handle.expert_counts as a tensor of Torch).")
-      .def("dispatch_send", &dispatch_send, nb::arg("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
+      .def("dispatch_send", &dispatch_send, required("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
            none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
            none("step_seed_at"), nb::arg("num_sms") = 0, none("stream"),
            EPISTLE_DISPATCH_SIGNATURE("dispatch_send", "Pending"),
@@ -392,7 +406,7 @@ void bind_dispatcher(nb::module_& module) {
            "unchanged until the receive half.")
       .def("dispatch_receive", &dispatch_receive, nb::arg("pending"), nb::kw_only(), none("stream"),
            nb::sig("def dispatch_receive(self, pending: Pending, *, stream: typing.Any = None) -> Received"))
-      .def("combine", &combine, nb::arg("out"), nb::kw_only(), none("rows"), none("handle"), none("received"),
+      .def("combine", &combine, required("out"), nb::kw_only(), none("rows"), none("handle"), none("received"),
            none("weights"), nb::arg("num_sms") = 0, none("stream"), EPISTLE_COMBINE_SIGNATURE("combine", "None"),
            "Sums expert outputs back to their tokens, into ``out`` [num_tokens, expert_output_hidden]. ``rows`` "
            "[num_rows, "
@@ -400,12 +414,12 @@ void bind_dispatcher(nb::module_& module) {
            "``received.expert_outputs`` are not copied, and are taken where "
            "``received`` "
            "is given without rows.")
-      .def("combine_send", &combine_send, nb::arg("out"), nb::kw_only(), none("rows"), none("handle"), none("received"),
-           none("weights"), nb::arg("num_sms") = 0, none("stream"),
+      .def("combine_send", &combine_send, required("out"), nb::kw_only(), none("rows"), none("handle"),
+           none("received"), none("weights"), nb::arg("num_sms") = 0, none("stream"),
            EPISTLE_COMBINE_SIGNATURE("combine_send", "Pending"))
       .def("combine_receive", &combine_receive, nb::arg("pending"), nb::kw_only(), none("stream"),
            nb::sig("def combine_receive(self, pending: Pending, *, stream: typing.Any = None) -> None"))
-      .def("dispatch_backward", &dispatch_backward, nb::arg("handle"), nb::arg("grad_rows"), nb::arg("grad_tokens"),
+      .def("dispatch_backward", &dispatch_backward, required("handle"), required("grad_rows"), required("grad_tokens"),
            nb::kw_only(), none("grad_weights"), none("grad_probs"), nb::arg("num_sms") = 0, none("stream"),
            nb::sig(
                "def dispatch_backward(self, handle: Handle, grad_rows: typing.Any, grad_tokens: typing.Any, *, "
@@ -414,7 +428,7 @@ void bind_dispatcher(nb::module_& module) {
            "Gradient of dispatch. ``grad_rows`` [num_rows, expert_output_hidden] in, ``grad_tokens`` [num_tokens, "
            "expert_output_hidden] out: unweighted sums. ``grad_weights``, in the shape of Handle.weights, in, and "
            "``grad_probs`` [num_tokens, top_k] out, both float32: both or neither, on all ranks alike.")
-      .def("combine_backward", &combine_backward, nb::arg("handle"), nb::arg("grad_out"), nb::kw_only(),
+      .def("combine_backward", &combine_backward, required("handle"), required("grad_out"), nb::kw_only(),
            none("saved_rows"), none("grad_weights"), nb::arg("num_sms") = 0, none("stream"),
            nb::sig("def combine_backward(self, handle: Handle, grad_out: typing.Any, *, saved_rows: typing.Any = None, "
                    "grad_weights: typing.Any = None, num_sms: int = 0, stream: typing.Any = None) -> Received"),

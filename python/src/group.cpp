@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -13,11 +14,18 @@
 namespace epistle::python {
 namespace {
 
+constexpr double kLongestTimeoutMs = 1e15;
+
 /// Seconds, as Python has them; none: the setting EPISTLE_TIMEOUT_MS.
 GroupOptions options_of(std::optional<double> timeout) {
   if (!timeout) return {};
+  if (!(*timeout >= 0)) {
+    throw Error(ErrorCode::kInvalidArgument, "the timeout is " + std::to_string(*timeout) +
+                                                 " s; it must not be negative; None is the setting EPISTLE_TIMEOUT_MS");
+  }
+  // The library cuts what is longer than its longest.
+  const auto milliseconds = static_cast<std::int64_t>(std::min(*timeout * 1000.0, kLongestTimeoutMs));
   // 0 stands for the setting in C++; whoever asks for no time at all gets the shortest there is.
-  const auto milliseconds = static_cast<std::int64_t>(*timeout * 1000.0);
   return {.timeout = std::chrono::milliseconds(milliseconds == 0 ? 1 : milliseconds)};
 }
 

@@ -1,6 +1,7 @@
 #include "tensor.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -102,13 +103,23 @@ Tensor read_torch(const nb::handle& object) {
   return tensor;
 }
 
+/// Of a type string as "<f4". Objects of Python have no size there.
+std::int64_t element_bytes_of(const std::string& type) {
+  std::int64_t bytes = 0;
+  if (type.size() > 2) std::from_chars(type.data() + 2, type.data() + type.size(), bytes);
+  if (bytes <= 0) {
+    throw nb::type_error(("its elements are of type '" + type + "'; numbers are expected").c_str());
+  }
+  return bytes;
+}
+
 /// `__array_interface__` and `__cuda_array_interface__`, which differ in where the data lies.
 Tensor read_interface(const nb::handle& object, const char* attribute, bool on_cuda) {
   Tensor tensor;
   tensor.keep = nb::object(object.attr(attribute));
   const nb::dict interface = nb::cast<nb::dict>(tensor.keep);
   const auto type = nb::cast<std::string>(interface["typestr"]);  // "<f4", "|V1"
-  tensor.element_bytes = std::stoll(type.substr(2));
+  tensor.element_bytes = element_bytes_of(type);
   // The types of ml_dtypes are void there.
   const bool is_plain = type[1] == 'f' || type[1] == 'i' || type[1] == 'u';
   if (is_plain) {
@@ -288,7 +299,7 @@ void flatten_blocks(Tensor& tensor) {
 }  // namespace
 
 bool TensorReader::complain(std::string_view name, const std::string& text) {
-  if (complaint_.empty()) complaint_ = std::string(name) + " " + text;
+  refuse(std::string(name) + " " + text);
   return false;
 }
 

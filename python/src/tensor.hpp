@@ -56,6 +56,10 @@ class TensorReader {
   explicit TensorReader(TensorPlace place) : place_(place) {}
 
   [[nodiscard]] const std::string& complaint() const noexcept { return complaint_; }
+  /// Of an argument that is no tensor; the first complaint counts.
+  void refuse(const std::string& text) {
+    if (complaint_.empty()) complaint_ = text;
+  }
 
   /// Of the first tensor on a GPU, where it has a table for exchange.
   [[nodiscard]] const dlpack::ExchangeApi* library() const noexcept { return library_; }

@@ -27,11 +27,48 @@ def test_a_bad_tensor_is_told_to_the_others_and_the_next_call_works() -> None:
         else:
             assert error.value.code is epistle.ErrorCode.PEER_REJECTED
             assert error.value.peer_rank == 1
+            assert "tokens has elements of float64" in str(error.value)
         assert error.value.rank == group.rank
         assert moe.poll() == "ok"
         moe.dispatch(tokens, expert_ids=ids, weights=weights)
 
     epistle.run_threads(3, play, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("bad_ids", "bad_handle", "reason"),
+    [
+        (None, "given", "expert_ids is None"),
+        ("objects", "given", "expert_ids cannot be read: its elements are of type"),
+        ("ids", "five", "handle is no Handle"),
+    ],
+)
+def test_what_is_no_tensor_or_handle_is_told_to_the_others(bad_ids: str | None, bad_handle: str, reason: str) -> None:
+    def play(group: epistle.Group) -> None:
+        moe = epistle.Dispatcher(group, "direct", config())
+        ids, weights = routing(group.rank, group.size)
+        tokens = small_integers((TOKENS, HIDDEN), group.rank)
+        is_bad = group.rank == 0
+        given = {None: None, "objects": ids.astype(object), "ids": ids}[bad_ids] if is_bad else ids
+        with pytest.raises(epistle.Error, match=reason) as error:
+            handle = moe.prepare(given, weights)
+            moe.dispatch(tokens, handle=5 if is_bad and bad_handle == "five" else handle)
+        expected = epistle.ErrorCode.INVALID_ARGUMENT if is_bad else epistle.ErrorCode.PEER_REJECTED
+        assert error.value.code is expected
+        moe.dispatch(tokens, expert_ids=ids, weights=weights)
+
+    epistle.run_threads(2, play, timeout=20)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), -1.0, float("-inf")])
+def test_impossible_timeouts_are_refused(timeout: float) -> None:
+    with pytest.raises(epistle.Error, match="the timeout is ") as error:
+        epistle.Group.threads(2, timeout=timeout)
+    assert error.value.code is epistle.ErrorCode.INVALID_ARGUMENT
+
+
+def test_endless_timeouts_are_the_longest() -> None:
+    assert epistle.Group.threads(1, timeout=float("inf"))[0].timeout > 86_400
 
 
 def test_different_configurations_are_named() -> None:

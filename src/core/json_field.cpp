@@ -103,8 +103,8 @@ nlohmann::ordered_json parse_json(std::string_view text, const std::string& name
   } catch (const Json::parse_error& error) {
     const auto* const end = text.begin() + static_cast<std::ptrdiff_t>(std::min(error.byte, text.size()));
     throw_corrupt(name, fmt::format("line {} is not JSON", 1 + std::count(text.begin(), end, '\n')));
-  } catch (const Json::exception& error) {
-    throw_corrupt(name, fmt::format("it is not JSON: {}", error.what()));
+  } catch (const Json::out_of_range&) {
+    throw_corrupt(name, "a number in it is too large; those up to 1.8e308 can be read");
   }
 }
 

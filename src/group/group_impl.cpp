@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "core/settings.hpp"
+#include "group/caller_complaint.hpp"
 #include "group/limits.hpp"
 
 namespace epistle {
@@ -130,7 +131,9 @@ Ticket GroupImpl::arrive(const Call& call, const Complaint& complaint) {
   post.status = complaint ? complaint->code() : ErrorCode::kOk;
   post.blames_another = complaint && complaint_blames_another(*complaint);
   if (complaint) {
-    const std::string_view text = complaint->message().substr(0, post.message.size() - 1);
+    const std::string* const of_caller = CallerComplaint::current();
+    const std::string_view found = of_caller != nullptr ? std::string_view(*of_caller) : complaint->message();
+    const std::string_view text = found.substr(0, post.message.size() - 1);
     std::copy(text.begin(), text.end(), post.message.begin());
     post.message[text.size()] = '\0';
   }

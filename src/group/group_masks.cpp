@@ -67,15 +67,16 @@ struct GroupImpl::MaskChange {
 void GroupImpl::set_mask(std::vector<int> masked) {
   std::sort(masked.begin(), masked.end());
   masked.erase(std::unique(masked.begin(), masked.end()), masked.end());
-  const auto refuse = [&](ErrorCode code, const std::string& why) {
-    throw Error(code, fmt::format("set_mask of {}: {}", text_of(masked), why), {.rank = rank_});
-  };
-  if (!masked.empty() && (masked.front() < 0 || masked.back() >= num_ranks_)) {
-    refuse(ErrorCode::kInvalidArgument, fmt::format("ranks go from 0 to {}", num_ranks_ - 1));
-  }
   MaskChange change{.masked = std::move(masked)};
+  const auto refuse = [&](const std::string& why) {
+    throw Error(ErrorCode::kInvalidArgument, fmt::format("set_mask of {}: {}", text_of(change.masked), why),
+                {.rank = rank_});
+  };
+  if (!change.masked.empty() && (change.masked.front() < 0 || change.masked.back() >= num_ranks_)) {
+    refuse(fmt::format("ranks go from 0 to {}", num_ranks_ - 1));
+  }
   if (change.leaves_out(rank_)) {
-    refuse(ErrorCode::kInvalidArgument, fmt::format("this is rank {}; it is the ranks that stay that call it", rank_));
+    refuse(fmt::format("this is rank {}; it is the ranks that stay that call it", rank_));
   }
   change.digest = digest_of(change.masked);
   while (change.leaves_out(change.leader)) ++change.leader;

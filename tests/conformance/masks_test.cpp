@@ -310,6 +310,10 @@ TEST(MaskChange, TakesRanksOfTheGroupAndNotTheCallers) {
                      EXPECT_TRUE(refused({2}));
                      EXPECT_TRUE(refused({group.rank()}));
                      EXPECT_TRUE(refused({0, 1}));
+                     const Outcome own = outcome_of([&] { group.set_mask({1, 0}); });
+                     ASSERT_TRUE(own.has_value());
+                     EXPECT_NE(std::string(own->what()).find("set_mask of rank(s) 0, 1"), std::string::npos)
+                         << own->what();
                      EXPECT_NO_THROW(group.barrier());
                    },
                    {.timeout = kPatience});

@@ -8,19 +8,17 @@
 #include <vector>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "epistle/error.hpp"
 
 #include "core/ascii.hpp"
+#include "core/json_field.hpp"
 #include "cost/exchange_counts.hpp"
 #include "cost/work.hpp"
 #include "topology/cluster.hpp"
 
 namespace epistle {
 namespace {
-
-using RecordJson = nlohmann::json;
 
 /// "NVIDIA H200" is h200-hgx.
 Cluster cluster_of_gpu(const std::string& name) {
@@ -50,62 +48,72 @@ struct RecordShape {
   double used_gpus = 0;
 };
 
-std::string text_of(const RecordJson& object, const char* name) {
+// What no run exceeds.
+constexpr JsonRange<double> kCounts{1, 1 << 28};
+constexpr JsonRange<double> kCountsOrNone{0, 1 << 28};
+constexpr JsonRange<double> kTimes{0, 1e12};
+
+/// Empty where there is none.
+std::string text_of(const JsonField& object, std::string_view name) {
   const auto found = object.find(name);
-  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+  return found ? found->text() : std::string();
 }
 
-double number_of(const RecordJson& object, const char* name, double otherwise) {
+double count_of(const JsonField& object, std::string_view name) { return object.at(name).number(kCounts); }
+
+double count_of(const JsonField& object, std::string_view name, double otherwise) {
   const auto found = object.find(name);
-  return found != object.end() && found->is_number() ? found->get<double>() : otherwise;
+  return found ? found->number(kCountsOrNone) : otherwise;
 }
 
 /// What epistle bench and epistle compare write alike.
-RecordShape common_shape(const RecordJson& shape) {
-  return {.ranks = shape.at("ranks").get<double>(),
-          .ranks_per_domain = number_of(shape, "domain_size", 0),
+RecordShape common_shape(const JsonField& shape) {
+  return {.ranks = count_of(shape, "ranks"),
+          .ranks_per_domain = count_of(shape, "domain_size", 0),
           .tokens = 0,
-          .hidden = shape.at("hidden").get<double>(),
-          .top_k = shape.at("top_k").get<double>(),
-          .experts = shape.at("num_experts").get<double>(),
+          .hidden = count_of(shape, "hidden"),
+          .top_k = count_of(shape, "top_k"),
+          .experts = count_of(shape, "num_experts"),
           .num_sms = 1,
           .dtype = text_of(shape, "dtype"),
           .wire = text_of(shape, "wire"),
-          .layout = shape.at("layout").get<std::string>(),
+          .layout = shape.at("layout").text(),
           .sizing = text_of(shape, "sizing"),
           .mover = {},
           .gpu = {},
           .used_gpus = 0};
 }
 
-RecordShape shape_of_bench(const RecordJson& record) {
-  const RecordJson& config = record.at("config");
+RecordShape shape_of_bench(const JsonField& record) {
+  const JsonField config = record.at("config");
   RecordShape shape = common_shape(config);
-  shape.tokens = config.at("tokens").get<double>();
+  shape.tokens = config.at("tokens").number(kCountsOrNone);
   shape.mover = text_of(config, "mover");
-  shape.num_sms = number_of(config, "workers", 1);
-  const RecordJson& gpu = record.at("gpu");
-  if (gpu.is_null()) return shape;
-  shape.gpu = gpu.at("name").get<std::string>();
-  shape.used_gpus = gpu.at("used_gpus").get<double>();
-  shape.num_sms = number_of(config, "sms", gpu.at("sms").get<double>());
+  shape.num_sms = count_of(config, "workers", 1);
+  // Null on the host.
+  if (!record.value().contains("gpu")) record.fail("has no field 'gpu'");
+  const auto gpu = record.find("gpu");
+  if (!gpu) return shape;
+  shape.gpu = gpu->at("name").text();
+  shape.used_gpus = count_of(*gpu, "used_gpus");
+  shape.num_sms = count_of(config, "sms", count_of(*gpu, "sms"));
   return shape;
 }
 
-RecordShape shape_of_compare(const RecordJson& record) {
-  const RecordJson& stack = record.at("stack");
-  const RecordJson& method = stack.at("method");
-  const RecordJson& devices = stack.at("devices");
+RecordShape shape_of_compare(const JsonField& record) {
+  const JsonField stack = record.at("stack");
+  const JsonField method = stack.at("method");
+  const JsonField devices = stack.at("devices");
   RecordShape shape = common_shape(stack.at("shape"));
-  for (const RecordJson& tokens : stack.at("shape").at("tokens_per_rank")) {
-    shape.tokens += tokens.get<double>() / shape.ranks;
+  for (const JsonField& tokens : stack.at("shape").at("tokens_per_rank").items()) {
+    shape.tokens += tokens.number(kCountsOrNone) / shape.ranks;
   }
   shape.mover = text_of(method, "mover");
-  shape.num_sms = number_of(method, "workers", 1);
-  if (!devices.contains("gpu")) return shape;
-  shape.gpu = devices.at("gpu").get<std::string>();
-  shape.used_gpus = devices.at("used_gpus").get<double>();
-  shape.num_sms = number_of(method, "sms", devices.at("sms").get<double>());
+  shape.num_sms = count_of(method, "workers", 1);
+  if (!devices.value().contains("gpu")) return shape;
+  shape.gpu = devices.at("gpu").text();
+  shape.used_gpus = count_of(devices, "used_gpus");
+  shape.num_sms = count_of(method, "sms", count_of(devices, "sms"));
   return shape;
 }
 
@@ -138,8 +146,8 @@ const RecordCurve* find_record_curve(const std::string& dispatcher) {
 /// Reads the times of a record whose shape is known.
 class RecordReader {
  public:
-  RecordReader(const RecordJson& results, RecordShape shape, std::string_view file)
-      : file_(file), results_(results), shape_(std::move(shape)) {
+  RecordReader(const JsonField& results, RecordShape shape, std::string_view file)
+      : file_(file), results_(results.items()), shape_(std::move(shape)) {
     if (!shape_.gpu.empty() && shape_.used_gpus < shape_.ranks) {
       leave_out("has ranks that share a GPU; each needs one of its own");
     }
@@ -147,10 +155,10 @@ class RecordReader {
   }
 
   void read(MeasurementTable& table) const {
-    for (const RecordJson& result : results_) {
-      const std::string phase = result.at("phase").get<std::string>();
+    for (const JsonField& result : results_) {
+      const std::string phase = result.at("phase").text();
       if (phase != "dispatch" && phase != "combine") continue;
-      const std::string dispatcher = result.at("dispatcher").get<std::string>();
+      const std::string dispatcher = result.at("dispatcher").text();
       const RecordCurve* const curve = find_record_curve(dispatcher);
       if (curve == nullptr) continue;
       Observation observation = observe(*curve, phase);
@@ -182,9 +190,9 @@ class RecordReader {
 
   /// 0 where there is none.
   [[nodiscard]] double time_of(const std::string& dispatcher, std::string_view phase) const {
-    for (const RecordJson& result : results_) {
-      if (result.at("dispatcher") == dispatcher && result.at("phase") == phase) {
-        return result.at("median_us").get<double>();
+    for (const JsonField& result : results_) {
+      if (result.at("dispatcher").text() == dispatcher && result.at("phase").text() == phase) {
+        return result.at("median_us").number(kTimes);
       }
     }
     return 0.0;
@@ -232,7 +240,7 @@ class RecordReader {
   }
 
   std::string_view file_;
-  const RecordJson& results_;
+  std::vector<JsonField> results_;
   RecordShape shape_;
   Cluster cluster_;
 };
@@ -242,21 +250,19 @@ class RecordReader {
 MeasurementTable parse_bench_record(std::string_view text, std::string_view file) {
   MeasurementTable table;
   table.name = std::filesystem::path(file).stem().string();
-  try {
-    const RecordJson record = RecordJson::parse(text.begin(), text.end());
-    const std::string tool = record.is_object() ? text_of(record, "tool") : std::string();
-    if (tool.empty() && !(record.is_object() && record.contains("results"))) {
-      throw Error(ErrorCode::kUnsupported, fmt::format("{} is not a record of epistle bench", file));
-    }
-    const bool compared = tool == "epistle compare";
-    if (!compared && !tool.empty() && tool != "epistle bench") {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("{} is of {}; times come from epistle bench and epistle compare", file, tool));
-    }
-    RecordReader(record.at("results"), compared ? shape_of_compare(record) : shape_of_bench(record), file).read(table);
-  } catch (const RecordJson::exception& error) {
-    throw Error(ErrorCode::kCorruptInput, fmt::format("{} is not a record of epistle bench: {}", file, error.what()));
+  const std::string path(file);
+  const nlohmann::ordered_json document = parse_json(text, path);
+  const JsonField record(document, path);
+  const std::string tool = document.is_object() ? text_of(record, "tool") : std::string();
+  if (tool.empty() && !(document.is_object() && document.contains("results"))) {
+    throw Error(ErrorCode::kUnsupported, fmt::format("{} is not a record of epistle bench", file));
   }
+  const bool compared = tool == "epistle compare";
+  if (!compared && !tool.empty() && tool != "epistle bench") {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("{} is of {}; times come from epistle bench and epistle compare", file, tool));
+  }
+  RecordReader(record.at("results"), compared ? shape_of_compare(record) : shape_of_bench(record), file).read(table);
   return table;
 }
 

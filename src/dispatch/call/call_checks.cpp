@@ -211,15 +211,16 @@ Complaint CallChecks::expert_outputs(const HandleState& state, const ConstRows& 
                         .phase = Phase::kCombine});
 }
 
-Complaint CallChecks::sums(const HandleState& state, const Rows& out) const {
-  if (out.num_rows < state.num_tokens || (out.data == nullptr && state.num_tokens > 0)) {
+Complaint CallChecks::sums(const HandleState& state, const Rows& out, std::string_view name) const {
+  const bool is_missing = out.data == nullptr && state.num_tokens > 0;
+  if (is_missing || out.num_rows < state.num_tokens) {
+    const std::string found = is_missing ? ".data is null" : fmt::format(" has {} rows", out.num_rows);
     return complain(ErrorCode::kBufferTooSmall, Phase::kCombine,
-                    fmt::format("out has {} rows; {} tokens need as many", out.data == nullptr ? 0 : out.num_rows,
-                                state.num_tokens));
+                    fmt::format("{}{}; {} tokens need as many rows", name, found, state.num_tokens));
   }
   ConstRows wanted = out;
   wanted.num_rows = state.num_tokens;
-  return rows(wanted, {.name = "out",
+  return rows(wanted, {.name = name,
                        .num_rows = state.num_tokens,
                        .hidden = config.combine_hidden,
                        .dtype = config.combine_dtype,
@@ -249,7 +250,7 @@ Complaint CallChecks::dispatch_backward(const HandleState& state, const Dispatch
                                                      .phase = Phase::kCombine})) {
     return complaint;
   }
-  if (Complaint complaint = sums(state, request.grad_tokens)) return complaint;
+  if (Complaint complaint = sums(state, request.grad_tokens, "grad_tokens")) return complaint;
   const bool has_both = state.description.num_rows > 0 && state.num_tokens > 0;
   if (!has_both || (request.grad_weights == nullptr) == (request.grad_probs == nullptr)) return std::nullopt;
   return complain(ErrorCode::kInvalidArgument, Phase::kCombine,

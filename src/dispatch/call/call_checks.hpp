@@ -55,7 +55,7 @@ struct CallChecks {
   /// combine: the expert outputs, and where the sums go.
   [[nodiscard]] Complaint expert_outputs(const HandleState& state, const ConstRows& outputs,
                                          const WeightsView& weights) const;
-  [[nodiscard]] Complaint sums(const HandleState& state, const Rows& out) const;
+  [[nodiscard]] Complaint sums(const HandleState& state, const Rows& out, std::string_view name = "out") const;
   /// combine: outputs that are still being written, in `buffer` (null: none was found).
   [[nodiscard]] Complaint as_rows_finish(bool asked, const ConstRows& given, const RowBuffer* buffer) const;
   [[nodiscard]] Complaint dispatch_backward(const HandleState& state, const DispatchBackwardRequest& request) const;

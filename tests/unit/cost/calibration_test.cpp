@@ -2,7 +2,9 @@
 
 #include <cmath>
 #include <string>
+#include <string_view>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "epistle/error.hpp"
@@ -236,6 +238,31 @@ TEST(BenchRecord, GivesDispatchAndCombine) {
   EXPECT_EQ(code_of(R"({"tool": "epistle tune", "results": []})"), ErrorCode::kUnsupported);
   EXPECT_EQ(code_of(R"({"results": []})"), ErrorCode::kCorruptInput);
   EXPECT_THROW((void)parse_bench_record("[", "r.json"), Error);
+}
+
+TEST(BenchRecord, NamesTheFieldThatIsWrong) {
+  const auto message_of = [](std::string_view wrong_config, std::string_view wrong_time) {
+    const std::string record = fmt::format(
+        R"({{"config": {{"hidden": 256, "num_experts": 8, "top_k": 2, "layout": "token_major", "tokens": 64, {}}},
+            "gpu": null, "results": [{{"dispatcher": "direct", "phase": "combine", "median_us": {}}}]}})",
+        wrong_config, wrong_time);
+    try {
+      (void)parse_bench_record(record, "r.json");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kCorruptInput) << error.what();
+      return std::string(error.message());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(message_of(R"("ranks": 2)", "9"), "no error");
+  EXPECT_EQ(message_of(R"("ranks": "2")", "9"), "r.json: field config.ranks is \"2\", not a number");
+  EXPECT_EQ(message_of(R"("ranks": 0)", "9"), "r.json: field config.ranks is 0, not from 1 to 268435456");
+  EXPECT_EQ(message_of(R"("ranks": 2, "dtype": [])", "9"),
+            "r.json: field config.dtype is array with 0 entries, not a text");
+  EXPECT_EQ(message_of(R"("sizing": "exact")", "9"), "r.json: field config has no field 'ranks'");
+  EXPECT_EQ(message_of(R"("ranks": 2)", "null"), "r.json: field results[0] has no field 'median_us'");
+  EXPECT_EQ(message_of(R"("ranks": 2)", "1e400"),
+            "r.json: a number in it is too large; those up to 1.8e308 can be read");
 }
 
 TEST(BenchRecord, CountsTheLayoutAsPartOfADispatchAndKnowsTheHost) {

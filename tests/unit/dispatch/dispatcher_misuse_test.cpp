@@ -66,7 +66,7 @@ class DispatcherMisuse : public ::testing::TestWithParam<std::string> {
 /// `outcomes` of a call in which kBadRank gave an output that is one row too small.
 void expect_too_small(const CallOutcomes& outcomes) {
   expect_rejected(outcomes, ErrorCode::kBufferTooSmall, [](std::size_t, const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("out has 7 rows; 8 tokens need as many"), std::string::npos)
+    EXPECT_NE(std::string(error.what()).find("out has 7 rows; 8 tokens need as many rows"), std::string::npos)
         << error.what();
   });
 }
@@ -102,7 +102,10 @@ TEST_P(DispatcherMisuse, NoOutputForCombine) {
     caller.subject.dispatcher().combine(request);
   });
   ASSERT_TRUE(outcomes.by_rank[kBadRank].has_value());
-  EXPECT_EQ(outcomes.by_rank[kBadRank]->code(), ErrorCode::kBufferTooSmall);
+  const Error& own = *outcomes.by_rank[kBadRank];
+  EXPECT_EQ(own.code(), ErrorCode::kBufferTooSmall);
+  EXPECT_NE(std::string(own.what()).find("out.data is null; 8 tokens need as many rows"), std::string::npos)
+      << own.what();
   expect_usable(outcomes);
 }
 
