@@ -1,6 +1,7 @@
 """What the scripts that judge epistle calibrate share: their options, the program, and one run of it."""
 import json
 import subprocess
+import sys
 
 
 class UsageError(Exception):
@@ -14,6 +15,9 @@ def options_of(arguments, defaults, usage):
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
+        if argument in ("-h", "--help"):
+            print(usage.strip())
+            sys.exit(0)
         if argument in options:
             if not rest:
                 raise UsageError(f"{argument} needs a value")

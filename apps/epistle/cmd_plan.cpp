@@ -15,6 +15,7 @@
 #include "output.hpp"
 #include "plan_options.hpp"
 #include "plan_report.hpp"
+#include "report/progress.hpp"
 
 namespace epistle::cli {
 namespace {
@@ -41,7 +42,9 @@ void show_plans(const PlanOptions& options) {
   const PlanRequest request = make_plan_request(options);
   std::vector<MeasurementTable> tables;
   for (const std::string& file : options.measurements) tables.push_back(read_measurements(file));
+  Progress progress("fitting", options.quiet);
   const Calibration calibration(tables);
+  progress.begin("searching");
 
   PlanReport report{.request = &request,
                     .calibration = &calibration,
@@ -73,6 +76,7 @@ void show_plans(const PlanOptions& options) {
     if (wants_json) json = plan_report_json(report);
     text = render_plan_report(report, options.num_shown);
   }
+  progress.finish();
   if (wants_json) write_output(options.targets.json, json_text(json));
   if (!options.targets.html.empty()) write_output(options.targets.html, render_plan_page(report));
   if (options.targets.leave_stdout()) print(text);

@@ -19,8 +19,9 @@ void run_simulation(const SimulateOptions& options) {
   const simulate::SimulateRequest request = make_simulate_request(options);
   std::vector<MeasurementTable> tables;
   for (const std::string& file : options.measurements) tables.push_back(read_measurements(file));
+  Progress progress("fitting", options.quiet);
   const Calibration calibration(tables);
-  Progress progress("routing tokens", options.quiet);
+  progress.begin("routing tokens");
   const simulate::SimulateResult result = simulate::simulate(
       request, calibration, [&](std::int64_t done, std::int64_t total) { progress.update(done, total); });
   progress.finish();

@@ -26,6 +26,7 @@ namespace {
 
 constexpr double kMaxPlanTokens = 1e8;
 constexpr double kMaxContext = 1e7;
+constexpr double kMinMs = 1e-3;
 constexpr double kMaxMs = 1e7;
 constexpr double kMaxSkew = 4;
 
@@ -104,8 +105,9 @@ void add_plan_options(CLI::App& command, PlanOptions& options) {
                   "trace:FILE")
       ->type_name("SPEC");
   command.add_option("--objective", options.objective, "throughput per GPU (default) or latency")->type_name("WHAT");
-  add_number(command, "--max-tpot-ms", options.max_tpot_ms, {0.0, kMaxMs}, "Longest step of decode that is allowed");
-  add_number(command, "--max-ttft-ms", options.max_ttft_ms, {0.0, kMaxMs}, "Longest step of prefill that is allowed");
+  add_number(command, "--max-tpot-ms", options.max_tpot_ms, {kMinMs, kMaxMs}, "Longest step of decode that is allowed");
+  add_number(command, "--max-ttft-ms", options.max_ttft_ms, {kMinMs, kMaxMs},
+             "Longest step of prefill that is allowed");
   command.add_option("--precision", options.precision, "Of experts: bf16, fp8, fp8_block (default) or fp4")
       ->type_name("TYPE");
   add_number(command, "--gpus", options.num_gpus, {1, 1 << 20}, "GPUs in all: what EP leaves over are replicas");
@@ -126,6 +128,7 @@ void add_plan_options(CLI::App& command, PlanOptions& options) {
   add_number(command, "--top", options.num_shown, {1, 10000}, "Plans that the list shows (default: 10)");
   add_json_option(command, options.targets.json);
   add_html_option(command, options.targets.html);
+  command.add_flag("-q,--quiet", options.quiet, "No progress bar");
 }
 
 PlanRequest make_plan_request(const PlanOptions& options) {
@@ -142,6 +145,9 @@ PlanRequest make_plan_request(const PlanOptions& options) {
                                         pair<std::string_view, Objective>{"latency", Objective::kLatency}});
   request.precision = choose_precision(options.precision);
   constexpr double kUsualTokens = 32;
+  if (options.tokens > 0 && options.global_tokens > 0) {
+    epistle::reject("--tokens is per GPU and --global-tokens of an EP group; give one of them");
+  }
   request.tokens_per_gpu = options.tokens > 0 ? options.tokens : kUsualTokens;
   request.global_tokens = options.global_tokens;
   set_batch(options, request);

@@ -29,6 +29,7 @@ struct PlanOptions {
   std::vector<std::string> measurements;
   std::vector<std::string> explain;
   ResultTargets targets;
+  bool quiet = false;
 };
 
 void add_plan_options(CLI::App& command, PlanOptions& options);

@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "plan/exchange_modes.hpp"
 #include "simulate_report.hpp"
 
 namespace epistle::cli {
@@ -25,7 +26,9 @@ Json exchange_json(const simulate::ExchangeLoad& load) {
 }
 
 Json mode_json(const simulate::ModeStep& step) {
-  Json json = {{"name", step.mode->name}, {"possible", !step.refusal.has_value()}};
+  Json json = {{"name", step.mode->name},
+               {"possible", !step.refusal.has_value()},
+               {"only_a_bound", step.mode->kind == ExchangeKind::kFused}};
   if (step.refusal) {
     json["why_not"] = *step.refusal;
     return json;
@@ -113,6 +116,7 @@ Json simulate_json(const SimulateOptions& options, const simulate::SimulateReque
           {"seed", request.tokens.seed},
           {"drift", request.tokens.drift},
           {"policy", options.policy},
+          {"measurements", options.measurements},
           {"steps", steps},
           {"last_ranks", ranks},
           {"last_placement", placement}};

@@ -106,7 +106,9 @@ std::string render_modes(const Json& document) {
                    format_us(field("layer_us")), fmt::format("{:.2f}", field("straggler_factor")),
                    link_text(mode.at("dispatch"))});
   }
-  std::string text = table.render() + "Bytes are per rank, both ways. SMs, links and times as calibrated.\n";
+  std::string text = table.render() + "Bytes are per rank, both ways. " +
+                     (document.at("measurements").empty() ? "Times are of priors; --measurements refits their curves.\n"
+                                                          : "Times are of curves fitted to --measurements.\n");
   if (document.at("domains") > 1) {
     text +=
         fmt::format("A domain has {} network cards on {} rails; busiest rail: its bytes of a dispatch over the mean.\n",
@@ -115,17 +117,20 @@ std::string render_modes(const Json& document) {
   return refusals.empty() ? text : text + "\nNot possible here:\n" + refusals;
 }
 
-/// The dispatcher with the shortest mean layer, by its place; none where all are refused.
+/// The dispatcher with the shortest mean layer, by its place; none where all are refused. What cannot be run is the
+/// shortest only where nothing else is there.
 std::size_t fastest(const Json& steps) {
   const Json& modes = steps.front().at("dispatchers");
   std::size_t best = modes.size();
-  double best_us = 0.0;
+  std::pair<bool, double> best_rank;
   for (std::size_t place = 0; place < modes.size(); ++place) {
     if (modes.at(place).at("possible") == false) continue;
-    const double us = mean_of(steps, place, [](const Json& mode) { return real(mode.at("layer_us")); });
-    if (best < modes.size() && us >= best_us) continue;
+    const std::pair<bool, double> rank = {
+        modes.at(place).at("only_a_bound") == true,
+        mean_of(steps, place, [](const Json& mode) { return real(mode.at("layer_us")); })};
+    if (best < modes.size() && rank >= best_rank) continue;
     best = place;
-    best_us = us;
+    best_rank = rank;
   }
   return best;
 }
@@ -244,12 +249,12 @@ html::ChartBlock ranks_chart(const Json& document) {
 }
 
 std::string simulation_subtitle(const Json& document) {
-  return fmt::format("{} ranks of {} in {} domains: {} experts in {} slots, top {}, {} tokens per rank, routing {}, {}",
-                     plain_text(document.at("ranks")), plain_text(document.at("cluster")),
-                     plain_text(document.at("domains")), plain_text(document.at("experts")),
-                     plain_text(document.at("slots")), plain_text(document.at("top_k")),
-                     plain_text(document.at("tokens_per_rank")), plain_text(document.at("routing")),
-                     document.at("policy") == "none" ? "no balancing" : plain_text(document.at("policy")));
+  return fmt::format(
+      "{} ranks of {} in {} domain{}: {} experts in {} slots, top {}, {} tokens per rank, routing {}, {}",
+      plain_text(document.at("ranks")), plain_text(document.at("cluster")), plain_text(document.at("domains")),
+      document.at("domains") == 1 ? "" : "s", plain_text(document.at("experts")), plain_text(document.at("slots")),
+      plain_text(document.at("top_k")), plain_text(document.at("tokens_per_rank")), plain_text(document.at("routing")),
+      document.at("policy") == "none" ? "no balancing" : plain_text(document.at("policy")));
 }
 
 }  // namespace

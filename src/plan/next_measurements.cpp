@@ -83,11 +83,12 @@ class MeasurementList {
         std::any_of(list_.begin(), list_.end(), [&file](const NextMeasurement& other) { return other.file == file; });
     std::string command = command_of(request_, run, file);
     if (there || command.empty()) return;
-    list_.push_back({.what = fmt::format("dispatch and combine of {}, {} ranks, {} tokens per rank", run.mode->name,
-                                         run.num_ranks, run.tokens),
-                     .command = std::move(command),
-                     .file = file,
-                     .spread_us = spread_us});
+    list_.push_back(
+        {.what = fmt::format("dispatch and combine of {}, {} ranks, {} tokens per rank{}", run.mode->name,
+                             run.num_ranks, run.tokens, run.num_sms > 0 ? fmt::format(", {} SMs", run.num_sms) : ""),
+         .command = std::move(command),
+         .file = file,
+         .spread_us = spread_us});
   }
 
   std::vector<NextMeasurement> take() && {

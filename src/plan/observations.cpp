@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cost/fit/families.hpp"
+
 namespace epistle {
 namespace {
 
@@ -20,12 +22,13 @@ Observation exchange_observation(const Cluster& cluster, const ExchangeMode& mod
                                  const ExchangeWork& work) {
   // Of tables, only those of throughput modes name SMs.
   const double sm_position = mode.kind == ExchangeKind::kThroughput ? doublings(setting.num_sms) : 0.0;
-  return {.table = {},
-          .label = {},
-          .point = {.path = exchange_path(cluster, mode),
-                    .position = {doublings(setting.tokens), doublings(setting.num_ranks), sm_position,
-                                 doublings(setting.row_bytes), doublings(setting.num_experts)}},
-          .work = work};
+  return {
+      .table = {},
+      .label = {},
+      .point = {.path = exchange_path(cluster, mode),
+                .position = {doublings(setting.tokens), doublings(setting.num_ranks), sm_position,
+                             doublings(setting.row_bytes), doublings(setting.num_experts), crossing_position(work)}},
+      .work = work};
 }
 
 Observation collective_observation(const Cluster& cluster, double num_ranks, double bytes, const ExchangeWork& work) {

@@ -136,6 +136,8 @@ TEST(PlanCommand, TakesSequencesInPlaceOfTokens) {
   EXPECT_EQ(tokens_of({"--workload", "prefill", "--batch", "3", "--sequence", "512", "--routing", "lognormal:0.5"}),
             1536);
   EXPECT_EQ(run_epistle({"plan", "--batch", "2", "--tokens", "5"}).exit_code, 2);
+  EXPECT_EQ(run_epistle({"plan", "--tokens", "2", "--global-tokens", "5"}).exit_code, 2);
+  EXPECT_EQ(run_epistle({"plan", "--max-tpot-ms", "0"}).exit_code, 2);
   EXPECT_EQ(run_epistle({"plan", "--workload", "prefill", "--batch", "2"}).exit_code, 2);
 }
 

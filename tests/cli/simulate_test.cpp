@@ -55,6 +55,20 @@ TEST(SimulateCommand, SaysWhatMovesAndWhatItTakes) {
   EXPECT_TRUE(has_bytes);
 }
 
+TEST(SimulateCommand, SaysWhatIsOnlyABoundAndTellsTheStepsOfWhatCanBeRun) {
+  const std::vector<std::string> arguments = {"simulate", "--ranks", "4", "--tokens", "16", "--steps", "2", "--quiet"};
+  const CommandResult text = run_epistle(arguments);
+  EXPECT_EQ(text.exit_code, 0) << text.describe();
+  EXPECT_NE(text.out.find("layer, low_latency"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("in 1 domain:"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("Times are of priors"), std::string::npos) << text.out;
+  const SimulateJson json = simulated({"--ranks", "4", "--tokens", "16"});
+  EXPECT_TRUE(json.at("measurements").empty());
+  for (const SimulateJson& mode : json.at("steps").at(0).at("dispatchers")) {
+    EXPECT_EQ(mode.at("only_a_bound"), mode.at("name") == "fused_bound");
+  }
+}
+
 TEST(SimulateCommand, PlaysAPolicyOverSteps) {
   const SimulateJson json = simulated(
       {"--ranks", "8", "--tokens", "128", "--experts", "32",          "--top-k", "4",  "--routing",     "zipf:1",

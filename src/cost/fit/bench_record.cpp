@@ -14,6 +14,7 @@
 #include "core/ascii.hpp"
 #include "core/json_field.hpp"
 #include "cost/exchange_counts.hpp"
+#include "cost/fit/families.hpp"
 #include "cost/work.hpp"
 #include "topology/cluster.hpp"
 
@@ -235,7 +236,7 @@ class RecordReader {
             .point = {.path = std::move(path),
                       .position = {doublings(shape_.tokens), doublings(shape_.ranks),
                                    curve.per_expert ? 0.0 : doublings(sms), doublings(row_bytes),
-                                   doublings(shape_.experts)}},
+                                   doublings(shape_.experts), crossing_position(work)}},
             .work = work};
   }
 

@@ -18,10 +18,15 @@ constexpr double kIntervalShare = 0.9;
 constexpr double kPriorSigmas = 0.6;
 constexpr double kFitNoise = 0.08;        // relative, of a measurement and of the curve: outliers lie beyond
 constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left where data tell a constant
-constexpr double kPoolSigma = 0.4;        // of a constant between a library and its relatives
+constexpr double kPoolSigma = 0.4;        // of a constant between a GPU or kernel and its relatives
 constexpr double kFixedSigma = 1e-4;      // of a constant that is held
 constexpr double kSlopeStep = 1e-3;       // of a constant's logarithm
 constexpr std::size_t kMinLibraryRows = 3;
+
+/// Of a constant between a node of `level` (1 = below the root) and its relatives, where its prior is `own_sigma` wide.
+double pool_sigma(double own_sigma, std::size_t level) {
+  return std::min(own_sigma, kPoolSigma) * std::pow(kPoolStep, static_cast<double>(level) - 1.0);
+}
 
 std::vector<std::string> prefix_of(const std::vector<std::string>& path, std::size_t levels) {
   return {path.begin(), path.begin() + static_cast<std::ptrdiff_t>(std::min(levels, path.size()))};
@@ -121,7 +126,7 @@ void CalibratedCurve::fit_nodes() {
       // Too few to tell anything: the relatives' constants. And who has no relatives would be told the same twice.
       const bool has_relatives = levels == 0 || members.size() < count_below(prefix_of(path, levels - 1));
       if (levels > 0 && (members.size() < kMinLibraryRows || !has_relatives)) continue;
-      nodes_[path] = fit_node(members, parent);
+      nodes_[path] = fit_node(members, parent, levels);
     }
     // A node without a fit of its own passes its parent's on.
     for (const auto& [path, members] : groups) {
@@ -130,7 +135,8 @@ void CalibratedCurve::fit_nodes() {
   }
 }
 
-FitResult CalibratedCurve::fit_node(const std::vector<const Observation*>& members, const FitResult* parent) const {
+FitResult CalibratedCurve::fit_node(const std::vector<const Observation*>& members, const FitResult* parent,
+                                    std::size_t level) const {
   std::vector<LogPrior> priors;
   for (std::size_t idx = 0; idx < family_->constants.size(); ++idx) {
     const ConstantPrior& prior = family_->constants[idx];
@@ -138,7 +144,7 @@ FitResult CalibratedCurve::fit_node(const std::vector<const Observation*>& membe
     if (parent == nullptr) {
       priors.push_back({.log_mean = std::log(prior.value), .log_sigma = own_sigma});
     } else {
-      priors.push_back({.log_mean = parent->log_values[idx], .log_sigma = std::min(own_sigma, kPoolSigma)});
+      priors.push_back({.log_mean = parent->log_values[idx], .log_sigma = pool_sigma(own_sigma, level)});
     }
   }
   std::vector<double> log_us;
@@ -163,7 +169,9 @@ const FitResult& CalibratedCurve::node_of(const std::vector<std::string>& path) 
 }
 
 /// What constants may still be wrong by is part of the field: what no measurement tells widens intervals where it
-/// matters, and errors that measurements of one kind share do not look like many.
+/// matters, and errors that measurements of one kind share do not look like many. So the curve is moved back to the
+/// priors along its slopes, and the field finds again what measurements say against them. The constants of a node start
+/// from its parent's, for which one relative may be all that is known; the field weighs that against the prior.
 CalibratedCurve::Linearised CalibratedCurve::linearise(const Observation& wanted) const {
   const std::vector<double>& values = node_of(wanted.point.path).log_values;
   const double base = log_curve(wanted, values);
@@ -176,8 +184,9 @@ CalibratedCurve::Linearised CalibratedCurve::linearise(const Observation& wanted
     const double slope = (log_curve(wanted, moved) - base) / kSlopeStep;
     moved[idx] = values[idx];
     const double sigma = std::log(prior.factor);
+    if (family_->field_knows_priors) result.log_us += slope * (std::log(prior.value) - values[idx]);
     result.point.slopes.push_back(slope * sigma);
-    result.point.pool_slopes.push_back(slope * std::min(sigma, kPoolSigma));
+    result.point.pool_slopes.push_back(slope * pool_sigma(sigma, 1));
   }
   return result;
 }
@@ -240,9 +249,13 @@ double CalibratedCurve::width_of(const LogForecast& forecast) const {
   }
   if (forecast.novelty != Novelty::kSetting) return any;
   double width = 0.0;
+  bool all_seen = true;  // one by one, though not together
   for (std::size_t quantity = family_->num_varied; quantity < setting_widths_.size(); ++quantity) {
-    if (forecast.is_new[quantity]) width = std::max(width, setting_widths_[quantity]);
+    if (!forecast.is_new[quantity]) continue;
+    all_seen = false;
+    width = std::max(width, setting_widths_[quantity]);
   }
+  if (all_seen) return any;
   // A question that no group has asked: what others say must not make it look easy.
   return width > 0.0 ? width : std::max(any, kSigmasOf90Percent);
 }

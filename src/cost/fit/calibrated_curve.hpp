@@ -44,6 +44,9 @@ struct CurveFamily {
   std::vector<std::string_view> quantities;  ///< of FieldPoint::position
   std::size_t num_varied = 1;                ///< the first ones: those that a sweep varies; others are settings
   FieldScales scales;                        ///< to start with
+  /// The field weighs measurements against the priors along the slopes of the curve. Not where what is measured lies so
+  /// far from them that slopes do not reach: then what constants were fitted to is all that it starts from.
+  bool field_knows_priors = true;
   /// Time of `work` for constants in the order of `constants`.
   double (*time_us)(const std::variant<ExchangeWork, GemmWork>& work, std::span<const double> constants);
 };
@@ -97,7 +100,7 @@ class CalibratedCurve {
     std::size_t shared_levels = 0;  ///< most names that the path of a measurement shares
     std::vector<bool> is_new;       ///< [quantities]; kSetting: those whose value this library has not shown
   };
-  /// The fitted curve at a place, and how it moves with its constants.
+  /// The curve that the field starts from, at a place, and how the fitted one moves with its constants there.
   struct Linearised {
     FieldPoint point;
     double log_us = 0;
@@ -109,7 +112,8 @@ class CalibratedCurve {
   [[nodiscard]] double width_of(const LogForecast& forecast) const;
   void fit_nodes();
   [[nodiscard]] std::size_t count_below(const std::vector<std::string>& path) const;
-  [[nodiscard]] FitResult fit_node(const std::vector<const Observation*>& members, const FitResult* parent) const;
+  [[nodiscard]] FitResult fit_node(const std::vector<const Observation*>& members, const FitResult* parent,
+                                   std::size_t level) const;
   void fit_field();
   void set_widths();
   [[nodiscard]] std::vector<Fold> make_folds() const;

@@ -104,9 +104,9 @@ CurveFamily make_exchange(std::string_view name, const ExchangePriors& priors) {
   return {.name = name,
           .source = kOwnAnalysis,
           .constants = exchange_constants(priors),
-          .quantities = {"tokens", "ranks", "sms", "row bytes", "experts"},
+          .quantities = {"tokens", "ranks", "sms", "row bytes", "experts", "crossing"},
           .num_varied = 1,
-          .scales = {.lengths = {2, 3, 2, 4, 8}, .level_sigmas = {0.05, 0.05, 0.05, 0.05}, .noise_sigma = 0.03},
+          .scales = {.lengths = {2, 3, 2, 4, 8, 1}, .level_sigmas = {0.05, 0.05, 0.05, 0.05}, .noise_sigma = 0.03},
           .time_us = exchange_us};
 }
 
@@ -152,6 +152,8 @@ CurveFamily make_gemm(std::string_view name, double compute_efficiency) {
           .quantities = {"tokens", "rows per expert", "ranks", "hidden", "expert ffn", "experts"},
           .num_varied = 2,
           .scales = {.lengths = {2, 3, 3, 3, 3, 4}, .level_sigmas = {0.1, 0.1, 0.1, 0.05, 0.05}, .noise_sigma = 0.03},
+          // Kernels differ by half of a time and more (docs/tuning/forecasts.md).
+          .field_knows_priors = false,
           .time_us = gemm_us};
 }
 
@@ -374,6 +376,8 @@ std::vector<CurveFamily> make_families() {
 }
 
 }  // namespace
+
+double crossing_position(const ExchangeWork& work) noexcept { return work.num_domains > 1 ? 1.0 : 0.0; }
 
 ExchangeTerms exchange_terms(std::span<const double> constants) noexcept {
   return {.start_us = constants[0],

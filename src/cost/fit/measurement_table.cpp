@@ -16,6 +16,7 @@
 #include "core/whole_file.hpp"
 #include "cost/exchange_counts.hpp"
 #include "cost/fit/bench_record.hpp"
+#include "cost/fit/families.hpp"
 #include "cost/work.hpp"
 #include "topology/cluster.hpp"
 
@@ -241,14 +242,15 @@ class TableReader {
       ExchangeWork work =
           mode == "low_latency" ? low_latency_work(base, exchange) : throughput_work(base, exchange, num_sms);
       const std::string curve = fmt::format("{} {}", mode, phase);
-      Observation observation{.table = {},
-                              .label = fmt::format("{} {} EP {} {} tokens{}", system_, phase, shape.ranks, shape.tokens,
-                                                   num_sms > 0 ? fmt::format(" {} SMs", num_sms) : ""),
-                              .point = {.path = {system_, line.text("version", "")},
-                                        .position = {log2_of(shape.tokens), log2_of(shape.ranks), log2_of(num_sms),
-                                                     log2_of(row_bytes), log2_of(shape.experts)}},
-                              .work = work,
-                              .us = us};
+      Observation observation{
+          .table = {},
+          .label = fmt::format("{} {} EP {} {} tokens{}", system_, phase, shape.ranks, shape.tokens,
+                               num_sms > 0 ? fmt::format(" {} SMs", num_sms) : ""),
+          .point = {.path = {system_, line.text("version", "")},
+                    .position = {log2_of(shape.tokens), log2_of(shape.ranks), log2_of(num_sms), log2_of(row_bytes),
+                                 log2_of(shape.experts), crossing_position(work)}},
+          .work = work,
+          .us = us};
       add(line, curve, observation);
       if (split && line.number_of(phase + "_notify_us", 0) > 0) {
         // What moving rows takes by itself tells its start from that of the exchange of counts.
@@ -294,7 +296,7 @@ class TableReader {
          .label = fmt::format("{} {} {} {} EP {} {} tokens", system_, kernel, phase, dtype, shape.ranks, shape.tokens),
          .point = {.path = {system_, phase, dtype},
                    .position = {log2_of(shape.tokens), log2_of(shape.ranks), 0.0, log2_of(row_bytes),
-                                log2_of(shape.experts)}},
+                                log2_of(shape.experts), crossing_position(work)}},
          .work = work,
          .us = line.positive("latency_us")});
   }

@@ -27,7 +27,6 @@ struct FieldPairs {
   std::vector<double> squares{};  // pair-major, per quantity
   std::vector<std::size_t> levels{};
   std::vector<double> constants{};  // what doubt of constants gives both
-  std::vector<double> pooled{};     // the same of those of their library
 };
 
 double smooth_correlation(double distance) noexcept {
@@ -52,9 +51,14 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) noexcept 
 }
 
 /// Of the constants of a library and its relatives: what all share, and a part of its own at every level.
-double constants_covariance(const FieldScales& scales, const FieldPoint& a, const FieldPoint& b) {
-  const auto levels = static_cast<double>(shared_levels(a.path, b.path));
-  return dot(a.slopes, b.slopes) + scales.pool_share * scales.pool_share * levels * dot(a.pool_slopes, b.pool_slopes);
+double constants_covariance(const FieldPoint& a, const FieldPoint& b) {
+  double pooled = 0.0;
+  double of_level = 1.0;
+  for (std::size_t level = 0; level < shared_levels(a.path, b.path); ++level) {
+    pooled += of_level;
+    of_level *= kPoolStep * kPoolStep;
+  }
+  return dot(a.slopes, b.slopes) + pooled * dot(a.pool_slopes, b.pool_slopes);
 }
 
 double covariance(const FieldScales& scales, const FieldPoint& a, const FieldPoint& b) {
@@ -64,7 +68,7 @@ double covariance(const FieldScales& scales, const FieldPoint& a, const FieldPoi
     square += distance * distance;
   }
   return shared_variance(scales, shared_levels(a.path, b.path)) * smooth_correlation(std::sqrt(square)) +
-         constants_covariance(scales, a, b);
+         constants_covariance(a, b);
 }
 
 FieldPairs make_pairs(const std::vector<FieldPoint>& points, std::size_t num_quantities) {
@@ -75,10 +79,8 @@ FieldPairs make_pairs(const std::vector<FieldPoint>& points, std::size_t num_qua
         const double distance = points[a].position[idx] - points[b].position[idx];
         pairs.squares.push_back(distance * distance);
       }
-      const std::size_t levels = shared_levels(points[a].path, points[b].path);
-      pairs.levels.push_back(levels);
-      pairs.constants.push_back(dot(points[a].slopes, points[b].slopes));
-      pairs.pooled.push_back(static_cast<double>(levels) * dot(points[a].pool_slopes, points[b].pool_slopes));
+      pairs.levels.push_back(shared_levels(points[a].path, points[b].path));
+      pairs.constants.push_back(constants_covariance(points[a], points[b]));
     }
   }
   return pairs;
@@ -103,8 +105,7 @@ double misfit(const FieldPairs& pairs, const std::vector<double>& residuals, con
         square += pairs.squares[pair * pairs.num_quantities + idx] * inverse_squares[idx];
       }
       const double level_variance = shared[std::min(pairs.levels[pair], shared.size() - 1)];
-      matrix[a * n + b] = level_variance * smooth_correlation(std::sqrt(square)) + pairs.constants[pair] +
-                          scales.pool_share * scales.pool_share * pairs.pooled[pair];
+      matrix[a * n + b] = level_variance * smooth_correlation(std::sqrt(square)) + pairs.constants[pair];
     }
     matrix[a * n + a] += scales.noise_sigma * scales.noise_sigma;
   }
@@ -124,7 +125,6 @@ double misfit(const FieldPairs& pairs, const std::vector<double>& residuals, con
     wander(scales.level_sigmas[idx], start.level_sigmas[idx]);
   }
   wander(scales.noise_sigma, start.noise_sigma);
-  wander(scales.pool_share, start.pool_share);
   return result;
 }
 
@@ -146,7 +146,6 @@ FieldScales likeliest_scales(const std::vector<FieldPoint>& points, const std::v
     for (double& length : best.lengths) all.push_back(&length);
     for (double& sigma : best.level_sigmas) all.push_back(&sigma);
     all.push_back(&best.noise_sigma);
-    all.push_back(&best.pool_share);
     for (double* const scale : all) {
       for (const double step : {factor, 1.0 / factor}) {
         const double before = *scale;
@@ -191,8 +190,7 @@ void ResidualField::solve() {
 
 FieldValue ResidualField::at(const FieldPoint& point) const {
   const std::size_t n = points_.size();
-  const double own =
-      shared_variance(scales_, scales_.level_sigmas.size()) + constants_covariance(scales_, point, point);
+  const double own = shared_variance(scales_, scales_.level_sigmas.size()) + constants_covariance(point, point);
   const double noise = scales_.noise_sigma * scales_.noise_sigma;
   std::vector<double> column(n);
   FieldValue value;

@@ -15,10 +15,15 @@ struct FieldPoint {
   std::vector<std::string> path;  ///< whose measurement it is, the broadest name first
   std::vector<double> position;   ///< in doublings of the quantities of the shape
   /// By how much the logarithm of the curve moves where a constant moves by one standard deviation of its prior: of all
-  /// libraries together, and of one against its relatives. Empty = no constant is in doubt.
+  /// libraries together, and of one against its relatives at the first level of the path (kPoolStep says of the next).
+  /// Empty = no constant is in doubt.
   std::vector<double> slopes{};
   std::vector<double> pool_slopes{};
 };
+
+/// Relatives are the more alike the longer the part of the path that they share: two versions of a library on one GPU
+/// differ by less than two GPUs. By so much of it at every further name.
+inline constexpr double kPoolStep = 0.5;
 
 /// Names that two paths share from the start.
 [[nodiscard]] std::size_t shared_levels(const std::vector<std::string>& a, const std::vector<std::string>& b) noexcept;
@@ -27,7 +32,6 @@ struct FieldScales {
   std::vector<double> lengths;       ///< doublings over which the residual keeps its sign, per quantity
   std::vector<double> level_sigmas;  ///< share of each level of the path, level 0 = all observations
   double noise_sigma = 0.05;         ///< of one measurement
-  double pool_share = 1.0;           ///< of pool_slopes
 };
 
 struct FieldValue {

@@ -109,6 +109,56 @@ TEST(Calibration, SaysWhichConstantsItCannotTell) {
   EXPECT_FALSE(calibration.is_measured("gemm bf16"));
 }
 
+TEST(Calibration, WeighsWhatOneRelativeShowsAgainstThePrior) {
+  // A GPU whose links are used half as well again as the prior says tells something of another GPU, and not all.
+  constexpr double kShare = 0.85;
+  const auto us_of = [](double tokens, double ranks, double bytes_per_us) {
+    return 12 + tokens * 8 * 2 * 7168 * (1 - 1 / ranks) / (kShare * bytes_per_us);
+  };
+  std::string text = "system,version,ep_size,node_num,hidden,topk,num_experts,tokens_per_rank,combine_us\n";
+  for (const int tokens : {1, 8, 64, 256, 512, 1024}) {
+    text += "gb200,1,4,1,7168,8,256," + std::to_string(tokens) + "," + std::to_string(us_of(tokens, 4, 900e3)) + "\n";
+  }
+  const MeasurementTable relative = parse_measurements(text, "relative.csv");
+  const MeasurementTable wanted = parse_measurements(
+      "system,version,ep_size,node_num,hidden,topk,num_experts,tokens_per_rank,combine_us\n"
+      "h100_sxm,1,8,1,7168,8,256,1024,500\n",
+      "wanted.csv");
+  const auto forecast_us = [&](const Calibration& calibration) {
+    return calibration.predict(wanted.times[0].curve, wanted.times[0].observation).us;
+  };
+  const double prior_us = forecast_us(Calibration({}));
+  const double us = forecast_us(Calibration({&relative, 1}));
+  EXPECT_LT(us, 0.95 * prior_us);
+  EXPECT_GT(us, 1.1 * us_of(1024, 8, 450e3));
+}
+
+TEST(Calibration, ACombinationOfSeenValuesIsSurerThanANewOne) {
+  const MeasurementTable fit = parse_measurements(made_table({8, 16}), "fit.csv");
+  std::string text = made_table({8});
+  for (std::size_t at = text.find(",256,"); at != std::string::npos; at = text.find(",256,", at)) {
+    text.replace(at, 5, ",288,");
+  }
+  const MeasurementTable more_experts = parse_measurements(text, "more.csv");
+  const std::vector<MeasurementTable> tables = {fit, more_experts};
+  const Calibration calibration(tables);
+  const auto spread = [&](int degree) {
+    std::string asked = made_table({degree});
+    asked.replace(asked.find(",256,"), 5, ",288,");
+    const MeasurementTable table = parse_measurements(asked, "asked.csv");
+    const Forecast forecast = calibration.predict(table.times[0].curve, table.times[0].observation);
+    EXPECT_EQ(forecast.novelty, Novelty::kSetting);
+    return forecast.high_us / forecast.low_us;
+  };
+  EXPECT_LT(spread(16), spread(64));
+}
+
+TEST(Calibration, TellsCallsInsideADomainFromThoseAcross) {
+  const MeasurementTable table = parse_measurements(made_table({8, 16}), "t.csv");
+  EXPECT_EQ(table.times.front().observation.point.position.back(), 0.0);
+  EXPECT_EQ(table.times.back().observation.point.position.back(), 1.0);
+}
+
 TEST(Calibration, FarForecastsAreLessSure) {
   const MeasurementTable fit = parse_measurements(made_table({8, 16}), "fit.csv");
   const Calibration calibration({&fit, 1});
