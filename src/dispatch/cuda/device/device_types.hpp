@@ -139,8 +139,9 @@ struct HandleTotals {
 };
 
 /// What the host learns of a prepared handle; in host memory that the device can write, followed by
-/// int32 [num_ranks, num_ranks] pairs that fit (source, destination), int32 [num_ranks] output rows of each rank and
-/// int32 [num_ranks] (token, rank) pairs that each rank sends to others.
+/// int32 [num_ranks, num_ranks] pairs that fit (source, destination), int32 [num_ranks] output rows of each rank,
+/// int32 [num_ranks] (token, rank) pairs that each rank sends to others, and int32 [num_local_experts] rows of each
+/// expert here, of a prepare only.
 struct Summary {
   std::uint64_t prepare_id;  ///< which prepare this is of; written last
   std::uint64_t passed_id;   ///< the same where nothing was found and all else is left on the device

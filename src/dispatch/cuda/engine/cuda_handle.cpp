@@ -161,11 +161,13 @@ std::vector<std::int32_t> CudaHandleState::read_expert_counts() {
   wait_for_counts();
   auto* counts = reinterpret_cast<std::int32_t*>(summary + 1) + ranks_ * (ranks_ + 2);
   const auto num = static_cast<std::size_t>(description.num_local_experts);
-  const DeviceGuard guard(device_);
-  cudaStream_t stream = private_stream(device_);
-  check_cuda(cudaMemcpyAsync(counts, arrays.expert_counts, num * sizeof(*counts), cudaMemcpyDeviceToHost, stream),
-             "reading the counts of experts");
-  check_cuda(cudaStreamSynchronize(stream), "reading the counts of experts");
+  if (routed) {  // which tells the host of nothing before it asks
+    const DeviceGuard guard(device_);
+    cudaStream_t stream = private_stream(device_);
+    check_cuda(cudaMemcpyAsync(counts, arrays.expert_counts, num * sizeof(*counts), cudaMemcpyDeviceToHost, stream),
+               "reading the counts of experts");
+    check_cuda(cudaStreamSynchronize(stream), "reading the counts of experts");
+  }
   return {counts, counts + num};
 }
 

@@ -254,11 +254,16 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
   }
   __syncthreads();
   if (group.num_masked != 0 && !exchange.refused) count_lost(args, *t.routed, lost);
+  auto* pairs = reinterpret_cast<std::int32_t*>(&summary + 1);
+  std::int32_t* output_rows = pairs + ranks * ranks;
+  std::int32_t* other_pairs = output_rows + ranks;
+  std::int32_t* told_counts = other_pairs + ranks;
   for (int local = threadIdx.x; local < num_local; local += static_cast<int>(blockDim.x)) {
     const int expert = first_expert + local;
     const std::int32_t dropped = overflow && !exchange.refused ? dropped_of(args, local) : 0;
     const std::int32_t kept = exchange.refused ? 0 : t.total[expert] - dropped;
     args.handle.expert_counts[local] = kept;
+    told_counts[local] = kept;
     args.handle.expert_dropped[local] = dropped;
     if (dropped > 0) atomicAdd(&dropped_here, dropped);
     if (token_major) continue;
@@ -271,9 +276,6 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
     }
   }
   if (num_local == 0 && !token_major && threadIdx.x == 0) args.handle.expert_begin[0] = 0;
-  auto* pairs = reinterpret_cast<std::int32_t*>(&summary + 1);
-  std::int32_t* output_rows = pairs + ranks * ranks;
-  std::int32_t* other_pairs = output_rows + ranks;
   for (int i = threadIdx.x; i < ranks * ranks; i += static_cast<int>(blockDim.x)) {
     pairs[i] = exchange.refused ? 0 : overflow ? __ldcg(outcomes + (i / ranks) * stride + i % ranks) : t.tokens[i];
   }
