@@ -261,7 +261,10 @@ class NormalCalls:
         if topk_idx is not None:
             local_experts = prepared.local_experts
             assert local_experts is not None
-            recv_idx = local_experts.torch().to(topk_idx.dtype, copy=True)
+            local_idx = local_experts.torch()
+            # The former is quicker, and makes a tensor of its own.
+            is_wide = topk_idx.dtype == torch.int64
+            recv_idx = local_idx.long() if is_wide else local_idx.to(topk_idx.dtype, copy=True)
             if topk_weights is not None:
                 recv_weights = prepared.weights.torch()  # nobody else writes there while it lives
                 if num_worst_tokens > 0:  # but a graph, when it is replayed
