@@ -130,6 +130,7 @@ __device__ inline void number_experts(const BatchQuotasArgs& args, const QuotaTa
     int first = 0;
     if (lane == 0 && several != 0) first = atomicAdd(&totals.num_replicated, __popc(several));
     const int number = __shfl_sync(kAllLanes, first, 0) + __popc(several & ((1U << lane) - 1));
+#pragma unroll 1
     for (int i = 0; i < count; ++i) t.expert_of[begin + i] = static_cast<std::uint16_t>(e);
     if (inside) t.replicated[e] = count > 1 ? static_cast<std::uint16_t>(number) : kNoEntry;
     if (count <= 1) continue;
@@ -174,6 +175,7 @@ __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTabl
     if (t.replicated[e] == kNoEntry) continue;
     std::int32_t sum = 0;
     std::int32_t units = 0;
+#pragma unroll 1
     for (int j = t.begin[e]; j < t.begin[e + 1]; ++j) {
       units += t.share[j];
       if (j <= i) sum += t.share[j];
