@@ -16,6 +16,7 @@ namespace {
 /// takes longer than going round.
 template <int kWords>
 __device__ void find_routes(const BatchQuotasArgs& args, const QuotaTables& t, const QuotaTotals& totals) {
+#pragma unroll 1
   for (int number = threadIdx.x; number < totals.num_replicated; number += kQuotaThreads) {
     const int level = Route{t.route[number]}.level();
     if (level == 0) continue;
