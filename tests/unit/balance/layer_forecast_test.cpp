@@ -111,7 +111,7 @@ TEST(LayerForecast, UsualInputsLeaveLoadsAsTheyAre) {
 
 ReplayRules rules_with(std::vector<const RoutingTable*> before) {
   ReplayRules rules;
-  rules.plan.cluster = Cluster::even(4, 20);
+  rules.plan.cluster = Cluster::even(4, 48);  // three replicas of each: quotas decide
   rules.batch_tokens = 256;
   rules.layers_before = std::move(before);
   return rules;
