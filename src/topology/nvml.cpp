@@ -17,7 +17,7 @@ namespace epistle {
 namespace {
 
 // What is used of NVML's interface, which keeps names and layouts: the header needs not be there to build this.
-using Device = void*;
+using NvmlDevice = void*;
 constexpr int kSuccess = 0;
 constexpr unsigned kTextBytes = 96;
 constexpr unsigned kMaxLinks = 18;
@@ -58,7 +58,7 @@ class Library {
   LoadedLibrary library_;
 };
 
-std::string nvml_read_text(const Library& nvml, const char* name, Device device) {
+std::string nvml_read_text(const Library& nvml, const char* name, NvmlDevice device) {
   std::array<char, kTextBytes> text = {};
   if (!nvml.call(name, device, text.data(), kTextBytes)) return {};
   text.back() = '\0';
@@ -71,7 +71,7 @@ std::int32_t read_numa_node(const std::string& pci_address) {
   return file >> node ? node : -1;
 }
 
-GpuProbe probe_gpu(const Library& nvml, Device device) {
+GpuProbe probe_gpu(const Library& nvml, NvmlDevice device) {
   GpuProbe gpu;
   gpu.name = nvml_read_text(nvml, "nvmlDeviceGetName", device);
   gpu.uuid = nvml_read_text(nvml, "nvmlDeviceGetUUID", device);
@@ -103,7 +103,7 @@ GpuProbe probe_gpu(const Library& nvml, Device device) {
   return gpu;
 }
 
-void probe_peers(const Library& nvml, const std::vector<Device>& devices, std::vector<GpuProbe>& gpus) {
+void probe_peers(const Library& nvml, const std::vector<NvmlDevice>& devices, std::vector<GpuProbe>& gpus) {
   for (std::size_t from = 0; from < devices.size(); ++from) {
     for (std::size_t to = 0; to < devices.size(); ++to) {
       int status = -1;
@@ -132,10 +132,10 @@ NvmlProbe probe_nvml(const std::string& library) {
   if (nvml.call("nvmlSystemGetCudaDriverVersion_v2", &cuda))
     probe.cuda_version = fmt::format("{}.{}", cuda / 1000, cuda % 1000 / 10);
   unsigned count = 0;
-  std::vector<Device> devices;
+  std::vector<NvmlDevice> devices;
   if (nvml.call("nvmlDeviceGetCount_v2", &count)) {
     for (unsigned index = 0; index < count; ++index) {
-      Device device = nullptr;
+      NvmlDevice device = nullptr;
       if (!nvml.call("nvmlDeviceGetHandleByIndex_v2", index, &device)) continue;
       devices.push_back(device);
       probe.gpus.push_back(probe_gpu(nvml, device));
