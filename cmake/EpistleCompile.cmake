@@ -4,6 +4,8 @@ target_compile_features(epistle_compile_options INTERFACE cxx_std_20)
 # No fused multiply-add: the order and rounding of sums is part of the contract (include/epistle/dispatcher.hpp).
 target_compile_options(epistle_compile_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow
   -Wconversion -Wundef -Wnon-virtual-dtor -Woverloaded-virtual -ffp-contract=off>)
+# Of Clang's -Wconversion what GCC's means, too.
+target_compile_options(epistle_compile_options INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-Wno-sign-conversion>)
 if(EPISTLE_WERROR)
   target_compile_options(epistle_compile_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
