@@ -15,6 +15,8 @@ endif()
 if(EPISTLE_HAS_CUDA AND NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES "90a-real" CACHE STRING "CUDA architectures")
 endif()
+# One run of the compiler for all of them: the host's part of a source is then compiled once.
+set(EPISTLE_MORE_ARCHITECTURES "" CACHE STRING "What the library's kernels are compiled for besides CMAKE_CUDA_ARCHITECTURES")
 if(EPISTLE_HAS_CUDA)
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)

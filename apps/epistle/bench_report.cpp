@@ -21,10 +21,6 @@
 namespace epistle::cli {
 namespace {
 
-double bytes_per_s(std::int64_t num_bytes, double time_us) {
-  return time_us > 0.0 ? static_cast<double>(num_bytes) / (time_us / kMicrosPerSecond) : 0.0;
-}
-
 /// "4 threads", "1 process"
 std::string ranks_text(const BenchPlan& plan) {
   std::string kind(to_string(plan.group));

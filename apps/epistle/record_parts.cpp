@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include "built_commit.hpp"
 #include "core/settings.hpp"
 #include "output.hpp"
 #include "report/html/page.hpp"
@@ -18,10 +19,6 @@
 
 namespace epistle::cli {
 namespace {
-
-double bytes_per_s(std::int64_t num_bytes, double time_us) {
-  return time_us > 0.0 ? static_cast<double>(num_bytes) / (time_us / kMicrosPerSecond) : 0.0;
-}
 
 Json link_json(const LinkLimit& limit) {
   return {{"kind", limit.kind},
@@ -88,6 +85,10 @@ Json picked(const Json& from, std::initializer_list<std::string_view> names) {
 
 }  // namespace
 
+double bytes_per_s(std::int64_t num_bytes, double time_us) noexcept {
+  return time_us > 0.0 ? static_cast<double>(num_bytes) / (time_us / kMicrosPerSecond) : 0.0;
+}
+
 std::string_view wire_name(const ResolvedConfig& config) noexcept {
   if (!config.quantises) return "as-given";
   if (config.quantised.scales == ScaleFormat::kUe8m0) return "fp8-ue8m0";
@@ -107,7 +108,7 @@ std::string_view verification_name(const BenchPlan& plan, const BenchResult& res
 }
 
 Json provenance_json(std::string_view tool, const Fingerprint& fingerprint) {
-  return {{"tool", tool}, {"command", command_line()}, {"commit", EPISTLE_COMMIT}, {"date", fingerprint.date_utc}};
+  return {{"tool", tool}, {"command", command_line()}, {"commit", built_commit()}, {"date", fingerprint.date_utc}};
 }
 
 Json config_json(const BenchPlan& plan) {

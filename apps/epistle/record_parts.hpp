@@ -1,6 +1,7 @@
 // What the records of several commands have in common: where they come from, and what was measured on what.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -16,6 +17,9 @@ namespace epistle::cli {
 
 /// "13.0" from 13000
 [[nodiscard]] std::string cuda_version_text(int version);
+
+/// 0 where no time has passed.
+[[nodiscard]] double bytes_per_s(std::int64_t num_bytes, double time_us) noexcept;
 
 /// tool, command, commit and date, to begin a record with.
 [[nodiscard]] Json provenance_json(std::string_view tool, const Fingerprint& fingerprint);

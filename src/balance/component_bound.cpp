@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <numeric>
 #include <optional>
-#include <ranges>
 #include <vector>
 
 namespace epistle::balance {
@@ -34,8 +33,8 @@ class Components {
   [[nodiscard]] bool is_possible(double largest) const {
     std::vector<Hot> hot;
     std::int64_t alone = 0;  // slots that they take, each in a component of its own
-    for (const auto load : std::views::reverse(ascending_)) {
-      const auto its_load = static_cast<double>(load);
+    for (std::size_t from_hottest = 1; from_hottest <= ascending_.size(); ++from_hottest) {
+      const auto its_load = static_cast<double>(ascending_[ascending_.size() - from_hottest]);
       const Need need = need_of({.load = its_load, .num_hot = 1, .max_components = 1}, largest);
       // Others count as cool ones do, which only makes more possible. One that fits on one rank is hot if only just.
       constexpr double kTight = 0.02;

@@ -15,7 +15,7 @@
 namespace epistle {
 namespace {
 
-constexpr std::size_t kReadBytes = 65536;  // the capacity of a pipe, see pipe(7)
+constexpr std::size_t kPipeBytes = 65536;  // the capacity of a pipe, see pipe(7)
 // A program that never ends its line must not fill the launcher's memory: longer lines are broken here.
 constexpr std::size_t kMaxLineBytes = std::size_t{1} << 20;
 // Enough for the largest pipe an unprivileged process may ask for (1 MiB), and an end for a stranger that keeps
@@ -72,7 +72,7 @@ void LabelledOutput::append_waits(std::vector<pollfd>& waits) const {
     if (!sink.unsent.empty()) waits.push_back({.fd = sink.fd, .events = POLLOUT, .revents = 0});
   }
   for (const Stream& stream : streams_) {
-    const bool has_room = sinks_[stream.sink].unsent.size() < kReadBytes;
+    const bool has_room = sinks_[stream.sink].unsent.size() < kPipeBytes;
     if (stream.source.valid() && has_room) {
       waits.push_back({.fd = stream.source.get(), .events = POLLIN, .revents = 0});
     }
@@ -116,7 +116,7 @@ std::optional<std::string> LabelledOutput::loss() const {
 void LabelledOutput::pump(Stream& stream, bool has_writers) {
   const Sink& sink = sinks_[stream.sink];
   do {
-    if (!stream.source.valid() || sink.unsent.size() >= kReadBytes) return;
+    if (!stream.source.valid() || sink.unsent.size() >= kPipeBytes) return;
     read_once(stream, has_writers);
   } while (!has_writers);
 }
@@ -124,7 +124,7 @@ void LabelledOutput::pump(Stream& stream, bool has_writers) {
 void LabelledOutput::read_once(Stream& stream, bool has_writers) {
   // Where the reader has left, the ranks learn it as they would without this process between them.
   if (sinks_[stream.sink].error == EPIPE) return close(stream);
-  std::array<char, kReadBytes> chunk;
+  std::array<char, kPipeBytes> chunk;
   const ssize_t num_read = ::read(stream.source.get(), chunk.data(), chunk.size());
   if (num_read < 0 && errno == EINTR) return;
   const bool is_last = !has_writers && (num_read < 0 || ++stream.num_final_reads > kMaxFinalReads);

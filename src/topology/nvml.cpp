@@ -19,7 +19,7 @@ namespace epistle {
 namespace {
 
 // What is used of NVML's interface, which keeps names and layouts: the header needs not be there to build this.
-using Device = void*;
+using NvmlDevice = void*;
 constexpr int kSuccess = 0;
 constexpr unsigned kTextBytes = 96;
 constexpr unsigned kMaxLinks = 18;
@@ -60,7 +60,7 @@ class Library {
   LoadedLibrary library_;
 };
 
-std::string nvml_read_text(const Library& nvml, const char* name, Device device) {
+std::string nvml_read_text(const Library& nvml, const char* name, NvmlDevice device) {
   std::array<char, kTextBytes> text = {};
   if (!nvml.call(name, device, text.data(), kTextBytes)) return {};
   text.back() = '\0';
@@ -74,7 +74,7 @@ std::int32_t read_numa_node(const std::string& pci_address) {
 }
 
 /// A machine with an NVLink switch of its own is a fabric, too, whose cluster is zero: no other host is in it.
-void read_fabric(const Library& nvml, Device device, GpuProbe& gpu) {
+void read_fabric(const Library& nvml, NvmlDevice device, GpuProbe& gpu) {
   FabricInfo fabric = {};
   if (!nvml.call("nvmlDeviceGetGpuFabricInfo", device, &fabric)) return;
   if (fabric.state != kFabricCompleted || fabric.status != kSuccess) return;
@@ -86,12 +86,12 @@ void read_fabric(const Library& nvml, Device device, GpuProbe& gpu) {
   gpu.fabric_clique = fabric.clique_id;
 }
 
-std::vector<Device> list_devices(const Library& nvml) {
+std::vector<NvmlDevice> list_devices(const Library& nvml) {
   unsigned count = 0;
-  std::vector<Device> devices;
+  std::vector<NvmlDevice> devices;
   if (!nvml.call("nvmlDeviceGetCount_v2", &count)) return devices;
   for (unsigned index = 0; index < count; ++index) {
-    Device device = nullptr;
+    NvmlDevice device = nullptr;
     if (nvml.call("nvmlDeviceGetHandleByIndex_v2", index, &device)) devices.push_back(device);
   }
   return devices;
@@ -123,7 +123,7 @@ std::string lack_of_fabric(const std::vector<GpuProbe>& gpus) {
   return {};
 }
 
-GpuProbe probe_gpu(const Library& nvml, Device device) {
+GpuProbe probe_gpu(const Library& nvml, NvmlDevice device) {
   GpuProbe gpu;
   gpu.name = nvml_read_text(nvml, "nvmlDeviceGetName", device);
   gpu.uuid = nvml_read_text(nvml, "nvmlDeviceGetUUID", device);
@@ -150,7 +150,7 @@ GpuProbe probe_gpu(const Library& nvml, Device device) {
   return gpu;
 }
 
-void probe_peers(const Library& nvml, const std::vector<Device>& devices, std::vector<GpuProbe>& gpus) {
+void probe_peers(const Library& nvml, const std::vector<NvmlDevice>& devices, std::vector<GpuProbe>& gpus) {
   for (std::size_t from = 0; from < devices.size(); ++from) {
     for (std::size_t to = 0; to < devices.size(); ++to) {
       int status = -1;
@@ -172,8 +172,8 @@ NvmlProbe probe_nvml(const std::string& library) {
   int cuda = 0;
   if (nvml.call("nvmlSystemGetCudaDriverVersion_v2", &cuda))
     probe.cuda_version = fmt::format("{}.{}", cuda / 1000, cuda % 1000 / 10);
-  const std::vector<Device> devices = list_devices(nvml);
-  for (const Device device : devices) probe.gpus.push_back(probe_gpu(nvml, device));
+  const std::vector<NvmlDevice> devices = list_devices(nvml);
+  for (const NvmlDevice device : devices) probe.gpus.push_back(probe_gpu(nvml, device));
   probe_peers(nvml, devices, probe.gpus);
   static_cast<void>(nvml.call("nvmlShutdown"));
   return probe;
@@ -184,7 +184,7 @@ NvlinkFabric probe_nvlink_fabric(const std::string& library, const std::string& 
   NvlinkFabric probe{.fabric = {}, .lack = start(nvml, library)};
   if (!probe.lack.empty()) return probe;
   std::vector<GpuProbe> gpus;
-  for (const Device device : list_devices(nvml)) read_fabric(nvml, device, gpus.emplace_back());
+  for (const NvmlDevice device : list_devices(nvml)) read_fabric(nvml, device, gpus.emplace_back());
   static_cast<void>(nvml.call("nvmlShutdown"));
   probe.lack = lack_of_fabric(gpus);
   if (!probe.lack.empty()) return probe;

@@ -11,7 +11,7 @@
 namespace epistle::testing {
 namespace {
 
-constexpr int kRanks = 4;
+constexpr int kPlanRanks = 4;
 constexpr std::int64_t kTokens = 32;
 constexpr std::int64_t kRowBytes = std::int64_t{2} << 20;     // a page of either device: bytes are rows
 constexpr std::int64_t kScaleBytes = std::int64_t{64} << 10;  // those of kTokens rows are whole pages
@@ -30,7 +30,7 @@ DispatcherConfig config_of(OutputLayout layout, SumOrder order) {
 }
 
 BufferPlan plan_of(const DispatcherInfo& info, const DispatcherConfig& config) {
-  return DispatcherInfo::Functions::of(info).plan(resolve_config(config, kRanks), kRanks);
+  return DispatcherInfo::Functions::of(info).plan(resolve_config(config, kPlanRanks), kPlanRanks);
 }
 
 template <typename Visit>

@@ -246,7 +246,7 @@ TEST(WeightStore, RefusesConfigurationsThatMakeNoSense) {
   };
   for (const auto& [what, change] : changes) {
     SCOPED_TRACE(what);
-    run_thread_ranks(kNumRanks, [&](Group& group) {
+    run_thread_ranks(kNumRanks, [&, &change = change](Group& group) {  // Clang 14 captures no binding
       WeightStoreConfig config = small_config();
       change(config);
       EXPECT_EQ(code_of([&] { WeightStore(group, config); }), ErrorCode::kInvalidArgument);
