@@ -49,13 +49,13 @@ constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 /// The column that `name` would be if it were in microseconds; empty where it is in them, or no time that is read.
 std::string time_in_another_unit(std::string_view name) {
-  constexpr std::array<std::string_view, 7> kTimes = {
+  constexpr std::array<std::string_view, 7> kTimeColumns = {
       "dispatch", "combine", "latency", "dispatch_transmit", "dispatch_notify", "combine_transmit", "combine_notify"};
   const std::size_t end = name.rfind('_');
   if (end == std::string_view::npos) return {};
   const std::string_view unit = name.substr(end + 1);
   const bool other = unit == "ms" || unit == "ns" || unit == "s" || unit == "sec" || unit == "seconds";
-  const bool known = std::find(kTimes.begin(), kTimes.end(), name.substr(0, end)) != kTimes.end();
+  const bool known = std::find(kTimeColumns.begin(), kTimeColumns.end(), name.substr(0, end)) != kTimeColumns.end();
   return other && known ? fmt::format("{}_us", name.substr(0, end)) : std::string();
 }
 

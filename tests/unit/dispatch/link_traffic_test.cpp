@@ -45,7 +45,7 @@ void play_apart(int num_ranks, milliseconds timeout, const std::function<void(Gr
     const ResolvedConfig resolved = resolve_config(config, num_ranks, 1);
     const BufferPlan plan = DispatcherInfo::Functions::of(find_dispatcher("hybrid")).plan(resolved, num_ranks);
     HostContext context(group.impl(), resolved, plan.rules(), HostOptions{});
-    LinkTraffic traffic(group.impl(), *context.link, context.plan, context.memory);
+    LinkTraffic traffic(group.impl(), group.impl().domains(), *context.link, context.plan, context.memory);
     body(group, traffic);
   };
   run_thread_ranks(num_ranks, play, {.timeout = timeout, .domain_size = 1});
