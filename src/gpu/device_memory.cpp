@@ -69,8 +69,11 @@ std::int64_t mapping_granularity(int device) {
 PhysicalMemory::PhysicalMemory(int device, std::int64_t num_bytes, CUmemAllocationHandleType handle_type)
     : num_bytes_(num_bytes) {
   const CUmemAllocationProp properties = memory_on(device, handle_type);
-  check_driver(driver_api().mem_create(&handle_, static_cast<std::size_t>(num_bytes), &properties, 0),
-               fmt::format("cuMemCreate of {} bytes on device {}", num_bytes, device).c_str());
+  check_driver(
+      driver_api().mem_create(&handle_, static_cast<std::size_t>(num_bytes), &properties, 0),
+      fmt::format("cuMemCreate of {} bytes on device {}{}", num_bytes, device,
+                  handle_type == CU_MEM_HANDLE_TYPE_FABRIC ? " for fabric handles (is nvidia-imex configured?)" : "")
+          .c_str());
 }
 
 PhysicalMemory PhysicalMemory::import_from(const UniqueFd& fd, std::int64_t num_bytes) {
