@@ -50,9 +50,9 @@ struct RecordShape {
 };
 
 // What no run exceeds.
-constexpr JsonRange<double> kCounts{1, 1 << 28};
-constexpr JsonRange<double> kCountsOrNone{0, 1 << 28};
-constexpr JsonRange<double> kTimes{0, 1e12};
+constexpr JsonRange<double> kRecordCounts{1, 1 << 28};
+constexpr JsonRange<double> kRecordCountsOrNone{0, 1 << 28};
+constexpr JsonRange<double> kRecordTimes{0, 1e12};
 
 /// Empty where there is none.
 std::string text_of(const JsonField& object, std::string_view name) {
@@ -60,11 +60,11 @@ std::string text_of(const JsonField& object, std::string_view name) {
   return found ? found->text() : std::string();
 }
 
-double count_of(const JsonField& object, std::string_view name) { return object.at(name).number(kCounts); }
+double count_of(const JsonField& object, std::string_view name) { return object.at(name).number(kRecordCounts); }
 
 double count_of(const JsonField& object, std::string_view name, double otherwise) {
   const auto found = object.find(name);
-  return found ? found->number(kCountsOrNone) : otherwise;
+  return found ? found->number(kRecordCountsOrNone) : otherwise;
 }
 
 /// What epistle bench and epistle compare write alike.
@@ -88,7 +88,7 @@ RecordShape common_shape(const JsonField& shape) {
 RecordShape shape_of_bench(const JsonField& record) {
   const JsonField config = record.at("config");
   RecordShape shape = common_shape(config);
-  shape.tokens = config.at("tokens").number(kCountsOrNone);
+  shape.tokens = config.at("tokens").number(kRecordCountsOrNone);
   shape.mover = text_of(config, "mover");
   shape.num_sms = count_of(config, "workers", 1);
   // Null on the host.
@@ -107,7 +107,7 @@ RecordShape shape_of_compare(const JsonField& record) {
   const JsonField devices = stack.at("devices");
   RecordShape shape = common_shape(stack.at("shape"));
   for (const JsonField& tokens : stack.at("shape").at("tokens_per_rank").items()) {
-    shape.tokens += tokens.number(kCountsOrNone) / shape.ranks;
+    shape.tokens += tokens.number(kRecordCountsOrNone) / shape.ranks;
   }
   shape.mover = text_of(method, "mover");
   shape.num_sms = count_of(method, "workers", 1);
@@ -193,7 +193,7 @@ class RecordReader {
   [[nodiscard]] double time_of(const std::string& dispatcher, std::string_view phase) const {
     for (const JsonField& result : results_) {
       if (result.at("dispatcher").text() == dispatcher && result.at("phase").text() == phase) {
-        return result.at("median_us").number(kTimes);
+        return result.at("median_us").number(kRecordTimes);
       }
     }
     return 0.0;
