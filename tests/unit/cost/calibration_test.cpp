@@ -348,7 +348,8 @@ TEST(Calibration, TellsTheStartOfRowsFromTheExchangeOfCounts) {
       "near.csv");
   const TableErrors errors = evaluate(Calibration({&fit, 1}), near);
   EXPECT_EQ(errors.num_times, 1U);
-  EXPECT_LT(errors.median_ape, 15.0);
+  // The prior of the start (26 us) counts beside eight rows.
+  EXPECT_LT(errors.median_ape, 20.0);
   // Of what is fitted the parts are not counted twice.
   EXPECT_EQ(evaluate(Calibration({&fit, 1}), fit).num_times, 8U);
 }
