@@ -203,7 +203,8 @@ void bind_received(nb::module_& module) {
             }
             return counts;
           },
-          "expert_counts on the host, waited for as wait_stats() does. On a GPU that is no wait for what else is on the "
+          "expert_counts on the host, waited for as wait_stats() does. On a GPU that is no wait for what else is on "
+          "the "
           "stream, such as the rows of a dispatch.")
       .def_prop_ro(
           "routed_ids",

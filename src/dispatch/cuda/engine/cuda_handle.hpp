@@ -27,9 +27,7 @@ class CudaHandleState final : public HandleState {
   [[nodiscard]] bool counts_are_known() override;
   void wait_for_counts() override;
   [[nodiscard]] std::vector<std::int32_t> read_expert_counts() override;
-  [[nodiscard]] IdsView routed_ids() const noexcept override {
-    return {arrays.expert_ids, num_tokens, arrays.top_k};
-  }
+  [[nodiscard]] IdsView routed_ids() const noexcept override { return {arrays.expert_ids, num_tokens, arrays.top_k}; }
 
   /// Sets the arrays up for a routing of `num_tokens` over `placed`.
   void begin(std::uint64_t id, std::int64_t tokens, const PlacedExperts& placed);
