@@ -65,12 +65,6 @@ TEST(TraceSummary, ReportsProgressUpToTheEnd) {
   EXPECT_EQ(reports.back(), static_cast<std::int64_t>(packed.size()));
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
 // Peak memory of the process, in KiB.
 std::int64_t peak_memory_kib() {
   rusage usage{};
@@ -79,7 +73,7 @@ std::int64_t peak_memory_kib() {
 }
 
 TEST(TraceSummary, MemoryDoesNotGrowWithTokens) {
-  if (kSanitized) GTEST_SKIP() << "a sanitizer's shadow memory hides what the reader takes";
+  if (kInstrumented) GTEST_SKIP() << "a sanitizer's shadow memory hides what the reader takes";
   constexpr std::int64_t kTokens = 2'000'000;
   constexpr std::int64_t kGrowthLimitKib = 8 * 1024;  // the ids alone would take 48 MB
   const TempDir dir;
