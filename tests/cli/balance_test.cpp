@@ -61,6 +61,22 @@ TEST(Balance, ScoresPoliciesOnATrace) {
   EXPECT_LT(json["results"][0]["balancedness"], 0.7);
 }
 
+TEST(Balance, ForetellsByTheLayersBeforeUnlessToldNotTo) {
+  const TempDir dir;
+  const std::string trace = "trace:" + dir.write("t.jsonl", skewed_trace());
+  const auto results = [&](std::vector<std::string> more) {
+    std::vector<std::string> arguments = {trace,     "--ranks", "4",        "--slots",    "12",
+                                          "--batch", "16",      "--policy", "incremental"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_json(arguments)["results"];
+  };
+  const BalanceJson both = results({});
+  EXPECT_FALSE(both[0].contains("foretold")) << "there is no layer before the first one";
+  EXPECT_EQ(both[1]["foretold"], true);
+  EXPECT_EQ(results({"--layer", "1"})[0]["batches"], both[1]["batches"]);
+  EXPECT_FALSE(results({"--foretell", "off"})[1].contains("foretold"));
+}
+
 TEST(Balance, ReadsStandardInputAndShowsATable) {
   const TempDir dir;
   const std::string path = dir.write("t.jsonl", skewed_trace());
