@@ -73,7 +73,7 @@ std::int64_t peak_memory_kib() {
 }
 
 TEST(TraceSummary, MemoryDoesNotGrowWithTokens) {
-  if (kInstrumented) GTEST_SKIP() << "a sanitizer's shadow memory hides what the reader takes";
+  if (testing::kInstrumented) GTEST_SKIP() << "a sanitizer's shadow memory hides what the reader takes";
   constexpr std::int64_t kTokens = 2'000'000;
   constexpr std::int64_t kGrowthLimitKib = 8 * 1024;  // the ids alone would take 48 MB
   const TempDir dir;
