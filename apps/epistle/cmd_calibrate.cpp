@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -29,7 +30,7 @@ struct CalibrateOptions {
   bool quiet = false;
 };
 
-/// A file that holds nothing for a curve, and why.
+/// A file that holds nothing for a curve, or lines of one, and why.
 struct LeftOutFile {
   std::string file;
   std::string reason;
@@ -45,7 +46,9 @@ TableSet read_tables(const std::vector<std::string>& files) {
   TableSet set;
   for (const std::string& file : files) {
     try {
-      set.tables.push_back(read_measurements(file));
+      MeasurementTable table = read_measurements(file);
+      for (const std::string& reason : table.left_out) set.left_out.push_back({.file = file, .reason = reason});
+      set.tables.push_back(std::move(table));
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kUnsupported) throw;
       set.left_out.push_back({.file = file, .reason = std::string(error.message())});

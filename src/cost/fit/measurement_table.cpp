@@ -9,6 +9,7 @@
 #include <optional>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "epistle/error.hpp"
 
@@ -133,6 +134,17 @@ class TableLine {
   std::size_t number_;
   const std::map<std::string, std::size_t>& columns_;
   std::vector<std::string> cells_;
+};
+
+/// Of a line that is as it should be, but of something that no curve is for.
+struct UnknownKind {
+  std::string reason;
+};
+
+/// By reason: where the first of such lines stands, and how many there are.
+struct LinesLeftOut {
+  std::size_t first = 0;
+  std::size_t count = 0;
 };
 
 std::optional<Cluster> known_cluster(const std::string& name) {
@@ -328,7 +340,7 @@ class TableReader {
     const std::string dtype = line.text("moe_dtype", "bfloat16");
     const std::string distribution = line.text("distribution", "balanced");
     if (distribution != "balanced" && distribution != "uniform") {
-      line.fail("distribution", fmt::format("is '{}'; only balanced and uniform are known", distribution));
+      throw UnknownKind{fmt::format("distribution is '{}', and only balanced and uniform have a model", distribution)};
     }
     GemmShape shape{.global_tokens = tokens,
                     .num_ranks = ranks,
@@ -343,7 +355,8 @@ class TableReader {
     } else if (dtype.find("fp4") != std::string::npos) {
       shape.type = ExpertType::kFp4;
     } else if (dtype != "bfloat16" && dtype != "float16") {
-      line.fail("moe_dtype", fmt::format("is '{}'; it must be bfloat16, float16, fp8, fp8_block or an fp4", dtype));
+      throw UnknownKind{
+          fmt::format("moe_dtype is '{}', and only bfloat16, float16, fp8, fp8_block and fp4 have a model", dtype)};
     }
     GemmWork work = gemm_work(cluster_, shape);
     // A benchmark multiplies by the same weights again and again; a step of a model has read those of all layers since.
@@ -378,6 +391,7 @@ MeasurementTable parse_measurements(std::string_view text, std::string_view file
                 fmt::format("{}: lines end with a carriage return alone; end them with a line feed", file));
   }
   std::map<std::string, std::size_t> columns;
+  std::map<std::string, LinesLeftOut> left_out;
   std::size_t number = 0;
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
@@ -390,8 +404,20 @@ MeasurementTable parse_measurements(std::string_view text, std::string_view file
       columns = read_header(cells, file, number);
       continue;
     }
-    reader.read(TableLine(file, number, columns, std::move(cells)), table);
-    ++table.num_rows;
+    try {
+      reader.read(TableLine(file, number, columns, std::move(cells)), table);
+      ++table.num_rows;
+    } catch (const UnknownKind& kind) {
+      LinesLeftOut& lines = left_out[kind.reason];
+      if (lines.count++ == 0) lines.first = number;
+    }
+  }
+  for (const auto& [reason, lines] : left_out) {
+    table.left_out.push_back(
+        fmt::format("{}:{}: {} ({} line{})", file, lines.first, reason, lines.count, lines.count == 1 ? "" : "s"));
+  }
+  if (table.num_rows == 0 && !table.left_out.empty()) {
+    throw Error(ErrorCode::kUnsupported, fmt::format("{}; it has no other lines", fmt::join(table.left_out, "; ")));
   }
   if (table.num_rows == 0) throw Error(ErrorCode::kCorruptInput, fmt::format("{}: there is no measurement", file));
   return table;

@@ -20,10 +20,11 @@ struct MeasuredTime {
 struct MeasurementTable {
   std::string name;  ///< stem of the file
   std::vector<MeasuredTime> times;
-  std::size_t num_rows = 0;  ///< lines of the table; a line may hold two times
+  std::size_t num_rows = 0;  ///< lines of the table that were taken; a line may hold two times
+  std::vector<std::string> left_out = {};  ///< what the model has no terms for: where, what, how many lines
 };
 
-/// Throws kCorruptInput that names file, line and column.
+/// Throws kCorruptInput that names file, line and column, kUnsupported where every line is of a kind that is left out.
 [[nodiscard]] MeasurementTable parse_measurements(std::string_view text, std::string_view file);
 
 /// A table, or a record of epistle bench or compare where the name ends in .json. Throws kNotFound where there is no
