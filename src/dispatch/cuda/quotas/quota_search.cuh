@@ -87,7 +87,6 @@ class QuotaSearch {
       added.add(givers_[j]);
       level_[j] = level;
     }
-#pragma unroll 1
     for (int number = lane_ + 32 * kKept; number < totals_.num_replicated; number += 32) {
       if (t_.route[number] != 0 || !load_set(t_.holders, number).both(reached_).any()) continue;
       added.add(load_set(t_.givers, number));
@@ -101,10 +100,8 @@ class QuotaSearch {
       givers_[j] = load_kept(t_.givers, j);
       level_[j] = 0;
     }
-#pragma unroll 1
     for (int number = lane_ + 32 * kKept; number < totals_.num_replicated; number += 32) t_.route[number] = 0;
     int level = 0;
-#pragma unroll 1
     while (above_.without(reached_).any()) {
       ++level;
       Set added;
@@ -139,7 +136,6 @@ class QuotaSearch {
       for (int j = 0; j < kKept; ++j) {
         if (givers_[j].both(stuck).any()) grown.add(holders_[j]);
       }
-#pragma unroll 1
       for (int number = lane_ + 32 * kKept; number < totals_.num_replicated; number += 32) {
         const Set holders = load_set(t_.holders, number);
         if (load_set(t_.givers, number).both(stuck).any()) grown.add(holders);

@@ -92,7 +92,6 @@ struct QuotaTotals {
 /// columns: what lies behind is read, but does not count.
 __device__ inline void read_all(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
   std::int64_t sum = 0;
-#pragma unroll 1
   for (int e = threadIdx.x; e < args.num_experts; e += kQuotaThreads) {
     const std::int64_t tokens = args.expert_tokens[e];
     t.begin[e] = args.slots.replica_begin[e];
@@ -100,7 +99,6 @@ __device__ inline void read_all(const BatchQuotasArgs& args, const QuotaTables& 
     sum += max(tokens, std::int64_t{0});
   }
   if (threadIdx.x == 0) t.begin[args.num_experts] = args.slots.replica_begin[args.num_experts];
-#pragma unroll 1
   for (int c = threadIdx.x; c < args.num_columns(); c += kQuotaThreads) {
     const ReplicaEntry& entry = args.slots.entries[c];
     t.rank_of[c] = static_cast<std::uint8_t>(entry.rank);
@@ -124,7 +122,6 @@ __device__ inline int shift_of(const QuotaTotals& totals) {
 __device__ inline void number_experts(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int end = (args.num_experts + 31) / 32 * 32;
-#pragma unroll 1
   for (int e = threadIdx.x; e < end; e += kQuotaThreads) {
     const bool inside = e < args.num_experts;
     const int begin = inside ? t.begin[e] : 0;
@@ -133,7 +130,6 @@ __device__ inline void number_experts(const BatchQuotasArgs& args, const QuotaTa
     int first = 0;
     if (lane == 0 && several != 0) first = atomicAdd(&totals.num_replicated, __popc(several));
     const int number = __shfl_sync(kAllLanes, first, 0) + __popc(several & ((1U << lane) - 1));
-#pragma unroll 1
     for (int i = 0; i < count; ++i) t.expert_of[begin + i] = static_cast<std::uint16_t>(e);
     if (inside) t.replicated[e] = count > 1 ? static_cast<std::uint16_t>(number) : kNoEntry;
     if (count <= 1) continue;
@@ -148,7 +144,6 @@ __device__ inline void number_experts(const BatchQuotasArgs& args, const QuotaTa
 /// Every replica begins with an even share.
 __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals, int shift) {
   const int num_entries = t.begin[args.num_experts];
-#pragma unroll 1
   for (int i = threadIdx.x; i < num_entries; i += kQuotaThreads) {
     const int e = t.expert_of[i];
     const std::int32_t units = batch_units(t.tokens[e], shift);
@@ -171,7 +166,6 @@ __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTabl
 __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTables& t, const QuotaTotals& totals,
                                     int shift) {
   const int num_entries = t.begin[args.num_experts];
-#pragma unroll 1
   for (int i = threadIdx.x; i < num_entries; i += kQuotaThreads) {
     const int e = t.expert_of[i];
     if (args.slot_tokens != nullptr) {
@@ -180,7 +174,6 @@ __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTabl
     if (t.replicated[e] == kNoEntry) continue;
     std::int32_t sum = 0;
     std::int32_t units = 0;
-#pragma unroll 1
     for (int j = t.begin[e]; j < t.begin[e + 1]; ++j) {
       units += t.share[j];
       if (j <= i) sum += t.share[j];
@@ -188,7 +181,6 @@ __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTabl
     args.slots.entries[i].part_end = batch_part_end(sum, units, t.num_replicas(e), i - t.begin[e]);
   }
   if (args.rank_tokens == nullptr) return;
-#pragma unroll 1
   for (int r = threadIdx.x; r < args.num_ranks; r += kQuotaThreads) {
     args.rank_tokens[r] = static_cast<std::int64_t>(totals.rank_load[r]) << shift;
   }
