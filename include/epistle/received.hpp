@@ -87,8 +87,9 @@ class EPISTLE_API Handle {
   /// RowDescription::expert_counts on the host, waited for as wait_stats() does. On a GPU that is no wait for what else
   /// is on the stream, such as the rows of a dispatch.
   [[nodiscard]] std::vector<std::int32_t> read_expert_counts() const;
-  /// CUDA: the ids of this rank's tokens as prepare has read them, in device memory that lives as long as the handle and
-  /// is filled when the stream gets there; slots where experts are placed. Host: without data, as nobody keeps them.
+  /// CUDA: the ids of this rank's tokens as prepare has read them, in device memory that lives as long as the handle
+  /// and is filled when the stream gets there; slots where experts are placed. Host: without data, as nobody keeps
+  /// them.
   [[nodiscard]] IdsView routed_ids() const;
 
  private:

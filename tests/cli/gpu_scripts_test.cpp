@@ -38,7 +38,8 @@ void write_machine(const TempDir& dir, int num_gpus) {
   write_program(dir, "build/tests/cuda_soak", "echo 'rank 1: rows differ'; exit 1");
   write_program(
       dir, "build/apps/epistle/epistle",
-      "for target; do :; done\n"
+      "while [ $# -gt 0 ]; do [ \"$1\" != --json ] || target=\"$2\"; shift; done\n"
+      "[ -z \"$target\" ] ||\n"
       "echo '{\"tool\": \"epistle bench\", \"commit\": \"abc\", \"machine\": {\"host\": \"secret\", \"cores\": 4}}'"
       " > \"$target\"");
 }
@@ -141,7 +142,8 @@ TEST(GpuCheck, VirtualRanksShareOneGpuOrTwo) {
   // Both see what they may: one GPU, or all.
   write_program(
       dir, "build/apps/epistle/epistle",
-      "for target; do :; done\n"
+      "while [ $# -gt 0 ]; do [ \"$1\" != --json ] || target=\"$2\"; shift; done\n"
+      "[ -z \"$target\" ] ||\n"
       "echo \"{\\\"tool\\\": \\\"epistle bench\\\", \\\"commit\\\": \\\"$CUDA_VISIBLE_DEVICES $*\\\"}\" > \"$target\"");
   const CommandResult result = check_gpu(
       dir, {"--quick", "--ranks", "4", "--virtual", "--only", "virtual-1-ep4-compare-128,virtual-2-ep4-compare-128"});

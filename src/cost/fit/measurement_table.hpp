@@ -20,7 +20,7 @@ struct MeasuredTime {
 struct MeasurementTable {
   std::string name;  ///< stem of the file
   std::vector<MeasuredTime> times;
-  std::size_t num_rows = 0;  ///< lines of the table that were taken; a line may hold two times
+  std::size_t num_rows = 0;                ///< lines of the table that were taken; a line may hold two times
   std::vector<std::string> left_out = {};  ///< what the model has no terms for: where, what, how many lines
 };
 
