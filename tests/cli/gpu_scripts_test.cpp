@@ -140,11 +140,11 @@ TEST(GpuCheck, VirtualRanksShareOneGpuOrTwo) {
   const TempDir dir;
   write_machine(dir, 2);
   // Both see what they may: one GPU, or all.
-  write_program(
-      dir, "build/apps/epistle/epistle",
-      "while [ $# -gt 0 ]; do [ \"$1\" != --json ] || target=\"$2\"; shift; done\n"
-      "[ -z \"$target\" ] ||\n"
-      "echo \"{\\\"tool\\\": \\\"epistle bench\\\", \\\"commit\\\": \\\"$CUDA_VISIBLE_DEVICES $*\\\"}\" > \"$target\"");
+  write_program(dir, "build/apps/epistle/epistle",
+                "all=\"$*\"; while [ $# -gt 0 ]; do [ \"$1\" != --json ] || target=\"$2\"; shift; done\n"
+                "[ -z \"$target\" ] ||\n"
+                "echo \"{\\\"tool\\\": \\\"epistle bench\\\", \\\"commit\\\": \\\"$CUDA_VISIBLE_DEVICES $all\\\"}\" > "
+                "\"$target\"");
   const CommandResult result = check_gpu(
       dir, {"--quick", "--ranks", "4", "--virtual", "--only", "virtual-1-ep4-compare-128,virtual-2-ep4-compare-128"});
   EXPECT_EQ(result.exit_code, 0) << result.describe();
