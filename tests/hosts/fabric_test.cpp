@@ -25,7 +25,7 @@ struct FabricShape {
 class HostsInFabrics : public ::testing::TestWithParam<FabricShape> {};
 
 TEST_P(HostsInFabrics, GpusOfOneFabricFormADomainAndHostMemoryKeepsToHosts) {
-  const FabricShape shape = GetParam();
+  const FabricShape& shape = GetParam();
   HostsJob job = make_hosts_job(static_cast<int>(shape.fabrics.size()), shape.ranks_per_host);
   job.fabric_of_host = shape.fabrics;
   job.domain_size = shape.declared;

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <stdexcept>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -137,8 +138,9 @@ class TableLine {
 };
 
 /// Of a line that is as it should be, but of something that no curve is for.
-struct UnknownKind {
-  std::string reason;
+class UnknownKind : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
 };
 
 /// By reason: where the first of such lines stands, and how many there are.
@@ -340,7 +342,7 @@ class TableReader {
     const std::string dtype = line.text("moe_dtype", "bfloat16");
     const std::string distribution = line.text("distribution", "balanced");
     if (distribution != "balanced" && distribution != "uniform") {
-      throw UnknownKind{fmt::format("distribution is '{}', and only balanced and uniform have a model", distribution)};
+      throw UnknownKind(fmt::format("distribution is '{}', and only balanced and uniform have a model", distribution));
     }
     GemmShape shape{.global_tokens = tokens,
                     .num_ranks = ranks,
@@ -355,8 +357,8 @@ class TableReader {
     } else if (dtype.find("fp4") != std::string::npos) {
       shape.type = ExpertType::kFp4;
     } else if (dtype != "bfloat16" && dtype != "float16") {
-      throw UnknownKind{
-          fmt::format("moe_dtype is '{}', and only bfloat16, float16, fp8, fp8_block and fp4 have a model", dtype)};
+      throw UnknownKind(
+          fmt::format("moe_dtype is '{}', and only bfloat16, float16, fp8, fp8_block and fp4 have a model", dtype));
     }
     GemmWork work = gemm_work(cluster_, shape);
     // A benchmark multiplies by the same weights again and again; a step of a model has read those of all layers since.
@@ -408,7 +410,7 @@ MeasurementTable parse_measurements(std::string_view text, std::string_view file
       reader.read(TableLine(file, number, columns, std::move(cells)), table);
       ++table.num_rows;
     } catch (const UnknownKind& kind) {
-      LinesLeftOut& lines = left_out[kind.reason];
+      LinesLeftOut& lines = left_out[kind.what()];
       if (lines.count++ == 0) lines.first = number;
     }
   }

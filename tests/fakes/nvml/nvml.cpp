@@ -33,6 +33,8 @@ struct FabricInfo {
 
 extern "C" {
 
+// NOLINTBEGIN(readability-identifier-naming): NVML's names
+
 int nvmlInit_v2() {
   gpus().clear();
   const char* const described = std::getenv("EPISTLE_FAKE_GPUS");
@@ -68,4 +70,6 @@ int nvmlDeviceGetGpuFabricInfo(void* device, FabricInfo* info) {
   info->state = static_cast<unsigned char>(gpu->state);
   return kSuccess;
 }
+
+// NOLINTEND(readability-identifier-naming)
 }
