@@ -3,6 +3,7 @@
 // or because the host says so.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "dispatch/cuda/device/device_types.hpp"
@@ -48,6 +49,21 @@ __device__ inline void store_relaxed(std::uint32_t* flag, std::uint32_t value) {
 }
 __device__ inline void store_relaxed(std::uint64_t* flag, std::uint64_t value) {
   asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
+}
+
+// 16 bytes that one lane stores come whole, so data can carry its own signal. For lines (low_latency) those of eight
+// lanes do.
+__device__ inline void store_whole(std::byte* to, const uint4& v) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+__device__ inline uint4 load_whole(const std::byte* from) {
+  uint4 v;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
 }
 __device__ inline void store_release(std::uint32_t* flag, std::uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");

@@ -207,7 +207,7 @@ struct MarkedSummer : LineSums<kAligned> {
     bool there = true;
     if (lane_id() < lines_in_chunk(lines.combine_lines, chunk)) {
       const std::byte* line = this->lines_at(group().rank, stage, chunk) + lane_id() * kLineBytes;
-      const uint4 last = load_line_vector(line + kFlagLane * kUnitBytes);
+      const uint4 last = load_whole(line + kFlagLane * kUnitBytes);
       const uint2 flag = line_flag(call.epoch);
       there = last.z == flag.x && last.w == flag.y;
     }

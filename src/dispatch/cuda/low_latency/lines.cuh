@@ -16,19 +16,6 @@ inline constexpr int kFlagLane = kLineLanes - 1;             // of a line: half 
 /// The flag of a call: nothing that a row is likely to hold, and not what fresh memory holds.
 __device__ inline uint2 line_flag(std::uint32_t epoch) { return make_uint2(epoch, ~epoch); }
 
-__device__ inline void store_line_vector(std::byte* to, const uint4& v) {
-  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
-__device__ inline uint4 load_line_vector(const std::byte* from) {
-  uint4 v;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from)
-               : "memory");
-  return v;
-}
-
 /// A barrier in shared memory for one thread to open, once, and others to look at.
 __device__ inline void open_later(std::uint64_t& barrier) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(static_cast<int>(__cvta_generic_to_shared(&barrier)))
@@ -177,14 +164,14 @@ struct ChunkOf {
         out.z = flag.x;
         out.w = flag.y;
       }
-      store_line_vector(lines + i * kWarpSize * kUnitBytes + parts.at, out);
+      store_whole(lines + i * kWarpSize * kUnitBytes + parts.at, out);
     }
   }
   /// Asks for the lines.
   __device__ void ask(const Parts& parts, const std::byte* lines, int num_lines) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      if (parts.line_of(i) < num_lines) v[i] = load_line_vector(lines + i * kWarpSize * kUnitBytes + parts.at);
+      if (parts.line_of(i) < num_lines) v[i] = load_whole(lines + i * kWarpSize * kUnitBytes + parts.at);
     }
   }
   /// True in a lane that misses none of its flags in what was asked for.

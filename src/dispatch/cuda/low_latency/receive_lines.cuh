@@ -118,7 +118,7 @@ struct LineReceiver {
   __device__ void ask(const Part& part, Unit& unit) const {
     const std::byte* slot = group().section(group().rank, BufferSection::kDispatchLines) +
                             args.lines.slot_offset(call.epoch, part.source, part.idx);
-    if (in_header()) unit.head = load_line_vector(slot + parts.at);
+    if (in_header()) unit.head = load_whole(slot + parts.at);
     const PartLines at = lines_of_part(part);
     unit.data.ask(parts, slot + at.first * kLineBytes, at.count);
   }

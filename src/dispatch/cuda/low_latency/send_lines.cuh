@@ -219,7 +219,7 @@ struct LineSender {
       if (line < args.lines.header_lines) {
         const uint2 low = mine[0];
         const uint2 high = in_line == kFlagLane ? flag : mine[1];
-        store_line_vector(slot + lane * kUnitBytes, make_uint4(low.x, low.y, high.x, high.y));
+        store_whole(slot + lane * kUnitBytes, make_uint4(low.x, low.y, high.x, high.y));
       }
       __syncwarp();
     });

@@ -57,21 +57,6 @@ struct FewParts {
   }
 };
 
-// A unit of a record arrives whole: 16 bytes of one lane, as those of lines (low_latency).
-__device__ inline void store_unit(std::byte* to, const uint4& unit) {
-  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(unit.x), "r"(unit.y), "r"(unit.z),
-               "r"(unit.w)
-               : "memory");
-}
-__device__ inline uint4 load_unit(const std::byte* from) {
-  uint4 unit;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(unit.x), "=r"(unit.y), "=r"(unit.z), "=r"(unit.w)
-               : "l"(from)
-               : "memory");
-  return unit;
-}
-
 // ---- Telling --------------------------------------------------------------------------------------------------------
 
 __device__ inline std::uint64_t tagged(const CallContext& call, std::uint32_t value) {
@@ -130,7 +115,7 @@ __device__ inline void tell_records(const FewPrepareArgs& args, const CallContex
     record.y |= expert_at(2 * unit + 1, record.w) << 16;
     const FewParts parts(args, call.epoch, dst);
     const std::int64_t at = (std::int64_t{args.group.rank} * args.few.max_tokens + share.begin + token) * units + unit;
-    store_unit(parts.records + at * FewTokens::kUnitBytes, record);
+    store_whole(parts.records + at * FewTokens::kUnitBytes, record);
   }
 }
 
@@ -271,7 +256,7 @@ __device__ inline bool place_few(const FewPrepareArgs& args, const Tables& t, Fe
 __device__ __noinline__ inline bool poll_unit(const CallContext& call, int source, const std::byte* at) {
   const std::uint64_t start_ns = now_ns();
   for (std::uint32_t polls = 1;; ++polls) {
-    if (load_unit(at).x == call.epoch) return true;
+    if (load_whole(at).x == call.epoch) return true;
     if ((polls & 0x3fU) == 0 && gives_up(call, source, start_ns, polls)) return false;
   }
 }
@@ -324,10 +309,10 @@ __device__ inline void describe_few_rows(const FewPrepareArgs& args, const CallC
                                 (word - block * per_block.divisor()) * FewTokens::kWordBits + bit;
     const std::size_t at = (std::size_t{source} * static_cast<unsigned>(args.few.max_tokens) + token) * units + unit;
     const std::byte* const unit_at = records + at * FewTokens::kUnitBytes;
-    uint4 record = load_unit(unit_at);
+    uint4 record = load_whole(unit_at);
     if (record.x != call.epoch) {
       if (!poll_unit(call, static_cast<int>(source), unit_at)) return;
-      record = load_unit(unit_at);
+      record = load_whole(unit_at);
     }
     const std::int64_t row = f.pair_begin[source] + f.before[source][word] + __popc(bits & ((1U << bit) - 1));
     if (unit == 0) {
