@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include <nlohmann/json_fwd.hpp>
+
 #include "select/check/config.hpp"
 #include "select/query.hpp"
 #include "select/version.hpp"
@@ -88,6 +90,9 @@ struct CheckReport {
   std::vector<RunReport> runs;
   Findings findings;  ///< by line
 };
+
+/// A value that is JSON, of one word or several; discarded where it is none.
+[[nodiscard]] nlohmann::json json_of(const Setting& setting);
 
 /// Experts besides the model's own: replicas that a load balancer places.
 struct RedundantExperts {

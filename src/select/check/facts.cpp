@@ -145,6 +145,12 @@ void read_sglang(RunFacts& facts) {
 
 }  // namespace
 
+nlohmann::json json_of(const Setting& setting) {
+  std::string text;
+  for (const std::string& value : setting.values) text += (text.empty() ? "" : " ") + value;
+  return nlohmann::json::parse(text, nullptr, false);
+}
+
 RedundantExperts redundant_experts(const RunConfig& run) {
   RedundantExperts found;
   const auto take = [&](const Setting& setting, std::optional<std::int64_t> number) {
@@ -163,9 +169,7 @@ RedundantExperts redundant_experts(const RunConfig& run) {
     take(*whole, std::nullopt);
     return found;
   }
-  std::string text;
-  for (const std::string& value : whole->values) text += (text.empty() ? "" : " ") + value;
-  const auto config = nlohmann::json::parse(text, nullptr, false);
+  const nlohmann::json config = json_of(*whole);
   if (!config.is_object()) return found;
   const auto field = config.find("num_redundant_experts");
   if (field == config.end()) return found;

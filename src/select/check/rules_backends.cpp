@@ -289,9 +289,7 @@ void find_sms(const RunFacts& facts, const CheckRule& rule, Findings& findings) 
 void find_deepep_config(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const setting = facts.run.find("deepep-config");
   if (setting == nullptr || !setting->known_value || !setting->value().starts_with('{')) return;
-  std::string text;
-  for (const std::string& value : setting->values) text += (text.empty() ? "" : " ") + value;
-  const auto config = nlohmann::json::parse(text, nullptr, false);
+  const nlohmann::json config = json_of(*setting);
   if (config.is_discarded() || !config.is_object()) {
     add_finding(findings, rule, *setting, fmt::format("the value of {} is not JSON", setting->flag),
                 "quote it for the shell, and check its brackets");

@@ -160,9 +160,7 @@ void find_eplb_split(const RunFacts& facts, const CheckRule& rule, Findings& fin
 void find_eplb_config(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const setting = facts.run.find("eplb-config");
   if (setting == nullptr || !setting->known_value || setting->values.empty()) return;
-  std::string text;
-  for (const std::string& value : setting->values) text += (text.empty() ? "" : " ") + value;
-  const auto config = nlohmann::json::parse(text, nullptr, false);
+  const nlohmann::json config = json_of(*setting);
   if (config.is_discarded() || !config.is_object()) {
     add_finding(findings, rule, *setting, "the value of --eplb-config is not JSON",
                 "quote it for the shell, and check its brackets");
