@@ -223,7 +223,7 @@ void CudaEngine::wait_until_complete(CudaHandleState& state) {
 
 bool CudaEngine::settle_passed() {
   const auto is_open = [](const CudaHandleState& handle) {
-    return handle.routed && !handle.checked && !handle.finished && !handle.is_complete();
+    return handle.is_left_on_device && !handle.checked && !handle.finished && !handle.is_complete();
   };
   std::uint64_t first = num_prepared_;
   for (const auto& handle : handles_) {

@@ -54,6 +54,7 @@ void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens, const PlacedE
   checked = false;
   finished = false;
   routed = false;
+  is_left_on_device = false;
   stats = RoutingStats{.num_tokens = tokens};
   describe(placed);
 }
@@ -93,7 +94,7 @@ bool CudaHandleState::has_passed() const noexcept {
 }
 
 bool CudaHandleState::has_passed_on_device() {
-  if (!routed) return false;
+  if (!is_left_on_device) return false;
   const DeviceGuard guard(device_);
   const RelaxedCapture relaxed;
   cudaStream_t stream = private_stream(device_);
@@ -119,7 +120,7 @@ void CudaHandleState::fetch_summary() {
 
 void CudaHandleState::finish() {
   finished = true;
-  if (routed) fetch_summary();
+  if (is_left_on_device) fetch_summary();
   stats = RoutingStats{.num_tokens = summary->num_tokens};
   const std::int32_t* matrix = pair_matrix();
   pairs.assign(matrix, matrix + static_cast<std::ptrdiff_t>(ranks_) * ranks_);
@@ -161,7 +162,7 @@ std::vector<std::int32_t> CudaHandleState::read_expert_counts() {
   wait_for_counts();
   auto* counts = reinterpret_cast<std::int32_t*>(summary + 1) + ranks_ * (ranks_ + 2);
   const auto num = static_cast<std::size_t>(description.num_local_experts);
-  if (routed) {  // which tells the host of nothing before it asks
+  if (is_left_on_device) {
     const DeviceGuard guard(device_);
     cudaStream_t stream = private_stream(device_);
     check_cuda(cudaMemcpyAsync(counts, arrays.expert_counts, num * sizeof(*counts), cudaMemcpyDeviceToHost, stream),

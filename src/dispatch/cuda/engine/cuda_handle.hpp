@@ -57,6 +57,7 @@ class CudaHandleState final : public HandleState {
   bool finished = true;
   bool captured = false;  ///< into a graph: other placements may come while it lives
   bool routed = false;    ///< by a dispatch that was one call with its routing: see RowTransport::complete
+  bool is_left_on_device = false;  ///< the summary, until the host asks for it
 
   /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks, rows of experts.
   [[nodiscard]] const std::int32_t* pair_matrix() const noexcept {

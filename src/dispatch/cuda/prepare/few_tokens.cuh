@@ -332,6 +332,18 @@ __device__ inline void describe_few_rows(const FewPrepareArgs& args, const CallC
   }
 }
 
+/// The summary of a call, by one block, to the host or to the handle, where the host finds it.
+__device__ inline void tell_host(const FewPrepareArgs& args, const CallContext& call, const Tables& t,
+                                 const Exchange& exchange, const Received& mine) {
+  Summary& summary = args.leaves_summary ? *args.handle.summary : *args.summary;
+  write_counts(args, call, t, exchange, mine, summary);
+  if (threadIdx.x != 0) return;
+  if (!args.leaves_summary) return publish_summary(args);
+  if (summary.finding == static_cast<std::uint32_t>(Finding::kNone)) return leave_summary(args);
+  tell_finding(args, summary);
+  publish_summary(args);
+}
+
 /// What the caller and the host learn, by one block: tokens of all ranks for each expert here, and the summary.
 __device__ inline void keep_few_books(const FewPrepareArgs& args, const CallContext& call, const Tables& t,
                                       FewTables& f, Exchange& exchange, const Received& mine) {
@@ -373,8 +385,7 @@ __device__ inline void keep_few_books(const FewPrepareArgs& args, const CallCont
   }
   if (__syncthreads_and(ok) == 0) return;
   exchange.remote_assignments = f.remote;
-  write_counts(args, call, t, exchange, mine, *args.summary);
-  if (threadIdx.x == 0) publish_summary(args);
+  tell_host(args, call, t, exchange, mine);
 }
 
 // ---- All of it ------------------------------------------------------------------------------------------------------

@@ -18,10 +18,19 @@
 namespace epistle::cuda {
 namespace {
 
+template <class Args>
+inline constexpr int kThreadsFor = std::is_same_v<Args, FewPrepareArgs> ? kFewThreads : kPrepareThreads;
+
+__device__ inline void tell_host(const PrepareArgs& args, const CallContext& call, const Tables& t,
+                                 const Exchange& exchange, const Received& mine) {
+  write_counts(args, call, t, exchange, mine, *args.summary);
+  if (threadIdx.x == 0) publish_summary(args);
+}
+
 /// Behind count_share(). `bad`: this thread has seen a bad id.
-template <int kThreads>
-__device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const CallContext& call, const Tables& t,
-                                                bool bad) {
+template <class Args>
+__device__ __forceinline__ void exchange_counts(const Args& args, const CallContext& call, const Tables& t, bool bad) {
+  constexpr int kThreads = kThreadsFor<Args>;
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
@@ -65,11 +74,7 @@ __device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const C
   // While the records of the others are on their way. (The fences before would wait for what is added up.)
   if (one_tile) count_tokens();
   if (!args.layout.token_major()) describe_groups<kThreads>(args, t, exchange, mine);
-  const auto tell_host = [&] {
-    write_counts(args, call, t, exchange, mine, *args.summary);
-    if (threadIdx.x == 0) publish_summary(args);
-  };
-  if (blockIdx.x == 0 && !overflow) tell_host();
+  if (blockIdx.x == 0 && !overflow) tell_host(args, call, t, exchange, mine);
   if (!exchange.disagreed) {
     wait_all_done(call);
   } else if (blockIdx.x == 0) {
@@ -83,17 +88,15 @@ __device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const C
   } else {
     describe_expert_rows<kThreads>(args, mine);
   }
-  if (last && overflow) tell_host();
+  if (last && overflow) tell_host(args, call, t, exchange, mine);
 }
 
 /// The same where a rank that has few tokens goes with others that have many, or nothing may be placed. Of its own, so
 /// that what comes once in a long while takes no registers from the rest.
-__device__ __noinline__ void exchange_counts_after_all(const PrepareArgs& args, CallContext call, Tables t, bool bad) {
-  exchange_counts<kFewThreads>(args, call, t, bad);
+__device__ __noinline__ void exchange_counts_after_all(const FewPrepareArgs& args, CallContext call, Tables t,
+                                                       bool bad) {
+  exchange_counts(args, call, t, bad);
 }
-
-template <class Args>
-inline constexpr int kThreadsFor = std::is_same_v<Args, FewPrepareArgs> ? kFewThreads : kPrepareThreads;
 
 /// kPlaced: experts are placed. The kernel of those that are not is another one, and does nothing for it.
 template <bool kPlaced, class Args>
@@ -142,7 +145,7 @@ __device__ __forceinline__ void prepare(const Args& args, std::byte* shared) {
   if constexpr (kFew) {
     if (!prepare_few(args, call, t, bad)) exchange_counts_after_all(args, call, t, bad);
   } else {
-    exchange_counts<kThreads>(args, call, t, bad);
+    exchange_counts(args, call, t, bad);
   }
 }
 
