@@ -36,6 +36,7 @@ struct PyDispatcher {
   nb::object group;
   Dispatcher dispatcher;
   const dlpack::ExchangeApi* library = nullptr;  ///< of the tensors of its last call, which a receive half goes by
+  Stream stream = {};                            ///< of its last call
 
   ~PyDispatcher();
   [[nodiscard]] bool on_cuda() const noexcept { return dispatcher.info().device() == Device::kCuda; }

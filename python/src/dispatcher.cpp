@@ -21,17 +21,29 @@ TensorReader reader_of(const PyDispatcher& self) {
   return TensorReader({.on_cuda = self.on_cuda(), .ordinal = self.on_cuda() ? self.dispatcher.device_ordinal() : 0});
 }
 
+Stream current_stream_of(const PyDispatcher& self) {
+  return static_cast<CUstream_st*>(current_stream(*self.library, self.dispatcher.device_ordinal()));
+}
+
+Stream resolved_stream(const PyDispatcher& self, const nb::handle& given, const nb::handle& tensor) {
+  const nb::object found =
+      package_attribute("epistle._streams", "resolve")(given, tensor, self.dispatcher.device_ordinal());
+  return reinterpret_cast<CUstream_st*>(nb::cast<std::uintptr_t>(found));
+}
+
 /// The stream of a call: as given (an integer, or an object of Torch's or CuPy's), or the current one of the library
 /// that its tensors belong to; that of the call before where there are none (`reader` is null).
 Stream stream_of(PyDispatcher& self, const nb::handle& given, const nb::handle& tensor, const TensorReader* reader) {
   if (!self.on_cuda() && given.is_none()) return {};
   if (reader != nullptr) self.library = reader->library();
-  const int ordinal = self.dispatcher.device_ordinal();
-  if (given.is_none() && self.library != nullptr) {
-    return static_cast<CUstream_st*>(current_stream(*self.library, ordinal));
-  }
-  const nb::object found = package_attribute("epistle._streams", "resolve")(given, tensor, ordinal);
-  return reinterpret_cast<CUstream_st*>(nb::cast<std::uintptr_t>(found));
+  const bool is_current = given.is_none() && self.library != nullptr;
+  self.stream = is_current ? current_stream_of(self) : resolved_stream(self, given, tensor);
+  return self.stream;
+}
+
+bool is_on_current_stream(const PyDispatcher& self) {
+  if (!self.on_cuda()) return true;
+  return self.library != nullptr && current_stream_of(self).get() == self.stream.get();
 }
 
 /// Makes a call without the GIL. Where an argument is wrong, `spoil` makes the request one that the library refuses, so
@@ -446,6 +458,10 @@ void bind_dispatcher(nb::module_& module) {
       .def(
           "poll", [](const PyDispatcher& self) { return health_name(self.dispatcher.poll()); },
           "How the group stands, as far as this rank knows: ok, peer_lost, timeout, aborted or broken. Never waits.")
+      .def("is_on_current_stream", &is_on_current_stream,
+           "Whether a call of now, with tensors of the library of the last call's, comes behind that call: on its "
+           "stream. On the host always; False where that library does not tell its stream (see DLPack's exchange "
+           "table).")
       .def(
           "suspects", [](const PyDispatcher& self) { return self.dispatcher.suspects(); },
           "The ranks that poll() speaks of.")
