@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch", reason="Torch is not installed: its wheel for Linux brings gigabytes of CUDA")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
-import step_picture  # noqa: E402
+import step_picture
 
 KERNELS = {
     "void epistle::cuda::(anonymous namespace)::prepare_kernel<8>(int)": "Epistle: routing",
