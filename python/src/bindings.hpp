@@ -68,6 +68,11 @@ struct Place {
 /// Handle.expert_counts of a handle, as a tensor of Torch that keeps it.
 [[nodiscard]] nb::object counts_tensor(const nb::object& handle);
 
+/// (rows, scales or None) of a lease, and (local_experts or None, weights) of a handle, as tensors of Torch that keep
+/// them.
+[[nodiscard]] nb::tuple row_tensors(const nb::object& received);
+[[nodiscard]] nb::tuple routing_tensors(const nb::object& handle);
+
 /// An attribute of one of the package's own Python modules.
 [[nodiscard]] nb::object package_attribute(const char* module, const char* name);
 

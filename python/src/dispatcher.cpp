@@ -182,6 +182,21 @@ nb::tuple dispatch_decode(const nb::object& self, const nb::object& tokens, cons
   return nb::make_tuple(handle, counts_tensor(handle));
 }
 
+/// What a dispatch of many tokens needs, in one call as well: all that is made behind the launch is made while a GPU is
+/// busy with it.
+nb::tuple dispatch_routed(const nb::object& self, const nb::object& tokens, const nb::object& expert_ids,
+                          const nb::object& weights, const nb::object& scales, int num_sms, const nb::object& stream) {
+  const nb::object none = nb::none();
+  Received received =
+      with_dispatch_request(self, {tokens, none, expert_ids, weights, none, scales, 0, 0, none, num_sms, stream},
+                            [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
+                              return dispatcher.dispatch(request, on);
+                            });
+  const nb::object handle = nb::cast(PyHandle{self, received.handle()});
+  const nb::object lease = nb::cast(PyReceived{self, std::move(received)});
+  return nb::make_tuple(lease, handle, row_tensors(lease), routing_tensors(handle));
+}
+
 /// The object that is given last, where it is one of `self`'s.
 Pending take(const nb::object& pending) { return std::move(nb::cast<PyPending&>(pending).pending); }
 
@@ -410,6 +425,13 @@ void bind_dispatcher(nb::module_& module) {
                   "tuple[Handle, typing.Any]"),
           "dispatch with expert_ids whose lease is given back at once, for callers who know where its rows lie "
           "(Received.borrow): (handle, Handle.expert_counts as a tensor of Torch).")
+      .def("dispatch_routed", &dispatch_routed, required("tokens"), required("expert_ids"), none("weights"),
+           none("scales"), nb::arg("num_sms") = 0, none("stream"),
+           nb::sig("def dispatch_routed(self, tokens: typing.Any, expert_ids: typing.Any, weights: typing.Any = None, "
+                   "scales: typing.Any = None, num_sms: int = 0, stream: typing.Any = None) -> "
+                   "tuple[Received, Handle, tuple[typing.Any, typing.Any], tuple[typing.Any, typing.Any]]"),
+           "dispatch with expert_ids, and what it gives as tensors of Torch: (lease, handle, (rows, scales or None), "
+           "(Handle.local_experts or None, Handle.weights)). The first pair holds the lease, the second the handle.")
       .def("dispatch_send", &dispatch_send, required("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
            none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
            none("step_seed_at"), nb::arg("num_sms") = 0, none("stream"),
