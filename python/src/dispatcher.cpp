@@ -8,60 +8,12 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.hpp"
-#include "exchange.hpp"
-#include "group/caller_complaint.hpp"
-#include "tensor.hpp"
+#include "calls.hpp"
 
 namespace epistle::python {
 namespace {
 
 PyDispatcher& get(const nb::object& self) { return nb::cast<PyDispatcher&>(self); }
-
-TensorReader reader_of(const PyDispatcher& self) {
-  return TensorReader({.on_cuda = self.on_cuda(), .ordinal = self.on_cuda() ? self.dispatcher.device_ordinal() : 0});
-}
-
-Stream current_stream_of(const PyDispatcher& self) {
-  return static_cast<CUstream_st*>(current_stream(*self.library, self.dispatcher.device_ordinal()));
-}
-
-Stream resolved_stream(const PyDispatcher& self, const nb::handle& given, const nb::handle& tensor) {
-  const nb::object found =
-      package_attribute("epistle._streams", "resolve")(given, tensor, self.dispatcher.device_ordinal());
-  return reinterpret_cast<CUstream_st*>(nb::cast<std::uintptr_t>(found));
-}
-
-/// The stream of a call: as given (an integer, or an object of Torch's or CuPy's), or the current one of the library
-/// that its tensors belong to; that of the call before where there are none (`reader` is null).
-Stream stream_of(PyDispatcher& self, const nb::handle& given, const nb::handle& tensor, const TensorReader* reader) {
-  if (!self.on_cuda() && given.is_none()) return {};
-  if (reader != nullptr) self.library = reader->library();
-  const bool is_current = given.is_none() && self.library != nullptr;
-  self.stream = is_current ? current_stream_of(self) : resolved_stream(self, given, tensor);
-  return self.stream;
-}
-
-bool is_on_current_stream(const PyDispatcher& self) {
-  if (!self.on_cuda()) return true;
-  return self.library != nullptr && current_stream_of(self).get() == self.stream.get();
-}
-
-/// Makes a call without the GIL. Where an argument is wrong, `spoil` makes the request one that the library refuses, so
-/// that the other ranks hear of it as of any bad input; what is thrown, and told there, is the complaint.
-template <typename Request, typename Spoil, typename Call>
-auto make_call(const TensorReader& reader, Request& request, const Spoil& spoil, const Call& call) {
-  const bool is_spoiled = !reader.complaint().empty();
-  if (is_spoiled) spoil(request);
-  const nb::gil_scoped_release release;
-  const CallerComplaint told(reader.complaint());
-  try {
-    return call();
-  } catch (const Error& error) {
-    // What another rank is at fault for is not this one's tensor.
-    if (!is_spoiled || error.context().peer_rank >= 0) throw;
-    throw Error(ErrorCode::kInvalidArgument, reader.complaint(), error.context());
-  }
-}
 
 constexpr std::int64_t kRefused = -1;  // a number of rows that no call accepts
 
