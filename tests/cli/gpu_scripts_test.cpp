@@ -90,6 +90,8 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   EXPECT_EQ(step_named(summary, "virtual-8-bf16").at("status"), "passed");
   EXPECT_EQ(step_named(summary, "deep-ep tests").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "deep-ep tests").at("reason"), "no --deep-ep CHECKOUT is given");
+  EXPECT_EQ(step_named(summary, "python-speed").at("reason"), "needs 2 GPUs, there is 1");
+  EXPECT_EQ(step_named(summary, "megatron-layer").at("reason"), "needs 2 GPUs, there is 1");
   const Json record = Json::parse(read_file(dir.file("out/virtual-8-bf16.json")));
   EXPECT_EQ(record.at("machine"), Json({{"cores", 4}}));
 }

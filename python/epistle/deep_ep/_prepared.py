@@ -62,6 +62,20 @@ class Leases:
 _leases = Leases()
 
 
+def kept(
+    dispatcher: epistle.Dispatcher,
+    received: epistle.Received,
+    rows: torch.Tensor,
+    scales: torch.Tensor | None,
+    may_lease: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What comes back may be kept for as long as anybody likes, and buffers are few: these are copies, unless the
+    dispatcher has NUM_BUFFERS (``may_lease``) and what came before is not in use any more."""
+    if may_lease and _leases.take(dispatcher, received):
+        return rows, scales
+    return rows.clone(), None if scales is None else scales.clone()
+
+
 def move(
     made: Made,
     payload: Payload,
@@ -70,12 +84,7 @@ def move(
     num_sms: int = 0,
     may_lease: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Dispatches rows of ``payload``. What comes back may be kept for as long as anybody likes, and buffers are few:
-    these are copies, unless the dispatcher has NUM_BUFFERS (``may_lease``) and what came before is not in use any
-    more."""
+    """Dispatches rows of ``payload``; see kept()."""
     dispatcher, handle = made
     received = dispatcher.dispatch(handle=handle, num_sms=num_sms, **payload.given(rows, scales))
-    moved, moved_scales = payload.received(received.rows, received.scales)
-    if may_lease and _leases.take(dispatcher, received):
-        return moved, moved_scales
-    return moved.clone(), None if moved_scales is None else moved_scales.clone()
+    return kept(dispatcher, received, *payload.received(received.rows, received.scales), may_lease)
