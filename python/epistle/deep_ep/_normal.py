@@ -50,8 +50,7 @@ class Handle:
         self.routing = routing
         self.dispatcher = dispatcher
         self.handle = handle
-        self._prepared = Prepared()
-        self._prepared.keep(payload, (dispatcher, handle))
+        self._prepared = Prepared(payload, (dispatcher, handle))
 
     def for_payload(self, payload: Payload, dispatchers: Dispatchers) -> Made:
         return self._prepared.of(payload, lambda: self.routing.prepare(payload, dispatchers))
@@ -107,7 +106,9 @@ class Routing:
     ) -> None:
         self._group = group
         self.rank, self.num_ranks = group.rank, group.size
-        self.expert_ids = expert_ids
+        self.num_tokens, self.top_k = expert_ids.shape
+        self._ids = expert_ids
+        self._kept: epistle.Handle | None = None  # has them, where they are not those that were given any more
         self.weights = weights
         self.num_experts = num_experts
         self.num_worst_tokens = num_worst_tokens
@@ -115,11 +116,19 @@ class Routing:
         self.max_tokens = num_worst_tokens or _UNKNOWN
         self.is_token_in_rank = is_token_in_rank
 
+    @property
+    def expert_ids(self) -> torch.Tensor:
+        if self._kept is not None:
+            self._ids, self._kept = tensor_of(self._kept.routed_ids), None
+        return self._ids
+
     def keep(self, handle: epistle.Handle) -> None:
         """The caller may write the next ids there, and a cached dispatch of another payload needs these again; it gives
         no weights."""
-        ids = handle.routed_ids
-        self.expert_ids = self.expert_ids.clone() if ids is None else ids.torch()
+        if self._ids.is_cuda:  # the handle keeps them, and few ask for them again
+            self._kept = handle
+        else:
+            self._ids = self._ids.clone()
         self.weights = None
 
     def prepare(
@@ -145,18 +154,18 @@ class Routing:
             except epistle.Error as error:
                 if error.code not in _REFUSED or error.phase != epistle.Phase.LAYOUT:
                     raise
-                self.max_tokens = largest(self._group, self.expert_ids.shape[0])
+                self.max_tokens = largest(self._group, self.num_tokens)
                 if self.max_tokens <= size:
                     raise
             else:
                 self.max_tokens = size
                 return moved
         else:
-            self.max_tokens = largest(self._group, self.expert_ids.shape[0])
+            self.max_tokens = largest(self._group, self.num_tokens)
         return self._send(self._large_enough(key, payload, dispatchers, 0), payload, x, scales, num_sms)
 
     def _key(self, payload: Payload, num_rows: int) -> typing.Any:
-        return payload, self.num_experts, self.expert_ids.shape[1], num_rows, self.expert_ids.get_device()
+        return payload, self.num_experts, self.top_k, num_rows, self._ids.get_device()
 
     def _large_enough(
         self, key: typing.Any, payload: Payload, dispatchers: Dispatchers, num_rows: int
@@ -175,8 +184,9 @@ class Routing:
         scales: torch.Tensor | None,
         num_sms: int,
     ) -> Moved:
-        given = payload.given(x, scales)
-        return dispatcher, dispatcher.dispatch_routed(x, self.expert_ids, self.weights, given.get("scales"), num_sms)
+        if scales is not None:
+            scales = payload.scales_given(scales)
+        return dispatcher, dispatcher.dispatch_routed(x, self._ids, self.weights, scales, num_sms)
 
     def _make(
         self, key: typing.Any, payload: Payload, dispatchers: Dispatchers, num_rows: int
@@ -184,7 +194,7 @@ class Routing:
         fields = {
             **payload.config(),
             "num_experts": self.num_experts,
-            "top_k": self.expert_ids.shape[1],
+            "top_k": self.top_k,
             "apply_weights": False,
             "max_handles": MAX_HANDLES,
         }
@@ -192,7 +202,7 @@ class Routing:
             fields["sizing"] = epistle.Capacity(rows_per_rank=num_rows)
         else:
             fields["num_buffers"] = NUM_BUFFERS
-        return dispatchers.keep(key, "direct", fields, options_for(self.expert_ids), self.max_tokens)
+        return dispatchers.keep(key, "direct", fields, options_for(self._ids), self.max_tokens)
 
 
 class NormalCalls:
@@ -325,7 +335,7 @@ class NormalCalls:
         wait_for(previous_event)
         dispatcher, prepared = handle.for_sums(x, self._dispatchers)
         num_sms = self._sms(x, config)
-        out = x.new_empty((handle.routing.expert_ids.shape[0], x.shape[1]))
+        out = x.new_empty((handle.routing.num_tokens, x.shape[1]))
         dispatcher.combine(out, rows=x, handle=prepared, num_sms=num_sms)
         weights = None if topk_weights is None else self._sum_weights(handle, topk_weights, num_sms)
         if bias is not None:
@@ -345,7 +355,7 @@ class NormalCalls:
         dispatcher, prepared = handle.for_weights(payload, self._dispatchers)
         rows = weights.new_zeros((prepared.num_rows, payload.hidden))
         rows[: weights.shape[0], :top_k] = weights
-        sums = weights.new_empty((handle.routing.expert_ids.shape[0], payload.hidden))
+        sums = weights.new_empty((handle.routing.num_tokens, payload.hidden))
         dispatcher.combine(sums, rows=rows, handle=prepared, num_sms=num_sms)
         return sums[:, :top_k].contiguous()
 

@@ -111,11 +111,13 @@ class Payload(typing.NamedTuple):
 
     def given(self, x: torch.Tensor, scales: torch.Tensor | None) -> dict[str, typing.Any]:
         """Arguments of a dispatch. Strides of fp32 scales are taken as they are."""
-        if scales is None:
-            return {"tokens": x}
+        return {"tokens": x} if scales is None else {"tokens": x, "scales": self.scales_given(scales)}
+
+    def scales_given(self, scales: torch.Tensor) -> torch.Tensor:
+        """As dispatch takes them."""
         if scales.dim() == 1:
             scales = scales.unsqueeze(1)
-        return {"tokens": x, "scales": scales.contiguous() if self.is_raw else scales}
+        return scales.contiguous() if self.is_raw else scales
 
     def received(self, rows: epistle.Array, scales: epistle.Array | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.as_known(rows.torch(), None if scales is None else scales.torch())
