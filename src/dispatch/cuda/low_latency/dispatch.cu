@@ -5,7 +5,7 @@
 #include <cstddef>
 
 #include "dispatch/cuda/device/start_kernel.cuh"
-#include "dispatch/cuda/low_latency/line_launch.hpp"
+#include "dispatch/cuda/low_latency/kernels.hpp"
 #include "dispatch/cuda/low_latency/receive_lines.cuh"
 
 namespace epistle::cuda {
