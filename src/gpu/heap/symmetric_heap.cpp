@@ -17,7 +17,7 @@
 #include "gpu/cuda_error.hpp"
 #include "gpu/device_uuid.hpp"
 #include "gpu/heap/memory_budget.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 namespace {

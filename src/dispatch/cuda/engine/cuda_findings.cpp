@@ -27,14 +27,8 @@ constexpr std::chrono::microseconds kPollPause{20};
 
 }  // namespace
 
-bool CudaEngine::is_capturing() const {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(context_.stream, &status), "asking whether the stream is being captured");
-  return status != cudaStreamCaptureStatusNone;
-}
-
 cudaEvent_t CudaEngine::last_work() {
-  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_.get(), context_.stream), "recording an event");
+  if (!is_capturing()) last_work_.record(context_.stream);
   return last_work_.get();
 }
 

@@ -7,9 +7,10 @@
 
 #include "epistle/error.hpp"
 
+#include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -28,20 +29,14 @@ class RelaxedCapture {
 
 }  // namespace
 
-CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int rank, std::shared_ptr<PinnedMemory> told,
-                                 std::int64_t told_at)
-    : layout_(layout),
-      device_(device),
-      rank_(rank),
-      ranks_(layout.params().num_ranks),
+CudaHandleState::CudaHandleState(const EngineContext& context, std::shared_ptr<PinnedMemory> told, std::int64_t told_at)
+    : layout_(context.layout()),
+      device_(context.device),
+      rank_(context.rank()),
+      ranks_(context.num_ranks()),
       told_(std::move(told)),
       probe_(told_->get() + told_at) {
-  // First the sizes, then the memory, then the places in it.
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(memory_.get());
-    carve_handle(carver, layout, arrays);
-    if (!placing) memory_ = allocate_on(device, carver.num_bytes());
-  }
+  memory_ = context.own_memory.carve([this](BufferCarver& carver) { carve_handle(carver, layout_, arrays); });
   summary = reinterpret_cast<Summary*>(probe_ + kProbeBytes);
   pairs.reserve(static_cast<std::size_t>(ranks_) * static_cast<std::size_t>(ranks_));
 }

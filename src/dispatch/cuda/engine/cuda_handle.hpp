@@ -18,11 +18,12 @@
 
 namespace epistle::cuda {
 
+struct EngineContext;
+
 class CudaHandleState final : public HandleState {
  public:
   /// `told`: told_bytes() of pinned memory at `told_at`, where the device tells the host of this handle.
-  CudaHandleState(int device, const DispatchLayout& layout, int rank, std::shared_ptr<PinnedMemory> told,
-                  std::int64_t told_at);
+  CudaHandleState(const EngineContext& context, std::shared_ptr<PinnedMemory> told, std::int64_t told_at);
 
   [[nodiscard]] bool counts_are_known() override;
   void wait_for_counts() override;

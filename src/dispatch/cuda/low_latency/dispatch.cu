@@ -3,7 +3,7 @@
 // source's rows begin, and takes every row to its output rows as its lines arrive. Nothing is agreed on before: a line
 // or a count without this call's epoch is not there, and where a rank is in another call, what it owes does not come.
 #include "dispatch/cuda/device/start_kernel.cuh"
-#include "dispatch/cuda/low_latency/line_launch.hpp"
+#include "dispatch/cuda/low_latency/kernels.hpp"
 #include "dispatch/cuda/low_latency/receive_lines.cuh"
 
 namespace epistle::cuda {

@@ -150,7 +150,7 @@ __device__ __noinline__ inline std::uint64_t poll_few(const CallContext& call, i
     const std::uint64_t theirs = load_relaxed(ready_flag(call, source));
     const bool tells_tokens = same_but_choices(theirs, call.announced) && buffer_of(theirs) == kTellsTokens;
     if (epoch_of(theirs) == call.epoch && !tells_tokens) return word;
-    if ((polls & 0x3fU) == 0 && gives_up(call, source, start_ns, polls)) return word;
+    if (polls % kPollsPerLook == 0 && gives_up(call, source, start_ns, polls)) return word;
   }
 }
 
@@ -257,7 +257,7 @@ __device__ __noinline__ inline bool poll_unit(const CallContext& call, int sourc
   const std::uint64_t start_ns = now_ns();
   for (std::uint32_t polls = 1;; ++polls) {
     if (load_whole(at).x == call.epoch) return true;
-    if ((polls & 0x3fU) == 0 && gives_up(call, source, start_ns, polls)) return false;
+    if (polls % kPollsPerLook == 0 && gives_up(call, source, start_ns, polls)) return false;
   }
 }
 
@@ -296,11 +296,11 @@ __device__ inline void describe_few_rows(const FewPrepareArgs& args, const CallC
   const std::byte* const records = FewParts(args, call.epoch, args.group.rank).records;
 #pragma unroll 1
   for (unsigned i = static_cast<unsigned>(worker.idx) * kFewThreads + threadIdx.x; i < count; i += step) {
-    const std::uint32_t slot = args.few.units.divide(i);
-    const unsigned unit = i - slot * units;
-    const unsigned bit = slot & 31U;
-    const std::uint32_t source = f.words.divide(slot >> 5);
-    const unsigned word = (slot >> 5) - source * words;
+    const std::uint32_t token_bit = args.few.units.divide(i);
+    const unsigned unit = i - token_bit * units;
+    const unsigned bit = token_bit & 31U;
+    const std::uint32_t source = f.words.divide(token_bit >> 5);
+    const unsigned word = (token_bit >> 5) - source * words;
     const std::uint32_t bits = f.bits[source][word];
     if ((bits >> bit & 1U) == 0) continue;
     const Divider per_block = f.words_per_block[source];

@@ -9,6 +9,7 @@
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/engine/few_launch.hpp"
+#include "dispatch/cuda/engine/kernels.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/prepare/few_tokens.cuh"
 #include "dispatch/cuda/prepare/prepare_describe.cuh"
@@ -173,8 +174,8 @@ cudaError_t start(const Args& args, const PrepareLaunch& launch, cudaStream_t st
 
 std::int64_t prepare_shared_bytes(const PrepareShape& shape, int tile_tokens) noexcept {
   Tables t;
-  const int slots = shape.top_k < shape.num_ranks ? shape.top_k : shape.num_ranks;
-  return carve(nullptr, {shape.num_ranks, shape.num_experts, shape.top_k, slots, tile_tokens}, t);
+  const int num_sends = shape.top_k < shape.num_ranks ? shape.top_k : shape.num_ranks;
+  return carve(nullptr, {shape.num_ranks, shape.num_experts, shape.top_k, num_sends, tile_tokens}, t);
 }
 
 std::int64_t few_prepare_shared_bytes(const PrepareShape& shape, int tile_tokens) noexcept {
