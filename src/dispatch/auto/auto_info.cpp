@@ -33,6 +33,7 @@ std::optional<ResolvedConfig> config_of_few(const ResolvedConfig& config, int nu
   const Functions& few = Functions::of(On::few());
   const Capabilities& can = On::few().capabilities();
   if (can.max_top_k > 0 && config.top_k > can.max_top_k) return std::nullopt;
+  if (config.top_k < 1) return std::nullopt;  // of no configuration at all
   ResolvedConfig smaller = config;
   smaller.max_tokens = std::min(few.best_up_to(config, num_ranks), config.max_tokens);
   if (smaller.max_tokens == 0) return std::nullopt;

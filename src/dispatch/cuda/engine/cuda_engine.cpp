@@ -172,7 +172,8 @@ void CudaEngine::set_up(const PlanRules& rules) {
                "asking for the compute capability");
     prepare_tile_ = choose_tile_for(context_.config, context_.num_ranks(), context_.device);
     check_cuda(load_kernels(), "loading the kernels");
-    experts_ = std::make_unique<DeviceExperts>(context_);
+    experts_ =
+        std::make_unique<DeviceExperts>(context_.own_memory, context_.config, context_.num_ranks(), context_.rank());
     last_work_ = Event(EventKind::kOrder);
   });
   (void)group_->agree(kGpuSetUp, Phase::kCreate, complaint);

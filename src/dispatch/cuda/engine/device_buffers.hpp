@@ -34,7 +34,10 @@ using DeviceBuffer = std::unique_ptr<std::byte, FreeOnDevice>;
 class DeviceSource {
  public:
   DeviceSource() = default;
-  explicit DeviceSource(int device, const DeviceAllocator& allocator = {});
+  /// A device stands for its cudaMalloc.
+  DeviceSource(int device, const DeviceAllocator& allocator = {});  // NOLINT(*-explicit-*)
+
+  [[nodiscard]] int device() const noexcept { return device_; }
 
   /// Zero-filled, usable at once on any stream of the device. Throws kOutOfMemory, with the numbers, and without having
   /// taken anything; so does PinnedMemory.

@@ -6,7 +6,6 @@
 #include <type_traits>
 #include <utility>
 
-#include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/cuda/quotas/batch_quotas.hpp"
 #include "gpu/cuda_error.hpp"
@@ -14,11 +13,9 @@
 
 namespace epistle::cuda {
 
-DeviceExperts::DeviceExperts(const EngineContext& context)
-    : device_(context.device), num_experts_(context.config.num_experts) {
-  const ResolvedConfig& config = context.config;
-  const int num_ranks = context.num_ranks();
-  memory_ = context.own_memory.carve([&](BufferCarver& carver) {
+DeviceExperts::DeviceExperts(const DeviceSource& own_memory, const ResolvedConfig& config, int num_ranks, int rank)
+    : device_(own_memory.device()), num_experts_(config.num_experts) {
+  memory_ = own_memory.carve([&](BufferCarver& carver) {
     carve_placement(carver, config, num_ranks, tables_);
     table_bytes_ = carver.num_bytes();
     carver.take(counters_, std::int64_t{2} * num_experts_);
@@ -33,7 +30,7 @@ DeviceExperts::DeviceExperts(const EngineContext& context)
              "loading the kernel that shares out a batch");
   staging_ = PinnedMemory(table_bytes_);
   sent_ = Event(EventKind::kOrder);
-  placed_ = PlacedExperts(config.placement, config, num_ranks, context.rank());
+  placed_ = PlacedExperts(config.placement, config, num_ranks, rank);
   cudaStream_t stream = private_stream(device_);
   send(stream);
   sent_.wait("bringing a placement to the GPU");

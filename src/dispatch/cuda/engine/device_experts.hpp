@@ -14,12 +14,10 @@
 
 namespace epistle::cuda {
 
-struct EngineContext;
-
 class DeviceExperts {
  public:
   /// Not collective; the placement of the configuration is there at once.
-  explicit DeviceExperts(const EngineContext& context);
+  DeviceExperts(const DeviceSource& own_memory, const ResolvedConfig& config, int num_ranks, int rank);
 
   [[nodiscard]] const PlacedExperts& placed() const noexcept { return placed_; }
   [[nodiscard]] const SlotTables& tables() const noexcept { return tables_; }
