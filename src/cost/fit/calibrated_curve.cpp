@@ -16,8 +16,6 @@ constexpr double kIntervalShare = 0.9;
 // Without any measurement: priors were fitted together, to times of the same libraries, and so miss by less than the
 // factors say which each may take where measurements pull at it.
 constexpr double kPriorSigmas = 0.6;
-// For the same reason the field, which has all constants in doubt at once, doubts each by half of its factor.
-constexpr double kDoubtOfField = 0.5;
 constexpr double kFitNoise = 0.08;        // relative, of a measurement and of the curve: outliers lie beyond
 constexpr double kIdentifiedShare = 0.6;  // of the prior's sigma: less is left where data tell a constant
 constexpr double kPoolSigma = 0.4;        // of a constant between a GPU or kernel and its relatives
@@ -179,7 +177,8 @@ CalibratedCurve::Linearised CalibratedCurve::linearise(const Observation& wanted
   const double base = log_curve(wanted, values);
   Linearised result{.point = wanted.point, .log_us = base};
   std::vector<double> moved = values;
-  const double doubt = family_->field_knows_priors ? kDoubtOfField : 1.0;
+  // Without observations the width of intervals says it.
+  const double doubt = observations_.empty() ? 1.0 : family_->doubt;
   for (std::size_t idx = 0; idx < values.size(); ++idx) {
     const ConstantPrior& prior = family_->constants[idx];
     if (prior.factor <= 1.0) continue;
