@@ -302,9 +302,7 @@ void refuse_what_does_not_fit(const PlanRequest& request, const ExchangeBuffers&
       plan.refusals.push_back(fmt::format("{} takes at most {} tokens per rank, not {}", choice.mode->name,
                                           choice.mode->max_tokens, tokens));
     }
-    if (is_host(request.cluster) && choice.mode->own_name.empty()) {
-      plan.refusals.push_back(fmt::format("{} needs GPUs", choice.mode->name));
-    }
+    if (auto reason = cannot_run(*choice.mode, request.cluster)) plan.refusals.push_back(std::move(*reason));
     if (buffers.refusal) plan.refusals.push_back(*buffers.refusal);
   }
   if (choice.num_ranks > request.cluster.gpus_per_domain() && request.cluster.network_bytes_per_s() <= 0) {

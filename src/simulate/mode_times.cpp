@@ -279,6 +279,7 @@ class Exchange {
 };
 
 std::optional<std::string> find_refusal(const ModeRules& rules, const ExchangeMode& mode, const RankGrid& grid) {
+  if (auto reason = cannot_run(mode, *rules.cluster)) return reason;
   if (mode.one_domain && grid.num_domains() > 1) {
     return fmt::format("{} stays inside a domain of {} GPUs", mode.name, grid.ranks_per_domain);
   }
