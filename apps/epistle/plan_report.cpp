@@ -183,7 +183,7 @@ std::string render_rest(const PlanReport& report) {
       table.add_row(
           {std::to_string(point.num_sms), format_us(point.exchange_us), fmt::format("{:.2f}", point.us_per_sm)});
     }
-    text += "\n" + table.render();
+    text += fmt::format("\n{} by SMs, both ways:\n", report.plans.front().choice.mode->name) + table.render();
   }
   text += "\nIf things were otherwise:\n";
   for (const PlanFlip& flip : report.flips) {

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "cost/fit/families.hpp"
+#include "plan/alltoall_extras.hpp"
 #include "plan/observations.hpp"
 #include "plan/plan.hpp"
 
@@ -134,12 +135,18 @@ class PlanEvaluator {
       const ExchangeWork work = collective_work(base, ranks, bytes);
       add_exchange(term, term.curve, collective_observation(cluster_, ranks, bytes, work), work);
       if (!gather) {
-        // Rows are permuted before and behind: read and written once each.
-        const double copy_us = 2 * bytes / (kReadEfficiency * hbm_per_us());
-        part(term, Binding::kWeights) += copy_us;
-        term.us += copy_us;
-        term.low_us += copy_us / kAssumedSpread;
-        term.high_us += copy_us * kAssumedSpread;
+        const AllToAllExtras extras = alltoall_extras(calibration_, cluster_,
+                                                      {.num_ranks = ranks,
+                                                       .num_experts = static_cast<double>(model_.num_experts),
+                                                       .bytes = bytes,
+                                                       .dispatch = dispatch});
+        part(term, Binding::kWeights) += extras.copying.us;
+        part(term, Binding::kLatency) += extras.waiting.us;
+        for (const Forecast& extra : {extras.copying, extras.waiting}) {
+          term.us += extra.us;
+          term.low_us += extra.low_us;
+          term.high_us += extra.high_us;
+        }
       }
       return term;
     }
@@ -295,9 +302,7 @@ void refuse_what_does_not_fit(const PlanRequest& request, const ExchangeBuffers&
       plan.refusals.push_back(fmt::format("{} takes at most {} tokens per rank, not {}", choice.mode->name,
                                           choice.mode->max_tokens, tokens));
     }
-    if (is_host(request.cluster) && choice.mode->own_name.empty()) {
-      plan.refusals.push_back(fmt::format("{} needs GPUs", choice.mode->name));
-    }
+    if (auto reason = cannot_run(*choice.mode, request.cluster)) plan.refusals.push_back(std::move(*reason));
     if (buffers.refusal) plan.refusals.push_back(*buffers.refusal);
   }
   if (choice.num_ranks > request.cluster.gpus_per_domain() && request.cluster.network_bytes_per_s() <= 0) {

@@ -105,6 +105,22 @@ const ExchangeMode& find_exchange_mode(std::string_view name) {
   throw Error(ErrorCode::kNotFound, fmt::format("there is no dispatcher '{}'; a plan knows {}", name, names));
 }
 
+std::optional<std::string> cannot_run(const ExchangeMode& mode, const Cluster& cluster) {
+  const bool is_collective = mode.kind == ExchangeKind::kAllToAll || mode.kind == ExchangeKind::kGather;
+  if (is_host(cluster)) {
+    if (mode.own_name.empty()) return fmt::format("{} needs GPUs", mode.name);
+    return std::nullopt;
+  }
+  // Collectives are RCCL's there. As epistle select has it.
+  if (cluster.gpu_architecture.starts_with("gfx") && !is_collective) {
+    return fmt::format("{} is made for NVIDIA GPUs, and these are {}", mode.name, cluster.gpu_architecture);
+  }
+  if (cluster.gpu_architecture == "sm_80" && mode.kind == ExchangeKind::kLowLatency) {
+    return fmt::format("{} needs sm_90 or later, and these GPUs are sm_80", mode.name);
+  }
+  return std::nullopt;
+}
+
 ExchangeBuffers exchange_buffers(const ExchangeMode& mode, const PlanRequest& request, double num_ranks, double tokens,
                                  double num_redundant) {
   if (num_ranks <= 1) return {.bytes = 0, .source = "one rank needs none", .refusal = {}};

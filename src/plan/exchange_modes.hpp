@@ -37,6 +37,9 @@ struct ExchangeMode {
 /// Throws kNotFound with the names there are.
 [[nodiscard]] const ExchangeMode& find_exchange_mode(std::string_view name);
 
+/// Why the kernels of `mode` do not run on GPUs of `cluster`; nothing where they do.
+[[nodiscard]] std::optional<std::string> cannot_run(const ExchangeMode& mode, const Cluster& cluster);
+
 struct ExchangeBuffers {
   double bytes = 0;
   std::string_view source;             ///< where the number comes from

@@ -32,9 +32,8 @@ std::vector<const ExchangeMode*> allowed_modes(const PlanRequest& request) {
   std::vector<const ExchangeMode*> modes;
   if (request.dispatchers.empty()) {
     for (const ExchangeMode& mode : exchange_modes()) {
-      // A bound is nothing that one could run: it is there when asked for. So is what needs GPUs where there are none.
-      const bool runs = mode.kind != ExchangeKind::kFused && (!is_host(request.cluster) || !mode.own_name.empty());
-      if (runs) modes.push_back(&mode);
+      // A bound is nothing that one could run: it is there when asked for. So is what these GPUs cannot run.
+      if (mode.kind != ExchangeKind::kFused && !cannot_run(mode, request.cluster)) modes.push_back(&mode);
     }
   }
   for (const std::string& name : request.dispatchers) modes.push_back(&find_exchange_mode(name));

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "cost/fit/families.hpp"
+#include "plan/alltoall_extras.hpp"
 #include "plan/observations.hpp"
 
 namespace epistle::simulate {
@@ -79,6 +80,7 @@ class Exchange {
         mode_(mode),
         traffic_(traffic),
         rows_(link_rows(mode, traffic)),
+        dispatch_(dispatch),
         curve_(dispatch ? mode.dispatch_curve : mode.combine_curve) {
     if (!dispatch) turn_round(rows_);
     const bool fp8 = dispatch && rules.precision != ExpertType::kBf16 && mode.kind != ExchangeKind::kAllToAll &&
@@ -220,6 +222,33 @@ class Exchange {
     load.high_us = forecast.high_us;
     // What measurements say beyond the curve goes for all ranks alike.
     load.mean_us = sum_us / static_cast<double>(rows_.size()) * (slowest_us > 0 ? forecast.us / slowest_us : 1.0);
+    if (mode_.kind == ExchangeKind::kAllToAll) add_extras(load);
+  }
+
+  /// Copies are as long as the rank is busy; all wait for the counts.
+  void add_extras(ExchangeLoad& load) const {
+    const auto extras_of = [&](double bytes) {
+      return alltoall_extras(*rules_.calibration, *rules_.cluster,
+                             {.num_ranks = static_cast<double>(traffic_.grid().num_ranks),
+                              .num_experts = rules_.num_experts,
+                              .bytes = bytes,
+                              .dispatch = dispatch_});
+    };
+    double sum_bytes = 0.0;
+    for (std::size_t rank = 0; rank < rows_.size(); ++rank) sum_bytes += collective_bytes(rank);
+    const AllToAllExtras slowest = extras_of(collective_bytes(static_cast<std::size_t>(load.slowest_rank)));
+    const AllToAllExtras mean = extras_of(sum_bytes / static_cast<double>(rows_.size()));
+    for (const Forecast& extra : {slowest.copying, slowest.waiting}) {
+      load.us += extra.us;
+      load.low_us += extra.low_us;
+      load.high_us += extra.high_us;
+    }
+    load.mean_us += mean.copying.us + mean.waiting.us;
+  }
+
+  [[nodiscard]] double collective_bytes(std::size_t rank) const {
+    const ExchangeWork work = work_of(rank);
+    return work.self_bytes + work.link_bytes;
   }
 
   [[nodiscard]] Observation observation(const ExchangeWork& work) const {
@@ -240,6 +269,7 @@ class Exchange {
   const ExchangeMode& mode_;
   const TrafficCounter& traffic_;
   std::vector<LinkRows> rows_;  // in the direction of this exchange
+  bool dispatch_;
   std::string curve_;
   double row_bytes_ = 0;
   std::int32_t num_sms_ = 0;
@@ -249,6 +279,7 @@ class Exchange {
 };
 
 std::optional<std::string> find_refusal(const ModeRules& rules, const ExchangeMode& mode, const RankGrid& grid) {
+  if (auto reason = cannot_run(mode, *rules.cluster)) return reason;
   if (mode.one_domain && grid.num_domains() > 1) {
     return fmt::format("{} stays inside a domain of {} GPUs", mode.name, grid.ranks_per_domain);
   }

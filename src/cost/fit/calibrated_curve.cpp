@@ -177,6 +177,8 @@ CalibratedCurve::Linearised CalibratedCurve::linearise(const Observation& wanted
   const double base = log_curve(wanted, values);
   Linearised result{.point = wanted.point, .log_us = base};
   std::vector<double> moved = values;
+  // Without observations the width of intervals says it.
+  const double doubt = observations_.empty() ? 1.0 : family_->doubt;
   for (std::size_t idx = 0; idx < values.size(); ++idx) {
     const ConstantPrior& prior = family_->constants[idx];
     if (prior.factor <= 1.0) continue;
@@ -185,8 +187,8 @@ CalibratedCurve::Linearised CalibratedCurve::linearise(const Observation& wanted
     moved[idx] = values[idx];
     const double sigma = std::log(prior.factor);
     if (family_->field_knows_priors) result.log_us += slope * (std::log(prior.value) - values[idx]);
-    result.point.slopes.push_back(slope * sigma);
-    result.point.pool_slopes.push_back(slope * pool_sigma(sigma, 1));
+    result.point.slopes.push_back(doubt * slope * sigma);
+    result.point.pool_slopes.push_back(doubt * slope * pool_sigma(sigma, 1));
   }
   return result;
 }

@@ -47,6 +47,8 @@ struct CurveFamily {
   /// The field weighs measurements against the priors along the slopes of the curve. Not where what is measured lies so
   /// far from them that slopes do not reach: then what constants were fitted to is all that it starts from.
   bool field_knows_priors = true;
+  /// The share of the factors of priors by which the field has all constants in doubt together.
+  double doubt = 1.0;
   /// Time of `work` for constants in the order of `constants`.
   double (*time_us)(const std::variant<ExchangeWork, GemmWork>& work, std::span<const double> constants);
 };

@@ -19,6 +19,7 @@
 #include "cost/exchange_counts.hpp"
 #include "cost/fit/bench_record.hpp"
 #include "cost/fit/families.hpp"
+#include "cost/power_law.hpp"
 #include "cost/work.hpp"
 #include "topology/cluster.hpp"
 
@@ -341,9 +342,7 @@ class TableReader {
     const double top_k = line.positive("topk");
     const std::string dtype = line.text("moe_dtype", "bfloat16");
     const std::string distribution = line.text("distribution", "balanced");
-    if (distribution != "balanced" && distribution != "uniform") {
-      throw UnknownKind(fmt::format("distribution is '{}', and only balanced and uniform have a model", distribution));
-    }
+    const std::optional<double> exponent = power_law_exponent(distribution);
     GemmShape shape{.global_tokens = tokens,
                     .num_ranks = ranks,
                     .num_experts = experts,
@@ -361,19 +360,58 @@ class TableReader {
           fmt::format("moe_dtype is '{}', and only bfloat16, float16, fp8, fp8_block and fp4 have a model", dtype));
     }
     GemmWork work = gemm_work(cluster_, shape);
+    // Whoever has seen even rows only has not seen this.
+    std::vector<std::string> path = {line.text("kernel", ""), system_, line.text("framework", "")};
+    if (exponent) {
+      const RankLoad load = load_of(shape, *exponent);
+      work.rows = load.rows;
+      work.active_experts = load.active_experts;
+      path.emplace_back("power law");
+    }
     // A benchmark multiplies by the same weights again and again; a step of a model has read those of all layers since.
     work.cache_bytes = cache_bytes(cluster_);
     const std::string curve = fmt::format("gemm {}", to_string(shape.type));
     add(line, curve,
         {.table = {},
-         .label = fmt::format("{} {} {} EP {} {} tokens", system_, line.text("kernel", ""), dtype, ranks, tokens),
-         .point = {.path = {line.text("kernel", ""), system_, line.text("framework", "")},
+         .label = fmt::format("{} {} {} EP {} {} tokens{}", system_, line.text("kernel", ""), dtype, ranks, tokens,
+                              exponent ? " " + distribution : ""),
+         .point = {.path = std::move(path),
                    .position = {log2_of(tokens), log2_of(work.rows / work.active_experts), log2_of(ranks),
                                 log2_of(hidden), log2_of(ffn), log2_of(experts)}},
          .work = work,
          .us = line.positive("latency_us")});
   }
 
+  /// Nothing where experts are loaded evenly, or are balanced by copies.
+  [[nodiscard]] static std::optional<double> power_law_exponent(const std::string& distribution) {
+    constexpr std::string_view kPowerLaw = "power_law_";
+    constexpr std::string_view kBalancedByCopies = "_eplb";
+    constexpr double kMaxExponent = 10;
+    if (distribution == "balanced" || distribution == "uniform") return std::nullopt;
+    std::string_view number = distribution;
+    if (number.starts_with(kPowerLaw)) {
+      number.remove_prefix(kPowerLaw.size());
+      const bool balanced = number.ends_with(kBalancedByCopies);
+      if (balanced) number.remove_suffix(kBalancedByCopies.size());
+      double exponent = 0.0;
+      const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), exponent);
+      if (error == std::errc() && end == number.data() + number.size() && exponent >= 0 && exponent <= kMaxExponent) {
+        return balanced ? std::nullopt : std::optional(exponent);
+      }
+    }
+    throw UnknownKind(fmt::format(
+        "distribution is '{}', and only balanced, uniform, power_law_EXPONENT and power_law_EXPONENT_eplb have a model",
+        distribution));
+  }
+
+  /// A table asks for few loads, in many lines each.
+  [[nodiscard]] const RankLoad& load_of(const GemmShape& shape, double exponent) {
+    const std::array<double, 5> key = {shape.global_tokens, shape.num_ranks, shape.num_experts, shape.top_k, exponent};
+    const auto found = loads_.find(key);
+    return found != loads_.end() ? found->second : loads_.emplace(key, power_law_load(shape, exponent)).first->second;
+  }
+
+  std::map<std::array<double, 5>, RankLoad> loads_;
   std::string_view file_;
   std::string stem_;
   std::string system_;

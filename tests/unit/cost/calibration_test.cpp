@@ -258,14 +258,14 @@ TEST(MeasurementTable, KnowsCollectivesPhasesAndGemms) {
 TEST(MeasurementTables, LeaveOutWhatHasNoModelAndSayWhere) {
   const std::string header =
       "system,framework,kernel,moe_dtype,hidden,inter,topk,num_experts,ep_size,distribution,global_tokens,latency_us\n";
-  const std::string skewed = "h100_sxm,a,b,fp8,4096,1536,8,128,4,power_law_1.2,16,232\n";
+  const std::string skewed = "h100_sxm,a,b,fp8,4096,1536,8,128,4,bimodal,16,232\n";
   const std::string mixed = "h100_sxm,a,b,w4afp8,4096,1536,8,128,4,balanced,16,232\n";
   const MeasurementTable table = parse_measurements(
       header + skewed + "h100_sxm,a,b,fp8,4096,1536,8,128,4,balanced,16,232\n" + mixed + skewed, "g.csv");
   EXPECT_EQ(table.num_rows, 1U);
   EXPECT_EQ(table.times.size(), 1U);
   ASSERT_EQ(table.left_out.size(), 2U);
-  EXPECT_NE(table.left_out[0].find("g.csv:2: distribution is 'power_law_1.2'"), std::string::npos) << table.left_out[0];
+  EXPECT_NE(table.left_out[0].find("g.csv:2: distribution is 'bimodal'"), std::string::npos) << table.left_out[0];
   EXPECT_NE(table.left_out[0].find("(2 lines)"), std::string::npos) << table.left_out[0];
   EXPECT_NE(table.left_out[1].find("g.csv:4: moe_dtype is 'w4afp8'"), std::string::npos) << table.left_out[1];
   try {

@@ -229,6 +229,38 @@ TEST(PlanSearch, PartsAddUpToTermsAndTermsToLayers) {
   }
 }
 
+TEST(PlanSearch, LeavesOutKernelsThatTheGpusCannotRunAndSaysWhy) {
+  for (const Plan& plan : search_plans(request_for("qwen3-30b-a3b", "mi300x"), priors())) {
+    const bool collective = plan.choice.mode == nullptr || plan.choice.mode->name.starts_with("nccl");
+    EXPECT_TRUE(collective) << plan.choice.name();
+  }
+  PlanRequest request = request_for("qwen3-30b-a3b", "a100");
+  request.dispatchers = {"deepep_low_latency", "direct"};
+  bool found = false;
+  for (const Plan& plan : search_plans(request, priors())) {
+    if (plan.choice.mode == nullptr || plan.choice.mode->name != "deepep_low_latency") continue;
+    found = true;
+    ASSERT_FALSE(plan.refusals.empty());
+    EXPECT_NE(plan.refusals[0].find("sm_90"), std::string::npos) << plan.refusals[0];
+  }
+  EXPECT_TRUE(found);
+}
+
+TEST(PlanSearch, APlainAllToAllWaitsForItsCounts) {
+  const PlanRequest request = request_for("qwen3-30b-a3b", "h200-hgx");
+  for (const Plan& plan : search_plans(request, priors())) {
+    if (plan.choice.mode == nullptr || plan.choice.mode->kind != ExchangeKind::kAllToAll) continue;
+    double dispatch_us = 0.0;
+    double combine_us = 0.0;
+    for (const PlanTerm& term : plan.terms) {
+      if (term.name == "dispatch") dispatch_us = term.us;
+      if (term.name == "combine") combine_us = term.us;
+    }
+    // The same rows both ways; 15 us and another small collective besides.
+    EXPECT_GT(dispatch_us, combine_us + 15 * (plan.choice.two_batches ? 2 : 1)) << plan.choice.name();
+  }
+}
+
 TEST(PlanSearch, RefusesNonsense) {
   PlanRequest request = request_for("qwen3-30b-a3b", "h200-hgx");
   request.dispatchers = {"carrier_pigeon"};
