@@ -350,7 +350,7 @@ class LowLatencyCalls:
 def _choose(first: _Line, second: _Line) -> _Line:
     """For the next dispatch. Where results are combined one by one it is always the first: two lines hold more than
     the second-level cache of a GPU, which the rows of one are still in. On another stream the combine may not be done
-    yet. Nothing but the order of calls, which all ranks make alike, is looked at."""
+    yet. Nothing is looked at but the order of calls and whether they share a stream, in which all ranks are alike."""
     if first.is_free and (not second.is_free or first.dispatcher.is_on_current_stream()):
         return first
     if second.is_free and (not first.is_free or second.dispatcher.is_on_current_stream()):

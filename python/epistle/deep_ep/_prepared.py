@@ -44,6 +44,10 @@ class Prepared:
         return prepare(Payload(rows.dtype, rows.shape[1]))
 
 
+# Entries of dispatchers that are gone are dropped when there are so many.
+_MOST_LEASES = 256
+
+
 class Leases:
     """Which dispatches' rows are still in use where they lie."""
 
@@ -56,6 +60,8 @@ class Leases:
         taken = self._taken.get(id(dispatcher))
         if taken is not None and taken() is not None:
             return False
+        if len(self._taken) >= _MOST_LEASES:
+            self._taken = {key: lease for key, lease in self._taken.items() if lease() is not None}
         self._taken[id(dispatcher)] = weakref.ref(received)
         return True
 
