@@ -10,6 +10,7 @@
 #include "epistle/error.hpp"
 
 #include "select/backends.hpp"
+#include "select/engine_backends.hpp"
 #include "select/shape_limits.hpp"
 
 namespace epistle {
@@ -113,7 +114,8 @@ void set_environment(SelectCandidate& candidate, const SelectFacts& facts) {
 }
 
 void set_inference_flags(SelectCandidate& candidate, const EngineName& names, const SelectFacts& facts) {
-  if (!names.vllm.empty()) {
+  const EngineBackend* const vllm = find_engine_backend(vllm_backends(), names.vllm);
+  if (vllm != nullptr && vllm->is_in(facts.query.vllm)) {
     const bool by_option = facts.query.vllm.value_or(kVllmBackendOption) >= kVllmBackendOption;
     candidate.flags.vllm = "--enable-expert-parallel";
     if (by_option) {
@@ -122,9 +124,14 @@ void set_inference_flags(SelectCandidate& candidate, const EngineName& names, co
       candidate.environment.emplace_back("VLLM_ALL2ALL_BACKEND", names.vllm);
     }
   }
-  candidate.flags.sglang = names.sglang;
-  if (candidate.backend == "deepep-v2") candidate.flags.sglang += fmt::format(" --deepep-v2-mode {}", candidate.mode);
-  if (facts.query.sglang.value_or(kSglangBackendOption) >= kSglangBackendOption) return;
+  constexpr std::string_view kOption = "--moe-a2a-backend ";
+  const std::string_view value = names.sglang.substr(std::min(kOption.size(), names.sglang.size()));
+  const EngineBackend* const sglang = find_engine_backend(sglang_backends(), value.substr(0, value.find(' ')));
+  const bool old = facts.query.sglang && *facts.query.sglang < kSglangBackendOption;
+  if (sglang != nullptr && (old || sglang->is_in(facts.query.sglang))) candidate.flags.sglang = names.sglang;
+  if (candidate.backend == "deepep-v2" && !candidate.flags.sglang.empty())
+    candidate.flags.sglang += fmt::format(" --deepep-v2-mode {}", candidate.mode);
+  if (!old) return;
   // Of the backends of today, SGLang had DeepEP then, behind a switch of its own.
   const bool deepep = candidate.backend == "deepep" || candidate.backend == "uccl";
   candidate.flags.sglang = deepep ? fmt::format("--enable-deepep-moe --deepep-mode {}", candidate.mode) : "";

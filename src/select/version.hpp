@@ -1,18 +1,23 @@
-// Versions of engines: "0.20", "0.20.1", "v0.11.0rc2" are compared by their first two numbers.
+// Versions of engines: "0.20", "0.20.1", "v0.11.0rc2". Without a third number all releases of the second are meant, and
+// what the newest of them has counts.
 #pragma once
 
 #include <charconv>
 #include <compare>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
 
 namespace epistle {
 
+inline constexpr std::int32_t kAnyPatch = std::numeric_limits<std::int32_t>::max();
+
 struct Version {
   std::int32_t major = 0;
   std::int32_t minor = 0;
+  std::int32_t patch = 0;
   friend auto operator<=>(const Version&, const Version&) = default;
 };
 
@@ -28,7 +33,8 @@ inline constexpr Version kVllmBackendOption{0, 11};
 inline constexpr Version kSglangBackendOption{0, 5};
 
 [[nodiscard]] inline std::string to_string(Version version) {
-  return std::to_string(version.major) + "." + std::to_string(version.minor);
+  const std::string text = std::to_string(version.major) + "." + std::to_string(version.minor);
+  return version.patch == 0 || version.patch == kAnyPatch ? text : text + "." + std::to_string(version.patch);
 }
 
 /// Nothing where `text` does not start with a number and a dot with another.
@@ -40,7 +46,11 @@ inline constexpr Version kSglangBackendOption{0, 5};
   if (failed != std::errc() || dot == end || *dot != '.') return std::nullopt;
   const auto [rest, failed_minor] = std::from_chars(dot + 1, end, version.minor);
   if (failed_minor != std::errc() || version.major < 0 || version.minor < 0) return std::nullopt;
-  if (rest != end && *rest >= '0' && *rest <= '9') return std::nullopt;
+  version.patch = kAnyPatch;
+  if (rest == end || *rest != '.') return version;
+  std::int32_t patch = 0;
+  // "0.20.post1" has no third number.
+  if (std::from_chars(rest + 1, end, patch).ec == std::errc() && patch >= 0) version.patch = patch;
   return version;
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/ascii.hpp"
 #include "select/check/check.hpp"
+#include "select/engine_backends.hpp"
 
 namespace epistle::check {
 namespace {
@@ -114,8 +115,8 @@ void read_vllm(RunFacts& facts) {
   const Setting* const variable = run.find_environment("VLLM_ALL2ALL_BACKEND");
   if (run.find("all2all-backend") == nullptr && variable != nullptr && variable->known_value)
     backend = variable->value();
-  if (backend == "naive" || backend == "pplx") backend = "allgather_reducescatter";
-  if (backend == "flashinfer_all2allv") backend = "flashinfer_nvlink_two_sided";
+  const EngineBackend* const known = find_engine_backend(vllm_backends(), backend);
+  if (known != nullptr && known->is_alias && known->is_gone(facts.options.vllm)) backend = known->now;
   const auto tp = facts_degree(run, "tensor-parallel-size");
   auto dp = facts_degree(run, "data-parallel-size");
   const Setting* const dp_variable = run.find_environment("VLLM_DP_SIZE");

@@ -37,6 +37,12 @@ bool is_recipes_name(const RunConfig& run, const Setting& setting) {
   return setting.flag == "--num-moe-experts";
 }
 
+/// "--sglang-deepep-mode": a trainer's, who hands it on.
+bool is_handed_on(const RunConfig& run, const Setting& setting) {
+  const std::string prefix = std::string(to_string(run.engine)) + "-";
+  return setting.name.starts_with(prefix) && is_known_flag(run.engine, setting.name.substr(prefix.size()));
+}
+
 void find_unknown_flags(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   for (const Setting& setting : run.options) {
@@ -45,7 +51,7 @@ void find_unknown_flags(const RunFacts& facts, const CheckRule& rule, Findings& 
       add_finding(findings, rule, setting, fmt::format("{} has no option '{}'", to_string(run.engine), setting.flag),
                   fmt::format("did you mean --{}?", setting.name));
     }
-    if (is_known_flag(run.engine, setting.name)) continue;
+    if (is_known_flag(run.engine, setting.name) || is_handed_on(run, setting)) continue;
     if (setting.flag.starts_with("\xe2\x80")) continue;  // find_other_dashes
     const bool short_flag = setting.flag.starts_with('-') && !setting.flag.starts_with("--");
     if (short_flag) continue;
@@ -134,7 +140,8 @@ void find_missing_values(const RunFacts& facts, const CheckRule& rule, Findings&
                                                           "deepep-mode"};
   for (const Setting& setting : facts.run.options) {
     const bool needs = std::find(kNeedValue.begin(), kNeedValue.end(), setting.name) != kNeedValue.end();
-    if (!needs || !setting.values.empty()) continue;
+    // In Python the value may be an expression over several lines.
+    if (!needs || !setting.values.empty() || facts.run.dialect == Dialect::kPython) continue;
     add_finding(findings, rule, setting, fmt::format("'{}' needs a value and has none", setting.flag), "give it one");
   }
 }

@@ -29,6 +29,10 @@ void megatron_check_value(const RunFacts& facts, const CheckRule& rule, Findings
   if (setting == nullptr || !setting->known_value) return;
   for (const std::string& value : setting->values) {
     if (std::find(values.begin(), values.end(), value) != values.end() || is_false(value)) continue;
+    // The parser of the command line refuses every other word; of a field, bridges of single models have their own.
+    const bool anything =
+        facts.run.is_recipe() && (name == "moe-router-load-balancing-type" || name == "moe-router-dtype");
+    if (anything && closest_of(values, value).empty()) continue;
     add_finding(findings, rule, *setting, fmt::format("'{}' is no value of {}", value, setting->flag),
                 suggest(values, value));
   }
@@ -78,8 +82,15 @@ void find_megatron_inert_backend(const RunFacts& facts, const CheckRule& rule, F
                           facts.would_run == "unknown" ? "another dispatcher" : facts.would_run),
               type == nullptr ? "add --moe-token-dispatcher-type flex"
                               : "set --moe-token-dispatcher-type to flex, or remove the backend");
-  // The recipe that a function in Python starts from may have the type.
-  if (type == nullptr && run.dialect == Dialect::kPython) findings.back().severity = Severity::kWarning;
+  if (type != nullptr || run.dialect != Dialect::kPython) return;
+  findings.back() = {.rule = std::string(rule.id),
+                     .severity = Severity::kInfo,
+                     .line = backend->line,
+                     .flag = backend->flag,
+                     .message = fmt::format("{} {} does nothing unless the recipe that this one starts from has the "
+                                            "dispatcher type flex",
+                                            backend->flag, backend->value()),
+                     .fix = "set moe_token_dispatcher_type to flex here, or call apply_flex_dispatcher_backend"};
 }
 
 void find_default_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {

@@ -97,7 +97,7 @@ void find_scope_conflicts(const RunFacts& facts, const CheckRule& rule, Findings
   }
   for (const std::string_view name : {"enable-cuda-graph", "external-cuda-graph"}) {
     const Setting* const old = run.find(name);
-    if (old == nullptr || !run.has(name) || !run.has("cuda-graph-impl")) continue;
+    if (old == nullptr || !old->known_value || !run.has(name) || !run.has("cuda-graph-impl")) continue;
     add_finding(findings, rule, *old, fmt::format("{} is refused beside --cuda-graph-impl", old->flag), "remove it");
   }
   if (setting == nullptr || !setting->known_value || !graphs_on(run)) return;
@@ -120,9 +120,12 @@ void find_scope_conflicts(const RunFacts& facts, const CheckRule& rule, Findings
 void find_dropless_capture(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const bool experts = facts.num_experts.value_or(0) > 1 || facts.ep > 1;
-  if (!experts || !graphs_on(run) || drops_and_pads(run) || !run.complete) return;
+  if (!experts || !graphs_on(run) || drops_and_pads(run)) return;
   const Setting* const setting = find_scopes(run);
   if (setting != nullptr && !setting->known_value) return;
+  // What a recipe starts from may drop and pad; its own scope moe is worth a word all the same.
+  if (!run.complete && (setting == nullptr || !holds(scopes_of(*setting), "moe"))) return;
+  if (!run.complete && run.dialect != Dialect::kYaml) return;
   const std::vector<std::string> scopes = setting != nullptr ? scopes_of(*setting) : std::vector<std::string>{};
   // What keeps shapes static without padding to a capacity.
   const bool static_shapes = run.find("moe-expert-rank-capacity-factor") != nullptr || run.has("moe-paged-stash");
@@ -143,7 +146,7 @@ void find_dropless_capture(const RunFacts& facts, const CheckRule& rule, Finding
       "use the scopes attn moe_router moe_preprocess, or drop and pad (--moe-expert-capacity-factor with "
       "--moe-pad-expert-input-to-capacity)");
   // Without scopes the run may be one of inference, which pads.
-  if (scopes.empty() && impl == "local") findings.back().severity = Severity::kWarning;
+  if ((scopes.empty() && impl == "local") || !run.complete) findings.back().severity = Severity::kWarning;
 }
 
 void find_mlp_scope(const RunFacts& facts, const CheckRule& rule, Findings& findings) {

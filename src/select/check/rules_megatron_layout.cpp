@@ -179,11 +179,20 @@ void find_too_many_choices(const RunFacts& facts, const CheckRule& rule, Finding
               "choose a top-k of at most the number of experts");
 }
 
+/// Scripts that generate, serve, convert or compare run forward passes only.
+bool only_infers(const RunConfig& run) {
+  constexpr std::array<std::string_view, 7> kParts = {"generat", "inference", "infer_", "server",
+                                                      "convert", "compare",   "export"};
+  return std::any_of(kParts.begin(), kParts.end(),
+                     [&](std::string_view part) { return run.program.find(part) != std::string::npos; });
+}
+
 void find_no_sequence_parallel(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const tp = run.find(kTp);
   const bool experts = facts.num_experts || facts.ep > 1;
-  if (tp == nullptr || run.number(kTp).value_or(1) < 2 || !experts || !run.complete || run.has("sequence-parallel"))
+  if (tp == nullptr || run.number(kTp).value_or(1) < 2 || !experts || !run.complete || run.has("sequence-parallel") ||
+      only_infers(run))
     return;
   add_finding(findings, rule, *tp, "experts with tensor parallelism are trained with sequence parallelism only",
               "add --sequence-parallel");
@@ -278,7 +287,7 @@ void find_uneven_tokens(const RunFacts& facts, const CheckRule& rule, Findings& 
   if (facts.would_run != "hybridep" || run.has("moe-hybridep-pad-uneven-dispatch-inputs")) return;
   for (const std::string_view name :
        {"variable-seq-lengths", "use-packed-sequence", "packed-sequence", "rl-use-sequence-packing",
-        "dynamic-context-parallel", "hybrid-context-parallel", "sft"}) {
+        "dynamic-context-parallel", "hybrid-context-parallel", "sft", "use-dynamic-batch-size", "use-dynamic-bsz"}) {
     const Setting* const setting = run.find(name);
     if (setting == nullptr || !run.has(name)) continue;
     add_finding(findings, rule, *setting,

@@ -1,23 +1,24 @@
 // SGLang.
 #include <algorithm>
 #include <array>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
 #include "select/check/check.hpp"
 #include "select/check/flag_names.hpp"
+#include "select/engine_backends.hpp"
 #include "select/rule.hpp"
 
 namespace epistle::check {
 namespace {
 
-// The values of --moe-a2a-backend (0.5.23); "customized" is that of plug-ins.
-const std::vector<std::string_view>& sglang_backends() {
-  static const std::vector<std::string_view> values = {"none",      "deepep",        "mooncake",   "nixl",
-                                                       "mori",      "ascend_fuseep", "flashinfer", "megamoe",
-                                                       "deepep_v2", "pplx",          "ascend_tp",  "flashinfer_megamoe",
-                                                       "customized"};
-  return values;
+std::vector<std::string_view> names_of_sglang() {
+  std::vector<std::string_view> names;
+  for (const EngineBackend& backend : sglang_backends()) names.push_back(backend.name);
+  return names;
 }
 
 constexpr std::int64_t kDefaultDispatchTokens = 128;
@@ -38,8 +39,8 @@ void sglang_check_value(const RunFacts& facts, const CheckRule& rule, Findings& 
 }
 
 void find_wrong_values(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
-  sglang_check_value(facts, rule, findings, "moe-a2a-backend", sglang_backends());
-  sglang_check_value(facts, rule, findings, "speculative-moe-a2a-backend", sglang_backends());
+  sglang_check_value(facts, rule, findings, "moe-a2a-backend", names_of_sglang());
+  sglang_check_value(facts, rule, findings, "speculative-moe-a2a-backend", names_of_sglang());
   sglang_check_value(facts, rule, findings, "deepep-mode", {"auto", "normal", "low_latency"});
   sglang_check_value(facts, rule, findings, "deepep-v2-mode", {"direct", "hybrid"});
   sglang_check_value(facts, rule, findings, "deepep-dispatcher-output-dtype", {"auto", "bf16", "fp8", "int8", "nvfp4"});
@@ -86,6 +87,34 @@ void find_old_switches(const RunFacts& facts, const CheckRule& rule, Findings& f
     add_finding(findings, rule, *backend,
                 fmt::format("SGLang {} has no {}", to_string(*facts.options.sglang), backend->flag),
                 "use --enable-deepep-moe");
+}
+
+void find_sglang_too_new(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const setting = facts.run.find("moe-a2a-backend");
+  if (setting == nullptr || !facts.options.sglang || *facts.options.sglang < kSglangBackendOption) return;
+  const EngineBackend* const backend = find_engine_backend(sglang_backends(), setting->value());
+  if (backend == nullptr || !backend->is_too_new(facts.options.sglang)) return;
+  add_finding(findings, rule, *setting,
+              fmt::format("SGLang {} has no backend {}", to_string(*facts.options.sglang), backend->name),
+              fmt::format("use {} or later, or another backend", to_string(backend->since)));
+}
+
+void find_sglang_gpu(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  const Setting* const setting = facts.run.find("moe-a2a-backend");
+  if (!facts.gpu || setting == nullptr || facts.gpu == GpuClass::kUnknown) return;
+  const std::string& title = facts.options.cluster->title;
+  const std::string_view backend = facts.would_run;
+  const bool amd = facts.gpu == GpuClass::kAmd;
+  const bool over_nvlink = backend.starts_with("flashinfer") || backend == "deepep_v2" || backend == "megamoe";
+  std::string lack;
+  if (backend == "mori" && !amd) lack = fmt::format("MoRI is made for ROCm; this is {}", title);
+  if (backend.starts_with("ascend")) lack = fmt::format("{} is made for Ascend; this is {}", backend, title);
+  if (over_nvlink && (amd || facts.gpu == GpuClass::kPcie))
+    lack = fmt::format("{} needs NVLink; this is {}", backend, title);
+  if ((backend.ends_with("megamoe") || backend == "deepep_v2") && facts.gpu == GpuClass::kAmpere)
+    lack = fmt::format("{} needs sm_90 or later; this is {}", backend, title);
+  if (!lack.empty())
+    add_finding(findings, rule, *setting, std::move(lack), "use --moe-a2a-backend none, or one made for this GPU");
 }
 
 void find_ep_degree(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -262,6 +291,8 @@ constexpr std::array kSglangRules = {
     CheckRule{"sglang-wrong-value", Engine::kSglang, Severity::kError, "a value that the option does not take", find_wrong_values, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-inert-mode", Engine::kSglang, Severity::kError, "an option of a backend that does not run", find_inert_mode, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-old-switch", Engine::kSglang, Severity::kWarning, "an option of another release", find_old_switches, source::kSglang, source::kSglangDate},
+    CheckRule{"sglang-too-new", Engine::kSglang, Severity::kError, "a backend of a later release", find_sglang_too_new, source::kSglang, source::kSglangDate},
+    CheckRule{"sglang-gpu", Engine::kSglang, Severity::kError, "a backend on a GPU that it does not run on", find_sglang_gpu, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-ep-degree", Engine::kSglang, Severity::kError, "an EP degree that does not go with TP", find_ep_degree, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-nodes", Engine::kSglang, Severity::kError, "ranks that do not divide over the nodes", find_nodes, source::kSglang, source::kSglangDate},
     CheckRule{"sglang-dp-attention", Engine::kSglang, Severity::kError, "attention DP that does not divide TP", find_dp_attention, source::kSglang, source::kSglangDate},

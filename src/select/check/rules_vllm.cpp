@@ -7,28 +7,16 @@
 
 #include "select/check/check.hpp"
 #include "select/check/flag_names.hpp"
+#include "select/engine_backends.hpp"
 #include "select/rule.hpp"
 
 namespace epistle::check {
 namespace {
 
-// The values of --all2all-backend (2026-09), and what pull requests and plug-ins name besides.
-const std::vector<std::string_view>& vllm_backends() {
-  static const std::vector<std::string_view> values = {"allgather_reducescatter",
-                                                       "deepep_high_throughput",
-                                                       "deepep_low_latency",
-                                                       "deepep_v2",
-                                                       "mori_high_throughput",
-                                                       "mori_low_latency",
-                                                       "nixl_ep",
-                                                       "moonep",
-                                                       "flashinfer_nvlink_two_sided",
-                                                       "flashinfer_nvlink_one_sided",
-                                                       "flashinfer_all2allv",
-                                                       "naive",
-                                                       "pplx",
-                                                       "passthrough"};
-  return values;
+std::vector<std::string_view> names_of_vllm() {
+  std::vector<std::string_view> names;
+  for (const EngineBackend& backend : vllm_backends()) names.push_back(backend.name);
+  return names;
 }
 
 const Setting* find_backend_setting(const RunConfig& run) {
@@ -39,9 +27,8 @@ const Setting* find_backend_setting(const RunConfig& run) {
 void find_vllm_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const setting = find_backend_setting(facts.run);
   if (setting == nullptr || !setting->known_value || setting->values.empty()) return;
-  const auto& values = vllm_backends();
-  if (std::find(values.begin(), values.end(), setting->value()) != values.end()) return;
-  const std::string_view closest = closest_of(values, setting->value());
+  if (find_engine_backend(vllm_backends(), setting->value()) != nullptr) return;
+  const std::string_view closest = closest_of(names_of_vllm(), setting->value());
   std::string fix = closest.empty() ? "use allgather_reducescatter, deepep_high_throughput or deepep_low_latency"
                                     : fmt::format("did you mean {}?", closest);
   if (setting->value() == "deepep") fix = "use deepep_high_throughput (prefill) or deepep_low_latency (decode)";
@@ -50,16 +37,21 @@ void find_vllm_wrong_backend(const RunFacts& facts, const CheckRule& rule, Findi
 
 void find_dead_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const Setting* const setting = find_backend_setting(facts.run);
-  if (setting == nullptr) return;
-  if (setting->value() == "naive" || setting->value() == "pplx") {
-    add_finding(findings, rule, *setting,
-                fmt::format("the backend {} is gone: the run uses allgather_reducescatter", setting->value()),
-                "say allgather_reducescatter, or choose another");
+  const EngineBackend* const backend =
+      setting == nullptr ? nullptr : find_engine_backend(vllm_backends(), setting->value());
+  if (backend == nullptr || !backend->is_gone(facts.options.vllm)) return;
+  const std::string from = to_string(*backend->until);
+  if (!backend->is_alias) {
+    add_finding(findings, rule, *setting, fmt::format("vLLM {} and later refuse {}", from, backend->name),
+                fmt::format("say {}", backend->now));
+    if (facts.options.vllm) findings.back().severity = Severity::kError;
+    return;
   }
-  if (setting->value() == "flashinfer_all2allv") {
-    add_finding(findings, rule, *setting, "flashinfer_all2allv is an old name", "say flashinfer_nvlink_two_sided");
-    findings.back().severity = Severity::kInfo;
-  }
+  add_finding(findings, rule, *setting,
+              fmt::format("{} is an old name: from vLLM {} on the run uses {}", backend->name, from, backend->now),
+              fmt::format("say {}, or choose another", backend->now));
+  // The same thing under another name.
+  if (backend->name.starts_with("flashinfer")) findings.back().severity = Severity::kInfo;
 }
 
 void find_vllm_inert_backend(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
@@ -99,10 +91,18 @@ void find_old_variable(const RunFacts& facts, const CheckRule& rule, Findings& f
 }
 
 void find_vllm_too_new(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
+  if (!facts.options.vllm) return;
+  const std::string version = to_string(*facts.options.vllm);
   const Setting* const option = facts.run.find("all2all-backend");
-  if (option == nullptr || !facts.options.vllm || *facts.options.vllm >= kVllmBackendOption) return;
-  add_finding(findings, rule, *option, fmt::format("vLLM {} has no {}", to_string(*facts.options.vllm), option->flag),
-              fmt::format("set VLLM_ALL2ALL_BACKEND={}", option->value()));
+  if (option != nullptr && *facts.options.vllm < kVllmBackendOption)
+    add_finding(findings, rule, *option, fmt::format("vLLM {} has no {}", version, option->flag),
+                fmt::format("set VLLM_ALL2ALL_BACKEND={}", option->value()));
+  const Setting* const setting = find_backend_setting(facts.run);
+  const EngineBackend* const backend =
+      setting == nullptr ? nullptr : find_engine_backend(vllm_backends(), setting->value());
+  if (backend == nullptr || !backend->is_too_new(facts.options.vllm)) return;
+  add_finding(findings, rule, *setting, fmt::format("vLLM {} has no backend {}", version, backend->name),
+              fmt::format("use {} or later, or another backend", to_string(backend->since)));
 }
 
 void find_microbatches(const RunFacts& facts, const CheckRule& rule, Findings& findings) {

@@ -366,6 +366,8 @@ Engine guess_engine(const std::vector<Setting>& options) {
   for (const Setting& setting : options) {
     for (const Marker& marker : kMarkers) {
       if (setting.name.find(marker.part) == std::string::npos) continue;
+      // "--megatron-model-path" of a conversion is none of SGLang.
+      if (marker.part == "model-path" && setting.name != marker.part) continue;
       weights[static_cast<std::size_t>(marker.engine)] += marker.weight;
       marks[static_cast<std::size_t>(marker.engine)] += marker.weight;
     }

@@ -25,6 +25,13 @@ bool yaml_holds_options(std::string_view text) {
          text.find("\n--") != std::string_view::npos;
 }
 
+/// A sentence where a name belongs: the file describes options, and sets none.
+bool is_prose(std::string_view name, std::string_view value) {
+  constexpr std::ptrdiff_t kBlanks = 2;
+  const bool takes_name = name.ends_with("-backend") || name.ends_with("-mode") || name.ends_with("-type");
+  return takes_name && std::count(value.begin(), value.end(), ' ') >= kBlanks;
+}
+
 /// One document: its fields are one run, and every command line in it another.
 class Document {
  public:
@@ -299,7 +306,8 @@ class Document {
     setting.values = std::move(values);
     setting.line = key.line;
     setting.scope = scope;
-    setting.known_value = setting.values.empty() || setting.values.front().find("${") == std::string::npos;
+    setting.known_value = setting.values.empty() || (setting.values.front().find("${") == std::string::npos &&
+                                                     !is_prose(setting.name, setting.values.front()));
     return setting;
   }
 
