@@ -12,12 +12,13 @@
 #include "epistle/error.hpp"
 #include "epistle/models.hpp"
 
+#include "core/json_field.hpp"
 #include "core/whole_file.hpp"
 
 namespace epistle {
 namespace {
 
-using ConfigJson = nlohmann::json;
+using ConfigJson = nlohmann::ordered_json;
 
 constexpr double kAssumedKvHeads = 8;
 constexpr double kAssumedHeadWidth = 128;
@@ -250,7 +251,7 @@ PlanModel plan_model_of_preset(std::string_view name) {
 }
 
 PlanModel parse_plan_model(std::string_view text, std::string_view file) {
-  const ConfigJson config = ConfigJson::parse(text.begin(), text.end(), nullptr, false);
+  const ConfigJson config = parse_json(text, std::string(file));
   if (!config.is_object()) {
     throw Error(ErrorCode::kCorruptInput, fmt::format("{} is not a JSON object; give a model's config.json", file));
   }
