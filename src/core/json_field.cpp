@@ -47,7 +47,7 @@ class JsonLimits {
  private:
   /// A key is looked for among those before it in its object.
   void count_key(std::int64_t& num_keys) {
-    constexpr std::int64_t kMaxLooks = std::int64_t{1} << 30;  // an object of 46,000 keys, some seconds
+    constexpr std::int64_t kMaxLooks = std::int64_t{1} << 27;  // an object of 16,000 keys, some seconds
     num_looks_ += ++num_keys;
     if (num_looks_ > kMaxLooks) {
       throw_corrupt(*name_, fmt::format("it has objects of too many keys, one of {} or more", num_keys));
