@@ -11,7 +11,7 @@
 #include "epistle/error.hpp"
 
 #include "cluster_option.hpp"
-#include "core/whole_file.hpp"
+#include "core/json_field.hpp"
 #include "json_text.hpp"
 #include "not_empty.hpp"
 #include "number_options.hpp"
@@ -92,13 +92,13 @@ void read_assumed(const std::string& list, SelectQuery& query) {
 }
 
 void read_doctor(const std::string& path, SelectQuery& query) {
-  const Json report = Json::parse(read_whole_file(path), nullptr, false);
+  const auto report = read_json_file(path);
   if (!report.is_object() || !report.contains("backends") || !report["backends"].is_array()) {
     throw Error(ErrorCode::kCorruptInput,
                 fmt::format("{}: backends: must be the list that 'epistle doctor --json' writes", path));
   }
   query.availability = fmt::format("available by {}", path);
-  for (const Json& backend : report["backends"]) {
+  for (const auto& backend : report["backends"]) {
     if (!backend.is_object() || !backend.contains("name") || !backend["name"].is_string() ||
         !backend.contains("available") || !backend["available"].is_boolean()) {
       throw Error(ErrorCode::kCorruptInput, fmt::format("{}: backends: every entry needs name and available", path));

@@ -18,6 +18,7 @@
 #include "epistle/error.hpp"
 
 #include "balance/npy.hpp"
+#include "core/growing_memory.hpp"
 #include "core/json_field.hpp"
 #include "core/whole_file.hpp"
 
@@ -81,6 +82,7 @@ LoadFile parse_csv(const std::string& path, std::string_view text) {
   constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
   if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
   LoadFile file;
+  GrowingMemory memory("the loads of a file", "give fewer rows, or more memory");
   bool is_first = true;
   std::int64_t line_number = 0;
   for (std::size_t begin = 0; begin < text.size();) {
@@ -97,6 +99,8 @@ LoadFile parse_csv(const std::string& path, std::string_view text) {
     if (row.numbers.size() != row.num_cells) {
       fail(path, fmt::format("line {} is no row of numbers separated by commas", line_number));
     }
+    constexpr std::int64_t kBytesOfRow = 64;  // its place in the list, and what the allocator adds
+    memory.add(kBytesOfRow + static_cast<std::int64_t>(row.numbers.capacity() * sizeof(double)));
     file.loads.push_back(std::move(row.numbers));
   }
   return file;

@@ -9,6 +9,8 @@
 
 #include "epistle/error.hpp"
 
+#include "topology/memory.hpp"
+
 namespace epistle::balance {
 namespace {
 
@@ -86,9 +88,20 @@ class NpyParser {
     return shape;
   }
 
+  [[nodiscard]] static std::size_t num_values_of(const std::vector<std::int64_t>& shape) {
+    std::size_t num_values = 1;
+    for (const std::int64_t length : shape) num_values *= static_cast<std::size_t>(length);
+    return num_values;
+  }
+
   template <typename Number>
   void read_as(NpyArray& array, std::string_view data) const {
-    if (data.size() < array.values.size() * sizeof(Number)) fail("the data is cut off");
+    const std::size_t num_values = num_values_of(array.shape);
+    // Before memory is taken for what a few bytes of a head may ask for.
+    if (data.size() < num_values * sizeof(Number)) fail("the data is cut off");
+    require_memory(static_cast<std::int64_t>(num_values * sizeof(double)), "the numbers of a .npy file",
+                   "give a smaller one, or more memory");
+    array.values.resize(num_values);
     for (std::size_t idx = 0; idx < array.values.size(); ++idx) {
       Number number{};
       std::memcpy(&number, data.data() + idx * sizeof(Number), sizeof(Number));
@@ -112,9 +125,6 @@ class NpyParser {
   }
 
   void read_values(NpyArray& array, std::string_view data) const {
-    std::size_t num_values = 1;
-    for (const std::int64_t length : array.shape) num_values *= static_cast<std::size_t>(length);
-    array.values.resize(num_values);
     const std::string_view type = value_of("descr");
     const auto is = [&](std::string_view name) { return type.substr(1).starts_with(name); };
     if (is("<f8")) return read_as<double>(array, data);

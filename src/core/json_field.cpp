@@ -1,13 +1,16 @@
 #include "core/json_field.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 
 #include <fmt/format.h>
 
 #include "epistle/error.hpp"
 
+#include "core/growing_memory.hpp"
 #include "core/whole_file.hpp"
 
 namespace epistle {
@@ -19,6 +22,43 @@ constexpr std::size_t kMaxShown = 40;
 [[noreturn]] void throw_corrupt(const std::string& file, std::string_view reason) {
   throw Error(ErrorCode::kCorruptInput, fmt::format("{}: {}", file, reason));
 }
+
+/// What a document may cost that somebody else wrote, whatever its bytes: looks at every value as it is read.
+class JsonLimits {
+ public:
+  using Json = nlohmann::ordered_json;
+  using Event = Json::parse_event_t;
+
+  explicit JsonLimits(const std::string& name) : name_(&name) {}
+
+  bool operator()(int depth, Event event, const Json& parsed) {
+    if (depth > kMaxDepth) throw_corrupt(*name_, fmt::format("it is nested more than {} deep", kMaxDepth));
+    const auto level = static_cast<std::size_t>(depth);
+    if (event == Event::object_start) num_keys_[level + 1] = 0;
+    if (event == Event::key) count_key(num_keys_[level]);
+    // The value in its list, at the worst while that moves, and what it has elsewhere.
+    constexpr std::int64_t kBytesOfValue = 64;
+    const bool is_text = (event == Event::key || event == Event::value) && parsed.is_string();
+    const std::size_t text_bytes = is_text ? parsed.get_ref<const std::string&>().size() : 0;
+    memory_.add(kBytesOfValue + static_cast<std::int64_t>(text_bytes));
+    return true;
+  }
+
+ private:
+  /// A key is looked for among those before it in its object.
+  void count_key(std::int64_t& num_keys) {
+    constexpr std::int64_t kMaxLooks = std::int64_t{1} << 27;  // an object of 16,000 keys, some seconds
+    num_looks_ += ++num_keys;
+    if (num_looks_ > kMaxLooks) {
+      throw_corrupt(*name_, fmt::format("it has objects of too many keys, one of {} or more", num_keys));
+    }
+  }
+
+  const std::string* name_;
+  std::array<std::int64_t, kMaxDepth + 2> num_keys_{};
+  std::int64_t num_looks_ = 0;
+  GrowingMemory memory_{"the values of a JSON document", "give a smaller one, or more memory"};
+};
 
 std::string shown(const JsonField::Json& value) {
   if (value.is_object() || value.is_array()) return fmt::format("{} with {} entries", value.type_name(), value.size());
@@ -94,12 +134,12 @@ std::int64_t JsonField::integer(JsonRange<std::int64_t> range) const {
 
 nlohmann::ordered_json parse_json(std::string_view text, const std::string& name) {
   using Json = nlohmann::ordered_json;
-  const auto check_depth = [&](int depth, Json::parse_event_t /*event*/, Json& /*parsed*/) {
-    if (depth > kMaxDepth) throw_corrupt(name, fmt::format("it is nested more than {} deep", kMaxDepth));
-    return true;
+  JsonLimits limits(name);
+  const auto look = [&limits](int depth, Json::parse_event_t event, const Json& parsed) {
+    return limits(depth, event, parsed);
   };
   try {
-    return Json::parse(text.begin(), text.end(), check_depth);
+    return Json::parse(text.begin(), text.end(), look);
   } catch (const Json::parse_error& error) {
     const auto* const end = text.begin() + static_cast<std::ptrdiff_t>(std::min(error.byte, text.size()));
     throw_corrupt(name, fmt::format("line {} is not JSON", 1 + std::count(text.begin(), end, '\n')));

@@ -10,13 +10,17 @@
 
 #include "epistle/error.hpp"
 
+#include "core/growing_memory.hpp"
+
 namespace epistle {
 
 std::string read_whole_stream(std::istream& stream, const std::string& name, std::size_t max_bytes) {
   constexpr std::size_t kBlockBytes = std::size_t{1} << 16;
   std::string text;
   std::vector<char> block(kBlockBytes);
+  GrowingMemory memory("the bytes of a file", "give a smaller one, or more memory");
   while (stream.read(block.data(), static_cast<std::streamsize>(block.size())) || stream.gcount() > 0) {
+    memory.add(stream.gcount());
     text.append(block.data(), static_cast<std::size_t>(stream.gcount()));
     if (text.size() > max_bytes) {
       throw Error(ErrorCode::kCorruptInput, fmt::format("{}: it is larger than {} bytes", name, max_bytes));

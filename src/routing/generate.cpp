@@ -31,6 +31,7 @@
 #include "routing/popularity.hpp"
 #include "routing/top_k.hpp"
 #include "routing/trace_reader.hpp"
+#include "topology/memory.hpp"
 
 namespace epistle {
 namespace {
@@ -74,6 +75,8 @@ RandomAddress address_of(const RoutingRequest& request, RandomStream stream, std
 RoutingTable make_empty_table(const RoutingRequest& request) {
   RoutingTable table{request.num_tokens, request.num_experts, request.top_k, {}, {}};
   const auto num_entries = static_cast<std::size_t>(request.num_tokens) * static_cast<std::size_t>(request.top_k);
+  require_memory(static_cast<std::int64_t>(num_entries * (sizeof(std::int32_t) + sizeof(float))), "routing tables",
+                 "lower num_tokens, or use more memory");
   table.expert_ids.resize(num_entries);
   table.weights.resize(num_entries);
   return table;

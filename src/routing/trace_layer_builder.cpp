@@ -85,7 +85,9 @@ void TraceLayerBuilder::add_expert_id(std::int64_t id) {
   } else {
     count_expert(id);
   }
-  if (column(TraceColumn::kExpertIds).keeps_row) expert_ids_.push_back(static_cast<std::int32_t>(id));
+  if (!column(TraceColumn::kExpertIds).keeps_row) return;
+  source_->kept().add_room_in(expert_ids_);
+  expert_ids_.push_back(static_cast<std::int32_t>(id));
 }
 
 void TraceLayerBuilder::count_expert(std::int64_t id) {
@@ -109,7 +111,9 @@ void TraceLayerBuilder::add_weight(double weight) {
     source_->fail_corrupt(
         fmt::format("token {} has weight {}, expected a number that fits fp32", own.num_rows, weight));
   }
-  if (own.keeps_row) weights_.push_back(static_cast<float>(weight));
+  if (!own.keeps_row) return;
+  source_->kept().add_room_in(weights_);
+  weights_.push_back(static_cast<float>(weight));
 }
 
 void TraceLayerBuilder::end_row(TraceColumn name) {
@@ -156,7 +160,9 @@ void TraceLayerBuilder::finish() {
                                       kNoExpert, num_experts - 1));
   }
   tokens_per_expert_.resize(static_cast<std::size_t>(num_experts), 0);
-  if (!column(TraceColumn::kWeights).present) weights_.assign(expert_ids_.size(), 1.0F);
+  if (column(TraceColumn::kWeights).present) return;
+  source_->kept().add(static_cast<std::int64_t>(expert_ids_.size() * sizeof(float)));
+  weights_.assign(expert_ids_.size(), 1.0F);
 }
 
 TraceLayerSummary TraceLayerBuilder::take_summary() {

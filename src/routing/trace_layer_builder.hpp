@@ -33,7 +33,7 @@ struct RowSelection {
 class TraceLayerBuilder {
  public:
   /// Complaints go through `source`, which knows the line.
-  explicit TraceLayerBuilder(const TraceStream& source) : source_(&source) {}
+  explicit TraceLayerBuilder(TraceStream& source) : source_(&source) {}
 
   void set_header(TraceHeader header, std::int64_t value);
   [[nodiscard]] std::optional<std::int64_t> header(TraceHeader header) const noexcept;
@@ -72,7 +72,7 @@ class TraceLayerBuilder {
   void count_entry(TraceColumn name);
   void count_expert(std::int64_t id);
 
-  const TraceStream* source_;
+  TraceStream* source_;
   std::array<std::optional<std::int64_t>, kTraceHeaderNames.size()> headers_;
   std::array<Column, kTraceColumnNames.size()> columns_;
   std::int64_t first_row_width_ = -1;  // -1 = no row read yet

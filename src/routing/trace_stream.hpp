@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/growing_memory.hpp"
 #include "routing/trace_input.hpp"
 
 namespace epistle {
@@ -35,6 +36,9 @@ class TraceStream : public std::streambuf {
   /// Throws kCorruptInput with the path and the line.
   [[noreturn]] void fail_corrupt(const std::string& message) const;
 
+  /// What is kept of the file.
+  [[nodiscard]] GrowingMemory& kept() noexcept { return kept_; }
+
  protected:
   int_type underflow() override;
 
@@ -53,6 +57,7 @@ class TraceStream : public std::streambuf {
   std::size_t filled_end_ = 0;  // of buffer_
   bool at_newline_ = true;      // the get area ends before a newline, or nothing was read yet
   bool at_end_ = false;         // of the file
+  GrowingMemory kept_{"the tokens kept of a trace", "use fewer tokens of it, or more memory"};
 };
 
 }  // namespace epistle

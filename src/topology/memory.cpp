@@ -109,7 +109,7 @@ std::int64_t memory_reserve_bytes(std::int64_t available_bytes) noexcept {
   return std::min(available_bytes / kReservePart, kMaxReserveBytes);
 }
 
-void require_memory(std::int64_t num_bytes, const char* what) {
+void require_memory(std::int64_t num_bytes, const char* what, const char* hint) {
   constexpr std::int64_t kMinBytesToAsk = std::int64_t{16} << 20;
   if (num_bytes < kMinBytesToAsk) return;
   const AvailableMemory available = available_memory();
@@ -117,8 +117,8 @@ void require_memory(std::int64_t num_bytes, const char* what) {
   if (available.bytes < 0 || num_bytes <= available.bytes - reserve) return;
   throw Error(ErrorCode::kOutOfMemory,
               fmt::format("{} need {} bytes of memory; {} of the {} bytes of {} are available, less a reserve of {}: "
-                          "use fewer tokens, a smaller capacity or more memory",
-                          what, num_bytes, available.bytes, available.limit_bytes, available.owner(), reserve));
+                          "{}",
+                          what, num_bytes, available.bytes, available.limit_bytes, available.owner(), reserve, hint));
 }
 
 }  // namespace epistle

@@ -24,8 +24,12 @@ struct AvailableMemory {
 /// What is to be left to the rest of the machine of `available_bytes`.
 [[nodiscard]] std::int64_t memory_reserve_bytes(std::int64_t available_bytes) noexcept;
 
-/// Throws kOutOfMemory, with the numbers, where `num_bytes` of this process's own memory are not to be had. Asks the
-/// kernel only for what is worth it; a system that promises more memory than it has would rather kill than refuse.
-void require_memory(std::int64_t num_bytes, const char* what);
+/// What helps where memory goes with the tokens of a call.
+inline constexpr const char* kFewerTokensHint = "use fewer tokens, a smaller capacity or more memory";
+
+/// Throws kOutOfMemory, with the numbers and `hint`, where `num_bytes` of this process's own memory are not to be had.
+/// Asks the kernel only for what is worth it; a system that promises more memory than it has would rather kill than
+/// refuse.
+void require_memory(std::int64_t num_bytes, const char* what, const char* hint = kFewerTokensHint);
 
 }  // namespace epistle
