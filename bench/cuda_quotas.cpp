@@ -19,7 +19,7 @@
 #include "dispatch/cuda/engine/device_experts.hpp"
 #include "dispatch/cuda/quotas/batch_quotas.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 #include "layout/batch_shares.hpp"
 #include "measure/clock.hpp"
 #include "measure/cuda/captured_graph.hpp"

@@ -1,6 +1,6 @@
 // Sweeps the variants that the tuning table chooses among: SMs, how many of them serve peers, and how rows are moved;
 // for one shape on two GPUs (or, with --virtual, on one). Prints one line per variant; the table in
-// src/dispatch/cuda/tuning_table.hpp is made from such lines.
+// src/dispatch/cuda/direct/tuning_table.hpp is made from such lines.
 //
 //   cuda_tuning [--tokens N] [--hidden N] [--experts N] [--top-k N] [--fp8] [--layout token_major|expert_major]
 //               [--virtual] [--sms A,B,C] [--shares P,Q] [--calls dispatch,combine,prepare,cold]
@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <variant>
@@ -28,6 +29,8 @@
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/cuda/direct/copy_engines.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/direct/direct_launch.hpp"
+#include "dispatch/cuda/direct/tuning.hpp"
 #include "dispatch/cuda/engine/cuda_functions.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/registry/registry.hpp"
@@ -148,6 +151,7 @@ struct Tuning {
   MoveTuning move;
   SumTuning sum;
   bool separate = true;                       ///< every rank has a GPU of its own
+  std::optional<CopyEngineSettings> copies;   ///< by the copy engines
   std::unique_ptr<CopyEngines> copy_engines;  ///< move.num_blocks are those that pack
 };
 
@@ -157,9 +161,16 @@ thread_local Tuning* tuning_of_rank = nullptr;
 /// How `direct` moves rows, tuned by the sweep.
 class TunedTransport final : public RowTransport {
  public:
-  explicit TunedTransport(EngineContext& context) : context_(context), tuning_(*tuning_of_rank) {}
+  explicit TunedTransport(EngineContext& context) : context_(context), tuning_(*tuning_of_rank) {
+    check_cuda(load_direct_kernels(context.compute_major), "loading the kernels of direct");
+    if (!tuning_.copies) return;
+    tuning_.copy_engines = std::make_unique<CopyEngines>(context);
+    tuning_.copy_engines->set(*tuning_.copies);
+  }
 
   [[nodiscard]] bool agrees_on_host() const noexcept override { return false; }
+  [[nodiscard]] TuningChoice tuning_for(const TuningQuery& query) const override { return choose(query); }
+  [[nodiscard]] std::string describe_tuning(const TuningQuery& query) const override { return describe(query); }
   void start_move(const CudaHandleState& handle, MoveArgs& args) override {
     if (tuning_.copy_engines != nullptr) {
       if (tuning_.copy_engines->dispatch(handle, args, tuning_.move.num_blocks, context_.stream)) return;
@@ -219,11 +230,7 @@ class Sweep {
     const ResolvedConfig config = resolve_config(options.config, group.size());
     const LayoutParams params = to_layout_params(config, group.size());
     tuning_.separate = !options.one_gpu;
-    if (options.copy_engines) {
-      tuning_.copy_engines =
-          std::make_unique<CopyEngines>(DispatchLayout(params), group.rank(), device_, options.one_gpu);
-      tuning_.copy_engines->set(options.copies);
-    }
+    if (options.copy_engines) tuning_.copies = options.copies;
     tuning_of_rank = &tuning_;
     dispatcher_ =
         std::make_unique<Dispatcher>(group, tuned_info().name(), options.config, CudaOptions{.device = device_});

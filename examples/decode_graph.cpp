@@ -130,7 +130,8 @@ int run_rank(epistle::Group& group, int num_devices) {
   const int ordinal = group.rank() % num_devices;
   check(cudaSetDevice(ordinal), "cudaSetDevice");
   const DeviceStep device;
-  epistle::Dispatcher moe(group, "low_latency",
+  // It takes low_latency, as no call can have more tokens than that is best for.
+  epistle::Dispatcher moe(group, "auto",
                           {.hidden = kHidden,
                            .num_experts = kExperts,
                            .top_k = kTopK,

@@ -2,10 +2,12 @@
 //
 // A stand-in for a grouped GEMM (one kernel, a few warps for each row) runs beside the
 // receive half of dispatch and beside combine: it takes rows as their flags rise (epistle/device/row_flags.hpp) and
-// marks its outputs. The same step is also made one call after the other; sums must be the same, bit for bit, and what
-// a step takes is printed for both.
+// marks its outputs. As in a decode step, experts have few rows each, and what they take is the reading of their
+// weights. The same step is also made one call after the other; sums must be the same, bit for bit, and what a step
+// takes is printed for both.
 //
-//   early_experts [SMs of each call beside the experts, 16] [products per output, 4] [tokens per rank, 128]
+//   early_experts [SMs of each call beside the experts, 32] [products per output, 4] [tokens per rank, 128]
+//                 [KiB of weights for each row, 512; 0: none are read]
 //
 // The ranks are threads, each with a GPU of its own, or half of one ("virtual ranks"). The exit code is 77 where there
 // is no GPU.
@@ -38,6 +40,7 @@ constexpr int kTeams = 4;
 constexpr int kTeamThreads = 256;
 constexpr int kSharedBytes = kTeams * static_cast<int>(kHidden) * 4;
 constexpr std::uint64_t kPatienceNs = 2'000'000'000;
+constexpr std::int64_t kSlices = 1021;  // a prime: rows of all experts spread over them
 constexpr int kReplays = 100;
 constexpr int kRounds = 7;
 static_assert(kExperts <= 32 * kWarp, "a lane has a bit for each of its sources and experts");
@@ -45,9 +48,10 @@ constexpr int kCountBits = 12;      // of a claim, for the rows of a source and 
 constexpr int kNoGpuExitCode = 77;  // ctest counts it as skipped
 
 struct Settings {
-  int comm_sms = 16;
+  int comm_sms = 32;
   int taps = 4;
   std::int64_t tokens = 128;
+  std::int64_t weight_kib = 512;
 };
 
 void check(cudaError_t status, const char* what) {
@@ -65,7 +69,9 @@ struct ExpertArgs {
   std::int64_t rows_per_expert;
   int num_experts;  // here
   int taps;
-  std::uint32_t* claims;  // [source, expert] of early rows: see claim_row()
+  const uint4* weights;      // [kSlices, slice_units]
+  std::int64_t slice_units;  // of 16 bytes; what a row reads
+  std::uint32_t* claims;     // [source, expert] of early rows: see claim_row()
   int* num_failed_waits;
 };
 
@@ -82,13 +88,27 @@ struct Team {
   __device__ void meet() const { asm volatile("bar.sync %0, %1;" ::"r"(number + 1), "n"(kTeamThreads) : "memory"); }
 };
 
-/// out[c] = sum over t < taps of in[c + t * stride] * weight(expert, t), in this order.
+/// A row's share of its expert's weights, from memory; what this thread has read comes to a number.
+__device__ float read_weights(const ExpertArgs& args, std::int64_t row, const Team& team) {
+  // Many slices, so that no row finds its own in the cache.
+  const uint4* const slice = args.weights + row % kSlices * args.slice_units;
+  std::uint32_t seen = 0;
+#pragma unroll 8
+  for (std::int64_t i = team.thread; i < args.slice_units; i += kTeamThreads) {
+    const uint4 unit = __ldcs(slice + i);
+    seen += unit.x ^ unit.y ^ unit.z ^ unit.w;
+  }
+  return static_cast<float>(seen % 8U);
+}
+
+/// out[c] = sum over t < taps of in[c + t * stride] * weight(expert, t), in this order, behind what weights come to.
 __device__ void compute_row(const ExpertArgs& args, std::int64_t row, int expert, const Team& team) {
   const __nv_bfloat16* from = args.rows + row * kHidden;
   for (int c = team.thread; c < kHidden; c += kTeamThreads) team.in[c] = __bfloat162float(from[c]);
+  const float bias = read_weights(args, row, team);
   team.meet();
   for (int c = team.thread; c < kHidden; c += kTeamThreads) {
-    float sum = 0.0F;
+    float sum = bias;
     for (int t = 0; t < args.taps; ++t) {
       const int at = c + t * 33;
       sum += team.in[at < kHidden ? at : at - kHidden] * static_cast<float>((expert * 7 + t * 3) % 16 - 8);
@@ -257,6 +277,12 @@ class Rank {
     out_ = upload(tokens);
     claims_ = upload(std::vector<std::uint32_t>(kExperts, 0));
     num_failed_waits_ = upload(std::vector<int>{0});
+    const auto weight_bytes = static_cast<std::size_t>(kSlices * settings.weight_kib * 1024);
+    if (weight_bytes > 0) {
+      check(cudaMalloc(&expert_weights_, weight_bytes), "cudaMalloc of the weights");
+      check(cudaMemsetAsync(expert_weights_, 0x5a, weight_bytes, stream_), "cudaMemsetAsync");
+      check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    }
     int sms = 0;
     check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
     int num_gpus = 0;
@@ -342,12 +368,14 @@ class Rank {
     finish(flagged_);
     const bool same = all.sums == within.sums && all.sums == early.sums;
     std::printf(
-        "rank %d: %lld tokens, %d products: a step takes %.1f us one call after the other, %.1f us within %d SMs, "
+        "rank %d: %lld tokens, %d products, %lld KiB of weights a row: a step takes %.1f us one call after the other, "
+        "%.1f us within %d SMs, "
         "%.1f us with early starts within %d SMs: %.1f us saved, %.1f us against the same SMs; sums %s; %d waits "
         "failed\n",
-        group_.rank(), static_cast<long long>(settings_.tokens), settings_.taps, all.step_us, within.step_us,
-        settings_.comm_sms, early.step_us, settings_.comm_sms, all.step_us - early.step_us,
-        within.step_us - early.step_us, same ? "equal bit for bit" : "DIFFER", failed_waits);
+        group_.rank(), static_cast<long long>(settings_.tokens), settings_.taps,
+        static_cast<long long>(settings_.weight_kib), all.step_us, within.step_us, settings_.comm_sms, early.step_us,
+        settings_.comm_sms, all.step_us - early.step_us, within.step_us - early.step_us,
+        same ? "equal bit for bit" : "DIFFER", failed_waits);
     return same && failed_waits == 0 ? 0 : 1;
   }
 
@@ -390,6 +418,8 @@ class Rank {
                           .rows_per_expert = description.num_rows / description.num_local_experts,
                           .num_experts = description.num_local_experts,
                           .taps = settings_.taps,
+                          .weights = static_cast<const uint4*>(expert_weights_),
+                          .slice_units = settings_.weight_kib * 1024 / static_cast<std::int64_t>(sizeof(uint4)),
                           .claims = claims_,
                           .num_failed_waits = num_failed_waits_};
     experts_kernel<<<static_cast<unsigned>(blocks), kTeams * kTeamThreads, kSharedBytes, stream>>>(args);
@@ -417,6 +447,7 @@ class Rank {
   __nv_bfloat16* out_ = nullptr;
   std::uint32_t* claims_ = nullptr;
   int* num_failed_waits_ = nullptr;
+  void* expert_weights_ = nullptr;
   int sms_ = 0;
 };
 
@@ -428,10 +459,13 @@ int main(int argc, char** argv) {
     if (argc > 1) settings.comm_sms = std::atoi(argv[1]);
     if (argc > 2) settings.taps = std::atoi(argv[2]);
     if (argc > 3) settings.tokens = std::atoi(argv[3]);
+    if (argc > 4) settings.weight_kib = std::atoi(argv[4]);
     constexpr std::int64_t kMostTokens = (1 << kCountBits) - 1;
-    if (settings.taps < 1 || settings.tokens < 1 || settings.tokens > kMostTokens) {
-      std::fprintf(stderr, "early_experts: products are at least 1, and tokens 1 to %lld\n",
-                   static_cast<long long>(kMostTokens));
+    constexpr std::int64_t kMostWeights = std::int64_t{16} << 10;
+    if (settings.taps < 1 || settings.tokens < 1 || settings.tokens > kMostTokens || settings.weight_kib < 0 ||
+        settings.weight_kib > kMostWeights) {
+      std::fprintf(stderr, "early_experts: products are at least 1, tokens 1 to %lld, and KiB of weights 0 to %lld\n",
+                   static_cast<long long>(kMostTokens), static_cast<long long>(kMostWeights));
       return 2;
     }
     const epistle::CudaSupport support = epistle::cuda_support();

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034  # what is set here is read by gpu-check
 # What scripts/gpu-check measures: of two ranks, and of more by the same rows. Sourced, not run.
 #
-# A benchmark has its record, the GPUs that it needs and its options; a tool its command besides. STEP_DEVICES are the GPUs
-# that a step may see, where not all of them.
+# A benchmark has its record, the GPUs that it needs and its options; a tool its command besides. STEP_ENVIRONMENT is what a
+# step's environment has besides: the GPUs that it may see, where not all of them, and by what domains are joined.
 
 # Top-8 of 256 experts, hidden 7168, two ranks of 4096 tokens.
 BIG=(--hidden 7168 --experts 256 --top-k 8 --tokens 4096 --ranks 2)
@@ -20,7 +20,7 @@ CAPACITY=(--sizing capacity --capacity-rows 8192)
 EXPERT_CAPACITY=(--sizing capacity --capacity-rows 41984)
 
 BENCH_NAMES=()
-declare -A BENCH_GPUS BENCH_OPTIONS STEP_DEVICES
+declare -A BENCH_GPUS BENCH_OPTIONS STEP_ENVIRONMENT
 
 # add_bench NAME NUM_GPUS OPTION...
 add_bench() {
@@ -67,6 +67,12 @@ add_pair_steps() {
   add_bench token-major-bf16-copy-engines 2 "${PAIR[@]}" "${BIG[@]}" --mover copy-engines
   add_bench token-major-bf16-nccl 2 "${PAIR[@]}" "${BIG[@]}" --dispatcher direct,alltoall
   add_bench virtual-8-bf16 1 --group threads --hidden 2048 --experts 128 --top-k 8 --tokens 512 --ranks 8
+  # Two domains of one GPU, joined by the network stack of this host.
+  for tokens in 128 4096; do
+    add_bench "hybrid-tcp-$tokens" 2 "${PAIR[@]}" "${MODEL[@]}" --tokens "$tokens" --ranks 2 --domain-size 1 \
+      --dispatcher hybrid --runs 1
+    STEP_ENVIRONMENT["hybrid-tcp-$tokens"]="EPISTLE_DOMAIN_LINK=fabric EPISTLE_FABRIC_PROVIDER=tcp"
+  done
   # Decode steps: pairs in a row, in a CUDA graph and without, and ten thousand replays. A rank gets every token of both
   # ranks at most, and so does each of its experts. Nobody reads the padding of blocks, which is most of them.
   DECODE=(--hidden 7168 --experts 256 --top-k 8 --ranks 2 --dispatcher "$DECODE_DISPATCHER" --wire fp8 --no-zero-padding
@@ -136,6 +142,6 @@ add_steps_of() { add_group_steps "ep$1" "$1" "$1" processes "${MODEL[@]}" --toke
 add_virtual_steps_of() {
   local name
   add_group_steps "virtual-1-ep$1" "$1" 1 threads "${SMALL_MODEL[@]}" --tokens 512
-  for name in "${BENCH_NAMES[@]}" "${TOOL_NAMES[@]}"; do STEP_DEVICES["$name"]=0; done
+  for name in "${BENCH_NAMES[@]}" "${TOOL_NAMES[@]}"; do STEP_ENVIRONMENT["$name"]="CUDA_VISIBLE_DEVICES=0"; done
   add_group_steps "virtual-2-ep$1" "$1" 2 threads "${SMALL_MODEL[@]}" --tokens 512
 }

@@ -65,7 +65,7 @@ int start_processes(const BenchOptions& options, int num_ranks) {
 /// Without a launcher.
 int chosen_ranks(const BenchOptions& options) {
   if (options.num_ranks > 0) return options.num_ranks;
-  const std::size_t num_listed = std::min(options.num_tokens.size(), static_cast<std::size_t>(kMaxRanks));
+  const std::size_t num_listed = std::min(options.num_tokens.size(), static_cast<std::size_t>(kMaxRanksOfHost));
   return num_listed > 1 ? static_cast<int>(num_listed) : kDefaultRanks;
 }
 

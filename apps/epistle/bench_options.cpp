@@ -42,9 +42,9 @@ void add_run_options(CLI::App& command, BenchOptions& options, const std::string
                   "Dispatchers to compare, separated by commas (default: " + default_dispatchers + ")")
       ->delimiter(',')
       ->type_name("NAME,...");
-  add_number(command, "--ranks", options.num_ranks, {1, kMaxRanks},
+  add_number(command, "--ranks", options.num_ranks, {1, kMaxRanksOfHost},
              "Ranks of the group (default: those of the launcher, or as many as --tokens lists, or 2)");
-  add_number(command, "--domain-size", options.domain_size, {1, kMaxRanks},
+  add_number(command, "--domain-size", options.domain_size, {1, kMaxRanksOfHost},
              "Ranks of a domain, which reach each other by load and store; only links go from one domain to "
              "another (default: EPISTLE_DOMAIN_SIZE, or all ranks of the host)");
   command
@@ -163,7 +163,7 @@ void add_bench_options(CLI::App& command, BenchOptions& options) {
              "until its rows are there");
   command.add_flag("--stage-combine", options.stage_combine,
                    "Expert outputs lie in private memory: combine copies them first");
-  add_numbers(command, "--mask", options.masked, {1, kMaxRanks - 1},
+  add_numbers(command, "--mask", options.masked, {1, kMaxRanksOfHost - 1},
               "Mask these ranks out: the others go on without their tokens and their experts. Rank 0 stays");
 }
 

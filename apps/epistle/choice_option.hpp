@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -24,7 +25,9 @@ template <typename Value, std::size_t count>
   epistle::reject(std::string(option) + " is '" + text + "'; it must be one of " + names);
 }
 
-[[nodiscard]] inline ExpertType choose_precision(const std::string& text) {
+/// Without a text: what the model's experts are stored in, where its config says so, or blocks of fp8.
+[[nodiscard]] inline ExpertType choose_precision(const std::string& text, std::optional<ExpertType> stored) {
+  if (text.empty()) return stored.value_or(ExpertType::kFp8Block);
   using Choice = std::pair<std::string_view, ExpertType>;
   return choose("--precision", text,
                 std::array{Choice{"bf16", ExpertType::kBf16}, Choice{"fp8", ExpertType::kFp8},

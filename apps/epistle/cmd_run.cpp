@@ -61,12 +61,12 @@ void add_run_command(CLI::App& app, const std::vector<std::string>& program, int
   CLI::App* const command = app.add_subcommand("run", "Run a program as several ranks on this host");
   command->allow_extras();
   const auto options = std::make_shared<RunOptions>();
-  add_number(*command, "-n,--ranks", options->launch.num_ranks, {1, kMaxRanks}, "Number of ranks")->required();
+  add_number(*command, "-n,--ranks", options->launch.num_ranks, {1, kMaxRanksOfHost}, "Number of ranks")->required();
   command->add_flag("--label", options->launch.label_output, "Put '[rank R] ' before every line of output");
   add_number(*command, "--grace", options->grace_s, {0.0, kMaxGraceSeconds},
              "Time for the ranks to end by themselves after one failed (default: 5) or SIGINT (default: 30)")
       ->type_name("SECONDS");
-  add_number(*command, "--domain-size", options->domain_size, {1, kMaxRanks},
+  add_number(*command, "--domain-size", options->domain_size, {1, kMaxRanksOfHost},
              "Declare domains of this many ranks, so that several are played on this host (sets EPISTLE_DOMAIN_SIZE)");
   command->footer(kRunFooter);
   command->callback([command, options, &program, &exit_code] {

@@ -123,8 +123,7 @@ std::optional<bool> judge_level(const ProbeLevel& level, const std::vector<RankR
     if (has_reached(one, level.name)) continue;
     if (blamed == nullptr || (blamed->left_waiting && !one.left_waiting)) blamed = &one;
   }
-  reason = blamed->begun == level.name || blamed->begun.empty() ? ending_text(*blamed, level.doing, run)
-                                                                : fmt::format("{} {}", level.doing, run.describe());
+  reason = ending_text(*blamed, level.doing, run);
   return false;
 }
 

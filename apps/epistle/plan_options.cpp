@@ -108,7 +108,9 @@ void add_plan_options(CLI::App& command, PlanOptions& options) {
   add_number(command, "--max-tpot-ms", options.max_tpot_ms, {kMinMs, kMaxMs}, "Longest step of decode that is allowed");
   add_number(command, "--max-ttft-ms", options.max_ttft_ms, {kMinMs, kMaxMs},
              "Longest step of prefill that is allowed");
-  command.add_option("--precision", options.precision, "Of experts: bf16, fp8, fp8_block (default) or fp4")
+  command
+      .add_option("--precision", options.precision,
+                  "Of experts: bf16, fp8, fp8_block or fp4 (default: what a config.json stores them in, or fp8_block)")
       ->type_name("TYPE");
   add_number(command, "--gpus", options.num_gpus, {1, 1 << 20}, "GPUs in all: what EP leaves over are replicas");
   command.add_option("--dispatchers", options.dispatchers, "Those that may be used (default: all but fused_bound)")
@@ -143,7 +145,7 @@ PlanRequest make_plan_request(const PlanOptions& options) {
   request.objective = choose("--objective", options.objective,
                              std::array{pair<std::string_view, Objective>{"throughput", Objective::kThroughput},
                                         pair<std::string_view, Objective>{"latency", Objective::kLatency}});
-  request.precision = choose_precision(options.precision);
+  request.precision = choose_precision(options.precision, request.model.stored_precision);
   constexpr double kUsualTokens = 32;
   if (options.tokens > 0 && options.global_tokens > 0) {
     epistle::reject("--tokens is per GPU and --global-tokens of an EP group; give one of them");

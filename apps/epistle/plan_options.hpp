@@ -14,7 +14,7 @@ struct PlanOptions {
   std::string cluster = "h100-hgx";
   std::string workload = "decode";
   std::string objective = "throughput";
-  std::string precision = "fp8_block";
+  std::string precision;  ///< empty = not given
   std::string routing = "uniform";
   double tokens = 0;  ///< 0 = not given; so with the three below
   double global_tokens = 0;

@@ -231,6 +231,42 @@ Json memory_json(const MemoryLedger& memory) {
           {"limit_bytes", memory.limit}};
 }
 
+/// How a config was read: who knows the model sees by its parameters whether that was right.
+std::string render_model(const PlanModel& model) {
+  constexpr double kBillion = 1e9;
+  std::string text = fmt::format("{:.1f} billion parameters, {:.1f} of them for a token; {} layers, {} with experts;",
+                                 model.parameters() / kBillion, model.active_parameters() / kBillion, model.num_layers,
+                                 model.num_moe_layers);
+  for (const AttentionLayers& layers : model.attention) {
+    std::string kind = "attention to all tokens";
+    if (layers.window_tokens > 0) kind = fmt::format("a window of {}", layers.window_tokens);
+    if (layers.tokens_per_summary > 0) kind += fmt::format(" and a summary of every {}", layers.tokens_per_summary);
+    if (layers.chosen_tokens > 0) kind += fmt::format(", reading {}", layers.chosen_tokens);
+    if (layers.state_elements > 0) kind = "a state in place of a cache";
+    text += fmt::format("{} {} with {}", &layers == &model.attention.front() ? "" : ",", layers.num_layers, kind);
+  }
+  return text + "\n";
+}
+
+Json model_json(const PlanModel& model) {
+  Json attention = Json::array();
+  for (const AttentionLayers& layers : model.attention) {
+    attention.push_back({{"layers", layers.num_layers},
+                         {"weight_elements", layers.weight_elements},
+                         {"cached_elements_per_token", layers.cached_elements_per_token + layers.index_elements},
+                         {"window_tokens", layers.window_tokens},
+                         {"tokens_per_summary", layers.tokens_per_summary},
+                         {"chosen_tokens", layers.chosen_tokens},
+                         {"state_elements", layers.state_elements}});
+  }
+  return {{"parameters", model.parameters()}, {"active_parameters", model.active_parameters()},
+          {"layers", model.num_layers},       {"moe_layers", model.num_moe_layers},
+          {"hidden", model.hidden},           {"routed_hidden", model.routed_hidden},
+          {"experts", model.num_experts},     {"top_k", model.top_k},
+          {"expert_ffn", model.expert_ffn},   {"dense_ffn", model.dense_ffn},
+          {"shared_ffn", model.shared_ffn},   {"attention", attention}};
+}
+
 Json plan_json(const PlanRequest& request, const Plan& plan) {
   Json terms = Json::array();
   for (const PlanTerm& term : plan.terms) terms.push_back(term_json(term));
@@ -304,15 +340,13 @@ bool intervals_overlap(const Plan& a, const Plan& b) {
 
 std::string render_plan_report(const PlanReport& report, int num_shown) {
   const PlanRequest& request = *report.request;
-  std::string text = fmt::format("{} on {}: {} experts, top {}, {} tokens per GPU and step\n\n", request.model.name,
-                                 request.cluster.name, request.model.num_experts, request.model.top_k,
-                                 request.global_tokens > 0 ? fmt::format("{} / EP", request.global_tokens)
-                                                           : fmt::format("{}", request.tokens_per_gpu));
+  std::string text =
+      fmt::format("{} on {}: {} experts, top {}, {} tokens per GPU and step, {} experts\n{}\n", request.model.name,
+                  request.cluster.name, request.model.num_experts, request.model.top_k,
+                  request.global_tokens > 0 ? fmt::format("{} / EP", request.global_tokens)
+                                            : fmt::format("{}", request.tokens_per_gpu),
+                  to_string(request.precision), render_model(request.model));
   text += render_plans(report.plans, num_shown) + render_refusals(report.plans);
-  if (request.model.attention_is_assumed) {
-    text +=
-        "\nAttention and dense layers of a preset are assumed (8 key-value heads of 128); a config.json says them.\n";
-  }
   if (report.plans.empty() || !is_feasible(report.plans.front())) return text;
   const Plan& best = report.plans.front();
   text += fmt::format("\n{}\n\n", best.choice.name()) + render_terms(best) + "\n" + render_memory(best.memory);
@@ -357,7 +391,7 @@ Json plan_report_json(const PlanReport& report) {
   }
   return {{"tool", "epistle plan"},
           {"model", request.model.name},
-          {"attention_is_assumed", request.model.attention_is_assumed},
+          {"model_sizes", model_json(request.model)},
           {"request", request_json(request)},
           {"cluster", cluster_json(request.cluster)},
           {"plans", plans},

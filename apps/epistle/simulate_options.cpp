@@ -42,7 +42,9 @@ void add_shape_options(CLI::App& command, SimulateOptions& options) {
              "Expert groups of the router, instead of the model's; forced-random keeps to them");
   add_number(command, "--groups-per-token", options.groups_per_token, {1, kMaxRoutedExperts},
              "Groups that a token may use, instead of the model's");
-  command.add_option("--precision", options.precision, "Of experts: bf16, fp8, fp8_block (default) or fp4")
+  command
+      .add_option("--precision", options.precision,
+                  "Of experts: bf16, fp8, fp8_block or fp4 (default: what a config.json stores them in, or fp8_block)")
       ->type_name("TYPE");
 }
 
@@ -156,7 +158,7 @@ simulate::SimulateRequest make_simulate_request(const SimulateOptions& options) 
   request.num_steps = options.num_steps;
   request.hidden = options.hidden > 0 ? options.hidden : model.routed_hidden;
   request.expert_ffn = options.expert_ffn > 0 ? options.expert_ffn : model.expert_ffn;
-  request.precision = choose_precision(options.precision);
+  request.precision = choose_precision(options.precision, model.stored_precision);
   request.num_sms = options.num_sms;
   request.dispatchers = options.dispatchers;
   request.num_slots = options.num_slots;
@@ -168,11 +170,10 @@ simulate::SimulateRequest make_simulate_request(const SimulateOptions& options) 
   request.loop.replan_every = options.replan_every;
   request.loop.window_steps = options.window_steps;
   request.loop.prefers_near = options.prefers_near;
-  constexpr double kMatrices = 3;
-  request.loop.plan.expert_bytes =
-      options.expert_bytes > 0
-          ? options.expert_bytes
-          : std::llround(kMatrices * request.hidden * request.expert_ffn * weight_bytes_per_element(request.precision));
+  request.loop.plan.expert_bytes = options.expert_bytes > 0
+                                       ? options.expert_bytes
+                                       : std::llround(model.expert_matrices * request.hidden * request.expert_ffn *
+                                                      weight_bytes_per_element(request.precision));
   if (options.budget_bytes >= 0) request.loop.plan.budget_bytes = options.budget_bytes;
   return request;
 }

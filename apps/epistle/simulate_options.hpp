@@ -15,7 +15,7 @@ struct SimulateOptions {
   std::string model;
   std::string cluster = "h100-hgx";
   std::string routing = "uniform";
-  std::string precision = "fp8_block";
+  std::string precision;  ///< empty = not given
   std::string policy = "none";
   std::string placement;  ///< a file
   std::int32_t num_experts = 0;

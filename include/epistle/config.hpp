@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <variant>
 
 #include "epistle/placement.hpp"
+#include "epistle/stream.hpp"
 #include "epistle/types.hpp"
 
 namespace epistle {
@@ -115,6 +117,23 @@ enum class CudaMover : std::int32_t {
                  ///< overwritten
 };
 
+/// Where the memory that a rank needs for itself on its GPU comes from in place of cudaMalloc: a framework's allocator,
+/// for one. What peers address, received rows among it, is the symmetric heap's, and what network cards address is the
+/// library's, always. How much it will be asked for: MemorySection::from_allocator. Both functions, or neither.
+///
+/// They are called on the thread that makes a dispatcher, drops it (or its last Handle), or makes the first call after
+/// the group's mask has changed; with copy engines also by the first dispatch. `device` is the current device then.
+/// Copies of them live until the last memory is given back. They make no call of Epistle; given to several ranks of a
+/// process, they are called by several threads at once.
+struct DeviceAllocator {
+  /// `num_bytes` of `device`, aligned to 256, to be used on `stream` at once and on other streams as soon as the host
+  /// has waited for that one. Null, or an exception: there is not so much, which is kOutOfMemory on all ranks.
+  std::function<void*(std::int64_t num_bytes, int device, Stream stream)> allocate = {};
+  /// Takes back what allocate() has given for the same values. No work of the dispatcher uses it any more, on no
+  /// stream. Must not throw.
+  std::function<void(void* memory, std::int64_t num_bytes, int device, Stream stream)> free = {};
+};
+
 struct CudaOptions {
   /// CUDA ordinal of this rank's GPU. -1: ranks are spread evenly over the visible GPUs, in blocks; several ranks on
   /// one GPU ("virtual ranks") must be threads of one process.
@@ -126,6 +145,7 @@ struct CudaOptions {
   /// Flags for kernels of yours (Received::row_flags, CombineRequest::as_rows_finish): `low_latency`, expert layouts,
   /// dispatches with ids that go by lines. Dispatch is then another kernel, slower by the flags.
   bool row_flags = false;
+  DeviceAllocator allocator = {};  ///< none: cudaMalloc
 };
 
 /// Chooses the device, too.

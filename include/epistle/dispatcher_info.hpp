@@ -27,7 +27,8 @@ struct Capabilities {
   bool backward = false;            ///< both backward passes, gradients of the weights included
   bool graph_capture = false;       ///< under capacity sizing
   bool device_token_count = false;  ///< PrepareRequest::num_tokens
-  bool late_weights = false;        ///< CombineRequest::weights: for rows of experts in flat order
+  bool late_weights = false;        ///< CombineRequest::weights: for rows of experts in flat order; `auto` takes them
+                                    ///< in the calls that it gives to `low_latency`
   bool placement = false;           ///< others than the trivial one
   bool masks = false;               ///< goes on when ranks are masked out
   bool joins_domains = false;       ///< a row crosses to another domain once per (token, domain)
@@ -54,6 +55,7 @@ struct MemorySection {
   MemoryKind kind = MemoryKind::kShared;
   std::int64_t initial_bytes = 0;  ///< taken when the dispatcher is created
   std::int64_t largest_bytes = 0;  ///< after the largest call that the configuration allows
+  bool from_allocator = false;     ///< asked of CudaOptions::allocator, where there is one
 };
 
 /// The memory of one rank. The numbers come from the same objects that allocate it.

@@ -8,13 +8,14 @@ figure, what was measured, what it is held against and whether it is within it:
 - ``pair``: low_latency_dispatch and low_latency_combine, 20 pairs in a CUDA graph, against `epistle bench --chain 20`
 - ``host``: host time of an eager call of one token, median of 10,000, on the slower rank
 - ``dispatch``: Buffer.dispatch with the host's wait for the counts, by its clock until the rows are there, against the
-  same of `epistle bench --host-calls`
+  same of `epistle bench --host-calls`; and when the call was back, and what letting go of the rows took behind that
 - ``buffers``: memory, file descriptors and threads before and after 1,000 buffers that were made, used and destroyed
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -38,6 +39,7 @@ if typing.TYPE_CHECKING:
 
 HIDDEN, EXPERTS, TOP_K = 7168, 256, 8
 PAIRS = 20
+PAIR_TOKENS = (128, 1, 8, 64)
 PAIR_TOLERANCE = 1.03
 HOST_LIMIT_US = 12.0
 DISPATCH_ALLOWANCE_US = 25.0
@@ -159,6 +161,8 @@ def compare_pairs(bench: Bench, tokens: int, use_fp8: bool) -> dict[str, typing.
     result = {"python_us": statistics.median(python), "cpp_us": statistics.median(cpp), "tokens": tokens}
     return {
         **result,
+        "python_rounds_us": python,
+        "cpp_rounds_us": cpp,
         "wire": "fp8" if use_fp8 else "bf16",
         "command": "epistle bench " + " ".join(options),
         "limit_us": result["cpp_us"] * PAIR_TOLERANCE,
@@ -218,33 +222,46 @@ def compare_dispatch(bench: Bench, tokens: int) -> dict[str, typing.Any]:
             topk_weights=weights,
         )
 
-    def times_us(calls: int) -> list[float]:
-        times = []
+    def times_us(calls: int) -> tuple[list[float], list[float], list[float]]:
+        """Until the call is back, until the rows are there, and what letting go of them takes."""
+        back, there, let_go = [], [], []
         for _ in range(calls):
             bench_group_wait(buffer)
             begin = time.perf_counter_ns()
             rows = dispatch()
+            returned = time.perf_counter_ns()
             stream.synchronize()
-            times.append((time.perf_counter_ns() - begin) / 1e3)
+            end = time.perf_counter_ns()
             del rows  # as a layer has it: the next dispatch finds that they are not in use any more
-        return bench.slowest(times)
+            back.append((returned - begin) / 1e3)
+            there.append((end - begin) / 1e3)
+            let_go.append((time.perf_counter_ns() - end) / 1e3)
+        return bench.slowest(back), bench.slowest(there), bench.slowest(let_go)
 
     options = ["--dispatcher", "direct", "--tokens", str(tokens), "--layout", "token_major", "--sizing", "exact"]
     options += ["--weights", "off", "--host-calls", "50" if bench.quick else "200"]
-    cpp, python = [], []
+    cpp: list[float] = []
+    rounds: list[tuple[float, ...]] = []
     times_us(10)
     for _ in range(1 if bench.quick else 3):
         cpp.append(next(row["median_us"] for row in bench.in_cpp(options)["host_calls"]))
         dist.barrier()
         torch.cuda.synchronize()
         times_us(10)
-        python.append(statistics.median(times_us(50 if bench.quick else 200)))
-    result = {"python_us": statistics.median(python), "cpp_us": statistics.median(cpp), "tokens": tokens}
+        rounds.append(tuple(statistics.median(times) for times in times_us(50 if bench.quick else 200)))
+    returned_us, python_us, let_go_us = (statistics.median(times) for times in zip(*rounds, strict=True))
+    limit_us = statistics.median(cpp) + DISPATCH_ALLOWANCE_US
     return {
-        **result,
+        "python_us": python_us,
+        "cpp_us": statistics.median(cpp),
+        "python_rounds_us": [times[1] for times in rounds],
+        "cpp_rounds_us": cpp,
+        "returned_us": returned_us,
+        "let_go_us": let_go_us,
+        "tokens": tokens,
         "command": "epistle bench " + " ".join(options),
-        "limit_us": result["cpp_us"] + DISPATCH_ALLOWANCE_US,
-        "within": result["python_us"] <= result["cpp_us"] + DISPATCH_ALLOWANCE_US,
+        "limit_us": limit_us,
+        "within": python_us <= limit_us,
     }
 
 
@@ -319,15 +336,14 @@ def main() -> int:
     dist.init_process_group("nccl", device_id=torch.device("cuda", torch.cuda.current_device()))
     bench = Bench(options.epistle.resolve(), options.quick)
     figures: dict[str, Callable[[], dict[str, typing.Any]]] = {
-        "pair-128-bf16": lambda: compare_pairs(bench, 128, False),
-        "pair-128-fp8": lambda: compare_pairs(bench, 128, True),
-        "pair-1-bf16": lambda: compare_pairs(bench, 1, False),
-        "pair-1-fp8": lambda: compare_pairs(bench, 1, True),
         "host": lambda: host_times(bench),
         "dispatch-128": lambda: compare_dispatch(bench, 128),
         "dispatch-4096": lambda: compare_dispatch(bench, 4096),
         "buffers": lambda: buffers_come_and_go(bench),
     }
+    for tokens in PAIR_TOKENS:
+        for wire in ("bf16", "fp8"):
+            figures[f"pair-{tokens}-{wire}"] = functools.partial(compare_pairs, bench, tokens, wire == "fp8")
     report: dict[str, typing.Any] = {
         "tool": "python/benchmarks/deep_ep_speed.py",
         "device": torch.cuda.get_device_name(),

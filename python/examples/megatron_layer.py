@@ -1,21 +1,26 @@
 """An MoE layer of megatron-core on Epistle's deep_ep, compared with its own dispatcher alltoall: outputs, gradients of
 the input and of all parameters, and the losses of a few training steps. On two GPUs or more:
 
-    torchrun --nproc-per-node 2 megatron_layer.py
+    torchrun --nproc-per-node 2 megatron_layer.py [--json FILE] [--picture FILE.svg]
 
-Needs the package megatron-core (written for 0.19.2), whose layers run on GPUs only; python/tests/test_megatron.py has
-its token dispatchers on the CPU.
+--json: what was compared, how far it differed, and the losses. --picture: what the GPUs do in a step of training. Needs
+megatron-core (written for 0.19.2), whose layers run on GPUs only; python/tests/test_megatron.py has its token
+dispatchers on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.metadata
+import json
 import os
+import pathlib
 import sys
 import time
 import typing
 
+import step_picture
 import torch
 import torch.distributed as dist
 
@@ -72,11 +77,13 @@ def make_layer(dispatcher: str, backend: str | None, top_k: int) -> typing.Any:
     return layer
 
 
-def compare(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+def compare(name: str, got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value."""
     scale = expected.abs().max().item() or 1.0
     difference = (got.float() - expected.float()).abs().max().item() / scale
     if difference > TOLERANCE:
         raise AssertionError(f"{name} differs by {difference:.2e} of its largest; {TOLERANCE:.0e} is allowed")
+    return difference
 
 
 def run_once(layer: typing.Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -90,17 +97,108 @@ def run_once(layer: typing.Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return results
 
 
+def loss_of(layer: typing.Any, x: torch.Tensor) -> torch.Tensor:
+    out, _ = layer(x)
+    return (out.float() - x.float().roll(1, -1)).square().mean()
+
+
 def train(layer: typing.Any, inputs: list[torch.Tensor]) -> list[float]:
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
     losses = []
     for x in inputs:
         optimizer.zero_grad()
-        out, _ = layer(x)
-        loss = (out.float() - x.float().roll(1, -1)).square().mean()
+        loss = loss_of(layer, x)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def watch_step(layer: typing.Any, x: torch.Tensor) -> step_picture.Step:
+    """What this GPU does in a step of training."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
+    made: list[torch.Tensor] = []
+    dist.barrier()
+    return step_picture.record(
+        [
+            ("forward", lambda: made.append(loss_of(layer, x))),
+            ("backward", lambda: made[0].backward()),
+            ("optimizer", optimizer.step),
+        ]
+    )
+
+
+class Comparison:
+    """Of the backends with alltoall, on one rank."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.generator = torch.Generator().manual_seed(self.rank)
+
+    def draw(self, num_tokens: int) -> torch.Tensor:
+        values = torch.randn(num_tokens, 1, HIDDEN, generator=self.generator)
+        return values.to(device="cuda", dtype=torch.bfloat16)
+
+    def say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def layers(self, backend: str, top_k: int) -> tuple[dict[str, typing.Any], typing.Any, typing.Any]:
+        """Outputs and all gradients; and the two layers."""
+        begin = time.monotonic()
+        reference, layer = make_layer("alltoall", None, top_k), make_layer("flex", backend, top_k)
+        largest = 0.0
+        for num_tokens in (TOKENS, TOKENS - 5 * self.rank):  # as many on every rank, and not
+            x = self.draw(num_tokens)
+            expected = run_once(reference, x)
+            for name, got in run_once(layer, x).items():
+                difference = compare(f"{backend}, top-{top_k}, rank {self.rank}: {name}", got, expected[name])
+                largest = max(largest, difference)
+        seconds = time.monotonic() - begin  # most of it is what Torch compiles of Megatron
+        self.say(f"{backend}: equal to alltoall with top-{top_k}, within {largest:.1e}, {seconds:.1f} s")
+        found = {"top_k": top_k, "tensors": len(expected), "largest_difference": largest, "tolerance": TOLERANCE}
+        return found, layer, reference
+
+    def backend(
+        self, name: str, top_ks: list[int], num_steps: int
+    ) -> tuple[dict[str, typing.Any], typing.Callable[[], step_picture.Step]]:
+        """What was found, and what watches another step of the layer."""
+        equal = []
+        for top_k in top_ks:
+            found, layer, reference = self.layers(name, top_k)
+            equal.append(found)
+        inputs = [self.draw(TOKENS) for _ in range(num_steps)]
+        losses, wanted_losses = train(layer, inputs), train(reference, inputs)
+        for index, (loss, wanted) in enumerate(zip(losses, wanted_losses, strict=True)):
+            if abs(loss - wanted) > TOLERANCE * abs(wanted):
+                raise AssertionError(f"{name}: the loss of step {index} is {loss}; that of alltoall {wanted}")
+        self.say(f"{name}: losses {' '.join(f'{loss:.4f}' for loss in losses)}")
+        self.say(f"alltoall: losses {' '.join(f'{loss:.4f}' for loss in wanted_losses)}")
+        result = {"backend": name, "equal": equal, "losses": losses, "losses_of_alltoall": wanted_losses}
+        return result, lambda: watch_step(layer, inputs[-1])
+
+
+def write_record(file: pathlib.Path, backends: list[dict[str, typing.Any]]) -> None:
+    """Of this rank's own differences and losses."""
+    record = {
+        "tool": "python/examples/megatron_layer.py",
+        "device": torch.cuda.get_device_name(),
+        "ranks": dist.get_world_size(),
+        "epistle": epistle.__version__,
+        "torch": torch.__version__,
+        "megatron_core": importlib.metadata.version("megatron-core"),
+        "shape": {"hidden": HIDDEN, "ffn": FFN, "experts": EXPERTS, "tokens": TOKENS},
+        "backends": backends,
+    }
+    file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def write_picture(file: pathlib.Path, title: str, step: step_picture.Step) -> None:
+    """Of all ranks, by rank 0. Collective."""
+    steps: list[typing.Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(steps, step)
+    if dist.get_rank() == 0:
+        file.write_text(step_picture.draw(title, steps))
 
 
 def main() -> None:
@@ -108,6 +206,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of training, with the largest top-k")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--top-k", nargs="+", type=int, default=(1, 2, 8))
+    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--picture", type=pathlib.Path)
     options = parser.parse_args()
     if "LOCAL_RANK" not in os.environ:
         sys.exit("error: start it with torchrun --nproc-per-node 2")
@@ -117,34 +217,18 @@ def main() -> None:
 
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl")
-    rank = dist.get_rank()
     parallel_state.initialize_model_parallel(expert_model_parallel_size=dist.get_world_size())
     model_parallel_cuda_manual_seed(0)
-    generator = torch.Generator().manual_seed(rank)
-
-    def draw(num_tokens: int) -> torch.Tensor:
-        return torch.randn(num_tokens, 1, HIDDEN, generator=generator).to(device="cuda", dtype=torch.bfloat16)
-
+    comparison = Comparison()
+    found = []
     for backend in options.backends:
-        for top_k in options.top_k:
-            begin = time.monotonic()
-            reference, layer = make_layer("alltoall", None, top_k), make_layer("flex", backend, top_k)
-            for num_tokens in (TOKENS, TOKENS - 5 * rank):  # as many on every rank, and not
-                x = draw(num_tokens)
-                expected = run_once(reference, x)
-                for name, got in run_once(layer, x).items():
-                    compare(f"{backend}, top-{top_k}, rank {rank}: {name}", got, expected[name])
-            if rank == 0:
-                seconds = time.monotonic() - begin  # most of it is what Torch compiles of Megatron
-                print(f"{backend}: equal to alltoall with top-{top_k}, {seconds:.1f} s", flush=True)
-        inputs = [draw(TOKENS) for _ in range(options.steps)]
-        losses = [train(each, inputs) for each in (layer, reference)]
-        for step, (loss, wanted) in enumerate(zip(*losses, strict=True)):
-            if abs(loss - wanted) > TOLERANCE * abs(wanted):
-                raise AssertionError(f"{backend}: the loss of step {step} is {loss}; that of alltoall {wanted}")
-        if rank == 0:
-            print(f"{backend}: losses {' '.join(f'{loss:.4f}' for loss in losses[0])}")
-            print(f"alltoall: losses {' '.join(f'{loss:.4f}' for loss in losses[1])}")
+        result, watch = comparison.backend(backend, options.top_k, options.steps)
+        found.append(result)
+    if options.json is not None and comparison.rank == 0:
+        write_record(options.json, found)
+    if options.picture is not None:
+        title = f"A step of a Megatron MoE layer, backend {backend}, top-{options.top_k[-1]}"
+        write_picture(options.picture, title, watch())
     dist.barrier()
     dist.destroy_process_group()
 

@@ -36,6 +36,7 @@ struct PyDispatcher {
   nb::object group;
   Dispatcher dispatcher;
   const dlpack::ExchangeApi* library = nullptr;  ///< of the tensors of its last call, which a receive half goes by
+  Stream stream = {};                            ///< of its last call
 
   ~PyDispatcher();
   [[nodiscard]] bool on_cuda() const noexcept { return dispatcher.info().device() == Device::kCuda; }
@@ -66,6 +67,11 @@ struct Place {
 
 /// Handle.expert_counts of a handle, as a tensor of Torch that keeps it.
 [[nodiscard]] nb::object counts_tensor(const nb::object& handle);
+
+/// (rows, scales or None) of a lease, and (local_experts or None, weights) of a handle, as tensors of Torch that keep
+/// them.
+[[nodiscard]] nb::tuple row_tensors(const nb::object& received);
+[[nodiscard]] nb::tuple routing_tensors(const nb::object& handle);
 
 /// An attribute of one of the package's own Python modules.
 [[nodiscard]] nb::object package_attribute(const char* module, const char* name);

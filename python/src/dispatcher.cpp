@@ -8,48 +8,12 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.hpp"
-#include "exchange.hpp"
-#include "group/caller_complaint.hpp"
-#include "tensor.hpp"
+#include "calls.hpp"
 
 namespace epistle::python {
 namespace {
 
 PyDispatcher& get(const nb::object& self) { return nb::cast<PyDispatcher&>(self); }
-
-TensorReader reader_of(const PyDispatcher& self) {
-  return TensorReader({.on_cuda = self.on_cuda(), .ordinal = self.on_cuda() ? self.dispatcher.device_ordinal() : 0});
-}
-
-/// The stream of a call: as given (an integer, or an object of Torch's or CuPy's), or the current one of the library
-/// that its tensors belong to; that of the call before where there are none (`reader` is null).
-Stream stream_of(PyDispatcher& self, const nb::handle& given, const nb::handle& tensor, const TensorReader* reader) {
-  if (!self.on_cuda() && given.is_none()) return {};
-  if (reader != nullptr) self.library = reader->library();
-  const int ordinal = self.dispatcher.device_ordinal();
-  if (given.is_none() && self.library != nullptr) {
-    return static_cast<CUstream_st*>(current_stream(*self.library, ordinal));
-  }
-  const nb::object found = package_attribute("epistle._streams", "resolve")(given, tensor, ordinal);
-  return reinterpret_cast<CUstream_st*>(nb::cast<std::uintptr_t>(found));
-}
-
-/// Makes a call without the GIL. Where an argument is wrong, `spoil` makes the request one that the library refuses, so
-/// that the other ranks hear of it as of any bad input; what is thrown, and told there, is the complaint.
-template <typename Request, typename Spoil, typename Call>
-auto make_call(const TensorReader& reader, Request& request, const Spoil& spoil, const Call& call) {
-  const bool is_spoiled = !reader.complaint().empty();
-  if (is_spoiled) spoil(request);
-  const nb::gil_scoped_release release;
-  const CallerComplaint told(reader.complaint());
-  try {
-    return call();
-  } catch (const Error& error) {
-    // What another rank is at fault for is not this one's tensor.
-    if (!is_spoiled || error.context().peer_rank >= 0) throw;
-    throw Error(ErrorCode::kInvalidArgument, reader.complaint(), error.context());
-  }
-}
 
 constexpr std::int64_t kRefused = -1;  // a number of rows that no call accepts
 
@@ -168,6 +132,21 @@ nb::tuple dispatch_decode(const nb::object& self, const nb::object& tokens, cons
   const nb::object handle = nb::cast(PyHandle{self, received.handle()});
   received.release();
   return nb::make_tuple(handle, counts_tensor(handle));
+}
+
+/// What a dispatch of many tokens needs, in one call as well: all that is made behind the launch is made while a GPU is
+/// busy with it.
+nb::tuple dispatch_routed(const nb::object& self, const nb::object& tokens, const nb::object& expert_ids,
+                          const nb::object& weights, const nb::object& scales, int num_sms, const nb::object& stream) {
+  const nb::object none = nb::none();
+  Received received =
+      with_dispatch_request(self, {tokens, none, expert_ids, weights, none, scales, 0, 0, none, num_sms, stream},
+                            [](Dispatcher& dispatcher, const DispatchRequest& request, Stream on) {
+                              return dispatcher.dispatch(request, on);
+                            });
+  const nb::object handle = nb::cast(PyHandle{self, received.handle()});
+  const nb::object lease = nb::cast(PyReceived{self, std::move(received)});
+  return nb::make_tuple(lease, handle, row_tensors(lease), routing_tensors(handle));
 }
 
 /// The object that is given last, where it is one of `self`'s.
@@ -398,6 +377,13 @@ void bind_dispatcher(nb::module_& module) {
                   "tuple[Handle, typing.Any]"),
           "dispatch with expert_ids whose lease is given back at once, for callers who know where its rows lie "
           "(Received.borrow): (handle, Handle.expert_counts as a tensor of Torch).")
+      .def("dispatch_routed", &dispatch_routed, required("tokens"), required("expert_ids"), none("weights"),
+           none("scales"), nb::arg("num_sms") = 0, none("stream"),
+           nb::sig("def dispatch_routed(self, tokens: typing.Any, expert_ids: typing.Any, weights: typing.Any = None, "
+                   "scales: typing.Any = None, num_sms: int = 0, stream: typing.Any = None) -> "
+                   "tuple[Received, Handle, tuple[typing.Any, typing.Any], tuple[typing.Any, typing.Any]]"),
+           "dispatch with expert_ids, and what it gives as tensors of Torch: (lease, handle, (rows, scales or None), "
+           "(Handle.local_experts or None, Handle.weights)). The first pair holds the lease, the second the handle.")
       .def("dispatch_send", &dispatch_send, required("tokens"), nb::kw_only(), none("handle"), none("expert_ids"),
            none("weights"), none("num_tokens"), none("scales"), nb::arg("most_tokens") = 0, nb::arg("step_seed") = 0,
            none("step_seed_at"), nb::arg("num_sms") = 0, none("stream"),
@@ -446,6 +432,10 @@ void bind_dispatcher(nb::module_& module) {
       .def(
           "poll", [](const PyDispatcher& self) { return health_name(self.dispatcher.poll()); },
           "How the group stands, as far as this rank knows: ok, peer_lost, timeout, aborted or broken. Never waits.")
+      .def("is_on_current_stream", &is_on_current_stream,
+           "Whether a call of now, with tensors of the library of the last call's, comes behind that call: on its "
+           "stream. On the host always; False where that library does not tell its stream (see DLPack's exchange "
+           "table).")
       .def(
           "suspects", [](const PyDispatcher& self) { return self.dispatcher.suspects(); },
           "The ranks that poll() speaks of.")

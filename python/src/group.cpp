@@ -128,7 +128,10 @@ void bind_group(nb::module_& module) {
       .def_prop_ro("rank", &Group::rank)
       .def_prop_ro("size", &Group::size)
       .def_prop_ro("num_hosts", &Group::num_hosts, "Hosts that the ranks are on.")
-      .def_prop_ro("domain_size", &Group::domain_size, "Ranks of a domain, which reach each other by load and store.")
+      .def_prop_ro("domain_size", &Group::domain_size,
+                   "Ranks of a domain, which reach each other's host memory by load and store.")
+      .def_prop_ro("gpu_domain_size", &Group::gpu_domain_size,
+                   "The same of the memory of their GPUs, which may reach across hosts.")
       .def_prop_ro(
           "kind", [](const Group& group) { return std::string(to_string(group.kind())); }, "threads or processes.")
       .def_prop_ro(

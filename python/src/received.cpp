@@ -165,6 +165,23 @@ Array counts_of(const Description& d) {
 
 nb::object counts_tensor(const nb::object& handle) { return to_torch(counts_of(describe<PyHandle>(handle))); }
 
+nb::tuple row_tensors(const nb::object& received) {
+  const auto& lease = nb::cast<const PyReceived&>(received);
+  const Place place = place_of(lease.dispatcher);
+  const ScalesView scales = lease.received.scales();
+  return nb::make_tuple(to_torch(make_array(lease.received.rows(), place, received)),
+                        scales.num_columns > 0 ? to_torch(make_array(scales, place, received)) : nb::none());
+}
+
+nb::tuple routing_tensors(const nb::object& handle) {
+  const Description d = describe<PyHandle>(handle);
+  const bool has_places = d.token_major();
+  const auto of = [&](const void* data, const char* dtype) {
+    return to_torch(make_array(data, dtype, d.per_row(has_places), d.place, d.owner));
+  };
+  return nb::make_tuple(has_places ? of(d.rows.local_experts, "int32") : nb::none(), of(d.rows.weights, "float32"));
+}
+
 void bind_received(nb::module_& module) {
   nb::class_<PyHandle> handle(
       module, "Handle",

@@ -135,6 +135,23 @@ def test_a_routing_that_one_rank_gets_wrong_is_refused_on_all_and_the_next_one_w
     epistle.run_threads(2, play, timeout=30)
 
 
+def test_rows_that_do_not_go_with_their_ids_are_refused_on_all_and_make_nobody_wait() -> None:
+    def play(group: epistle.Group) -> None:
+        layer = Layer(group)
+        layer.dispatch(1)
+        ids, _ = routing(6)
+        _, _, per_expert, in_rank, _ = layer.buffer.get_dispatch_layout(ids, EXPERTS)
+        rows = torch.ones(5 if group.rank == 1 else 6, HIDDEN, dtype=torch.bfloat16)
+        with pytest.raises(epistle.Error) as refused:
+            layer.buffer.dispatch(rows, is_token_in_rank=in_rank, num_tokens_per_expert=per_expert, topk_idx=ids)
+        codes = (epistle.ErrorCode.PEER_REJECTED, epistle.ErrorCode.INVALID_ARGUMENT)
+        assert refused.value.code == codes[group.rank]
+        assert bool((layer.dispatch(2)[0] == 2).all())
+        layer.buffer.destroy()
+
+    epistle.run_threads(2, play, timeout=10)
+
+
 def test_no_rank_is_asked_for_its_tokens_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     ask = _routes.gather_numbers

@@ -27,6 +27,7 @@ def test_threads() -> None:
     assert [(group.rank, group.size, group.kind, group.timeout) for group in groups] == [
         (rank, 3, "threads", 12.5) for rank in range(3)
     ]
+    assert [(group.domain_size, group.gpu_domain_size) for group in groups] == [(3, 3)] * 3
     assert epistle.run_threads(3, lambda group: group.all_gather(bytes([group.rank]))) == [[b"\0", b"\1", b"\2"]] * 3
 
 

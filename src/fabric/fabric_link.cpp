@@ -310,6 +310,10 @@ FabricRequest fabric_request(const GroupImpl& group) {
           .rail = rail};
 }
 
+bool takes_fabric_links(const GroupImpl& group) {
+  return group.num_hosts() > 1 || settings().domain_link() == DomainLinkChoice::kFabric;
+}
+
 std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region) {
   return make_fabric_link(group, std::move(region), {.request = fabric_request(group)});
 }

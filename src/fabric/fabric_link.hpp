@@ -20,6 +20,9 @@ struct FabricLinkOptions {
 /// host among those that EPISTLE_FABRIC_NICS names, or at the address that the hosts are tied by.
 [[nodiscard]] FabricRequest fabric_request(const GroupImpl& group);
 
+/// Whether links between domains are made so: where the group spans hosts, or EPISTLE_DOMAIN_LINK asks for it.
+[[nodiscard]] bool takes_fabric_links(const GroupImpl& group);
+
 /// Collective over all ranks of the group; `region` is one of the group. Throws the same code on all ranks.
 [[nodiscard]] std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region);
 [[nodiscard]] std::unique_ptr<DomainLink> make_fabric_link(GroupImpl& group, SymmetricRegion region,

@@ -9,7 +9,7 @@
 namespace epistle {
 namespace {
 
-constexpr std::array<std::string_view, 18> kNames = {"nothing",
+constexpr std::array<std::string_view, 19> kNames = {"nothing",
                                                      "barrier",
                                                      "form domains",
                                                      "all_gather",
@@ -26,7 +26,8 @@ constexpr std::array<std::string_view, 18> kNames = {"nothing",
                                                      "dispatch_backward",
                                                      "combine_backward",
                                                      "create a weight store",
-                                                     "begin a migration"};
+                                                     "begin a migration",
+                                                     "set_mask"};
 
 // Of a call in a word. Handles are counted: the first 2^30 of a dispatcher fit, calls with later ones take the longer
 // way.
@@ -67,7 +68,7 @@ std::string Call::describe() const {
     const std::string later_step = step != 0 ? fmt::format(", step {}", step + 1) : "";
     return fmt::format("{} (dispatcher {}, handle {}{})", name_of(kind), subject, detail, later_step);
   }
-  if (detail != 0) return fmt::format("{} ({} bytes)", name_of(kind), detail);
+  if (detail != 0 && kind != CallKind::kSetMask) return fmt::format("{} ({} bytes)", name_of(kind), detail);
   return std::string(name_of(kind));
 }
 

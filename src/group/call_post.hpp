@@ -31,6 +31,7 @@ enum class CallKind : std::int32_t {
   kCombineBackward,
   kCreateWeightStore,
   kBeginMigration,
+  kSetMask,  ///< of ranks that have found that others make another call (GroupImpl::set_mask)
 };
 
 /// A value that agrees with every other.

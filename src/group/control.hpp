@@ -50,6 +50,12 @@ struct GroupFailure {
 /// The same word of a group that is not broken: who led the last change of the mask. 0 = it was never changed.
 [[nodiscard]] std::uint64_t quiet_word(std::uint16_t mask_number, int leader) noexcept;
 
+/// Of the mask behind that one. Numbers go round; 0 is the mask that was never set.
+[[nodiscard]] constexpr std::uint16_t next_mask_number(std::uint16_t number) noexcept {
+  constexpr std::uint16_t kLastNumber = 0xFFFF;
+  return number == kLastNumber ? std::uint16_t{1} : static_cast<std::uint16_t>(number + 1);
+}
+
 /// What a rank says while the mask is changed (GroupImpl::set_mask). A retry may overwrite it while others read.
 struct MaskPost {
   std::atomic<std::uint64_t> proposal;  ///< attempt << 32 | number of the mask; 0 = none

@@ -407,6 +407,19 @@ bool GroupImpl::uplink_has_ended(Ticket ticket) const noexcept {
   return false;
 }
 
+/// Whom to name when the time is up; -1 = all have come meanwhile. A rank that calls set_mask waits itself for one that
+/// does not come, so it is named last.
+int GroupImpl::find_late_rank(Ticket ticket) const noexcept {
+  const auto next_mask = next_mask_number(mask_number_of_group());
+  int late = -1;
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (is_masked(peer) || barrier_.has_arrived(peer, ticket)) continue;
+    if (!proposes(peer, next_mask)) return peer;
+    if (late < 0) late = peer;
+  }
+  return late;
+}
+
 void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed) {
   const Clock::time_point start = Clock::now();
   const Clock::time_point deadline = start + timeout_;
@@ -433,9 +446,8 @@ void GroupImpl::wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed) 
       raise(agree_on({ErrorCode::kTimeout, phase, world_->leader_of(rank_), rank_}), owed.before);
     }
     if (now < deadline) continue;
-    for (int peer = 0; peer < num_ranks_; ++peer) {
-      if (is_masked(peer) || barrier_.has_arrived(peer, ticket)) continue;
-      raise(agree_on({ErrorCode::kTimeout, phase, peer, rank_}), owed.before);
+    if (const int late = find_late_rank(ticket); late >= 0) {
+      raise(agree_on({ErrorCode::kTimeout, phase, late, rank_}), owed.before);
     }
   }
 }

@@ -240,6 +240,7 @@ class GroupImpl {
   /// Whether this rank waits for ranks of other hosts, and the one that carries their news has ended.
   [[nodiscard]] bool uplink_has_ended(Ticket ticket) const noexcept;
   void wait_and_look(Ticket ticket, Phase phase, const OwedRows& owed);
+  [[nodiscard]] int find_late_rank(Ticket ticket) const noexcept;
   void throw_refusals(Ticket ticket, Phase phase, const Complaint& complaint) const;
   std::int64_t compare_posts(Ticket ticket, Phase phase, const Complaint& complaint) const;
   /// The end of a step that every rank took alone: all have come through it, or all throw.
@@ -260,9 +261,14 @@ class GroupImpl {
   void withdraw(const MaskChange& change) noexcept;
   [[nodiscard]] bool all_propose(const MaskChange& change) const noexcept;
   [[nodiscard]] bool commit(const MaskChange& change) noexcept;
-  [[nodiscard]] bool await_mask(const MaskChange& change);
+  [[nodiscard]] bool await_mask(MaskChange& change);
   [[nodiscard]] bool may_come_back(int rank) const noexcept;
   [[nodiscard]] int find_differing(const MaskChange& change) const noexcept;
+  [[nodiscard]] bool proposes(int rank, std::uint16_t number) const noexcept;
+  [[nodiscard]] bool has_come_to_count(const MaskChange& change) const noexcept;
+  [[nodiscard]] bool is_deadlocked(const MaskChange& change) const noexcept;
+  void meet_other_calls(MaskChange& change);
+  [[noreturn]] void refuse_mask(const Error& complaint);
   [[noreturn]] void throw_missing(const MaskChange& change, int differing) const;
   void adopt(const MaskChange& change) noexcept;
   [[nodiscard]] Watch watch() const;

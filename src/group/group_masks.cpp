@@ -5,6 +5,10 @@
 // failure is agreed on, from what it was to "not broken, under the next mask". So one change wins, whoever else leads
 // another one, and a rank that is left out can report no failure any more: the word is not the one it knows.
 //
+// Where the others make another call instead, each side would wait for the other. A rank that sees that, takes part in
+// their step and says there what it calls (meet_other_calls): so all find, in that step, that they make different
+// calls.
+//
 // Over several hosts every host has such a word, and the uplinks carry proposals and what has come of them
 // (net/uplink_masks.cpp). What is below finds both where it would find them on one host.
 #include <algorithm>
@@ -59,6 +63,8 @@ struct GroupImpl::MaskChange {
   std::uint16_t before = 0;  ///< number of the mask that is to go
   std::uint16_t number = 0;  ///< of the one that is to come
   std::uint64_t proposal = 0;
+  int differing = -1;                  ///< a rank that was seen to set another mask
+  std::optional<Ticket> arrival = {};  ///< the step of others in which this rank says that it calls set_mask
 
   [[nodiscard]] bool leaves_out(int rank) const { return std::binary_search(masked.begin(), masked.end(), rank); }
   [[nodiscard]] std::size_t slot() const noexcept { return number & 1U; }
@@ -69,8 +75,8 @@ void GroupImpl::set_mask(std::vector<int> masked) {
   masked.erase(std::unique(masked.begin(), masked.end()), masked.end());
   MaskChange change{.masked = std::move(masked)};
   const auto refuse = [&](const std::string& why) {
-    throw Error(ErrorCode::kInvalidArgument, fmt::format("set_mask of {}: {}", text_of(change.masked), why),
-                {.rank = rank_});
+    refuse_mask(Error(ErrorCode::kInvalidArgument, fmt::format("set_mask of {}: {}", text_of(change.masked), why),
+                      {.rank = rank_}));
   };
   if (!change.masked.empty() && (change.masked.front() < 0 || change.masked.back() >= num_ranks_)) {
     refuse(fmt::format("ranks go from 0 to {}", num_ranks_ - 1));
@@ -94,6 +100,18 @@ void GroupImpl::set_mask(std::vector<int> masked) {
   adopt(change);
 }
 
+/// Tells ranks that make any call at the same time that this one does not take part.
+void GroupImpl::refuse_mask(const Error& complaint) {
+  if (failed()) throw Error(complaint);
+  try {
+    (void)agree({.kind = CallKind::kSetMask}, Phase::kBarrier, complaint);
+  } catch (const Error& error) {
+    // The others have left this rank out meanwhile, as it has asked them to.
+    if (error.code() != ErrorCode::kMaskedOut) throw;
+  }
+  throw Error(complaint);
+}
+
 /// Where this host has lost its connection to others, for good, nobody there would ever hear of this rank.
 void GroupImpl::check_connection(const MaskChange& change) const {
   const int leader = world_->leader_of(rank_);
@@ -110,9 +128,9 @@ void GroupImpl::check_connection(const MaskChange& change) const {
 }
 
 void GroupImpl::propose(MaskChange& change) noexcept {
-  constexpr std::uint16_t kLastNumber = 0xFFFF;
   change.before = mask_number_of_group();
-  change.number = change.before == kLastNumber ? std::uint16_t{1} : static_cast<std::uint16_t>(change.before + 1);
+  change.number = next_mask_number(change.before);
+  change.differing = -1;
   change.proposal = (std::uint64_t{++num_mask_attempts_} << 32) | change.number;
   MaskPost& post = rank_control(rank_).mask_posts[change.slot()];
   withdraw(change);
@@ -158,7 +176,8 @@ bool GroupImpl::commit(const MaskChange& change) noexcept {
   }
   MaskPost& own = rank_control(rank_).mask_posts[change.slot()];
   own.agreed_digest.store(change.digest, std::memory_order_relaxed);
-  own.agreed_ticket.store(ticket, std::memory_order_relaxed);
+  // One more: a rank may be about to take a step, with others that make another call, since it said what its last was.
+  own.agreed_ticket.store(ticket + 1, std::memory_order_relaxed);
   // One more: a rank that is left out may be about to make the last of them.
   own.agreed_regions.store(num_regions + 1, std::memory_order_relaxed);
   std::atomic<std::uint64_t>& word = control_.group().failure;
@@ -179,22 +198,17 @@ std::uint16_t GroupImpl::mask_number_of_group() const noexcept {
 }
 
 /// Returns true when the change counts; false when another one did, and this one has to be proposed on top of that.
-bool GroupImpl::await_mask(const MaskChange& change) {
+bool GroupImpl::await_mask(MaskChange& change) {
   const bool leads = change.leader == rank_;
-  const MaskPost& led = rank_control(change.leader).mask_posts[change.slot()];
   Clock::time_point give_up = change.deadline;
-  int differing = -1;
   for (;;) {
     if (leads && all_propose(change) && commit(change)) return true;
-    // pairs with commit()
-    if (!leads && led.agreed_number.load(std::memory_order_acquire) == change.number &&
-        led.agreed_digest.load(std::memory_order_relaxed) == change.digest) {
-      return true;
-    }
+    if (!leads && has_come_to_count(change)) return true;
     // It may be about to think better of it.
-    if (const int peer = find_differing(change); peer >= 0) differing = peer;
+    if (const int peer = find_differing(change); peer >= 0) change.differing = peer;
+    meet_other_calls(change);
     const Clock::time_point now = Clock::now();
-    if (now >= change.deadline) throw_missing(change, differing);
+    if (now >= change.deadline) throw_missing(change, change.differing);
     if (now >= give_up) return false;
     if (give_up == change.deadline && mask_number_of_group() != change.before) give_up = now + kCommitGrace;
     for (int peer = 0; peer < num_ranks_; ++peer) {
@@ -207,6 +221,60 @@ bool GroupImpl::await_mask(const MaskChange& change) {
     }
     std::this_thread::sleep_for(kProposalPause);
   }
+}
+
+bool GroupImpl::has_come_to_count(const MaskChange& change) const noexcept {
+  const MaskPost& led = rank_control(change.leader).mask_posts[change.slot()];
+  // pairs with commit()
+  return led.agreed_number.load(std::memory_order_acquire) == change.number &&
+         led.agreed_digest.load(std::memory_order_relaxed) == change.digest;
+}
+
+/// Whether `rank` is in a set_mask that would make the mask of that number.
+bool GroupImpl::proposes(int rank, std::uint16_t number) const noexcept {
+  // pairs with propose()
+  return number_in(rank_control(rank).mask_posts[number & 1U].proposal.load(std::memory_order_acquire)) == number;
+}
+
+/// Whether a rank that is to stay does something else, and nobody can end that: each of the others is in a set_mask
+/// too, or waits in the step that this rank would take next. One that is in neither may be the failure that the others
+/// are about to find.
+bool GroupImpl::is_deadlocked(const MaskChange& change) const noexcept {
+  const Ticket ticket = barrier_.next_ticket();
+  if (failed() || !barrier_.passed(ticket - 1) || all_propose(change)) return false;
+  bool differs = false;
+  for (int peer = 0; peer < num_ranks_; ++peer) {
+    if (peer == rank_ || is_masked(peer)) continue;
+    const MaskPost& post = rank_control(peer).mask_posts[change.slot()];
+    const bool is_same = proposes(peer, change.number) && post.digest.load(std::memory_order_relaxed) == change.digest;
+    if (is_same) continue;
+    if (!proposes(peer, change.number) && !barrier_.has_arrived(peer, ticket)) return false;
+    differs = differs || !change.leaves_out(peer);
+  }
+  return differs;
+}
+
+/// The way out of a deadlock; throws when all have come to the step.
+void GroupImpl::meet_other_calls(MaskChange& change) {
+  if (!change.arrival) {
+    if (!is_deadlocked(change)) return;
+    // Lost behind its arrival in the step, where nobody looks for it: the others are to learn what this rank knows.
+    for (const int masked : change.masked) {
+      if (is_masked(masked) || !is_lost(masked)) continue;
+      (void)agree_on(loss_of(masked, Phase::kBarrier));
+      return;
+    }
+    // Where the group breaks at this moment, masks can be set.
+    (void)attempt([&] { change.arrival = arrive({.kind = CallKind::kSetMask, .detail = change.digest}); });
+    return;
+  }
+  // In this order: what is seen of ranks that have made the mask count is behind that.
+  if (!barrier_.passed(*change.arrival) || has_come_to_count(change) || failed()) return;
+  const Ticket ticket = *std::exchange(change.arrival, std::nullopt);
+  const Complaint found = attempt([&] { wait(ticket, Phase::kBarrier); });
+  if (!found || failed()) return;
+  if (found->code() == ErrorCode::kShapeMismatch && change.differing >= 0) throw_missing(change, change.differing);
+  throw AgreedError(*found);
 }
 
 /// Of a rank that is masked out now, and whose host is silent: it may just be waking up.

@@ -15,9 +15,9 @@
 namespace epistle {
 
 void check_num_ranks(int num_ranks) {
-  if (num_ranks >= 1 && num_ranks <= kMaxRanks) return;
+  if (num_ranks >= 1 && num_ranks <= kMaxRanksOfHost) return;
   throw Error(ErrorCode::kInvalidArgument,
-              fmt::format("a group has 1 to {} ranks on one host; {} were asked for", kMaxRanks, num_ranks));
+              fmt::format("a group has 1 to {} ranks on one host; {} were asked for", kMaxRanksOfHost, num_ranks));
 }
 
 void check_num_ranks_of_hosts(int num_ranks) {

@@ -8,7 +8,7 @@
 namespace epistle {
 
 /// Most ranks of a group on one host: every rank maps every other rank's memory.
-inline constexpr int kMaxRanks = 1024;
+inline constexpr int kMaxRanksOfHost = 1024;
 
 /// Longest timeout, some 24 days; what is longer counts as this. Deadlines stay far from the ends of the clock.
 inline constexpr std::chrono::milliseconds kMaxTimeout{std::chrono::hours(24 * 24)};
@@ -24,7 +24,7 @@ inline constexpr std::chrono::milliseconds kMaxTimeout{std::chrono::hours(24 * 2
   return timeout / 4 + std::chrono::milliseconds(100);
 }
 
-/// Throws kInvalidArgument unless 1 <= num_ranks <= kMaxRanks.
+/// Throws kInvalidArgument unless 1 <= num_ranks <= kMaxRanksOfHost.
 void check_num_ranks(int num_ranks);
 
 /// Of a group that may span hosts: a failure is packed with 20-bit rank numbers.

@@ -94,7 +94,7 @@ struct PhaseResult {
   /// kHost: moved bytes of all ranks per time, over the copy limit. kCuda: wire bytes of a rank per time, over the link
   /// limit.
   double limit_fraction = 0.0;
-  double network_fraction = 0.0;  ///< groups over hosts: network bytes of a rank per time, over the network limit
+  double network_fraction = 0.0;  ///< with a network limit: network bytes of a rank per time, over the network limit
 };
 
 /// Pairs of calls in a row: a dispatch that brings its expert ids, so that the routing is read anew, and the combine of
@@ -133,7 +133,7 @@ struct Unavailable {
   std::string reason;
 };
 
-/// What a rank puts to a rank of another host per second, all ranks at once and each to another one, and by what.
+/// What a rank puts to a rank across the network per second, all ranks at once and each to another one, and by what.
 struct NetworkLimit {
   double bytes_per_s = 0.0;
   std::vector<std::string> transports;  ///< [num_ranks] provider and card
@@ -167,7 +167,7 @@ struct CudaRun {
 struct BenchResult {
   CopyLimit limit;                      ///< kHost
   std::optional<CudaRun> cuda;          ///< kCuda
-  std::optional<NetworkLimit> network;  ///< kHost, groups over several hosts
+  std::optional<NetworkLimit> network;  ///< where bytes between domains go over the network
   std::vector<PhaseResult> phases;
   std::vector<PairTimes> chains;
   std::vector<PairTimes> replays;  ///< kCuda

@@ -131,13 +131,9 @@ BenchResult DispatchBench::run() {
   result.limit = probe_->limit();
   if (crosses_network(group_)) {
     report({.task = "network limit"});
-    result.network = measure_network_limit(group_);
+    add_network_limit(group_, result);
   }
   for (PhaseResult& phase : result.phases) {
-    if (result.network) {
-      const double network_bytes_per_us = static_cast<double>(phase.link_bytes.network) / phase.time_us.median;
-      phase.network_fraction = network_bytes_per_us * kMicrosPerSecond / result.network->bytes_per_s;
-    }
     const double moved_by_all = static_cast<double>(phase.moved_bytes) * collector_.num_ranks();
     const double bytes_per_s = moved_by_all / (phase.time_us.median / kMicrosPerSecond);
     phase.limit_fraction = result.limit.bytes_per_s > 0.0 ? bytes_per_s / result.limit.bytes_per_s : 0.0;

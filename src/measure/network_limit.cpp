@@ -8,6 +8,7 @@
 
 #include "fabric/fabric_link.hpp"
 #include "group/group_impl.hpp"
+#include "measure/statistics.hpp"
 
 namespace epistle {
 namespace {
@@ -20,14 +21,16 @@ constexpr std::int64_t kPutBytes = std::int64_t{256} << 10;
 constexpr int kNumRounds = 3;
 constexpr std::chrono::microseconds kPause{50};
 
-/// The rank of this one's index in the next domain that is on another host, or the next behind it that is not masked
+/// The rank of this one's index in the next domain that the network leads to, or the next behind it that is not masked
 /// out; this rank where there is none.
 int rank_across(const Group& group) {
+  if (!takes_fabric_links(group.impl())) return group.rank();
+  const bool over_hosts = group.num_hosts() > 1;
   const int own = group.domain_of(group.rank());
   const int size = group.domain_size();
   for (int step = 1; step < group.num_domains(); ++step) {
     const int first = (own + step) % group.num_domains() * size;
-    if (group.host_of(first) == group.host_of(group.rank())) continue;
+    if (over_hosts && group.host_of(first) == group.host_of(group.rank())) continue;
     for (int behind = 0; behind < size; ++behind) {
       const int rank = first + (group.index_in_domain(group.rank()) + behind) % size;
       if (!group.is_masked(rank)) return rank;
@@ -67,11 +70,7 @@ std::vector<std::string> gather_transports(Group& group, const std::string& own)
   return transports;
 }
 
-}  // namespace
-
-bool crosses_network(const Group& group) { return rank_across(group) != group.rank(); }
-
-NetworkLimit measure_network_limit(Group& group) {
+NetworkLimit measure(Group& group) {
   GroupImpl& impl = group.impl();
   const SymmetricRegion region = impl.create_region(kRoundBytes);
   impl.take_together({.kind = CallKind::kCreateRegion}, Phase::kCreate, [&] { region.commit(0, kRoundBytes); });
@@ -92,6 +91,19 @@ NetworkLimit measure_network_limit(Group& group) {
     limit.bytes_per_s = std::max(limit.bytes_per_s, static_cast<double>(kRoundBytes) / took_s);
   }
   return limit;
+}
+
+}  // namespace
+
+bool crosses_network(const Group& group) { return rank_across(group) != group.rank(); }
+
+void add_network_limit(Group& group, BenchResult& result) {
+  result.network = measure(group);
+  for (PhaseResult& phase : result.phases) {
+    if (phase.time_us.median <= 0.0) continue;
+    const double network_bytes_per_us = static_cast<double>(phase.link_bytes.network) / phase.time_us.median;
+    phase.network_fraction = network_bytes_per_us * kMicrosPerSecond / result.network->bytes_per_s;
+  }
 }
 
 }  // namespace epistle

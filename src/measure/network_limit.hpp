@@ -1,4 +1,4 @@
-// What the network of a group over several hosts carries.
+// What the network between the domains of a group carries.
 #pragma once
 
 #include "epistle/group.hpp"
@@ -7,12 +7,13 @@
 
 namespace epistle {
 
-/// Whether ranks that are not masked out are on several hosts: the same on all of them.
+/// Whether bytes between ranks that are not masked out go over the network: they are on several hosts, or in declared
+/// domains that EPISTLE_DOMAIN_LINK joins by libfabric. The same on all ranks.
 [[nodiscard]] bool crosses_network(const Group& group);
 
-/// Collective where that is so, the same on all ranks: the best of several rounds in which every rank puts
-/// bytes to the rank of its index on the next host, by the link that dispatchers use. Throws kUnsupported, kPeerLost,
-/// kTimeout.
-[[nodiscard]] NetworkLimit measure_network_limit(Group& group);
+/// Collective where that is so, the same on all ranks: the best of several rounds in which every rank puts bytes to the
+/// rank of its index across, by the link that dispatchers use; and what of it every phase has reached. Throws
+/// kUnsupported, kPeerLost, kTimeout.
+void add_network_limit(Group& group, BenchResult& result);
 
 }  // namespace epistle

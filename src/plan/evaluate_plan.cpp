@@ -45,7 +45,7 @@ class PlanEvaluator {
   [[nodiscard]] std::vector<PlanTerm> terms() const {
     std::vector<PlanTerm> all = {route(), attention()};
     if (choice_.tensor_ranks > 1) all.push_back(tensor_parallel());
-    if (model_.shared_ffn > 0) all.push_back(dense("shared_experts", model_.shared_ffn, 1.0));
+    if (model_.shared_ffn > 0) all.push_back(dense("shared_experts", model_.shared_ffn * gemm_share(), 1.0));
     if (choice_.mode != nullptr) all.push_back(exchange(true));
     all.push_back(grouped_gemm());
     if (choice_.mode != nullptr) all.push_back(exchange(false));
@@ -72,7 +72,7 @@ class PlanEvaluator {
   }
 
   [[nodiscard]] PlanTerm route() const {
-    const double elements = model_.hidden * model_.num_experts;
+    const double elements = model_.route_elements();
     return closed_form("route", kRouteStartUs, 2 * elements * tokens_, kBf16Size * elements);
   }
 
@@ -81,13 +81,22 @@ class PlanEvaluator {
     // The ranks of a TP group share the tokens of all of them and the heads: each does its share of both.
     const bool decode = request_.workload == Workload::kDecode;
     // Of tokens that are read together each sees half of the others, on average.
-    const double seen = model_.seen_tokens(decode ? request_.context_tokens : request_.context_tokens / 2);
-    const double score_elements = decode ? model_.decode_score_elements : model_.score_elements;
-    const double flops = tokens_ * 2 * (model_.attention_elements + seen * score_elements);
-    const double cache_bytes =
-        decode ? tokens_ * seen * cached_elements(model_, choice_.tensor_ranks) * kBf16Size : 0.0;
-    return closed_form("attention", kAttentionStartUs, flops,
-                       model_.attention_elements * weight_size / choice_.tensor_ranks + cache_bytes);
+    const double context = decode ? request_.context_tokens : request_.context_tokens / 2;
+    double elements = model_.attention_elements();
+    double read_bytes = elements * weight_size / choice_.tensor_ranks;
+    for (const AttentionLayers& layers : model_.attention) {
+      const double seen = layers.seen_tokens(context);
+      const double kept = layers.kept_tokens(context);
+      const double scores = decode ? layers.decode_score_elements : layers.score_elements;
+      elements += layers.num_layers * (seen * scores + kept * layers.index_score_elements);
+      if (!decode) continue;
+      const double cached = seen * layers.cached_elements(choice_.tensor_ranks) + kept * layers.index_elements;
+      read_bytes += layers.num_layers * tokens_ * cached * kBf16Size;
+    }
+    if (decode) read_bytes += 2 * tokens_ * state_bytes_per_sequence(model_);  // states are written as well
+    // Of a layer on average.
+    return closed_form("attention", kAttentionStartUs, 2 * tokens_ * elements / model_.num_layers,
+                       read_bytes / model_.num_layers);
   }
 
   [[nodiscard]] PlanTerm dense(std::string_view name, double ffn, double shards) const {
@@ -192,7 +201,7 @@ class PlanEvaluator {
                     .num_experts = static_cast<double>(model_.num_experts + choice_.num_redundant),
                     .top_k = static_cast<double>(model_.top_k),
                     .hidden = model_.routed_hidden,
-                    .expert_ffn = model_.expert_ffn,
+                    .expert_ffn = model_.expert_ffn * gemm_share(),
                     .busiest_factor = busiest_,
                     .type = request_.precision};
     const GemmWork work = gemm_work(cluster_, shape);
@@ -213,6 +222,8 @@ class PlanEvaluator {
     return term;
   }
 
+  /// Of the three matrices that curves count, for experts without a gate.
+  [[nodiscard]] double gemm_share() const { return model_.expert_matrices / 3.0; }
   [[nodiscard]] double dense_peak_per_us() const {
     return peak_flops_per_us(cluster_, request_.precision == ExpertType::kBf16 ? ExpertType::kBf16 : ExpertType::kFp8);
   }

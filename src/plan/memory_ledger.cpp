@@ -6,14 +6,32 @@
 #include "plan/plan.hpp"
 
 namespace epistle {
+namespace {
+
+constexpr double kBf16Bytes = 2;
+constexpr double kStateBytes = 4;  // engines keep states in fp32
+
+}  // namespace
 
 double tokens_per_call(const PlanRequest& request, const PlanChoice& choice) {
   const double tokens = request.global_tokens > 0 ? request.global_tokens / choice.num_ranks : request.tokens_per_gpu;
   return choice.two_batches ? tokens / 2 : tokens;
 }
 
-double cached_elements(const PlanModel& model, std::int32_t tensor_ranks) {
-  return model.kv_elements_per_token * std::max(tensor_ranks / model.kv_heads, 1.0);
+double cache_bytes_per_sequence(const PlanModel& model, double context_tokens, std::int32_t tensor_ranks) {
+  double bytes = 0.0;
+  for (const AttentionLayers& layers : model.attention) {
+    const double elements = layers.cached_elements(tensor_ranks) + layers.index_elements;
+    bytes += layers.num_layers * layers.kept_tokens(context_tokens) * elements * kBf16Bytes;
+  }
+  return bytes;
+}
+
+double state_bytes_per_sequence(const PlanModel& model) {
+  double bytes = 0.0;
+  for (const AttentionLayers& layers : model.attention)
+    bytes += layers.num_layers * layers.state_elements * kStateBytes;
+  return bytes;
 }
 
 std::vector<double> expert_inclusion(const PlanRequest& request) {
@@ -62,33 +80,30 @@ PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice, const
 MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice, const PlanFacts& facts) {
   // CUDA's context, graphs, NCCL and the allocator's slack on one GPU: what engines report, 2 to 4 GB.
   constexpr double kReserveBytes = 3e9;
-  constexpr double kBf16Bytes = 2;
-  constexpr double kMatrices = 3;
   // Weights, gradients and two moments of Adam in fp32, and the bf16 weights themselves.
   constexpr double kTrainingBytesPerElement = 16;
   const PlanModel& model = request.model;
   const bool training = request.workload == Workload::kTraining;
   const double weight_bytes = training ? kTrainingBytesPerElement : weight_bytes_per_element(request.precision);
   const double tokens = tokens_per_call(request, choice) * (choice.two_batches ? 2 : 1);
-  const double dense_layers = model.num_layers - model.num_moe_layers;
 
   MemoryLedger ledger;
   // Where experts cannot be shared evenly some rank has one more than others.
   const double expert_slots =
       std::ceil(static_cast<double>(model.num_experts + choice.num_redundant) / choice.num_ranks);
-  ledger.expert_weights =
-      model.num_moe_layers * expert_slots * kMatrices * model.routed_hidden * model.expert_ffn * weight_bytes;
+  ledger.expert_weights = model.num_moe_layers * expert_slots * model.expert_elements() * weight_bytes;
   const double other_elements =
-      model.num_layers * model.attention_elements / choice.tensor_ranks +
-      dense_layers * kMatrices * model.hidden * model.dense_ffn / choice.tensor_ranks +
-      model.num_moe_layers * (kMatrices * model.hidden * model.shared_ffn + model.hidden * model.num_experts) +
-      (model.tied_embeddings ? 1 : 2) * model.vocabulary * model.hidden / choice.tensor_ranks;
+      model.beside_elements() +
+      (model.attention_elements() + model.dense_elements() + model.embedding_elements()) / choice.tensor_ranks;
   // Attention and embeddings stay in bf16 where experts are fp4.
   ledger.other_weights = other_elements * (training ? weight_bytes : std::max(weight_bytes, 1.0));
   if (request.workload != Workload::kTraining) {
-    const double context = request.workload == Workload::kDecode ? request.context_tokens : 1.0;
-    ledger.kv_cache = tokens * model.seen_tokens(context) * cached_elements(model, choice.tensor_ranks) * kBf16Bytes *
-                      model.num_layers;
+    // In decode a token is a sequence with its context; otherwise the tokens are those that are cached.
+    const bool decode = request.workload == Workload::kDecode;
+    const double sequences = decode ? tokens : std::ceil(tokens / request.context_tokens);
+    ledger.kv_cache =
+        tokens * cache_bytes_per_sequence(model, decode ? request.context_tokens : 1.0, choice.tensor_ranks) +
+        sequences * state_bytes_per_sequence(model);
   } else {
     // Inputs of every layer, kept for the backward pass; the rest is computed again.
     ledger.kv_cache = tokens * model.hidden * kBf16Bytes * model.num_layers;

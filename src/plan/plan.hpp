@@ -105,9 +105,9 @@ struct PlanFacts {
 /// Tokens that a rank gives to one call of the exchange.
 [[nodiscard]] double tokens_per_call(const PlanRequest& request, const PlanChoice& choice);
 
-/// What a rank keeps for each of its tokens in a layer. The ranks of a TP group keep the cache of all their tokens
-/// together, split by heads; with more ranks than heads several keep the same.
-[[nodiscard]] double cached_elements(const PlanModel& model, std::int32_t tensor_ranks);
+/// What a rank keeps of a sequence, in all layers: of its tokens, and of the states of layers without a cache.
+[[nodiscard]] double cache_bytes_per_sequence(const PlanModel& model, double context_tokens, std::int32_t tensor_ranks);
+[[nodiscard]] double state_bytes_per_sequence(const PlanModel& model);
 
 /// Ledger of a choice.
 [[nodiscard]] MemoryLedger memory_ledger(const PlanRequest& request, const PlanChoice& choice, const PlanFacts& facts);

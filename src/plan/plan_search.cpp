@@ -15,7 +15,7 @@
 namespace epistle {
 namespace {
 
-constexpr std::int32_t kMaxRanks = 512;
+constexpr std::int32_t kMaxEpRanks = 512;
 constexpr std::int32_t kMaxTensorRanks = 8;
 
 void check_request(const PlanRequest& request) {
@@ -92,7 +92,7 @@ class FactsCache {
 /// EP degrees to look at, the smallest first: with a number of GPUs its divisors; else powers of two, parts of a
 /// domain, and whole domains by twos and threes.
 std::vector<std::int32_t> degrees_to_choose(const PlanRequest& request) {
-  const std::int32_t most = std::min(kMaxRanks, request.model.num_experts);
+  const std::int32_t most = std::min(kMaxEpRanks, request.model.num_experts);
   std::set<std::int32_t> degrees;
   if (request.num_gpus > 0) {
     for (std::int32_t ranks = 1; ranks <= std::min(most, request.num_gpus); ++ranks) {

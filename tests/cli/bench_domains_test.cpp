@@ -65,6 +65,26 @@ TEST(BenchDomains, ShowATableOfLinks) {
   EXPECT_NE(result.out.find("2 domains of 1 ranks"), std::string::npos) << result.out;
 }
 
+TEST(BenchDomains, ThatAreJoinedByTheNetworkAreHeldAgainstItsLimit) {
+  const std::vector<std::pair<std::string, std::string>> fabric = {{"EPISTLE_DOMAIN_LINK", "fabric"},
+                                                                   {"EPISTLE_FABRIC_PROVIDER", "tcp"}};
+  const std::vector<std::string> arguments =
+      bench_arguments({"--ranks", "2", "--domain-size", "1", "--dispatcher", "hybrid", "--json", "-"});
+  const CommandResult result = run_epistle(arguments, {.environment = fabric});
+  if (result.err.find("libfabric") != std::string::npos) GTEST_SKIP() << result.err;
+  ASSERT_EQ(result.exit_code, 0) << result.describe();
+  const Json record = Json::parse(result.out);
+  EXPECT_EQ(record.at("verification"), "passed");
+  const double limit_bytes_per_s = record.at("network").at("limit_bytes_per_s");
+  EXPECT_GT(limit_bytes_per_s, 0.0);
+  EXPECT_EQ(record.at("network").at("transports").size(), 2U);
+  for (const Json& phase : record.at("results")) {
+    const double bytes_per_s = phase.at("network_bytes").get<double>() / phase.at("median_us").get<double>() * 1e6;
+    EXPECT_NEAR(phase.at("network_fraction").get<double>(), bytes_per_s / limit_bytes_per_s, 1e-9);
+  }
+  EXPECT_EQ(bench_json({"--ranks", "2", "--domain-size", "1", "--dispatcher", "hybrid"}).at("network"), nullptr);
+}
+
 TEST(BenchDomains, ThatDoNotFitAreRefused) {
   const auto refused = [](const std::vector<std::string>& arguments, int exit_code, const std::string& part) {
     const CommandResult result = run_epistle(arguments);

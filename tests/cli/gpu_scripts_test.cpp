@@ -90,6 +90,8 @@ TEST(GpuCheck, CountsWhatPassedFailedAndCouldNotRun) {
   EXPECT_EQ(step_named(summary, "virtual-8-bf16").at("status"), "passed");
   EXPECT_EQ(step_named(summary, "deep-ep tests").at("status"), "skipped");
   EXPECT_EQ(step_named(summary, "deep-ep tests").at("reason"), "no --deep-ep CHECKOUT is given");
+  EXPECT_EQ(step_named(summary, "python-speed").at("reason"), "needs 2 GPUs, there is 1");
+  EXPECT_EQ(step_named(summary, "megatron-layer").at("reason"), "needs 2 GPUs, there is 1");
   const Json record = Json::parse(read_file(dir.file("out/virtual-8-bf16.json")));
   EXPECT_EQ(record.at("machine"), Json({{"cores", 4}}));
 }
@@ -155,6 +157,24 @@ TEST(GpuCheck, VirtualRanksShareOneGpuOrTwo) {
   EXPECT_TRUE(ran("virtual-2-ep4-compare-128").starts_with(" compare --device cuda --ranks 4 --group threads "));
 }
 
+TEST(GpuCheck, EndsWhenItsTimeIsOver) {
+  if (!has_python()) GTEST_SKIP() << "python3 is not installed";
+  const TempDir dir;
+  write_machine(dir, 8);
+  write_program(dir, "build/tests/cuda_processes", "echo '[  PASSED  ] 10 tests.'");
+  write_program(dir, "build/apps/epistle/epistle", "exec sleep 60");
+  const CommandResult result = check_gpu(dir, {"--ranks", "8", "--time-limit", "1"});
+  EXPECT_EQ(result.exit_code, 0) << result.describe();
+  const Json summary = Json::parse(read_file(dir.file("out/summary.json")));
+  EXPECT_EQ(step_named(summary, "ep8-token-major-bf16-24sms").at("reason"),
+            "stopped when the time was over (--time-limit)");
+  for (const char* const name : {"ep8-token-major-bf16-16sms", "conformance-processes", "ep8-compare-128",
+                                 "ep8-soak-direct", "memcheck-processes", "ep8-tune-4096"}) {
+    EXPECT_EQ(step_named(summary, name).at("status"), "skipped") << name;
+    EXPECT_EQ(step_named(summary, name).at("reason"), "no time is left (--time-limit)") << name;
+  }
+}
+
 TEST(GpuCheck, WrongUse) {
   for (const std::vector<std::string>& arguments :
        std::vector<std::vector<std::string>>{{},
@@ -164,7 +184,9 @@ TEST(GpuCheck, WrongUse) {
                                              {"a", "--prebuilt", "no/such/folder"},
                                              {"a", "--deep-ep"},
                                              {"a", "--ranks"},
-                                             {"a", "--ranks", "3"}}) {
+                                             {"a", "--ranks", "3"},
+                                             {"a", "--time-limit"},
+                                             {"a", "--time-limit", "0"}}) {
     std::vector<std::string> command = {kScripts + "gpu-check"};
     command.insert(command.end(), arguments.begin(), arguments.end());
     const CommandResult result = run_command(command);

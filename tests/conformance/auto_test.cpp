@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -158,6 +159,40 @@ TEST(Auto, WithExactSizingEveryCallIsDirects) {
     Batch batch(group, 4, 1);
     EXPECT_EQ(round_trip(dispatcher, batch, 4), round_trip(expected, batch, 0));
     EXPECT_EQ(dispatcher.shared_bytes(), expected.shared_bytes());
+  });
+}
+
+TEST(Auto, WhereNoCallIsLargeTheDispatcherForFewIsTheOnlyOne) {
+  DispatcherConfig config = auto_config(Capacity{.rows_per_rank = kNumRanks * 8});
+  config.max_tokens = 8;
+  const DispatcherInfo& info = find_dispatcher("auto");
+  run_thread_ranks(kNumRanks, [&](Group& group) {
+    Dispatcher dispatcher(group, "auto", config);
+    Dispatcher expected(group, "low_latency", config);
+    EXPECT_NE(dispatcher.describe_tuning(8).find("every call by low_latency"), std::string::npos)
+        << dispatcher.describe_tuning(8);
+    EXPECT_EQ(dispatcher.shared_bytes(), expected.shared_bytes());
+    EXPECT_EQ(dispatcher.shared_bytes(), info.memory(config, kNumRanks).initial_bytes(MemoryKind::kShared));
+    Batch batch(group, group.rank() + 6, 3);
+    EXPECT_EQ(round_trip(dispatcher, batch, 0), round_trip(expected, batch, 0));
+    EXPECT_EQ(round_trip(dispatcher, batch, 8), batch.sums);
+  });
+}
+
+TEST(Auto, RefusedLateWeightsNameTheDispatcherOfTheCall) {
+  run_thread_ranks(kNumRanks, [](Group& group) {
+    Dispatcher dispatcher(group, "auto", auto_config());
+    const std::vector<float> weights(static_cast<std::size_t>(kMaxTokens) * 2, 1.0F);
+    for (const auto& [most, name] : {std::pair{std::int64_t{5}, "'low_latency'"}, {kMaxTokens, "'direct'"}}) {
+      Batch batch(group, 5, 1);
+      const Received received = dispatcher.dispatch(batch.request(most));
+      const Outcome refused = outcome_of([&] {
+        dispatcher.combine({.received = received, .weights = weights.data(), .out = batch.view(batch.sums)});
+      });
+      ASSERT_TRUE(refused);
+      EXPECT_EQ(refused->code(), ErrorCode::kUnsupported) << refused->what();
+      EXPECT_NE(std::string_view(refused->what()).find(name), std::string_view::npos) << refused->what();
+    }
   });
 }
 

@@ -63,6 +63,11 @@ class Desk {
   [[nodiscard]] Dispatcher& dispatcher() { return subject_.dispatcher(); }
   [[nodiscard]] const Handle& handle(int idx) const { return idx == 0 ? first_ : second_; }
   [[nodiscard]] DispatchRequest dispatch_request(const Handle& handle) { return inputs_.dispatch(handle); }
+  /// After a change of the mask, which ends all handles.
+  void renew() {
+    first_ = prepare();
+    second_ = prepare();
+  }
   [[nodiscard]] Handle prepare() { return dispatcher().prepare(inputs_.prepare()); }
 
   void prepare_with_other_top_k() {
@@ -216,6 +221,14 @@ std::vector<CallKind> call_kinds() {
   add("OtherCombine", "2: combine", [](Seat& s) { s.other.combine(0); });
   add("OtherDispatchBackward", "2: dispatch_backward", [](Seat& s) { s.other.dispatch_backward(0, false); });
   add("OtherCombineBackward", "2: combine_backward", [](Seat& s) { s.other.combine_backward(0); });
+  // Last: where all do it, later steps go another way.
+  add(
+      "SetMaskOfNoRank", "set_mask", [](Seat& s) { s.group.set_mask({s.group.size()}); }, ErrorCode::kInvalidArgument);
+  add("SetMask", "set_mask", [](Seat& s) {
+    s.group.clear_mask();
+    s.desk.renew();
+    s.other.renew();
+  });
   return kinds;
 }
 
@@ -382,9 +395,9 @@ class CallPairsOfProcesses : public ::testing::TestWithParam<std::string> {};
 TEST_P(CallPairsOfProcesses, AreToldToAll) {
   const std::vector<CallKind> all = call_kinds();
   std::vector<CallKind> kinds;
-  for (const char* name :
-       {"Barrier", "Gather8", "Gather16", "MakeDirect", "MakeUnknown", "Prepare", "PrepareOtherTopK", "Dispatch",
-        "Combine", "CombineIntoTooLittle", "DispatchBackwardOfWeights", "DispatchOtherHandle", "OtherDispatch"}) {
+  for (const char* name : {"Barrier", "Gather8", "Gather16", "MakeDirect", "MakeUnknown", "Prepare", "PrepareOtherTopK",
+                           "Dispatch", "Combine", "CombineIntoTooLittle", "DispatchBackwardOfWeights",
+                           "DispatchOtherHandle", "OtherDispatch", "SetMaskOfNoRank", "SetMask"}) {
     kinds.push_back(*std::find_if(all.begin(), all.end(), [name](const CallKind& kind) { return kind.name == name; }));
   }
   std::vector<Calls> pairs;

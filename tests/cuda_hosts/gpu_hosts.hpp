@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <iostream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -55,9 +56,14 @@ inline void play_scenarios(Group& group, const std::string& dispatcher, const st
   int num_played = 0;
   for (const NamedScenario& named : scenarios) {
     if (!cannot_play(dispatcher, named.scenario).empty()) continue;
+    const auto begin = std::chrono::steady_clock::now();
     const Mismatch mismatch = play_rank(group, dispatcher, named.scenario, on_cuda());
     if (mismatch) throw std::runtime_error(named.name + ": " + *mismatch);
     ++num_played;
+    if (group.rank() != 0) continue;
+    const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - begin);
+    // A run that is cut off says how far it came.
+    std::cout << "  " << num_played << ' ' << named.name << ": " << took.count() << " ms" << std::endl;
   }
   if (num_played == 0) throw std::runtime_error("no scenario was played");
 }

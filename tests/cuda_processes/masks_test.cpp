@@ -153,7 +153,8 @@ TEST_P(CudaMaskedProcesses, LeaveTheOthersWithEveryBitRight) {
                  {.timeout = kRankTimeout});
   const auto give_up = std::chrono::steady_clock::now() + kTestPatience;
   for (int rank = 0; rank < num_ranks; ++rank) {
-    while (rank != victim && words.trips[rank] < kTrips && std::chrono::steady_clock::now() < give_up) {
+    while (rank != victim && words.trips[rank] < kTrips && std::chrono::steady_clock::now() < give_up &&
+           !has_exited(pids[static_cast<std::size_t>(rank)])) {
       std::this_thread::sleep_for(milliseconds(2));
     }
     if (rank == victim) continue;

@@ -13,9 +13,22 @@
 namespace epistle::testing {
 namespace {
 
-// Rank 1 gets three, which is more than its spare slots: two rounds.
-const std::vector<std::vector<std::int32_t>> kGpuSlotsBefore = {{0, 1, 2, 3}, {4, 5, -1, -1}};
-const std::vector<std::vector<std::int32_t>> kGpuSlotsAfter = {{4, 5, 2, -1}, {0, 1, 3, -1}};
+// Each gets three, which is more than its spare slots, and no slot of its own is empty: two rounds.
+const std::vector<std::vector<std::int32_t>> kGpuSlotsBefore = {{0, 1, 2}, {3, 4, 5}};
+const std::vector<std::vector<std::int32_t>> kGpuSlotsAfter = {{3, 4, 5}, {0, 1, 2}};
+
+// Needs no GPU: the same rounds on the host.
+TEST(MigrationToBeKilledOnGpus, TakesAsManyRoundsAsHaveKillPoints) {
+  std::vector<int> num_rounds(2);
+  run_thread_ranks(2, [&](Group& group) {
+    WeightStore store(group, killed_config(kGpuSlotsBefore), HostOptions{});
+    (void)store.begin(kGpuSlotsAfter);
+    num_rounds[static_cast<std::size_t>(group.rank())] = store.status().num_rounds;
+    (void)store.cancel();
+    group.barrier();
+  });
+  EXPECT_EQ(num_rounds, std::vector<int>(2, kMigrationRounds));
+}
 
 class CudaMigrationKill : public ::testing::TestWithParam<KillPoint> {
  protected:

@@ -159,6 +159,9 @@ std::optional<std::string> check_include(const SourceFile& file, const Layer* la
 const std::vector<Layer>& layers() {
   // What may see CUDA, seen from what may not.
   static const Prefixes gpu = {"gpu/", "dispatch/cuda/"};
+  static const Prefixes not_of_shared_gpu_code = {
+      "dispatch/host/",        "dispatch/reference/",        "dispatch/registry/",      "dispatch/auto/",
+      "dispatch/cuda/direct/", "dispatch/cuda/low_latency/", "dispatch/cuda/alltoall/", "dispatch/cuda/hybrid/"};
   static const std::vector<Layer> table = {
       {"include", {"epistle"}, {}},
       {"examples", {"epistle"}, {}},
@@ -192,6 +195,13 @@ const std::vector<Layer>& layers() {
       {"src/dispatch/host",
        {"epistle", "core", "topology", "layout", "group", "fabric", "dispatch"},
        {"dispatch/cuda/", "dispatch/reference/", "dispatch/registry/"}},
+      // What the dispatchers of a GPU share knows none of them.
+      {"src/dispatch/cuda/device", {"epistle", "core", "layout", "dispatch"}, not_of_shared_gpu_code},
+      {"src/dispatch/cuda/engine",
+       {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"},
+       not_of_shared_gpu_code},
+      {"src/dispatch/cuda/prepare", {"epistle", "core", "layout", "dispatch"}, not_of_shared_gpu_code},
+      {"src/dispatch/cuda/quotas", {"epistle", "core", "layout", "dispatch"}, not_of_shared_gpu_code},
       {"src/dispatch/cuda",
        {"epistle", "core", "topology", "layout", "group", "gpu", "dispatch"},
        {"dispatch/host/", "dispatch/reference/", "dispatch/registry/"}},

@@ -78,6 +78,9 @@ TEST(LayerChecker, KeepsReferenceApartAndDecisionsFreeOfCuda) {
   EXPECT_EQ(count_violations("src/dispatch/call/a.hpp", "#include \"dispatch/host/direct/direct.hpp\"\n"), 1U);
   EXPECT_EQ(count_violations("src/dispatch/host/engine/a.hpp", "#include \"dispatch/host/direct/direct.hpp\"\n"), 1U);
   EXPECT_EQ(count_violations("src/dispatch/cuda/direct/a.cu", "#include \"dispatch/host/engine/a.hpp\"\n"), 1U);
+  EXPECT_EQ(count_violations("src/dispatch/cuda/engine/a.cpp", "#include \"dispatch/cuda/direct/a.hpp\"\n"), 1U);
+  EXPECT_EQ(count_violations("src/dispatch/cuda/device/a.cuh", "#include \"dispatch/cuda/low_latency/a.cuh\"\n"), 1U);
+  EXPECT_EQ(count_violations("src/dispatch/cuda/low_latency/a.cu", "#include \"dispatch/cuda/direct/a.cuh\"\n"), 0U);
   EXPECT_EQ(count_violations("src/dispatch/host/direct/a.cpp", "#include <cuda_runtime_api.h>\n"), 1U);
   EXPECT_EQ(count_violations("src/select/a.cpp", "#include <cuda_runtime_api.h>\n"), 1U);
   EXPECT_EQ(count_violations("src/balance/a.cpp", "#include \"dispatch/cuda/kernels.hpp\"\n"), 1U);

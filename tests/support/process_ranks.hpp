@@ -49,6 +49,12 @@ inline std::vector<pid_t> fork_ranks(int num_ranks, const std::function<int(Grou
 }
 
 /// The exit code of a child, or 128 + the signal that ended it.
+/// Leaves its exit code to wait_for().
+inline bool has_exited(pid_t pid) {
+  siginfo_t info{};
+  return ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid;
+}
+
 inline int wait_for(pid_t pid) {
   int status = 0;
   while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {

@@ -15,6 +15,7 @@ namespace {
 std::vector<HeapFacts> facts_of(const std::vector<int>& hosts, const std::vector<int>& domains) {
   std::vector<HeapFacts> facts(hosts.size());
   for (std::size_t rank = 0; rank < facts.size(); ++rank) {
+    facts[rank].rank = static_cast<int>(rank);
     facts[rank].host = hosts[rank];
     facts[rank].domain = domains[rank];
     facts[rank].uuid[0] = static_cast<char>(rank);
@@ -61,6 +62,20 @@ TEST(HeapKind, OfADomainOverHostsRefusesTheOtherWays) {
     facts[1].choice = choice;
     EXPECT_NE(refusal_of(facts).find("EPISTLE_CUDA_HEAP is " + std::string(to_string(choice))), std::string::npos);
   }
+}
+
+TEST(HeapKind, OfProcessesThatShareAGpuIsARefusal) {
+  std::vector<HeapFacts> facts = facts_of({0, 0, 0}, {0, 0, 0});
+  facts[2].uuid = facts[1].uuid;
+  EXPECT_NE(refusal_of(facts).find("ranks 1 and 2 have the same GPU"), std::string::npos);
+}
+
+TEST(HeapKind, AsksNothingOfRanksThatAreMaskedOut) {
+  std::vector<HeapFacts> facts = facts_of({0, 0, 0}, {0, 0, 0});
+  facts[1] = facts[0];  // as gather() gives them
+  EXPECT_EQ(choose_heap_kind(facts, GroupKind::kProcesses, 0), HeapKind::kVmmFd);
+  facts[0] = facts[1] = facts[2];
+  EXPECT_EQ(choose_heap_kind(facts, GroupKind::kProcesses, 2), HeapKind::kVmmFd);
 }
 
 }  // namespace

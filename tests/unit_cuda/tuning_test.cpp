@@ -1,5 +1,5 @@
 // The tuning table and what is read from it, with the device's properties as values.
-#include "dispatch/cuda/engine/tuning.hpp"
+#include "dispatch/cuda/direct/tuning.hpp"
 
 #include <algorithm>
 #include <array>

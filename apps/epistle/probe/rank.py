@@ -136,8 +136,14 @@ class Run:
 def play(job, rank, report):
     levels = Levels(report)
     package = PACKAGES[job["package"]]
-    module = levels.run("imported", lambda: import_package(package))
-    report.add(version=version_of(module))
+
+    def import_it():
+        """With its version: asking for it is what loads the library of a package that loads it late."""
+        module = import_package(package)
+        return module, version_of(module)
+
+    module, version = levels.run("imported", import_it)
+    report.add(version=version)
 
     def initialise():
         torch = importlib.import_module("torch")

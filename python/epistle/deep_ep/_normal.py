@@ -9,7 +9,7 @@ import torch
 import epistle
 from epistle.deep_ep._config import Config
 from epistle.deep_ep._events import EventOverlap, finish, wait_for
-from epistle.deep_ep._prepared import Made, Prepared, move
+from epistle.deep_ep._prepared import Made, Prepared, kept, move
 from epistle.deep_ep._routes import (
     MAX_HANDLES,
     NUM_BUFFERS,
@@ -21,12 +21,18 @@ from epistle.deep_ep._routes import (
     options_for,
     rank_starts,
     ranks_of,
+    tensor_of,
 )
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# A dispatcher, and what its dispatch_routed gave.
+Moved = tuple[
+    epistle.Dispatcher,
+    tuple[epistle.Received, epistle.Handle, tuple[typing.Any, typing.Any], tuple[typing.Any, typing.Any]],
+]
 # Rows have a multiple of 16 bytes.
 _FLOATS_PER_ROW_UNIT = 4
 _UNKNOWN = 0
@@ -44,8 +50,7 @@ class Handle:
         self.routing = routing
         self.dispatcher = dispatcher
         self.handle = handle
-        self._prepared = Prepared()
-        self._prepared.keep(payload, (dispatcher, handle))
+        self._prepared = Prepared(payload, (dispatcher, handle))
 
     def for_payload(self, payload: Payload, dispatchers: Dispatchers) -> Made:
         return self._prepared.of(payload, lambda: self.routing.prepare(payload, dispatchers))
@@ -101,7 +106,9 @@ class Routing:
     ) -> None:
         self._group = group
         self.rank, self.num_ranks = group.rank, group.size
-        self.expert_ids = expert_ids
+        self.num_tokens, self.top_k = expert_ids.shape
+        self._ids = expert_ids
+        self._kept: epistle.Handle | None = None  # has them, where they are not those that were given any more
         self.weights = weights
         self.num_experts = num_experts
         self.num_worst_tokens = num_worst_tokens
@@ -109,47 +116,77 @@ class Routing:
         self.max_tokens = num_worst_tokens or _UNKNOWN
         self.is_token_in_rank = is_token_in_rank
 
+    @property
+    def expert_ids(self) -> torch.Tensor:
+        if self._kept is not None:
+            self._ids, self._kept = tensor_of(self._kept.routed_ids), None
+        return self._ids
+
     def keep(self, handle: epistle.Handle) -> None:
         """The caller may write the next ids there, and a cached dispatch of another payload needs these again; it gives
         no weights."""
-        kept = handle.routed_ids
-        self.expert_ids = self.expert_ids.clone() if kept is None else kept.torch()
+        if self._ids.is_cuda:  # the handle keeps them, and few ask for them again
+            self._kept = handle
+        else:
+            self._ids = self._ids.clone()
         self.weights = None
 
     def prepare(
         self, payload: Payload, dispatchers: Dispatchers, num_rows: int = 0
     ) -> tuple[epistle.Dispatcher, epistle.Handle]:
-        """``num_rows``: of static shapes; 0: as the routing says."""
+        """``num_rows``: of static shapes; 0: as the routing says. Behind dispatch() where there are none."""
         num_rows = num_rows or self.num_worst_tokens
-        key = (payload, self.num_experts, self.expert_ids.shape[1], num_rows, self.expert_ids.get_device())
-        if self.max_tokens == _UNKNOWN:
-            made = self._prepare_as_before(dispatchers.find(key, 0))
-            if made is not None:
-                return made
-        self.max_tokens, dispatcher = dispatchers.find(key, self.max_tokens) or self._make(
-            key, payload, dispatchers, num_rows
-        )
+        dispatcher = self._large_enough(self._key(payload, num_rows), payload, dispatchers, num_rows)
         return dispatcher, dispatcher.prepare(self.expert_ids, self.weights)
 
-    def _prepare_as_before(self, found: tuple[int, epistle.Dispatcher] | None) -> Made | None:
-        """By a dispatcher that was made for as many tokens, in the hope that no rank has more: who has is refused, and
-        all ranks hear of that. So how many they have is asked when a routing was refused, not before every one. None:
-        for as many there is no dispatcher."""
+    def dispatch(
+        self, payload: Payload, dispatchers: Dispatchers, x: torch.Tensor, scales: torch.Tensor | None, num_sms: int
+    ) -> Moved:
+        """Routes and moves in one call, of as many rows as come. A dispatcher that was made before is taken in the hope
+        that no rank has more tokens than then: who has is refused, and all ranks hear of that. So how many they have is
+        asked when a routing was refused, not before every one."""
+        key = self._key(payload, 0)
+        found = dispatchers.find(key, 0)
         if found is not None:
             size, dispatcher = found
             try:
-                handle = dispatcher.prepare(self.expert_ids, self.weights)
+                moved = self._send(dispatcher, payload, x, scales, num_sms)
             except epistle.Error as error:
-                if error.code not in _REFUSED:
+                if error.code not in _REFUSED or error.phase != epistle.Phase.LAYOUT:
                     raise
-                self.max_tokens = largest(self._group, self.expert_ids.shape[0])
+                self.max_tokens = largest(self._group, self.num_tokens)
                 if self.max_tokens <= size:
                     raise
-                return None
-            self.max_tokens = size
-            return dispatcher, handle
-        self.max_tokens = largest(self._group, self.expert_ids.shape[0])
-        return None
+            else:
+                self.max_tokens = size
+                return moved
+        else:
+            self.max_tokens = largest(self._group, self.num_tokens)
+        return self._send(self._large_enough(key, payload, dispatchers, 0), payload, x, scales, num_sms)
+
+    def _key(self, payload: Payload, num_rows: int) -> typing.Any:
+        return payload, self.num_experts, self.top_k, num_rows, self._ids.get_device()
+
+    def _large_enough(
+        self, key: typing.Any, payload: Payload, dispatchers: Dispatchers, num_rows: int
+    ) -> epistle.Dispatcher:
+        """For max_tokens, which all ranks know by now."""
+        self.max_tokens, dispatcher = dispatchers.find(key, self.max_tokens) or self._make(
+            key, payload, dispatchers, num_rows
+        )
+        return dispatcher
+
+    def _send(
+        self,
+        dispatcher: epistle.Dispatcher,
+        payload: Payload,
+        x: torch.Tensor,
+        scales: torch.Tensor | None,
+        num_sms: int,
+    ) -> Moved:
+        if scales is not None:
+            scales = payload.scales_given(scales)
+        return dispatcher, dispatcher.dispatch_routed(x, self._ids, self.weights, scales, num_sms)
 
     def _make(
         self, key: typing.Any, payload: Payload, dispatchers: Dispatchers, num_rows: int
@@ -157,7 +194,7 @@ class Routing:
         fields = {
             **payload.config(),
             "num_experts": self.num_experts,
-            "top_k": self.expert_ids.shape[1],
+            "top_k": self.top_k,
             "apply_weights": False,
             "max_handles": MAX_HANDLES,
         }
@@ -165,7 +202,7 @@ class Routing:
             fields["sizing"] = epistle.Capacity(rows_per_rank=num_rows)
         else:
             fields["num_buffers"] = NUM_BUFFERS
-        return dispatchers.keep(key, "direct", fields, options_for(self.expert_ids), self.max_tokens)
+        return dispatchers.keep(key, "direct", fields, options_for(self._ids), self.max_tokens)
 
 
 class NormalCalls:
@@ -252,23 +289,26 @@ class NormalCalls:
         routing = self._routing(
             tokens, is_token_in_rank, num_tokens_per_expert, topk_idx, topk_weights, num_worst_tokens
         )
-        dispatcher, prepared = routing.prepare(payload, self._dispatchers)
-        rows = self._move((dispatcher, prepared), payload, tokens, scales, config, in_order and num_worst_tokens == 0)
+        if num_worst_tokens > 0:
+            dispatcher, prepared = routing.prepare(payload, self._dispatchers)
+            rows = self._move((dispatcher, prepared), payload, tokens, scales, config, False)
+            local_idx, local_weights = tensor_of(prepared.local_experts), prepared.weights.torch()
+        else:
+            dispatcher, (lease, prepared, moved, (local_idx, local_weights)) = routing.dispatch(
+                payload, self._dispatchers, tokens, scales, self._sms(tokens, config)
+            )
+            rows = _paired(*kept(dispatcher, lease, *payload.as_known(*moved), in_order))
         # From here on the rows are on their way, and nothing of this delays them.
-        made = Handle(routing, dispatcher, prepared, payload)
-        routing.keep(prepared)
         recv_idx = recv_weights = None
         if topk_idx is not None:
-            local_experts = prepared.local_experts
-            assert local_experts is not None
-            local_idx = local_experts.torch()
             # The former is quicker, and makes a tensor of its own.
             is_wide = topk_idx.dtype == torch.int64
             recv_idx = local_idx.long() if is_wide else local_idx.to(topk_idx.dtype, copy=True)
             if topk_weights is not None:
-                recv_weights = prepared.weights.torch()  # nobody else writes there while it lives
-                if num_worst_tokens > 0:  # but a graph, when it is replayed
-                    recv_weights = recv_weights.clone()
+                # Nobody else writes there while it lives, but a graph, when it is replayed.
+                recv_weights = local_weights.clone() if num_worst_tokens > 0 else local_weights
+        made = Handle(routing, dispatcher, prepared, payload)
+        routing.keep(prepared)
         counts: list[int] = []
         if num_worst_tokens == 0 and topk_idx is not None:
             counts = prepared.read_expert_counts()
@@ -295,7 +335,7 @@ class NormalCalls:
         wait_for(previous_event)
         dispatcher, prepared = handle.for_sums(x, self._dispatchers)
         num_sms = self._sms(x, config)
-        out = x.new_empty((handle.routing.expert_ids.shape[0], x.shape[1]))
+        out = x.new_empty((handle.routing.num_tokens, x.shape[1]))
         dispatcher.combine(out, rows=x, handle=prepared, num_sms=num_sms)
         weights = None if topk_weights is None else self._sum_weights(handle, topk_weights, num_sms)
         if bias is not None:
@@ -315,7 +355,7 @@ class NormalCalls:
         dispatcher, prepared = handle.for_weights(payload, self._dispatchers)
         rows = weights.new_zeros((prepared.num_rows, payload.hidden))
         rows[: weights.shape[0], :top_k] = weights
-        sums = weights.new_empty((handle.routing.expert_ids.shape[0], payload.hidden))
+        sums = weights.new_empty((handle.routing.num_tokens, payload.hidden))
         dispatcher.combine(sums, rows=rows, handle=prepared, num_sms=num_sms)
         return sums[:, :top_k].contiguous()
 
@@ -365,8 +405,7 @@ class NormalCalls:
         config: Config | None,
         may_lease: bool,
     ) -> typing.Any:
-        rows, row_scales = move(made, payload, x, scales, self._sms(x, config), may_lease)
-        return rows if row_scales is None else (rows, row_scales)
+        return _paired(*move(made, payload, x, scales, self._sms(x, config), may_lease))
 
     def _gather_counts(self, num_tokens_per_expert: torch.Tensor) -> list[int]:
         """Rows of every local expert, from what all ranks send."""
@@ -374,3 +413,8 @@ class NormalCalls:
         totals = [sum(column) for column in zip(*gather_numbers(self._group, sent), strict=True)]
         starts = rank_starts(len(sent), self._group.size)
         return totals[starts[self._group.rank] : starts[self._group.rank + 1]]
+
+
+def _paired(rows: torch.Tensor, scales: torch.Tensor | None) -> typing.Any:
+    """As Buffer takes and gives a payload."""
+    return rows if scales is None else (rows, scales)

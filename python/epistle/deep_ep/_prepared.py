@@ -20,8 +20,10 @@ class Prepared:
     """The handles of one routing. It does not depend on what is moved by it, a dispatcher does: so it is prepared once
     for every payload, in a call that all ranks make."""
 
-    def __init__(self) -> None:
+    def __init__(self, payload: Payload | None = None, made: Made | None = None) -> None:
         self._made: dict[Payload, Made] = {}
+        if payload is not None and made is not None:
+            self._made[payload] = made
 
     @property
     def first(self) -> Made:
@@ -43,23 +45,36 @@ class Prepared:
 
 
 class Leases:
-    """Which dispatches' rows are still in use where they lie, by dispatcher."""
+    """Which dispatches' rows are still in use where they lie."""
 
     def __init__(self) -> None:
-        self._taken: weakref.WeakKeyDictionary[epistle.Dispatcher, weakref.ref[epistle.Received]] = (
-            weakref.WeakKeyDictionary()
-        )
+        # By what id() says of the dispatcher, which lives at least as long as what it has received.
+        self._taken: dict[int, weakref.ref[epistle.Received]] = {}
 
     def take(self, dispatcher: epistle.Dispatcher, received: epistle.Received) -> bool:
         """Whether the caller may keep this lease, and the next dispatch still finds a buffer of NUM_BUFFERS."""
-        taken = self._taken.get(dispatcher)
+        taken = self._taken.get(id(dispatcher))
         if taken is not None and taken() is not None:
             return False
-        self._taken[dispatcher] = weakref.ref(received)
+        self._taken[id(dispatcher)] = weakref.ref(received)
         return True
 
 
 _leases = Leases()
+
+
+def kept(
+    dispatcher: epistle.Dispatcher,
+    received: epistle.Received,
+    rows: torch.Tensor,
+    scales: torch.Tensor | None,
+    may_lease: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What comes back may be kept for as long as anybody likes, and buffers are few: these are copies, unless the
+    dispatcher has NUM_BUFFERS (``may_lease``) and what came before is not in use any more."""
+    if may_lease and _leases.take(dispatcher, received):
+        return rows, scales
+    return rows.clone(), None if scales is None else scales.clone()
 
 
 def move(
@@ -70,12 +85,7 @@ def move(
     num_sms: int = 0,
     may_lease: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Dispatches rows of ``payload``. What comes back may be kept for as long as anybody likes, and buffers are few:
-    these are copies, unless the dispatcher has NUM_BUFFERS (``may_lease``) and what came before is not in use any
-    more."""
+    """Dispatches rows of ``payload``; see kept()."""
     dispatcher, handle = made
     received = dispatcher.dispatch(handle=handle, num_sms=num_sms, **payload.given(rows, scales))
-    moved, moved_scales = payload.received(received.rows, received.scales)
-    if may_lease and _leases.take(dispatcher, received):
-        return moved, moved_scales
-    return moved.clone(), None if moved_scales is None else moved_scales.clone()
+    return kept(dispatcher, received, *payload.received(received.rows, received.scales), may_lease)

@@ -111,20 +111,26 @@ class Payload(typing.NamedTuple):
 
     def given(self, x: torch.Tensor, scales: torch.Tensor | None) -> dict[str, typing.Any]:
         """Arguments of a dispatch. Strides of fp32 scales are taken as they are."""
-        if scales is None:
-            return {"tokens": x}
+        return {"tokens": x} if scales is None else {"tokens": x, "scales": self.scales_given(scales)}
+
+    def scales_given(self, scales: torch.Tensor) -> torch.Tensor:
+        """As dispatch takes them."""
         if scales.dim() == 1:
             scales = scales.unsqueeze(1)
-        return {"tokens": x, "scales": scales.contiguous() if self.is_raw else scales}
+        return scales.contiguous() if self.is_raw else scales
 
     def received(self, rows: epistle.Array, scales: epistle.Array | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As the caller knows them: the same memory."""
-        tensor = rows.torch()
+        return self.as_known(rows.torch(), None if scales is None else scales.torch())
+
+    def as_known(self, rows: torch.Tensor, scales: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """To the caller: the same memory."""
+        if self.num_scales == 0 and self.dtype in NAMES:
+            return rows, None
         if self.is_raw:
-            tensor = tensor.view(self.dtype)
+            rows = rows.view(self.dtype)
         if scales is None or self.scale_dtype is None:
-            return tensor, None
-        return tensor, scales.torch().view(self.scale_dtype)
+            return rows, None
+        return rows, scales.view(self.scale_dtype)
 
 
 def tensor_of(array: epistle.Array | None) -> torch.Tensor:

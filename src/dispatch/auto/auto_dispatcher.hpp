@@ -1,5 +1,5 @@
-// `auto`: calls of few tokens go to one dispatcher, all others to a second. Both are made with it, and a handle stays
-// with the one that made it.
+// `auto`: calls of few tokens go to one dispatcher, all others to a second. Those that can get calls are made with it,
+// and a handle stays with the one that made it.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ class AutoDispatcher final : public DispatcherImpl {
     std::string_view name;
     std::unique_ptr<DispatcherImpl> dispatcher;
   };
-  /// `few` takes the calls in which no rank has more than `most_few` tokens; without a dispatcher where there are none.
+  /// `few` takes the calls in which no rank has more than `most_few` tokens; without a dispatcher where there are none,
+  /// or nothing but such calls: then `many` is the one for these.
   AutoDispatcher(DispatcherIdentity identity, Part few, Part many, std::int64_t most_few);
 
   [[nodiscard]] Handle prepare(const PrepareRequest& request, Stream stream) override;

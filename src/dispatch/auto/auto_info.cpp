@@ -40,6 +40,11 @@ std::optional<ResolvedConfig> config_of_few(const ResolvedConfig& config, int nu
   return smaller;
 }
 
+/// Whether every call goes to the dispatcher for few tokens: then it is the only one that there is.
+bool takes_all(const std::optional<ResolvedConfig>& few, const ResolvedConfig& config) {
+  return few && few->max_tokens == config.max_tokens;
+}
+
 void add_memory(std::vector<MemorySection>& sections, const Functions& of, const ResolvedConfig& config,
                 const MemoryQuery& query) {
   if (of.own_memory == nullptr) return;
@@ -47,10 +52,22 @@ void add_memory(std::vector<MemorySection>& sections, const Functions& of, const
 }
 
 template <typename On>
+BufferPlan plan_of_main(const ResolvedConfig& config, int num_ranks) {
+  const bool few = takes_all(config_of_few<On>(config, num_ranks), config);
+  return Functions::of(few ? On::few() : On::many()).plan(config, num_ranks);
+}
+
+/// All but plan_of_main().
+template <typename On>
 std::vector<MemorySection> memory_besides(const ResolvedConfig& config, const MemoryQuery& query) {
   std::vector<MemorySection> sections;
+  const auto few = config_of_few<On>(config, query.num_ranks);
+  if (takes_all(few, config)) {
+    add_memory(sections, Functions::of(On::few()), *few, query);
+    return sections;
+  }
   add_memory(sections, Functions::of(On::many()), config, query);
-  if (const auto few = config_of_few<On>(config, query.num_ranks)) {
+  if (few) {
     const Functions& of = Functions::of(On::few());
     for (const MemorySection& section : shared_memory(of.plan(*few, query.num_ranks))) sections.push_back(section);
     add_memory(sections, of, *few, query);
@@ -59,9 +76,10 @@ std::vector<MemorySection> memory_besides(const ResolvedConfig& config, const Me
 }
 
 template <typename On>
-void check_both(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
-  Functions::of(On::many()).check(config, options, group);
-  if (const auto few = config_of_few<On>(config, group.size())) {
+void check_parts(const ResolvedConfig& config, const DeviceOptions& options, const Group& group) {
+  const auto few = config_of_few<On>(config, group.size());
+  if (!takes_all(few, config)) Functions::of(On::many()).check(config, options, group);
+  if (few) {
     check_options(On::few(), options);
     Functions::of(On::few()).check(*few, options, group);
   }
@@ -71,14 +89,19 @@ void check_both(const ResolvedConfig& config, const DeviceOptions& options, cons
 AutoDispatcher::Part create_part(const DispatcherInfo& info, const Creation& creation, const ResolvedConfig& config) {
   Creation part = creation;
   part.identity.config.max_tokens = config.max_tokens;
+  part.identity.part = &info;
   part.config = config;
   return {info.name(), Functions::of(info).create(part)};
 }
 
 template <typename On>
-std::unique_ptr<DispatcherImpl> create_both(const Creation& creation) {
+std::unique_ptr<DispatcherImpl> create_parts(const Creation& creation) {
   const auto config = config_of_few<On>(creation.config, creation.group->num_ranks());
   AutoDispatcher::Part few{On::few().name(), nullptr};
+  if (takes_all(config, creation.config)) {
+    return std::make_unique<AutoDispatcher>(creation.identity, std::move(few),
+                                            create_part(On::few(), creation, *config), 0);
+  }
   if (config) few = create_part(On::few(), creation, *config);
   AutoDispatcher::Part many = create_part(On::many(), creation, creation.config);
   return std::make_unique<AutoDispatcher>(creation.identity, std::move(few), std::move(many),
@@ -92,14 +115,18 @@ const DispatcherInfo& info_on() {
         const Functions& many = Functions::of(On::many());
         return many.cannot_serve != nullptr ? many.cannot_serve(config, num_ranks) : std::nullopt;
       },
-      .plan = [](const ResolvedConfig& config,
-                 int num_ranks) { return Functions::of(On::many()).plan(config, num_ranks); },
+      .plan = plan_of_main<On>,
       .own_memory = memory_besides<On>,
-      .check = check_both<On>,
-      .create = create_both<On>};
+      .check = check_parts<On>,
+      .create = create_parts<On>};
+  const auto capabilities = [] {
+    Capabilities can = On::many().capabilities();
+    can.late_weights = On::few().capabilities().late_weights;
+    return can;
+  };
   static const DispatcherInfo info(
       "auto", On::kDevice, "low_latency for calls of few tokens, direct for the others: for batches whose size changes",
-      On::many().capabilities(), kFunctions);
+      capabilities(), kFunctions);
   return info;
 }
 

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "dispatch/call/dispatcher_impl.hpp"
+
 namespace epistle {
 
 Complaint CallChecks::handle(const HandleState* state, bool own, std::string_view open_call, Phase phase) const {
@@ -17,7 +19,7 @@ Complaint CallChecks::handle(const HandleState* state, bool own, std::string_vie
         fmt::format(
             "the handle was prepared by another dispatcher than this one ({}), or before the mask of the group was "
             "changed; prepare it here, now",
-            info.name()));
+            identity.info->name()));
   }
   return nothing_open(open_call, phase);
 }
@@ -36,7 +38,7 @@ Error CallChecks::nothing_sent(std::string_view call, Phase phase) const {
 }
 
 Complaint CallChecks::device_options(Stream stream, int num_sms, Phase phase) const {
-  if (info.device() != Device::kHost) {
+  if (identity.info->device() != Device::kHost) {
     if (num_sms >= 0) return std::nullopt;
     return complain(ErrorCode::kInvalidArgument, phase, fmt::format("num_sms is {}; it is 0 or more", num_sms));
   }
@@ -102,11 +104,11 @@ Complaint CallChecks::routing(const PrepareRequest& request) const {
   if (request.weights.stride != 0 && request.weights.stride < config.top_k) {
     return reject(fmt::format("weights.stride is {}; a token has {} weights", request.weights.stride, config.top_k));
   }
-  if (request.num_tokens != nullptr && !info.capabilities().device_token_count) {
+  if (request.num_tokens != nullptr && !identity.capabilities().device_token_count) {
     return complain(ErrorCode::kUnsupported, Phase::kLayout,
                     fmt::format("dispatcher '{}' does not read the number of tokens when a call runs; leave num_tokens "
                                 "null",
-                                info.name()));
+                                identity.info->name()));
   }
   return std::nullopt;
 }
@@ -180,13 +182,19 @@ Complaint CallChecks::has_sums() const {
                   "configuration");
 }
 
+std::string CallChecks::of_part() const {
+  if (identity.part == nullptr) return {};
+  return fmt::format("of calls that it gives to '{}' ", identity.part->name());
+}
+
 Complaint CallChecks::late_weights(const WeightsView& weights) const {
   if (weights.data == nullptr) return std::nullopt;
-  if (!info.capabilities().late_weights) {
-    return complain(ErrorCode::kUnsupported, Phase::kCombine,
-                    fmt::format("dispatcher '{}' takes the weights with the ids (PrepareRequest, DispatchRequest), not "
-                                "in combine",
-                                info.name()));
+  if (!identity.capabilities().late_weights) {
+    return complain(
+        ErrorCode::kUnsupported, Phase::kCombine,
+        fmt::format("dispatcher '{}' takes the weights {}with the ids (PrepareRequest, DispatchRequest), not "
+                    "in combine",
+                    identity.info->name(), of_part()));
   }
   // Elsewhere a weight is needed where the expert is, before the rows are on their way.
   if (!config.apply_weights || config.order != SumOrder::kFlat || config.layout == OutputLayout::kTokenMajor) {

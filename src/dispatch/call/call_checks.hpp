@@ -18,12 +18,14 @@
 
 namespace epistle {
 
+struct DispatcherIdentity;
+
 /// The checks of one rank's dispatcher; refers to what it is given.
 struct CallChecks {
   int rank;
   const ResolvedConfig& config;
   const LayoutParams& params;
-  const DispatcherInfo& info;
+  const DispatcherIdentity& identity;
 
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
     return {code, message, {.rank = rank, .phase = phase}};
@@ -51,6 +53,8 @@ struct CallChecks {
   /// dispatch, with the tokens of a handle for `num_tokens`.
   [[nodiscard]] Complaint tokens(std::int64_t num_tokens, const ConstRows& tokens, const ScalesView& scales) const;
   /// combine: weights that come with it.
+  /// Which calls of the dispatcher an error is about, where it is made of several.
+  [[nodiscard]] std::string of_part() const;
   [[nodiscard]] Complaint late_weights(const WeightsView& weights) const;
   /// combine: the expert outputs, and where the sums go.
   [[nodiscard]] Complaint expert_outputs(const HandleState& state, const ConstRows& outputs,

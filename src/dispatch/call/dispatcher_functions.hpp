@@ -47,7 +47,7 @@ struct DispatcherInfo::Functions {
 /// What every dispatcher of today can do, on either device: all layouts, payloads, sizings, orders and backward passes.
 [[nodiscard]] Capabilities common_capabilities();
 
-/// Throws kUnsupported where `options` ask for what the dispatcher cannot do.
+/// Throws kUnsupported where `options` ask for what the dispatcher cannot do, and kInvalidArgument where they are none.
 void check_options(const DispatcherInfo& info, const DeviceOptions& options);
 
 /// `config` with an order: its own, or the dispatcher's.

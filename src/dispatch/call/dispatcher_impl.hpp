@@ -51,6 +51,11 @@ struct CallAccess {
 struct DispatcherIdentity {
   const DispatcherInfo* info = nullptr;
   DispatcherConfig config;
+  const DispatcherInfo* part = nullptr;  ///< of a dispatcher made of several: the one whose calls these are
+
+  [[nodiscard]] const Capabilities& capabilities() const noexcept {
+    return (part != nullptr ? part : info)->capabilities();
+  }
 };
 
 /// What a request stands for, where its text is short.

@@ -130,6 +130,11 @@ DispatcherInfo::DispatcherInfo(std::string_view name, Device device, std::string
 void check_options(const DispatcherInfo& info, const DeviceOptions& options) {
   const auto* const cuda = std::get_if<CudaOptions>(&options);
   if (cuda == nullptr) return;
+  if (bool(cuda->allocator.allocate) != bool(cuda->allocator.free)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("CudaOptions::allocator has no function '{}'; give it both, or neither",
+                            cuda->allocator.allocate ? "free" : "allocate"));
+  }
   if (cuda->row_flags && !info.capabilities().row_flags) {
     throw Error(ErrorCode::kUnsupported,
                 fmt::format("dispatcher '{}' raises no flags of rows (CudaOptions::row_flags); use low_latency, or "

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "core/settings.hpp"
 #include "fabric/fabric_link.hpp"
 
 namespace epistle {
@@ -26,8 +25,7 @@ void set_largest_pairs(RowDemand& demand, const DispatchLayout& layout) noexcept
 }
 
 std::unique_ptr<DomainLink> open_domain_link(GroupImpl& group, const SymmetricRegion& region, LinkRows rows) {
-  const bool over_network = group.num_hosts() > 1 || settings().domain_link() == DomainLinkChoice::kFabric;
-  if (!over_network) return group.open_link(region);
+  if (!takes_fabric_links(group)) return group.open_link(region);
   FabricLinkOptions options{.request = fabric_request(group)};
   options.request.gpu_memory = rows == LinkRows::kOfGpu;
   return make_fabric_link(group, region, options);

@@ -31,6 +31,7 @@ void check_devices_differ(std::span<const HeapFacts> facts, int rank) {
   for (std::size_t peer = 1; peer < facts.size(); ++peer) {
     for (std::size_t other = 0; other < peer; ++other) {
       if (facts[other].uuid != facts[peer].uuid || facts[other].host != facts[peer].host) continue;
+      if (facts[other].rank == facts[peer].rank) continue;
       throw Error(
           ErrorCode::kUnsupported,
           fmt::format("ranks {} and {} have the same GPU (device {} and device {}): ranks of different processes "

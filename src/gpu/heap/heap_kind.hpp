@@ -19,6 +19,7 @@ enum class HeapKind : std::int32_t {
 
 /// What a rank tells the others before a heap is made.
 struct HeapFacts {
+  int rank = 0;  ///< whose facts these are: those of a rank that is masked out are another's
   int device = 0;
   int host = 0;    ///< of the group's
   int domain = 0;  ///< of GPUs: those of one domain reach each other, over hosts by an NVLink fabric

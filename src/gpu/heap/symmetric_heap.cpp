@@ -17,7 +17,7 @@
 #include "gpu/cuda_error.hpp"
 #include "gpu/device_uuid.hpp"
 #include "gpu/heap/memory_budget.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -120,7 +120,8 @@ HeapFacts SymmetricHeap::gather_facts(std::int64_t reserved_bytes) {
   }
   check_cuda(cudaFree(nullptr), fmt::format("the creation of a CUDA context on device {}", device_).c_str());
   const MemoryCapabilities capabilities = memory_capabilities(device_);
-  return {.device = device_,
+  return {.rank = rank_,
+          .device = device_,
           .host = group_->host_of(rank_),
           .domain = group_->gpu_domains().domain_of(rank_),
           .uuid = uuid_of(device_),

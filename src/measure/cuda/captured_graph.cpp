@@ -1,7 +1,7 @@
 #include "measure/cuda/captured_graph.hpp"
 
 #include "gpu/cuda_error.hpp"
-#include "measure/cuda/device_memory.hpp"
+#include "measure/cuda/gpu_memory.hpp"
 
 namespace epistle {
 namespace {

@@ -6,7 +6,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "measure/cuda/device_memory.hpp"
+#include "gpu/stream.hpp"
+#include "measure/cuda/gpu_memory.hpp"
 #include "measure/cuda/timed_event.hpp"
 
 namespace epistle {
@@ -16,9 +17,6 @@ namespace epistle {
 class ComputeBeside {
  public:
   ComputeBeside();
-  ~ComputeBeside();
-  ComputeBeside(const ComputeBeside&) = delete;
-  ComputeBeside& operator=(const ComputeBeside&) = delete;
 
   /// `num_units` tiles, behind what is on `stream` now.
   void start(cudaStream_t stream, std::int64_t num_units);
@@ -27,7 +25,7 @@ class ComputeBeside {
 
  private:
   DeviceMemory sink_;
-  cudaStream_t own_ = nullptr;
+  cuda::OwnedStream own_;
   TimedEvent begin_;
   TimedEvent end_;
 };

@@ -13,6 +13,7 @@
 #include "measure/cuda/cuda_bench_rank.hpp"
 #include "measure/cuda/link_probe.hpp"
 #include "measure/gpu_driver.hpp"
+#include "measure/network_limit.hpp"
 #include "measure/slowest_rank.hpp"
 
 namespace epistle {
@@ -43,6 +44,10 @@ BenchResult CudaBench::run() {
     run_in_turns();
   }
   BenchResult& result = collector_.result();
+  if (crosses_network(group_)) {
+    report({.task = "network limit"});
+    add_network_limit(group_, result);
+  }
   const double limit = result.cuda->limit.bytes_per_s();
   for (PhaseResult& phase : result.phases) {
     const double bytes_per_s = static_cast<double>(phase.wire_bytes) / (phase.time_us.median / kMicrosPerSecond);

@@ -16,46 +16,30 @@
 
 #include "dispatch/call/resolved_config.hpp"
 #include "gpu/cuda_error.hpp"
+#include "gpu/stream.hpp"
 #include "measure/bench_check.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/bench_inputs.hpp"
 #include "measure/cuda/captured_graph.hpp"
 #include "measure/cuda/compute_beside.hpp"
 #include "measure/cuda/device_inputs.hpp"
-#include "measure/cuda/device_memory.hpp"
+#include "measure/cuda/gpu_memory.hpp"
 #include "measure/cuda/pair_runs.hpp"
 #include "measure/cuda/stream_timer.hpp"
 #include "measure/received_data.hpp"
 
 namespace epistle {
 
-class OwnedStream {
- public:
-  /// `urgent`: what is put on it comes before other work of the GPU.
-  explicit OwnedStream(bool urgent) {
-    int lowest = 0;
-    int highest = 0;
-    cuda::check_cuda(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "ask for the priorities of streams");
-    cuda::check_cuda(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, urgent ? highest : lowest),
-                     "create a stream");
-  }
-  ~OwnedStream() { cuda::warn_cuda(cudaStreamDestroy(stream_), "destroy a stream"); }
-  OwnedStream(const OwnedStream&) = delete;
-  OwnedStream& operator=(const OwnedStream&) = delete;
-
-  [[nodiscard]] cudaStream_t get() const noexcept { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
 /// What a rank has on its GPU as long as the benchmark runs. The device is known once there is a dispatcher.
 struct RankOnGpu {
+  /// `urgent`: what is put on its stream comes before other work of the GPU.
   RankOnGpu(int device, const RoutingTable& table, BenchInputs& host, bool urgent)
-      : guard(device), stream(urgent), inputs(stream.get(), table, host) {}
+      : guard(device),
+        stream(urgent ? cuda::StreamPriority::kHighest : cuda::StreamPriority::kLowest),
+        inputs(stream.get(), table, host) {}
 
   cuda::DeviceGuard guard;
-  OwnedStream stream;
+  cuda::OwnedStream stream;
   DeviceInputs inputs;
 };
 

@@ -10,7 +10,7 @@
 #include "epistle/routing.hpp"
 
 #include "measure/bench_inputs.hpp"
-#include "measure/cuda/device_memory.hpp"
+#include "measure/cuda/gpu_memory.hpp"
 #include "measure/received_data.hpp"
 
 namespace epistle {

@@ -6,7 +6,7 @@
 #include "gpu/cuda_error.hpp"
 #include "measure/bench_collector.hpp"
 #include "measure/cuda/bench_kernels.hpp"
-#include "measure/cuda/device_memory.hpp"
+#include "measure/cuda/gpu_memory.hpp"
 #include "measure/cuda/stream_timer.hpp"
 #include "measure/statistics.hpp"
 

@@ -4,32 +4,22 @@
 #include <cuda_runtime_api.h>
 
 #include "gpu/cuda_error.hpp"
+#include "gpu/event.hpp"
 
 namespace epistle {
 
-class TimedEvent {
+class TimedEvent : public cuda::Event {
  public:
-  TimedEvent() { cuda::check_cuda(cudaEventCreate(&event_), "create an event"); }
-  ~TimedEvent() { cuda::warn_cuda(cudaEventDestroy(event_), "destroy an event"); }
-  TimedEvent(const TimedEvent&) = delete;
-  TimedEvent& operator=(const TimedEvent&) = delete;
-
-  void record(cudaStream_t stream) { cuda::check_cuda(cudaEventRecord(event_, stream), "record an event"); }
-
-  /// What is put on `stream` from now on waits for this one.
-  void hold_back(cudaStream_t stream) { cuda::check_cuda(cudaStreamWaitEvent(stream, event_, 0), "wait for an event"); }
+  TimedEvent() : Event(cuda::EventKind::kTimed) {}
 
   /// From `begin` to this one. Waits for this one.
   [[nodiscard]] double us_since(const TimedEvent& begin) const {
     constexpr double kMicrosPerMilli = 1e3;
     float elapsed_ms = 0.0F;
-    cuda::check_cuda(cudaEventSynchronize(event_), "wait for an event");
-    cuda::check_cuda(cudaEventElapsedTime(&elapsed_ms, begin.event_, event_), "read the time between events");
+    wait("waiting for what is timed");
+    cuda::check_cuda(cudaEventElapsedTime(&elapsed_ms, begin.get(), get()), "read the time between events");
     return static_cast<double>(elapsed_ms) * kMicrosPerMilli;
   }
-
- private:
-  cudaEvent_t event_ = nullptr;
 };
 
 }  // namespace epistle

@@ -8,8 +8,9 @@
 #include "core/complaint.hpp"
 #include "dispatch/cuda/engine/cuda_engine.hpp"
 #include "gpu/cuda_error.hpp"
+#include "gpu/event.hpp"
 #include "gpu/heap/symmetric_heap.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 #include "migrate/weight_memory.hpp"
 
 namespace epistle::migrate {
@@ -17,25 +18,11 @@ namespace {
 
 using cuda::check_cuda;
 
-/// Whoever waits for it sleeps: the cores are those of ranks.
-class Event {
- public:
-  explicit Event(int device) {
-    const cuda::DeviceGuard guard(device);
-    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
-               "creating an event for weights");
-  }
-  ~Event() { cuda::warn_cuda(cudaEventDestroy(event_), "destroying an event of weights"); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-
-  void record(cudaStream_t stream) { check_cuda(cudaEventRecord(event_, stream), "recording an event of weights"); }
-  /// At once where nothing was recorded.
-  void wait() { check_cuda(cudaEventSynchronize(event_), "copying weights"); }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
+/// The cores are those of ranks.
+cuda::Event make_event(int device) {
+  const cuda::DeviceGuard guard(device);
+  return cuda::Event(cuda::EventKind::kSleeping);
+}
 
 std::int64_t largest_of(const std::vector<std::int64_t>& values) {
   return *std::max_element(values.begin(), values.end());
@@ -47,8 +34,8 @@ class GpuWeights final : public WeightMemory {
       : device_(device),
         stream_(cuda::private_stream(device, cuda::StreamPriority::kLowest)),
         heap_(group, device, largest_of(bytes_of_rank)),
-        copied_(device),
-        free_(device) {
+        copied_(make_event(device)),
+        free_(make_event(device)) {
     std::vector<cuda::HeapRange> ranges;
     const std::int64_t unit = heap_.granularity();
     for (std::size_t rank = 0; rank < bytes_of_rank.size(); ++rank) {
@@ -62,12 +49,12 @@ class GpuWeights final : public WeightMemory {
 
   void begin_thread() override { check_cuda(cudaSetDevice(device_), "choosing the GPU of the copying thread"); }
 
-  void wait_for_free_places() override { free_.wait(); }
+  void wait_for_free_places() override { free_.wait("waiting for places that are free"); }
 
   void copy(std::byte* destination, const std::byte* source, std::size_t num_bytes) override {
     check_cuda(cudaMemcpyAsync(destination, source, num_bytes, cudaMemcpyDefault, stream_), "copying weights");
     copied_.record(stream_);
-    copied_.wait();
+    copied_.wait("copying weights");
   }
 
   void free_behind(Stream stream) override {
@@ -79,8 +66,8 @@ class GpuWeights final : public WeightMemory {
   int device_;
   cudaStream_t stream_;
   cuda::SymmetricHeap heap_;
-  Event copied_;  ///< of the copying thread alone
-  Event free_;
+  cuda::Event copied_;  ///< of the copying thread alone
+  cuda::Event free_;
 };
 
 }  // namespace

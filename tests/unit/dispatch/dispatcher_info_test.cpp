@@ -280,6 +280,56 @@ TEST(MemoryOfOptions, MirrorsOfRanksOfOtherHostsAreCounted) {
   }
 }
 
+std::int64_t bytes_from_allocator(const MemoryPlan& plan) {
+  std::int64_t bytes = 0;
+  for (const MemorySection& section : plan.sections) bytes += section.from_allocator ? section.largest_bytes : 0;
+  return bytes;
+}
+
+TEST(MemoryOfOptions, WhatAnAllocatorIsAskedForIsWhatARankHasForItself) {
+  for (const DispatcherInfo* const info : dispatchers()) {
+    const MemoryQuery query{.num_ranks = 4, .domain_size = 2};
+    const MemoryPlan plan = info->memory(served_config(), query);
+    const bool on_gpu = info->device() == Device::kCuda;
+    EXPECT_EQ(bytes_from_allocator(plan), on_gpu ? private_bytes(plan) : 0) << info->name();
+    if (on_gpu) {
+      EXPECT_GT(private_bytes(plan), 0) << info->name();
+    }
+  }
+  // Peers of this host have its rows in their mirrors of other hosts: that is the heap's.
+  const DispatcherInfo& info = find_dispatcher("alltoall", Device::kCuda);
+  const MemoryPlan one = info.memory(served_config(), {.num_ranks = 4, .domain_size = 2});
+  const MemoryPlan two = info.memory(served_config(), {.num_ranks = 4, .domain_size = 2, .num_hosts = 2});
+  const std::int64_t counters = 8 * served_config().num_experts;
+  EXPECT_EQ(bytes_from_allocator(two), bytes_from_allocator(one) + counters);
+}
+
+TEST(MemoryOfOptions, AnAllocatorTakesWhatItGives) {
+  for (const char* const missing : {"free", "allocate"}) {
+    CudaOptions options;
+    if (missing == std::string("free")) {
+      options.allocator.allocate = [](std::int64_t, int, Stream) -> void* { return nullptr; };
+    } else {
+      options.allocator.free = [](void*, std::int64_t, int, Stream) {};
+    }
+    const Outcome outcome = outcome_of_options(true, options);
+    ASSERT_TRUE(outcome.has_value());
+    EXPECT_EQ(outcome->code(), ErrorCode::kInvalidArgument);
+    EXPECT_NE(std::string(outcome->what()).find("'" + std::string(missing) + "'"), std::string::npos)
+        << outcome->what();
+  }
+}
+
+TEST(MemoryOfOptions, AutoOfFewTokensTakesThatOfLowLatencyAlone) {
+  const MemoryPlan plan = find_dispatcher("auto", Device::kCuda).memory(decode_config(), 4);
+  const MemoryPlan expected = find_dispatcher("low_latency", Device::kCuda).memory(decode_config(), 4);
+  ASSERT_EQ(plan.sections.size(), expected.sections.size());
+  for (std::size_t idx = 0; idx < plan.sections.size(); ++idx) {
+    EXPECT_EQ(plan.sections[idx].name, expected.sections[idx].name);
+    EXPECT_EQ(plan.sections[idx].largest_bytes, expected.sections[idx].largest_bytes) << plan.sections[idx].name;
+  }
+}
+
 TEST(MemoryOfOptions, WhatCannotBeIsRefused) {
   const auto refusal = [](const char* name, const MemoryQuery& query) {
     const Outcome outcome =

@@ -229,14 +229,6 @@ TEST(PlanSearch, PartsAddUpToTermsAndTermsToLayers) {
   }
 }
 
-TEST(PlanSearch, LatentsOfAllHeadsAreKeptByEveryRankOfATensorGroup) {
-  const PlanModel latent = plan_model_of_preset("deepseek-v3");
-  EXPECT_DOUBLE_EQ(cached_elements(latent, 8), 8 * cached_elements(latent, 1));
-  const PlanModel grouped = plan_model_of_preset("qwen3-235b-a22b");
-  EXPECT_DOUBLE_EQ(cached_elements(grouped, 4), cached_elements(grouped, 1));
-  EXPECT_DOUBLE_EQ(cached_elements(grouped, 8), 2 * cached_elements(grouped, 1));
-}
-
 TEST(PlanSearch, RefusesNonsense) {
   PlanRequest request = request_for("qwen3-30b-a3b", "h200-hgx");
   request.dispatchers = {"carrier_pigeon"};
@@ -247,46 +239,6 @@ TEST(PlanSearch, RefusesNonsense) {
   request.tokens_per_gpu = 1;
   request.popularity = {1, 2};
   EXPECT_THROW((void)search_plans(request, priors()), Error);
-}
-
-TEST(PlanModel, IsReadFromAConfig) {
-  const PlanModel model = parse_plan_model(
-      R"({"hidden_size": 4096, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1536,
-          "intermediate_size": 12288, "num_hidden_layers": 94, "num_attention_heads": 64, "num_key_value_heads": 4,
-          "head_dim": 128, "vocab_size": 151936})",
-      "config.json");
-  const PlanModel preset = plan_model_of_preset("qwen3-235b-a22b");
-  EXPECT_EQ(model.num_moe_layers, preset.num_moe_layers);
-  EXPECT_EQ(model.kv_elements_per_token, preset.kv_elements_per_token);
-  EXPECT_EQ(model.attention_elements, preset.attention_elements);
-  EXPECT_FALSE(model.attention_is_assumed);
-  for (const char* const text : {"[]", "{}", R"({"hidden_size": "wide"})", R"({"hidden_size": 1e30})"}) {
-    try {
-      (void)parse_plan_model(text, "config.json");
-      ADD_FAILURE() << text;
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ErrorCode::kCorruptInput);
-      EXPECT_TRUE(error.message().starts_with("config.json")) << error.message();
-    }
-  }
-}
-
-TEST(PlanModel, CountsLayersWithExpertsAndWindowsOfPublishedForms) {
-  const std::string common =
-      R"({"hidden_size": 2880, "num_local_experts": 32, "num_experts_per_tok": 4, "intermediate_size": 2880,
-          "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "num_hidden_layers": 4, )";
-  const PlanModel windows = parse_plan_model(
-      common + R"("sliding_window": 128, "layer_types": ["sliding_attention", "full_attention", "sliding_attention",
-                  "full_attention"]})",
-      "config.json");
-  EXPECT_EQ(windows.num_moe_layers, 4);
-  EXPECT_DOUBLE_EQ(windows.seen_tokens(4096), (4096 + 128) / 2.0);
-  EXPECT_EQ(parse_plan_model(common + R"("decoder_sparse_step": 2, "mlp_only_layers": [3]})", "c").num_moe_layers, 1);
-  EXPECT_EQ(parse_plan_model(common + R"("first_k_dense_replace": 3, "moe_layer_freq": 1})", "c").num_moe_layers, 1);
-  EXPECT_EQ(parse_plan_model(common + R"("moe_layer_freq": [0, 1, 1, 1]})", "c").num_moe_layers, 3);
-  EXPECT_DOUBLE_EQ(
-      parse_plan_model(common + R"("sliding_window": 64, "use_sliding_window": false})", "c").seen_tokens(4096), 4096);
-  EXPECT_THROW((void)parse_plan_model(common + R"("decoder_sparse_step": 9})", "c"), Error);
 }
 
 }  // namespace

@@ -77,11 +77,8 @@ void AllToAllTransport::take_exchange_memory() {
   totals_ = cuda::PinnedMemory(sizeof(HandleTotals));
   entry_counts_ = cuda::PinnedMemory(sizeof(EntryCounts));
   if (!returns_entries()) return;
-  for (const bool placing : {false, true}) {
-    cuda::BufferCarver carver(entry_memory_.get());
-    carve_entries(carver, context_.layout(), entry_tables_);
-    if (!placing) entry_memory_ = cuda::allocate_on(context_.device, carver.num_bytes());
-  }
+  entry_memory_ = context_.own_memory.carve(
+      [this](cuda::BufferCarver& carver) { carve_entries(carver, context_.layout(), entry_tables_); });
 }
 
 void AllToAllTransport::end() noexcept {

@@ -15,6 +15,7 @@
 
 #include "dispatch/cuda/alltoall/exchange.hpp"
 #include "dispatch/cuda/alltoall/exchange_plan.hpp"
+#include "dispatch/cuda/direct/tuning.hpp"
 #include "dispatch/cuda/engine/buffer_carver.hpp"
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
@@ -34,6 +35,12 @@ class AllToAllTransport final : public cuda::RowTransport {
   void raise_demands(cuda::CudaHandleState& handle, std::vector<RowDemand>& demands) override;
   Phase abandon() noexcept override;
   void end() noexcept override;
+  [[nodiscard]] cuda::TuningChoice tuning_for(const cuda::TuningQuery& query) const override {
+    return cuda::choose(query);
+  }
+  [[nodiscard]] std::string describe_tuning(const cuda::TuningQuery& query) const override {
+    return cuda::describe(query);
+  }
   void start_move(const cuda::CudaHandleState& handle, cuda::MoveArgs& args) override;
   void start_sum(const cuda::CudaHandleState& handle, cuda::SumArgs& args) override;
   /// Over several hosts: fills the mirrors of ranks of other hosts, from which they are read.

@@ -27,11 +27,11 @@ constexpr int kCountThreads = 256;
 /// order in which they come.
 template <typename Visit>
 __device__ void for_each_entry(const EntryArgs& args, std::int64_t token, const Visit& visit) {
-  const int slots = args.handle.sends_per_token;
+  const int num_sends = args.handle.sends_per_token;
   const int top_k = args.handle.top_k;
   const ExpertPartition partition = args.layout.partition();
-  for (int slot = 0; slot < slots; ++slot) {
-    const SendPlace send = args.handle.sends[token * slots + slot];
+  for (int nth = 0; nth < num_sends; ++nth) {
+    const SendPlace send = args.handle.sends[token * num_sends + nth];
     if (send.dst_rank < 0 || send.dst_rank == args.group.rank) continue;
     for (std::int64_t entry = token * top_k; entry < (token + 1) * top_k; ++entry) {
       if (args.handle.dst_row[entry] < 0) continue;

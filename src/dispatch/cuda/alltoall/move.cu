@@ -61,11 +61,11 @@ struct Copier {
   }
 
   __device__ void pack_token(std::int64_t token) const {
-    const int slots = args.handle.sends_per_token;
+    const int num_sends = args.handle.sends_per_token;
     const bool token_major = args.layout.token_major();
-    for (int first = 0; first < slots; first += kWarpSize) {
+    for (int first = 0; first < num_sends; first += kWarpSize) {
       SendPlace send{-1, -1, -1, -1};
-      if (first + lane_id() < slots) send = args.handle.sends[token * slots + first + lane_id()];
+      if (first + lane_id() < num_sends) send = args.handle.sends[token * num_sends + first + lane_id()];
       const bool own = send.dst_rank == args.group.rank;
       const bool taken = send.dst_rank >= 0 && (!own || token_major);
       copy_token(__ballot_sync(kFullWarp, taken), own ? Place::kOutput : Place::kPacked, own ? send.row : send.stage,

@@ -34,22 +34,22 @@ __global__ void __launch_bounds__(kSumThreads, 1) sum_pairs_kernel(const __grid_
 template <class Format>
 __global__ void __launch_bounds__(kSumThreads, 1) sum_tokens_kernel(const __grid_constant__ SumArgs args) {
   const std::int64_t row_bytes = args.layout.params().combine_row_bytes;
-  const int slots = args.handle.sends_per_token;
+  const int num_sends = args.handle.sends_per_token;
   const bool token_major = args.layout.token_major();
   const std::byte* stage = args.group.section(args.group.rank, BufferSection::kStageRows);
   const std::byte* own_sums = args.group.section(args.group.rank, BufferSection::kSendRows);
   const WarpIndex warp = warp_index();
   for (std::int64_t token = warp.idx; token < args.handle.num_tokens; token += warp.count) {
     const auto term_at = [&](int i) {
-      const SendPlace send = args.handle.sends[token * slots + i];
+      const SendPlace send = args.handle.sends[token * num_sends + i];
       if (send.dst_rank < 0) return Term{};
-      const float weight = args.handle.send_weights[token * slots + i];
+      const float weight = args.handle.send_weights[token * num_sends + i];
       if (send.dst_rank != args.group.rank) return Term{stage + send.stage * row_bytes, weight};
       if (token_major) return Term{args.rows + send.row * row_bytes, weight};
       return Term{own_sums + send.pair * row_bytes, weight};
     };
     // Sums of expert rows have the weights in them already.
-    sum_row<Format>(slots, term_at, args.weighted && token_major, args.out + token * args.out_stride, row_bytes);
+    sum_row<Format>(num_sends, term_at, args.weighted && token_major, args.out + token * args.out_stride, row_bytes);
   }
 }
 

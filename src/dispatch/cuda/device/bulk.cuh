@@ -17,7 +17,7 @@ namespace epistle::cuda {
 
 /// Bytes that travel as one part, parts that a warp has room for, and loads under way before the first is stored.
 inline constexpr int kPartBytes = 4096;
-inline constexpr int kPartSlots = 3;
+inline constexpr int kRingParts = 3;
 inline constexpr int kPartsAhead = 2;
 inline constexpr int kBulkWarps = 16;
 inline constexpr int kBulkThreads = kBulkWarps * kWarpSize;
@@ -25,12 +25,12 @@ inline constexpr int kBulkThreads = kBulkWarps * kWarpSize;
 inline constexpr int kMaxFan = kWarpSize;
 
 /// Shared memory of one warp.
-struct alignas(128) BulkSlots {
-  std::byte parts[kPartSlots][kPartBytes];
-  std::byte* targets[kPartSlots][kMaxFan];
-  std::uint64_t loaded[kPartSlots];  // mbarriers
-  std::uint32_t sizes[kPartSlots];
-  std::int32_t fans[kPartSlots];
+struct alignas(128) BulkRing {
+  std::byte parts[kRingParts][kPartBytes];
+  std::byte* targets[kRingParts][kMaxFan];
+  std::uint64_t loaded[kRingParts];  // mbarriers
+  std::uint32_t sizes[kRingParts];
+  std::int32_t fans[kRingParts];
 };
 
 #if EPISTLE_BULK_COPIES
@@ -53,16 +53,16 @@ __device__ inline void expect_parts(std::uint32_t num_bytes, std::uint64_t* barr
                : "memory");
 }
 /// One of those, to an address in shared memory.
-__device__ inline void load_expected_part(std::uint32_t slot, const std::byte* from, std::uint32_t num_bytes,
+__device__ inline void load_expected_part(std::uint32_t place, const std::byte* from, std::uint32_t num_bytes,
                                           std::uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(slot),
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(place),
                "l"(from), "r"(num_bytes), "r"(shared_address(barrier))
                : "memory");
 }
-__device__ inline void load_part(std::byte* slot, const std::byte* from, std::uint32_t num_bytes,
+__device__ inline void load_part(std::byte* place, const std::byte* from, std::uint32_t num_bytes,
                                  std::uint64_t* barrier) {
   expect_parts(num_bytes, barrier);
-  load_expected_part(shared_address(slot), from, num_bytes, barrier);
+  load_expected_part(shared_address(place), from, num_bytes, barrier);
 }
 
 __device__ inline bool is_loaded(std::uint64_t* barrier, std::uint32_t parity) {
@@ -77,15 +77,15 @@ __device__ inline bool is_loaded(std::uint64_t* barrier, std::uint32_t parity) {
   return done != 0;
 }
 
-__device__ inline void store_part(std::byte* to, const std::byte* slot, std::uint32_t num_bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(slot)),
+__device__ inline void store_part(std::byte* to, const std::byte* from, std::uint32_t num_bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
                "r"(num_bytes)
                : "memory");
 }
 __device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-/// All but the last kPending groups of stores have read their slots.
+/// All but the last kPending groups of stores have read their parts of the ring.
 template <int kPending>
-__device__ inline void wait_slots_free() {
+__device__ inline void wait_ring_free() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 /// All but the last kPending groups of stores are where they belong.
@@ -97,9 +97,9 @@ __device__ inline void wait_stored() {
 /// A warp's parts of rows, first in, first out. All lanes make all calls; lane 0 does the work.
 class BulkPipe {
  public:
-  __device__ explicit BulkPipe(BulkSlots& slots) : slots_(slots) {
+  __device__ explicit BulkPipe(BulkRing& ring) : ring_(ring) {
     if (lane_id() == 0) {
-      for (int slot = 0; slot < kPartSlots; ++slot) init_barrier(&slots.loaded[slot]);
+      for (int entry = 0; entry < kRingParts; ++entry) init_barrier(&ring.loaded[entry]);
       fence_async();
     }
     __syncwarp();
@@ -112,15 +112,15 @@ class BulkPipe {
     const int fan = __popc(mask);
     for (std::int64_t at = 0; at < num_bytes; at += kPartBytes) {
       const auto size = static_cast<std::uint32_t>(min(num_bytes - at, std::int64_t{kPartBytes}));
-      const int slot = static_cast<int>(num_loaded_ % kPartSlots);
-      if (mine) slots_.targets[slot][idx] = target + at;
+      const int entry = static_cast<int>(num_loaded_ % kRingParts);
+      if (mine) ring_.targets[entry][idx] = target + at;
       __syncwarp();
       if (lane_id() == 0) {
-        // The slot's former part was stored kPartSlots parts ago, and kPartsAhead of those are only loaded yet.
-        wait_slots_free<kPartSlots - kPartsAhead - 1>();
-        load_part(slots_.parts[slot], from + at, size, &slots_.loaded[slot]);
-        slots_.sizes[slot] = size;
-        slots_.fans[slot] = fan;
+        // What was there before was stored kRingParts parts ago, and kPartsAhead of those are only loaded yet.
+        wait_ring_free<kRingParts - kPartsAhead - 1>();
+        load_part(ring_.parts[entry], from + at, size, &ring_.loaded[entry]);
+        ring_.sizes[entry] = size;
+        ring_.fans[entry] = fan;
       }
       ++num_loaded_;
       if (num_loaded_ - num_stored_ > kPartsAhead) store_next();
@@ -140,17 +140,17 @@ class BulkPipe {
   __device__ void store_next() {
     const std::uint32_t part = num_stored_++;
     if (lane_id() == 0) {
-      const std::uint32_t slot = part % kPartSlots;
-      while (!is_loaded(&slots_.loaded[slot], (part / kPartSlots) & 1U)) {
+      const std::uint32_t entry = part % kRingParts;
+      while (!is_loaded(&ring_.loaded[entry], (part / kRingParts) & 1U)) {
       }
-      const std::uint32_t size = slots_.sizes[slot];
-      for (int i = 0; i < slots_.fans[slot]; ++i) store_part(slots_.targets[slot][i], slots_.parts[slot], size);
+      const std::uint32_t size = ring_.sizes[entry];
+      for (int i = 0; i < ring_.fans[entry]; ++i) store_part(ring_.targets[entry][i], ring_.parts[entry], size);
       commit_stores();
     }
     __syncwarp();
   }
 
-  BulkSlots& slots_;
+  BulkRing& ring_;
   std::uint32_t num_loaded_ = 0;
   std::uint32_t num_stored_ = 0;
 };

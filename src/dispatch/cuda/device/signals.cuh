@@ -150,6 +150,11 @@ __device__ inline const std::uint64_t* ready_flag(const CallContext& call, int s
   return ready_flag(call, call.group->rank, source);
 }
 
+/// Polls from one look at clocks and peers to the next, and to one at the host, whose memory is far away. Powers of
+/// two.
+inline constexpr std::uint32_t kPollsPerLook = 64;
+inline constexpr std::uint32_t kPollsPerLookAtHost = 4096;
+
 /// True when the wait must be given up; looks at clocks and at the host every now and then.
 __device__ inline bool gives_up(const CallContext& call, int peer, std::uint64_t start_ns, std::uint32_t polls) {
   const DeviceGroup& group = *call.group;
@@ -161,8 +166,7 @@ __device__ inline bool gives_up(const CallContext& call, int peer, std::uint64_t
     report(group, Finding::kTimeout, call.phase, peer, 0, 0);
     return true;
   }
-  // Host memory is far away: rarely.
-  if ((polls & 0xfffU) == 0 && *static_cast<volatile std::uint32_t*>(&group.host->abort) != 0U) {
+  if (polls % kPollsPerLookAtHost == 0 && *static_cast<volatile std::uint32_t*>(&group.host->abort) != 0U) {
     report(group, Finding::kAborted, call.phase, peer, 0, 0);
     return true;
   }
@@ -178,7 +182,7 @@ __device__ __noinline__ bool poll(const CallContext& call, int peer, const Flag*
   const std::uint64_t start_ns = now_ns();
   for (std::uint32_t polls = 1;; ++polls) {
     if (reached(epoch_in(load_relaxed(flag)), call.epoch)) return true;
-    if ((polls & 0x3fU) == 0 && gives_up(call, peer, start_ns, polls)) return false;
+    if (polls % kPollsPerLook == 0 && gives_up(call, peer, start_ns, polls)) return false;
   }
 }
 

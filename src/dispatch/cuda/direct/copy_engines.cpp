@@ -5,7 +5,9 @@
 #include <string>
 
 #include "core/log.hpp"
+#include "dispatch/cuda/engine/context.hpp"
 #include "gpu/cuda_error.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 
@@ -21,28 +23,6 @@ namespace {
 constexpr std::int64_t kMinChunkTokens = 64;
 // Streams to peers. Together with the caller's and the library's own they stay within the 32 hardware queues of a GPU.
 constexpr int kMaxPeerLanes = 8;
-
-void record(cudaEvent_t event, cudaStream_t stream) {
-  check_cuda(cudaEventRecord(event, stream), "recording an event");
-}
-
-void follow(cudaStream_t stream, cudaEvent_t event) {
-  check_cuda(cudaStreamWaitEvent(stream, event), "ordering copies behind other work");
-}
-
-void create_event(cudaEvent_t& event) {
-  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
-}
-
-void destroy_event(cudaEvent_t event) noexcept {
-  if (event != nullptr) warn_cuda(cudaEventDestroy(event), "destroying an event");
-}
-
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream, &status), "asking whether the stream is being captured");
-  return status != cudaStreamCaptureStatusNone;
-}
 
 void copy_one_by_one(const RangeCopy& copy, cudaStream_t stream) {
   check_cuda(cudaMemcpyAsync(copy.to, copy.from, copy.num_bytes, cudaMemcpyDefault, stream), "copying rows");
@@ -118,19 +98,8 @@ CopyPlan make_copy_plan(const RunList& list, std::int32_t num_ranks, std::int32_
 
 /// An internal stream, and the event behind what it does for one call.
 struct CopyEngines::Lane {
-  Lane() {
-    check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream for copies");
-    create_event(done);
-  }
-  ~Lane() {
-    destroy_event(done);
-    if (stream != nullptr) warn_cuda(cudaStreamDestroy(stream), "destroying a stream for copies");
-  }
-  Lane(const Lane&) = delete;
-  Lane& operator=(const Lane&) = delete;
-
-  cudaStream_t stream = nullptr;
-  cudaEvent_t done = nullptr;
+  OwnedStream stream;
+  Event done{EventKind::kOrder};
 };
 
 /// The copies of one call: forked from the caller's stream, and joined to it at the end.
@@ -158,8 +127,8 @@ class CopyEngines::Call {
 
   [[nodiscard]] cudaStream_t stream_of(std::size_t lane) {
     if (engines_.lanes_.empty()) return stream_;
-    const cudaStream_t stream = engines_.lanes_[lane]->stream;
-    if (!used_[lane]) follow(stream, lane == kLocalLane ? engines_.fork_ : engines_.ready_);
+    const cudaStream_t stream = engines_.lanes_[lane]->stream.get();
+    if (!used_[lane]) (lane == kLocalLane ? engines_.fork_ : engines_.ready_).hold_back(stream);
     used_[lane] = true;
     return stream;
   }
@@ -191,8 +160,9 @@ class CopyEngines::Call {
   void join() {
     for (std::size_t lane = 0; lane < used_.size(); ++lane) {
       if (!used_[lane]) continue;
-      record(engines_.lanes_[lane]->done, engines_.lanes_[lane]->stream);
-      follow(stream_, engines_.lanes_[lane]->done);
+      const Lane& used = *engines_.lanes_[lane];
+      used.done.record(used.stream.get());
+      used.done.hold_back(stream_);
     }
   }
 
@@ -212,26 +182,20 @@ bool CopyEngines::can_serve(const LayoutParams& params) noexcept {
          params.scale_order == ScaleOrder::kRows;
 }
 
-CopyEngines::CopyEngines(const DispatchLayout& layout, int rank, int device, bool shares_gpu)
-    : layout_(layout), rank_(rank), num_ranks_(layout.params().num_ranks), device_(device), shares_gpu_(shares_gpu) {
-  const DeviceGuard guard(device_);
-  for (cudaEvent_t* event : {&fork_, &ready_, &last_pack_}) create_event(*event);
-  chunk_packed_.resize(kMaxPackChunks);
-  for (cudaEvent_t& event : chunk_packed_) create_event(event);
-  std::byte* memory = nullptr;
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(placing ? memory : nullptr);
-    carve_run_list(carver, num_ranks_, list_);
-    if (placing) continue;
-    pinned_ = PinnedMemory(carver.num_bytes());
-    memory = pinned_.get();
-  }
+CopyEngines::CopyEngines(const EngineContext& context)
+    : layout_(context.layout()),
+      rank_(context.rank()),
+      num_ranks_(context.num_ranks()),
+      own_memory_(context.own_memory),
+      shares_gpu_(context.shares_gpu) {
+  const DeviceGuard guard(context.device);
+  check_cuda(load_copy_kernels(), "loading the kernels of the copy engines");
+  for (Event* const event : {&fork_, &ready_, &last_pack_}) *event = Event(EventKind::kOrder);
+  for (int chunk = 0; chunk < kMaxPackChunks; ++chunk) chunk_packed_.emplace_back(EventKind::kOrder);
+  pinned_ = PinnedMemory::carve([this](BufferCarver& carver) { carve_run_list(carver, num_ranks_, list_); });
 }
 
-CopyEngines::~CopyEngines() {
-  for (const cudaEvent_t event : {fork_, ready_, last_pack_}) destroy_event(event);
-  for (const cudaEvent_t event : chunk_packed_) destroy_event(event);
-}
+CopyEngines::~CopyEngines() = default;
 
 void CopyEngines::set(const CopyEngineSettings& settings) noexcept {
   settings_ = settings;
@@ -251,11 +215,11 @@ const CopyPlan* CopyEngines::find_plan(const CudaHandleState& handle, int max_bl
   if (capturing) return nullptr;
   const std::int32_t num_chunks = num_pack_chunks(handle.arrays.num_tokens);
   // Not behind other work of the caller, where there is a stream of our own: prepare is over, the host has its counts.
-  const cudaStream_t own = lanes_.empty() ? stream : lanes_[Call::local_lane()]->stream;
+  const cudaStream_t own = lanes_.empty() ? stream : lanes_[Call::local_lane()]->stream.get();
   const RunListArgs args{.handle = handle.arrays, .num_ranks = num_ranks_, .num_chunks = num_chunks, .list = list_};
   check_cuda(launch_find_runs(args, std::clamp(max_blocks, 1, num_ranks_), own), "launching the search for runs");
-  record(fork_, own);
-  check_cuda(cudaEventSynchronize(fork_), "waiting for the runs of a routing");
+  fork_.record(own);
+  fork_.wait("waiting for the runs of a routing");
   plan = make_copy_plan(list_, num_ranks_, num_chunks, handle.prepare_id);
   return &plan;
 }
@@ -265,19 +229,15 @@ bool CopyEngines::has_send_buffer(bool capturing) {
   if (packed_rows_ != nullptr) return true;
   if (capturing || lacks_memory_) return false;
   std::byte* rows = nullptr;
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(send_buffer_.get());
-    carve_packed(carver, layout_, rows, packed_scales_);
-    if (placing) continue;
-    try {
-      send_buffer_ = allocate_on(device_, carver.num_bytes());
-    } catch (const Error& error) {
-      // Not worth a call that only this rank cannot make: a kernel needs no buffer.
-      if (error.code() != ErrorCode::kOutOfMemory) throw;
-      log_warn(std::string("the copy engines are not used: ") + error.what());
-      lacks_memory_ = true;
-      return false;
-    }
+  try {
+    send_buffer_ =
+        own_memory_.carve([&](BufferCarver& carver) { carve_packed(carver, layout_, rows, packed_scales_); });
+  } catch (const Error& error) {
+    // Not worth a call that only this rank cannot make: a kernel needs no buffer.
+    if (error.code() != ErrorCode::kOutOfMemory) throw;
+    log_warn(std::string("the copy engines are not used: ") + error.what());
+    lacks_memory_ = true;
+    return false;
   }
   packed_rows_ = rows;
   return true;
@@ -304,9 +264,9 @@ bool CopyEngines::dispatch(const CudaHandleState& handle, const MoveArgs& args, 
     if (plan != nullptr && packs(*plan, args)) sent_by_kernel_ = !has_send_buffer(capturing);
     if (sent_by_kernel_) return false;
     const bool forked = !lanes_.empty();
-    if (forked) record(fork_, stream);
+    if (forked) fork_.record(stream);
     check_cuda(launch_start_copies(signal, stream), "launching the start of dispatch");
-    if (forked) record(ready_, stream);
+    if (forked) ready_.record(stream);
     send(*plan, args, pack_blocks, capturing, stream);
   } else if (sent_by_kernel_) {
     return false;
@@ -325,7 +285,7 @@ void CopyEngines::send(const CopyPlan& plan, const MoveArgs& args, int pack_bloc
     copy_runs(plan, args, call);
   }
   call.join();
-  if (has_packed_ && !capturing) record(last_pack_, stream);
+  if (has_packed_ && !capturing) last_pack_.record(stream);
 }
 
 void CopyEngines::copy_runs(const CopyPlan& plan, const MoveArgs& args, Call& call) const {
@@ -368,16 +328,16 @@ void CopyEngines::copy_packed(const CopyPlan& plan, const MoveArgs& args, int pa
     pack.token_end = chunk_begin(args.handle.num_tokens, plan.num_chunks, chunk + 1);
     if (pack.token_begin == pack.token_end) continue;
     const cudaStream_t packing = call.local_stream();
-    const cudaEvent_t packed = chunk_packed_[static_cast<std::size_t>(chunk)];
+    const Event& packed = chunk_packed_[static_cast<std::size_t>(chunk)];
     check_cuda(launch_pack(pack, packing), "launching the packing of rows");
-    if (forked) record(packed, packing);
+    if (forked) packed.record(packing);
     for (int distance = 1; distance < num_ranks_; ++distance) {
       const int dst = (rank_ + distance) % num_ranks_;
       const std::int64_t row = plan.first_row[static_cast<std::size_t>(dst)] + plan.chunk_row(dst, chunk);
       const std::int64_t num_rows = plan.chunk_row(dst, chunk + 1) - plan.chunk_row(dst, chunk);
       if (num_rows == 0) continue;
       const cudaStream_t copying = call.stream_of(call.peer_lane(distance, chunk));
-      if (forked) follow(copying, packed);
+      if (forked) packed.hold_back(copying);
       const auto copy = [&](BufferSection section, const std::byte* from, std::int64_t num_bytes) {
         copy_one_by_one({.to = args.group.section(dst, section) + row * num_bytes,
                          .from = from + (row + pack.row_shift[dst]) * num_bytes,

@@ -26,10 +26,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include "dispatch/cuda/direct/copy_launch.hpp"
 #include "dispatch/cuda/engine/buffer_carver.hpp"
 #include "dispatch/cuda/engine/cuda_handle.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
-#include "dispatch/cuda/engine/launch.hpp"
+#include "gpu/event.hpp"
 #include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
@@ -84,10 +85,9 @@ class CopyEngines {
   /// host gives the copies their addresses when it does not know yet which buffer a peer uses.
   [[nodiscard]] static bool can_serve(const LayoutParams& params) noexcept;
 
-  /// `layout` is one that can_serve(). `shares_gpu`: other ranks use the same GPU. Then everything stays on the
-  /// caller's stream: kernels of several ranks that wait for each other must not meet other streams in a hardware
-  /// queue.
-  CopyEngines(const DispatchLayout& layout, int rank, int device, bool shares_gpu);
+  /// Its layout is one that can_serve(). Where other ranks use the same GPU, everything stays on the caller's stream:
+  /// kernels of several ranks that wait for each other must not meet other streams in a hardware queue.
+  explicit CopyEngines(const EngineContext& context);
   ~CopyEngines();
   CopyEngines(const CopyEngines&) = delete;
   CopyEngines& operator=(const CopyEngines&) = delete;
@@ -124,15 +124,15 @@ class CopyEngines {
   DispatchLayout layout_;
   int rank_;
   int num_ranks_;
-  int device_;
+  DeviceSource own_memory_;
   bool shares_gpu_;
   CopyEngineSettings settings_;
   bool has_packed_ = false;
   bool sent_by_kernel_ = false;  ///< the open call's send half was left to a kernel
-  cudaEvent_t fork_ = nullptr;
-  cudaEvent_t ready_ = nullptr;
-  cudaEvent_t last_pack_ = nullptr;
-  std::vector<cudaEvent_t> chunk_packed_;
+  Event fork_;
+  Event ready_;
+  Event last_pack_;
+  std::vector<Event> chunk_packed_;
   std::vector<std::unique_ptr<Lane>> lanes_;  ///< the first for what stays here; none where the GPU is shared
   PinnedMemory pinned_;
   RunList list_;

@@ -3,7 +3,7 @@
 
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
+#include "dispatch/cuda/direct/copy_launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kSignalThreads, 1) finish_copies_kernel(const 
 
 __device__ std::int32_t row_at(const HandleArrays& handle, std::int64_t token, std::int32_t dst_rank) {
   const SendPlace* sends = handle.sends + token * handle.sends_per_token;
-  for (int slot = 0; slot < handle.sends_per_token; ++slot) {
-    if (sends[slot].dst_rank == dst_rank) return sends[slot].row;
+  for (int nth = 0; nth < handle.sends_per_token; ++nth) {
+    if (sends[nth].dst_rank == dst_rank) return sends[nth].row;
   }
   return -1;
 }
@@ -126,15 +126,15 @@ struct Packer {
 /// Reads each row of a chunk once; writes it to its final place here and to the send buffer of every peer it goes to.
 __global__ void __launch_bounds__(kPackThreads, 1) pack_kernel(const __grid_constant__ PackArgs args) {
   const Packer packer{args};
-  const int slots = args.handle.sends_per_token;
+  const int num_sends = args.handle.sends_per_token;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int blocks = static_cast<int>(gridDim.x);
   // Neighbouring rows go to different blocks, so that all of them finish together.
   for (std::int64_t token = args.token_begin + warp * blocks + blockIdx.x; token < args.token_end;
        token += kPackWarps * blocks) {
-    for (int first = 0; first < slots; first += kWarpSize) {
+    for (int first = 0; first < num_sends; first += kWarpSize) {
       SendPlace send{-1, -1, -1, -1};
-      if (first + lane_id() < slots) send = args.handle.sends[token * slots + first + lane_id()];
+      if (first + lane_id() < num_sends) send = args.handle.sends[token * num_sends + first + lane_id()];
       packer.pack(send, token);
     }
   }
@@ -142,10 +142,11 @@ __global__ void __launch_bounds__(kPackThreads, 1) pack_kernel(const __grid_cons
 
 }  // namespace
 
-const void* start_copies_kernel_address() noexcept { return reinterpret_cast<const void*>(&start_copies_kernel); }
-const void* finish_copies_kernel_address() noexcept { return reinterpret_cast<const void*>(&finish_copies_kernel); }
-const void* find_runs_kernel_address() noexcept { return reinterpret_cast<const void*>(&find_runs_kernel); }
-const void* pack_kernel_address() noexcept { return reinterpret_cast<const void*>(&pack_kernel); }
+cudaError_t load_copy_kernels() {
+  return load_kernels({reinterpret_cast<const void*>(&start_copies_kernel),
+                       reinterpret_cast<const void*>(&finish_copies_kernel),
+                       reinterpret_cast<const void*>(&find_runs_kernel), reinterpret_cast<const void*>(&pack_kernel)});
+}
 
 cudaError_t launch_start_copies(const CopySignalArgs& args, cudaStream_t stream) {
   start_copies_kernel<<<1, kSignalThreads, 0, stream>>>(args);

@@ -4,6 +4,7 @@
 
 #include "dispatch/call/dispatcher_functions.hpp"
 #include "dispatch/cuda/direct/direct_info.hpp"
+#include "dispatch/cuda/direct/direct_launch.hpp"
 #include "dispatch/cuda/engine/cuda_functions.hpp"
 #include "dispatch/cuda/engine/cuda_options.hpp"
 #include "gpu/cuda_error.hpp"
@@ -12,8 +13,10 @@ namespace epistle::cuda {
 
 DirectTransport::DirectTransport(EngineContext& context) : context_(context) {
   const auto error = attempt([&] {
+    const DeviceGuard guard(context.device);
+    check_cuda(load_direct_kernels(context.compute_major), "loading the kernels of direct");
     if (context.options.mover != CudaMover::kCopyEngines) return;
-    copy_engines_ = std::make_unique<CopyEngines>(context.layout(), context.rank(), context.device, context.shares_gpu);
+    copy_engines_ = std::make_unique<CopyEngines>(context);
   });
   // The mover may differ by rank, so all of them come here.
   (void)context.group->agree(kGpuSetUp, Phase::kCreate, error);

@@ -5,8 +5,10 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "dispatch/cuda/direct/copy_engines.hpp"
+#include "dispatch/cuda/direct/tuning.hpp"
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/transport.hpp"
 
@@ -18,6 +20,8 @@ class DirectTransport final : public RowTransport {
   explicit DirectTransport(EngineContext& context);
 
   [[nodiscard]] bool agrees_on_host() const noexcept override { return false; }
+  [[nodiscard]] TuningChoice tuning_for(const TuningQuery& query) const override { return choose(query); }
+  [[nodiscard]] std::string describe_tuning(const TuningQuery& query) const override { return describe(query); }
   void start_move(const CudaHandleState& handle, MoveArgs& args) override;
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
   // On a shared GPU a dispatch that starts early would take SMs from a rank whose prepare the others wait for. Starting

@@ -34,7 +34,8 @@ std::vector<MemorySection> direct_memory(const ResolvedConfig& config, const Mem
   sections.push_back({.name = "rows for the copy engines",
                       .kind = MemoryKind::kPrivate,
                       .initial_bytes = 0,
-                      .largest_bytes = packed.num_bytes()});
+                      .largest_bytes = packed.num_bytes(),
+                      .from_allocator = true});
   return sections;
 }
 

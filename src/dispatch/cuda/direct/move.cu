@@ -11,8 +11,8 @@
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/direct/kernels.hpp"
 #include "dispatch/cuda/direct/unflagged_tokens.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -38,7 +38,7 @@ class VectorCopier {
 class BulkCopier {
  public:
   __device__ explicit BulkCopier(std::byte* shared)
-      : pipe_(reinterpret_cast<BulkSlots*>(shared)[threadIdx.x / kWarpSize]) {}
+      : pipe_(reinterpret_cast<BulkRing*>(shared)[threadIdx.x / kWarpSize]) {}
   __device__ void copy(unsigned mask, std::byte* target, const std::byte* from, std::int64_t num_bytes) {
     // Unaligned payloads cannot go by bulk copies.
     if ((reinterpret_cast<std::uint64_t>(from) & 15U) != 0) return copy_row_to(mask, target, from, num_bytes);
@@ -153,9 +153,9 @@ struct Mover {
                args.scale_bytes > 0 ? args.scales + token * args.strides.scale_row : nullptr);
   }
 
-  __device__ SendPlace send_of(std::int64_t token, int slot) const {
-    if (slot >= args.handle.sends_per_token) return {-1, -1, -1, -1};
-    return args.handle.sends[token * args.handle.sends_per_token + slot];
+  __device__ SendPlace send_of(std::int64_t token, int nth) const {
+    if (nth >= args.handle.sends_per_token) return {-1, -1, -1, -1};
+    return args.handle.sends[token * args.handle.sends_per_token + nth];
   }
   __device__ bool leaves(const SendPlace& send) const { return send.dst_rank >= 0 && send.dst_rank != group().rank; }
 
@@ -469,7 +469,7 @@ MoveKernel<Args> move_kernel(bool bulk) noexcept {
 template <class Args>
 cudaError_t start(const Args& args, cudaStream_t stream) {
   const bool bulk = args.tuning.bulk;
-  const std::int64_t shared_bytes = bulk ? static_cast<std::int64_t>(sizeof(BulkSlots)) * kBulkWarps : 0;
+  const std::int64_t shared_bytes = bulk ? static_cast<std::int64_t>(sizeof(BulkRing)) * kBulkWarps : 0;
   return start_kernel(move_kernel<Args>(bulk),
                       {args.tuning.num_blocks, bulk ? kBulkThreads : kMoveThreads, shared_bytes},
                       args.behind_prepare || args.group.early_start, args, stream);
@@ -481,7 +481,7 @@ const void* move_kernel_address(bool bulk, bool columns) noexcept {
   return columns ? reinterpret_cast<const void*>(move_kernel<ColumnMoveArgs>(bulk))
                  : reinterpret_cast<const void*>(move_kernel<MoveArgs>(bulk));
 }
-std::int64_t move_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(BulkSlots)) * kBulkWarps; }
+std::int64_t move_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(BulkRing)) * kBulkWarps; }
 
 cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream) { return start(args, stream); }
 cudaError_t launch_column_move(const ColumnMoveArgs& args, cudaStream_t stream) { return start(args, stream); }

@@ -11,8 +11,8 @@
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/direct/kernels.hpp"
 #include "dispatch/cuda/direct/sum_call.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -184,7 +184,7 @@ struct Summer {
 
   /// Sums this rank's tokens from its own rows and its stage.
   __device__ void finish_tokens(const Worker& worker) const {
-    const int slots = args.handle.sends_per_token;
+    const int num_sends = args.handle.sends_per_token;
     const int top_k = args.handle.top_k;
     const std::byte* stage = group().section(group().rank, BufferSection::kStageRows);
     const ExpertPartition partition = args.layout.partition();
@@ -192,18 +192,18 @@ struct Summer {
     const std::int32_t end_expert = first_expert + partition.num_local_experts(group().rank);
     for (std::int64_t token = worker.idx; token < args.handle.num_tokens; token += worker.count) {
       // More ranks than lanes: the sends are read again for every part, in groups of a warp.
-      for (int first = 0; first < slots; first += kWarpSize) {
+      for (int first = 0; first < num_sends; first += kWarpSize) {
         SendPlace send{-1, -1, -1, -1};
-        if (first + lane_id() < slots) send = args.handle.sends[token * slots + first + lane_id()];
+        if (first + lane_id() < num_sends) send = args.handle.sends[token * num_sends + first + lane_id()];
         if (!wait_for_stage(send)) return;
       }
       for_each_part([&](const Part& part) {
         Sums<Format> sums;
         sums.clear();
-        for (int first = 0; first < slots; first += kWarpSize) {
+        for (int first = 0; first < num_sends; first += kWarpSize) {
           const int i = first + lane_id();
           SendPlace send{-1, -1, -1, -1};
-          if (i < slots) send = args.handle.sends[token * slots + i];
+          if (i < num_sends) send = args.handle.sends[token * num_sends + i];
           for (unsigned left = __ballot_sync(kFullWarp, send.dst_rank >= 0); left != 0; left &= left - 1) {
             const int lane = __ffs(static_cast<int>(left)) - 1;
             const bool own = __shfl_sync(kFullWarp, send.dst_rank, lane) == group().rank;

@@ -5,10 +5,10 @@
 #include "dispatch/cuda/device/peer_rows.cuh"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/direct/kernels.hpp"
 #include "dispatch/cuda/direct/sum_call.cuh"
 #include "dispatch/cuda/direct/sum_jobs.cuh"
 #include "dispatch/cuda/direct/sum_pipe.cuh"
-#include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -24,7 +24,7 @@ __device__ inline Worker worker_of(BlockShare share) {
 
 /// `Jobs`: TokenRowJobs or FlatRowJobs.
 template <class Format, class Jobs>
-__device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
+__device__ void pull_rows(const SumArgs& args, SumRing& ring) {
   __shared__ PeerRows peer_rows;
   peer_rows.init(args.group, BufferSection::kCombineRows, args.buffer);
   __syncthreads();
@@ -35,25 +35,25 @@ __device__ void pull_rows(const SumArgs& args, SumSlots& slots) {
   if (!begin_sum(args, call)) return;
   const SumWork work{args, call, &peer_rows};
   Jobs jobs{{work, worker_of({static_cast<int>(blockIdx.x), args.tuning.num_blocks})}};
-  SumPipe<Format, Jobs, false> pipe(slots, jobs, work.row_bytes());
+  SumPipe<Format, Jobs, false> pipe(ring, jobs, work.row_bytes());
   run_pulled_sum(
       args, call, follow, [&] { pipe.prepare(); }, [&] { pipe.run(); });
 }
 
 template <class Format>
-__device__ void push_rows(const SumArgs& args, SumSlots& slots) {
+__device__ void push_rows(const SumArgs& args, SumRing& ring) {
   CallContext call;
   if (!begin_sum(args, call)) return;
   const SumWork work{args, call};
   const auto push = [&](BlockShare share) {
     PartialJobs jobs{work, PairSequence(work, worker_of(share))};
-    SumPipe<Format, PartialJobs, false> pipe(slots, jobs, work.row_bytes());
+    SumPipe<Format, PartialJobs, false> pipe(ring, jobs, work.row_bytes());
     pipe.prepare();
     pipe.run();
   };
   const auto finish = [&](BlockShare share) {
     StageJobs jobs{{work, worker_of(share)}};
-    SumPipe<Format, StageJobs, true> pipe(slots, jobs, work.row_bytes());
+    SumPipe<Format, StageJobs, true> pipe(ring, jobs, work.row_bytes());
     pipe.prepare();
     pipe.run();
   };
@@ -66,13 +66,13 @@ template <class Format, SumKind kKind>
 __global__ void __launch_bounds__(kBulkThreads, 1) sum_bulk_kernel(const __grid_constant__ SumArgs args) {
 #if EPISTLE_BULK_COPIES
   extern __shared__ __align__(128) std::byte shared[];
-  SumSlots& slots = reinterpret_cast<SumSlots*>(shared)[threadIdx.x / kWarpSize];
+  SumRing& ring = reinterpret_cast<SumRing*>(shared)[threadIdx.x / kWarpSize];
   if constexpr (kKind == SumKind::kTokenRows) {
-    pull_rows<Format, TokenRowJobs>(args, slots);
+    pull_rows<Format, TokenRowJobs>(args, ring);
   } else if constexpr (kKind == SumKind::kFlatRows) {
-    pull_rows<Format, FlatRowJobs>(args, slots);
+    pull_rows<Format, FlatRowJobs>(args, ring);
   } else {
-    push_rows<Format>(args, slots);
+    push_rows<Format>(args, ring);
   }
 #endif
 }
@@ -90,7 +90,7 @@ const void* sum_bulk_kernel_address(DType dtype, SumKind kind) noexcept {
   return with_format(dtype,
                      [kind](auto format) { return reinterpret_cast<const void*>(kernel_for<decltype(format)>(kind)); });
 }
-std::int64_t sum_bulk_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(SumSlots)) * kBulkWarps; }
+std::int64_t sum_bulk_shared_bytes() noexcept { return static_cast<std::int64_t>(sizeof(SumRing)) * kBulkWarps; }
 
 cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream) {
   const SumKind kind = !args.pull                  ? SumKind::kStagedRows

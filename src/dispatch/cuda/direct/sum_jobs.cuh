@@ -177,9 +177,9 @@ struct TokenRowJobs : OwnTokens {
     early_job = job;
     early_send = SendPlace{-1, -1, -1, -1};
     if (job >= count() || lane_id() >= handle.sends_per_token) return;
-    const std::int64_t slot = token(job) * handle.sends_per_token + lane_id();
-    early_send = handle.sends[slot];
-    early_weight = handle.send_weights[slot];
+    const std::int64_t at_send = token(job) * handle.sends_per_token + lane_id();
+    early_send = handle.sends[at_send];
+    early_weight = handle.send_weights[at_send];
   }
 };
 

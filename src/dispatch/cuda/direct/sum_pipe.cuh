@@ -1,7 +1,7 @@
 // Sums of rows that come through shared memory (sm_90 and later): a warp keeps several parts of rows on their way.
 //
 // A warp has a list of jobs: sums of some rows (terms) into one row. Parts of terms are loaded in the order in which
-// they are added, ahead of the adding by as many as there are slots, across parts and jobs.
+// they are added, ahead of the adding by as many as the ring holds, across parts and jobs.
 #pragma once
 
 #include <cstddef>
@@ -14,15 +14,15 @@
 namespace epistle::cuda {
 
 // 16-byte vectors of a part that a lane adds, and parts that a warp has room for. Short parts and many warps beat long
-// parts and few warps; more slots make small rows slower (docs/tuning/cuda.md).
+// parts and few warps; a longer ring makes small rows slower (docs/tuning/cuda.md).
 inline constexpr int kTermVectors = 4;
 inline constexpr int kTermBytes = kTermVectors * kWarpSize * kVectorBytes;
-inline constexpr int kTermSlots = 3;
+inline constexpr int kRingTerms = 3;
 
 /// Shared memory of a warp.
-struct alignas(128) SumSlots {
-  std::byte terms[kTermSlots * kTermBytes];
-  std::uint64_t term_loaded[kTermSlots];
+struct alignas(128) SumRing {
+  std::byte terms[kRingTerms * kTermBytes];
+  std::uint64_t term_loaded[kRingTerms];
 };
 
 #if EPISTLE_BULK_COPIES
@@ -75,10 +75,10 @@ struct PartSum {
 template <class Format, class Jobs, bool kGroups>
 class SumPipe {
  public:
-  __device__ SumPipe(SumSlots& slots, Jobs& jobs, std::int64_t row_bytes)
-      : slots_(slots), jobs_(jobs), row_bytes_(static_cast<int>(row_bytes)) {
+  __device__ SumPipe(SumRing& ring, Jobs& jobs, std::int64_t row_bytes)
+      : ring_(ring), jobs_(jobs), row_bytes_(static_cast<int>(row_bytes)) {
     if (lane_id() == 0) {
-      for (int slot = 0; slot < kTermSlots; ++slot) init_barrier(&slots.term_loaded[slot]);
+      for (int term = 0; term < kRingTerms; ++term) init_barrier(&ring.term_loaded[term]);
       fence_async();
     }
     __syncwarp();
@@ -87,9 +87,9 @@ class SumPipe {
   /// Finds the first job's terms.
   __device__ void prepare() { load_next_job(); }
 
-  /// Everything is stored, and the slots are free, when it returns.
+  /// Everything is stored, and the ring is free, when it returns.
   __device__ void run() {
-    while (issued_ - consumed_ < kTermSlots && issue()) {
+    while (issued_ - consumed_ < kRingTerms && issue()) {
     }
     for (int job = 0; job < jobs_.count(); ++job) {
       const Terms terms = job == loaded_job_ ? ahead_ : jobs_.terms_again(job);
@@ -151,13 +151,13 @@ class SumPipe {
     }
   }
 
-  /// The next part of a term, into registers; its slot is filled again at once.
+  /// The next part of a term, into registers; its place is filled again at once.
   template <bool kFull>
   __device__ void take(uint4 (&row)[kTermVectors], int num_vectors) {
     const std::uint32_t idx = consumed_;
-    while (!is_loaded(&slots_.term_loaded[idx % kTermSlots], (idx / kTermSlots) & 1U)) {
+    while (!is_loaded(&ring_.term_loaded[idx % kRingTerms], (idx / kRingTerms) & 1U)) {
     }
-    const std::byte* part = slot_of(idx) + lane_id() * kVectorBytes;
+    const std::byte* part = place_of(idx) + lane_id() * kVectorBytes;
 #pragma unroll
     for (int v = 0; v < kTermVectors; ++v) {
       const bool inside = kFull || v * kWarpSize + lane_id() < num_vectors;
@@ -174,8 +174,8 @@ class SumPipe {
     const auto address = __shfl_sync(kFullWarp, ahead_.address, next_term_);
     if (lane_id() == 0) {
       const auto size = static_cast<std::uint32_t>(min(row_bytes_ - next_at_, kTermBytes));
-      load_part(slot_of(issued_), reinterpret_cast<const std::byte*>(address) + next_at_, size,
-                &slots_.term_loaded[issued_ % kTermSlots]);
+      load_part(place_of(issued_), reinterpret_cast<const std::byte*>(address) + next_at_, size,
+                &ring_.term_loaded[issued_ % kRingTerms]);
     }
     ++issued_;
     if (++next_term_ < ahead_.count) return true;
@@ -197,20 +197,20 @@ class SumPipe {
     loaded_job_ = jobs_.count();
   }
 
-  /// After a failure: what was loaded must have arrived before the slots are used again.
+  /// After a failure: what was loaded must have arrived before the ring is used again.
   __device__ void drain() {
     for (; consumed_ != issued_; ++consumed_) {
-      while (!is_loaded(&slots_.term_loaded[consumed_ % kTermSlots], (consumed_ / kTermSlots) & 1U)) {
+      while (!is_loaded(&ring_.term_loaded[consumed_ % kRingTerms], (consumed_ / kRingTerms) & 1U)) {
       }
     }
     __syncwarp();
   }
 
-  __device__ std::byte* slot_of(std::uint32_t idx) const {
-    return slots_.terms + static_cast<std::size_t>(idx % kTermSlots) * kTermBytes;
+  __device__ std::byte* place_of(std::uint32_t idx) const {
+    return ring_.terms + static_cast<std::size_t>(idx % kRingTerms) * kTermBytes;
   }
 
-  SumSlots& slots_;
+  SumRing& ring_;
   Jobs& jobs_;
   int row_bytes_;
   std::uint32_t issued_ = 0;

@@ -11,6 +11,7 @@
 
 #include "dispatch/call/resolved_config.hpp"
 #include "dispatch/cuda/device/device_types.hpp"
+#include "dispatch/cuda/engine/device_buffers.hpp"
 #include "dispatch/cuda/engine/tuning.hpp"
 #include "gpu/heap/symmetric_heap.hpp"
 #include "group/group_impl.hpp"
@@ -22,6 +23,7 @@ struct EngineContext {
   ResolvedConfig config;
   CudaOptions options;
   int device = 0;
+  DeviceSource own_memory;  ///< for what no other rank sees
   GroupImpl* group = nullptr;
   BufferPlan plan;
   DeviceControl control;

@@ -63,7 +63,7 @@ void CudaEngine::gather_weight_gradients(const CudaHandleState& state, DeviceCal
   // Where kernels announce their calls the sums end it.
   args.ends_call = transport_->agrees_on_host();
   args.grad_topk_weights = state.num_tokens > 0 ? request.grad_probs : nullptr;
-  args.num_blocks = choose(context_.tuning_query(TunedCall::kCombine, state.num_tokens)).num_blocks;
+  args.num_blocks = transport_->tuning_for(context_.tuning_query(TunedCall::kCombine, state.num_tokens)).num_blocks;
   if (transport_->bring_weight_gradients(state, args)) return;
   if (relay_ != nullptr) relay_->answer(args.call, state);
   check_cuda(launch_weight_gradients(args, context_.stream), "launching the gathering of gradients");
@@ -110,7 +110,7 @@ Received CudaEngine::combine_backward(const CombineBackwardRequest& request, Str
     scale.grad_rows = buffer->outputs;
     scale.grad_weights = request.saved_rows.data != nullptr ? request.grad_weights : nullptr;
     scale.dtype = context_.config.combine_dtype;
-    scale.num_blocks = choose(context_.tuning_query(TunedCall::kCombine, state->num_tokens)).num_blocks;
+    scale.num_blocks = transport_->tuning_for(context_.tuning_query(TunedCall::kCombine, state->num_tokens)).num_blocks;
     check_cuda(launch_scale_rows(scale, context_.stream), "launching the scaling of gradients");
   }
   return CallAccess::received(std::move(state), std::move(buffer), RowBuffer::Holds::kGradients);

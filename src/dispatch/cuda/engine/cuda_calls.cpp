@@ -143,6 +143,7 @@ CudaEngine::OpenCall CudaEngine::begin_routed_dispatch(const DispatchRequest& re
   announce_call(DeviceCall::kPrepareAndDispatch, nullptr, complaint);
   start_routing(*call.handle, routing_of(request));
   call.handle->routed = true;
+  call.handle->is_left_on_device = true;
   move_routed(call, request, phases);
   return call;
 }

@@ -145,6 +145,7 @@ CudaEngine::CudaEngine(const Creation& creation, const PlanRules& rules, MakeTra
   context_.options = std::get<CudaOptions>(creation.options);
   context_.group = group_.get();
   context_.device = choose_device(context_.options, *group_);
+  context_.own_memory = DeviceSource(context_.device, context_.options.allocator);
   context_.wait = [this] { wait(); };
   context_.last_work = [this] { return last_work(); };
   set_up(rules);
@@ -170,11 +171,9 @@ void CudaEngine::set_up(const PlanRules& rules) {
     check_cuda(cudaDeviceGetAttribute(&context_.compute_major, cudaDevAttrComputeCapabilityMajor, context_.device),
                "asking for the compute capability");
     prepare_tile_ = choose_tile_for(context_.config, context_.num_ranks(), context_.device);
-    check_cuda(load_kernels(context_.compute_major), "loading the kernels");
-    experts_ = std::make_unique<DeviceExperts>(context_.device, context_.config, context_.num_ranks(), context_.rank());
-    cudaEvent_t event = nullptr;
-    check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
-    last_work_.reset(event);
+    check_cuda(load_kernels(), "loading the kernels");
+    experts_ = std::make_unique<DeviceExperts>(context_);
+    last_work_ = Event(EventKind::kOrder);
   });
   (void)group_->agree(kGpuSetUp, Phase::kCreate, complaint);
   take_memory();
@@ -187,7 +186,7 @@ CudaEngine::~CudaEngine() {
   } catch (const Error&) {
     reinterpret_cast<volatile HostControl*>(host_control_.get())->abort = 1;
   }
-  if (last_work_ != nullptr) {
+  if (last_work_.exists()) {
     // On the stream before this one, and on this one.
     warn_cuda(cudaEventSynchronize(last_work_.get()), "waiting for the last work of a dispatcher");
     if (transport_ != nullptr) transport_->end();
@@ -253,7 +252,7 @@ std::string CudaEngine::describe_tuning(std::int64_t num_tokens) const {
   for (const TunedCall call : {TunedCall::kDispatch, TunedCall::kColdDispatch, TunedCall::kCombine}) {
     TuningQuery query = context_.tuning_query(call, num_tokens);
     query.num_sms = context_.options.num_sms;
-    text += describe(query) + "\n";
+    text += transport_->describe_tuning(query) + "\n";
   }
   const std::string links = transport_->describe_links();
   return links.empty() ? text : text + "links: " + links + "\n";

@@ -26,7 +26,8 @@
 #include "dispatch/cuda/engine/host_relay.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/engine/transport.hpp"
-#include "gpu/cuda_error.hpp"
+#include "gpu/event.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 
@@ -79,9 +80,6 @@ class CudaEngine final : public DispatcherImpl {
   [[nodiscard]] std::string describe_tuning(std::int64_t num_tokens) const override;
 
  private:
-  struct DestroyEvent {
-    void operator()(cudaEvent_t event) const noexcept { warn_cuda(cudaEventDestroy(event), "destroying an event"); }
-  };
   /// What prepare does for a dispatch with ids.
   enum class Follows : std::int32_t { kNothing, kDispatch, kDispatchClosely };
   /// A send half whose receive half is still to come.
@@ -162,7 +160,7 @@ class CudaEngine final : public DispatcherImpl {
 
   // cuda_findings.cpp: waiting on the host, errors
   [[nodiscard]] cudaEvent_t last_work();
-  [[nodiscard]] bool is_capturing() const;
+  [[nodiscard]] bool is_capturing() const { return cuda::is_capturing(context_.stream); }
   void wait_for_summary(CudaHandleState& state);
   /// Until the device has found what there is to find in a routing, or has passed it.
   void wait_until_complete(CudaHandleState& state);
@@ -183,7 +181,7 @@ class CudaEngine final : public DispatcherImpl {
 
   // cuda_call_steps.cpp: what every call begins with
   [[nodiscard]] CallChecks checks() const noexcept {
-    return {context_.rank(), context_.config, context_.layout().params(), *identity().info};
+    return {context_.rank(), context_.config, context_.layout().params(), identity()};
   }
   [[nodiscard]] Error complain(ErrorCode code, Phase phase, const std::string& message) const {
     return checks().complain(code, phase, message);
@@ -239,7 +237,7 @@ class CudaEngine final : public DispatcherImpl {
   std::vector<RowDemand> demands_;  ///< committed so far, by rank
   std::vector<std::shared_ptr<CudaHandleState>> handles_;
   RowBufferPool buffers_;
-  std::unique_ptr<CUevent_st, DestroyEvent> last_work_;
+  Event last_work_;
   PrepareTile prepare_tile_;
   FewTokens few_tokens_;  ///< where in the control section
   std::uint64_t dispatcher_id_;

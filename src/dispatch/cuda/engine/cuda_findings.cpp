@@ -27,14 +27,8 @@ constexpr std::chrono::microseconds kPollPause{20};
 
 }  // namespace
 
-bool CudaEngine::is_capturing() const {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(context_.stream, &status), "asking whether the stream is being captured");
-  return status != cudaStreamCaptureStatusNone;
-}
-
 cudaEvent_t CudaEngine::last_work() {
-  if (!is_capturing()) check_cuda(cudaEventRecord(last_work_.get(), context_.stream), "recording an event");
+  if (!is_capturing()) last_work_.record(context_.stream);
   return last_work_.get();
 }
 
@@ -223,7 +217,7 @@ void CudaEngine::wait_until_complete(CudaHandleState& state) {
 
 bool CudaEngine::settle_passed() {
   const auto is_open = [](const CudaHandleState& handle) {
-    return handle.routed && !handle.checked && !handle.finished && !handle.is_complete();
+    return handle.is_left_on_device && !handle.checked && !handle.finished && !handle.is_complete();
   };
   std::uint64_t first = num_prepared_;
   for (const auto& handle : handles_) {

@@ -7,9 +7,10 @@
 
 #include "epistle/error.hpp"
 
+#include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 namespace {
@@ -28,20 +29,14 @@ class RelaxedCapture {
 
 }  // namespace
 
-CudaHandleState::CudaHandleState(int device, const DispatchLayout& layout, int rank, std::shared_ptr<PinnedMemory> told,
-                                 std::int64_t told_at)
-    : layout_(layout),
-      device_(device),
-      rank_(rank),
-      ranks_(layout.params().num_ranks),
+CudaHandleState::CudaHandleState(const EngineContext& context, std::shared_ptr<PinnedMemory> told, std::int64_t told_at)
+    : layout_(context.layout()),
+      device_(context.device),
+      rank_(context.rank()),
+      ranks_(context.num_ranks()),
       told_(std::move(told)),
       probe_(told_->get() + told_at) {
-  // First the sizes, then the memory, then the places in it.
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(memory_.get());
-    carve_handle(carver, layout, arrays);
-    if (!placing) memory_ = allocate_on(device, carver.num_bytes());
-  }
+  memory_ = context.own_memory.carve([this](BufferCarver& carver) { carve_handle(carver, layout_, arrays); });
   summary = reinterpret_cast<Summary*>(probe_ + kProbeBytes);
   pairs.reserve(static_cast<std::size_t>(ranks_) * static_cast<std::size_t>(ranks_));
 }
@@ -54,6 +49,7 @@ void CudaHandleState::begin(std::uint64_t id, std::int64_t tokens, const PlacedE
   checked = false;
   finished = false;
   routed = false;
+  is_left_on_device = false;
   stats = RoutingStats{.num_tokens = tokens};
   describe(placed);
 }
@@ -93,7 +89,7 @@ bool CudaHandleState::has_passed() const noexcept {
 }
 
 bool CudaHandleState::has_passed_on_device() {
-  if (!routed) return false;
+  if (!is_left_on_device) return false;
   const DeviceGuard guard(device_);
   const RelaxedCapture relaxed;
   cudaStream_t stream = private_stream(device_);
@@ -119,7 +115,7 @@ void CudaHandleState::fetch_summary() {
 
 void CudaHandleState::finish() {
   finished = true;
-  if (routed) fetch_summary();
+  if (is_left_on_device) fetch_summary();
   stats = RoutingStats{.num_tokens = summary->num_tokens};
   const std::int32_t* matrix = pair_matrix();
   pairs.assign(matrix, matrix + static_cast<std::ptrdiff_t>(ranks_) * ranks_);
@@ -161,7 +157,7 @@ std::vector<std::int32_t> CudaHandleState::read_expert_counts() {
   wait_for_counts();
   auto* counts = reinterpret_cast<std::int32_t*>(summary + 1) + ranks_ * (ranks_ + 2);
   const auto num = static_cast<std::size_t>(description.num_local_experts);
-  if (routed) {  // which tells the host of nothing before it asks
+  if (is_left_on_device) {
     const DeviceGuard guard(device_);
     cudaStream_t stream = private_stream(device_);
     check_cuda(cudaMemcpyAsync(counts, arrays.expert_counts, num * sizeof(*counts), cudaMemcpyDeviceToHost, stream),

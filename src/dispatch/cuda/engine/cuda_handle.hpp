@@ -18,11 +18,12 @@
 
 namespace epistle::cuda {
 
+struct EngineContext;
+
 class CudaHandleState final : public HandleState {
  public:
   /// `told`: told_bytes() of pinned memory at `told_at`, where the device tells the host of this handle.
-  CudaHandleState(int device, const DispatchLayout& layout, int rank, std::shared_ptr<PinnedMemory> told,
-                  std::int64_t told_at);
+  CudaHandleState(const EngineContext& context, std::shared_ptr<PinnedMemory> told, std::int64_t told_at);
 
   [[nodiscard]] bool counts_are_known() override;
   void wait_for_counts() override;
@@ -57,6 +58,7 @@ class CudaHandleState final : public HandleState {
   bool finished = true;
   bool captured = false;  ///< into a graph: other placements may come while it lives
   bool routed = false;    ///< by a dispatch that was one call with its routing: see RowTransport::complete
+  bool is_left_on_device = false;  ///< the summary, until the host asks for it
 
   /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks, rows of experts.
   [[nodiscard]] const std::int32_t* pair_matrix() const noexcept {

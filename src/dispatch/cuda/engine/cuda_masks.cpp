@@ -49,7 +49,7 @@ void CudaEngine::end_former_calls() {
   auto* control = reinterpret_cast<volatile HostControl*>(host_control_.get());
   control->abort = 1;
   // On the stream before this one, and on this one.
-  check_cuda(cudaEventSynchronize(last_work_.get()), "waiting for calls from before the mask was changed");
+  last_work_.wait("waiting for calls from before the mask was changed");
   check_cuda(cudaStreamSynchronize(context_.stream), "waiting for calls from before the mask was changed");
   control->report.finding = 0;
   control->refused.finding = 0;

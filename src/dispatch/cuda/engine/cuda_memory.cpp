@@ -55,12 +55,10 @@ void CudaEngine::take_own_memory() {
   const ResolvedConfig& config = context_.config;
   DeviceGroup& devices = context_.device_group;
   const int num_ranks = context_.num_ranks();
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(local_memory_.get());
+  local_memory_ = context_.own_memory.carve([&](BufferCarver& carver) {
     carve_local(carver, config, num_ranks, devices);
     carve_quantised(carver, config, quantised_rows_, quantised_scales_);
-    if (!placing) local_memory_ = allocate_on(context_.device, carver.num_bytes());
-  }
+  });
   devices.rank = context_.rank();
   devices.num_ranks = num_ranks;
   devices.num_masked = static_cast<std::int32_t>(group_->masked_ranks().size());
@@ -79,8 +77,7 @@ void CudaEngine::take_own_memory() {
   // kernel may wait for this rank.
   const auto told = std::make_shared<PinnedMemory>(told_bytes(context_.layout()) * config.max_handles);
   for (std::int64_t idx = 0; idx < config.max_handles; ++idx) {
-    handles_.push_back(std::make_shared<CudaHandleState>(context_.device, context_.layout(), context_.rank(), told,
-                                                         idx * told_bytes(context_.layout())));
+    handles_.push_back(std::make_shared<CudaHandleState>(context_, told, idx * told_bytes(context_.layout())));
   }
 }
 

@@ -182,8 +182,10 @@ void CudaEngine::launch(CudaHandleState& state, const PrepareRequest& request, F
   args.tile_tokens = choice.tile_tokens;
   prepare_blocks_ = choice.launch.num_blocks;
   if (choice.few) {
-    return check_cuda(launch_few_prepare({args, few_tokens_}, choice.launch, context_.stream),
-                      "launching prepare for few tokens");
+    // Under exact sizing the host waits for the counts, and sees them sooner where the device writes them to it.
+    state.is_left_on_device = context_.config.sizing == SizingMode::kCapacity;
+    const FewPrepareArgs few{args, few_tokens_, state.is_left_on_device};
+    return check_cuda(launch_few_prepare(few, choice.launch, context_.stream), "launching prepare for few tokens");
   }
   const auto start = [&](const PrepareArgs& run) {
     check_cuda(launch_prepare(run, choice.launch, context_.stream), "launching prepare");

@@ -1,32 +1,77 @@
 #include "dispatch/cuda/engine/device_buffers.hpp"
 
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <string>
 #include <utility>
 
+#include <fmt/format.h>
+
+#include "core/complaint.hpp"
+#include "core/log.hpp"
+#include "dispatch/cuda/engine/buffer_carver.hpp"
 #include "gpu/cuda_error.hpp"
 #include "gpu/heap/memory_budget.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 
 void FreeOnDevice::operator()(std::byte* memory) const noexcept {
-  warn_cuda(cudaFree(memory), "releasing device memory");
+  if (allocator_ == nullptr) {
+    warn_cuda(cudaFree(memory), "releasing device memory");
+    return;
+  }
+  const Complaint complaint = attempt([&] {
+    const DeviceGuard guard(device_);
+    allocator_->free(memory, num_bytes_, device_, private_stream(device_));
+  });
+  if (complaint) log_warn(std::string("giving memory back to CudaOptions::allocator: ") + complaint->what());
 }
 
-DeviceBuffer allocate_on(int device, std::int64_t num_bytes) {
-  const DeviceGuard guard(device);
-  check_device_memory(device, num_bytes, "a dispatcher's own device memory");
-  void* memory = nullptr;
-  const auto size = static_cast<std::size_t>(num_bytes);
-  // Not from a memory pool: a pool gives memory back when somebody synchronises, and that waits for the device.
-  check_cuda(cudaMalloc(&memory, size), "allocating device memory");
-  DeviceBuffer buffer(static_cast<std::byte*>(memory));
-  cudaStream_t stream = private_stream(device);
-  check_cuda(cudaMemsetAsync(memory, 0, size, stream), "clearing device memory");
+DeviceSource::DeviceSource(int device, const DeviceAllocator& allocator) : device_(device) {
+  if (allocator.allocate) allocator_ = std::make_shared<const DeviceAllocator>(allocator);
+}
+
+DeviceBuffer DeviceSource::take(std::int64_t num_bytes) const {
+  const DeviceGuard guard(device_);
+  DeviceBuffer buffer = allocator_ != nullptr ? ask_allocator(num_bytes) : allocate(num_bytes);
+  cudaStream_t stream = private_stream(device_);
+  check_cuda(cudaMemsetAsync(buffer.get(), 0, static_cast<std::size_t>(num_bytes), stream), "clearing device memory");
   check_cuda(cudaStreamSynchronize(stream), "clearing device memory");
   return buffer;
+}
+
+DeviceBuffer DeviceSource::allocate(std::int64_t num_bytes) const {
+  check_device_memory(device_, num_bytes, "a dispatcher's own device memory");
+  void* memory = nullptr;
+  // Not from a memory pool: a pool gives memory back when somebody synchronises, and that waits for the device.
+  check_cuda(cudaMalloc(&memory, static_cast<std::size_t>(num_bytes)), "allocating device memory");
+  return DeviceBuffer(static_cast<std::byte*>(memory));
+}
+
+/// What is free on the device is not asked: an allocator may have more, or less.
+DeviceBuffer DeviceSource::ask_allocator(std::int64_t num_bytes) const {
+  void* memory = nullptr;
+  const Complaint thrown = attempt([&] { memory = allocator_->allocate(num_bytes, device_, private_stream(device_)); });
+  if (memory == nullptr) {
+    throw Error(
+        ErrorCode::kOutOfMemory,
+        fmt::format("CudaOptions::allocator gave none of the {} bytes of GPU {} that it was asked for{}; give it "
+                    "more, use fewer tokens or handles, or leave the allocator out",
+                    num_bytes, device_, thrown ? fmt::format(" ({})", thrown->message()) : ""));
+  }
+  DeviceBuffer buffer(static_cast<std::byte*>(memory), {allocator_, device_, num_bytes});
+  cudaPointerAttributes attributes{};
+  check_cuda(cudaPointerGetAttributes(&attributes, memory), "asking where the memory of CudaOptions::allocator lies");
+  const bool is_here = attributes.type == cudaMemoryTypeDevice && attributes.device == device_;
+  if (is_here && reinterpret_cast<std::uintptr_t>(memory) % BufferCarver::kAlignment == 0) return buffer;
+  throw Error(
+      ErrorCode::kInvalidArgument,
+      fmt::format("CudaOptions::allocator gave {}, and not memory of GPU {} at a multiple of {} bytes; have it "
+                  "allocate on the device that it is given",
+                  is_here ? fmt::format("the address {}", memory) : "other memory", device_, BufferCarver::kAlignment));
 }
 
 namespace {

@@ -6,47 +6,42 @@
 #include <type_traits>
 #include <utility>
 
+#include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/sizes.hpp"
 #include "dispatch/cuda/quotas/batch_quotas.hpp"
 #include "gpu/cuda_error.hpp"
-#include "gpu/private_stream.hpp"
+#include "gpu/stream.hpp"
 
 namespace epistle::cuda {
 
-void DeviceExperts::DestroyEvent::operator()(cudaEvent_t event) const noexcept {
-  warn_cuda(cudaEventDestroy(event), "destroying an event");
-}
-
-DeviceExperts::DeviceExperts(int device, const ResolvedConfig& config, int num_ranks, int rank)
-    : device_(device), num_experts_(config.num_experts) {
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(memory_.get());
+DeviceExperts::DeviceExperts(const EngineContext& context)
+    : device_(context.device), num_experts_(context.config.num_experts) {
+  const ResolvedConfig& config = context.config;
+  const int num_ranks = context.num_ranks();
+  memory_ = context.own_memory.carve([&](BufferCarver& carver) {
     carve_placement(carver, config, num_ranks, tables_);
     table_bytes_ = carver.num_bytes();
     carver.take(counters_, std::int64_t{2} * num_experts_);
-    if (!placing) memory_ = allocate_on(device, carver.num_bytes());
-  }
+  });
   counts_read_ = PinnedMemory(num_experts_ * static_cast<std::int64_t>(sizeof(std::int64_t)));
   if (!config.places_experts()) return;
-  const DeviceGuard guard(device);
+  const DeviceGuard guard(device_);
   check_cuda(load_batch_quotas({.slots = {},
                                 .num_experts = config.num_experts,
                                 .num_ranks = num_ranks,
                                 .slots_per_rank = config.slots_per_rank}),
              "loading the kernel that shares out a batch");
   staging_ = PinnedMemory(table_bytes_);
-  cudaEvent_t event = nullptr;
-  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
-  sent_.reset(event);
-  placed_ = PlacedExperts(config.placement, config, num_ranks, rank);
-  cudaStream_t stream = private_stream(device);
+  sent_ = Event(EventKind::kOrder);
+  placed_ = PlacedExperts(config.placement, config, num_ranks, context.rank());
+  cudaStream_t stream = private_stream(device_);
   send(stream);
-  check_cuda(cudaEventSynchronize(sent_.get()), "bringing a placement to the GPU");
+  sent_.wait("bringing a placement to the GPU");
 }
 
 void DeviceExperts::set(PlacedExperts placed, cudaStream_t stream) {
   // The staging memory may still be read by the last change.
-  check_cuda(cudaEventSynchronize(sent_.get()), "waiting for the last placement to reach the GPU");
+  sent_.wait("waiting for the last placement to reach the GPU");
   placed_ = std::move(placed);
   send(stream);
 }
@@ -65,7 +60,7 @@ void DeviceExperts::send(cudaStream_t stream) {
   check_cuda(cudaMemcpyAsync(memory_.get(), staging_.get(), static_cast<std::size_t>(table_bytes_),
                              cudaMemcpyHostToDevice, stream),
              "bringing a placement to the GPU");
-  check_cuda(cudaEventRecord(sent_.get(), stream), "recording an event");
+  sent_.record(stream);
 }
 
 std::vector<std::int64_t> DeviceExperts::read(const unsigned long long* counters) const {

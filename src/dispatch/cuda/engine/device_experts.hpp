@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -11,13 +10,16 @@
 #include "dispatch/call/placed_experts.hpp"
 #include "dispatch/cuda/device/device_types.hpp"
 #include "dispatch/cuda/engine/device_buffers.hpp"
+#include "gpu/event.hpp"
 
 namespace epistle::cuda {
+
+struct EngineContext;
 
 class DeviceExperts {
  public:
   /// Not collective; the placement of the configuration is there at once.
-  DeviceExperts(int device, const ResolvedConfig& config, int num_ranks, int rank);
+  explicit DeviceExperts(const EngineContext& context);
 
   [[nodiscard]] const PlacedExperts& placed() const noexcept { return placed_; }
   [[nodiscard]] const SlotTables& tables() const noexcept { return tables_; }
@@ -32,9 +34,6 @@ class DeviceExperts {
   [[nodiscard]] std::vector<std::int64_t> lost_tokens() const { return read(lost_counters()); }
 
  private:
-  struct DestroyEvent {
-    void operator()(cudaEvent_t event) const noexcept;
-  };
   void send(cudaStream_t stream);
   [[nodiscard]] std::vector<std::int64_t> read(const unsigned long long* counters) const;
 
@@ -46,7 +45,7 @@ class DeviceExperts {
   std::int64_t table_bytes_ = 0;
   SlotTables tables_;
   unsigned long long* counters_ = nullptr;  ///< [2, num_experts] tokens that came, and those that were lost
-  std::unique_ptr<CUevent_st, DestroyEvent> sent_;
+  Event sent_;
   mutable std::mutex reading_;  ///< guards counts_read_
   PinnedMemory counts_read_;
 };

@@ -9,6 +9,8 @@ namespace epistle::cuda {
 /// Of a kernel of its own, so that the one for many tokens need not know of it. Ranks may differ in which they take.
 struct FewPrepareArgs : PrepareArgs {
   FewTokens few;
+  /// Nothing but a fault is told to the host before it asks: a kernel waits for what it writes there.
+  bool leaves_summary = false;
 };
 
 /// Shared memory that prepare takes for tiles of so many tokens.

@@ -34,12 +34,9 @@ HostRelay::HostRelay(EngineContext& context)
 
 void HostRelay::take_memory() {
   const DeviceGuard guard(context_.device);
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(word_memory_.get());
-    carve_relay_words(carver, context_.control, words_);
-    if (!placing) word_memory_ = PinnedMemory(carver.num_bytes());
-  }
-  counters_ = allocate_on(context_.device, relay_counter_bytes(context_.config));
+  word_memory_ =
+      PinnedMemory::carve([this](BufferCarver& carver) { carve_relay_words(carver, context_.control, words_); });
+  counters_ = context_.own_memory.take(relay_counter_bytes(context_.config));
 }
 
 std::int64_t HostRelay::outcome_bytes() const noexcept {

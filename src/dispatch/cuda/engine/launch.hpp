@@ -1,15 +1,15 @@
-// Launching the kernels: plain arguments in, work on a stream out. No policy here; tuning.hpp chooses, the dispatchers
-// fill in.
+// Launching the kernels that every dispatcher uses: plain arguments in, work on a stream out. And what an engine hands
+// to a dispatcher whose rows are to be moved or summed. No policy here: tuning tables choose, the dispatchers fill in.
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include <cuda_runtime_api.h>
 
 #include "epistle/types.hpp"
 
 #include "dispatch/cuda/device/device_types.hpp"
-#include "dispatch/cuda/direct/run_list.hpp"
 #include "layout/dispatch_layout.hpp"
 
 namespace epistle::cuda {
@@ -119,24 +119,11 @@ struct MoveArgs {
   return layout.params().scale_bytes > 0 && layout.params().scale_order == ScaleOrder::kColumns;
 }
 
-/// The same where words of scales lie in columns at their receivers, which depends on how many rows each receives: a
-/// kernel of its own, so that the others need not know of it.
-struct ColumnMoveArgs : MoveArgs {
-  std::int32_t num_rows[kMaxRanks] = {};
-};
-
 struct SumTuning {
   int num_blocks = 1;
   int push_blocks = 1;  ///< the first ones send rows or partial sums to their sources, the others sum; equal to
                         ///< num_blocks: every block does both
   bool bulk = false;    ///< rows come through shared memory (sm_90 and later)
-};
-
-/// What combine with bulk copies sums, and where from.
-enum class SumKind {
-  kTokenRows,   ///< pulled
-  kFlatRows,    ///< of experts, pulled
-  kStagedRows,  ///< of experts, summed by their ranks and pushed
 };
 
 struct SumArgs {
@@ -197,48 +184,11 @@ struct QuantiseArgs {
   int num_blocks = 1;
 };
 
-/// The two kernels around copies by the copy engines, which neither wait for flags nor set them.
-struct CopySignalArgs {
-  DeviceGroup group;
-  const HandleTotals* totals = nullptr;
-  std::uint32_t phases = kBothPhases;
-};
-
 /// Takes part in a call in the place of the one that this rank has refused.
 struct RefuseArgs {
   DeviceGroup group;
   Phase phase = Phase::kNone;
   const HandleTotals* behind = nullptr;  ///< as MoveArgs::skips_void
-};
-
-struct RunListArgs {
-  HandleArrays handle;
-  std::int32_t num_ranks = 1;
-  std::int32_t num_chunks = 1;
-  RunList list;
-};
-
-/// Tokens are packed in chunks of nearly equal size; this is where one begins.
-[[nodiscard]] EPISTLE_HOST_DEVICE constexpr std::int64_t chunk_begin(std::int64_t num_tokens, std::int32_t num_chunks,
-                                                                     std::int32_t chunk) noexcept {
-  return num_tokens * chunk / num_chunks;
-}
-
-struct PackArgs {
-  DeviceGroup group;
-  HandleArrays handle;
-  const std::byte* rows = nullptr;
-  const std::byte* scales = nullptr;
-  std::int64_t row_bytes = 0;
-  std::int64_t scale_bytes = 0;
-  TokenStrides strides;
-  std::int64_t token_begin = 0;
-  std::int64_t token_end = 0;
-  std::byte* packed_rows = nullptr;
-  std::byte* packed_scales = nullptr;
-  /// By destination: what a row there is moved by to give its place in packed_rows.
-  std::int32_t row_shift[kMaxRanks] = {};
-  int num_blocks = 1;
 };
 
 inline constexpr int kPrepareThreads = 1024;
@@ -250,21 +200,13 @@ inline constexpr int kFirstMajorWithBulkCopies = 9;
 /// What they take must begin at, and be, a multiple of this.
 inline constexpr std::int64_t kBulkCopyBytes = 16;
 
-/// Whether a sum can be made of bulk copies (launch_sum_bulk): its rows and its result lie where these can, and the
-/// lanes of a warp hold a token's experts. launch_sum makes any.
-[[nodiscard]] inline bool can_sum_in_bulk(const SumArgs& args) noexcept {
-  constexpr std::int32_t kLanes = 32;
-  const std::uint64_t bits = reinterpret_cast<std::uint64_t>(args.rows) | reinterpret_cast<std::uint64_t>(args.out) |
-                             static_cast<std::uint64_t>(args.out_stride);
-  return bits % kBulkCopyBytes == 0 && args.handle.top_k <= kLanes;
-}
-
 /// Most tokens that one pass of a block of prepare places.
 inline constexpr int kMaxTileTokens = 512;
 
-/// Loads every kernel and raises its shared memory limit, so that no first launch has to wait for a device on which
-/// other ranks' kernels are waiting.
-[[nodiscard]] cudaError_t load_kernels(int compute_major);
+/// Loads the kernels that every dispatcher uses, so that no first launch has to wait for a device on which other ranks'
+/// kernels are waiting; raises the limit of shared memory of those that need it.
+[[nodiscard]] cudaError_t load_kernels();
+[[nodiscard]] cudaError_t load_kernels(std::initializer_list<const void*> kernels);
 /// Raises the shared memory limit of a kernel to all that a block of the current device can have: limits belong to the
 /// kernel, and another dispatcher may need more than this one.
 [[nodiscard]] cudaError_t allow_all_shared_memory(const void* kernel);
@@ -272,18 +214,7 @@ inline constexpr int kMaxTileTokens = 512;
 [[nodiscard]] cudaError_t launch_prepare(const PrepareArgs& args, const PrepareLaunch& launch, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_refuse(const RefuseArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_quantise(const QuantiseArgs& args, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_move(const MoveArgs& args, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_column_move(const ColumnMoveArgs& args, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_sum(const SumArgs& args, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_sum_bulk(const SumArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_weight_gradients(const WeightGradientArgs& args, cudaStream_t stream);
 [[nodiscard]] cudaError_t launch_scale_rows(const ScaleRowsArgs& args, cudaStream_t stream);
-
-/// Announces the call and waits until all ranks have started it: what is behind it on the stream may write to peers.
-[[nodiscard]] cudaError_t launch_start_copies(const CopySignalArgs& args, cudaStream_t stream);
-/// Send half: tells the peers that what is before it on the stream has arrived. Receive half: waits for theirs.
-[[nodiscard]] cudaError_t launch_finish_copies(const CopySignalArgs& args, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_find_runs(const RunListArgs& args, int num_blocks, cudaStream_t stream);
-[[nodiscard]] cudaError_t launch_pack(const PackArgs& args, cudaStream_t stream);
 
 }  // namespace epistle::cuda

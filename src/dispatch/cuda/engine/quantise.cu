@@ -3,6 +3,7 @@
 #include "dispatch/cuda/device/quantise.cuh"
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/engine/kernels.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {

@@ -1,6 +1,7 @@
 // A rank that has refused its input takes part in the call all the same: its peers learn of the refusal where they wait
 // for its announcement.
 #include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/engine/kernels.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {

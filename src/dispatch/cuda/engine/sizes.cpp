@@ -118,7 +118,11 @@ void carve_local(BufferCarver& carver, const ResolvedConfig& config, int num_ran
 }
 
 MemorySection fixed_section(std::string_view name, MemoryKind kind, std::int64_t num_bytes) noexcept {
-  return {.name = name, .kind = kind, .initial_bytes = num_bytes, .largest_bytes = num_bytes};
+  return {.name = name,
+          .kind = kind,
+          .initial_bytes = num_bytes,
+          .largest_bytes = num_bytes,
+          .from_allocator = kind == MemoryKind::kPrivate};
 }
 
 std::vector<MemorySection> own_memory(const ResolvedConfig& config, const MemoryQuery& query) {

@@ -58,7 +58,7 @@ inline constexpr std::int64_t kProbeBytes = 16;
 [[nodiscard]] std::int64_t told_bytes(const DispatchLayout& layout) noexcept;
 /// What a rank takes besides its buffers.
 [[nodiscard]] std::vector<MemorySection> own_memory(const ResolvedConfig& config, const MemoryQuery& query);
-/// A section that is taken when the dispatcher is created, whole.
+/// A section that is taken when the dispatcher is created, whole; what is private by DeviceSource.
 [[nodiscard]] MemorySection fixed_section(std::string_view name, MemoryKind kind, std::int64_t num_bytes) noexcept;
 
 // ---- Where ranks are on several hosts

@@ -38,6 +38,9 @@ class RowTransport {
   /// The dispatcher goes; its other parts are still there.
   virtual void end() noexcept {}
 
+  /// On how many SMs a call runs, and by which variant of its kernel; and the same for people.
+  [[nodiscard]] virtual TuningChoice tuning_for(const TuningQuery& query) const = 0;
+  [[nodiscard]] virtual std::string describe_tuning(const TuningQuery& query) const = 0;
   /// Puts the move or the sum on the stream; `args` is complete but for the tuning.
   virtual void start_move(const CudaHandleState& handle, MoveArgs& args) = 0;
   virtual void start_sum(const CudaHandleState& handle, SumArgs& args) = 0;

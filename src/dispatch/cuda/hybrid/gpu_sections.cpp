@@ -37,7 +37,7 @@ std::string lack_of_own(DomainLink& link, int device) {
                               cudaFlushGPUDirectRDMAWritesOptionHost) == 0) {
     return fmt::format("GPU {} cannot flush what cards write", device);
   }
-  const DeviceBuffer trial = allocate_on(device, kTrialBytes);
+  const DeviceBuffer trial = DeviceSource(device).take(kTrialBytes);
   return link.lack_of_gpu_memory({.data = trial.get(), .num_bytes = kTrialBytes, .gpu = device});
 }
 
@@ -98,7 +98,7 @@ bool GpuSections::enlarge(BufferSection section, std::int64_t num_bytes) {
   if (num_bytes <= own.num_bytes) return false;
   if (own.memory != nullptr) link_.withdraw_gpu(own.memory.get());
   own = {};
-  own.memory = allocate_on(device_, num_bytes);
+  own.memory = DeviceSource(device_).take(num_bytes);
   own.num_bytes = num_bytes;
   places_.sections[static_cast<std::size_t>(section)] = own.memory.get();
   return true;

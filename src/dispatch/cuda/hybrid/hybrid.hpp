@@ -15,8 +15,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "dispatch/cuda/direct/tuning.hpp"
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/transport.hpp"
 #include "dispatch/cuda/hybrid/hybrid_launch.hpp"
@@ -33,6 +35,8 @@ class HybridTransport final : public RowTransport {
   [[nodiscard]] bool agrees_on_host() const noexcept override { return true; }
   [[nodiscard]] bool reads_peers_outputs() const noexcept override { return true; }
   void raise_demands(CudaHandleState& handle, std::vector<RowDemand>& demands) override;
+  [[nodiscard]] TuningChoice tuning_for(const TuningQuery& query) const override { return choose(query); }
+  [[nodiscard]] std::string describe_tuning(const TuningQuery& query) const override { return describe(query); }
   void start_move(const CudaHandleState& handle, MoveArgs& args) override;
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
   bool bring_weight_gradients(const CudaHandleState& handle, const WeightGradientArgs& args) override;

@@ -75,25 +75,15 @@ std::vector<MemorySection> hybrid_memory(const ResolvedConfig& config, const Mem
                       .initial_bytes = links.buffer_bytes(links.initial_demand()),
                       .largest_bytes = links.buffer_bytes(links.max_demand())});
   const std::int64_t signal_bytes = kSignalBytes * num_ranks;
-  sections.push_back({.name = "signals of links",
-                      .kind = MemoryKind::kPinnedHost,
-                      .initial_bytes = signal_bytes,
-                      .largest_bytes = signal_bytes});
+  sections.push_back(fixed_section("signals of links", MemoryKind::kPinnedHost, signal_bytes));
   BufferCarver routes(nullptr);
   RouteArrays arrays;
   carve_routes(routes, layout, arrays);
   BufferCarver places(nullptr);
   PlaceArrays place_arrays;
   carve_places(places, layout, place_arrays);
-  sections.push_back({.name = "routes",
-                      .kind = MemoryKind::kPrivate,
-                      .initial_bytes = routes.num_bytes(),
-                      .largest_bytes = routes.num_bytes()});
-  const std::int64_t staged_bytes = routes.num_bytes() + places.num_bytes();
-  sections.push_back({.name = "routes",
-                      .kind = MemoryKind::kPinnedHost,
-                      .initial_bytes = staged_bytes,
-                      .largest_bytes = staged_bytes});
+  sections.push_back(fixed_section("routes", MemoryKind::kPrivate, routes.num_bytes()));
+  sections.push_back(fixed_section("routes", MemoryKind::kPinnedHost, routes.num_bytes() + places.num_bytes()));
   return sections;
 }
 

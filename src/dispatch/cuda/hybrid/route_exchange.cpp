@@ -23,16 +23,10 @@ RouteExchange::RouteExchange(EngineContext& context, LinkBuffers& links) : conte
 
 void RouteExchange::take_memory() {
   const DispatchLayout& layout = context_.layout();
-  for (const bool placing : {false, true}) {
-    BufferCarver places(place_memory_.get());
-    carve_places(places, layout, places_);
-    BufferCarver tables(memory_.get());
-    carve_routes(tables, layout, arrays_);
-    if (placing) continue;
-    place_memory_ = PinnedMemory(places.num_bytes());
-    memory_ = allocate_on(context_.device, tables.num_bytes());
-    staging_ = PinnedMemory(tables.num_bytes());
-  }
+  const auto carve_tables = [&](BufferCarver& carver) { carve_routes(carver, layout, arrays_); };
+  place_memory_ = PinnedMemory::carve([&](BufferCarver& carver) { carve_places(carver, layout, places_); });
+  memory_ = context_.own_memory.carve(carve_tables);
+  staging_ = PinnedMemory(carved_bytes(carve_tables));
 }
 
 TokenPlacesView RouteExchange::read_places(const CudaHandleState& handle) const {

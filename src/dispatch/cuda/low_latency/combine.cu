@@ -2,6 +2,7 @@
 // (token, expert) to fixed places at the token's rank, whatever the others do; that rank adds as the lines arrive, in
 // top-k order.
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/low_latency/kernels.hpp"
 #include "dispatch/cuda/low_latency/line_sums.cuh"
 
 namespace epistle::cuda {

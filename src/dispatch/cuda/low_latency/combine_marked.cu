@@ -4,6 +4,7 @@
 // A warp looks at 32 of its units at once, a lane for each, and moves those whose rows are done, whatever their order:
 // the rows of one token are done at very different times.
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/low_latency/kernels.hpp"
 #include "dispatch/cuda/low_latency/line_sums.cuh"
 
 namespace epistle::cuda {
@@ -106,7 +107,7 @@ struct MarkedSummer : LineSums<kAligned> {
           moved = true;
         }
         if (moved) start_ns = 0;
-        if (moved || (polls & 0x3fU) != 0) continue;
+        if (moved || polls % kPollsPerLook != 0) continue;
         if (start_ns == 0) start_ns = now_ns();
         // Rows here that nobody marks come first: other ranks may wait for what follows from them.
         if (!all_ready) peer = group().rank;

@@ -7,6 +7,7 @@
 #include <climits>
 
 #include "dispatch/cuda/device/start_kernel.cuh"
+#include "dispatch/cuda/low_latency/kernels.hpp"
 #include "dispatch/cuda/low_latency/line_sums.cuh"
 #include "dispatch/cuda/low_latency/staged_rows.cuh"
 

@@ -1,7 +1,7 @@
 // What a dispatch by lines leaves open: the rows of this rank's tokens at other ranks. Calls that read or write there
 // need them; a decode step makes none, so they are found when such a call comes, from the counts that the handle keeps.
 #include "dispatch/cuda/device/start_kernel.cuh"
-#include "dispatch/cuda/low_latency/line_launch.hpp"
+#include "dispatch/cuda/low_latency/kernels.hpp"
 #include "dispatch/cuda/low_latency/line_tables.cuh"
 
 namespace epistle::cuda {

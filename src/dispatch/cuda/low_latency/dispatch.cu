@@ -2,10 +2,8 @@
 // fixed places of the receivers, whatever the others do; who receives waits for the counts of all, which say where a
 // source's rows begin, and takes every row to its output rows as its lines arrive. Nothing is agreed on before: a line
 // or a count without this call's epoch is not there, and where a rank is in another call, what it owes does not come.
-#include <cstddef>
-
 #include "dispatch/cuda/device/start_kernel.cuh"
-#include "dispatch/cuda/low_latency/line_launch.hpp"
+#include "dispatch/cuda/low_latency/kernels.hpp"
 #include "dispatch/cuda/low_latency/receive_lines.cuh"
 
 namespace epistle::cuda {
@@ -26,17 +24,6 @@ __device__ void fill_rank_tables(const PrepareArgs& args, const LineTables& t, i
   t.all.first[rank] = partition.first_expert(rank);
   t.all.out_rows[rank] =
       static_cast<std::int32_t>(args.layout.params().capacity_rows) * (blocks ? partition.num_local_experts(rank) : 1);
-}
-
-/// The whole of a summary to the host, but for the ids, which are written by themselves.
-__device__ void tell_finding(const PrepareArgs& args, const Summary& summary) {
-  constexpr std::size_t kBegin = offsetof(Summary, finding);
-  const int ranks = args.group.num_ranks;
-  const auto num_words = static_cast<int>((sizeof(Summary) - kBegin) / 4) + ranks * ranks + 2 * ranks;
-  const auto* from = reinterpret_cast<const std::uint32_t*>(reinterpret_cast<const std::byte*>(&summary) + kBegin);
-  auto* to = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::byte*>(args.summary) + kBegin);
-#pragma unroll 1
-  for (int i = 0; i < num_words; ++i) to[i] = from[i];
 }
 
 /// What the counts say of the experts here, for the caller.
@@ -119,10 +106,7 @@ __device__ void keep_books(const LineDispatchArgs& args, const CallContext& call
     __syncwarp();
     // Nothing of it crosses to the host before somebody asks, or combine tells (LineCombineArgs::passed_id): a kernel
     // waits for what it writes there.
-    if (lane_id() == 0) {
-      fence_device();
-      *static_cast<volatile std::uint64_t*>(&routing.handle.summary->passed_id) = routing.prepare_id;
-    }
+    if (lane_id() == 0) leave_summary(routing);
   } else {
     const Team others{static_cast<int>(threadIdx.x) - kOthers, kLineThreads - kOthers, 0};
     write_expert_counts(routing, t, t.all.out_rows[routing.group.rank], others);

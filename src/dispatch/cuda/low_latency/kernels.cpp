@@ -1,21 +1,8 @@
+#include "dispatch/cuda/low_latency/kernels.hpp"
+
 #include <algorithm>
 
-#include "dispatch/cuda/low_latency/line_launch.hpp"
-
 namespace epistle::cuda {
-
-// Each in the file of its kernel.
-const void* line_dispatch_kernel_address(bool quantises, bool placed) noexcept;
-const void* extra_dispatch_kernel_address(bool quantises, bool placed) noexcept;
-const void* marked_combine_address(DType dtype, bool aligned) noexcept;
-cudaError_t launch_marked(const MarkedCombineArgs& args, bool aligned, cudaStream_t stream);
-std::int64_t line_dispatch_shared_bytes(const DispatchLayout& layout) noexcept;
-const void* combine_experts_address(DType dtype, bool aligned) noexcept;
-const void* combine_ranks_address(DType dtype, bool wide, bool aligned, bool token_rows) noexcept;
-cudaError_t launch_combine_experts(const LineCombineArgs& args, bool aligned, cudaStream_t stream);
-cudaError_t launch_combine_ranks(const LineCombineArgs& args, bool aligned, cudaStream_t stream);
-const void* line_complete_kernel_address() noexcept;
-std::int64_t line_complete_shared_bytes(const DispatchLayout& layout) noexcept;
 
 std::int64_t line_shared_bytes(const DispatchLayout& layout) noexcept {
   return std::max(line_dispatch_shared_bytes(layout), line_complete_shared_bytes(layout));

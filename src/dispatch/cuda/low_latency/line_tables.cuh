@@ -207,7 +207,7 @@ __device__ __noinline__ inline std::uint64_t poll_line_count(const CallContext c
   for (std::uint32_t polls = 0;; ++polls) {
     const std::uint64_t word = load_relaxed(count);
     if (epoch_of(word) == call.epoch) return word;
-    if ((polls & 0x3fU) != 0x3fU) continue;
+    if (polls % kPollsPerLook != kPollsPerLook - 1) continue;
     if (start_ns == 0) start_ns = now_ns();
     if (gives_up(call, source, start_ns, polls + 1)) return word;
   }

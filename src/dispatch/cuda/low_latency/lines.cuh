@@ -206,7 +206,7 @@ __device__ inline bool poll_lines(const CallContext& call, int peer, const Look&
   std::uint64_t start_ns = 0;
 #pragma unroll 1
   for (std::uint32_t polls = 0; __all_sync(kFullWarp, look()) == 0; ++polls) {
-    if ((polls & 0x3fU) != 0x3fU) continue;
+    if (polls % kPollsPerLook != kPollsPerLook - 1) continue;
     if (start_ns == 0) start_ns = now_ns();
     bool given_up = false;
     if (lane_id() == 0) given_up = gives_up_slowly(call, peer, start_ns, polls + 1);

@@ -128,7 +128,7 @@ void LowLatencyTransport::start_sum(const CudaHandleState& handle, SumArgs& args
   const std::int64_t num_units =
       tokens_to_move(handle) * lines_.combine_chunks * std::min(lines_.num_ranks, lines_.top_k);
   lines.wide = num_units > std::int64_t{lines.sum.tuning.num_blocks} * kLineWarps * kNarrowUnitsPerWarp;
-  if (handle.routed) {
+  if (handle.is_left_on_device) {
     lines.passed_id = &handle.summary->passed_id;
     lines.prepare_id = handle.prepare_id;
   }

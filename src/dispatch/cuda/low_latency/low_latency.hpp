@@ -3,6 +3,8 @@
 // sizing and in combine; every other call goes as it does in `direct`.
 #pragma once
 
+#include <string>
+
 #include "dispatch/cuda/direct/direct.hpp"
 #include "dispatch/cuda/engine/context.hpp"
 #include "dispatch/cuda/engine/transport.hpp"
@@ -17,6 +19,10 @@ class LowLatencyTransport final : public RowTransport {
   explicit LowLatencyTransport(EngineContext& context);
 
   [[nodiscard]] bool agrees_on_host() const noexcept override { return false; }
+  [[nodiscard]] TuningChoice tuning_for(const TuningQuery& query) const override { return direct_.tuning_for(query); }
+  [[nodiscard]] std::string describe_tuning(const TuningQuery& query) const override {
+    return direct_.describe_tuning(query);
+  }
   void start_move(const CudaHandleState& handle, MoveArgs& args) override;
   void start_sum(const CudaHandleState& handle, SumArgs& args) override;
   [[nodiscard]] bool routes_rows() const noexcept override { return lines_.routes; }

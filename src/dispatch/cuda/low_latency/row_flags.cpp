@@ -6,11 +6,8 @@ namespace epistle::cuda {
 RowFlagMemory::RowFlagMemory(const EngineContext& context)
     : shape_(shape_of_flags(context.layout(), context.layout().partition().num_local_experts(context.rank()))) {
   shape_.failed = &context.device_group.local->failed;
-  for (const bool placing : {false, true}) {
-    BufferCarver carver(memory_.get());
-    carve_row_flags(carver, shape_, context.config.num_buffers, arrays_);
-    if (!placing) memory_ = allocate_on(context.device, carver.num_bytes());
-  }
+  memory_ = context.own_memory.carve(
+      [&](BufferCarver& carver) { carve_row_flags(carver, shape_, context.config.num_buffers, arrays_); });
 }
 
 device::RowFlags RowFlagMemory::of_buffer(std::int32_t buffer) const noexcept {

@@ -150,7 +150,7 @@ __device__ __noinline__ inline std::uint64_t poll_few(const CallContext& call, i
     const std::uint64_t theirs = load_relaxed(ready_flag(call, source));
     const bool tells_tokens = same_but_choices(theirs, call.announced) && buffer_of(theirs) == kTellsTokens;
     if (epoch_of(theirs) == call.epoch && !tells_tokens) return word;
-    if ((polls & 0x3fU) == 0 && gives_up(call, source, start_ns, polls)) return word;
+    if (polls % kPollsPerLook == 0 && gives_up(call, source, start_ns, polls)) return word;
   }
 }
 
@@ -257,7 +257,7 @@ __device__ __noinline__ inline bool poll_unit(const CallContext& call, int sourc
   const std::uint64_t start_ns = now_ns();
   for (std::uint32_t polls = 1;; ++polls) {
     if (load_whole(at).x == call.epoch) return true;
-    if ((polls & 0x3fU) == 0 && gives_up(call, source, start_ns, polls)) return false;
+    if (polls % kPollsPerLook == 0 && gives_up(call, source, start_ns, polls)) return false;
   }
 }
 
@@ -296,11 +296,11 @@ __device__ inline void describe_few_rows(const FewPrepareArgs& args, const CallC
   const std::byte* const records = FewParts(args, call.epoch, args.group.rank).records;
 #pragma unroll 1
   for (unsigned i = static_cast<unsigned>(worker.idx) * kFewThreads + threadIdx.x; i < count; i += step) {
-    const std::uint32_t slot = args.few.units.divide(i);
-    const unsigned unit = i - slot * units;
-    const unsigned bit = slot & 31U;
-    const std::uint32_t source = f.words.divide(slot >> 5);
-    const unsigned word = (slot >> 5) - source * words;
+    const std::uint32_t token_bit = args.few.units.divide(i);
+    const unsigned unit = i - token_bit * units;
+    const unsigned bit = token_bit & 31U;
+    const std::uint32_t source = f.words.divide(token_bit >> 5);
+    const unsigned word = (token_bit >> 5) - source * words;
     const std::uint32_t bits = f.bits[source][word];
     if ((bits >> bit & 1U) == 0) continue;
     const Divider per_block = f.words_per_block[source];
@@ -330,6 +330,18 @@ __device__ inline void describe_few_rows(const FewPrepareArgs& args, const CallC
     args.handle.local_expert_ids[entry + 1] = expert(record.y >> 16);
     args.handle.row_weights[entry + 1] = __uint_as_float(record.w);
   }
+}
+
+/// The summary of a call, by one block, to the host or to the handle, where the host finds it.
+__device__ inline void tell_host(const FewPrepareArgs& args, const CallContext& call, const Tables& t,
+                                 const Exchange& exchange, const Received& mine) {
+  Summary& summary = args.leaves_summary ? *args.handle.summary : *args.summary;
+  write_counts(args, call, t, exchange, mine, summary);
+  if (threadIdx.x != 0) return;
+  if (!args.leaves_summary) return publish_summary(args);
+  if (summary.finding == static_cast<std::uint32_t>(Finding::kNone)) return leave_summary(args);
+  tell_finding(args, summary);
+  publish_summary(args);
 }
 
 /// What the caller and the host learn, by one block: tokens of all ranks for each expert here, and the summary.
@@ -373,8 +385,7 @@ __device__ inline void keep_few_books(const FewPrepareArgs& args, const CallCont
   }
   if (__syncthreads_and(ok) == 0) return;
   exchange.remote_assignments = f.remote;
-  write_counts(args, call, t, exchange, mine, *args.summary);
-  if (threadIdx.x == 0) publish_summary(args);
+  tell_host(args, call, t, exchange, mine);
 }
 
 // ---- All of it ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/engine/few_launch.hpp"
+#include "dispatch/cuda/engine/kernels.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/prepare/few_tokens.cuh"
 #include "dispatch/cuda/prepare/prepare_describe.cuh"
@@ -18,10 +19,19 @@
 namespace epistle::cuda {
 namespace {
 
+template <class Args>
+inline constexpr int kThreadsFor = std::is_same_v<Args, FewPrepareArgs> ? kFewThreads : kPrepareThreads;
+
+__device__ inline void tell_host(const PrepareArgs& args, const CallContext& call, const Tables& t,
+                                 const Exchange& exchange, const Received& mine) {
+  write_counts(args, call, t, exchange, mine, *args.summary);
+  if (threadIdx.x == 0) publish_summary(args);
+}
+
 /// Behind count_share(). `bad`: this thread has seen a bad id.
-template <int kThreads>
-__device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const CallContext& call, const Tables& t,
-                                                bool bad) {
+template <class Args>
+__device__ __forceinline__ void exchange_counts(const Args& args, const CallContext& call, const Tables& t, bool bad) {
+  constexpr int kThreads = kThreadsFor<Args>;
   const DeviceGroup& group = args.group;
   const int ranks = group.num_ranks;
   const int experts = group.control.num_experts;
@@ -65,11 +75,7 @@ __device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const C
   // While the records of the others are on their way. (The fences before would wait for what is added up.)
   if (one_tile) count_tokens();
   if (!args.layout.token_major()) describe_groups<kThreads>(args, t, exchange, mine);
-  const auto tell_host = [&] {
-    write_counts(args, call, t, exchange, mine, *args.summary);
-    if (threadIdx.x == 0) publish_summary(args);
-  };
-  if (blockIdx.x == 0 && !overflow) tell_host();
+  if (blockIdx.x == 0 && !overflow) tell_host(args, call, t, exchange, mine);
   if (!exchange.disagreed) {
     wait_all_done(call);
   } else if (blockIdx.x == 0) {
@@ -83,17 +89,15 @@ __device__ __forceinline__ void exchange_counts(const PrepareArgs& args, const C
   } else {
     describe_expert_rows<kThreads>(args, mine);
   }
-  if (last && overflow) tell_host();
+  if (last && overflow) tell_host(args, call, t, exchange, mine);
 }
 
 /// The same where a rank that has few tokens goes with others that have many, or nothing may be placed. Of its own, so
 /// that what comes once in a long while takes no registers from the rest.
-__device__ __noinline__ void exchange_counts_after_all(const PrepareArgs& args, CallContext call, Tables t, bool bad) {
-  exchange_counts<kFewThreads>(args, call, t, bad);
+__device__ __noinline__ void exchange_counts_after_all(const FewPrepareArgs& args, CallContext call, Tables t,
+                                                       bool bad) {
+  exchange_counts(args, call, t, bad);
 }
-
-template <class Args>
-inline constexpr int kThreadsFor = std::is_same_v<Args, FewPrepareArgs> ? kFewThreads : kPrepareThreads;
 
 /// kPlaced: experts are placed. The kernel of those that are not is another one, and does nothing for it.
 template <bool kPlaced, class Args>
@@ -142,7 +146,7 @@ __device__ __forceinline__ void prepare(const Args& args, std::byte* shared) {
   if constexpr (kFew) {
     if (!prepare_few(args, call, t, bad)) exchange_counts_after_all(args, call, t, bad);
   } else {
-    exchange_counts<kThreads>(args, call, t, bad);
+    exchange_counts(args, call, t, bad);
   }
 }
 
@@ -170,8 +174,8 @@ cudaError_t start(const Args& args, const PrepareLaunch& launch, cudaStream_t st
 
 std::int64_t prepare_shared_bytes(const PrepareShape& shape, int tile_tokens) noexcept {
   Tables t;
-  const int slots = shape.top_k < shape.num_ranks ? shape.top_k : shape.num_ranks;
-  return carve(nullptr, {shape.num_ranks, shape.num_experts, shape.top_k, slots, tile_tokens}, t);
+  const int num_sends = shape.top_k < shape.num_ranks ? shape.top_k : shape.num_ranks;
+  return carve(nullptr, {shape.num_ranks, shape.num_experts, shape.top_k, num_sends, tile_tokens}, t);
 }
 
 std::int64_t few_prepare_shared_bytes(const PrepareShape& shape, int tile_tokens) noexcept {

@@ -5,6 +5,8 @@
 // others what became of its assignments (its outcome).
 #pragma once
 
+#include <cstddef>
+
 #include "dispatch/cuda/prepare/prepare_tables.cuh"
 
 namespace epistle::cuda {
@@ -317,6 +319,23 @@ __device__ inline void write_counts(const PrepareArgs& args, const CallContext& 
 __device__ inline void publish_summary(const PrepareArgs& args) {
   __threadfence_system();
   *static_cast<volatile std::uint64_t*>(&args.summary->prepare_id) = args.prepare_id;
+}
+
+/// The whole of a summary to the host, but for the ids, which are written by themselves.
+__device__ inline void tell_finding(const PrepareArgs& args, const Summary& summary) {
+  constexpr std::size_t kBegin = offsetof(Summary, finding);
+  const int ranks = args.group.num_ranks;
+  const auto num_words = static_cast<int>((sizeof(Summary) - kBegin) / 4) + ranks * ranks + 2 * ranks;
+  const auto* from = reinterpret_cast<const std::uint32_t*>(reinterpret_cast<const std::byte*>(&summary) + kBegin);
+  auto* to = reinterpret_cast<std::uint32_t*>(reinterpret_cast<std::byte*>(args.summary) + kBegin);
+#pragma unroll 1
+  for (int i = 0; i < num_words; ++i) to[i] = from[i];
+}
+
+/// Says that the handle's summary is there, for when the host asks. By the thread that has written the last of it.
+__device__ inline void leave_summary(const PrepareArgs& args) {
+  fence_device();
+  *static_cast<volatile std::uint64_t*>(&args.handle.summary->passed_id) = args.prepare_id;
 }
 
 }  // namespace epistle::cuda

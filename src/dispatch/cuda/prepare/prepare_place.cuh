@@ -225,9 +225,9 @@ __device__ inline void place_rows(const PrepareArgs& args, const Tables& t, cons
   }
 }
 
-/// Fills one slot of a token's sends: its rows at `dst`.
+/// Fills in one of a token's sends, the `nth`: its rows at `dst`.
 __device__ inline bool place_send(const PrepareArgs& args, const Tables& t, const Exchange& exchange, std::int64_t tile,
-                                  int in_tile, int dst, int slot) {
+                                  int in_tile, int dst, int nth) {
   const int top_k = args.handle.top_k;
   const bool token_major = args.layout.token_major();
   const std::int32_t pair = t.base[dst] + place_in_tile(t, dst, in_tile);
@@ -246,19 +246,19 @@ __device__ inline bool place_send(const PrepareArgs& args, const Tables& t, cons
   send.row = primary;
   send.pair = pair;
   send.stage = dst != args.group.rank ? send.pair + t.stage[dst] : -1;
-  const int slots = args.handle.sends_per_token;
-  t.sends[in_tile * slots + slot] = make_int2(dst, send.pair);
-  const std::int64_t place = (tile + in_tile) * slots + slot;
+  const int num_sends = args.handle.sends_per_token;
+  t.sends[in_tile * num_sends + nth] = make_int2(dst, send.pair);
+  const std::int64_t place = (tile + in_tile) * num_sends + nth;
   args.handle.sends[place] = send;
   args.handle.send_weights[place] = weight;
   if (primary >= 0 && exchange.overflow_rank >= 0) atomicAdd(&args.group.outcome[dst], 1);
   return true;
 }
 
-__device__ inline void clear_slot(const PrepareArgs& args, const Tables& t, std::int64_t tile, int in_tile, int slot) {
-  const int slots = args.handle.sends_per_token;
-  t.sends[in_tile * slots + slot] = make_int2(-1, -1);
-  args.handle.sends[(tile + in_tile) * slots + slot] = SendPlace{-1, -1, -1, -1};
+__device__ inline void clear_send(const PrepareArgs& args, const Tables& t, std::int64_t tile, int in_tile, int nth) {
+  const int num_sends = args.handle.sends_per_token;
+  t.sends[in_tile * num_sends + nth] = make_int2(-1, -1);
+  args.handle.sends[(tile + in_tile) * num_sends + nth] = SendPlace{-1, -1, -1, -1};
 }
 
 /// The sends of a tile's tokens, ranks ascending: one thread per token and rank.
@@ -266,19 +266,19 @@ template <int kThreads = kPrepareThreads>
 __device__ inline void place_sends_by_rank(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                            std::int64_t tile, int num_tokens) {
   const int ranks = args.group.num_ranks;
-  const int slots = args.handle.sends_per_token;
+  const int num_sends = args.handle.sends_per_token;
   for (int i = threadIdx.x; i < num_tokens * ranks; i += kThreads) {
     const int dst = i / num_tokens;
     const int in_tile = i - dst * num_tokens;
     const std::uint32_t* words = t.bitmap + (in_tile >> 5) * t.columns;
     const auto goes_to = [&](int rank) { return static_cast<int>(words[rank] >> (in_tile & 31) & 1U); };
-    int slot = 0;
-    for (int lower = 0; lower < dst; ++lower) slot += goes_to(lower);
-    if (goes_to(dst) != 0 && (exchange.refused || !place_send(args, t, exchange, tile, in_tile, dst, slot))) {
-      clear_slot(args, t, tile, in_tile, slot);
+    int nth = 0;
+    for (int lower = 0; lower < dst; ++lower) nth += goes_to(lower);
+    if (goes_to(dst) != 0 && (exchange.refused || !place_send(args, t, exchange, tile, in_tile, dst, nth))) {
+      clear_send(args, t, tile, in_tile, nth);
     }
     if (dst != ranks - 1) continue;
-    for (slot += goes_to(dst); slot < slots; ++slot) clear_slot(args, t, tile, in_tile, slot);
+    for (nth += goes_to(dst); nth < num_sends; ++nth) clear_send(args, t, tile, in_tile, nth);
   }
 }
 
@@ -307,13 +307,13 @@ __device__ inline void place_sends_by_appearance(const PrepareArgs& args, const 
   const int top_k = args.handle.top_k;
   for (int i = threadIdx.x; i < num_tokens; i += kThreads) {
     SeenRanks seen;
-    int slot = 0;
+    int nth = 0;
     for (int position = 0; position < top_k && !exchange.refused; ++position) {
       const int dst = t.ranks[t.at(i, position)];
       if (dst == kNoRank || !seen.add(dst)) continue;
-      if (place_send(args, t, exchange, tile, i, dst, slot)) ++slot;
+      if (place_send(args, t, exchange, tile, i, dst, nth)) ++nth;
     }
-    for (; slot < args.handle.sends_per_token; ++slot) clear_slot(args, t, tile, i, slot);
+    for (; nth < args.handle.sends_per_token; ++nth) clear_send(args, t, tile, i, nth);
   }
 }
 
@@ -324,7 +324,7 @@ template <int kThreads = kPrepareThreads>
 __device__ inline void place_sends_by_last_place(const PrepareArgs& args, const Tables& t, const Exchange& exchange,
                                                  std::int64_t tile, int num_tokens) {
   const int top_k = args.handle.top_k;
-  const int slots = args.handle.sends_per_token;
+  const int num_sends = args.handle.sends_per_token;
   const bool token_major = args.layout.token_major();
   const bool drops_rows = exchange.overflow_rank >= 0 && !token_major;
   const unsigned per_top_k = 0xffffffffU / static_cast<unsigned>(top_k) + 1;
@@ -346,7 +346,7 @@ __device__ inline void place_sends_by_last_place(const PrepareArgs& args, const 
     }
     if (is_last) {
       const int dst = t.ranks[t.at(token, position)];
-      if (!place_send(args, t, exchange, tile, token, dst, num_before)) clear_slot(args, t, tile, token, num_before);
+      if (!place_send(args, t, exchange, tile, token, dst, num_before)) clear_send(args, t, tile, token, num_before);
     }
     if (position != 0) continue;
     for (int other = 0; other < top_k && drops_rows && !exchange.refused; ++other) {
@@ -354,7 +354,7 @@ __device__ inline void place_sends_by_last_place(const PrepareArgs& args, const 
       if (dst == kNoRank || !seen.add(dst)) continue;
       static_cast<void>(place_send(args, t, exchange, tile, token, dst, num_ranks++));
     }
-    for (int slot = num_ranks; slot < slots; ++slot) clear_slot(args, t, tile, token, slot);
+    for (int nth = num_ranks; nth < num_sends; ++nth) clear_send(args, t, tile, token, nth);
   }
 }
 
@@ -363,7 +363,7 @@ __device__ inline void place_sends_by_last_place(const PrepareArgs& args, const 
 template <int kThreads = kPrepareThreads>
 __device__ inline void send_records(const PrepareArgs& args, const Tables& t, std::int64_t tile, int num_tokens) {
   const int top_k = args.handle.top_k;
-  const int slots = args.handle.sends_per_token;
+  const int num_sends = args.handle.sends_per_token;
   const int units = 1 + top_k;
   const int lanes = units < 32 ? units : 32;
   const int per_warp = 32 / lanes;
@@ -371,7 +371,7 @@ __device__ inline void send_records(const PrepareArgs& args, const Tables& t, st
   const int record = lane / lanes;  // of those that the warp serves at a time
   if (record >= per_warp) return;
   const bool token_major = args.layout.token_major();
-  const unsigned per_slot = 0xffffffffU / static_cast<unsigned>(slots) + 1;
+  const unsigned per_token = 0xffffffffU / static_cast<unsigned>(num_sends) + 1;
   const int step = (kThreads / 32) * per_warp;
   for (int first_unit = lane - record * lanes; first_unit < units; first_unit += lanes) {
     // The two words of this unit: a top-k position, and whether it is the id or the weight; unit 0 is the header.
@@ -379,10 +379,11 @@ __device__ inline void send_records(const PrepareArgs& args, const Tables& t, st
     const int w1 = w0 + 1;
     const int p0 = w0 < top_k ? w0 : w0 - top_k;
     const int p1 = w1 < top_k ? w1 : w1 - top_k;
-    for (int slot = (static_cast<int>(threadIdx.x) / 32) * per_warp + record; slot < num_tokens * slots; slot += step) {
-      const int2 send = t.sends[slot];
+    for (int nth = (static_cast<int>(threadIdx.x) / 32) * per_warp + record; nth < num_tokens * num_sends;
+         nth += step) {
+      const int2 send = t.sends[nth];
       if (send.x < 0) continue;
-      const auto in_tile = static_cast<int>(slots > 1 ? __umulhi(static_cast<unsigned>(slot), per_slot) : slot);
+      const auto in_tile = static_cast<int>(num_sends > 1 ? __umulhi(static_cast<unsigned>(nth), per_token) : nth);
       uint2 value = make_uint2(static_cast<std::uint32_t>(args.group.rank), static_cast<std::uint32_t>(tile + in_tile));
       if (first_unit > 0) {
         const auto word = [&](int w, int entry) -> std::uint32_t {

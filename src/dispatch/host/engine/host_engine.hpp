@@ -89,7 +89,7 @@ class HostEngine final : public DispatcherImpl {
   void compare_placements();
 
   [[nodiscard]] CallChecks checks() const noexcept {
-    return {context_.rank, context_.config, context_.layout().params(), *identity().info};
+    return {context_.rank, context_.config, context_.layout().params(), identity()};
   }
   [[nodiscard]] Call call_of(CallKind kind, const HostHandle* state, const RowBuffer* buffer) const noexcept;
   [[nodiscard]] std::string_view open_call_name() const noexcept;

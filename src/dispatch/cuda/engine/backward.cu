@@ -2,6 +2,7 @@
 #include "dispatch/cuda/device/formats.cuh"
 #include "dispatch/cuda/device/rows.cuh"
 #include "dispatch/cuda/device/signals.cuh"
+#include "dispatch/cuda/engine/kernels.hpp"
 #include "dispatch/cuda/engine/launch.hpp"
 
 namespace epistle::cuda {

@@ -1,4 +1,4 @@
-#include "dispatch/cuda/engine/tuning.hpp"
+#include "dispatch/cuda/direct/tuning.hpp"
 
 #include <algorithm>
 #include <array>
