@@ -148,11 +148,13 @@ void bench_fresh(Report& report) {
                              static_cast<double>(bytes) / 1e9);
     }
     const bool is_fast = bench.max_ms <= 0.0 || us <= 1000.0 * bench.max_ms;
-    // Where the bound is below the goal no placement reaches the goal: the bound takes its place.
+    // Where the bound is below the goal no placement reaches the goal: the bound takes its place. A plan counts as at
+    // it within what planning leaves alone (FreshRules::tolerance).
+    constexpr double kAtBound = 0.0005;
     report.add(bench.name, reached,
                fmt::format("{}{}{}", bench.goal, bound < bench.goal ? " or the bound" : "",
                            bench.max_ms > 0.0 ? fmt::format(", {} ms", bench.max_ms) : ""),
-               balancedness >= std::min(bench.goal, bound) && is_fast);
+               balancedness >= std::min(bench.goal, bound - kAtBound) && is_fast);
   }
 }
 
@@ -346,9 +348,7 @@ void bench_migration(Report& report) {
 }
 
 void name_what_needs_gpus(Report& report) {
-  report.add("dispatch with placement against without, 2 GPUs",
-             "epistle bench --device cuda --ranks 2 --tokens 4096 [--placement replicas:16]", "1.01",
-             std::string("not run here"));
+  report.add("dispatch with placement against without, 2 GPUs", "cuda_placement", "1.01", std::string("not run here"));
 }
 
 }  // namespace

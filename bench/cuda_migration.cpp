@@ -1,6 +1,8 @@
-// What a migration of weights does to dispatch between two GPUs: `cuda_migration [SECONDS]`, for each size of a chunk.
-// Segments of dispatches take turns, with a migration beside them and without one; a segment counts as one with a
-// migration only if weights were still on their way when it ended.
+// What a migration of weights does to dispatch between two GPUs: `cuda_migration [SECONDS] [CHUNK_BYTES]`, for
+// each of three sizes of a chunk, or one.
+// Segments of dispatches take turns, with a migration beside them and without one. A segment is some batches of
+// dispatches, each of which starts on both GPUs together; with a migration, a batch counts only if weights were still
+// on their way when it ended, and none follows one that does not.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -40,7 +42,8 @@ constexpr std::int32_t kGpuTopK = 8;
 constexpr std::int32_t kGpuHidden = 7168;
 constexpr std::int64_t kGpuTokens = 4096;
 constexpr std::int64_t kGpuExpertBytes = 44040192;  // of DeepSeek-V3, fp8
-constexpr int kGpuSegmentSteps = 32;
+constexpr int kGpuBatchSteps = 32;
+constexpr int kGpuSegmentBatches = 12;
 
 std::vector<std::vector<std::int32_t>> halves(bool exchanged) {
   std::vector<std::vector<std::int32_t>> slots(kNumGpus);
@@ -69,7 +72,7 @@ struct GpuTimes {
   SegmentTimes segments;
   double copy_us = 0.0;  ///< from begin to the last byte
   std::int64_t copied_bytes = 0;
-  std::int64_t num_short = 0;  ///< segments that the copies did not outlast
+  std::int64_t num_short = 0;  ///< segments in which no batch counts
 };
 
 class GpuStepper {
@@ -96,7 +99,7 @@ class GpuStepper {
     group.barrier();
     handle_ = moe_.prepare({.expert_ids = {static_cast<const std::int32_t*>(ids_), kGpuTokens, kGpuTopK}}, stream_);
     moe_.wait();
-    for (int idx = 0; idx < 2 * kGpuSegmentSteps; ++idx) events_.push_back(std::make_unique<TimedEvent>());
+    for (int idx = 0; idx < 2 * kGpuBatchSteps; ++idx) events_.push_back(std::make_unique<TimedEvent>());
   }
 
   void run_segment(bool moving, GpuTimes& times) {
@@ -105,8 +108,29 @@ class GpuStepper {
       exchanged_ = !exchanged_;
       (void)store_.begin(halves(exchanged_));
     }
-    gate_.hold(kGpuSegmentSteps);
-    for (std::size_t idx = 0; idx < kGpuSegmentSteps; ++idx) {
+    std::vector<double> own;
+    for (int batch = 0; batch < kGpuSegmentBatches; ++batch) {
+      launch_batch();
+      if (!of_rank_zero(!moving || is_copying())) break;
+      // The first one brings the ranks together.
+      for (std::size_t idx = 1; idx < kGpuBatchSteps; ++idx) {
+        own.push_back(events_[2 * idx + 1]->us_since(*events_[2 * idx]));
+      }
+    }
+    if (own.empty()) {
+      ++times.num_short;
+    } else {
+      (moving ? times.segments.moving_us : times.segments.quiet_us).push_back(std::move(own));
+    }
+    if (moving) finish_migration(start, times);
+  }
+
+  [[nodiscard]] bool is_over(double end_us) { return of_rank_zero(steady_now_us() >= end_us); }
+
+ private:
+  void launch_batch() {
+    gate_.hold(kGpuBatchSteps);
+    for (std::size_t idx = 0; idx < kGpuBatchSteps; ++idx) {
       (void)store_.advance(stream_);
       events_[2 * idx]->record(stream_);
       (void)moe_.dispatch({.handle = handle_, .tokens = {.data = rows_, .num_rows = kGpuTokens, .hidden = kGpuHidden}},
@@ -114,36 +138,30 @@ class GpuStepper {
       events_[2 * idx + 1]->record(stream_);
     }
     moe_.wait();
+  }
+
+  [[nodiscard]] bool is_copying() const {
     const MigrationStatus status = store_.status();
-    const bool counts = !moving || status.bytes_copied < status.bytes_into_rank;
-    if (counts) {
-      std::vector<double>& own = (moving ? times.segments.moving_us : times.segments.quiet_us).emplace_back();
-      // The first one brings the ranks together.
-      for (std::size_t idx = 1; idx < kGpuSegmentSteps; ++idx) {
-        own.push_back(events_[2 * idx + 1]->us_since(*events_[2 * idx]));
-      }
-    } else {
-      ++times.num_short;
+    return status.bytes_copied < status.bytes_into_rank;
+  }
+
+  void finish_migration(double start_us, GpuTimes& times) {
+    while (is_copying()) {
     }
-    if (!moving) return;
-    while (store_.status().bytes_copied < status.bytes_into_rank) {
-    }
-    times.copy_us += steady_now_us() - start;
-    times.copied_bytes += status.bytes_into_rank;
-    while (store_.status().state == MigrationState::kCopying) {
+    times.copy_us += steady_now_us() - start_us;
+    times.copied_bytes += store_.status().bytes_into_rank;
+    while (of_rank_zero(store_.status().state == MigrationState::kCopying)) {
       (void)store_.advance(stream_);
-      group_.barrier();
     }
   }
 
-  [[nodiscard]] bool is_over(double end_us) {
-    const bool own = steady_now_us() >= end_us;
+  /// So that all ranks do the same; they meet here.
+  [[nodiscard]] bool of_rank_zero(bool own) {
     bool all[kNumGpus] = {};
     group_.all_gather(&own, sizeof(own), static_cast<bool*>(all));
     return all[0];
   }
 
- private:
   static cudaStream_t make_stream(int device) {
     check_cuda(cudaSetDevice(device), "choosing a GPU");
     cudaStream_t stream = nullptr;
@@ -181,7 +199,7 @@ GpuTimes measure_on_gpus(std::int64_t chunk_bytes, double seconds) {
   return times;
 }
 
-void print_gpu_times(double seconds) {
+void print_gpu_times(double seconds, const std::vector<std::int64_t>& chunks) {
   Table table({{"chunk", Align::kRight},
                {"calls", Align::kRight},
                {"dispatch p50", Align::kRight},
@@ -194,7 +212,7 @@ void print_gpu_times(double seconds) {
                {"too short", Align::kRight},
                {"goal", Align::kRight},
                {"met", Align::kLeft}});
-  for (const std::int64_t chunk_bytes : {std::int64_t{256} << 10, std::int64_t{1} << 20, std::int64_t{8} << 20}) {
+  for (const std::int64_t chunk_bytes : chunks) {
     const GpuTimes times = measure_on_gpus(chunk_bytes, seconds);
     const std::vector<double> quiet = all_of(times.segments.quiet_us);
     const std::vector<double> moving = all_of(times.segments.moving_us);
@@ -220,14 +238,16 @@ void print_gpu_times(double seconds) {
 int main(int argc, char** argv) {
   constexpr double kDefaultSeconds = 5.0;
   const double seconds = argc > 1 ? std::strtod(argv[1], nullptr) : kDefaultSeconds;
-  if (argc > 2 || !(seconds > 0.0)) {
-    std::fputs("usage: cuda_migration [SECONDS]\n", stderr);
+  std::vector<std::int64_t> chunks = {std::int64_t{256} << 10, std::int64_t{1} << 20, std::int64_t{8} << 20};
+  if (argc > 2) chunks = {std::strtoll(argv[2], nullptr, 10)};
+  if (argc > 3 || !(seconds > 0.0) || chunks.front() <= 0) {
+    std::fputs("usage: cuda_migration [SECONDS] [CHUNK_BYTES]\n", stderr);
     return 2;
   }
   if (epistle::cuda_support().num_devices < epistle::bench::kNumGpus) {
     std::fputs("cuda_migration needs two GPUs\n", stderr);
     return 77;
   }
-  epistle::bench::print_gpu_times(seconds);
+  epistle::bench::print_gpu_times(seconds, chunks);
   return 0;
 }

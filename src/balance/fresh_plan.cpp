@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstddef>
 #include <numeric>
+#include <optional>
 #include <utility>
 
+#include "balance/component_plan.hpp"
 #include "balance/local_search.hpp"
 #include "balance/window_search.hpp"
 #include "layout/replica_hash.hpp"
@@ -221,9 +223,21 @@ SharedPack plan_thoroughly(std::span<const std::int64_t> loads, std::span<const 
   if (total == 0 || largest_rank_load(plan) <= with_tolerance(total / num_holders, rules.tolerance)) return plan;
   std::vector<double> parts(loads.begin(), loads.end());
   for (double& part : parts) part /= static_cast<double>(total);
-  SharedPack found = search_scenarios(plan, loads, {parts}, kMaxRounds);
-  found = improve(share_best(std::move(found.table), loads), loads, rules);
-  return largest_rank_load(found) < largest_rank_load(plan) ? found : plan;
+  const auto keep_better = [&](SharedPack other) {
+    if (largest_rank_load(other) < largest_rank_load(plan)) plan = std::move(other);
+  };
+  const auto search_from = [&](const SharedPack& start) {
+    SharedPack found = search_scenarios(start, loads, {parts}, kMaxRounds);
+    return improve(share_best(std::move(found.table), loads), loads, rules);
+  };
+  keep_better(search_from(plan));
+  // Where slots are scarce it matters which hot experts share ranks, and a search does not get from one way to another.
+  if (std::optional<SlotTable> table = plan_components(loads, slots_of_rank)) {
+    const SharedPack start = share_best(std::move(*table), loads);
+    keep_better(search_from(start));
+    keep_better(start);
+  }
+  return plan;
 }
 
 std::vector<std::int32_t> choose_homes(std::span<const std::int64_t> loads, const Cluster& cluster,

@@ -13,8 +13,8 @@
 
 #include "epistle/dispatcher.hpp"
 
+#include "dispatch/call/placed_experts.hpp"
 #include "dispatch/call/resolved_config.hpp"
-#include "dispatch/cuda/engine/device_experts.hpp"
 #include "gpu/cuda_error.hpp"
 #include "layout/batch_shares.hpp"
 #include "measure/cuda/captured_graph.hpp"
@@ -43,9 +43,20 @@ class PlacedOnGpu {
  public:
   PlacedOnGpu(const Placement& placement, std::int32_t slots_per_rank)
       : replicas_(test::replicas_of(placement, slots_per_rank)),
-        experts_(0, resolve_config(placed_config(placement, slots_per_rank), placement.num_ranks()),
-                 placement.num_ranks(), 0),
+        placed_(placement, resolve_config(placed_config(placement, slots_per_rank), placement.num_ranks()),
+                placement.num_ranks(), 0),
         arena_(0, std::int64_t{1} << 22) {
+    tables_.replica_begin = take<std::int32_t>(replicas_.num_experts() + 1);
+    arena_.upload(tables_.replica_begin, placed_.replica_begin().data(),
+                  static_cast<std::int64_t>(placed_.replica_begin().size_bytes()));
+    // Of entries there may be fewer than columns.
+    tables_.entries = take<ReplicaEntry>(replicas_.num_columns());
+    arena_.upload(tables_.entries, placed_.entries().data(), static_cast<std::int64_t>(placed_.entries().size_bytes()));
+    cuda::check_cuda(cuda::load_batch_quotas({.slots = {},
+                                              .num_experts = replicas_.num_experts(),
+                                              .num_ranks = replicas_.num_ranks,
+                                              .slots_per_rank = replicas_.slots_per_rank}),
+                     "loading the kernel that shares out a batch");
     tokens_ = take<std::int64_t>(replicas_.num_experts());
     rank_tokens_ = take<std::int64_t>(replicas_.num_ranks);
     slot_tokens_ = take<std::int64_t>(replicas_.num_columns());
@@ -58,7 +69,7 @@ class PlacedOnGpu {
   }
 
   void launch() {
-    cuda::check_cuda(cuda::launch_batch_quotas({.slots = experts_.tables(),
+    cuda::check_cuda(cuda::launch_batch_quotas({.slots = tables_,
                                                 .expert_tokens = tokens_,
                                                 .rank_tokens = rank_tokens_,
                                                 .slot_tokens = slot_tokens_,
@@ -72,12 +83,11 @@ class PlacedOnGpu {
   void expect_bits_of_the_host(const std::vector<std::int64_t>& tokens) {
     BatchShares host(replicas_.begin, replicas_.entries, replicas_.num_ranks);
     host.solve(tokens);
-    std::vector<ReplicaEntry> parts(experts_.placed().entries().begin(), experts_.placed().entries().end());
+    std::vector<ReplicaEntry> parts(placed_.entries().begin(), placed_.entries().end());
     host.set_parts(parts);
     const std::vector<std::int64_t> ranks = arena_.read(rank_tokens_, replicas_.num_ranks);
     std::vector<std::int64_t> slots = arena_.read(slot_tokens_, replicas_.num_columns());
-    const std::vector<ReplicaEntry> entries =
-        arena_.read(experts_.tables().entries, static_cast<std::int64_t>(parts.size()));
+    const std::vector<ReplicaEntry> entries = arena_.read(tables_.entries, static_cast<std::int64_t>(parts.size()));
     for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
       ASSERT_EQ(ranks[rank], host.in_tokens(host.rank_units()[rank])) << "rank " << rank;
     }
@@ -98,7 +108,8 @@ class PlacedOnGpu {
     return reinterpret_cast<Value*>(arena_.take(count * static_cast<std::int64_t>(sizeof(Value))));
   }
   Replicas replicas_;
-  cuda::DeviceExperts experts_;
+  PlacedExperts placed_;
+  cuda::SlotTables tables_;
   DeviceArena arena_;
   std::int64_t* tokens_ = nullptr;
   std::int64_t* rank_tokens_ = nullptr;

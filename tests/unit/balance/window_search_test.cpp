@@ -163,7 +163,7 @@ double best_of_all(const Cluster& cluster, const std::vector<double>& loads, Slo
 
 TEST(ComponentBound, IsBelowTheBestOfAllPlacementsAndTellsMoreThanTheMean) {
   int num_above_mean = 0;
-  for (std::uint64_t seed = 0; seed < 12; ++seed) {
+  for (std::uint64_t seed = 0; seed < 24; ++seed) {
     const Cluster cluster = Cluster::even(3, 6);
     const std::vector<double> drawn = seed % 2 == 0 ? zipf_loads(seed, 5, 1.5) : lognormal_loads(seed, 5, 1.0);
     std::vector<std::int64_t> loads;
@@ -175,21 +175,21 @@ TEST(ComponentBound, IsBelowTheBestOfAllPlacementsAndTellsMoreThanTheMean) {
     const double mean = static_cast<double>(std::accumulate(loads.begin(), loads.end(), std::int64_t{0})) / 3.0;
     if (bound > mean * 1.001) ++num_above_mean;
   }
-  EXPECT_GE(num_above_mean, 4);
+  EXPECT_GE(num_above_mean, 8);
 }
 
 TEST(ComponentBound, SaysThatFewSparesOnManyRanksDoNotReachNineTenths) {
   const Cluster cluster = Cluster::even(72, 288);
   const std::vector<std::int64_t> loads = mix_windows({zipf_loads(1, 256, 1.0)}, Objective::kTokens);
   const double bound = placement_bound(loads, cluster);
-  EXPECT_LT(bound, 0.895);
+  EXPECT_LT(bound, 0.8925);
   PlanRequest request;
   request.windows = {zipf_loads(1, 256, 1.0)};
   request.cluster = cluster;
   request.num_candidates = 64;
   const Plan plan = plan_placement(request);
   EXPECT_LE(plan.after, bound);
-  EXPECT_GE(plan.after, bound - 0.005);
+  EXPECT_GE(plan.after, bound - 0.0005);
   // With a slot more on every rank nothing is in the way.
   EXPECT_EQ(component_bound(loads, Cluster::even(72, 360)), 0.0);
 }
