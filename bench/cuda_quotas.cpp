@@ -1,6 +1,5 @@
 // Quotas of a batch on a GPU: microseconds of the kernel as the stream sees them, and what the host takes for the same.
-// Placements are planned on loads, and batches are drawn from loads that have drifted since. With two GPUs also what
-// they add to a layout.
+// Placements are planned on loads, and batches are drawn from loads that have drifted since.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -47,7 +46,6 @@ struct Figures {
   std::vector<double> gpu_us;
   std::vector<double> early_us;  ///< of launches that overlap the end of what is before them, as in dispatch
   std::vector<double> host_us;
-  std::vector<double> rounds;
   std::vector<double> phases;
   double worst = 1.0;  ///< exact optimum over the fullest rank here, of all placements
   double mean_of_optimum = 0.0;
@@ -146,7 +144,6 @@ void measure(const Case& shape, std::uint32_t number, Figures& figures) {
   const double start = steady_now_us();
   for (int run = 0; run < kRunsPerGraph; ++run) host.solve(tokens);
   figures.host_us.push_back((steady_now_us() - start) / kRunsPerGraph);
-  figures.rounds.push_back(host.num_rounds());
   figures.phases.push_back(host.num_phases());
 
   std::vector<std::int64_t> loads(static_cast<std::size_t>(shape.num_ranks));
@@ -167,9 +164,8 @@ double quantile_of(std::vector<double> values, double at) {
 }
 
 void run() {
-  std::printf("%-34s %26s %16s %14s %10s %10s %12s %14s\n", "experts x ranks (slots), drift",
-              "GPU us, median (largest)", "launched early", "host us", "rounds", "phases", "optimum/got",
-              "balancedness");
+  std::printf("%-34s %26s %16s %14s %10s %12s %14s\n", "experts x ranks (slots), drift", "GPU us, median (largest)",
+              "launched early", "host us", "phases", "optimum/got", "balancedness");
   for (const Case& shape :
        {Case{256, 64, 288, 0.1}, Case{256, 64, 320, 0.1}, Case{256, 64, 320, 0.6}, Case{256, 64, 384, 0.1},
         Case{256, 64, 384, 0.3}, Case{256, 64, 384, 0.6}, Case{256, 8, 320, 0.1}, Case{256, 8, 320, 0.6},
@@ -177,12 +173,11 @@ void run() {
     Figures figures;
     for (std::uint32_t number = 0; number < kNumPlacements; ++number) measure(shape, number, figures);
     std::printf(
-        "%-34s %26s %16s %14s %10s %10s %12.4f %14.4f\n",
+        "%-34s %26s %16s %14s %10s %12.4f %14.4f\n",
         fmt::format("{} x {} ({}), {}", shape.num_experts, shape.num_ranks, shape.num_slots, shape.drift).c_str(),
         fmt::format("{:.2f} ({:.2f})", quantile_of(figures.gpu_us, 0.5), quantile_of(figures.gpu_us, 1.0)).c_str(),
         fmt::format("{:.2f} ({:.2f})", quantile_of(figures.early_us, 0.5), quantile_of(figures.early_us, 1.0)).c_str(),
         fmt::format("{:.1f} ({:.1f})", quantile_of(figures.host_us, 0.5), quantile_of(figures.host_us, 1.0)).c_str(),
-        fmt::format("{} ({})", quantile_of(figures.rounds, 0.5), quantile_of(figures.rounds, 1.0)).c_str(),
         fmt::format("{} ({})", quantile_of(figures.phases, 0.5), quantile_of(figures.phases, 1.0)).c_str(),
         figures.worst, figures.mean_of_optimum);
   }

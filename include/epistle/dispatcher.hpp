@@ -252,12 +252,11 @@ class EPISTLE_API Dispatcher {
   [[nodiscard]] const Placement& placement() const noexcept;
 
   /// The calls that follow choose replicas by quotas that suit one batch, until the next ones or the next placement:
-  /// the fullest rank gets as little as the slots in force allow, and 1/256 of that more at most (to the token where
-  /// there are fewer than two slots a rank more than experts; of more than 2^30 tokens, to the power of two that brings
-  /// them below it). Nothing is exchanged, and no rank waits: each that should share out alike gives the same tokens;
-  /// where they differ all rows arrive nevertheless, less evenly. Integers only, as are all tokens: the same bits on
-  /// every device. Which tokens go where the hash says, so that counts of a batch deviate by chance. On CUDA one kernel
-  /// on `stream` reads device memory when it runs, and can be captured.
+  /// the fullest rank gets as little as the slots in force allow, to the token (of more than 2^30 tokens, to the power
+  /// of two that brings them below it). Nothing is exchanged, and no rank waits: each that should share out alike gives
+  /// the same tokens; where they differ all rows arrive nevertheless, less evenly. Integers only, as are all tokens:
+  /// the same bits on every device. Which tokens go where the hash says, so that counts of a batch deviate by chance.
+  /// On CUDA one kernel on `stream` reads device memory when it runs, and can be captured.
   /// Throws kInvalidArgument without tokens, where experts are not placed, and where replicas near a token come first:
   /// their parts are made of the quotas beforehand.
   void set_batch_quotas(const BatchQuotasRequest& request, Stream stream = {});

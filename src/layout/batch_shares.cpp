@@ -12,7 +12,6 @@ BatchShares::BatchShares(std::span<const std::int32_t> begin, std::span<const Re
       expert_of_(entries.size()),
       entries_(static_cast<std::size_t>(num_ranks)),
       is_holder_(static_cast<std::size_t>(num_ranks), 0),
-      pace_(static_cast<std::size_t>(num_ranks), 0),
       share_(entries.size(), 0),
       rank_load_(static_cast<std::size_t>(num_ranks), 0),
       rank_level_(static_cast<std::size_t>(num_ranks), 0),
@@ -29,15 +28,11 @@ BatchShares::BatchShares(std::span<const std::int32_t> begin, std::span<const Re
       if (begin_[expert + 1] - begin_[expert] > 1) entries_[rank].push_back(entry);
     }
   }
-  for (std::size_t rank = 0; rank < entries_.size(); ++rank) {
-    std::vector<std::int32_t>& own = entries_[rank];
-    pace_[rank] = pace_of_rank(static_cast<std::int32_t>(own.size()));
+  for (std::vector<std::int32_t>& own : entries_) {
     std::sort(own.begin(), own.end(), [&](std::int32_t a, std::int32_t b) {
       return entries[static_cast<std::size_t>(a)].slot < entries[static_cast<std::size_t>(b)].slot;
     });
   }
-  max_rounds_ = num_batch_rounds(static_cast<std::int32_t>(entries.size()),
-                                 static_cast<std::int32_t>(begin_.size()) - 1, num_ranks);
   num_holders_ = static_cast<std::int32_t>(std::count(is_holder_.begin(), is_holder_.end(), 1));
 }
 
@@ -57,49 +52,16 @@ void BatchShares::begin_with(std::span<const std::int64_t> expert_tokens) {
       rank_load_[rank_at(entry)] += share_[static_cast<std::size_t>(entry)];
     }
   }
-  target_ = target_of_ranks(sum, num_holders_, max_rounds_);
+  target_ = mean_of_ranks(sum, num_holders_);
   num_phases_ = 0;
-}
-
-/// All moves of a round are found before the first is made.
-void BatchShares::even_out() {
-  for (num_rounds_ = 0; num_rounds_ < max_rounds_ && is_any_above(); ++num_rounds_) {
-    moves_.clear();
-    for (const std::size_t expert : replicated_) find_move(expert);
-    for (const Move& move : moves_) {
-      share_[move.from] -= move.amount;
-      share_[move.to] += move.amount;
-      rank_load_[static_cast<std::size_t>(rank_of_[move.from])] -= move.amount;
-      rank_load_[static_cast<std::size_t>(rank_of_[move.to])] += move.amount;
-    }
-  }
-}
-
-/// From the fullest rank that has something of the expert to its emptiest; of ranks that are alike the first.
-void BatchShares::find_move(std::size_t expert) {
-  std::int32_t from = -1;
-  std::int32_t to = -1;
-  for (std::int32_t entry = begin_[expert]; entry < begin_[expert + 1]; ++entry) {
-    const std::int32_t load = rank_load_[rank_at(entry)];
-    const bool has_some = share_[static_cast<std::size_t>(entry)] > 0;
-    if (has_some && (from < 0 || load > rank_load_[rank_at(from)])) from = entry;
-    if (to < 0 || load < rank_load_[rank_at(to)]) to = entry;
-  }
-  if (from < 0) return;
-  const std::int32_t difference = rank_load_[rank_at(from)] - rank_load_[rank_at(to)];
-  const auto giver = static_cast<std::size_t>(from);
-  const std::int32_t wanted = amount_of_round(difference, pace_[rank_at(from)], pace_[rank_at(to)]);
-  const std::int32_t amount = std::min(wanted, share_[giver]);
-  if (amount > 0) moves_.push_back({.from = giver, .to = static_cast<std::size_t>(to), .amount = amount});
 }
 
 void BatchShares::solve(std::span<const std::int64_t> expert_tokens) {
   begin_with(expert_tokens);
-  even_out();
   for (; is_any_above(); ++num_phases_) {
     const std::int32_t outermost = search();
     if (is_any_stuck()) {
-      target_ = target_of_stuck();
+      target_ = mean_of_stuck();
       continue;
     }
     for (std::int32_t level = outermost; level > 0; --level) {
@@ -156,16 +118,11 @@ void BatchShares::reach(std::size_t expert, std::int32_t level) {
   }
 }
 
-/// The target that follows from the fullest ranks that are stuck: what is lighter mostly fits below it.
-std::int32_t BatchShares::target_of_stuck() {
+std::int32_t BatchShares::mean_of_stuck() {
   // Ranks that were reached keep their level; what is stuck gets one above all.
   constexpr std::int32_t kStuck = 1 << 20;
-  std::int32_t fullest = 0;
   for (std::size_t rank = 0; rank < rank_load_.size(); ++rank) {
-    if (rank_level_[rank] == kNotReached) fullest = std::max(fullest, rank_load_[rank]);
-  }
-  for (std::size_t rank = 0; rank < rank_load_.size(); ++rank) {
-    if (rank_load_[rank] == fullest && rank_level_[rank] == kNotReached) rank_level_[rank] = kStuck;
+    if (rank_load_[rank] > target_ && rank_level_[rank] == kNotReached) rank_level_[rank] = kStuck;
   }
   for (bool grows = true; grows;) {
     grows = false;
@@ -187,7 +144,7 @@ std::int32_t BatchShares::target_of_stuck() {
     sum += rank_load_[rank];
     ++count;
   }
-  return target_of_ranks(sum, count, max_rounds_);
+  return mean_of_ranks(sum, count);
 }
 
 void BatchShares::pass_on(std::size_t rank, std::int32_t level) {

@@ -1,13 +1,9 @@
 // A batch that is far from even, and where its rows go by quotas made for it.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <numeric>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "epistle/dispatcher.hpp"
 
@@ -69,13 +65,6 @@ inline std::vector<std::int32_t> batch_counts_expected(int rank) {
     }
   }
   return counts;
-}
-
-/// No rank has more than the mean, and what quotas of a batch allow beyond it.
-inline void expect_alike(const std::vector<std::int64_t>& rank_tokens, std::int64_t mean) {
-  EXPECT_EQ(std::accumulate(rank_tokens.begin(), rank_tokens.end(), std::int64_t{0}),
-            mean * static_cast<std::int64_t>(rank_tokens.size()));
-  EXPECT_LE(*std::max_element(rank_tokens.begin(), rank_tokens.end()), mean + mean / 256);
 }
 
 }  // namespace epistle::testing

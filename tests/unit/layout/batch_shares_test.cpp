@@ -1,5 +1,4 @@
-// Shares of a batch: nothing is lost, and no rank gets more than the exact algorithm of the balancer gives its fullest,
-// and its slack.
+// Shares of a batch: nothing is lost, and no rank gets more than the exact algorithm of the balancer gives its fullest.
 #include "layout/batch_shares.hpp"
 
 #include <algorithm>
@@ -34,7 +33,7 @@ balance::SlotTable table_of(const Replicas& replicas) {
   return table;
 }
 
-TEST(BatchShares, FullestRankGetsWhatTheExactAlgorithmGivesItAndOneIn256AtMost) {
+TEST(BatchShares, FullestRankGetsAsLittleAsTheExactAlgorithmGivesIt) {
   for (std::uint64_t seed = 0; seed < 400; ++seed) {
     SCOPED_TRACE(seed);
     const Replicas replicas = random_replicas(seed);
@@ -54,62 +53,9 @@ TEST(BatchShares, FullestRankGetsWhatTheExactAlgorithmGivesItAndOneIn256AtMost) 
         loads[static_cast<std::size_t>(replicas.entries[entry].rank)] += shares.units()[entry];
       }
       EXPECT_TRUE(std::equal(loads.begin(), loads.end(), shares.rank_units().begin()));
-      const std::int64_t least = *std::max_element(exact.rank_loads().begin(), exact.rank_loads().end());
-      EXPECT_GE(*std::max_element(loads.begin(), loads.end()), least);
-      EXPECT_LE(*std::max_element(loads.begin(), loads.end()), least + least / 256);
+      EXPECT_EQ(*std::max_element(loads.begin(), loads.end()),
+                *std::max_element(exact.rank_loads().begin(), exact.rank_loads().end()));
     }
-  }
-}
-
-TEST(BatchShares, FewTokensAreSharedExactly) {
-  for (std::uint64_t seed = 0; seed < 200; ++seed) {
-    SCOPED_TRACE(seed);
-    const Replicas replicas = random_replicas(seed);
-    std::vector<std::int64_t> tokens = random_tokens(seed, 0, replicas.num_experts());
-    const std::int64_t all = std::accumulate(tokens.begin(), tokens.end(), std::int64_t{0});
-    for (std::int64_t& count : tokens) count = count * 255 / std::max<std::int64_t>(all, 255);
-    BatchShares shares(replicas.begin, replicas.entries, replicas.num_ranks);
-    balance::BatchQuotas exact(table_of(replicas), replicas.num_experts());
-    shares.solve(tokens);
-    exact.solve(tokens);
-    EXPECT_EQ(*std::max_element(shares.rank_units().begin(), shares.rank_units().end()),
-              *std::max_element(exact.rank_loads().begin(), exact.rank_loads().end()));
-  }
-}
-
-TEST(BatchShares, RoundsAloneEvenOutRanksThatShareWithTheirNeighbours) {
-  // Two rings: every rank shares one expert with the next and one with the next but one, and phases would have to find
-  // the ways round them.
-  constexpr std::int32_t kRanks = 16;
-  std::vector<std::vector<std::int32_t>> slots(kRanks);
-  for (std::int32_t rank = 0; rank < kRanks; ++rank) {
-    slots[static_cast<std::size_t>(rank)] = {rank, kRanks + rank, kRanks + (rank + 1) % kRanks, 2 * kRanks + rank,
-                                             2 * kRanks + (rank + 2) % kRanks};
-  }
-  const Replicas replicas = replicas_of({3 * kRanks, slots, 1}, 5);
-  std::vector<std::int64_t> tokens(3 * kRanks, 10'000);
-  for (std::size_t rank = 0; rank < kRanks; ++rank) tokens[rank] = rank % 2 == 0 ? 11'000 : 9'000;
-  BatchShares shares(replicas.begin, replicas.entries, replicas.num_ranks);
-  shares.solve(tokens);
-  EXPECT_GT(shares.num_rounds(), 0);
-  EXPECT_EQ(shares.num_phases(), 0);
-  EXPECT_LE(*std::max_element(shares.rank_units().begin(), shares.rank_units().end()), 30'000 + 30'000 / 256);
-}
-
-TEST(BatchShares, FewSlotsToSpareAreSharedExactlyAndWithoutRounds) {
-  for (std::uint64_t seed = 0; seed < 100; ++seed) {
-    SCOPED_TRACE(seed);
-    const Replicas replicas = random_replicas(seed);
-    const std::int64_t num_spare = std::ssize(replicas.entries) - replicas.num_experts();
-    if (num_spare >= 2 * replicas.num_ranks) continue;
-    const std::vector<std::int64_t> tokens = random_tokens(seed, 1, replicas.num_experts());
-    BatchShares shares(replicas.begin, replicas.entries, replicas.num_ranks);
-    balance::BatchQuotas exact(table_of(replicas), replicas.num_experts());
-    shares.solve(tokens);
-    exact.solve(tokens);
-    EXPECT_EQ(shares.num_rounds(), 0);
-    EXPECT_EQ(*std::max_element(shares.rank_units().begin(), shares.rank_units().end()),
-              *std::max_element(exact.rank_loads().begin(), exact.rank_loads().end()));
   }
 }
 

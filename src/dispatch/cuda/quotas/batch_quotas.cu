@@ -1,11 +1,10 @@
-// Quotas of a batch (see layout/batch_shares.hpp for how). All threads fill the tables, and in rounds a thread has an
-// expert. In a phase one warp searches, and then all threads pass on what ranks have too much: a lane for every slot,
-// so that a level takes as long as one slot.
+// Quotas of a batch (see layout/batch_shares.hpp for how). All threads fill the tables. In a phase one warp searches,
+// and then all threads pass on what ranks have too much: a lane for every slot, so that a level takes as long as one
+// slot.
 #include "dispatch/cuda/device/signals.cuh"
 #include "dispatch/cuda/device/start_kernel.cuh"
 #include "dispatch/cuda/engine/launch.hpp"
 #include "dispatch/cuda/quotas/batch_quotas.hpp"
-#include "dispatch/cuda/quotas/quota_rounds.cuh"
 #include "dispatch/cuda/quotas/quota_search.cuh"
 #include "dispatch/cuda/quotas/quota_tables.cuh"
 
@@ -13,11 +12,11 @@ namespace epistle::cuda {
 namespace {
 
 /// The emptiest of an expert's ranks that were reached first takes what its others pass on: all those are of one level.
-/// Its entries are ascending by rank. Nothing is unrolled: a phase comes by here once, and fetching more instructions
-/// takes longer than going round.
+/// Its entries are ascending by rank. Ranks are looked up some at a time, so that their loads are on their way
+/// together.
 template <int kWords>
 __device__ void find_routes(const BatchQuotasArgs& args, const QuotaTables& t, const QuotaTotals& totals) {
-#pragma unroll 1
+  constexpr int kTogether = 4;
   for (int number = threadIdx.x; number < totals.num_replicated; number += kQuotaThreads) {
     const int level = Route{t.route[number]}.level();
     if (level == 0) continue;
@@ -25,18 +24,26 @@ __device__ void find_routes(const BatchQuotasArgs& args, const QuotaTables& t, c
     int best = -1;
     int best_rank = 0;
     std::int32_t least = 0;
-#pragma unroll 1
+#pragma unroll
     for (int w = 0; w < kWords; ++w) {
       const std::uint32_t holders = t.holders[w * args.num_experts + number];
       std::uint32_t left = holders & totals.level_ranks[level - 1][w];
-#pragma unroll 1
-      for (; left != 0; left &= left - 1) {
-        const int bit = __ffs(static_cast<int>(left)) - 1;
-        const std::int32_t load = totals.rank_load[w * 32 + bit];
-        const bool is_better = best < 0 || load < least;
-        best = is_better ? entry + __popc(holders & ((1U << bit) - 1)) : best;
-        best_rank = is_better ? w * 32 + bit : best_rank;
-        least = is_better ? load : least;
+      while (left != 0) {
+        int bit[kTogether];
+        std::int32_t load[kTogether];
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+          bit[j] = __ffs(static_cast<int>(left)) - 1;
+          left &= left - 1;
+          load[j] = bit[j] >= 0 ? totals.rank_load[w * 32 + bit[j]] : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) {
+          if (bit[j] < 0 || (best >= 0 && load[j] >= least)) continue;
+          best = entry + __popc(holders & ((1U << bit[j]) - 1));
+          best_rank = w * 32 + bit[j];
+          least = load[j];
+        }
       }
       entry += __popc(holders);
     }
@@ -61,7 +68,6 @@ class Passing {
     const std::int32_t target = totals_.target;
     const int step = kQuotaWarps << (5 - shift_);
     const int first_of_warp = static_cast<int>(threadIdx.x) / 32 << (5 - shift_);
-#pragma unroll 1
     for (int first = first_of_warp; first < args_.num_ranks; first += step) {
       const int rank = rank_ + first - first_of_warp;
       const bool is_inside = rank < args_.num_ranks;
@@ -69,7 +75,6 @@ class Passing {
       std::int32_t surplus = is_of_level ? max(totals_.rank_load[rank] - target, 0) : 0;
       if (__ballot_sync(kAllLanes, surplus > 0) == 0) continue;
       const bool has_surplus = surplus > 0;
-#pragma unroll 1
       for (int begin = 0; begin < args_.slots_per_rank; begin += lanes()) {
         const std::uint32_t own = rank == rank_ && begin == 0 ? own_ : own_of(rank, begin + idx_);
         surplus -= min(surplus, share_out(rank, own, level, surplus));
@@ -94,7 +99,6 @@ class Passing {
     const std::int32_t held = is_replicated ? t_.share[entry] : 0;
     const std::int32_t share = route.level() == level ? held : 0;
     std::int32_t sum = share;  // of the slots up to this one
-#pragma unroll 1
     for (int step = 1; step < lanes(); step *= 2) {
       const std::int32_t before = __shfl_up_sync(kAllLanes, sum, static_cast<unsigned>(step), lanes());
       if (idx_ >= step) sum += before;
@@ -120,9 +124,9 @@ class Passing {
   std::uint32_t own_;  // what stands there
 };
 
-/// Of all ranks that have slots; every warp for itself.
+/// The mean of all ranks that have slots; by one warp.
 template <int kWords>
-__device__ std::int32_t first_target(const QuotaTotals& totals, int max_rounds) {
+__device__ std::int32_t first_target(const QuotaTotals& totals) {
   std::uint32_t units = 0;
   int holders = 0;
 #pragma unroll
@@ -130,7 +134,7 @@ __device__ std::int32_t first_target(const QuotaTotals& totals, int max_rounds) 
     units += static_cast<std::uint32_t>(totals.rank_load[w * 32 + (static_cast<int>(threadIdx.x) & 31)]);
     holders += __popc(totals.holding[w]);
   }
-  return target_of_ranks(static_cast<std::int32_t>(__reduce_add_sync(kAllLanes, units)), holders, max_rounds);
+  return mean_of_ranks(static_cast<std::int32_t>(__reduce_add_sync(kAllLanes, units)), holders);
 }
 
 template <int kWords>
@@ -138,7 +142,7 @@ __global__ void __launch_bounds__(kQuotaThreads, 1) batch_quotas_kernel(const __
   extern __shared__ __align__(16) std::byte quota_memory[];
   __shared__ QuotaTotals totals;
   const QuotaTables tables = QuotaTables::at(quota_memory, args.num_experts, args.num_columns());
-  if (threadIdx.x < kMaxRankWords * 32) totals.rank_load[threadIdx.x] = totals.num_shared[threadIdx.x] = 0;
+  if (threadIdx.x < kMaxRankWords * 32) totals.rank_load[threadIdx.x] = 0;
   if (threadIdx.x < kMaxRankWords) totals.holding[threadIdx.x] = 0;
   if (threadIdx.x == 0) totals.num_replicated = 0;
   if (args.early_start) wait_for_kernel_before();
@@ -152,13 +156,8 @@ __global__ void __launch_bounds__(kQuotaThreads, 1) batch_quotas_kernel(const __
   __syncthreads();
   split_evenly(args, tables, totals, shift);
   __syncthreads();
-  const int max_rounds = num_batch_rounds(tables.begin[args.num_experts], args.num_experts, args.num_ranks);
-  const std::int32_t target = first_target<kWords>(totals, max_rounds);
-  even_out(tables, totals, target, max_rounds);
-  note_holders<kWords>(args, tables, totals);
-  __syncthreads();
   Passing passing(args, tables, totals);
-  QuotaSearch<kWords> search(args, tables, totals, target, max_rounds);
+  QuotaSearch<kWords> search(args, tables, totals, first_target<kWords>(totals));
   while (true) {
     if (threadIdx.x < 32) search.run();
     __syncthreads();
@@ -166,7 +165,6 @@ __global__ void __launch_bounds__(kQuotaThreads, 1) batch_quotas_kernel(const __
     if (outermost == 0) break;
     find_routes<kWords>(args, tables, totals);
     __syncthreads();
-#pragma unroll 1
     for (int level = outermost; level > 0; --level) {
       passing.pass_on(level);
       __syncthreads();

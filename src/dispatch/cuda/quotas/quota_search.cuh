@@ -14,13 +14,8 @@ class QuotaSearch {
   using Set = RankSet<kWords>;
 
   __device__ QuotaSearch(const BatchQuotasArgs& args, const QuotaTables& tables, QuotaTotals& totals,
-                         std::int32_t target, int max_rounds)
-      : args_(args),
-        t_(tables),
-        totals_(totals),
-        target_(target),
-        max_rounds_(max_rounds),
-        lane_(static_cast<int>(threadIdx.x) & 31) {
+                         std::int32_t target)
+      : args_(args), t_(tables), totals_(totals), target_(target), lane_(static_cast<int>(threadIdx.x) & 31) {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) holding_.word[w] = totals.holding[w];
 #pragma unroll
@@ -92,7 +87,6 @@ class QuotaSearch {
       added.add(givers_[j]);
       level_[j] = level;
     }
-#pragma unroll 1
     for (int number = lane_ + 32 * kKept; number < totals_.num_replicated; number += 32) {
       if (t_.route[number] != 0 || !load_set(t_.holders, number).both(reached_).any()) continue;
       added.add(load_set(t_.givers, number));
@@ -106,10 +100,8 @@ class QuotaSearch {
       givers_[j] = load_kept(t_.givers, j);
       level_[j] = 0;
     }
-#pragma unroll 1
     for (int number = lane_ + 32 * kKept; number < totals_.num_replicated; number += 32) t_.route[number] = 0;
     int level = 0;
-#pragma unroll 1
     while (above_.without(reached_).any()) {
       ++level;
       Set added;
@@ -136,35 +128,14 @@ class QuotaSearch {
     for (int w = 0; w < kWords; ++w) totals_.rank_level[w * 32 + lane_] = rank_level_[w];
   }
 
-  /// Those of some ranks that are the fullest of them.
-  [[nodiscard]] __device__ Set fullest_of(const Set& ranks) const {
-    std::uint32_t most = 0;
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      if ((ranks.word[w] >> lane_ & 1U) != 0) most = max(most, load_of(w));
-    }
-    most = __reduce_max_sync(kAllLanes, most);
-    Set fullest;
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      fullest.word[w] = ranks.word[w] & __ballot_sync(kAllLanes, load_of(w) == most);
-    }
-    return fullest;
-  }
-  [[nodiscard]] __device__ std::uint32_t load_of(int word) const {
-    return static_cast<std::uint32_t>(totals_.rank_load[word * 32 + lane_]);
-  }
-
-  /// To that of the ranks that the fullest of what is stuck can go to at all.
-  __device__ void raise_target(const Set& all_stuck) {
-    Set stuck = fullest_of(all_stuck);
+  /// To the mean of the ranks that what is stuck can go to at all.
+  __device__ void raise_target(Set stuck) {
     while (true) {
       Set grown;
 #pragma unroll
       for (int j = 0; j < kKept; ++j) {
         if (givers_[j].both(stuck).any()) grown.add(holders_[j]);
       }
-#pragma unroll 1
       for (int number = lane_ + 32 * kKept; number < totals_.num_replicated; number += 32) {
         const Set holders = load_set(t_.holders, number);
         if (load_set(t_.givers, number).both(stuck).any()) grown.add(holders);
@@ -177,17 +148,16 @@ class QuotaSearch {
     int count = 0;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      if ((stuck.word[w] >> lane_ & 1U) != 0) load += load_of(w);
+      if ((stuck.word[w] >> lane_ & 1U) != 0) load += static_cast<std::uint32_t>(totals_.rank_load[w * 32 + lane_]);
       count += __popc(stuck.word[w]);
     }
-    target_ = target_of_ranks(static_cast<std::int32_t>(__reduce_add_sync(kAllLanes, load)), count, max_rounds_);
+    target_ = mean_of_ranks(static_cast<std::int32_t>(__reduce_add_sync(kAllLanes, load)), count);
   }
 
   const BatchQuotasArgs& args_;
   const QuotaTables& t_;
   QuotaTotals& totals_;
   std::int32_t target_;
-  int max_rounds_;
   int lane_;
   Set holding_;
   Set above_;

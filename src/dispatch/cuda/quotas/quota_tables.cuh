@@ -17,7 +17,7 @@ inline constexpr unsigned kAllLanes = 0xffffffffU;
 
 /// Experts that have several replicas are numbered, in any order; arrays by that number are [replicated].
 struct QuotaTables {
-  std::int64_t* tokens;       // [experts]; in rounds what replicated experts move, see QuotaMove
+  std::int64_t* tokens;       // [experts]
   std::int32_t* begin;        // [experts + 1] into entries
   std::int32_t* share;        // [entries]
   std::uint32_t* holders;     // [words, experts] ranks of a replicated expert
@@ -79,9 +79,7 @@ struct Route {
 struct QuotaTotals {
   std::int64_t tokens_of_warp[kQuotaWarps];
   std::int32_t rank_load[kMaxRankWords * 32];
-  std::int32_t num_shared[kMaxRankWords * 32];  // slots of replicated experts
-  std::uint32_t pace[kMaxRankWords * 32];       // see pace_of_rank()
-  std::uint32_t holding[kMaxRankWords];         // ranks that have slots
+  std::uint32_t holding[kMaxRankWords];  // ranks that have slots
   std::int32_t num_replicated;
   // Of the last search.
   std::int32_t rank_level[kMaxRankWords * 32];              // -1 = not reached
@@ -94,7 +92,6 @@ struct QuotaTotals {
 /// columns: what lies behind is read, but does not count.
 __device__ inline void read_all(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
   std::int64_t sum = 0;
-#pragma unroll 1
   for (int e = threadIdx.x; e < args.num_experts; e += kQuotaThreads) {
     const std::int64_t tokens = args.expert_tokens[e];
     t.begin[e] = args.slots.replica_begin[e];
@@ -102,7 +99,6 @@ __device__ inline void read_all(const BatchQuotasArgs& args, const QuotaTables& 
     sum += max(tokens, std::int64_t{0});
   }
   if (threadIdx.x == 0) t.begin[args.num_experts] = args.slots.replica_begin[args.num_experts];
-#pragma unroll 1
   for (int c = threadIdx.x; c < args.num_columns(); c += kQuotaThreads) {
     const ReplicaEntry& entry = args.slots.entries[c];
     t.rank_of[c] = static_cast<std::uint8_t>(entry.rank);
@@ -126,7 +122,6 @@ __device__ inline int shift_of(const QuotaTotals& totals) {
 __device__ inline void number_experts(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int end = (args.num_experts + 31) / 32 * 32;
-#pragma unroll 1
   for (int e = threadIdx.x; e < end; e += kQuotaThreads) {
     const bool inside = e < args.num_experts;
     const int begin = inside ? t.begin[e] : 0;
@@ -135,18 +130,20 @@ __device__ inline void number_experts(const BatchQuotasArgs& args, const QuotaTa
     int first = 0;
     if (lane == 0 && several != 0) first = atomicAdd(&totals.num_replicated, __popc(several));
     const int number = __shfl_sync(kAllLanes, first, 0) + __popc(several & ((1U << lane) - 1));
-#pragma unroll 1
     for (int i = 0; i < count; ++i) t.expert_of[begin + i] = static_cast<std::uint16_t>(e);
     if (inside) t.replicated[e] = count > 1 ? static_cast<std::uint16_t>(number) : kNoEntry;
     if (count <= 1) continue;
     t.span[number] = static_cast<std::uint32_t>(begin) | static_cast<std::uint32_t>(count) << 16U;
+    for (int w = 0; w < kMaxRankWords; ++w) {
+      t.holders[w * args.num_experts + number] = 0;
+      t.givers[w * args.num_experts + number] = 0;
+    }
   }
 }
 
 /// Every replica begins with an even share.
 __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTables& t, QuotaTotals& totals, int shift) {
   const int num_entries = t.begin[args.num_experts];
-#pragma unroll 1
   for (int i = threadIdx.x; i < num_entries; i += kQuotaThreads) {
     const int e = t.expert_of[i];
     const std::int32_t units = batch_units(t.tokens[e], shift);
@@ -154,11 +151,14 @@ __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTabl
     const std::int32_t share = first_share(units, t.num_replicas(e), i - t.begin[e]);
     t.share[i] = share;
     atomicAdd(&totals.rank_load[rank], share);
-    atomicOr(&totals.holding[rank / 32], 1U << (rank & 31));
+    const std::uint32_t bit = 1U << (rank & 31);
+    atomicOr(&totals.holding[rank / 32], bit);
     const std::uint16_t number = t.replicated[e];
     if (number == kNoEntry) continue;
     t.own[t.slot_of[i]] = static_cast<std::uint32_t>(i) | std::uint32_t{number} << 16U;
-    atomicAdd(&totals.num_shared[rank], 1);
+    const int word = rank / 32 * args.num_experts + number;
+    atomicOr(&t.holders[word], bit);
+    if (share > 0) atomicOr(&t.givers[word], bit);
   }
 }
 
@@ -166,7 +166,6 @@ __device__ inline void split_evenly(const BatchQuotasArgs& args, const QuotaTabl
 __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTables& t, const QuotaTotals& totals,
                                     int shift) {
   const int num_entries = t.begin[args.num_experts];
-#pragma unroll 1
   for (int i = threadIdx.x; i < num_entries; i += kQuotaThreads) {
     const int e = t.expert_of[i];
     if (args.slot_tokens != nullptr) {
@@ -175,7 +174,6 @@ __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTabl
     if (t.replicated[e] == kNoEntry) continue;
     std::int32_t sum = 0;
     std::int32_t units = 0;
-#pragma unroll 1
     for (int j = t.begin[e]; j < t.begin[e + 1]; ++j) {
       units += t.share[j];
       if (j <= i) sum += t.share[j];
@@ -183,7 +181,6 @@ __device__ inline void write_quotas(const BatchQuotasArgs& args, const QuotaTabl
     args.slots.entries[i].part_end = batch_part_end(sum, units, t.num_replicas(e), i - t.begin[e]);
   }
   if (args.rank_tokens == nullptr) return;
-#pragma unroll 1
   for (int r = threadIdx.x; r < args.num_ranks; r += kQuotaThreads) {
     args.rank_tokens[r] = static_cast<std::int64_t>(totals.rank_load[r]) << shift;
   }
