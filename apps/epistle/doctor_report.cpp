@@ -15,6 +15,7 @@
 #include "report/format.hpp"
 #include "report/table.hpp"
 #include "topology/machine.hpp"
+#include "topology/node_affinity.hpp"
 
 namespace epistle::cli {
 namespace {
@@ -58,6 +59,21 @@ Json epistle_json(const DoctorReport& report) {
   return json;
 }
 
+/// Null where the GPU's node is not told.
+Json affinity_json(const GpuProbe& gpu) {
+  const auto affinity = node_affinity(gpu.numa_node);
+  if (!affinity) return nullptr;
+  return {{"units_of_node", affinity->num_units}, {"open_to_this_process", affinity->num_open}};
+}
+
+std::string affinity_text(const GpuProbe& gpu) {
+  const auto affinity = node_affinity(gpu.numa_node);
+  if (!affinity) return gpu.numa_node < 0 ? "not told" : std::to_string(gpu.numa_node);
+  const char* const fix = affinity->num_open == 0 ? ": bind its rank there (numactl, taskset)" : "";
+  return fmt::format("{} ({} of its {} hardware threads open to this process{})", gpu.numa_node, affinity->num_open,
+                     affinity->num_units, fix);
+}
+
 Json probe_json(const NvmlProbe& probe) {
   Json list = Json::array();
   for (const GpuProbe& gpu : probe.gpus) {
@@ -70,6 +86,7 @@ Json probe_json(const NvmlProbe& probe) {
                     {"num_active_nvlinks", gpu.num_active_nvlinks},
                     {"nvlink_peers", gpu.nvlink_peers},
                     {"numa_node", gpu.numa_node},
+                    {"affinity", affinity_json(gpu)},
                     {"fabric_cluster", gpu.fabric_cluster},
                     {"fabric_clique", gpu.fabric_clique}});
   }
@@ -189,7 +206,7 @@ std::string render_gpus(const NvmlProbe& probe, const NvlinkFabric& fabric) {
     const GpuProbe& gpu = probe.gpus[idx];
     text += fmt::format("  {}: {}, {}, {} ({} free), {} NVLinks, NUMA node {}\n", idx, gpu.name, gpu.architecture,
                         format_bytes(gpu.memory_bytes), format_bytes(gpu.free_memory_bytes), gpu.num_active_nvlinks,
-                        gpu.numa_node < 0 ? "not told" : std::to_string(gpu.numa_node));
+                        affinity_text(gpu));
   }
   for (const auto& group : nvlink_groups(probe)) text += fmt::format("  NVLink domain: {}\n", fmt::join(group, ", "));
   text += fabric.fabric.empty() ? fmt::format("  NVLink between hosts: none ({})\n", fabric.lack)

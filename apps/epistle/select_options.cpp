@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <optional>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -12,6 +13,7 @@
 
 #include "cluster_option.hpp"
 #include "core/json_field.hpp"
+#include "doctor_hardware.hpp"
 #include "json_text.hpp"
 #include "not_empty.hpp"
 #include "number_options.hpp"
@@ -75,6 +77,16 @@ Cluster local_hardware() {
   return cluster;
 }
 
+/// A preset, a file of a cluster, or a report of doctor; without one the machine of --doctor, where its report says it.
+std::optional<Cluster> named_hardware(const SelectOptions& options) {
+  const std::string& name = options.hardware;
+  if (name.empty()) return options.doctor.empty() ? std::nullopt : hardware_of_report(options.doctor);
+  if (name.ends_with(".json") || name.find('/') != std::string::npos) {
+    if (auto cluster = hardware_of_report(name)) return cluster;
+  }
+  return cluster_of_option(name);
+}
+
 void read_assumed(const std::string& list, SelectQuery& query) {
   query.availability = "among what --assume names";
   if (list == "none") return;
@@ -116,8 +128,10 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
     command.add_option(name, value, text)->check(CLI::IsMember(std::move(choices)).description(""))->type_name(type);
   };
   command
-      .add_option("--hardware", options.hardware,
-                  "A preset (h100-hgx, gb200-nvl72, ...) or a JSON file of a cluster (default: this machine)")
+      .add_option(
+          "--hardware", options.hardware,
+          "A preset (h100-hgx, gb200-nvl72, ...), a JSON file of a cluster, or a report of 'epistle doctor --json' "
+          "(default: the machine of --doctor, or this one)")
       ->check(not_empty())
       ->type_name("NAME");
   add_number(command, "--ep", options.ep, {1, kSelectOptionsMaxEp},
@@ -166,7 +180,8 @@ void add_select_options(CLI::App& command, SelectOptions& options) {
 SelectQuery make_select_query(const SelectOptions& options) {
   if (options.ep == 0) throw CLI::ValidationError("--ep", "is missing; give the expert-parallel degree");
   SelectQuery query;
-  query.cluster = options.hardware.empty() ? local_hardware() : cluster_of_option(options.hardware);
+  const std::optional<Cluster> named = named_hardware(options);
+  query.cluster = named ? *named : local_hardware();
   query.ep = static_cast<std::int32_t>(options.ep);
   if (!options.model.empty()) query.model = find_select_model(options.model);
   if (options.hidden > 0) query.model.hidden = options.hidden;
@@ -196,7 +211,9 @@ SelectQuery make_select_query(const SelectOptions& options) {
 
 check::CheckOptions make_check_options(const SelectOptions& options) {
   check::CheckOptions check;
-  if (!options.hardware.empty()) check.cluster = cluster_of_option(options.hardware);
+  check.cluster = named_hardware(options);
+  // Of that one neither domains nor GPUs are known.
+  if (check.cluster && check.cluster->name == "unknown") check.cluster.reset();
   check.megatron = read_version("--megatron-version", options.megatron_version);
   check.vllm = read_version("--vllm-version", options.vllm_version);
   check.sglang = read_version("--sglang-version", options.sglang_version);

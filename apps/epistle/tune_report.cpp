@@ -242,6 +242,18 @@ html::ChartBlock crossover_chart(const Json& crossover) {
   return chart;
 }
 
+/// What was seen to be right before anything was tuned, from few ranks to all.
+Json validation_json(const BenchPlan& plan, const TuneResult& result) {
+  const char* const part = plan.spec.expectation ? "passed" : "ran";
+  const std::string_view all = verification_name(plan, result.first);
+  const int domain = plan.spec.domain_size > 0 ? plan.spec.domain_size : plan.num_ranks;
+  const bool several = domain < plan.num_ranks;
+  const std::string_view inside = !several ? all : domain == 1 ? "not there: every rank is a domain" : part;
+  return {{"one_rank", part},
+          {"in_domain", inside},
+          {"across_domains", several ? all : std::string_view("not there: all ranks are in one domain")}};
+}
+
 }  // namespace
 
 Json tune_json(const BenchPlan& plan, const TuneResult& result, TunePolicy policy) {
@@ -252,10 +264,7 @@ Json tune_json(const BenchPlan& plan, const TuneResult& result, TunePolicy polic
                        {"key", profile_key(profile_use(plan))},
                        {"settings", settings_json(result.settings, plan.spec.device)},
                        {"default_settings", settings_json(result.defaults, plan.spec.device)},
-                       {"validation",
-                        {{"one_rank", plan.spec.expectation ? "passed" : "ran"},
-                         {"in_domain", verification_name(plan, result.first)},
-                         {"across_domains", "not there: all ranks are in one domain"}}},
+                       {"validation", validation_json(plan, result)},
                        {"concurrency", plan.spec.num_in_flight},
                        {"gemm", gemm_json(plan, result)},
                        {"joint", joint_json(result)},
@@ -270,9 +279,11 @@ Json tune_json(const BenchPlan& plan, const TuneResult& result, TunePolicy polic
 }
 
 std::string render_tune_table(const Json& document) {
-  std::string text = fmt::format(
-      "policy {}; validated with one rank ({}), then in the domain ({})\n\n", plain_text(document.at("policy")),
-      plain_text(document.at("validation").at("one_rank")), plain_text(document.at("validation").at("in_domain")));
+  std::string text =
+      fmt::format("policy {}; validated with one rank ({}), then in the domain ({}), then across domains ({})\n\n",
+                  plain_text(document.at("policy")), plain_text(document.at("validation").at("one_rank")),
+                  plain_text(document.at("validation").at("in_domain")),
+                  plain_text(document.at("validation").at("across_domains")));
   text += load_text(document);
   Table table(tune_columns());
   for (auto& row : rows_of(document)) {

@@ -27,7 +27,8 @@ class Tuner {
   TuneResult run();
 
  private:
-  void validate_alone();
+  void validate_part(int num_ranks);
+  [[nodiscard]] int domain_ranks() const;
   void validate_together();
   [[nodiscard]] KnobLimits limits() const;
   void turn(std::string_view name);
@@ -59,7 +60,8 @@ Contender contender(std::string name, const ProfileSettings& settings) {
 TuneResult Tuner::run() {
   result_.defaults = default_settings(plan_);
   result_.settings = result_.defaults;
-  validate_alone();
+  validate_part(1);
+  if (domain_ranks() > 1 && domain_ranks() < group_.size()) validate_part(domain_ranks());
   validate_together();
   for (const std::string_view name : knob_names(plan_.spec.device)) turn(name);
   check_best();
@@ -67,8 +69,11 @@ TuneResult Tuner::run() {
   return std::move(result_);
 }
 
-/// First one rank by itself: what fails there fails everywhere, and is easiest to understand.
-void Tuner::validate_alone() {
+int Tuner::domain_ranks() const { return plan_.spec.domain_size > 0 ? plan_.spec.domain_size : plan_.num_ranks; }
+
+/// First one rank by itself, and of several domains then one: what fails there fails everywhere, and is easiest to
+/// understand. Rank 0 does it, with threads for ranks.
+void Tuner::validate_part(int num_ranks) {
   std::optional<Error> failure;
   if (group_.rank() == 0) {
     BenchOptions alone = options_;
@@ -87,16 +92,19 @@ void Tuner::validate_alone() {
     alone.num_iterations = 1;
     alone.num_warmups = 0;
     alone.gemm = false;
+    alone.domain_size = num_ranks;
+    const std::string name = num_ranks == 1 ? "one rank alone" : "the ranks of one domain";
     try {
-      BenchPlan plan = make_bench_plan(alone, 1, GroupKind::kThreads);
+      BenchPlan plan = make_bench_plan(alone, num_ranks, GroupKind::kThreads);
       add_expectation(alone, plan);
       plan.spec.contenders = {contender("default", result_.defaults)};
-      run_thread_ranks(1, [&](Group& single) {
-        const BenchResult result = run_planned(single, plan, progress_);
-        if (plan.spec.expectation != nullptr && !result.verified) {
-          failure = Error(ErrorCode::kVerificationFailed, "one rank alone: " + result.mismatch);
+      const auto play = [&](Group& part) {
+        const BenchResult result = run_planned(part, plan, progress_);
+        if (part.rank() == 0 && plan.spec.expectation != nullptr && !result.verified) {
+          failure = Error(ErrorCode::kVerificationFailed, fmt::format("{}: {}", name, result.mismatch));
         }
-      });
+      };
+      run_thread_ranks(num_ranks, play, {.domain_size = num_ranks});
     } catch (const Error& error) {
       failure = error;
     }
@@ -105,7 +113,7 @@ void Tuner::validate_alone() {
   std::vector<int> all(static_cast<std::size_t>(group_.size()));
   group_.all_gather(&failed, sizeof(failed), all.data());
   if (failure) throw Error(*failure);
-  if (all.front() != 0) throw Error(ErrorCode::kPeerRejected, "rank 0 alone does not get through; it says why");
+  if (all.front() != 0) throw Error(ErrorCode::kPeerRejected, "rank 0 does not get through by itself; it says why");
 }
 
 void Tuner::validate_together() {

@@ -103,12 +103,6 @@ constexpr std::array kLimitsRules = {
         "takes top-k up to 9; it is {top_k}", kNcclEp, kNcclEpDate},
     SelectRule{"shape-ncclep-tokens", "more than 8192 tokens per rank", [](const SelectFacts& f) { return tokens(f) > limits::kNcclEpMaxTokens; }, kReject, "ncclep", 0,
         "takes at most 8192 tokens per rank; here are {tokens}", kNcclEp, kNcclEpDate},
-    SelectRule{"shape-divides-deepep", "experts not divisible", [](const SelectFacts& f) { return f.query.model.num_experts % f.query.ep != 0; }, kReject, "deepep", 0,
-        "{experts} experts do not divide over {ep} ranks", kDeepEp, kDeepEpDate},
-    SelectRule{"shape-divides-hybridep", "experts not divisible", [](const SelectFacts& f) { return f.query.model.num_experts % f.query.ep != 0; }, kReject, "hybridep", 0,
-        "{experts} experts do not divide over {ep} ranks", kHybridEp, kHybridEpDate},
-    SelectRule{"shape-divides-ncclep", "experts not divisible", [](const SelectFacts& f) { return f.query.model.num_experts % f.query.ep != 0; }, kReject, "ncclep", 0,
-        "{experts} experts do not divide over {ep} ranks", kNcclEp, kNcclEpDate},
 
     // Engines.
     SelectRule{"engine-hybridep-training", "inference", [](const SelectFacts& f) { return !f.training(); }, kReject, "hybridep", 0,

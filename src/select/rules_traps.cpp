@@ -20,6 +20,9 @@ constexpr std::array kTrapsRules = {
     SelectRule{"trap-inert-backend", "a flex backend in training", flex_training, kWarn, "", 0,
         "--moe-flex-dispatcher-backend does nothing unless --moe-token-dispatcher-type is flex: the run then uses another dispatcher "
         "and says nothing", kMegatron, kMegatronDate},
+    SelectRule{"trap-experts-divide", "experts not divisible", [](const SelectFacts& f) { return f.query.model.num_experts % f.query.ep != 0; }, kWarn, "", 0,
+        "{experts} experts do not divide over {ep} ranks: Megatron refuses that with every dispatcher, and vLLM and SGLang need redundant "
+        "experts (EPLB) with which they do", kMegatron, kMegatronDate},
     SelectRule{"trap-domain-size", "HybridEP in training", hybridep_training, kWarn, "hybridep", 0,
         "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN must be the real domain ({domain} here) and divide the EP group of {ep}: otherwise "
         "slow, wrong, or a deadlock. Newer HybridEP finds the domain itself; the variable overrides it", kHybridEp, kHybridEpDate},

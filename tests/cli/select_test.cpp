@@ -69,6 +69,26 @@ TEST(SelectCommand, DoctorsReportSaysWhatIsThere) {
   EXPECT_TRUE(is_error_line(broken.err, "backends")) << broken.err;
 }
 
+TEST(SelectCommand, DoctorsReportSaysTheMachine) {
+  const TempDir dir;
+  const std::string report = dir.write("doctor.json", R"({"hardware": "h200-hgx", "nvlink_domains": [[0, 1]],
+      "nvlink_fabric": {"fabric": ""}, "network": {"nics_per_gpu": 0.5},
+      "backends": [{"name": "hybridep", "available": true}]})");
+  for (const char* const option : {"--doctor", "--hardware"}) {
+    const CommandResult result =
+        run_epistle({"select", option, report, "--ep", "16", "--model", "qwen3-30b", "--json"});
+    ASSERT_EQ(result.exit_code, 0) << result.describe();
+    const Json query = Json::parse(result.out).at("query");
+    EXPECT_EQ(query.at("hardware"), "h200-hgx") << option;
+    EXPECT_EQ(query.at("num_domains"), 8) << option;
+    EXPECT_EQ(query.at("nics_per_domain"), 1) << option;
+  }
+  const std::string broken = dir.write("broken.json", R"({"hardware": "h200-hgx", "nvlink_domains": [3]})");
+  const CommandResult result = run_epistle({"select", "--hardware", broken, "--ep", "8", "--model", "qwen3-30b"});
+  EXPECT_EQ(result.exit_code, 3);
+  EXPECT_TRUE(is_error_line(result.err, "nvlink_domains")) << result.err;
+}
+
 TEST(SelectCommand, MistakesInOptionsAreNamed) {
   EXPECT_EQ(run_epistle({"select", "--model", "qwen3-30b"}).exit_code, 2);
   EXPECT_EQ(run_epistle({"select", "--ep", "8"}).exit_code, 2);

@@ -82,6 +82,13 @@ bool is_false(std::string_view value) noexcept {
   return std::find(kFalse.begin(), kFalse.end(), value) != kFalse.end();
 }
 
+bool RunConfig::only_infers() const noexcept {
+  constexpr std::array<std::string_view, 7> kParts = {"generat", "inference", "infer_", "server",
+                                                      "convert", "compare",   "export"};
+  return std::any_of(kParts.begin(), kParts.end(),
+                     [&](std::string_view part) { return program.find(part) != std::string::npos; });
+}
+
 const Setting* RunConfig::find(std::string_view name) const noexcept { return find_last(options, name); }
 
 const Setting* RunConfig::find_environment(std::string_view name) const noexcept {

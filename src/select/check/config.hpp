@@ -52,6 +52,8 @@ struct RunConfig {
 
   /// Changes to a recipe from elsewhere, by the names of fields.
   [[nodiscard]] bool is_recipe() const noexcept { return dialect == Dialect::kYaml || dialect == Dialect::kPython; }
+  /// Scripts that generate, serve, convert or compare run forward passes only, of a model that a checkpoint describes.
+  [[nodiscard]] bool only_infers() const noexcept;
   /// The last setting of that name, which is the one that counts; null where there is none.
   [[nodiscard]] const Setting* find(std::string_view name) const noexcept;
   [[nodiscard]] const Setting* find_environment(std::string_view name) const noexcept;

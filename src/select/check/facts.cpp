@@ -85,7 +85,7 @@ void read_megatron(RunFacts& facts) {
   } else if (type == nullptr) {
     // The default of Megatron core (0.20); what a recipe changes has one from elsewhere.
     const bool recipe = run.is_recipe() && !is_argument_list(run);
-    facts.would_run = recipe ? "unknown" : "allgather";
+    facts.would_run = recipe || run.only_infers() ? "unknown" : "allgather";
   } else if (type->value() == "flex") {
     const bool unknown = backend != nullptr && !backend->known_value;
     facts.would_run = unknown ? "unknown" : chosen.empty() ? "deepep" : chosen;
@@ -115,6 +115,7 @@ void read_vllm(RunFacts& facts) {
   const Setting* const variable = run.find_environment("VLLM_ALL2ALL_BACKEND");
   if (run.find("all2all-backend") == nullptr && variable != nullptr && variable->known_value)
     backend = variable->value();
+  if (run.find("all2all-backend") != nullptr && !run.find("all2all-backend")->known_value) backend = "unknown";
   const EngineBackend* const known = find_engine_backend(vllm_backends(), backend);
   if (known != nullptr && known->is_alias && known->is_gone(facts.options.vllm)) backend = known->now;
   const auto tp = facts_degree(run, "tensor-parallel-size");
@@ -135,7 +136,9 @@ void read_vllm(RunFacts& facts) {
 
 void read_sglang(RunFacts& facts) {
   const RunConfig& run = facts.run;
-  std::string_view backend = run.text("moe-a2a-backend", "none");
+  const Setting* const given = run.find("moe-a2a-backend");
+  std::string_view backend =
+      given != nullptr && !given->known_value ? std::string_view("unknown") : run.text("moe-a2a-backend", "none");
   if (run.find("moe-a2a-backend") == nullptr && run.has("enable-deepep-moe")) backend = "deepep";
   if (run.has("enable-waterfill") && backend != "megamoe") backend = "deepep";
   const bool spans = std::find(kSpanningBackends.begin(), kSpanningBackends.end(), backend) != kSpanningBackends.end();

@@ -179,20 +179,12 @@ void find_too_many_choices(const RunFacts& facts, const CheckRule& rule, Finding
               "choose a top-k of at most the number of experts");
 }
 
-/// Scripts that generate, serve, convert or compare run forward passes only.
-bool only_infers(const RunConfig& run) {
-  constexpr std::array<std::string_view, 7> kParts = {"generat", "inference", "infer_", "server",
-                                                      "convert", "compare",   "export"};
-  return std::any_of(kParts.begin(), kParts.end(),
-                     [&](std::string_view part) { return run.program.find(part) != std::string::npos; });
-}
-
 void find_no_sequence_parallel(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
   const Setting* const tp = run.find(kTp);
   const bool experts = facts.num_experts || facts.ep > 1;
   if (tp == nullptr || run.number(kTp).value_or(1) < 2 || !experts || !run.complete || run.has("sequence-parallel") ||
-      only_infers(run))
+      run.only_infers())
     return;
   add_finding(findings, rule, *tp, "experts with tensor parallelism are trained with sequence parallelism only",
               "add --sequence-parallel");

@@ -50,11 +50,11 @@ void find_wrong_values(const RunFacts& facts, const CheckRule& rule, Findings& f
 
 void find_inert_mode(const RunFacts& facts, const CheckRule& rule, Findings& findings) {
   const RunConfig& run = facts.run;
-  if (!run.complete && run.find("moe-a2a-backend") == nullptr) return;
+  if ((!run.complete && run.find("moe-a2a-backend") == nullptr) || !facts.known_backend()) return;
   const Setting* const mode = run.find("deepep-mode");
   constexpr std::array<std::string_view, 6> kReadMode = {"deepep", "mori", "mooncake", "nixl", "pplx", "customized"};
   const bool read = std::find(kReadMode.begin(), kReadMode.end(), facts.would_run) != kReadMode.end();
-  if (mode != nullptr && !read && facts.would_run != "unknown") {
+  if (mode != nullptr && !read) {
     add_finding(findings, rule, *mode, fmt::format("{} does nothing: the backend is {}", mode->flag, facts.would_run),
                 facts.would_run == "deepep_v2" ? "use --deepep-v2-mode" : "add --moe-a2a-backend deepep");
   }

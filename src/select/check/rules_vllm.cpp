@@ -113,8 +113,9 @@ void find_microbatches(const RunFacts& facts, const CheckRule& rule, Findings& f
     if (setting == nullptr || run.number("ubatch-size").value_or(0) < 2) return;
   }
   constexpr std::array<std::string_view, 3> kAble = {"deepep_low_latency", "deepep_high_throughput", "nixl_ep"};
-  const std::string_view backend = find_backend_setting(run) == nullptr ? std::string_view("allgather_reducescatter")
-                                                                        : find_backend_setting(run)->value();
+  const Setting* const given = find_backend_setting(run);
+  if (given != nullptr && !given->known_value) return;
+  const std::string_view backend = given == nullptr ? std::string_view("allgather_reducescatter") : given->value();
   if (std::find(kAble.begin(), kAble.end(), backend) != kAble.end()) return;
   if (facts.gpu == GpuClass::kAmd && backend == "allgather_reducescatter") return;
   add_finding(

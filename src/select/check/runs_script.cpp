@@ -21,6 +21,18 @@ Setting to_setting(const std::pair<std::string, LinedText>& variable) {
   return setting;
 }
 
+/// What a script inherits. A '$' in a value is somebody else's to replace.
+ShellVariables inherited_of(const std::vector<Setting>& environment) {
+  ShellVariables variables;
+  for (const Setting& setting : environment) {
+    if (!setting.known_value || setting.value().find('$') != std::string_view::npos) continue;
+    LinedText value;
+    for (const char byte : setting.value()) value.add(byte, setting.line);
+    variables.emplace_back(setting.name, std::move(value));
+  }
+  return variables;
+}
+
 bool script_holds_options(const LinedText& text) {
   return text.bytes.starts_with("--") || text.bytes.find(" --") != std::string::npos ||
          text.bytes.find("\n--") != std::string::npos;
@@ -93,16 +105,16 @@ void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Sett
 
 void script_read_command(ConfigFile& file, const ShellCommand& command, const BatchJob& job,
                          const std::vector<Setting>& environment, int depth) {
+  std::vector<Setting> all = environment;
+  for (const auto& variable : command.environment) all.push_back(to_setting(variable));
   for (const LinedText& word : command.words) {
     const bool script =
         script_holds_options(word) && word.bytes.find(' ') != std::string::npos && !word.bytes.starts_with("--");
-    if (script && depth < kMaxNestedScripts) read_nested(file, word, environment, depth + 1);
+    if (script && depth < kMaxNestedScripts) read_nested(file, word, all, depth + 1);
   }
   RunConfig run = read_words(command.words);
   if (run.engine == Engine::kUnknown) return;
   run.complete = run.complete && command.complete;
-  std::vector<Setting> all = environment;
-  for (const auto& variable : command.environment) all.push_back(to_setting(variable));
   all.insert(all.end(), run.environment.begin(), run.environment.end());
   run.environment = std::move(all);
   apply_job(run, job);
@@ -194,7 +206,7 @@ void read_option_list(ConfigFile& file, const ShellScript& script, const std::ve
 }
 
 void read_nested(ConfigFile& file, const LinedText& text, const std::vector<Setting>& environment, int depth) {
-  const ShellScript script = parse_shell(text, file.name);
+  const ShellScript script = parse_shell(text, file.name, inherited_of(environment));
   const BatchJob job = read_directives(file, script.directives);
   const std::size_t first = file.runs.size();
   bool started = false;

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cctype>
 #include <cstddef>
+#include <functional>
+#include <string>
 
 #include "select/check/flag_names.hpp"
 #include "select/check/runs.hpp"
@@ -25,11 +27,12 @@ bool yaml_holds_options(std::string_view text) {
          text.find("\n--") != std::string_view::npos;
 }
 
-/// A sentence where a name belongs: the file describes options, and sets none.
+/// A sentence where a name belongs, "true_for_tuning": the file describes options, and sets none.
 bool is_prose(std::string_view name, std::string_view value) {
   constexpr std::ptrdiff_t kBlanks = 2;
   const bool takes_name = name.ends_with("-backend") || name.ends_with("-mode") || name.ends_with("-type");
-  return takes_name && std::count(value.begin(), value.end(), ' ') >= kBlanks;
+  return (takes_name && std::count(value.begin(), value.end(), ' ') >= kBlanks) || value.starts_with("true_") ||
+         value.starts_with("false_");
 }
 
 /// One document: its fields are one run, and every command line in it another.
@@ -144,13 +147,20 @@ class Document {
 
   void visit_field(const YamlNode& key, std::size_t value_index, std::int32_t scope, int depth) {
     const YamlNode& value = tree_.at(value_index);
-    const std::string name = plain_key(key.text);
+    std::string name = plain_key(key.text);
+    // "model.moe_token_dispatcher_type: flex": the field of a map that is named here.
+    if (const std::size_t dot = name.rfind('.'); dot != std::string::npos && is_option_key(name.substr(dot + 1))) {
+      constexpr std::int32_t kFirstNamed = 1 << 24;
+      scope = kFirstNamed + static_cast<std::int32_t>(std::hash<std::string>{}(name.substr(0, dot)) % kFirstNamed);
+      name.erase(0, dot + 1);
+    }
     if (value.kind == YamlKind::kScalar) read_size(name, value);
     if (is_variable_name(key.text) && value.kind == YamlKind::kScalar) {
       environment_.push_back(make_setting(key, key.text, {value.text}, 0));
       return;
     }
     const bool option = key.text != "<<" && is_option_key(name);
+    if (option && value.kind == YamlKind::kScalar && is_prose(name, value.text)) return;
     if (option && value.kind == YamlKind::kScalar && !(yaml_holds_options(value.text) && value.block)) {
       options_.push_back(make_setting(key, name, {value.text}, scope));
       return;
@@ -276,7 +286,8 @@ class Document {
       if (key.text == "name") name = &tree_.at(node.children[idx + 1]);
       if (key.text == "value") value = &tree_.at(node.children[idx + 1]);
     }
-    if (name == nullptr || value == nullptr || !is_variable_name(name->text)) return;
+    // Beside a value a name is one of a variable without an underscore in it, too.
+    if (name == nullptr || value == nullptr || !is_variable_name(name->text + "_")) return;
     environment_.push_back(make_setting(*name, name->text, {value->text}, 0));
   }
 
@@ -306,8 +317,7 @@ class Document {
     setting.values = std::move(values);
     setting.line = key.line;
     setting.scope = scope;
-    setting.known_value = setting.values.empty() || (setting.values.front().find("${") == std::string::npos &&
-                                                     !is_prose(setting.name, setting.values.front()));
+    setting.known_value = setting.values.empty() || setting.values.front().find("${") == std::string::npos;
     return setting;
   }
 

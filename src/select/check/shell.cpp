@@ -4,6 +4,7 @@
 #include <array>
 #include <cctype>
 #include <cstddef>
+#include <map>
 #include <utility>
 
 #include "select/check/config.hpp"
@@ -27,7 +28,9 @@ bool is_declaration(std::string_view word) {
 
 class Reader : private ShellWords {
  public:
-  Reader(const LinedText& text, const std::string& file) : ShellWords(text, file) {}
+  Reader(const LinedText& text, const std::string& file, const ShellVariables& inherited) : ShellWords(text, file) {
+    for (const auto& [name, value] : inherited) variables_[name] = {value};
+  }
 
   ShellScript run() {
     while (at_ < size()) read_command();
@@ -78,6 +81,7 @@ class Reader : private ShellWords {
       if (is_prefix(word)) return;
       if (is_declaration(word)) {
         exporting = true;
+        hidden_ = word != "export";
         return;
       }
       if (word == "for") {
@@ -92,8 +96,11 @@ class Reader : private ShellWords {
         const bool value = !command.words.empty() && command.words.back().bytes.starts_with('-');
         if (whole && !value) command.complete = false;
       }
-      if (exporting) {
-        export_variable(field.bytes);
+      if (exporting && field.bytes.starts_with('-')) {
+        // "declare -x" exports, "export -n" takes back.
+        hidden_ = field.bytes.find('n') != std::string::npos || (hidden_ && field.bytes.find('x') == std::string::npos);
+      } else if (exporting) {
+        if (!hidden_) export_variable(field.bytes);
       } else {
         command.words.push_back(std::move(field));
       }
@@ -103,7 +110,16 @@ class Reader : private ShellWords {
   /// "export NAME" of a variable that has its value already.
   void export_variable(const std::string& name) {
     const auto found = variables_.find(name);
-    if (found != variables_.end()) exports_.emplace_back(name, found->second.front());
+    if (found == variables_.end()) return;
+    const auto line = assigned_at_.find(name);
+    exports_.emplace_back(
+        name, line == assigned_at_.end() ? found->second.front() : at_line(found->second.front(), line->second));
+  }
+
+  /// A variable of the environment stands where it is assigned, wherever the text of its value comes from.
+  static LinedText at_line(LinedText value, std::int32_t line) {
+    std::fill(value.lines.begin(), value.lines.end(), line);
+    return value;
   }
 
   void note_branch(std::string_view word) {
@@ -249,6 +265,7 @@ class Reader : private ShellWords {
     const bool append = peek(ahead) == '+' && peek(ahead + 1) == '=';
     if (peek(ahead) != '=' && !append) return false;
     const std::string name(rest().substr(0, ahead));
+    const std::int32_t begin_line = line();
     at_ += ahead + (append ? 2 : 1);
     const bool array = peek() == '(';
     ShellFields values = array ? read_array() : ShellFields{};
@@ -267,12 +284,10 @@ class Reader : private ShellWords {
     for (const LinedText& value : values) script_.values.push_back(value);
     if (in_other_branch()) return true;
     assign(name, values, append, array);
+    assigned_at_[name] = begin_line;
     if (array) return true;
-    if (exporting) {
-      exports_.emplace_back(name, variables_[name].front());
-    } else {
-      command.environment.emplace_back(name, variables_[name].front());
-    }
+    auto& target = exporting && !hidden_ ? exports_ : command.environment;
+    target.emplace_back(name, at_line(variables_[name].front(), begin_line));
     return true;
   }
 
@@ -314,7 +329,9 @@ class Reader : private ShellWords {
     return values;
   }
 
-  std::vector<std::pair<std::string, LinedText>> exports_;
+  ShellVariables exports_;
+  std::map<std::string, std::int32_t> assigned_at_;
+  bool hidden_ = false;      ///< the declaration at hand exports nothing
   bool export_all_ = false;  ///< set -a
   struct Branch {
     bool happens = true;
@@ -341,7 +358,9 @@ void LinedText::add(const LinedText& text) {
   assumed = assumed || text.assumed;
 }
 
-ShellScript parse_shell(const LinedText& text, const std::string& file) { return Reader(text, file).run(); }
+ShellScript parse_shell(const LinedText& text, const std::string& file, const ShellVariables& inherited) {
+  return Reader(text, file, inherited).run();
+}
 
 LinedText number_lines(std::string_view text) {
   LinedText numbered;

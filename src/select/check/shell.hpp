@@ -25,10 +25,12 @@ struct LinedText {
   [[nodiscard]] std::int32_t line() const noexcept { return lines.empty() ? 0 : lines.front(); }
 };
 
+using ShellVariables = std::vector<std::pair<std::string, LinedText>>;
+
 struct ShellCommand {
   std::vector<LinedText> words;
-  std::vector<std::pair<std::string, LinedText>> environment;  ///< exported before it, and in front of it
-  bool complete = true;                                        ///< false where words come from what is not known
+  ShellVariables environment;  ///< exported before it, and in front of it
+  bool complete = true;        ///< false where words come from what is not known
 };
 
 /// What stands below "COMMAND <<MARK".
@@ -40,14 +42,16 @@ struct HereDocument {
 struct ShellScript {
   std::vector<ShellCommand> commands;
   std::vector<HereDocument> here_documents;
-  std::vector<LinedText> values;                           ///< of variables and arrays, in the order of assignment
-  std::vector<std::pair<std::string, LinedText>> exports;  ///< at the end
-  std::vector<std::pair<std::string, LinedText>> plain;    ///< assigned and not exported
-  std::vector<LinedText> directives;                       ///< "#SBATCH ..." lines
+  std::vector<LinedText> values;      ///< of variables and arrays, in the order of assignment
+  ShellVariables exports;             ///< at the end
+  ShellVariables plain;               ///< assigned and not exported
+  std::vector<LinedText> directives;  ///< "#SBATCH ..." lines
 };
 
-/// `lines` of the text are those of the file. Throws kCorruptInput ("FILE:LINE: ...") for a quote that does not end.
-[[nodiscard]] ShellScript parse_shell(const LinedText& text, const std::string& file);
+/// `lines` of the text are those of the file; `inherited` is what whoever starts it has exported. Throws kCorruptInput
+/// ("FILE:LINE: ...") for a quote that does not end.
+[[nodiscard]] ShellScript parse_shell(const LinedText& text, const std::string& file,
+                                      const ShellVariables& inherited = {});
 
 [[nodiscard]] LinedText number_lines(std::string_view text);
 

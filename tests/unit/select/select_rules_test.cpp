@@ -97,9 +97,6 @@ const std::map<std::string, Example> kExamples = {
     {"shape-ncclep-hidden", {"hidden=2880 phase=decode", "phase=decode"}},
     {"shape-ncclep-topk", {"topk=10", "topk=9"}},
     {"shape-ncclep-tokens", {"tokens=9000", "tokens=8192"}},
-    {"shape-divides-deepep", {"experts=100", ""}},
-    {"shape-divides-hybridep", {"experts=100", ""}},
-    {"shape-divides-ncclep", {"experts=100", ""}},
     {"engine-hybridep-training", {"phase=decode", ""}},
     {"engine-ncclep-inference", {"phase=prefill", ""}},
     {"engine-ncclep-version", {"megatron=0.19", "megatron=0.20"}},
@@ -137,6 +134,7 @@ const std::map<std::string, Example> kExamples = {
     {"trap-vllm-ep-flag", {"phase=decode", ""}},
     {"trap-sglang-mode", {"phase=decode", ""}},
     {"trap-ncclep-versions", {"assume=ncclep", ""}},
+    {"trap-experts-divide", {"experts=100", ""}},
     {"trap-nothing-assumed", {"", "assume=deepep"}},
 };
 
