@@ -39,52 +39,31 @@ def values(made: tuple[typing.Any, ...]) -> set[float]:
     return {float(rows[expert, row, 0]) for expert in range(len(counts)) for row in range(int(counts[expert]))}
 
 
-def test_results_that_are_combined_one_by_one_lie_where_the_first_lay() -> None:
+@pytest.mark.parametrize("options", [{}, {"return_recv_hook": True}, {"async_finish": True}])
+def test_two_take_turns_whether_results_are_combined_or_not(options: dict[str, bool]) -> None:
     def play(calls: Calls) -> None:
-        first = calls.dispatch(1)
-        for value in (2, 3, 4):
-            calls.combine(first)
-            made = calls.dispatch(value)
-            assert made[0].data_ptr() == first[0].data_ptr()
-            assert values(made) == {float(value)}
-            combined, _, _ = calls.combine(made)
-            assert bool((combined == value).all())
-            first = made
-
-    played(play)
-
-
-def test_a_result_that_is_not_combined_is_left_alone() -> None:
-    def play(calls: Calls) -> None:
-        first, second = calls.dispatch(1), calls.dispatch(2)
-        assert first[0].data_ptr() != second[0].data_ptr()
-        calls.combine(first)
-        third = calls.dispatch(3)
-        assert third[0].data_ptr() == first[0].data_ptr()
-        assert values(second) == {2.0}
-        # A handle whose rows were written over frees nothing.
-        calls.combine(first)
-        fourth = calls.dispatch(4)
-        assert fourth[0].data_ptr() == second[0].data_ptr()
-        assert values(third) == {3.0}
-
-    played(play)
-
-
-@pytest.mark.parametrize("options", [{"return_recv_hook": True}, {"async_finish": True}])
-def test_two_take_turns_where_combine_may_be_under_way(options: dict[str, bool]) -> None:
-    def play(calls: Calls) -> None:
-        places = []
+        results = []
         for value in (1, 2, 3):
             made = calls.dispatch(value, **options)
             if made[4] is not None:
                 made[4]()
-            places.append(made[0].data_ptr())
-            combined, event, hook = calls.combine(made, **options)
-            if hook is not None:
-                hook()
-            event.current_stream_wait()
-            assert bool((combined == value).all())
+            if value != 2:
+                combined, event, hook = calls.combine(made, **options)
+                if hook is not None:
+                    hook()
+                event.current_stream_wait()
+                assert bool((combined == value).all())
+            results.append(made)
+        places = [made[0].data_ptr() for made in results]
         assert places[0] == places[2] != places[1]
+        assert values(results[1]) == {2.0}
+        assert values(results[2]) == {3.0}
+
+    played(play)
+
+
+def test_on_the_host_every_call_comes_behind_the_last() -> None:
+    def play(calls: Calls) -> None:
+        assert calls.dispatch(1)[2].dispatcher.is_on_current_stream()
 
     played(play)

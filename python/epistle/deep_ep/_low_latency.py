@@ -16,8 +16,8 @@ if typing.TYPE_CHECKING:
 
 Hook = typing.Optional["Callable[[], None]"]
 
-# Dispatches whose results may be outstanding: each has a dispatcher of its own.
-_NUM_OUTSTANDING = 2
+# Dispatches whose results may be outstanding: each has a dispatcher of its own, used in turn.
+NUM_OUTSTANDING = 2
 # Of every dispatcher; a round trip takes two.
 MAX_HANDLES = 64
 
@@ -52,7 +52,7 @@ class _Shape:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Places:
     """Where a dispatcher's rows lie. It has one buffer, so they stay there; what is in it is a call's until the
-    dispatcher is used again: no lease is kept."""
+    dispatcher's turn comes again: no lease is kept."""
 
     rows: torch.Tensor
     scales: torch.Tensor | None
@@ -70,26 +70,23 @@ class _Places:
 
 @dataclasses.dataclass(slots=True)
 class _Line:
-    """One of the dispatchers whose results may be outstanding together."""
+    """One of the dispatchers that are used in turn."""
 
     dispatcher: epistle.Dispatcher
     late_weights: bool  # it takes them in combine
     num_ranks: int
     shape: tuple[int, int, int]  # as a handle has it
     places: _Places | None = None
-    number: int = 0  # of the last dispatch that took it, among those of its buffer
-    is_free: bool = True  # whether what that one gave is combined
 
 
 class LowLatencyHandle:
     """What low_latency_dispatch returns for low_latency_combine. As a sequence it is DeepEP's (src_info, layout_range,
     num_max_dispatch_tokens_per_rank, hidden, num_experts)."""
 
-    __slots__ = ("handle", "line", "number")
+    __slots__ = ("handle", "line")
 
     def __init__(self, line: _Line, handle: epistle.Handle | None) -> None:
         self.line = line
-        self.number = line.number
         self.handle = handle  # from the receive half on
 
     @property
@@ -139,7 +136,7 @@ class LowLatencyCalls:
 
     _group: epistle.Group
     _dispatchers: Dispatchers
-    _low_latency: dict[typing.Any, tuple[_Line, ...]]
+    _low_latency: dict[typing.Any, list[_Line]]
     _num_low_latency: int = 0
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
@@ -163,8 +160,7 @@ class LowLatencyCalls:
         **of_forks: typing.Any,
     ) -> tuple[typing.Any, torch.Tensor, LowLatencyHandle, EventOverlap, Hook]:
         """(recv_x [experts, R*M, hidden] or (recv_x, scales), recv_count int32 [experts], handle, event, hook). Two
-        results may be outstanding: the next dispatch writes over one that was combined, a third over the first. So rows
-        are there for two calls, this one and the next, as DeepEP promises."""
+        results may be outstanding; a third dispatch writes over the first."""
         if of_forks:
             _refuse_forks("low_latency_dispatch", of_forks)
         if dispatch_wait_recv_cost_stats is not None:
@@ -252,10 +248,6 @@ class LowLatencyCalls:
         if return_recv_hook:
             _check_hooks(async_finish, return_recv_hook)
         line = handle.line
-        # Told before the call, which may fail on one rank and not on another: all must choose the same line. Who works
-        # with hooks or events has the next dispatch on its way before this combine is done.
-        if line.number == handle.number and not async_finish and not return_recv_hook:
-            line.is_free = True
         dispatcher = line.dispatcher
         weights: torch.Tensor | None = topk_weights.contiguous()
         if line.late_weights:
@@ -312,12 +304,11 @@ class LowLatencyCalls:
         if lines is None:
             options = epistle.Cuda(device=key[0]) if key[0] >= 0 else epistle.Host()
             lines = self._low_latency[key] = self._make_lines(_Shape(options, *key[1:]))
-        line = _choose(*lines)
-        self._num_low_latency = line.number = self._num_low_latency + 1
-        line.is_free = False
-        return line
+        turn = self._num_low_latency % NUM_OUTSTANDING
+        self._num_low_latency += 1
+        return lines[turn]
 
-    def _make_lines(self, shape: _Shape) -> tuple[_Line, ...]:
+    def _make_lines(self, shape: _Shape) -> list[_Line]:
         # Not for one token more than blocks have room for: what low_latency sends without asking anybody must find room
         # at its receiver.
         config = epistle.DispatcherConfig(
@@ -336,26 +327,15 @@ class LowLatencyCalls:
         refused = epistle.find_dispatcher("low_latency", shape.device).cannot_serve(config, self._group.size)
         name = "direct" if refused else "low_latency"
         late_weights = epistle.find_dispatcher(name, shape.device).capabilities.late_weights
-        return tuple(
+        return [
             _Line(
                 self._dispatchers.make(name, config, shape.options),
                 late_weights,
                 self._group.size,
                 (shape.max_tokens, shape.hidden, shape.num_experts),
             )
-            for _ in range(_NUM_OUTSTANDING)
-        )
-
-
-def _choose(first: _Line, second: _Line) -> _Line:
-    """For the next dispatch. Where results are combined one by one it is always the first: two lines hold more than
-    the second-level cache of a GPU, which the rows of one are still in. On another stream the combine may not be done
-    yet. Nothing is looked at but the order of calls and whether they share a stream, in which all ranks are alike."""
-    if first.is_free and (not second.is_free or first.dispatcher.is_on_current_stream()):
-        return first
-    if second.is_free and (not first.is_free or second.dispatcher.is_on_current_stream()):
-        return second
-    return first if first.number <= second.number else second
+            for _ in range(NUM_OUTSTANDING)
+        ]
 
 
 def _keep_places(line: _Line, received: epistle.Received) -> tuple[epistle.Handle, _Places]:
