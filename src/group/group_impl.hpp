@@ -267,7 +267,7 @@ class GroupImpl {
   [[nodiscard]] bool proposes(int rank, std::uint16_t number) const noexcept;
   [[nodiscard]] bool has_come_to_count(const MaskChange& change) const noexcept;
   [[nodiscard]] bool is_deadlocked(const MaskChange& change) const noexcept;
-  void meet_other_calls(MaskChange& change);
+  [[nodiscard]] bool meet_other_calls(const MaskChange& change);
   [[noreturn]] void refuse_mask(const Error& complaint);
   [[noreturn]] void throw_missing(const MaskChange& change, int differing) const;
   void adopt(const MaskChange& change) noexcept;

@@ -63,8 +63,7 @@ struct GroupImpl::MaskChange {
   std::uint16_t before = 0;  ///< number of the mask that is to go
   std::uint16_t number = 0;  ///< of the one that is to come
   std::uint64_t proposal = 0;
-  int differing = -1;                  ///< a rank that was seen to set another mask
-  std::optional<Ticket> arrival = {};  ///< the step of others in which this rank says that it calls set_mask
+  int differing = -1;  ///< a rank that was seen to set another mask
 
   [[nodiscard]] bool leaves_out(int rank) const { return std::binary_search(masked.begin(), masked.end(), rank); }
   [[nodiscard]] std::size_t slot() const noexcept { return number & 1U; }
@@ -206,13 +205,15 @@ bool GroupImpl::await_mask(MaskChange& change) {
     if (!leads && has_come_to_count(change)) return true;
     // It may be about to think better of it.
     if (const int peer = find_differing(change); peer >= 0) change.differing = peer;
-    meet_other_calls(change);
+    if (meet_other_calls(change)) return false;
     const Clock::time_point now = Clock::now();
     if (now >= change.deadline) throw_missing(change, change.differing);
     if (now >= give_up) return false;
     if (give_up == change.deadline && mask_number_of_group() != change.before) give_up = now + kCommitGrace;
     for (int peer = 0; peer < num_ranks_; ++peer) {
       if (peer == rank_ || change.leaves_out(peer) || !is_lost(peer) || may_come_back(peer)) continue;
+      // It may have made the mask count just before it went.
+      if (!leads && has_come_to_count(change)) return true;
       throw Error(
           ErrorCode::kPeerLost,
           fmt::format("rank {} has exited or left the group{}, and the mask is {}; mask it as well", peer,
@@ -254,25 +255,21 @@ bool GroupImpl::is_deadlocked(const MaskChange& change) const noexcept {
   return differs;
 }
 
-/// The way out of a deadlock; throws when all have come to the step.
-void GroupImpl::meet_other_calls(MaskChange& change) {
-  if (!change.arrival) {
-    if (!is_deadlocked(change)) return;
-    // Lost behind its arrival in the step, where nobody looks for it: the others are to learn what this rank knows.
-    for (const int masked : change.masked) {
-      if (is_masked(masked) || !is_lost(masked)) continue;
-      (void)agree_on(loss_of(masked, Phase::kBarrier));
-      return;
-    }
-    // Where the group breaks at this moment, masks can be set.
-    (void)attempt([&] { change.arrival = arrive({.kind = CallKind::kSetMask, .detail = change.digest}); });
-    return;
+/// The way out of a deadlock: throws what all ranks find in the step of the others. Returns false where there is none,
+/// true where the group has changed meanwhile, or broke, and the change has to be proposed anew.
+bool GroupImpl::meet_other_calls(const MaskChange& change) {
+  if (!is_deadlocked(change)) return false;
+  // Lost behind its arrival in the step, where nobody looks for it: the others are to learn what this rank knows.
+  for (const int masked : change.masked) {
+    if (is_masked(masked) || !is_lost(masked)) continue;
+    (void)agree_on(loss_of(masked, Phase::kBarrier));
+    return true;
   }
-  // In this order: what is seen of ranks that have made the mask count is behind that.
-  if (!barrier_.passed(*change.arrival) || has_come_to_count(change) || failed()) return;
-  const Ticket ticket = *std::exchange(change.arrival, std::nullopt);
-  const Complaint found = attempt([&] { wait(ticket, Phase::kBarrier); });
-  if (!found || failed()) return;
+  // Before the step: who is through it may propose something at once, and must not find this proposal beside it.
+  withdraw(change);
+  const Complaint found =
+      attempt([&] { (void)agree({.kind = CallKind::kSetMask, .detail = change.digest}, Phase::kBarrier); });
+  if (!found || failed()) return true;
   if (found->code() == ErrorCode::kShapeMismatch && change.differing >= 0) throw_missing(change, change.differing);
   throw AgreedError(*found);
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <numeric>
 #include <set>
 #include <string>
 
@@ -51,7 +53,11 @@ Placement::Placement(std::int32_t num_experts, const std::vector<std::vector<std
   if (num_experts < 1) reject("a placement has " + std::to_string(num_experts) + " experts; there is at least one");
   if (slot_experts.empty()) reject("a placement has no ranks; there is at least one");
   check_choice(choice, slot_experts);
-  std::vector<std::int32_t> num_replicas(static_cast<std::size_t>(num_experts), 0);
+  // Of more experts than slots one of the first has none: so memory goes with the slots that were given, and not with a
+  // number.
+  const std::size_t num_slots = std::accumulate(slot_experts.begin(), slot_experts.end(), std::size_t{0},
+                                                [](std::size_t sum, const auto& slots) { return sum + slots.size(); });
+  std::vector<std::int32_t> num_replicas(std::min(static_cast<std::size_t>(num_experts), num_slots + 1), 0);
   slot_begin_.push_back(0);
   for (std::size_t rank = 0; rank < slot_experts.size(); ++rank) {
     std::set<std::int32_t> here;
@@ -64,7 +70,7 @@ Placement::Placement(std::int32_t num_experts, const std::vector<std::vector<std
         reject("rank " + std::to_string(rank) + " has two slots for expert " + std::to_string(expert) +
                "; copies of an expert lie on different ranks");
       }
-      ++num_replicas[static_cast<std::size_t>(expert)];
+      if (static_cast<std::size_t>(expert) < num_replicas.size()) ++num_replicas[static_cast<std::size_t>(expert)];
       slot_experts_.push_back(expert);
     }
     slot_begin_.push_back(static_cast<std::int32_t>(slot_experts_.size()));

@@ -1,4 +1,5 @@
-// `epistle bench` where a control group has less memory than the run needs.
+// Commands where a control group has less memory than a run needs, or than what somebody else's file would take.
+#include <fstream>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -7,6 +8,7 @@
 
 #include "cli/epistle_command.hpp"
 #include "support/control_group.hpp"
+#include "support/trace_files.hpp"
 
 namespace epistle::test {
 namespace {
@@ -47,6 +49,72 @@ INSTANTIATE_TEST_SUITE_P(All, BenchMemoryLimit,
                          [](const auto& param_info) {
                            return std::get<1>(param_info.param) + "_" + std::to_string(std::get<0>(param_info.param));
                          });
+
+// ---- Inputs ---------------------------------------------------------------------------------------------------------
+
+class InputMemoryLimit : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!limited_.missing().empty()) GTEST_SKIP() << limited_.missing();
+  }
+
+  [[nodiscard]] std::string write_repeated(const std::string& name, const std::string& head, const std::string& part,
+                                           int times, const std::string& tail) const {
+    std::string text = head;
+    for (int idx = 0; idx < times; ++idx) text += part;
+    return dir_.write(name, text + tail);
+  }
+
+  void expect_refused(const std::string& arguments, const std::string& what) const {
+    const CommandResult result = run_command(
+        {"sh", "-c", "echo 0 > " + limited_.door() + " && exec '" + kEpistle + "' " + arguments}, without_settings());
+    EXPECT_EQ(result.exit_code, 5) << arguments << result.describe();
+    EXPECT_TRUE(is_error_line(result.err, "out of memory: " + what)) << result.describe();
+    EXPECT_EQ(limited_.num_kills(), 0) << arguments;
+  }
+
+  TempDir dir_;
+  ControlGroup limited_{std::int64_t{96} << 20};
+};
+
+TEST_F(InputMemoryLimit, IsAskedBeforeATableOfRoutingIsMade) {
+  expect_refused("simulate --experts 65536 --top-k 65536 --tokens 4096 --ranks 8", "routing tables need 2147483648");
+}
+
+TEST_F(InputMemoryLimit, IsAskedWhileTokensOfATraceAreKept) {
+  constexpr int kTokensOfPart = 1 << 19;
+  constexpr int kNumParts = 20;
+  std::string part;
+  for (int token = 0; token < kTokensOfPart; ++token) part += "[0,1],";
+  const std::string packed = gzip(part);
+  const std::string path = dir_.file("bomb.jsonl.gz");
+  std::ofstream file(path, std::ios::binary);
+  file << gzip(R"({"layer":1,"num_experts":8,"top_k":2,"num_tokens":)" + std::to_string(kNumParts * kTokensOfPart + 1) +
+               R"(,"expert_ids":[)");
+  for (int idx = 0; idx < kNumParts; ++idx) file << packed;
+  file << gzip("[0,1]]}\n");
+  file.close();
+  expect_refused("balance 'trace:" + path + "' --ranks 2", "the tokens kept of a trace need");
+}
+
+TEST_F(InputMemoryLimit, IsAskedWhileADocumentIsRead) {
+  const std::string lists = write_repeated("lists.json", "[", "[],", 1 << 21, "[]]");
+  expect_refused("balance --loads '" + lists + "' --ranks 2", "the values of a JSON document need");
+  expect_refused("plan --cluster '" + lists + "'", "the values of a JSON document need");
+}
+
+TEST_F(InputMemoryLimit, IsAskedWhileRowsAreRead) {
+  const std::string rows = write_repeated("rows.csv", "", "1\n", 1 << 21, "");
+  expect_refused("balance --loads '" + rows + "' --ranks 1", "the loads of a file need");
+}
+
+TEST_F(InputMemoryLimit, IsAskedBeforeTheNumbersOfAFileAreTaken) {
+  const std::string head = R"({'descr': '|i1', 'fortran_order': False, 'shape': (33554432,), })";
+  const std::string length{static_cast<char>(head.size() + 1), '\0'};
+  const std::string numbers = write_repeated("loads.npy", "\x93NUMPY\x01" + std::string(1, '\0') + length + head + "\n",
+                                             std::string(1024, '\0'), 1 << 15, "");
+  expect_refused("balance --loads '" + numbers + "' --ranks 1", "the numbers of a .npy file need 268435456");
+}
 
 }  // namespace
 }  // namespace epistle::test

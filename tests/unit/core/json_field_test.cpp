@@ -75,5 +75,17 @@ TEST(JsonField, RefusesWhatIsNoDocument) {
             std::string::npos);
 }
 
+// Every key is looked for among those before it: a file of some megabytes would keep a core busy for hours.
+TEST(JsonField, RefusesObjectsOfTooManyKeys) {
+  const auto object_of = [](int num_keys) {
+    std::string text = "{\"k\": 0";
+    for (int key = 1; key < num_keys; ++key) text += ", \"" + std::to_string(key) + "\": 0";
+    return text + "}";
+  };
+  EXPECT_EQ(parse_json(object_of(3'000), "f").size(), 3'000U);
+  EXPECT_NE(message_of([&] { static_cast<void>(parse_json(object_of(20'000), "f")); }).find("f: it has objects of too"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace epistle::test

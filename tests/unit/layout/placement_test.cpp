@@ -3,8 +3,11 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
+
+#include <sys/resource.h>
 
 #include <gtest/gtest.h>
 
@@ -55,6 +58,26 @@ TEST(Placement, EverySlotIsAReplicaAndBack) {
     }
   }
   EXPECT_EQ(num_replicas, placement.num_slots());
+}
+
+// 8 GB would be taken for as many counters.
+TEST(Placement, TakesNoMemoryForExpertsThatNobodyHas) {
+  const auto peak_kib = [] {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+  };
+  const auto before = peak_kib();
+  for (const Slots& slots : {Slots{{0}}, Slots{{0, 2}, {1, 2'000'000'000}}, Slots{{}}}) {
+    try {
+      const Placement placement(std::numeric_limits<std::int32_t>::max(), slots);
+      ADD_FAILURE() << "expected an error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+      EXPECT_NE(error.message().find("has no slot; every expert needs one"), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_LT(peak_kib() - before, 1L << 20);
 }
 
 TEST(Placement, EqualsByValue) {
