@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -61,12 +62,26 @@ struct GroupImpl::MaskChange {
   Clock::time_point deadline = {};
   // Of the attempt under way:
   std::uint16_t before = 0;  ///< number of the mask that is to go
-  std::uint16_t number = 0;  ///< of the one that is to come
+  std::uint16_t number = 0;  ///< of the one that is to come, or has come late
   std::uint64_t proposal = 0;
   int differing = -1;  ///< a rank that was seen to set another mask
 
   [[nodiscard]] bool leaves_out(int rank) const { return std::binary_search(masked.begin(), masked.end(), rank); }
   [[nodiscard]] std::size_t slot() const noexcept { return number & 1U; }
+
+  /// Where this very change was made count upon an earlier proposal of this rank, which it had withdrawn as it heard of
+  /// another mask first: its number.
+  [[nodiscard]] std::optional<std::uint16_t> late_number(const GroupImpl& group) const noexcept {
+    const std::uint16_t in_force = group.mask_number_of_group();
+    if (in_force == number || in_force == GroupFailure::unpack(group.mask_version()).mask_number) return std::nullopt;
+    const std::uint64_t word = group.control_.group().failure.load(std::memory_order_acquire);
+    const MaskPost& led = group.control_.rank(leader).mask_posts[in_force & 1U];
+    // pairs with commit() and Uplink::hear_of_mask()
+    const bool counts = word == quiet_word(in_force, leader) &&
+                        led.agreed_number.load(std::memory_order_acquire) == in_force &&
+                        led.agreed_digest.load(std::memory_order_relaxed) == digest;
+    return counts ? std::optional(in_force) : std::nullopt;
+  }
 };
 
 void GroupImpl::set_mask(std::vector<int> masked) {
@@ -203,6 +218,11 @@ bool GroupImpl::await_mask(MaskChange& change) {
   for (;;) {
     if (leads && all_propose(change) && commit(change)) return true;
     if (!leads && has_come_to_count(change)) return true;
+    if (const auto number = leads ? std::nullopt : change.late_number(*this)) {
+      withdraw(change);
+      change.number = *number;
+      return true;
+    }
     // It may be about to think better of it.
     if (const int peer = find_differing(change); peer >= 0) change.differing = peer;
     if (meet_other_calls(change)) return false;

@@ -221,6 +221,7 @@ std::string meeting_address(const Launcher& launcher, int rank, int num_ranks) {
             launcher.name, num_ranks));
   }
   const int master_port = read_number(launcher, {"MASTER_PORT"}, 1, kPortEnd).value_or(kDefaultMasterPort);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
   const bool is_number = host.find(':') != std::string::npos;
   return is_number ? fmt::format("[{}]:{}", host, master_port + 1) : fmt::format("{}:{}", host, master_port + 1);
 }

@@ -24,7 +24,7 @@ enum class PacketKind : std::int32_t {
 };
 
 // Raised whenever the layout of shared memory or of these packets changes: ranks of different builds must not meet.
-inline constexpr std::uint32_t kProtocolVersion = 4;
+inline constexpr std::uint32_t kProtocolVersion = 5;
 inline constexpr std::uint32_t kPacketMagic = 0x45504953;  // "EPIS"
 
 struct Packet {

@@ -248,6 +248,46 @@ TEST(MasksOverHosts, LeaveOutAHostThatStandsStillAndTakeItBack) {
   expect_all_well(children);
 }
 
+/// Two parts go on without each other at once, as those do whose network is cut; then they hear of it.
+void expect_larger_part_stays(const std::vector<int>& smaller, int num_changes_of_smaller) {
+  const SharedArray<Counter> counters(1);
+  counters[0].store(0);
+  const std::vector<int> larger = others_than(smaller);
+  const HostsJob job = make_hosts_job(kHosts, kRanksEach);
+  ReportingChildren children(host_ranks(job, [&](Group& group, ChildReport&) {
+    const bool is_in_smaller = std::find(smaller.begin(), smaller.end(), group.rank()) != smaller.end();
+    meet(counters[0], group.size());
+    Outcome outcome;
+    if (is_in_smaller) {
+      for (int change = 0; change < num_changes_of_smaller && !outcome; ++change) {
+        outcome = outcome_of([&] { group.set_mask(larger); });
+      }
+      while (!outcome) outcome = outcome_of([&] { group.barrier(); });
+      expect(outcome->code() == ErrorCode::kMaskedOut, "the smaller part is told that it is left out");
+    } else {
+      group.set_mask(smaller);
+      for (int trip = 1; trip <= 200; ++trip)
+        expect(gather_numbers(group, trip) == trip, "a number of the larger part");
+    }
+    meet(counters[0], group.size());
+    if (!is_in_smaller) expect(gather_numbers(group, 7) == 7, "the larger part goes on");
+    meet(counters[0], group.size());
+    group.clear_mask();
+    expect(gather_numbers(group, 9) == 9, "all are back");
+    group.barrier();
+  }));
+  expect_all_well(children);
+}
+
+TEST(MasksOverHosts, LetTheLargerOfTwoPartsGoOnWhichHaveLeftEachOtherOut) {
+  for (const std::vector<int>& smaller : {std::vector<int>{0, 1}, std::vector<int>{4, 5}}) {
+    for (const int num_changes : {1, 3}) {
+      SCOPED_TRACE(::testing::PrintToString(smaller) + ", changes: " + std::to_string(num_changes));
+      expect_larger_part_stays(smaller, num_changes);
+    }
+  }
+}
+
 // ---- What uplinks tell each other of masks --------------------------------------------------------------------------
 
 TEST(MaskNews, ComeThroughWhole) {

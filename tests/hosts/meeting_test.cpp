@@ -84,6 +84,15 @@ TEST(MeetingOverHosts, PortOfAnotherProgramIsPassedOver) {
   expect_all_well(children);
 }
 
+TEST(MeetingOverHosts, PortThatOnlyOthersListenAtIsNamed) {
+  HostsJob job = make_hosts_job(2, 1);
+  job.timeout = kShort;
+  const UniqueFd stranger = listen_at(resolve(parse_host_and_port(job.address)));
+  ReportingChildren children({host_rank(job, 1, pass_one_barrier)});
+  ASSERT_EQ(children.wait(0), 0);
+  expect_message(children.report(0), ErrorCode::kTimeout, 0, "does not answer as rank 0 does");
+}
+
 TEST(MeetingOverHosts, StrangersChangeNothing) {
   const HostsJob job = make_hosts_job(2, 2);
   std::vector<ReportingChildren::Body> bodies = host_ranks(job, [](Group& group, ChildReport& report) {

@@ -150,12 +150,15 @@ BufferPlan plan_of(const DispatcherInfo& info, const ResolvedConfig& config) {
   return DispatcherInfo::Functions::of(info).plan(config, kNumRanks);
 }
 
-/// Of received rows; low_latency on the host: of the routing that a rank lays out for the others, in two sets.
-Wide record_bytes(const DispatcherInfo& info, const BufferPlan& plan) {
+/// Of received rows; low_latency on the host: of the routing that a rank lays out for the others, in two sets. So does
+/// auto where all calls are of few tokens.
+Wide record_bytes(const DispatcherInfo& info, const BufferPlan& plan, const ResolvedConfig& config) {
   const DispatchLayout& layout = plan.layout();
   const RowDemand& most = plan.max_demand();
   if (info.device() == Device::kCuda) return Wide{most.receive_pairs} * layout.pair_record_bytes();
-  if (info.name() == "low_latency") {
+  const DispatcherInfo& few = find_dispatcher("low_latency");
+  const std::int64_t few_tokens = DispatcherInfo::Functions::of(few).best_up_to(config, kNumRanks);
+  if (info.name() == few.name() || (info.name() == "auto" && config.max_tokens <= few_tokens)) {
     return Wide{2} * layout.params().max_tokens * layout.params().top_k * (sizeof(std::int32_t) + sizeof(float));
   }
   return Wide{most.output_rows} * layout.record_bytes();
@@ -177,7 +180,7 @@ void expect_exact_sizes(const DispatcherInfo& info, const ResolvedConfig& config
   const LayoutParams& params = plan.layout().params();
   const RowDemand& most = plan.max_demand();
   const std::array<std::pair<BufferSection, Wide>, 4> sections = {
-      {{BufferSection::kRecords, record_bytes(info, plan)},
+      {{BufferSection::kRecords, record_bytes(info, plan, config)},
        {BufferSection::kReceiveRows, Wide{most.output_rows} * params.row_bytes},
        {BufferSection::kReceiveScales, received_scale_bytes(params, most.output_rows)},
        {BufferSection::kCombineRows, Wide{most.output_rows} * params.combine_row_bytes}}};

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include <ifaddrs.h>
 #include <netdb.h>
@@ -26,6 +27,29 @@ constexpr int kMaxPort = 65535;
 /// IPv4 goes first: its addresses need no scope.
 bool is_better(const SocketAddress& candidate, const std::optional<SocketAddress>& best) noexcept {
   return !best || (candidate.family() == AF_INET && best->family() != AF_INET);
+}
+
+struct OwnAddress {
+  std::string interface;
+  SocketAddress address;
+};
+
+/// Of the interfaces that are up.
+std::vector<OwnAddress> own_addresses() {
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) {
+    throw Error(ErrorCode::kSystem, fmt::format("getifaddrs failed: {}", std::strerror(errno)));
+  }
+  const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(all, ::freeifaddrs);
+  std::vector<OwnAddress> found;
+  for (const ifaddrs* entry = all; entry != nullptr; entry = entry->ifa_next) {
+    if (entry->ifa_addr == nullptr || (entry->ifa_flags & IFF_UP) == 0) continue;
+    const int family = entry->ifa_addr->sa_family;
+    if (family != AF_INET && family != AF_INET6) continue;
+    const socklen_t num_bytes = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+    found.push_back({entry->ifa_name, SocketAddress(entry->ifa_addr, num_bytes)});
+  }
+  return found;
 }
 
 }  // namespace
@@ -108,20 +132,11 @@ SocketAddress resolve(const HostAndPort& where) {
 }
 
 SocketAddress address_of_interface(const std::string& name) {
-  ifaddrs* all = nullptr;
-  if (::getifaddrs(&all) != 0) {
-    throw Error(ErrorCode::kSystem, fmt::format("getifaddrs failed: {}", std::strerror(errno)));
-  }
-  const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(all, ::freeifaddrs);
   std::optional<SocketAddress> best;
   std::string names;
-  for (const ifaddrs* entry = all; entry != nullptr; entry = entry->ifa_next) {
-    if (entry->ifa_addr == nullptr || (entry->ifa_flags & IFF_UP) == 0) continue;
-    const int family = entry->ifa_addr->sa_family;
-    if (family != AF_INET && family != AF_INET6) continue;
-    const SocketAddress candidate(entry->ifa_addr, family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
-    names += fmt::format("{}{} ({})", names.empty() ? "" : ", ", entry->ifa_name, candidate.host_text());
-    if (name == entry->ifa_name && is_better(candidate, best)) best = candidate;
+  for (const OwnAddress& own : own_addresses()) {
+    names += fmt::format("{}{} ({})", names.empty() ? "" : ", ", own.interface, own.address.host_text());
+    if (name == own.interface && is_better(own.address, best)) best = own.address;
   }
   if (best) return *best;
   throw Error(ErrorCode::kNotFound,
@@ -129,6 +144,13 @@ SocketAddress address_of_interface(const std::string& name) {
                           "address; there are: {}",
                           name, names.empty() ? "none" : names),
               {.phase = Phase::kRendezvous});
+}
+
+std::string interface_of(const SocketAddress& address) {
+  const std::vector<OwnAddress> all = own_addresses();
+  const auto found = std::find_if(
+      all.begin(), all.end(), [&](const OwnAddress& own) { return own.address.host_text() == address.host_text(); });
+  return found == all.end() ? std::string() : found->interface;
 }
 
 SocketAddress own_address(int socket) {

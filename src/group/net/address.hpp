@@ -46,6 +46,9 @@ struct HostAndPort {
 /// interfaces that there are.
 [[nodiscard]] SocketAddress address_of_interface(const std::string& name);
 
+/// The network interface of this host that has the address; empty where none has.
+[[nodiscard]] std::string interface_of(const SocketAddress& address);
+
 /// This end of a connected or listening socket. Throws kSystem.
 [[nodiscard]] SocketAddress own_address(int socket);
 

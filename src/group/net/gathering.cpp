@@ -36,9 +36,22 @@ Packet silence_of(ChannelStatus status, int rank, std::chrono::milliseconds time
   return silence_packet(status, rank, Phase::kRendezvous, timeout);
 }
 
+/// Of rank 0. The others come to `place`, which another address of this host can be in front of, but not another card.
 SocketAddress listening_address(const MeetingPlace& place) {
   const std::string& interface = settings().network_interface();
-  return interface.empty() ? resolve(place.where) : address_of_interface(interface).with_port(place.where.port);
+  if (interface.empty()) return resolve(place.where);
+  const SocketAddress named = address_of_interface(interface).with_port(place.where.port);
+  std::optional<SocketAddress> asked;
+  if (attempt([&] { asked = resolve(place.where); })) return named;
+  const std::string found = interface_of(*asked);
+  if (found == interface) return *asked;
+  // A name may stand for loopback on its own host, and for an address elsewhere that leads here.
+  if (found.empty() || asked->is_loopback()) return named;
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("EPISTLE_INTERFACE is '{}' ({}), but the other ranks come to {}, which is the address of {}: "
+                          "name that interface, or set MASTER_ADDR to an address of {}",
+                          interface, named.host_text(), asked->to_text(), found, interface),
+              {.phase = Phase::kRendezvous});
 }
 
 UniqueFd listen_at_first_free(const MeetingPlace& place) {
@@ -47,7 +60,12 @@ UniqueFd listen_at_first_free(const MeetingPlace& place) {
     try {
       return listen_at(address.with_port(static_cast<std::uint16_t>(address.port() + idx)));
     } catch (const Error& error) {
-      if (error.code() != ErrorCode::kInvalidArgument || idx + 1 == place.num_ports) throw;
+      if (error.code() != ErrorCode::kInvalidArgument || place.num_ports == 1) throw;
+      if (idx + 1 < place.num_ports) continue;
+      throw Error(ErrorCode::kInvalidArgument,
+                  fmt::format("all {} ports from {} on are in use; choose another with EPISTLE_PORT, on all ranks",
+                              place.num_ports, address.to_text()),
+                  {.phase = Phase::kRendezvous});
     }
   }
 }
@@ -256,6 +274,7 @@ class PeerGathering final : public Gathering {
     const ChannelStatus status = introduce(socket.get(), who, secret, end);
     if (status == ChannelStatus::kOk) return socket;
     if (status == ChannelStatus::kMalformed) stranger_ = address.to_text();
+    silent_ = address.to_text();
     return {};
   }
 
@@ -266,6 +285,9 @@ class PeerGathering final : public Gathering {
             ? fmt::format(
                   "who answers at {} does not know this job's secret: is EPISTLE_JOB_SECRET the same everywhere?",
                   stranger_)
+        : !silent_.empty()
+            ? fmt::format("who listens at {} does not answer as rank 0 does: does the port belong to another program?",
+                          silent_)
             : fmt::format("the last try: {}", std::strerror(last_error_));
     throw Error(ErrorCode::kTimeout,
                 fmt::format("rank 0 was not found at {}{} within {} ms; {}. Was it started, and does the network let "
@@ -277,6 +299,7 @@ class PeerGathering final : public Gathering {
   GatheringRank rank_;
   int last_error_ = 0;
   std::string stranger_;  ///< where somebody answered that does not belong to this job
+  std::string silent_;    ///< where somebody took the connection and did not answer
   UniqueFd socket_;
 };
 

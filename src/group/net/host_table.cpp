@@ -31,17 +31,19 @@ namespace {
 struct HostCard {
   std::string version = std::to_string(kProtocolVersion);
   std::string key;
+  std::string reach;  ///< ranks of one host can meet where it is the same
   std::string name;
   std::string job;
   std::string secret;
 
-  [[nodiscard]] std::string pack() const { return pack_texts({version, key, name, job, secret}); }
+  [[nodiscard]] std::string pack() const { return pack_texts({version, key, reach, name, job, secret}); }
   [[nodiscard]] static std::optional<HostCard> unpack(const std::string& text) {
-    constexpr std::size_t kNumFields = 5;
+    constexpr std::size_t kNumFields = 6;
     auto fields = unpack_texts(text, kNumFields);
     if (!fields) return std::nullopt;
     std::vector<std::string>& f = *fields;
-    return HostCard{std::move(f[0]), std::move(f[1]), std::move(f[2]), std::move(f[3]), std::move(f[4])};
+    return HostCard{std::move(f[0]), std::move(f[1]), std::move(f[2]),
+                    std::move(f[3]), std::move(f[4]), std::move(f[5])};
   }
 };
 
@@ -50,13 +52,33 @@ std::string host_name() {
   return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
 }
 
+/// The boot of the kernel, and the network namespace, in which ranks of a host meet.
+std::string own_reach() {
+  std::string reach;
+  const Complaint unknown = attempt([&] { reach = read_whole_file("/proc/sys/kernel/random/boot_id"); });
+  if (unknown) reach = host_name();
+  struct stat status {};
+  if (::stat("/proc/self/ns/net", &status) == 0) reach += fmt::format(" {}", status.st_ino);
+  return reach;
+}
+
 HostCard card_of(const HostMeeting& meeting) {
   constexpr std::size_t kNameBytes = 16;
   constexpr std::size_t kSecretBytes = 32;
-  HostCard card{.key = own_host_key(), .name = host_name(), .job = {}, .secret = {}};
+  HostCard card{.key = own_host_key(), .reach = own_reach(), .name = host_name(), .job = {}, .secret = {}};
   if (meeting.rank == 0 && meeting.job.empty()) card.job = "gathered:" + random_hex(kNameBytes);
   if (meeting.rank == 0 && meeting.secret.empty()) card.secret = random_hex(kSecretBytes);
   return card;
+}
+
+/// A host that ranks of several ones are said to be on: they would wait for each other in vain.
+[[noreturn]] void throw_no_host(const HostEntry& host, const HostCard& card, int rank, int own_rank) {
+  throw Error(
+      ErrorCode::kInvalidArgument,
+      fmt::format("EPISTLE_HOST_ID is '{}' on rank {} ({}) and on rank {} ({}), but these are two hosts, or two "
+                  "network namespaces of one; give every host an id of its own, or unset it",
+                  card.key, host.ranks.front(), host.name, rank, card.name),
+      {.rank = own_rank, .peer_rank = rank, .phase = Phase::kRendezvous});
 }
 
 HostTable table_of(const std::vector<std::string>& texts, const HostMeeting& meeting) {
@@ -75,7 +97,10 @@ HostTable table_of(const std::vector<std::string>& texts, const HostMeeting& mee
                                    [&](const HostEntry& host) { return host.key == card->key; });
     const auto host = std::distance(table.hosts.begin(), same);
     if (same == table.hosts.end())
-      table.hosts.push_back({.name = card->name, .key = card->key, .ranks = {}, .address = {}, .fabric = {}});
+      table.hosts.push_back(
+          {.name = card->name, .key = card->key, .reach = card->reach, .ranks = {}, .address = {}, .fabric = {}});
+    else if (same->reach != card->reach)
+      throw_no_host(*same, *card, static_cast<int>(rank), meeting.rank);
     table.hosts[static_cast<std::size_t>(host)].ranks.push_back(static_cast<int>(rank));
     table.host_of.push_back(static_cast<int>(host));
   }
@@ -171,15 +196,7 @@ std::string HostTable::describe() const {
   return text;
 }
 
-std::string own_host_key() {
-  if (!settings().host_id().empty()) return settings().host_id();
-  std::string key;
-  const Complaint unknown = attempt([&] { key = read_whole_file("/proc/sys/kernel/random/boot_id"); });
-  if (unknown) key = host_name();
-  struct stat status {};
-  if (::stat("/proc/self/ns/net", &status) == 0) key += fmt::format(" {}", status.st_ino);
-  return key;
-}
+std::string own_host_key() { return settings().host_id().empty() ? own_reach() : settings().host_id(); }
 
 MetHosts meet_hosts(Gathering& gathering, const HostMeeting& meeting) {
   MetHosts met{.table = table_of(gathering.all_gather(card_of(meeting).pack()), meeting), .listener = {}};

@@ -13,6 +13,7 @@ namespace epistle {
 struct HostEntry {
   std::string name;        ///< for people
   std::string key;         ///< differs from host to host
+  std::string reach;       ///< of its ranks: they can meet where it is the same
   std::vector<int> ranks;  ///< in ascending order; the first leads
   std::string address;     ///< where its leader listens; empty where there is one host only
   std::string fabric;      ///< NVLink fabric that its GPUs are in; empty where it is alone

@@ -182,7 +182,7 @@ bool Uplink::take(std::size_t host, const HostMessageHead& head, std::string_vie
     case HostMessageKind::kProposal:
       return take_proposal(body, control_.rank(head.rank));
     case HostMessageKind::kMask:
-      return hear_of_mask(head, body);
+      return hear_of_mask(host, head, body);
     case HostMessageKind::kBye:
       lose(host);
       return true;

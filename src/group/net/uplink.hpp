@@ -95,9 +95,12 @@ class Uplink {
   [[nodiscard]] bool has_followed_mask() const noexcept;
   /// Where a rank of this host has made a mask count, goes by it and tells the others.
   void follow_own_mask();
-  [[nodiscard]] int own_leader_of(std::uint16_t number) const noexcept;
-  [[nodiscard]] bool hear_of_mask(const HostMessageHead& head, std::string_view body);
-  [[nodiscard]] bool put_in_force(const MaskNews& news) noexcept;
+  [[nodiscard]] int own_leader_of(std::uint64_t word) const noexcept;
+  [[nodiscard]] bool hear_of_mask(std::size_t host, const HostMessageHead& head, std::string_view body);
+  [[nodiscard]] bool has_common_rank(const MaskNews& news) const;
+  [[nodiscard]] bool takes_place(const MaskNews& news) const;
+  [[nodiscard]] bool put_in_force(const MaskNews& news, bool has_followed) noexcept;
+  [[nodiscard]] bool await_own_mask();
   void go_by(const MaskNews& news);
   void tell_proposals();
 
@@ -114,6 +117,7 @@ class Uplink {
   std::vector<bool> told_departure_;
   bool told_failure_ = false;  ///< of the mask in force
   RankMask mask_;
+  MaskNews in_force_;                                         ///< what mask_ is of, once there has been a change
   std::uint64_t quiet_ = 0;                                   ///< quiet_word() of the mask that this thread goes by
   int root_host_ = 0;                                         ///< that of the lowest rank that is not masked out
   std::vector<std::array<std::uint64_t, 2>> told_proposals_;  ///< by rank of this host

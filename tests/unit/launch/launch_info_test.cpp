@@ -290,6 +290,8 @@ TEST_F(LaunchInfoTest, SeveralHostsMeetBehindTheMasterPort) {
   environment_.set("MASTER_ADDR", "fd00::7");
   environment_.unset("MASTER_PORT");
   EXPECT_EQ(read_launch_info().address, "[fd00::7]:29501");
+  environment_.set("MASTER_ADDR", "[fd00::7]");
+  EXPECT_EQ(read_launch_info().address, "[fd00::7]:29501");
 }
 
 TEST_F(LaunchInfoTest, JobOfSeveralHostsHasTheSameNameOnAll) {
