@@ -190,6 +190,23 @@ TEST(MasksOverHosts, TakeRanksBack) {
   }
 }
 
+// Proposals and arrivals come over from other hosts one after the other.
+TEST(MasksOverHosts, AreToldOfOtherCallsAndTheyOfThem) {
+  const HostsJob job = make_hosts_job(kHosts, kRanksEach);
+  ReportingChildren children(host_ranks(job, [](Group& group, ChildReport&) {
+    for (int odd = 0; odd < group.size(); ++odd) {
+      const bool calls_barrier = (group.rank() == odd) != (odd % 2 == 0);
+      const Outcome outcome = outcome_of([&] {
+        if (calls_barrier) return group.barrier();
+        group.clear_mask();
+      });
+      expect(outcome && outcome->code() == ErrorCode::kShapeMismatch, "calls that differ");
+      expect(gather_numbers(group, 5) == 5, "a number of every rank");
+    }
+  }));
+  expect_all_well(children);
+}
+
 // Nobody else has to agree; and who waits for the rank that has gone on alone hears of that.
 TEST(MasksOverHosts, LetARankThatStaysAloneGoOn) {
   HostsJob job = make_hosts_job(2, 1);
