@@ -1,12 +1,10 @@
 // A group that goes on without some of its ranks: what is left is bit for bit what the oracle makes of it, on every
 // dispatcher and kind of group.
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <functional>
 #include <iostream>
-#include <numeric>
 #include <string>
 #include <thread>
 #include <tuple>
