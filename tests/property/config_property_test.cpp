@@ -157,8 +157,9 @@ Wide record_bytes(const DispatcherInfo& info, const BufferPlan& plan, const Reso
   const RowDemand& most = plan.max_demand();
   if (info.device() == Device::kCuda) return Wide{most.receive_pairs} * layout.pair_record_bytes();
   const DispatcherInfo& few = find_dispatcher("low_latency");
-  const std::int64_t few_tokens = DispatcherInfo::Functions::of(few).best_up_to(config, kNumRanks);
-  if (info.name() == few.name() || (info.name() == "auto" && config.max_tokens <= few_tokens)) {
+  const bool has_few = config.max_tokens > 0 && config.top_k > 0 &&
+                       config.max_tokens <= DispatcherInfo::Functions::of(few).best_up_to(config, kNumRanks);
+  if (info.name() == few.name() || (info.name() == "auto" && has_few)) {
     return Wide{2} * layout.params().max_tokens * layout.params().top_k * (sizeof(std::int32_t) + sizeof(float));
   }
   return Wide{most.output_rows} * layout.record_bytes();
