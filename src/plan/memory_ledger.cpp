@@ -39,31 +39,25 @@ std::vector<double> expert_inclusion(const PlanRequest& request) {
   return inclusion_probabilities(request.popularity, request.model.top_k);
 }
 
-RoutingCounts routing_counts(const PlanRequest& request, std::span<const double> inclusion, std::int32_t num_ranks,
-                             std::int32_t num_redundant) {
+double distinct_groups(const PlanRequest& request, std::int32_t num_groups) {
   const PlanModel& model = request.model;
-  const std::int32_t domain = request.cluster.gpus_per_domain();
-  const std::int32_t num_domains = (num_ranks + domain - 1) / domain;
-  RoutingCounts counts;
-  if (request.popularity.empty()) {
-    const GroupLimit limit{.num_groups = model.num_groups, .groups_per_token = model.groups_per_token};
-    counts.distinct_ranks = expected_distinct_groups(model.num_experts, model.top_k, num_ranks, limit);
-    counts.distinct_domains = expected_distinct_groups(model.num_experts, model.top_k, num_domains, limit);
-  } else {
-    // A skewed router's groups are not known to the popularity of its experts.
-    counts.distinct_ranks = expected_distinct_groups(request.popularity, model.top_k, num_ranks);
-    counts.distinct_domains = expected_distinct_groups(request.popularity, model.top_k, num_domains);
-  }
+  // A skewed router's groups are not known to the popularity of its experts.
+  if (!request.popularity.empty()) return expected_distinct_groups(request.popularity, model.top_k, num_groups);
+  const GroupLimit limit{.num_groups = model.num_groups, .groups_per_token = model.groups_per_token};
+  return expected_distinct_groups(model.num_experts, model.top_k, num_groups, limit);
+}
+
+double busiest_rank(const PlanRequest& request, std::span<const double> inclusion, std::int32_t num_ranks,
+                    std::int32_t num_redundant) {
+  const PlanModel& model = request.model;
   const bool uneven = (model.num_experts + num_redundant) % num_ranks != 0;
-  if (inclusion.empty() && (uneven || num_redundant > 0)) {
-    // Even routing over ranks that do not hold equally many experts, or over some that exist twice.
-    const double experts = model.num_experts;
-    const std::vector<double> even(static_cast<std::size_t>(model.num_experts), model.top_k / experts);
-    counts.busiest_factor = planned_busiest_factor(even, num_ranks, num_redundant);
-  } else {
-    counts.busiest_factor = planned_busiest_factor(inclusion, num_ranks, num_redundant);
+  if (!inclusion.empty() || (!uneven && num_redundant == 0)) {
+    return planned_busiest_factor(inclusion, num_ranks, num_redundant);
   }
-  return counts;
+  // Even routing over ranks that do not hold equally many experts, or over some that exist twice.
+  const double experts = model.num_experts;
+  const std::vector<double> even(static_cast<std::size_t>(model.num_experts), model.top_k / experts);
+  return planned_busiest_factor(even, num_ranks, num_redundant);
 }
 
 PlanFacts plan_facts(const PlanRequest& request, const PlanChoice& choice, const RoutingCounts& counts) {

@@ -84,9 +84,12 @@ struct Plan {
   std::vector<std::string> refusals;  ///< why it cannot be; empty = feasible
 };
 
-/// Experts in contiguous blocks. Copies of experts change the busiest rank only. `inclusion` is that of the request.
-[[nodiscard]] RoutingCounts routing_counts(const PlanRequest& request, std::span<const double> inclusion,
-                                           std::int32_t num_ranks, std::int32_t num_redundant);
+/// How many of `num_groups` ranks or domains a token goes to, with experts in contiguous blocks. Copies of experts
+/// change nothing of it.
+[[nodiscard]] double distinct_groups(const PlanRequest& request, std::int32_t num_groups);
+/// Load of the busiest rank over the mean. `inclusion` is that of the request.
+[[nodiscard]] double busiest_rank(const PlanRequest& request, std::span<const double> inclusion, std::int32_t num_ranks,
+                                  std::int32_t num_redundant);
 
 /// Probability of each expert to be among a token's; empty where all are alike.
 [[nodiscard]] std::vector<double> expert_inclusion(const PlanRequest& request);

@@ -60,12 +60,23 @@ class RoutingCache {
     const auto key = std::make_pair(choice.num_ranks, choice.num_redundant);
     const auto found = counts_.find(key);
     if (found != counts_.end()) return found->second;
-    return counts_.emplace(key, routing_counts(request, inclusion_, choice.num_ranks, choice.num_redundant))
-        .first->second;
+    const std::int32_t domain = request.cluster.gpus_per_domain();
+    const RoutingCounts counts{
+        .distinct_ranks = distinct(request, choice.num_ranks),
+        .distinct_domains = distinct(request, (choice.num_ranks + domain - 1) / domain),
+        .busiest_factor = busiest_rank(request, inclusion_, choice.num_ranks, choice.num_redundant)};
+    return counts_.emplace(key, counts).first->second;
   }
 
  private:
+  double distinct(const PlanRequest& request, std::int32_t num_groups) {
+    const auto found = distinct_.find(num_groups);
+    if (found != distinct_.end()) return found->second;
+    return distinct_.emplace(num_groups, distinct_groups(request, num_groups)).first->second;
+  }
+
   std::vector<double> inclusion_;
+  std::map<std::int32_t, double> distinct_;  // by groups; ranks of one degree are domains of another
   std::map<std::pair<std::int32_t, std::int32_t>, RoutingCounts> counts_;
 };
 
