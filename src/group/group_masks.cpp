@@ -279,6 +279,8 @@ bool GroupImpl::is_deadlocked(const MaskChange& change) const noexcept {
 /// true where the group has changed meanwhile, or broke, and the change has to be proposed anew.
 bool GroupImpl::meet_other_calls(const MaskChange& change) {
   if (!is_deadlocked(change)) return false;
+  // Who was seen in another call may have come there behind a change that counts, of which this rank has yet to hear.
+  if (mask_number_of_group() != change.before) return false;
   // Lost behind its arrival in the step, where nobody looks for it: the others are to learn what this rank knows.
   for (const int masked : change.masked) {
     if (is_masked(masked) || !is_lost(masked)) continue;
@@ -289,7 +291,8 @@ bool GroupImpl::meet_other_calls(const MaskChange& change) {
   withdraw(change);
   const Complaint found =
       attempt([&] { (void)agree({.kind = CallKind::kSetMask, .detail = change.digest}, Phase::kBarrier); });
-  if (!found || failed()) return true;
+  // Where the mask has changed meanwhile the step was no step of the others.
+  if (!found || failed() || mask_number_of_group() != change.before) return true;
   if (found->code() == ErrorCode::kShapeMismatch && change.differing >= 0) throw_missing(change, change.differing);
   throw AgreedError(*found);
 }
