@@ -56,8 +56,8 @@ class CudaHandleState final : public HandleState {
   Summary* summary = nullptr;  ///< pinned host memory
   bool checked = true;         ///< what the device found has been looked at
   bool finished = true;
-  bool captured = false;  ///< into a graph: other placements may come while it lives
-  bool routed = false;    ///< by a dispatch that was one call with its routing: see RowTransport::complete
+  bool captured = false;           ///< into a graph: other placements may come while it lives
+  bool routed = false;             ///< by a dispatch that was one call with its routing: see RowTransport::complete
   bool is_left_on_device = false;  ///< the summary, until the host asks for it
 
   /// From the summary: pairs that fit [source, destination], output rows, pairs sent to other ranks, rows of experts.
