@@ -207,8 +207,9 @@ void print(std::int32_t num_replicas, const Times& times) {
 
 int main(int argc, char** argv) {
   constexpr int kDefaultSamples = 200;
-  const int num_samples = argc > 1 ? std::atoi(argv[1]) : kDefaultSamples;
-  if (argc > 2 || num_samples <= 0) {
+  constexpr long kMostSamples = 1'000'000;
+  const long asked = argc > 1 ? std::strtol(argv[1], nullptr, 10) : kDefaultSamples;
+  if (argc > 2 || asked <= 0 || asked > kMostSamples) {
     std::fputs("usage: cuda_placement [SAMPLES]\n", stderr);
     return 2;
   }
@@ -216,6 +217,7 @@ int main(int argc, char** argv) {
     std::fputs("cuda_placement needs two GPUs\n", stderr);
     return 77;
   }
+  const auto num_samples = static_cast<int>(asked);
   for (const std::int32_t num_replicas : {16, 64}) {
     epistle::bench::print(num_replicas, epistle::bench::measure(num_replicas, num_samples));
   }

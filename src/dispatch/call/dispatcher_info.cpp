@@ -130,7 +130,7 @@ DispatcherInfo::DispatcherInfo(std::string_view name, Device device, std::string
 void check_options(const DispatcherInfo& info, const DeviceOptions& options) {
   const auto* const cuda = std::get_if<CudaOptions>(&options);
   if (cuda == nullptr) return;
-  if (bool(cuda->allocator.allocate) != bool(cuda->allocator.free)) {
+  if ((cuda->allocator.allocate == nullptr) != (cuda->allocator.free == nullptr)) {
     throw Error(ErrorCode::kInvalidArgument,
                 fmt::format("CudaOptions::allocator has no function '{}'; give it both, or neither",
                             cuda->allocator.allocate ? "free" : "allocate"));

@@ -30,7 +30,7 @@ TEST(PowerLaw, TheBusiestOfMoreRanksIsFurtherFromTheAverage) {
 TEST(PowerLaw, IsEvenWhereTheExponentMakesAllAlike) {
   // So steep that all draws are at the low end.
   const RankLoad load = power_law_load(shape_of(4096, 16), 9.0);
-  EXPECT_NEAR(load.rows, 4096 * 8 / 16, 0.35 * 4096 * 8 / 16);
+  EXPECT_NEAR(load.rows, 4096 * 8 / 16.0, 0.35 * 4096 * 8 / 16);
   EXPECT_NEAR(load.active_experts, 8, 1e-6);
 }
 
