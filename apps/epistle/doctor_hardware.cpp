@@ -7,7 +7,7 @@
 
 #include "epistle/error.hpp"
 
-#include "core/whole_file.hpp"
+#include "core/json_field.hpp"
 #include "json_text.hpp"
 
 namespace epistle::cli {
@@ -29,7 +29,7 @@ std::size_t largest_domain(const Json& domains, const std::string& file) {
 }  // namespace
 
 std::optional<Cluster> hardware_of_report(const std::string& file) {
-  const Json report = Json::parse(read_whole_file(file), nullptr, false);
+  const Json report = read_json_file(file);
   if (!report.is_object() || !report.contains("hardware") || !report.contains("nvlink_domains")) return std::nullopt;
   if (!report["hardware"].is_string() || !report["nvlink_domains"].is_array())
     throw Error(ErrorCode::kCorruptInput,
